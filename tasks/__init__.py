@@ -1,0 +1,37 @@
+"""What a model is trained and judged on. One file for each family; a task does not know which method is on.
+
+A family is a module of this folder with
+    PROTOCOL          an integer, raised by hand when a change of the family changes its results
+    source(settings)  -> Source: where the rows lie, without reading or fetching them (and without torch)
+    load(settings)    -> a task: its rows, collation, loss and metric
+`settings` is the task's part of the configuration (conf/task/NAME.yaml).
+"""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from tasks.base import DataError, Rows, Source, Task
+
+Settings = Mapping[str, Any]
+
+
+def family(settings: Settings) -> ModuleType:
+    """The module of the task's family."""
+    return importlib.import_module(f"tasks.{settings['family']}")
+
+
+def source(settings: Settings) -> Source:
+    """Where the task's rows come from. Raises DataError where a local file is missing."""
+    found: Source = family(settings).source(settings)
+    return found
+
+
+def load(settings: Settings) -> Task:
+    """The task with its rows, fetched where they are not on this machine. Raises DataError for bad or missing data."""
+    task: Task = family(settings).load(settings)
+    return task
+
+
+__all__ = ["DataError", "Rows", "Source", "Task", "family", "load", "source"]

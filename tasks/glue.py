@@ -1,0 +1,150 @@
+"""GLUE (Wang et al. 2019): sst2, mrpc, cola, qnli, rte, stsb, and mnli as a start for one of LoRA's rows.
+
+From the hub at a pinned revision, or from a local folder of GLUE's TSV files or of the hub's parquet files.
+CoLA is judged by Matthews correlation, STS-B by Pearson's, the rest by accuracy (MRPC too: not F1).
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.base import DataError, Rows, Source, subset
+from tasks.hub import snapshot
+from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one task lies on disk. Names of columns in the TSV files; a CoLA file has no header, so numbers there."""
+
+    folder: str
+    text: str | int
+    pair: str | None
+    label: str | int
+    hub_columns: tuple[str, ...]
+    classes: list[str] | None
+    rows: tuple[int, int]
+    metric: str = "accuracy"
+    dev: str = "dev"
+    hub_dev: str = "validation"
+
+
+BINARY, ENTAILS = ["0", "1"], ["entailment", "not_entailment"]
+SENTENCES = ("sentence1", "sentence2")
+SPECS = {
+    "sst2": Spec("SST-2", "sentence", None, "label", ("sentence",), BINARY, (67349, 872)),
+    "mrpc": Spec("MRPC", "#1 String", "#2 String", "Quality", SENTENCES, BINARY, (3668, 408)),
+    "cola": Spec("CoLA", 3, None, 1, ("sentence",), BINARY, (8551, 1043), "matthews"),
+    "qnli": Spec("QNLI", "question", "sentence", "label", ("question", "sentence"), ENTAILS, (104743, 5463)),
+    "rte": Spec("RTE", *SENTENCES, "label", SENTENCES, ENTAILS, (2490, 277)),
+    "stsb": Spec("STS-B", *SENTENCES, "score", SENTENCES, None, (5749, 1500), "pearson"),
+    "mnli": Spec(
+        "MNLI",
+        *SENTENCES,
+        "gold_label",
+        ("premise", "hypothesis"),
+        ["entailment", "neutral", "contradiction"],
+        (392702, 9815),
+        dev="dev_matched",
+        hub_dev="validation_matched",
+    ),
+}
+
+
+def source(settings: Any) -> Source:
+    """See tasks.source."""
+    if settings.get("data_dir"):
+        return Source(files=_local_files(settings["name"], Path(settings["data_dir"])))
+    revision = settings.get("revision")
+    return Source(pinned=f"{settings['hub']}@{revision}" if revision else None)
+
+
+def load(settings: Any) -> TextTask:
+    """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of range."""
+    name, spec = settings["name"], SPECS[settings["name"]]
+    if settings.get("data_dir"):
+        files = _local_files(name, Path(settings["data_dir"]))
+    else:
+        instead = "Give a local copy: task.data_dir=/where/glue"
+        folder = snapshot(settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead)
+        files = _local_files(name, folder)
+    train, dev = (_read(files[split], spec) for split in ("train", "dev"))
+    task = TextTask(
+        name,
+        spec.classes,
+        spec.metric,
+        subset(train, settings.get("train_rows"), name),
+        subset(dev, settings.get("dev_rows"), name),
+    )
+    for split, rows, full in zip(("train", "dev"), (train, dev), spec.rows, strict=True):
+        used = len(task.splits[split])
+        if used != full:
+            whole = "a fixed subset of" if used < len(rows) else "the files hold"
+            task.notes.append(f"{name} {split}: {used} rows ({whole} {len(rows)}); GLUE has {full}")
+    return task
+
+
+def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
+    """The training and dev file under data_dir, which is the task's own folder or the one that holds them all."""
+    spec = SPECS[name]
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such folder (task.data_dir)")
+    for folder in (data_dir, data_dir / spec.folder, data_dir / name):
+        found = {}
+        for split, stem in (("train", "train"), ("dev", spec.dev)):
+            hub_stem = stem if split == "train" else spec.hub_dev
+            candidates = [folder / f"{stem}.tsv", *sorted(folder.glob(f"{hub_stem}*.parquet")), folder / f"{stem}.parquet"]
+            found[split] = next((p for p in candidates if p.is_file()), candidates[0])
+        present = [path for path in found.values() if path.is_file()]
+        if len(present) == 2:
+            return found
+        # A folder that holds one of the two is the right folder with a file missing.
+        if present or folder.name in (spec.folder, name):
+            missing = next(path for path in found.values() if not path.is_file())
+            if folder.is_dir():
+                raise DataError(f"{missing}: no such file ({name} needs {missing.stem}.tsv or the hub's parquet files)")
+    raise DataError(f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} (task.data_dir for {name})")
+
+
+def _read(path: Path, spec: Spec) -> Rows:
+    parquet = path.suffix == ".parquet"
+    columns = list(spec.hub_columns) if parquet else [c for c in (spec.text, spec.pair) if c is not None]
+    label = "label" if parquet else spec.label
+    texts: list[list[str]] = [[] for _ in columns]
+    labels = []
+    for line, row in read_parquet(path) if parquet else _read_tsv(path, spec):
+        for column in (*columns, label):
+            if column not in row:
+                raise DataError(f"{path}: no column {column!r}. It has: {', '.join(map(str, row))}")
+        for values, column in zip(texts, columns, strict=True):
+            values.append(row[column])  # type: ignore[index]
+        labels.append(_label(row[label], spec, path, line, parquet))  # type: ignore[index]
+    if not labels:
+        raise DataError(f"{path}: no rows")
+    return Rows(texts[0], texts[1] if len(texts) > 1 else None, labels)
+
+
+def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:
+    if parquet and spec.classes is not None:  # class indices, in the order of spec.classes; -1 marks the hidden test labels
+        if value not in range(len(spec.classes)):
+            raise DataError(f"{path} row {line}: label {value} is not one of 0 to {len(spec.classes) - 1}")
+        return int(value)
+    number = parse_label(value, spec.classes, path, line)
+    if spec.classes is None and not 0 <= number <= 5:
+        raise DataError(f"{path} line {line}: score {value} is not between 0 and 5")
+    return number
+
+
+def _read_tsv(path: Path, spec: Spec) -> Iterator[Row]:
+    headless = isinstance(spec.text, int)
+    with open_text(path) as file:
+        reader = csv.reader(file, **TSV)
+        header: list[Any] = list(range(4)) if headless else next(reader, [])
+        for fields in reader:
+            if len(fields) != len(header):
+                raise DataError(f"{path} line {reader.line_num}: {len(fields)} columns, {len(header)} expected. Is it cut off?")
+            yield reader.line_num, dict(zip(header, fields, strict=True))

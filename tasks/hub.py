@@ -1,0 +1,34 @@
+"""Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local cache."""
+
+from pathlib import Path
+
+from tasks.base import DataError
+
+
+def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: str, instead: str) -> Path:
+    """The local folder of a hub repository at a revision (None: its default branch), with the files that match.
+
+    The folder's name is the commit's hash. `instead` says in the error what to give when the hub is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
+    except LocalEntryNotFoundError:
+        raise DataError(f"{repo} is not on this machine and the hub cannot be reached. {instead}") from None
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}") from None
+
+
+def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
+    """The local folder of a hub repository, or None; never asks the network. It may lack files."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
+    reference = folder / "refs" / "main"
+    if revision is None and reference.is_file():
+        revision = reference.read_text().strip()
+    found = folder / "snapshots" / revision if revision else None
+    return found if found and found.is_dir() else None

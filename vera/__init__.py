@@ -1,0 +1,41 @@
+"""How a pretrained model is adapted: VeRA, LoRA and the methods they are compared with, on torch alone.
+
+    from vera import VeRA, load, save
+
+    method = VeRA(rank=256)
+    method.adapt(model)                        # in place; only b, d and the head train
+    groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "head": {...}}
+    save(model, method, "adapter.safetensors")
+    load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
+    method.merge(model)
+"""
+
+from vera.checkpoint import load, load_head, read_method, save, save_head
+from vera.errors import AdapterError
+from vera.methods import METHODS, Method, disable, make_method
+from vera.methods.bitfit import BitFit
+from vera.methods.full import Full
+from vera.methods.head import Head
+from vera.methods.lora import LoRA
+from vera.methods.vera import VeRA
+from vera.projections import ProjectionSpec, fingerprint
+
+__all__ = [
+    "METHODS",
+    "AdapterError",
+    "BitFit",
+    "Full",
+    "Head",
+    "LoRA",
+    "Method",
+    "ProjectionSpec",
+    "VeRA",
+    "disable",
+    "fingerprint",
+    "load",
+    "load_head",
+    "make_method",
+    "read_method",
+    "save",
+    "save_head",
+]

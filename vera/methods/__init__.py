@@ -1,0 +1,30 @@
+"""Every adaptation method, one file each. A new file here is found by its own."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+from vera.errors import AdapterError
+from vera.methods.base import METHODS, Method, disable
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def make_method(kind: str, **settings: Any) -> Method:
+    """The method of this kind with these settings, such as `make_method("vera", rank=256)`.
+
+    Raises AdapterError for an unknown kind or setting, or one that makes no sense.
+    """
+    if kind not in METHODS:
+        raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
+    known = METHODS[kind].__dataclass_fields__
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}")
+    if "sites" in settings:
+        settings["sites"] = tuple(settings["sites"])
+    return METHODS[kind](**settings)
+
+
+__all__ = ["METHODS", "Method", "disable", "make_method"]

@@ -1,0 +1,23 @@
+"""BitFit: every bias of the backbone trains (Zaken et al. 2022)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vera.methods.base import Method
+from vera.sites import head_prefixes
+
+
+@dataclass(frozen=True)
+class BitFit(Method, kind="bitfit"):
+    """Trains all biases of the backbone, LayerNorms' included."""
+
+    def install(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+
+    def count(self, model: nn.Module) -> int:
+        """Sum of the widths of all biased layers outside the head."""
+        head = tuple(head_prefixes(model))
+        modules = ((name, m) for name, m in model.named_modules() if getattr(m, "bias", None) is not None)
+        return sum(m.bias.numel() for name, m in modules if not head or not f"{name}.".startswith(head))

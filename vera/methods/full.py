@@ -1,0 +1,22 @@
+"""Full fine-tuning: every parameter trains."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vera.methods.base import Method
+from vera.sites import head_parameters
+
+
+@dataclass(frozen=True)
+class Full(Method, kind="full"):
+    """Trains the whole backbone and the head."""
+
+    compact = False
+
+    def install(self, model: nn.Module) -> None:
+        model.requires_grad_(True)
+
+    def count(self, model: nn.Module) -> int:
+        """All parameters less the head's."""
+        return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head_parameters(model).values())
