@@ -10,16 +10,23 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
 
     The folder's name is the commit's hash. `instead` says in the error what to give when the hub is out of reach.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, logging, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
+    http_error = HfHubHTTPError.__bases__[0]  # of httpx, or of what the installed hub library uses instead
+    logging.set_verbosity_error()
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
-    except LocalEntryNotFoundError:
-        raise DataError(f"{repo} is not on this machine and the hub cannot be reached. {instead}") from None
+        # Asked first, and once: the download itself would try an unreachable hub six times, for half a minute.
+        commit = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns, repo_type=repo_type))
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}") from None
+    except (http_error, OSError):
+        here = cached(repo, revision, repo_type)
+        if here is None:
+            raise DataError(f"{repo} is not on this machine and the hub cannot be reached. {instead}") from None
+        return here
 
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:

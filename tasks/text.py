@@ -179,7 +179,7 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
         held_out = set(range(0, len(rows), 10))
         dev = (where, [row for i, row in enumerate(rows) if i in held_out])
         train = (where, [row for i, row in enumerate(rows) if i not in held_out])
-    names = {key: settings.get(key) for key in ("text", "text_pair", "label")}
+    names = {key: settings.get(key) for key in ("text", "text_pair")} | {"label": settings["label_column"]}
     for where, rows in (train, dev):
         if not rows:
             raise DataError(f"{where}: no rows")

@@ -1,0 +1,78 @@
+"""The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the same record.
+
+Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON: the step,
+the scheduler, Python's and numpy's generators, and the curve so far. Never pickle.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def save(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Writes a checkpoint. `parameters`: the trainable ones by name; `state`: plain values, given back by `load`."""
+    tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    tensors["generator/cpu"] = torch.get_rng_state()
+    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        tensors[f"generator/cuda/{device}"] = torch.cuda.get_rng_state(device)
+    version, words, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    header = {
+        "run_id": run_id,
+        "state": state,
+        "python": random.getstate(),
+        "numpy": [version, words.tolist(), position, has_gauss, cached],
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"header": json.dumps(header)})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
+        raise OSError(f"{path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Any] | None:
+    """Puts everything back and returns the state; None, with nothing changed, without a usable checkpoint."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["header"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if header["run_id"] != run_id or {f"parameter/{name}" for name in parameters} - set(tensors):
+            raise ValueError("of another run")
+        python, numpy_state = header["python"], header["numpy"]
+        state: dict[str, Any] = header["state"]
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        print(f"the checkpoint {path} is not usable ({error}): starting over", flush=True)
+        return None
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["generator/cpu"])
+    for name, tensor in tensors.items():
+        if name.startswith("generator/cuda/") and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensor, int(name.rpartition("/")[2]))
+    random.setstate((python[0], tuple(python[1]), python[2]))
+    np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
+    return state

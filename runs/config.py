@@ -1,0 +1,339 @@
+"""From command-line words to the runs they mean: Hydra composes, this file types, checks and multiplies.
+
+No torch here: the plan must answer at once. Hydra's compose API is used rather than its main(): a sweep is expanded
+before anything starts (so that it can be counted, planned and checked), and errors are one line.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runs.errors import UserError
+from runs.record import cache_folder, write_atomically
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("model", "task", "method", "recipe", "paper")
+
+
+@dataclass
+class Model:
+    """A pretrained backbone: from the hub, a local folder (path), or an installed package. See conf/model."""
+
+    name: str
+    label: str
+    modality: str
+    hub: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    package: str | None = None
+    sha256: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Train:
+    """What defines the result. See conf/config.yaml."""
+
+    epochs: int
+    effective_batch: int
+    max_length: int
+    lr: float
+    lr_head: float
+    weight_decay: float
+    warmup_ratio: float
+    schedule: str
+    clip: float | None
+    precision: str
+    max_steps: int | None
+
+
+@dataclass
+class Config:
+    """The whole configuration. Task and method are open: their files say which keys there are, and of what type."""
+
+    model: Model
+    task: dict[str, Any]
+    method: dict[str, Any]
+    train: Train
+    seed: int
+    data_seed: int
+    select: str
+    keep: str
+    device: str
+    micro_batch: int | None
+    eval_batch: int
+    checkpoint_minutes: float
+    output: str
+    debug: bool
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    recipe = _root_.get("recipe") or {}
+    by_task = (recipe.get("by_task") or {}).get(key) or {}
+    value = by_task.get(_root_.task.name)
+    if value is None:
+        value = recipe.get(key)
+    return default if value is None else value
+
+
+OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to do: its cell, its seed, and its resolved configuration as plain values."""
+
+    row: str
+    model: str
+    task: str
+    seed: int
+    recipe: str
+    paper: str | None
+    config: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.config['method']['label']} on {self.config['task']['label']}, seed {self.seed}"
+
+
+def choices(group: str) -> list[str]:
+    """The files of a configuration group."""
+    return sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
+
+
+def expand(arguments: list[str]) -> list[Run]:
+    """Every run that the command line means, in order. Raises UserError for whatever is wrong with it.
+
+    A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing 150 runs takes
+    two seconds, so the answer is kept under a hash of conf/ and of the words.
+    """
+    digest = hashlib.sha256(repr(arguments).encode())
+    for path in [Path(__file__), *sorted(CONF.rglob("*.yaml"))]:
+        digest.update(path.read_bytes())
+    # An environment variable may change between two calls: nothing that reads one is kept.
+    reads_environment = any("oc.env" in text for text in [*arguments, *(p.read_text() for p in CONF.rglob("*.yaml"))])
+    kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
+    if not reads_environment and kept.is_file():
+        try:
+            return [Run(**run) for run in json.loads(kept.read_text())]
+        except (ValueError, TypeError, OSError):
+            pass  # a damaged cache is composed anew
+    runs = _expand(arguments)
+    if not reads_environment and len(runs) > 1:
+        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
+            write_atomically(kept, json.dumps([dataclasses.asdict(run) for run in runs]))
+    return runs
+
+
+def _expand(arguments: list[str]) -> list[Run]:
+    parsed = [_parse(argument) for argument in arguments]
+    fixed = {_key(o): o.input_line or "" for o in parsed if not o.is_sweep_override()}
+    swept = {_key(o): [f"{_key(o)}={v}" for v in _values(o)] for o in parsed if o.is_sweep_override()}
+    if "paper" in swept:
+        raise UserError("paper= takes one preset at a time")
+    preset = _word(fixed["paper"]) if "paper" in fixed else None
+    if preset == "null":
+        preset = None
+    params: dict[str, list[str]] = {}
+    if preset:
+        _check_choice("paper", preset)
+        hydra = _compose((f"paper={preset}",)).hydra
+        for key, text in (hydra.sweeper.params or {}).items():
+            if key not in fixed:
+                params[key] = [f"{key}={v}" for v in str(text).split(",")]
+    params |= swept
+    for line in [*fixed.values(), *itertools.chain.from_iterable(params.values())]:
+        key, _, value = line.partition("=")
+        if key in ("model", "task", "method"):
+            _check_choice(key, value)
+    # Seeds last and without composing anew: a composition takes 40 ms, and a seed changes nothing else.
+    seeds: list[str | None] = [*params.pop("seed", [])] or [fixed.pop("seed", None)]
+    runs = []
+    for combination in itertools.product(*params.values()):
+        overrides = (*fixed.values(), *combination)
+        cfg = _compose(overrides)
+        picked = cfg.hydra.runtime.choices
+        recipe = str(picked.get("recipe")) if cfg.get("recipe") else "defaults"
+        if preset and recipe == "defaults":
+            wanted = f"{picked['method']}/{picked['model']}"
+            raise UserError(
+                f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
+                f"or choose one of its models or methods (METHODS=, MODEL=)"
+            )
+        for seed in seeds:
+            if seed is not None:
+                cfg.seed = _seed(seed)
+            runs.append(_make_run(cfg, picked, recipe, preset, overrides))
+    return runs
+
+
+def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
+    try:
+        config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)]), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
+    assert isinstance(config, dict)
+    _check_types(config, overrides)
+    _check_values(config)
+    return Run(picked["method"], picked["model"], picked["task"], cfg.seed, recipe, preset, config)  # type: ignore[arg-type]
+
+
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise UserError(_explain(error, overrides)) from None
+
+
+def _explain(error: HydraException, overrides: tuple[str, ...]) -> str:
+    """Hydra's several lines as one: which key is unknown, and which was meant."""
+    known = known_keys(tuple(o for o in overrides if o.partition("=")[0] in GROUPS)) if overrides else []
+    for line in overrides:
+        key = line.lstrip("+~").partition("=")[0]
+        if known and key not in known and key not in GROUPS:
+            return f"no key {key!r}.{_did_you_mean(key, known)} (python -m runs --help lists them)"
+    cause = error.__cause__ or error.__context__ or error
+    for line in overrides:
+        key, _, value = line.partition("=")
+        if f"full_key: {key}" in f"{error}\n{cause}":
+            text = next((x for x in str(cause).splitlines() if "Value" in x), _first_line(cause))
+            return f"{line}: {text.strip()}"
+    return _first_line(error)
+
+
+@cache
+def known_keys(groups: tuple[str, ...] = ()) -> list[str]:
+    """Every key of the configuration with these group choices, dotted."""
+    cfg = _compose(groups)
+    found: list[str] = []
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            found.append(f"{prefix}{key}")
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+
+    walk(OmegaConf.to_container(OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)])), "")  # type: ignore[arg-type]
+    return [key for key in found if not key.startswith(("recipe", "model.architecture."))]
+
+
+def _check_choice(group: str, value: str) -> None:
+    known = choices(group)
+    if value not in known:
+        raise UserError(f"no {group} {value!r}.{_did_you_mean(value, known)} Known: {', '.join(known)} (python -m runs --help)")
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    last = word.rpartition(".")[2]  # "lr" for "train.lr": the last part right, the group wrong or left out
+    close = [k for k in known if k.endswith(f".{last}")][:1] or difflib.get_close_matches(word, known, 1, 0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Task and method files are their own schema: a value given for a key must be of the type of the file's own."""
+    given = [o for o in overrides if o.startswith(("task.", "method."))]
+    if not given:
+        return
+    groups = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
+    default = OmegaConf.to_container(_defaults(groups), resolve=True)
+    for line in given:
+        node, wanted = config, default
+        for part in line.partition("=")[0].split("."):
+            node, wanted = node[part], wanted[part]  # type: ignore[call-overload, index]
+        number = isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool)
+        if wanted is None or node is None or type(node) is type(wanted) or number:
+            continue
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list [a,b]"}
+        raise UserError(f"{line}: should be {names.get(type(wanted), type(wanted).__name__)}, such as {wanted}")
+
+
+@cache
+def _defaults(groups: tuple[str, ...]) -> DictConfig:
+    return OmegaConf.masked_copy(_compose(groups), ["task", "method", "recipe", "train", "output", "seed"])
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    """What types alone do not catch."""
+    train = config["train"]
+    allowed = {
+        "train.schedule": (train["schedule"], ("linear", "cosine", "constant")),
+        "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
+        "select": (config["select"], ("paper", "unbiased")),
+        "keep": (config["keep"], ("best", "last", "none")),
+        "device": (config["device"].partition(":")[0], ("auto", "cpu", "cuda", "mps")),
+    }
+    for key, (value, words) in allowed.items():
+        if value not in words:
+            raise UserError(f"{key}={value}: should be one of {', '.join(words)}")
+    for key in ("epochs", "effective_batch", "max_length", "max_steps"):
+        if train[key] is not None and train[key] < 1:
+            raise UserError(f"train.{key}={train[key]}: should be at least 1")
+    for key in ("lr", "lr_head", "weight_decay", "warmup_ratio"):
+        if not 0 <= train[key] < float("inf"):
+            raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
+    if train["warmup_ratio"] > 1:
+        raise UserError(f"train.warmup_ratio={train['warmup_ratio']}: should be between 0 and 1")
+    for key in ("micro_batch", "eval_batch"):
+        if config[key] is not None and config[key] < 1:
+            raise UserError(f"{key}={config[key]}: should be at least 1")
+    if config["seed"] < 0 or config["data_seed"] < 0:
+        raise UserError("seed and data_seed cannot be negative")
+    model, task = config["model"], config["task"]
+    if model["modality"] != task["modality"]:
+        raise UserError(f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}")
+    if not (model["path"] or model["hub"] or model["package"]):
+        raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
+
+
+def _parse(argument: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise UserError(f"{argument!r} is not KEY=VALUE: {_first_line(error)}") from None
+    if override.is_add():
+        raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
+    if override.is_delete() or not argument.partition("=")[1]:
+        raise UserError(f"{argument!r} is not KEY=VALUE")
+    return override
+
+
+def _key(override: Override) -> str:
+    return override.key_or_group
+
+
+def _values(override: Override) -> list[str]:
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _word(line: str) -> str:
+    return line.partition("=")[2]
+
+
+def _seed(line: str) -> int:
+    word = _word(line)
+    if not word.isdecimal():
+        raise UserError(f"seed={word}: should be a whole number")
+    return int(word)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

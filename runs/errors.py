@@ -1,0 +1,46 @@
+"""A user's mistake, in one line; and how every command of this room ends on one."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """The message says what is wrong, where, and how to mend it."""
+
+
+def entry_point(main: Callable[[list[str]], int]) -> None:
+    """Runs a command: exit 2 and one line for a user's mistake or a full disk, 130 for Ctrl-C.
+
+    With debug=true among the arguments, errors keep their traceback.
+    """
+    arguments = sys.argv[1:]
+    if "debug=true" in arguments:
+        sys.exit(main(arguments))
+    try:
+        sys.exit(main(arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted. Finished runs are kept; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is a user's mistake: AdapterError and DataError come from rooms that know nothing of this one."""
+    return isinstance(error, UserError) or type(error).__name__ in ("AdapterError", "DataError")
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error; a full disk says what to do."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        kept = ". Finished runs are kept; make room and run the same command again" if error.errno in (28, 122) else ""
+        return f"{where}{error.strerror}{kept}"
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

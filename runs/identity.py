@@ -1,0 +1,90 @@
+"""A run's identity: the hash of what defines its result.
+
+Row, model and data by content, training settings, seeds, and the task family's protocol version. Not where files lie,
+nor device, micro-batch, logging, or which epoch's adapter is kept: the record has the whole curve.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tasks
+from runs import models
+from runs.config import Run
+from runs.record import cache_folder, write_atomically
+
+#: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
+PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality")
+
+
+def run_id(run: Run) -> str | None:
+    """12 hex digits; None where the model or data can be settled only by asking the network.
+
+    Raises UserError or DataError where a local file that the configuration names is missing.
+    """
+    model, data = model_content(run.config["model"]), data_content(run.config["task"])
+    if model is None or data is None:
+        return None
+    config = run.config
+    defining = {
+        "row": run.row,
+        "method": {k: v for k, v in config["method"].items() if k not in ("label", "keep")},
+        "model": model,
+        "data": data,
+        "task": {k: v for k, v in config["task"].items() if k not in PLACES},
+        "protocol": tasks.family(config["task"]).PROTOCOL,
+        "train": config["train"],
+        "seeds": [config["seed"], config["data_seed"]],
+    }
+    return hash_of(defining)[:12]
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of a plain value's JSON, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def model_content(model: Mapping[str, Any]) -> str | None:
+    """The pinned revision, or the hash over the files of a local folder."""
+    folder = models.locate(model)
+    if not model["path"] and not model["package"]:
+        commit = model["revision"] or (folder.name if folder else None)
+        return f"{model['hub']}@{commit}" if commit else None
+    assert folder is not None
+    return hash_files({path.name: path for path in models.files(folder)})
+
+
+def data_content(settings: Mapping[str, Any]) -> str | None:
+    """The pinned revision, or the hash over the local files."""
+    source = tasks.source(settings)
+    if source.pinned:
+        return source.pinned
+    return hash_files(source.files) if source.files else None
+
+
+def hash_files(files: Mapping[str, Path]) -> str:
+    """One hash over files by their names and contents: the same wherever they lie."""
+    parts = {name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()}
+    return f"sha256:{hash_of(parts)}"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _file_hash(path: str, size: int, modified: int) -> str:
+    kept = cache_folder() / "sha256" / f"{hash_of([path, size, modified])[:24]}"
+    if kept.is_file():
+        return kept.read_text()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        write_atomically(kept, digest)
+    except OSError:
+        pass  # a home that cannot be written costs time, no more
+    return digest

@@ -1,0 +1,107 @@
+"""A pretrained backbone from the hub, a local folder, or an installed package: nothing else differs between the three.
+
+torch and transformers are imported where they are used: the plan asks this file where a model lies.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runs.errors import UserError
+from tasks.hub import cached, snapshot
+
+#: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
+PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.spm"]
+
+
+def locate(model: Mapping[str, Any]) -> Path | None:
+    """The model's local folder, without asking the network; None for a hub model that is not here.
+
+    Raises UserError for a folder that is missing or incomplete, or a package that is not installed.
+    """
+    if model["path"]:
+        return _checked(Path(model["path"]), model)
+    if model["package"]:
+        package, _, inner = model["package"].partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"the package {package} that holds {model['label']} is not installed (make setup)")
+        return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
+    return cached(model["hub"], model["revision"], "model")
+
+
+def fetch(model: Mapping[str, Any]) -> Path:
+    """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one line."""
+    if model["path"] or model["package"]:
+        folder = locate(model)
+        assert folder is not None
+    else:
+        instead = f"Give a local copy: model.path=/where/{model['hub'].rpartition('/')[2]}"
+        folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
+    if model["sha256"]:
+        with open(folder / "model.safetensors", "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != model["sha256"]:
+                raise UserError(f"{folder}/model.safetensors is not the published file (its sha256 differs). Reinstall it")
+    return folder
+
+
+def files(folder: Path) -> list[Path]:
+    """The files that make up a model, sorted by name."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
+def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
+    """A folder that holds a model of the architecture that the configuration expects; UserError otherwise."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder (model.path)")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
+    if not any(folder.glob("*.safetensors")):
+        pickled = " It holds pickled weights (pytorch_model.bin): save them as safetensors" if any(folder.glob("*.bin")) else ""
+        raise UserError(f"{folder}: no weights (*.safetensors).{pickled}")
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config}: not JSON ({error})") from None
+    for key, wanted in model["architecture"].items():
+        if key in found and found[key] != wanted:
+            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {wanted}. Another model? (model=encoder)")
+    return folder
+
+
+def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
+    """The backbone with a fresh classification head, and its tokenizer. The head's values come from torch's seed.
+
+    Raises UserError where weights are damaged, or do not cover the backbone (transformers would draw them at random).
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from vera.sites import head_parameters
+
+    settings = {"num_labels": num_labels, "problem_type": problem, "dtype": "float32", "use_safetensors": True}
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, **settings, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (SafetensorError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    lacking = sorted(set(info["missing_keys"]) - set(head_parameters(model)))
+    if lacking:
+        raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
+    return model, tokenizer
+
+
+def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
+    """The model without weights, on the meta device, for counting."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        config = AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+        return AutoModelForSequenceClassification.from_config(config)

@@ -1,0 +1,110 @@
+"""A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from it.
+
+No torch and no Hydra: analysis/ reads the ledger through this file.
+
+A record (schema 1): schema, id, status (done, failed, diverged), error; cell (paper preset, row, model, task, seed);
+label; config and its hash; recipe; seeds (training, projection, data); code (commit, dirty); versions, device,
+determinism; model and data (content hash, rows); parameters (adapter, head, frozen_extra, total, formula); groups with
+learning rates; effective_batch, steps; curve in columns (epoch, step, train_loss, dev_loss, metric, metric_select,
+metric_report, lr); result (metric, select, best, best_epoch, last, and both protocols); cost (seconds of training and
+evaluation, tokens a second, peak memory, adapter bytes); predictions (hash of the best and of the last epoch's);
+deviations from the paper, in words. Metrics are fractions; times are seconds; sizes are bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+#: A run with one of these needs no other try. A diverged run is a result.
+FINISHED = ("done", "diverged")
+PUBLISHED = Path(__file__).parent / "records"
+
+Record = dict[str, Any]
+
+
+def cache_folder() -> Path:
+    """What can be made anew and is worth keeping between calls, for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a reader, or a kill in between, never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def records_folder(output: str | Path) -> Path:
+    """Where this machine's own records lie."""
+    return Path(output) / "records"
+
+
+def record_path(output: str | Path, run_id: str) -> Path:
+    """The record of a run."""
+    return records_folder(output) / f"{run_id}.json"
+
+
+def run_folder(output: str | Path, run_id: str) -> Path:
+    """A run's log, checkpoint, adapter and head."""
+    return Path(output) / "runs" / run_id
+
+
+def write_record(output: str | Path, record: Record) -> Path:
+    """Writes a record to outputs/records, compact and atomically. NaN and infinity have no place in JSON: ValueError."""
+    path = record_path(output, record["id"])
+    write_atomically(path, json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """One record. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a record ({error})") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("id"), str):
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise ValueError(f"{path}: not a record of schema {SCHEMA} (schema {found})")
+    return record
+
+
+@dataclass
+class Ledger:
+    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be read."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
+
+
+def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
+    """All records of this machine and, unless switched off, the published ones. This machine's own come first."""
+    ledger = Ledger()
+    folders = [("ours", records_folder(output))]
+    if published and PUBLISHED.is_dir():
+        folders += [(folder.name, folder) for folder in sorted(PUBLISHED.iterdir()) if folder.is_dir()]
+    for origin, folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            try:
+                record = read_record(path)
+            except ValueError as error:
+                ledger.problems.append(str(error))
+                continue
+            if record["id"] not in ledger.records:
+                ledger.records[record["id"]] = record
+                ledger.origin[record["id"]] = origin
+    return ledger

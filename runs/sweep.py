@@ -1,0 +1,311 @@
+"""Many runs, one after another, each in a process of its own: no state leaks from one to the next.
+
+The child processes are forked from a server that has torch imported already, so a run starts in a fraction of a second.
+A finished run is skipped, a broken one resumed; a failed one never stops the others.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tqdm import tqdm
+
+import tasks
+from runs import models
+from runs.config import Run
+from runs.errors import UserError, describe, is_users
+from runs.identity import hash_of, run_id
+from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """How the runs of one command ended."""
+
+    done: int = 0
+    skipped: int = 0
+    diverged: int = 0
+    failed: list[tuple[Run, str, str]] = field(default_factory=list)  # the run, its error, its log
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+
+def sweep(runs: list[Run]) -> Outcome:
+    """Does every run that has no record yet. Raises UserError or DataError before anything starts."""
+    started = time.monotonic()
+    ids = {id(run): finished_id(run) for run in runs}
+    if not all(ids.values()):
+        preflight([run for run in runs if ids[id(run)] is None])
+    outcome, spent = Outcome(), dict[str, list[float]]()
+    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]  # torchrun's processes, and a debugger, stay in this one
+    display = Display(len(runs))
+    for position, run in enumerate(runs, 1):
+        display.start(position, run)
+        record = finished_record(run, ids[id(run)])
+        if record:
+            outcome.skipped += 1
+            display.line(f"already done ({result_words(record)}), skipped")
+            continue
+        begun = time.monotonic()
+        left = [r for r in runs[position:] if finished_id(r) is None]
+        display.estimate = lambda left=left: estimate(left, spent)  # type: ignore[misc]
+        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, len(runs) == 1)
+        spent.setdefault(run.row, []).append(time.monotonic() - begun)
+        log = str(run_folder(run.config["output"], record["id"]) / "log.txt")
+        if record["status"] == "failed":
+            outcome.failed.append((run, record["error"], log))
+            display.line(f"FAILED: {record['error']} ({log})")
+        elif record["status"] == "diverged":
+            outcome.diverged += 1
+            display.line(f"DIVERGED: {record['error']}")
+        else:
+            outcome.done += 1
+            display.line(f"{result_words(record)}  {time.monotonic() - begun:.0f}s")
+    display.close()
+    _summary(runs, outcome, time.monotonic() - started)
+    return outcome
+
+
+def preflight(runs: list[Run]) -> None:
+    """Fetches and checks the model, the data and the method of every run, before the first one starts."""
+    import vera
+
+    for run in _distinct(runs, "method"):
+        vera.make_method(**{k: v for k, v in run.config["method"].items() if k not in ("label", "keep")})
+    for run in _distinct(runs, "task"):
+        tasks.load(run.config["task"])
+    for run in _distinct(runs, "model"):
+        models.fetch(run.config["model"])
+
+
+def finished_id(run: Run) -> str | None:
+    """The id of a run that has a finished record; None otherwise."""
+    found = run_id(run)
+    return found if finished_record(run, found) else None
+
+
+def finished_record(run: Run, found: str | None) -> Record | None:
+    """The record of a run that needs no other try. One that cannot be read counts as none."""
+    path = record_path(run.config["output"], found) if found else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        record = read_record(path)
+    except ValueError as error:
+        print(f"{error}: the run is done again", file=sys.stderr)
+        return None
+    return record if record["status"] in FINISHED else None
+
+
+def result_words(record: Record) -> str:
+    """A record's result in a few words."""
+    result = record["result"]
+    if record["status"] == "diverged":
+        return f"diverged: {record['error']}"
+    return f"{result['metric']} {100 * result['best']:.1f} at epoch {result['best_epoch']:g}, last {100 * result['last']:.1f}"
+
+
+def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
+    """Seconds for the runs that are left: each row's median so far, or the median over all rows."""
+    every = [seconds for row in spent.values() for seconds in row]
+    if not every:
+        return float("nan")
+    return sum(statistics.median(spent.get(run.row, every)) for run in left)
+
+
+def _distinct(runs: list[Run], part: str) -> list[Run]:
+    return list({json.dumps(run.config[part], sort_keys=True): run for run in runs}.values())
+
+
+# --- one run
+
+
+def _do_here(run: Run, show: Callable[[Event], None]) -> Record:
+    from runs.train import train
+
+    settled = run_id(run)
+    assert settled is not None
+    if int(os.environ.get("RANK", "0")):
+        return train(run, settled, lambda event: None)
+    return train(run, settled, show)
+
+
+def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record:
+    settled = run_id(run)
+    assert settled is not None, "the preflight settles what the network knows"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs.train"])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(run, settled, sender), daemon=True)
+    child.start()
+    sender.close()
+    error, mistake = None, False
+    try:
+        while True:
+            try:
+                event = receiver.recv()
+            except EOFError:
+                break
+            if "error" in event:
+                error, mistake = event["error"], event["mistake"]
+            else:
+                show(event)
+        child.join()
+    except BaseException:
+        child.terminate()
+        child.join()
+        raise
+    if mistake and alone:
+        raise UserError(error)
+    record = _written(run, settled)
+    if error is None and record:
+        return record
+    if error is None:
+        signal_name = f"signal {-child.exitcode}" if (child.exitcode or 0) < 0 else f"exit code {child.exitcode}"
+        error = f"the process ended with {signal_name}" + (" (out of memory?)" if child.exitcode == -9 else "")
+    failed = {
+        "schema": SCHEMA,
+        "id": settled,
+        "status": "failed",
+        "error": error,
+        "cell": {"paper": run.paper, "row": run.row, "model": run.model, "task": run.config["task"]["name"], "seed": run.seed},
+        "label": {part: run.config[name]["label"] for part, name in (("row", "method"), ("model", "model"), ("task", "task"))},
+        "config": run.config,
+        "config_hash": hash_of(run.config)[:16],
+    }
+    write_record(run.config["output"], failed)
+    return failed
+
+
+def _written(run: Run, settled: str) -> Record | None:
+    path = record_path(run.config["output"], settled)
+    record = read_record(path) if path.is_file() else None
+    return record if record and record["status"] in FINISHED else None
+
+
+def _child(run: Run, settled: str, events: Connection) -> None:
+    """The child's whole life: output into the run's log, progress to the parent, one line for an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
+    folder = run_folder(run.config["output"], settled)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {settled}", flush=True)
+    from runs.train import train
+
+    last = 0.0
+
+    def report(event: Event) -> None:
+        nonlocal last
+        if event["phase"] != "training" or time.monotonic() - last > 0.25:
+            last = time.monotonic()
+            events.send(event)
+
+    try:
+        train(run, settled, report)
+    except BaseException as error:
+        if not is_users(error):
+            import traceback
+
+            traceback.print_exc()
+        mistake = is_users(error) or isinstance(error, OSError)
+        words = describe(error)
+        events.send({"error": words if mistake else f"{type(error).__name__}: {words}", "mistake": mistake})
+        sys.exit(1)
+
+
+# --- what is seen
+
+
+class Display:
+    """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.live = sys.stderr.isatty()
+        self.bar: Any = None
+        self.head = ""
+        self.estimate: Callable[[], float] = lambda: float("nan")
+
+    def start(self, position: int, run: Run) -> None:
+        width = len(str(self.total))
+        name = run.config["method"]["label"] if run.paper == "demo" else f"{run.config['task']['label']} {run.config['method']['label']}"
+        self.head = f"[{position:>{width}}/{self.total}] {name} seed {run.seed}"
+
+    def show(self, event: Event) -> None:
+        if self.live:
+            self._bar(event)
+        elif event["phase"] == "evaluated":
+            print(f"{self.head}  {self._words(event)}", flush=True)
+
+    def _bar(self, event: Event) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=1, bar_format="{desc} {bar:12} {postfix}", leave=False, ascii=" -#", dynamic_ncols=True)
+        if "steps" not in event:
+            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+            return
+        self.bar.total, self.bar.n = event["steps"], event["step"]
+        self.bar.set_description_str(f"{self.head}  epoch {event['epoch']}/{event['epochs']}", refresh=False)
+        self.bar.postfix = self._words(event).partition("  ")[2]
+        self.bar.refresh()
+
+    def _words(self, event: Event) -> str:
+        words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
+        if event["metric"] is not None:
+            words.append(f"dev {event['metric_name']} {100 * event['metric']:.1f} (best {100 * event['best']:.1f})")
+        words.append(f"{event['tokens_per_second'] / 1000:.1f}k tok/s")
+        everything = event["seconds_left"] + self.estimate()
+        known = everything == everything
+        words.append(f"left: run {duration(event['seconds_left'])}" + (f", all {duration(everything)}" if known else ""))
+        return "  ".join(words)
+
+    def line(self, text: str) -> None:
+        self.close()
+        print(f"{self.head}  {text}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 12s, 5m40s, 31h."""
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f}m{seconds % 60:02.0f}s"
+    return f"{seconds / 3600:.1f}h"
+
+
+def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:
+    parts = [f"{outcome.done} done", f"{outcome.skipped} already there"]
+    parts += [f"{outcome.diverged} diverged"] if outcome.diverged else []
+    parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
+    where = record_path(runs[0].config["output"], "x").parent
+    print(f"{len(runs)} run{'s' * (len(runs) > 1)} in {duration(seconds)}: {', '.join(parts)}. Records: {where}")
+    for run, error, log in outcome.failed:
+        print(f"  failed: {run.label}: {error} ({log})")
+
+
+def check_ids(runs: list[Run]) -> None:
+    """Raises UserError where two runs of a sweep are the same one."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        found = run_id(run)
+        if found in seen and found is not None:
+            raise UserError(f"{run.label} appears twice in this sweep")
+        seen[found or ""] = run

@@ -1,0 +1,425 @@
+"""The one training loop, for every model, task and method.
+
+Accelerate brings device, precision and data parallel; the effective batch is the key, and micro-batches, devices and
+accumulation follow from it.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts: cuBLAS deterministic
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import get_scheduler
+
+import tasks
+import vera
+from runs import checkpoint, models
+from runs.config import Run
+from runs.errors import UserError
+from runs.identity import data_content, hash_of, model_content
+from runs.provenance import code_state, machine, versions
+from runs.record import SCHEMA, Record, run_folder, write_record
+
+Report = Callable[[dict[str, Any]], None]
+
+#: Rows are shuffled, cut into blocks of this many batches, and sorted by length within a block: batches of like
+#: lengths waste little on padding, and which rows meet still changes from epoch to epoch.
+BLOCK = 8
+
+
+@dataclass
+class Built:
+    """Task, model and method of a run, adapted and on the CPU."""
+
+    task: tasks.Task
+    model: Any
+    method: vera.Method
+
+
+def build(config: dict[str, Any]) -> Built:
+    """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965)."""
+    method_settings = {k: v for k, v in config["method"].items() if k not in ("label", "keep")}
+    method = vera.make_method(**method_settings)
+    task = tasks.load(config["task"])
+    folder = models.fetch(config["model"])
+    seed_everything(config["seed"])
+    model, tokenizer = models.load(folder, task.num_labels, task.problem)
+    limit = getattr(model.config, "max_position_embeddings", config["train"]["max_length"])
+    task.prepare(tokenizer, min(config["train"]["max_length"], limit - 2 if model.config.model_type == "roberta" else limit))
+    method.adapt(model)
+    return Built(task, model, method)
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's generators, and deterministic kernels where torch has them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 5 to 10% of a step
+    torch.backends.cudnn.benchmark = False
+
+
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same batches."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = generator.permutation(len(lengths)).tolist()
+    batches = []
+    for start in range(0, len(order), size * BLOCK):
+        block = sorted(order[start : start + size * BLOCK], key=lambda row: lengths[row])
+        batches += [block[i : i + size] for i in range(0, len(block), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
+    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without weight decay."""
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    groups = []
+    for name, parameters in method.parameter_groups(model).items():
+        rate = train["lr_head"] if name == "head" else train["lr"]
+        free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+        for suffix, decay, members in (
+            ("", train["weight_decay"], [p for n, p in parameters.items() if n not in free]),
+            (" (no decay)", 0.0, [p for n, p in parameters.items() if n in free]),
+        ):
+            if members:
+                groups.append({"name": name + suffix, "lr": rate, "weight_decay": decay, "params": members})
+    return groups
+
+
+class Training:
+    """One run: what the loop needs, and what it has learnt so far (`state`, which a checkpoint keeps)."""
+
+    def __init__(self, run: Run, run_id: str, report: Report) -> None:
+        self.run, self.run_id, self.report = run, run_id, report
+        self.config, self.settings = run.config, run.config["train"]
+        self.folder = run_folder(self.config["output"], run_id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        device = self.config["device"]
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
+        precision = {"fp32": "no"}.get(self.settings["precision"], self.settings["precision"])
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        report({"phase": "loading"})
+        built = build(self.config)
+        self.task, self.method = built.task, built.method
+        self.raw_model = built.model
+        self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
+        self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.999), eps=1e-8)
+        self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
+        self.lengths = self.task.lengths("train")
+        self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
+        total = self.steps_per_epoch * self.settings["epochs"]
+        self.total_steps = min(total, self.settings["max_steps"] or total)
+        schedule = {"constant": "constant_with_warmup"}.get(self.settings["schedule"], self.settings["schedule"])
+        warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps)
+        self.scheduler = get_scheduler(schedule, optimizer, warmup, self.total_steps)
+        self.state: dict[str, Any] = {
+            "epoch": 0,
+            "step": 0,
+            "loss_sum": 0.0,
+            "rows": 0,
+            "curve": {key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")},
+            "predictions": [],
+            "seconds": {"train": 0.0, "evaluate": 0.0},
+            "tokens": 0,
+            "status": "done",
+            "error": None,
+        }
+
+    # --- training
+
+    def go(self) -> Record:
+        """Trains, evaluates each epoch, and returns the record."""
+        path = self.folder / "checkpoint.safetensors"
+        resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
+        if resumed:
+            self.state = resumed
+            # The scheduler is a function of the step; setting it counts no step of the optimizer.
+            for _ in range(self.state["step"]):
+                self.scheduler.last_epoch += 1
+            for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
+                group["lr"] = rate
+            print(f"resumed at step {self.state['step']} of {self.total_steps}", flush=True)
+        saved = time.monotonic()
+        while self.state["step"] < self.total_steps and self.state["status"] == "done":
+            epoch = self.state["epoch"]
+            batches = epoch_batches(self.lengths, self.settings["effective_batch"], self.config["data_seed"], epoch)
+            for rows in batches[self.state["step"] - epoch * self.steps_per_epoch :]:
+                started = time.monotonic()
+                loss = self.step(rows)
+                self.state["step"] += 1
+                self.state["seconds"]["train"] += time.monotonic() - started
+                if not math.isfinite(loss):
+                    self.state |= {"status": "diverged", "error": f"loss became {loss} at epoch {epoch + 1}, step {self.state['step']}"}
+                    break
+                self.state["loss_sum"] += loss * len(rows)
+                self.state["rows"] += len(rows)
+                self._progress(loss)
+                if self.state["step"] == self.total_steps:
+                    break
+                if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
+                    self._save(path)
+                    saved = time.monotonic()
+            if self.state["status"] == "done":
+                self.end_epoch()
+            self._save(path)
+            saved = time.monotonic()
+        return self.finish()
+
+    def step(self, rows: list[int]) -> float:
+        """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's mean."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = rows[rank::world]
+        size = self.config["micro_batch"] or len(rows)
+        parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+        # Every process must take part in the last backward, or the others wait for it: an empty share weighs nothing.
+        empty = not parts
+        parts = parts or [rows[:1]]
+        self.model.train()
+        total = 0.0
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                batch = self._batch("train", part)
+                with self.accelerator.autocast():
+                    loss = self.task.loss(self.model(**batch))
+                weight = 0.0 if empty else len(part) / len(rows)
+                self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
+            total += float(loss.detach()) * weight
+            self.state["tokens"] += int(batch["attention_mask"].sum())
+        if self.settings["clip"] is not None:
+            self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.method.after_step(self.raw_model, self.state["step"] + 1)
+        return sum(gather_object([total]))
+
+    def end_epoch(self) -> None:
+        """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch so far."""
+        started = time.monotonic()
+        self.report({"phase": "evaluating"})
+        dev_loss, predictions = self.evaluate()
+        labels = self.task.labels("dev")
+        halves = dev_halves(len(labels))
+        curve, state = self.state["curve"], self.state
+        point = {
+            "epoch": round(state["step"] / self.steps_per_epoch, 4),
+            "step": state["step"],
+            "train_loss": state["loss_sum"] / max(state["rows"], 1),
+            "dev_loss": dev_loss if math.isfinite(dev_loss) else None,
+            "metric": self.task.score(predictions, labels),
+            "metric_select": self.task.score(predictions[halves[0]], labels[halves[0]]),
+            "metric_report": self.task.score(predictions[halves[1]], labels[halves[1]]),
+            "lr": [group["lr"] for group in self.optimizer.param_groups],
+        }
+        for key, value in point.items():
+            curve[key].append(value)
+        state["predictions"].append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
+        state |= {"epoch": state["epoch"] + 1, "loss_sum": 0.0, "rows": 0}
+        if self.config["keep"] == "last" or best_epoch(curve, self.config["select"]) == len(curve["epoch"]) - 1:
+            self._keep()
+        state["seconds"]["evaluate"] += time.monotonic() - started
+        self._progress(point["train_loss"], evaluated=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, Any]:
+        """Mean loss and predictions over the dev rows, in their order; processes share the work."""
+        self.model.eval()
+        lengths = self.task.lengths("dev")
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        size = self.config["eval_batch"]
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        loss_sum, outputs = 0.0, {}
+        for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            with self.accelerator.autocast():
+                result = self.raw_model(**self._batch("dev", part))
+            loss_sum += float(self.task.loss(result)) * len(part)
+            outputs |= dict(zip(part, result.logits.float().cpu().numpy(), strict=True))
+        everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
+        logits = np.stack([everything[row] for row in range(len(lengths))])
+        return sum(gather_object([loss_sum])) / len(lengths), self.task.predict(logits)
+
+    # --- the end
+
+    def finish(self) -> Record:
+        """The record, from the state."""
+        config, state, curve = self.config, self.state, self.state["curve"]
+        parts = {name: sum(p.numel() for p in ps.values()) for name, ps in self.method.parameter_groups(self.raw_model).items()}
+        adapter = self.folder / "adapter.safetensors"
+        trainable_bytes = sum(p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values())
+        frozen = sum(b.numel() for m in self.raw_model.modules() for b in m.buffers(recurse=False) if type(m).__name__ == "Projections")
+        seconds, device = state["seconds"], self.accelerator.device
+        train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
+        cuda = device.type == "cuda"
+        return {
+            "schema": SCHEMA,
+            "id": self.run_id,
+            "status": state["status"],
+            "error": state["error"],
+            "cell": {"paper": self.run.paper, "row": self.run.row, "model": self.run.model, "task": config["task"]["name"], "seed": config["seed"]},
+            "label": {"row": config["method"]["label"], "model": config["model"]["label"], "task": config["task"]["label"]},
+            "config": config,
+            "config_hash": hash_of(config)[:16],
+            "recipe": {"name": self.run.recipe, "source": config["recipe"].get("source"), "chosen": config["recipe"].get("chosen", {})},
+            "seeds": {"training": config["seed"], "data": config["data_seed"], "projection": config["method"].get("projection_seed")},
+            "code": code_state(),
+            "versions": versions(),
+            "device": machine(device),
+            "determinism": {"deterministic_algorithms": torch.are_deterministic_algorithms_enabled(), "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes},
+            "model": model_content(config["model"]),
+            "data": {"content": data_content(config["task"]), "train_rows": train_rows, "dev_rows": dev_rows},
+            "parameters": {
+                **parts,
+                "frozen_extra": frozen,
+                "total": sum(p.numel() for p in self.raw_model.parameters()),
+                "formula": self.method.count(self.raw_model),
+            },
+            "groups": [
+                {"name": g["name"], "lr": g["initial_lr"], "weight_decay": g["weight_decay"], "parameters": sum(p.numel() for p in g["params"])}
+                for g in self.optimizer.param_groups
+            ],
+            "effective_batch": self.settings["effective_batch"],
+            "micro_batch": config["micro_batch"],
+            "steps": state["step"],
+            "curve": curve,
+            "result": summarise(curve, self.task.metric, config["select"]),
+            "cost": {
+                "train_seconds": round(seconds["train"], 3),
+                "evaluate_seconds": round(seconds["evaluate"], 3),
+                "tokens_per_second": round(state["tokens"] / max(seconds["train"], 1e-9), 1),
+                "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak_memory(),
+                "adapter_bytes": adapter.stat().st_size if adapter.is_file() else trainable_bytes,
+            },
+            "predictions": {
+                "best": state["predictions"][best_epoch(curve, config["select"])] if state["predictions"] else None,
+                "last": state["predictions"][-1] if state["predictions"] else None,
+            },
+            "deviations": deviations(self.run, self.task.notes),
+        }
+
+    # --- small helpers
+
+    def _batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        arrays = self.task.collate(split, rows)
+        return {key: torch.from_numpy(value).to(self.accelerator.device) for key, value in arrays.items()}
+
+    def _rates(self) -> list[float]:
+        step = self.state["step"]
+        scheduler: Any = self.scheduler
+        return [base * f(step) for base, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+
+    def _save(self, path: Path) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state)
+
+    def _keep(self) -> None:
+        if self.config["keep"] == "none" or not self.accelerator.is_main_process:
+            return
+        if self.method.adapter_parameters(self.raw_model):
+            vera.save(self.raw_model, self.method, self.folder / "adapter.safetensors")
+        vera.save_head(self.raw_model, self.folder / "head.safetensors")
+
+    def _progress(self, loss: float, evaluated: bool = False) -> None:
+        state, metrics = self.state, self.state["curve"]["metric"]
+        spent = sum(state["seconds"].values())
+        best = best_epoch(state["curve"], self.config["select"])
+        self.report(
+            {
+                "phase": "evaluated" if evaluated else "training",
+                "epoch": math.ceil(state["step"] / self.steps_per_epoch),
+                "epochs": self.settings["epochs"],
+                "step": state["step"],
+                "steps": self.total_steps,
+                "loss": loss,
+                "metric_name": self.task.metric,
+                "metric": metrics[-1] if metrics else None,
+                "best": metrics[best] if metrics else None,
+                "tokens_per_second": state["tokens"] / max(state["seconds"]["train"], 1e-9),
+                "seconds_left": spent / state["step"] * (self.total_steps - state["step"]),
+            }
+        )
+
+
+def dev_halves(rows: int) -> tuple[Any, Any]:
+    """Two halves of the dev rows for the unbiased protocol: the same for every run, whatever its seed."""
+    order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
+    return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+
+def best_epoch(curve: dict[str, list[Any]], select: str) -> int:
+    """Index of the epoch that a protocol selects, the earliest of equals."""
+    values = curve["metric" if select == "paper" else "metric_select"]
+    return values.index(max(values)) if values else 0
+
+
+def summarise(curve: dict[str, list[Any]], metric: str, select: str) -> dict[str, Any]:
+    """The result by both protocols; `best` is the configured one's.
+
+    paper: the best epoch on the dev set, reported on the same rows, which flatters. unbiased: the best epoch on one
+    half of the dev rows, reported on the other.
+    """
+    if not curve["metric"]:
+        return {"metric": metric, "select": select, "best": None, "best_epoch": None, "last": None}
+    paper, unbiased = best_epoch(curve, "paper"), best_epoch(curve, "unbiased")
+    protocols = {
+        "paper": {"best": curve["metric"][paper], "best_epoch": curve["epoch"][paper], "last": curve["metric"][-1]},
+        "unbiased": {
+            "best": curve["metric_report"][unbiased],
+            "best_epoch": curve["epoch"][unbiased],
+            "last": curve["metric_report"][-1],
+        },
+    }
+    return {"metric": metric, "select": select, **protocols[select], "protocols": protocols}
+
+
+def deviations(run: Run, notes: list[str]) -> list[str]:
+    """What differs from the recipe, in words."""
+    recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]["name"]
+    words = list(notes)
+    if run.recipe == "defaults":
+        words.append("no recipe for this method and model: the harness's defaults")
+    settings = {**train, **run.config["method"]}
+    for key in sorted({*recipe, *recipe.get("by_task", {})} & set(settings)):
+        wanted = recipe.get("by_task", {}).get(key, {}).get(task, recipe.get(key))
+        if wanted is not None and settings[key] != wanted:
+            words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
+    if train["max_steps"] is not None:
+        words.append(f"stopped after {train['max_steps']} steps")
+    return words
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes (Linux counts in KiB, macOS in bytes)."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def train(run: Run, run_id: str, report: Report) -> Record:
+    """Does one run and writes its record; the checkpoint goes once the record is there."""
+    training = Training(run, run_id, report)
+    record = training.go()
+    if training.accelerator.is_main_process:
+        write_record(run.config["output"], record)
+        (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    training.accelerator.wait_for_everyone()
+    training.accelerator.free_memory()
+    return record
