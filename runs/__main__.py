@@ -1,10 +1,10 @@
 """Runs experiments.
 
-    python -m runs model=roberta_base task=rte method=vera seed=3      one run
-    python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: every combination
-    python -m runs paper=table2_base                                   a preset: a whole table of the paper
-    python -m runs paper=table2_base method=vera seed=0                part of it
-    python -m runs --cfg task=cola                                     the configuration, without running
+python -m runs model=roberta_base task=rte method=vera seed=3      one run
+python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: every combination
+python -m runs paper=table2_base                                   a preset: a whole table of the paper
+python -m runs paper=table2_base method=vera seed=0                part of it
+python -m runs --cfg task=cola                                     the configuration, without running
 """
 
 import json

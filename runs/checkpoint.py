@@ -26,12 +26,12 @@ def save(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer
     tensors["generator/cpu"] = torch.get_rng_state()
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         tensors[f"generator/cuda/{device}"] = torch.cuda.get_rng_state(device)
-    version, words, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    version, words, position, has_gauss, cached = tuple(np.random.get_state(legacy=True))
     header = {
         "run_id": run_id,
         "state": state,
         "python": random.getstate(),
-        "numpy": [version, words.tolist(), position, has_gauss, cached],
+        "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

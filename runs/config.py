@@ -187,13 +187,14 @@ def _expand(arguments: list[str]) -> list[Run]:
 
 def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
     try:
-        config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)]), resolve=True)
+        config: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)]), resolve=True
+        )
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
-    assert isinstance(config, dict)
     _check_types(config, overrides)
     _check_values(config)
-    return Run(picked["method"], picked["model"], picked["task"], cfg.seed, recipe, preset, config)  # type: ignore[arg-type]
+    return Run(picked["method"], picked["model"], picked["task"], cfg.seed, recipe, preset, config)
 
 
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
@@ -213,7 +214,7 @@ def _explain(error: HydraException, overrides: tuple[str, ...]) -> str:
             return f"no key {key!r}.{_did_you_mean(key, known)} (python -m runs --help lists them)"
     cause = error.__cause__ or error.__context__ or error
     for line in overrides:
-        key, _, value = line.partition("=")
+        key = line.partition("=")[0]
         if f"full_key: {key}" in f"{error}\n{cause}":
             text = next((x for x in str(cause).splitlines() if "Value" in x), _first_line(cause))
             return f"{line}: {text.strip()}"

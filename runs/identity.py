@@ -4,6 +4,7 @@ Row, model and data by content, training settings, seeds, and the task family's 
 nor device, micro-batch, logging, or which epoch's adapter is kept: the record has the whole curve.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -83,8 +84,6 @@ def _file_hash(path: str, size: int, modified: int) -> str:
         return kept.read_text()
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
         write_atomically(kept, digest)
-    except OSError:
-        pass  # a home that cannot be written costs time, no more
     return digest

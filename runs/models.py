@@ -14,7 +14,16 @@ from runs.errors import UserError
 from tasks.hub import cached, snapshot
 
 #: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
-PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.spm"]
+PATTERNS = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.spm",
+]
 
 
 def locate(model: Mapping[str, Any]) -> Path | None:
@@ -104,4 +113,4 @@ def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
 
     with torch.device("meta"):
         config = AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]

@@ -9,7 +9,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "datasets", "evaluate", "scikit-learn", "scipy", "hydra-core")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "datasets",
+    "evaluate",
+    "scikit-learn",
+    "scipy",
+    "hydra-core",
+)
 
 
 @cache
@@ -42,10 +53,7 @@ def versions() -> dict[str, str]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The device in words, never the machine's name."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from runs.config import Run
 from runs.errors import UserError, describe, is_users
 from runs.identity import hash_of, run_id
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
+from runs.text import duration
 
 Event = dict[str, Any]
 
@@ -173,8 +175,11 @@ def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record
     if error is None and record:
         return record
     if error is None:
-        signal_name = f"signal {-child.exitcode}" if (child.exitcode or 0) < 0 else f"exit code {child.exitcode}"
-        error = f"the process ended with {signal_name}" + (" (out of memory?)" if child.exitcode == -9 else "")
+        code = child.exitcode or 0
+        ending = (
+            f"signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "") if code < 0 else f"exit code {code}"
+        )
+        error = f"the process ended with {ending}"
     failed = {
         "schema": SCHEMA,
         "id": settled,
@@ -198,6 +203,7 @@ def _written(run: Run, settled: str) -> Record | None:
 def _child(run: Run, settled: str, events: Connection) -> None:
     """The child's whole life: output into the run's log, progress to the parent, one line for an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = run_folder(run.config["output"], settled)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -227,6 +233,14 @@ def _child(run: Run, settled: str, events: Connection) -> None:
         sys.exit(1)
 
 
+def _end_with_parent() -> None:
+    """Ends this process soon after the sweep was killed: the fork server goes with it, and the parent's id changes."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 # --- what is seen
 
 
@@ -242,7 +256,11 @@ class Display:
 
     def start(self, position: int, run: Run) -> None:
         width = len(str(self.total))
-        name = run.config["method"]["label"] if run.paper == "demo" else f"{run.config['task']['label']} {run.config['method']['label']}"
+        name = (
+            run.config["method"]["label"]
+            if run.paper == "demo"
+            else f"{run.config['task']['label']} {run.config['method']['label']}"
+        )
         self.head = f"[{position:>{width}}/{self.total}] {name} seed {run.seed}"
 
     def show(self, event: Event) -> None:
@@ -280,15 +298,6 @@ class Display:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 12s, 5m40s, 31h."""
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f}m{seconds % 60:02.0f}s"
-    return f"{seconds / 3600:.1f}h"
 
 
 def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:

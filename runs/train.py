@@ -71,7 +71,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 5 to 10% of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs 5 to 10% of a step
     torch.backends.cudnn.benchmark = False
 
 
@@ -135,7 +135,9 @@ class Training:
             "step": 0,
             "loss_sum": 0.0,
             "rows": 0,
-            "curve": {key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")},
+            "curve": {
+                key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
+            },
             "predictions": [],
             "seconds": {"train": 0.0, "evaluate": 0.0},
             "tokens": 0,
@@ -167,7 +169,10 @@ class Training:
                 self.state["step"] += 1
                 self.state["seconds"]["train"] += time.monotonic() - started
                 if not math.isfinite(loss):
-                    self.state |= {"status": "diverged", "error": f"loss became {loss} at epoch {epoch + 1}, step {self.state['step']}"}
+                    self.state |= {
+                        "status": "diverged",
+                        "error": f"loss became {loss} at epoch {epoch + 1}, step {self.state['step']}",
+                    }
                     break
                 self.state["loss_sum"] += loss * len(rows)
                 self.state["rows"] += len(rows)
@@ -247,7 +252,7 @@ class Training:
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        loss_sum, outputs = 0.0, {}
+        loss_sum, outputs = 0.0, dict[int, Any]()
         for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
             with self.accelerator.autocast():
                 result = self.raw_model(**self._batch("dev", part))
@@ -265,7 +270,9 @@ class Training:
         parts = {name: sum(p.numel() for p in ps.values()) for name, ps in self.method.parameter_groups(self.raw_model).items()}
         adapter = self.folder / "adapter.safetensors"
         trainable_bytes = sum(p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values())
-        frozen = sum(b.numel() for m in self.raw_model.modules() for b in m.buffers(recurse=False) if type(m).__name__ == "Projections")
+        frozen = sum(
+            b.numel() for m in self.raw_model.modules() for b in m.buffers(recurse=False) if type(m).__name__ == "Projections"
+        )
         seconds, device = state["seconds"], self.accelerator.device
         train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
         cuda = device.type == "cuda"
@@ -274,16 +281,34 @@ class Training:
             "id": self.run_id,
             "status": state["status"],
             "error": state["error"],
-            "cell": {"paper": self.run.paper, "row": self.run.row, "model": self.run.model, "task": config["task"]["name"], "seed": config["seed"]},
+            "cell": {
+                "paper": self.run.paper,
+                "row": self.run.row,
+                "model": self.run.model,
+                "task": config["task"]["name"],
+                "seed": config["seed"],
+            },
             "label": {"row": config["method"]["label"], "model": config["model"]["label"], "task": config["task"]["label"]},
             "config": config,
             "config_hash": hash_of(config)[:16],
-            "recipe": {"name": self.run.recipe, "source": config["recipe"].get("source"), "chosen": config["recipe"].get("chosen", {})},
-            "seeds": {"training": config["seed"], "data": config["data_seed"], "projection": config["method"].get("projection_seed")},
+            "recipe": {
+                "name": self.run.recipe,
+                "source": config["recipe"].get("source"),
+                "chosen": config["recipe"].get("chosen", {}),
+            },
+            "seeds": {
+                "training": config["seed"],
+                "data": config["data_seed"],
+                "projection": config["method"].get("projection_seed"),
+            },
             "code": code_state(),
             "versions": versions(),
             "device": machine(device),
-            "determinism": {"deterministic_algorithms": torch.are_deterministic_algorithms_enabled(), "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes},
+            "determinism": {
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "threads": torch.get_num_threads(),
+                "processes": self.accelerator.num_processes,
+            },
             "model": model_content(config["model"]),
             "data": {"content": data_content(config["task"]), "train_rows": train_rows, "dev_rows": dev_rows},
             "parameters": {
@@ -293,7 +318,12 @@ class Training:
                 "formula": self.method.count(self.raw_model),
             },
             "groups": [
-                {"name": g["name"], "lr": g["initial_lr"], "weight_decay": g["weight_decay"], "parameters": sum(p.numel() for p in g["params"])}
+                {
+                    "name": g["name"],
+                    "lr": g["initial_lr"],
+                    "weight_decay": g["weight_decay"],
+                    "parameters": sum(p.numel() for p in g["params"]),
+                }
                 for g in self.optimizer.param_groups
             ],
             "effective_batch": self.settings["effective_batch"],

@@ -42,7 +42,7 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> "Rows":
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        return Rows([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])  # type: ignore[arg-type]
+        return Rows([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])
 
 
 class Task(ABC):
@@ -98,5 +98,3 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
 def subset(rows: Rows, count: int | None, name: str) -> Rows:
     """A fixed random part of a split (`task.train_rows=`, `task.dev_rows=`)."""
     return rows if count is None else rows.take(fixed_subset(len(rows), count, name))
-
-

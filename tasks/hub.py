@@ -1,6 +1,7 @@
 """Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local cache."""
 
 from pathlib import Path
+from typing import Any
 
 from tasks.base import DataError
 
@@ -13,8 +14,8 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     from huggingface_hub import HfApi, logging, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    http_error = HfHubHTTPError.__bases__[0]  # of httpx, or of what the installed hub library uses instead
-    logging.set_verbosity_error()
+    http_error: Any = HfHubHTTPError.__bases__[0]  # of httpx, or of what the installed hub library uses instead
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         # Asked first, and once: the download itself would try an unreachable hub six times, for half a minute.
         commit = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha

@@ -130,7 +130,7 @@ class open_text:  # noqa: N801 - used like open()
     def __enter__(self) -> Any:
         csv.field_size_limit(10_000_000)
         try:
-            self.file = open(self.path, encoding="utf-8-sig", newline="")  # noqa: SIM115 - closed in __exit__
+            self.file = open(self.path, encoding="utf-8-sig", newline="")
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from None
         return self.file
@@ -198,7 +198,7 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
     for (where, rows), count in ((train, settings.get("train_rows")), (dev, settings.get("dev_rows"))):
         values = [parse_label(row[names["label"]], classes, where, line) for line, row in rows]
         pairs = [str(row[names["text_pair"]]) for _, row in rows] if names["text_pair"] else None
-        splits.append(subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"]))  # type: ignore[arg-type]
+        splits.append(subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"]))
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
     return TextTask(settings["name"], classes, metric, *splits)
 

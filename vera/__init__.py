@@ -1,13 +1,13 @@
 """How a pretrained model is adapted: VeRA, LoRA and the methods they are compared with, on torch alone.
 
-    from vera import VeRA, load, save
+from vera import VeRA, load, save
 
-    method = VeRA(rank=256)
-    method.adapt(model)                        # in place; only b, d and the head train
-    groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "head": {...}}
-    save(model, method, "adapter.safetensors")
-    load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
-    method.merge(model)
+method = VeRA(rank=256)
+method.adapt(model)                        # in place; only b, d and the head train
+groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "head": {...}}
+save(model, method, "adapter.safetensors")
+load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
+method.merge(model)
 """
 
 from vera.checkpoint import load, load_head, read_method, save, save_head

@@ -73,7 +73,7 @@ class Method(ABC):
         """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning rates."""
         return {"adapter": self.adapter_parameters(model), "head": head_parameters(model)}
 
-    def after_step(self, model: nn.Module, step: int) -> None:
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need nothing here
         """Called after each optimizer step (from 1), for methods that change as they train."""
 
     def fixed(self, model: nn.Module) -> dict[str, Any]:

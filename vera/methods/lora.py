@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ class LoRALinear(AdaptedLinear):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__(base)
-        at = {"device": base.weight.device, "dtype": self.adapter_dtype}
+        at: Any = {"device": base.weight.device, "dtype": self.adapter_dtype}
         self.A = nn.Parameter(torch.empty(rank, base.in_features, **at))
         self.B = nn.Parameter(torch.zeros(base.out_features, rank, **at))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))

@@ -45,7 +45,7 @@ class VeRALinear(AdaptedLinear):
         super().__init__(base)
         # In a tuple, so that the pair is a child of the model alone and moves between devices once.
         self._shared = (projections,)
-        at = {"device": base.weight.device, "dtype": self.adapter_dtype}
+        at: Any = {"device": base.weight.device, "dtype": self.adapter_dtype}
         self.d = nn.Parameter(torch.full((projections.spec.rank,), d_init, **at))
         self.b = nn.Parameter(torch.zeros(base.out_features, **at))
         self.dropout = nn.Dropout(dropout)

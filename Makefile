@@ -1,0 +1,59 @@
+# `make help` lists the targets. Everything runs from .venv, which the first target that needs it sets up.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+OUTPUT ?= outputs
+
+# What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
+WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(TASKS),task=$(TASKS)) \
+        $(if $(MODEL),model=$(MODEL)) $(if $(MODEL_PATH),model.path=$(MODEL_PATH)) $(if $(DATA),task.data_dir=$(DATA)) \
+        output=$(OUTPUT) $(ARGS)
+PAPER ?= demo
+
+.PHONY: help setup demo test lint plan counts publish glue-base glue-large
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/glue narrow and"
+	@echo "  redirect demo, glue-base, glue-large and plan; PAPER=table2_base picks the preset that plan shows."
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
+	@echo "setting up .venv (about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: .venv/.installed ## .venv with everything in it
+
+demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
+	@$(BIN)/python -m runs paper=demo $(WORDS)
+	@echo
+	@$(BIN)/python -m analysis.tables demo --output $(OUTPUT)
+	@$(BIN)/python -m analysis.figures demo --output $(OUTPUT)
+	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
+
+test: setup ## the tests
+	@$(BIN)/python -m pytest -n auto
+
+lint: setup ## ruff, mypy, and the arrows between the rooms
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base
+	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS)
+
+counts: setup ## trainable parameters: exact, by formula, as printed
+	@$(BIN)/python -m runs.counts
+
+publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
+	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
+	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
+
+glue-base: setup ## table 2, RoBERTa-base
+	@$(BIN)/python -m runs paper=table2_base $(WORDS)
+	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT)
+
+glue-large: setup ## table 2, RoBERTa-large
+	@$(BIN)/python -m runs paper=table2_large $(WORDS)
+	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT)

@@ -1,0 +1,112 @@
+"""From records to cells: one (model, row, task) over its seeds, with the median, the spread, and what is missing."""
+
+import hashlib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from runs.record import Record
+
+#: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
+NOT_DEFINING = (
+    "seed",
+    "data_seed",
+    "device",
+    "micro_batch",
+    "eval_batch",
+    "checkpoint_minutes",
+    "output",
+    "debug",
+    "keep",
+    "select",
+    "recipe",
+)
+PLACES = ("label", "keep", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision")
+
+
+@dataclass
+class Cell:
+    """The records of one cell, a seed each, and how many seeds a complete cell has.
+
+    Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a diverged
+    one by its best epoch before it diverged, or 0 where it had none.
+    """
+
+    records: list[Record]
+    wanted: int
+    select: str = "paper"
+    left_out: int = 0  # records of the same row with other settings
+
+    @property
+    def seeds(self) -> int:
+        return len(self.records)
+
+    @property
+    def complete(self) -> bool:
+        return self.seeds >= self.wanted
+
+    @property
+    def diverged(self) -> int:
+        return sum(record["status"] == "diverged" for record in self.records)
+
+    def values(self, which: str = "best") -> list[float]:
+        """The metric of each seed, at the selected ("best") or the last epoch."""
+        results = [record["result"].get("protocols", {}).get(self.select, {}) for record in self.records]
+        return [100 * (result.get(which) or 0.0) for result in results]
+
+    def median(self, which: str = "best") -> float:
+        return statistics.median(self.values(which))
+
+    def spread(self, which: str = "best") -> float | None:
+        """Sample standard deviation over the seeds; None for a single one."""
+        values = self.values(which)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def cost(self, key: str) -> float:
+        return statistics.median(record["cost"][key] for record in self.records)
+
+    @property
+    def seconds(self) -> float:
+        return self.cost("train_seconds") + self.cost("evaluate_seconds")
+
+    @property
+    def parameters(self) -> int:
+        return int(self.records[0]["parameters"]["adapter"])
+
+    @property
+    def label(self) -> str:
+        return str(self.records[0]["label"]["row"])
+
+
+Key = tuple[str, str, str]  # model, row, task
+
+
+def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
+    """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
+    mixed with a cell's: the settings that follow the recipe count, and among equals those with more seeds."""
+    groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["status"] in ("done", "diverged"):
+            cell = record["cell"]
+            groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
+    found = {}
+    for key, variants in groups.items():
+        chosen = max(variants.values(), key=lambda v: (-len(v[0]["deviations"]), len(v), max(r["id"] for r in v)))
+        seeds: dict[int, Record] = {record["cell"]["seed"]: record for record in chosen}
+        others = sum(map(len, variants.values())) - len(chosen)
+        found[key] = Cell([seeds[seed] for seed in sorted(seeds)], wanted, select, others)
+    return found
+
+
+def settings_of(record: Record) -> str:
+    """A hash of everything that defines a record's result but the seed."""
+
+    def plain(value: Any) -> Any:
+        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
+
+    config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
+    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

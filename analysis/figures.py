@@ -1,0 +1,92 @@
+"""Draws a figure from the records.
+
+python -m analysis.figures demo [--output outputs]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from analysis.cells import Cell, cells
+from runs.record import Ledger, read_ledger
+
+#: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
+COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
+
+
+def demo(ledger: Ledger, folder: Path) -> list[Path]:
+    """The metric against trainable parameters, one picture a model; bars span the seeds. Returns the files."""
+    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
+    paths = []
+    for model in sorted({key[0] for key in found}):
+        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+        name = "accuracy_vs_parameters.png" if model == "minilm" else f"accuracy_vs_parameters_{model}.png"
+        paths.append(_metric_against_parameters(mine, folder / name))
+    return paths
+
+
+def _metric_against_parameters(mine: dict[str, Cell], path: Path) -> Path:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+        values, x, colour = cell.values(), cell.parameters, COLOURS.get(row, "#CC79A7")
+        axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1.5, alpha=0.6)
+        axes.plot([x] * len(values), values, "o", color=colour, markersize=3, alpha=0.6)
+        axes.plot(x, cell.median(), "D", color=colour, markersize=8)
+        near_right = x > 1e6
+        axes.annotate(
+            f"{cell.label}  {cell.median():.1f}",
+            (x, cell.median()),
+            xytext=(-9 if near_right else 9, 0),
+            textcoords="offset points",
+            ha="right" if near_right else "left",
+            va="center",
+            color=colour,
+        )
+    axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
+    axes.set_xlim(left=-150)
+    axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
+    axes.minorticks_off()
+    first = next(iter(mine.values())).records[0]
+    axes.set_xlabel("trainable parameters, without the classification head")
+    axes.set_ylabel(f"dev {first['result']['metric']}, %")
+    seeds = max(cell.seeds for cell in mine.values())
+    axes.set_title(
+        f"{first['label']['model']} on {first['label']['task']}: median of {seeds} seeds, best epoch; lines span the seeds",
+        fontsize=10,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+FIGURES = {"demo": demo}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help=", ".join(FIGURES))
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/; the picture goes to its NAME/")
+    options = parser.parse_args(arguments)
+    if options.name not in FIGURES:
+        print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    paths = FIGURES[options.name](read_ledger(options.output), Path(options.output) / options.name)
+    if not paths:
+        print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
+        return 2
+    print(f"Plot: {', '.join(map(str, paths))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

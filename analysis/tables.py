@@ -1,0 +1,266 @@
+"""Prints a table from the records, beside the paper's where there is one.
+
+    python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs]
+    python -m analysis.tables demo
+
+Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
+the protocol's says so and enters no average.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.cells import Cell, Key, cells
+from runs.record import Ledger, read_ledger
+from runs.text import megabytes
+
+GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
+#: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.
+FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
+#: The paper's row, by its name and printed size, where this project's row has another name.
+ROWS = {
+    ("adapter_drop", "0.3M"): "adapter_drop_300k",
+    ("adapter_drop", "0.9M"): "adapter_drop_900k",
+    ("adapter_p", "3M"): "adapter_p_3m",
+    ("adapter_p", "0.8M"): "adapter_p_800k",
+    ("adapter_h", "6M"): "adapter_h_6m",
+    ("adapter_h", "0.8M"): "adapter_h_800k",
+}
+NAMES = {"full": "full", "bitfit": "BitFit", "lora": "LoRA", "vera": "VeRA", "head": "head", "lora_fa": "LoRA-FA"}
+NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H"}
+
+
+@dataclass
+class Table:
+    """A table as text: a title, a header, rows of equal length, and notes under it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def render(self, form: str) -> str:
+        return {"md": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
+
+    def _markdown(self) -> str:
+        widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
+
+        def line(row: list[str]) -> str:
+            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            return "| " + " | ".join(cells) + " |"
+
+        rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+        return "\n".join([self.title, "", line(self.header), rule, *map(line, self.rows), "", *self.notes]).rstrip()
+
+    def _latex(self) -> str:
+        def line(row: list[str]) -> str:
+            return " & ".join(_escape(cell) for cell in row) + r" \\"
+
+        spec = "l" + "r" * (len(self.header) - 1)
+        body = [line(self.header), r"\midrule", *map(line, self.rows)]
+        notes = [f"% {note}" for note in self.notes]
+        return "\n".join(
+            [f"% {self.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}", *notes]
+        )
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue().rstrip("\n")
+
+
+def _escape(text: str) -> str:
+    for plain, latex in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("+-", r"$\pm$")):
+        text = text.replace(plain, latex)
+    return text
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """The numbers that the paper prints."""
+    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "paper" / "tables.yaml").read_text())
+    return found
+
+
+# --- table 2
+
+
+def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """GLUE: a table for each of the paper's models, and one for each other model that has records."""
+    found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in GLUE}
+    tables = []
+    for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
+        model = name.replace("-", "_")
+        rows: list[list[str]] = []
+        used = set()
+        for method, size, *values in paper()["table2"][name]:
+            row = ROWS.get((method, size), method)
+            used.add(row)
+            ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
+            printed = dict(zip((*GLUE, "avg"), values, strict=True))
+            rows += _paper_rows(model, row, f"{NAMES[method]}", size, printed, ours)
+        for row in sorted({key[1] for key in found if key[0] == model} - used):
+            rows.append(_our_row(row, {t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
+        tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
+    for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
+        rows = []
+        for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
+            ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
+            if ours:
+                rows.append(_our_row(row, ours))
+        tables.append(
+            _glue_table(f"Table 2's protocol on {model}, a model that the paper does not use", rows, found, model, select)
+        )
+    return tables
+
+
+def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
+    notes = [
+        "Medians over seeds of the best epoch on dev, +- sample standard deviation; CoLA Matthews, STS-B Pearson, the rest accuracy."
+    ]
+    if select == "unbiased":
+        notes[0] = (
+            "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
+        )
+    if any("quoted" in row[-1] for row in rows):
+        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
+    mine = [cell for key, cell in found.items() if key[0] == model]
+    if sum(cell.left_out for cell in mine):
+        notes.append(
+            f"{sum(cell.left_out for cell in mine)} records with other settings (deviations from the recipe) are left out."
+        )
+    words = sorted({word for cell in mine for record in cell.records for word in record["deviations"]})
+    notes += [f"deviation: {word}" for word in words[:6]] + (["..."] if len(words) > 6 else [])
+    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
+
+
+def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], ours: dict[str, Cell]) -> list[list[str]]:
+    started = FROM_MNLI.get((model, row), ())
+    quoted = [_printed(printed[task]) + ("*" if task in started else "") for task in GLUE]
+    source = "paper, * from MNLI" if started else "paper"
+    rows = [[name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted"]]
+    if not ours:
+        return rows
+    rows.append(_our_row(row, ours))
+    differences = []
+    for task in GLUE:
+        cell = ours.get(task)
+        comparable = cell and cell.complete and task not in started
+        differences.append(f"{cell.median() - _value(printed[task]):+.1f}" if cell and comparable else "-")
+    average = _average(ours)
+    gap = f"{average - printed['avg']:+.1f}" if average is not None and not started else "-"
+    return [*rows, ["", "difference", "", *differences, gap, ""]]
+
+
+def _our_row(row: str, ours: dict[str, Cell]) -> list[str]:
+    first = next(iter(ours.values()))
+    average = _average(ours)
+    missing = [task for task in GLUE if task not in ours]
+    incomplete = [task for task, cell in ours.items() if not cell.complete]
+    status = "ours" if not missing and not incomplete else "ours, incomplete: see make plan"
+    diverged = sum(cell.diverged for cell in ours.values())
+    status += f", {diverged} diverged" if diverged else ""
+    cells_ = [shown(ours[task]) if task in ours else "missing" for task in GLUE]
+    return [first.label, "ours", f"{first.parameters:,}", *cells_, f"{average:.1f}" if average is not None else "-", status]
+
+
+def _average(ours: dict[str, Cell]) -> float | None:
+    """The mean over tasks of the medians over seeds; None unless every task is there with all its seeds."""
+    if set(ours) != set(GLUE) or not all(cell.complete for cell in ours.values()):
+        return None
+    return sum(cell.median() for cell in ours.values()) / len(GLUE)
+
+
+def shown(cell: Cell, which: str = "best") -> str:
+    """A cell's median and spread, with the number of seeds where it is not complete and of those that diverged."""
+    spread = cell.spread(which)
+    text = f"{cell.median(which):.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
+    text += f" ({cell.seeds}/{cell.wanted})" if not cell.complete else ""
+    return text + (f" {cell.diverged}d" if cell.diverged else "")
+
+
+def _value(printed: Any) -> float:
+    return float(printed[0] if isinstance(printed, list) else printed)
+
+
+def _printed(printed: Any) -> str:
+    return f"{printed[0]:.1f} +-{printed[1]:.1f}" if isinstance(printed, list) else f"{printed:.1f}"
+
+
+# --- the demo
+
+
+def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Every method on the demo's task, with what it costs."""
+    records = [r for r in ledger if r["cell"]["task"] == "reviews"]
+    found = cells(records, seeds or 3, select)
+    tables = []
+    for model in sorted({key[0] for key in found}):
+        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+        lora = mine["lora"].parameters if "lora" in mine else 0
+        rows = []
+        for cell in sorted(mine.values(), key=lambda cell: -cell.median()):
+            ratio = f"{cell.parameters / lora:.2f}x" if lora and cell.parameters else "-"
+            spread = cell.spread()
+            size = megabytes(cell.cost("adapter_bytes")) if cell.parameters else "-"
+            rows.append(
+                [
+                    cell.label + (f" ({cell.seeds}/{cell.wanted} seeds)" if not cell.complete else ""),
+                    f"{cell.parameters:,}",
+                    ratio,
+                    f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""),
+                    f"{spread:.1f}" if spread is not None else "-",
+                    f"{cell.median('last'):.1f}",
+                    f"{cell.seconds:.0f}",
+                    size,
+                ]
+            )
+        first = next(iter(mine.values())).records[0]
+        header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter"]
+        names, data = first["label"], first["data"]
+        title = f"{names['task']} ({names['model']}, median of {seeds or 3} seeds): dev {first['result']['metric']}"
+        notes = [
+            "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
+            f"{data['train_rows']} training and {data['dev_rows']} dev rows; the best epoch is chosen on the rows reported.",
+        ]
+        tables.append(Table(title, header, rows, notes))
+    return tables
+
+
+TABLES = {"table2": table2, "demo": demo}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help=", ".join(TABLES))
+    parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
+    parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
+    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2: 5, demo: 3)")
+    options = parser.parse_args(arguments)
+    if options.name not in TABLES:
+        print(f"error: no table {options.name!r}. Known: {', '.join(TABLES)}", file=sys.stderr)
+        return 2
+    ledger = read_ledger(options.output)
+    for problem in ledger.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    tables = TABLES[options.name](ledger, options.select, options.seeds)
+    if not tables:
+        print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
+        return 2
+    print("\n\n".join(table.render(options.format) for table in tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

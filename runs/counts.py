@@ -1,0 +1,53 @@
+"""Trainable parameters, built on the meta device (no weights): exact against the formula against the paper.
+
+python -m runs.counts
+"""
+
+from typing import Any
+
+import yaml
+
+from runs.config import CONF, choices, expand
+from runs.errors import entry_point
+from runs.models import skeleton
+
+COLUMNS = "{:<15}{:<19}{:>8}{:>13}{:>13}{:>13}  {:<9}{}"
+
+
+def count(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """Exact count and the method's closed formula for an entry of conf/counts.yaml; None where conf/ lacks it."""
+    import vera
+
+    if entry["model"] not in choices("model") or entry["method"] not in choices("method"):
+        return None
+    config = expand([f"model={entry['model']}", f"method={entry['method']}", "task=mrpc"])[0].config
+    settings = {k: v for k, v in config["method"].items() if k not in ("label", "keep")} | entry["settings"]
+    method, model = vera.make_method(**settings), skeleton(config["model"], num_labels=2)
+    method.adapt(model)
+    return sum(p.numel() for p in method.adapter_parameters(model).values()), method.count(model)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments:
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    entries = yaml.safe_load((CONF / "counts.yaml").read_text())
+    wrong = later = 0
+    print(COLUMNS.format("model", "method", "rank", "exact", "formula", "expected", "printed", ""))
+    for entry in entries:
+        rank = entry["settings"].get("rank", "-")
+        found = count(entry)
+        if found is None:
+            later += 1
+            continue
+        exact, formula = found
+        verdict = "" if exact == formula == entry["count"] else "DIFFERS"
+        wrong += bool(verdict)
+        numbers = (f"{n:,}" for n in (exact, formula, entry["count"]))
+        print(COLUMNS.format(entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict).rstrip())
+    print(f"{len(entries) - later} counts, {wrong} wrong; {later} of the paper's wait for a model or method that conf/ lacks")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    entry_point(main)

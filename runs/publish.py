@@ -1,0 +1,41 @@
+"""Publishes records: copies finished ones from outputs/records to runs/records/STUDY, to be committed.
+
+python -m runs.publish STUDY                        every finished record of this machine
+python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
+"""
+
+import json
+import re
+
+from runs.config import expand
+from runs.errors import UserError, entry_point
+from runs.identity import run_id
+from runs.record import FINISHED, PUBLISHED, read_ledger, write_atomically
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    study, *words = arguments
+    if not re.fullmatch(r"[a-z0-9_]+", study):
+        raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
+    output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
+    ledger = read_ledger(output, published=False)
+    wanted = (
+        {run_id(run) for run in expand(words)} if [w for w in words if not w.startswith("output=")] else set(ledger.records)
+    )
+    records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
+    if not records:
+        raise UserError(f"no finished record to publish in {output}/records")
+    for record in records:
+        write_atomically(
+            PUBLISHED / study / f"{record['id']}.json", json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+        )
+    dirty = sum(bool(record["code"]["dirty"]) for record in records)
+    print(f"{len(records)} records in runs/records/{study}" + (f" ({dirty} made with uncommitted changes)" if dirty else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    entry_point(main)

@@ -1,0 +1,19 @@
+"""Numbers in words, for people."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 12s, 5m40s, 31.2h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f}s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes}m{rest:02d}s"
+    return f"{seconds / 3600:.1f}h"
+
+
+def megabytes(size: float) -> str:
+    """Bytes in words: 34 KB, 86 MB, 5.2 GB (powers of 1000)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
+    return f"{size:.0f} B"

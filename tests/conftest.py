@@ -1,0 +1,54 @@
+"""What the tests share: see tiny.py."""
+
+import os
+
+# Before any library reads it: no test may reach a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny, write_glue
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny_bert"), "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny_roberta"), "roberta")
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Each worker its own user cache, so that tests meet neither each other's nor the user's."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture
+def words(tiny_bert, glue, tmp_path) -> list[str]:
+    """The command-line words of a small run: tiny BERT on the own RTE rows, two epochs."""
+    return [
+        "model=encoder",
+        f"model.path={tiny_bert}",
+        "task=rte",
+        f"task.data_dir={glue}",
+        "train.epochs=2",
+        "train.effective_batch=8",
+        "train.max_length=32",
+        "train.lr=1e-2",
+        "method.rank=8",
+        "device=cpu",
+        f"output={tmp_path / 'outputs'}",
+    ]

@@ -1,0 +1,101 @@
+"""Tiny random models as folders on disk, and a few GLUE rows of our own in GLUE's formats."""
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
+
+NOUNS = ["dog", "cat", "bird", "child", "farmer", "teacher", "river", "mountain", "train", "garden"]
+VERBS = ["sees", "likes", "paints", "finds", "follows", "forgets"]
+GOOD, BAD = ["bright", "kind", "calm", "lovely"], ["dull", "rude", "loud", "dreadful"]
+WORDS = [*NOUNS, *VERBS, *GOOD, *BAD, "the", "a", "is", "and", "not", "who", "what", "?", "."]
+
+
+def tiny_config(kind: str, **changes):
+    """A BERT or RoBERTa of two layers, without dropout."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"vocab_size": len(WORDS) + 8, "max_position_embeddings": 48, "pad_token_id": 0}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
+    return {"bert": BertConfig, "roberta": RobertaConfig}[kind](**sizes)
+
+
+def tiny_model(kind: str = "bert", seed: int = 0, **changes):
+    """A random classifier with two labels."""
+    torch.manual_seed(seed)
+    return {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}[kind](
+        tiny_config(kind, **changes)
+    ).eval()
+
+
+def save_tiny(folder: Path, kind: str, **changes) -> Path:
+    """A pretrained-like folder: config, safetensors weights of the backbone, a tokenizer over WORDS."""
+    torch.manual_seed(7)
+    {"bert": BertModel, "roberta": RobertaModel}[kind](tiny_config(kind, **changes)).save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
+    return folder
+
+
+def sentence(rng: random.Random, good: bool) -> str:
+    middle = " ".join(rng.choice(["the", "a"]) + " " + rng.choice(NOUNS) for _ in range(rng.randint(1, 6)))
+    return f"{middle} is {rng.choice(GOOD if good else BAD)} ."
+
+
+def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
+    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word list decides the label."""
+    rng = random.Random(0)
+    for split, count in (rows or {"train": 40, "dev": 24}).items():
+        labels = [bool(rng.randrange(2)) for _ in range(count)]
+        texts = [sentence(rng, label) for label in labels]
+        other = [sentence(rng, True) for _ in labels]
+        scores = [round((4 if label else 1) + rng.random(), 3) for label in labels]
+        entails = ["entailment" if label else "not_entailment" for label in labels]
+        three = [("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)]
+        tables = {
+            f"CoLA/{split}": [["own", str(int(y)), "", x] for x, y in zip(texts, labels, strict=True)],
+            f"SST-2/{split}": [["sentence", "label"], *([x, str(int(y))] for x, y in zip(texts, labels, strict=True))],
+            f"MRPC/{split}": [
+                ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+                *([str(int(y)), "1", "2", x, o] for x, y, o in zip(texts, labels, other, strict=True)),
+            ],
+            f"RTE/{split}": [
+                ["index", "sentence1", "sentence2", "label"],
+                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, entails, strict=True))),
+            ],
+            f"QNLI/{split}": [
+                ["index", "question", "sentence", "label"],
+                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, entails, strict=True))),
+            ],
+            f"STS-B/{split}": [
+                ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"],
+                *([str(i), *["x"] * 6, t, o, str(s)] for i, (t, o, s) in enumerate(zip(texts, other, scores, strict=True))),
+            ],
+            f"MNLI/{'dev_matched' if split == 'dev' else split}": [
+                ["index", "sentence1", "sentence2", "gold_label"],
+                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, three, strict=True))),
+            ],
+        }
+        for name, lines in tables.items():
+            path = folder / f"{name}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mark = "\ufeff" if name.startswith("MRPC") else ""  # as the published file begins
+            path.write_text(mark + "\n".join("\t".join(line) for line in lines) + "\n", encoding="utf-8")
+    return folder
