@@ -1,0 +1,311 @@
+"""The training loop: known loss sequences, the same record however it is run, and a record that says what was done."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from runs.config import expand
+from runs.identity import run_id
+from runs.record import read_record, record_path
+from runs.train import Training, best_epoch, dev_halves, epoch_batches, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def do(words):
+    """A run in this process; its record, as written."""
+    (run,) = expand(words)
+    train(run, run_id(run), lambda event: None)
+    return read_record(record_path(run.config["output"], run_id(run)))
+
+
+def comparable(record):
+    """A record without times, costs, and the place where it was made."""
+    record = copy.deepcopy(record)
+    for key in ("cost", "code", "config_hash"):
+        del record[key]
+    for key in ("output", "checkpoint_minutes", "micro_batch"):
+        del record["config"][key]
+    del record["micro_batch"]
+    return record
+
+
+def training(words) -> Training:
+    (run,) = expand(words)
+    return Training(run, run_id(run), lambda event: None)
+
+
+# --- the numbers
+
+#: Losses of five steps on the tiny BERT, RTE rows of our own, seed 0. Recorded once; they move only with the loop, the
+#: method, or the initial values.
+LOSSES = {}
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_loss_sequence(method, words):
+    words = [word for word in words if not word.startswith("method.")] + [f"method={method}", "train.lr_head=1e-2"]
+    words += ["method.rank=8"] if method in ("lora", "vera") else []
+    loop = training(words)
+    batches = epoch_batches(loop.lengths, 8, seed=0, epoch=0)
+    assert [loop.step(rows) for rows in batches[:5]] == pytest.approx(LOSSES[method], abs=1e-5)
+
+
+def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
+    """One step against plain torch: same loss, same parameters, whatever the micro-batch."""
+    results = []
+    for micro in (8, 3, 1):
+        loop = training([*words, f"micro_batch={micro}"])
+        rows = epoch_batches(loop.lengths, 8, seed=0, epoch=0)[0]
+        reference = copy.deepcopy(loop.raw_model)
+        loss = loop.step(rows)
+        results.append((loss, [p.detach().clone() for p in loop.parameters.values()]))
+    trainable = [p for p in reference.parameters() if p.requires_grad]
+    named = {n: p for n, p in reference.named_parameters() if p.requires_grad}
+    batch = {k: torch.from_numpy(v) for k, v in loop.task.collate("train", rows).items()}
+    expected = reference.train()(**batch).loss
+    expected.backward()
+    nn.utils.clip_grad_norm_(trainable, 1.0)
+    decay = {n: 0.0 if n.endswith("bias") else 0.01 for n in named}
+    first_rate = loop.scheduler.lr_lambdas[0](0) * 1e-2
+    optimizer = torch.optim.AdamW([{"params": [p], "weight_decay": decay[n]} for n, p in named.items()], lr=first_rate)
+    optimizer.step()
+    for loss, parameters in results:
+        assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
+        for ours, theirs in zip(parameters, named.values(), strict=True):
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_the_schedule_warms_up_and_falls_to_zero(words):
+    loop = training([*words, "train.epochs=4", "train.warmup_ratio=0.25"])  # 20 steps, 5 of them warm-up
+    rates = []
+    for _ in range(20):
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+        loop.optimizer.step()
+        loop.scheduler.step()
+    expected = [1e-2 * (s / 5 if s < 5 else (20 - s) / 15) for s in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_groups_have_their_own_rates_and_decay_spares_biases_and_layernorms(words):
+    plain = [w for w in words if not w.startswith("method.")]
+    record = do([*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"])
+    groups = {g["name"]: g for g in record["groups"]}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "adapter": (1e-2, 0.1),
+        "adapter (no decay)": (1e-2, 0.0),
+        "head": (3e-3, 0.1),
+        "head (no decay)": (3e-3, 0.0),
+    }
+    layers = 2
+    biases_and_norms = 32 * 2 + layers * (4 * 32 + 2 * 32 + 64 + 32 + 2 * 32)
+    assert groups["adapter (no decay)"]["parameters"] == biases_and_norms
+    assert groups["head (no decay)"]["parameters"] == 32 + 2
+
+
+def test_batches_hold_every_row_once_and_like_lengths():
+    lengths = np.random.default_rng(0).integers(5, 100, 1000).tolist()
+    batches = epoch_batches(lengths, 16, seed=3, epoch=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(1000))
+    assert batches == epoch_batches(lengths, 16, seed=3, epoch=2)
+    assert batches != epoch_batches(lengths, 16, seed=3, epoch=1)
+    assert batches != epoch_batches(lengths, 16, seed=4, epoch=2)
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_the_halves_of_dev_are_fixed_and_disjoint():
+    one, other = dev_halves(101)
+    assert (len(one), len(other)) == (50, 51)
+    assert sorted([*one, *other]) == list(range(101))
+    assert all(np.array_equal(a, b) for a, b in zip((one, other), dev_halves(101), strict=True))
+
+
+def test_selection_takes_the_earliest_of_equals():
+    curve = {"metric": [0.5, 0.7, 0.7], "metric_select": [0.9, 0.1, 0.2]}
+    assert best_epoch(curve, "paper") == 1
+    assert best_epoch(curve, "unbiased") == 0
+
+
+# --- the record
+
+
+def test_a_record_says_what_was_done(words):
+    record = do(words)
+    (run,) = expand(words)
+    assert record["status"] == "done"
+    assert record["id"] == run_id(run)
+    assert record["cell"] == {"paper": None, "row": "vera", "model": "encoder", "task": "rte", "seed": 0}
+    assert record["parameters"]["adapter"] == record["parameters"]["formula"] == 4 * (32 + 8)
+    assert record["parameters"]["frozen_extra"] == 2 * 8 * 32
+    assert record["parameters"]["head"] == 32 * 32 + 32 + 32 * 2 + 2
+    assert record["steps"] == 10
+    curve = record["curve"]
+    assert {len(column) for column in curve.values()} == {2}
+    assert curve["epoch"] == [1.0, 2.0]
+    assert record["result"]["best"] == max(curve["metric"])
+    assert record["result"]["last"] == curve["metric"][-1]
+    assert record["seeds"] == {"training": 0, "data": 0, "projection": 0}
+    assert record["data"]["content"].startswith("sha256:")
+    assert record["recipe"]["name"] == "defaults"
+    assert any("no recipe" in words for words in record["deviations"])
+    assert any("GLUE has 2490" in words for words in record["deviations"])
+    folder = Path(run.config["output"]) / "runs" / record["id"]
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter.safetensors", "head.safetensors"]
+    assert record["cost"]["adapter_bytes"] == (folder / "adapter.safetensors").stat().st_size
+    assert str(ROOT) not in json.dumps({k: v for k, v in record.items() if k != "config"})
+
+
+def test_the_unbiased_protocol_selects_on_one_half_and_reports_on_the_other(words):
+    record = do([*words, "select=unbiased", "train.epochs=4"])
+    curve, result = record["curve"], record["result"]
+    chosen = curve["metric_select"].index(max(curve["metric_select"]))
+    assert result["best"] == curve["metric_report"][chosen]
+    assert result["best_epoch"] == chosen + 1
+    assert result["protocols"]["paper"]["best"] == max(curve["metric"])
+
+
+def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
+    plain = [w for w in words if not w.startswith("method.")]
+    for extra in (["method=bitfit", "keep=none"], ["method=full"]):
+        record = do([*plain, *extra, "train.max_steps=2"])
+        assert list((Path(record["config"]["output"]) / "runs" / record["id"]).iterdir()) == []
+    assert record["cost"]["adapter_bytes"] == 4 * record["parameters"]["adapter"]
+
+
+def test_divergence_is_a_result_and_the_record_stays_readable(words):
+    record = do(
+        [*words, "train.lr=1e30", "train.lr_head=1e30", "train.clip=null", "train.schedule=constant", "train.warmup_ratio=0"]
+    )
+    assert record["status"] == "diverged"
+    assert "loss became" in record["error"]
+    assert record["steps"] < 10
+
+
+def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
+    """The head is drawn before the method is installed: rows of a table differ by the method alone."""
+    plain = [w for w in words if not w.startswith("method.")]
+    heads = {}
+    for method in ("head", "bitfit", "vera", "lora"):
+        for seed in (0, 1):
+            heads[method, seed] = (
+                training([*plain, f"method={method}", f"seed={seed}"]).raw_model.classifier.weight.detach().clone()
+            )
+    for seed in (0, 1):
+        assert all(torch.equal(heads[method, seed], heads["head", seed]) for method in ("bitfit", "vera", "lora"))
+    assert not torch.equal(heads["head", 0], heads["head", 1])
+
+
+# --- the same record, however it is run
+
+
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+@pytest.fixture
+def dropout_words(words, tmp_path_factory):
+    """Dropout on, so that torch's generator matters."""
+    from tiny import save_tiny
+
+    folder = tmp_path_factory.mktemp("dropout")
+    save_tiny(folder, "bert", **DROPOUT)
+    return [f"model.path={folder}" if w.startswith("model.path=") else w for w in words]
+
+
+def elsewhere(words, **changes):
+    return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
+
+
+def test_twice_in_one_process_and_once_in_another_give_one_record(dropout_words, tmp_path):
+    records = [do(elsewhere(dropout_words, output=tmp_path / name)) for name in ("a", "b")]
+    third = elsewhere(dropout_words, output=tmp_path / "c")
+    subprocess.run(
+        [sys.executable, "-m", "runs", *third],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    records.append(read_record(next((tmp_path / "c" / "records").glob("*.json"))))
+    assert comparable(records[0]) == comparable(records[1]) == comparable(records[2])
+    assert records[0]["curve"]["train_loss"][0] != records[0]["curve"]["train_loss"][1]
+
+
+def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(dropout_words, tmp_path):
+    long = [*dropout_words, "train.epochs=60", "checkpoint_minutes=0"]
+    straight = do(elsewhere(long, output=tmp_path / "straight"))
+    killed = elsewhere(long, output=tmp_path / "killed")
+    (run,) = expand(killed)
+    record, folder = record_path(tmp_path / "killed", run_id(run)), tmp_path / "killed" / "runs" / run_id(run)
+    rng, kills = random.Random(0), 0
+    for _ in range(8):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runs", *killed],
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        seen = (folder / "checkpoint.safetensors").stat().st_mtime_ns if (folder / "checkpoint.safetensors").is_file() else 0
+        while process.poll() is None and kills < 3:  # until it has made progress of its own, then at any moment
+            checkpoint = folder / "checkpoint.safetensors"
+            if checkpoint.is_file() and checkpoint.stat().st_mtime_ns != seen:
+                time.sleep(rng.random() * 0.7)
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        process.wait()
+        if record.is_file():
+            break
+    assert kills >= 2
+    assert "resumed at step" in (folder / "log.txt").read_text()
+    assert comparable(read_record(record)) == comparable(straight)
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"garbage", lambda b: b[:40] + b"\0" * 40 + b[80:]])
+def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, words, tmp_path, capfd):
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    (run,) = expand(elsewhere(words, output=tmp_path / "damaged"))
+    loop = Training(run, run_id(run), lambda event: None)
+    for rows in epoch_batches(loop.lengths, 8, seed=0, epoch=0)[:2]:
+        loop.step(rows)
+        loop.state["step"] += 1
+    path = loop.folder / "checkpoint.safetensors"
+    loop._save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert comparable(do(elsewhere(words, output=tmp_path / "damaged"))) == comparable(straight)
+    assert "not usable" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_resuming_inside_an_epoch_goes_on_with_the_same_rates(schedule, words, tmp_path):
+    words = [*words, f"train.schedule={schedule}"]
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    (run,) = expand([*elsewhere(words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
+    loop = Training(run, run_id(run), lambda event: None)
+    stop = loop.step
+
+    def stop_at_seven(rows):
+        if loop.state["step"] == 7:
+            raise KeyboardInterrupt
+        return stop(rows)
+
+    loop.step = stop_at_seven
+    with pytest.raises(KeyboardInterrupt):
+        loop.go()
+    resumed = do([*elsewhere(words, output=tmp_path / "resumed")])
+    assert comparable(resumed) == comparable(straight)

@@ -1,0 +1,112 @@
+"""GLUE from TSV and parquet, and what is said about files that are wrong."""
+
+import shutil
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from tiny import write_glue
+
+import tasks
+from runs.config import CONF
+
+NAMES = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli"]
+
+
+def settings(name, folder, **changes):
+    return yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text()) | {"data_dir": str(folder)} | changes
+
+
+def test_the_formats_read_as_they_are_written(glue):
+    loaded = {name: tasks.load(settings(name, glue)) for name in NAMES}
+    assert {name: (len(t.splits["train"]), len(t.splits["dev"])) for name, t in loaded.items()} == dict.fromkeys(
+        NAMES, (40, 24)
+    )
+    assert {name: t.metric for name, t in loaded.items() if t.metric != "accuracy"} == {"cola": "matthews", "stsb": "pearson"}
+    assert {name: t.num_labels for name, t in loaded.items()} == dict.fromkeys(NAMES, 2) | {"stsb": 1, "mnli": 3}
+    assert loaded["stsb"].problem == "regression"
+    assert {name for name, t in loaded.items() if t.splits["dev"].pairs is None} == {"sst2", "cola"}
+    # The labels' order is GLUE's own on the hub: entailment is 0.
+    assert loaded["rte"].splits["dev"].labels == [1 - y for y in loaded["cola"].splits["dev"].labels]
+    assert loaded["sst2"].splits["dev"].texts == loaded["cola"].splits["dev"].texts
+    assert all(0 <= y <= 5 for y in loaded["stsb"].splits["train"].labels)
+    assert "GLUE has 2490" in loaded["rte"].notes[0]
+
+
+def test_the_tasks_own_folder_or_the_one_that_holds_them_all(glue):
+    assert tasks.source(settings("rte", glue)) == tasks.source(settings("rte", glue / "RTE"))
+
+
+def test_a_lone_quotation_mark_is_text(tmp_path):
+    folder = write_glue(tmp_path) / "CoLA"
+    with open(folder / "dev.tsv", "a") as file:
+        file.write('own\t1\t\tthe dog said " and the cat')  # no end of line, as in the published file
+    assert tasks.load(settings("cola", folder)).splits["dev"].texts[-1] == 'the dog said " and the cat'
+
+
+@pytest.mark.parametrize("name", ["rte", "stsb", "cola", "mnli"])
+def test_the_hubs_parquet_files_give_the_same_rows(name, glue, tmp_path):
+    tsv = tasks.load(settings(name, glue))
+    columns = {"cola": ("sentence",), "mnli": ("premise", "hypothesis")}.get(name, ("sentence1", "sentence2"))
+    for split, rows in tsv.splits.items():
+        stem = "train" if split == "train" else "validation_matched" if name == "mnli" else "validation"
+        table = dict(zip(columns, (rows.texts, rows.pairs), strict=False)) | {"label": rows.labels}
+        (tmp_path / name).mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / name / f"{stem}-00000-of-00001.parquet")
+    assert tasks.load(settings(name, tmp_path)).splits == tsv.splits
+
+
+def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
+    some = [tasks.load(settings("rte", glue, train_rows=10)) for _ in range(2)]
+    assert some[0].splits["train"] == some[1].splits["train"]
+    assert len(some[0].splits["train"]) == 10
+    assert set(some[0].splits["train"].texts) < set(tasks.load(settings("rte", glue)).splits["train"].texts)
+    assert "10 rows (a fixed subset of 40)" in some[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "text", "words"),
+    [
+        ("RTE", 3, "2\ta dog\ta cat\tmaybe", "train.tsv line 3: label 'maybe' is not one of entailment, not_entailment"),
+        ("RTE", 5, "4\ta dog\ta c", "train.tsv line 5: 3 columns, 4 expected. Is it cut off?"),
+        ("CoLA", 2, "own\t2\t\ta dog", "train.tsv line 2: label '2' is not one of 0, 1"),
+        ("CoLA", 2, "own\t1", "train.tsv line 2: 2 columns, 4 expected"),
+        ("STS-B", 4, "\t".join(["x"] * 9 + ["7.0"]), "train.tsv line 4: score 7.0 is not between 0 and 5"),
+        ("STS-B", 4, "\t".join(["x"] * 9 + ["?"]), "train.tsv line 4: label '?' is not a number"),
+        ("SST-2", 1, "text\tlabel", "no column 'sentence'. It has: text, label"),
+    ],
+)
+def test_a_wrong_row_is_named_with_file_and_line(task, line, text, words, tmp_path):
+    path = write_glue(tmp_path) / task / "train.tsv"
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines))
+    name = {"RTE": "rte", "CoLA": "cola", "STS-B": "stsb", "SST-2": "sst2"}[task]
+    with pytest.raises(tasks.DataError) as error:
+        tasks.load(settings(name, tmp_path))
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_and_folders(glue, tmp_path):
+    with pytest.raises(tasks.DataError, match="no such folder"):
+        tasks.source(settings("rte", tmp_path / "none"))
+    with pytest.raises(tasks.DataError, match=r"holds neither train.tsv nor a folder RTE"):
+        tasks.source(settings("rte", tmp_path))
+    shutil.copytree(glue / "RTE", tmp_path / "RTE")
+    (tmp_path / "RTE" / "dev.tsv").unlink()
+    with pytest.raises(tasks.DataError, match=r"RTE/dev.tsv: no such file"):
+        tasks.source(settings("rte", tmp_path))
+    (tmp_path / "RTE" / "dev.tsv").write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(tasks.DataError, match="not UTF-8"):
+        tasks.load(settings("rte", tmp_path))
+    (tmp_path / "RTE" / "dev.tsv").write_text("")
+    with pytest.raises(tasks.DataError, match="no rows"):
+        tasks.load(settings("rte", tmp_path))
+
+
+def test_without_hub_and_local_copy_the_way_out_is_named():
+    with pytest.raises(tasks.DataError, match=r"hub cannot be reached. Give a local copy: task.data_dir="):
+        tasks.load(settings("rte", "") | {"data_dir": None})
