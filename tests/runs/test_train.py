@@ -50,7 +50,13 @@ def training(words) -> Training:
 
 #: Losses of five steps on the tiny BERT, RTE rows of our own, seed 0. Recorded once; they move only with the loop, the
 #: method, or the initial values.
-LOSSES = {}
+LOSSES = {
+    "full": [0.6976132, 0.6889736, 0.6967421, 0.6943563, 0.6621208],
+    "head": [0.6976132, 0.6889736, 0.696954, 0.6937523, 0.6654352],
+    "bitfit": [0.6976132, 0.6889736, 0.6969391, 0.6938021, 0.6647611],
+    "lora": [0.6976132, 0.6889736, 0.6969506, 0.6937559, 0.6653947],
+    "vera": [0.6976132, 0.6889736, 0.6969539, 0.6937525, 0.6654339],
+}
 
 
 @pytest.mark.parametrize("method", LOSSES)
