@@ -48,24 +48,27 @@ def training(words) -> Training:
 
 # --- the numbers
 
-#: Losses of five steps on the tiny BERT, RTE rows of our own, seed 0. Recorded once; they move only with the loop, the
-#: method, or the initial values.
+#: The adapter's learning rate and the losses of five steps on the tiny BERT, RTE rows of our own, seed 0. Recorded once;
+#: they move only with the loop, the method, or the initial values. The rates are large, so that methods differ by far
+#: more than the tolerance.
 LOSSES = {
-    "full": [0.6976132, 0.6889736, 0.6967421, 0.6943563, 0.6621208],
-    "head": [0.6976132, 0.6889736, 0.696954, 0.6937523, 0.6654352],
-    "bitfit": [0.6976132, 0.6889736, 0.6969391, 0.6938021, 0.6647611],
-    "lora": [0.6976132, 0.6889736, 0.6969506, 0.6937559, 0.6653947],
-    "vera": [0.6976132, 0.6889736, 0.6969539, 0.6937525, 0.6654339],
+    "full": (0.01, [0.6976132, 0.7257962, 0.6968036, 0.6931835, 0.6815838]),
+    "head": (0.01, [0.6976132, 0.7244044, 0.6918511, 0.6931775, 0.6893194]),
+    "bitfit": (0.1, [0.6976132, 0.7269115, 0.6962196, 0.6931659, 0.6798387]),
+    "lora": (0.1, [0.6976132, 0.7248132, 0.6926873, 0.6931795, 0.68684]),
+    "vera": (1.0, [0.6976132, 0.7245866, 0.6925298, 0.6931776, 0.6858606]),
 }
 
 
 @pytest.mark.parametrize("method", LOSSES)
 def test_loss_sequence(method, words):
     words = [word for word in words if not word.startswith("method.")] + [f"method={method}", "train.lr_head=1e-2"]
+    rate, expected = LOSSES[method]
+    words += [f"train.lr={rate}", "train.warmup_ratio=0"]
     words += ["method.rank=8"] if method in ("lora", "vera") else []
     loop = training(words)
     batches = epoch_batches(loop.lengths, 8, seed=0, epoch=0)
-    assert [loop.step(rows) for rows in batches[:5]] == pytest.approx(LOSSES[method], abs=1e-5)
+    assert [loop.step(rows) for rows in batches[:5]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
