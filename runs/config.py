@@ -43,7 +43,7 @@ class Model:
     path: str | None = None
     package: str | None = None
     sha256: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] | None = None  # checked against the folder's config.json; null: whatever it is
 
 
 @dataclass

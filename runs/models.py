@@ -76,7 +76,7 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config}: not JSON ({error})") from None
-    for key, wanted in model["architecture"].items():
+    for key, wanted in (model["architecture"] or {}).items():
         if key in found and found[key] != wanted:
             raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {wanted}. Another model? (model=encoder)")
     return folder

@@ -1,0 +1,186 @@
+"""Tables from records: medians, what is missing, and what may not be compared."""
+
+import copy
+import statistics
+
+import pytest
+
+from analysis import figures, tables
+from analysis.cells import cells
+from runs.record import Ledger
+
+GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
+
+
+def record(row="vera", task="rte", seed=0, best=0.8, last=0.79, model="roberta_base", status="done", lr=1e-2, deviations=()):
+    """A record as runs/ writes it, with what tables read."""
+    both = {"best": best, "best_epoch": 2.0, "last": last}
+    other = {"best": best - 0.05, "best_epoch": 1.0, "last": last}
+    return {
+        "schema": 1,
+        "id": f"{model}-{row}-{task}-{seed}-{lr}",
+        "status": status,
+        "cell": {"paper": None, "row": row, "model": model, "task": task, "seed": seed},
+        "label": {"row": {"vera": "VeRA r=1024", "lora": "LoRA r=8"}.get(row, row), "model": "M", "task": task},
+        "config": {
+            "train": {"lr": lr},
+            "method": {"kind": row},
+            "task": {"name": task, "data_dir": f"/somewhere/{seed}"},
+            "seed": seed,
+        },
+        "recipe": {"name": "r"},
+        "model": "hash",
+        "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
+        "parameters": {"adapter": 43008, "head": 10, "formula": 43008},
+        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "unbiased": other}},
+        "cost": {
+            "train_seconds": 10.0,
+            "evaluate_seconds": 1.0,
+            "adapter_bytes": 172032,
+            "tokens_per_second": 5,
+            "peak_memory_bytes": 1,
+        },
+        "deviations": list(deviations),
+    }
+
+
+def ledger(*records) -> Ledger:
+    return Ledger({r["id"]: r for r in records}, {r["id"]: "ours" for r in records})
+
+
+def rows(table):
+    return {(r[0], r[1]): dict(zip(table.header, r, strict=True)) for r in table.rows}
+
+
+def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
+    return [record(row, task, seed, v, **changes) for task in GLUE for seed, v in enumerate(values)]
+
+
+def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_difference():
+    base = tables.table2(ledger(*complete()), "paper")[0]
+    ours = rows(base)["VeRA r=1024", "ours"]
+    spread = statistics.stdev([80, 75, 90, 70, 85])
+    assert ours["RTE"] == f"80.0 +-{spread:.1f}"
+    assert ours["params"] == "43,008"
+    assert ours["Avg"] == "80.0"
+    assert ours["status"] == "ours"
+    paper = rows(base)["VeRA", "paper"]
+    assert (paper["RTE"], paper["Avg"], paper["status"]) == ("78.7 +-0.7", "85.2", "quoted")
+    difference = rows(base)["", "difference"]
+    assert (difference["RTE"], difference["Avg"]) == ("+1.3", "-5.2")
+
+
+def test_the_average_is_the_mean_over_tasks_of_medians_over_seeds():
+    values = {task: [0.5 + 0.05 * i, 0.6, 0.9, 0.1, 0.7] for i, task in enumerate(GLUE)}
+    records = [record("vera", task, seed, v) for task, vs in values.items() for seed, v in enumerate(vs)]
+    ours = rows(tables.table2(ledger(*records), "paper")[0])["VeRA r=1024", "ours"]
+    expected = statistics.mean(100 * statistics.median(vs) for vs in values.values())
+    assert ours["Avg"] == f"{expected:.1f}"
+
+
+def test_an_incomplete_set_of_seeds_never_passes_for_a_complete_one():
+    records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
+    table = tables.table2(ledger(*records), "paper")[0]
+    ours, difference = rows(table)["VeRA r=1024", "ours"], rows(table)["", "difference"]
+    assert ours["RTE"].endswith("(3/5)")
+    assert "(" not in ours["CoLA"]
+    assert ours["Avg"] == "-"
+    assert "incomplete" in ours["status"]
+    assert (difference["RTE"], difference["Avg"]) == ("-", "-")
+    assert difference["CoLA"] == "+14.4"
+    records = [r for r in complete() if r["cell"]["task"] != "stsb"]
+    assert rows(tables.table2(ledger(*records), "paper")[0])["VeRA r=1024", "ours"]["STS-B"] == "missing"
+
+
+def test_a_row_that_started_elsewhere_is_not_compared():
+    table = tables.table2(ledger(*complete("lora")), "paper")[0]
+    paper, difference = rows(table)["LoRA", "paper, * from MNLI"], rows(table)["", "difference"]
+    assert paper["RTE"] == "86.6 +-0.7*"
+    assert (difference["RTE"], difference["MRPC"], difference["STS-B"], difference["Avg"]) == ("-", "-", "-", "-")
+    assert difference["CoLA"] == "+16.6"
+
+
+def test_collapsed_and_diverged_seeds_stay():
+    records = complete(values=(0.8, 0.8, 0.8, 0.0, 0.8))
+    gone = record("vera", "rte", 4, status="diverged")
+    gone["result"] = {"metric": "accuracy", "select": "paper", "best": None, "best_epoch": None, "last": None}
+    records = [gone if r["id"] == gone["id"] else r for r in records]
+    ours = rows(tables.table2(ledger(*records), "paper")[0])["VeRA r=1024", "ours"]
+    assert ours["RTE"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 0]):.1f} 1d"
+    assert ours["CoLA"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 80]):.1f}"
+    assert "1 diverged" in ours["status"]
+    assert ours["Avg"] == "80.0"
+
+
+def test_failed_runs_are_no_results():
+    assert cells([record(status="failed")], 5) == {}
+
+
+def test_runs_with_other_settings_are_not_mixed_in():
+    records = [
+        *complete(),
+        *(record("vera", "rte", s, 0.99, lr=5e-2, deviations=["lr 0.05 instead of 0.01"]) for s in range(5)),
+    ]
+    table = tables.table2(ledger(*records), "paper")[0]
+    assert rows(table)["VeRA r=1024", "ours"]["RTE"].startswith("80.0")
+    assert any("5 records with other settings" in note for note in table.notes)
+    # Where the data lie is no setting: seeds run on two machines are one cell.
+    assert all(cell.complete for cell in cells(complete(), 5).values())
+
+
+def test_unbiased_selection_reads_the_other_half():
+    ours = rows(tables.table2(ledger(*complete()), "unbiased")[0])["VeRA r=1024", "ours"]
+    assert ours["RTE"].startswith("75.0")
+
+
+def test_a_model_of_ones_own_has_a_table_of_its_own():
+    found = tables.table2(ledger(*complete(model="minilm")), "paper")
+    assert len(found) == 3
+    assert "minilm" in found[2].title
+    assert list(rows(found[2])) == [("VeRA r=1024", "ours")]
+    assert all(row[1].startswith("paper") for row in found[0].rows)
+
+
+@pytest.mark.parametrize(("form", "marks"), [("md", "| VeRA r=1024 |"), ("latex", r"\toprule"), ("csv", "VeRA r=1024,ours")])
+def test_formats(form, marks):
+    text = tables.table2(ledger(*complete()), "paper")[0].render(form)
+    assert marks in text
+    if form == "latex":
+        assert r"$\pm$" in text
+        assert r"\bottomrule" in text
+
+
+def test_the_papers_own_averages_follow_from_its_cells():
+    """Holds the transcription: each printed average is the mean of its row."""
+    for model in ("roberta-base", "roberta-large"):
+        for method, _, *values, average in tables.paper()["table2"][model]:
+            mean = statistics.mean(v[0] if isinstance(v, list) else v for v in values)
+            assert average == pytest.approx(mean, abs=0.06), method
+
+
+def test_the_demo_table_and_plot(tmp_path):
+    records = [record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm") for row in ("vera", "lora", "head") for s in range(3)]
+    for r in records:
+        r["parameters"]["adapter"] = {"vera": 7680, "lora": 73728, "head": 0}[r["cell"]["row"]]
+    (table,) = tables.demo(ledger(*records), "paper")
+    found = {r[0]: dict(zip(table.header, r, strict=True)) for r in table.rows}
+    assert found["VeRA r=1024"]["vs LoRA"] == "0.10x"
+    assert found["VeRA r=1024"]["best ep."] == "71.0"
+    assert found["VeRA r=1024"]["spread"] == "1.0"
+    assert found["VeRA r=1024"]["s/run"] == "11"
+    assert found["VeRA r=1024"]["adapter"] == "172 KB"
+    assert found["head"]["adapter"] == "-"
+    (path,) = figures.demo(ledger(*records), tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    short = copy.deepcopy(records[:2])
+    (table,) = tables.demo(ledger(*short), "paper")
+    assert table.rows[0][0] == "VeRA r=1024 (2/3 seeds)"
+
+
+def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
+    assert tables.main(["demo", "--output", str(tmp_path)]) == 2
+    assert "no records of demo" in capsys.readouterr().err
+    assert tables.main(["table99"]) == 2
+    assert "no table 'table99'. Known: table2, demo" in capsys.readouterr().err
+    assert figures.main(["demo", "--output", str(tmp_path)]) == 2
+    assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows

@@ -1,0 +1,108 @@
+"""A run is the same run wherever its files lie, and another one when anything that defines its result differs."""
+
+import shutil
+
+import pytest
+
+from runs.config import expand
+from runs.errors import UserError
+from runs.identity import run_id
+from tasks import DataError
+
+
+def identity(words) -> str:
+    (run,) = expand(words)
+    return run_id(run)
+
+
+def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "moved_model")
+    shutil.copytree(glue / "RTE", tmp_path / "moved_data")
+    same = [
+        [f"output={tmp_path}"],
+        ["device=auto"],
+        ["micro_batch=2"],
+        ["eval_batch=3"],
+        ["checkpoint_minutes=0"],
+        ["keep=none"],
+        ["select=unbiased"],
+        ["debug=true"],
+        [f"model.path={tmp_path / 'moved_model'}"],
+        [f"task.data_dir={tmp_path / 'moved_data'}"],
+    ]
+    first = identity(words)
+    assert len(first) == 12
+    for change in same:
+        key = change[0].partition("=")[0]
+        assert identity([*(w for w in words if not w.startswith(f"{key}=")), *change]) == first, change
+
+
+def test_what_defines_the_result_matters(words, tmp_path):
+    changes = ["seed=1", "data_seed=1", "method.rank=9", "method.d_init=0.2", "method.projection_seed=1", "train.lr=2e-2"]
+    changes += ["train.epochs=3", "train.effective_batch=4", "train.precision=bf16", "train.max_steps=3", "task.train_rows=9"]
+    ids = {identity(words)}
+    for change in changes:
+        key = change.partition("=")[0]
+        ids.add(identity([*(w for w in words if not w.startswith(f"{key}=")), change]))
+    ids.add(identity([*(w for w in words if not w.startswith("task=")), "task=qnli"]))
+    assert len(ids) == len(changes) + 2
+
+
+def test_content_decides_not_the_name(words, tiny_bert, glue, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(glue / "RTE", folder)
+    place = [f"task.data_dir={folder}" if w.startswith("task.data_dir") else w for w in words]
+    before = identity(place)
+    lines = (folder / "train.tsv").read_text().splitlines()
+    (folder / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
+    assert identity(place) != before
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    other = [f"model.path={model}" if w.startswith("model.path") else w for w in words]
+    before = identity(other)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert identity(other) != before
+
+
+def test_a_new_protocol_version_is_another_run(words, monkeypatch):
+    before = identity(words)
+    monkeypatch.setattr("tasks.glue.PROTOCOL", 99)
+    assert identity(words) != before
+
+
+def test_hub_revisions_identify_without_the_network():
+    pinned = identity(["model=roberta_base", "task=rte"])
+    assert pinned == identity(["model=roberta_base", "task=rte"])
+    assert pinned != identity(["model=roberta_base", "task=rte", f"model.revision={'0' * 40}"])
+    assert identity(["model=roberta_base", "task=rte", "model.revision=null"]) is None
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"no weights .*pickled weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no weights \(\*.safetensors\)"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+        (shutil.rmtree, "no such folder"),
+    ],
+)
+def test_a_model_folder_that_is_not_whole(break_it, message, words, tiny_bert, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    break_it(folder)
+    with pytest.raises(UserError, match=message) as error:
+        identity([f"model.path={folder}" if w.startswith("model.path") else w for w in words])
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_than_the_configuration_names(tiny_roberta, glue):
+    with pytest.raises(UserError, match=r"hidden_size is 32, roberta_base has 768. Another model\?"):
+        identity(["model=roberta_base", f"model.path={tiny_roberta}", "task=rte", f"task.data_dir={glue}"])
+
+
+def test_missing_data(words, tmp_path):
+    with pytest.raises(DataError, match="holds neither"):
+        identity([f"task.data_dir={tmp_path}" if w.startswith("task.data_dir") else w for w in words])

@@ -1,0 +1,312 @@
+"""The commands, as a user types them: what they print, what they leave behind, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import evaluate, plan, publish, sweep
+from runs.config import expand
+from runs.identity import run_id
+from runs.record import read_ledger, read_record, record_path, write_record
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(module, *words, check=None, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def output_of(words) -> str:
+    return next(w.partition("=")[2] for w in words if w.startswith("output="))
+
+
+def test_a_sweep_runs_skips_and_survives_a_failure(words):
+    sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
+    first = call("runs", *sweep_words, check=0)
+    assert "[1/2] RTE VeRA r=8 seed 0  epoch 1/2" in first.stdout
+    assert "2 runs in" in first.stdout
+    assert "2 done, 0 already there" in first.stdout
+    records = list((Path(output_of(words)) / "records").glob("*.json"))
+    assert len(records) == 2
+    stamps = [p.stat().st_mtime_ns for p in records]
+    again = call("runs", *sweep_words, check=0)
+    assert again.stdout.count("already done (accuracy") == 2
+    assert [p.stat().st_mtime_ns for p in records] == stamps
+    # A site that this model lacks fails its run; the others go on; the exit code says so.
+    mixed = call("runs", *sweep_words, "method.sites=[query],[qeury],[value]", check=1)
+    assert mixed.stdout.count("FAILED: no linear layer is a 'qeury' site") == 2
+    assert "4 done, 0 already there, 2 failed" in mixed.stdout
+    assert "Traceback" not in mixed.stdout + mixed.stderr
+    ledger = read_ledger(output_of(words), published=False)
+    assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["model=robertta_base"], "error: no model 'robertta_base'. Did you mean roberta_base?"),
+        (["method.rank=0"], "error: rank must be a whole number of at least 1, got 0"),
+        (["method.sites=[qeury]"], "error: no linear layer is a 'qeury' site of this model. Its linear layers: "),
+        (["model.path=/nowhere"], "error: /nowhere: no such folder (model.path)"),
+        (["task.data_dir=/nowhere"], "error: /nowhere: no such folder (task.data_dir)"),
+        (["device=cuda"], "error: device=cuda: torch sees no CUDA device here"),
+        (["--nonsense"], "error: no option --nonsense"),
+        (["seed=0,0"], "seed 0 appears twice in this sweep"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(change, message, words, monkeypatch):
+    if change == ["device=cuda"]:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device here")
+    kept = [w for w in words if w.partition("=")[0] not in {c.partition("=")[0] for c in change}]
+    done = call("runs", *kept, *change, check=2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (Path(output_of(words)) / "records").exists()
+
+
+def test_without_hub_and_path_the_way_out_is_named(glue, tmp_path):
+    done = call("runs", "model=roberta_base", "task=rte", f"task.data_dir={glue}", f"output={tmp_path}", check=2)
+    assert "FacebookAI/roberta-base is not on this machine and the hub cannot be reached" in done.stderr
+    assert "model.path=/where/roberta-base" in done.stderr
+
+
+def test_weights_that_are_damaged_or_of_another_model(words, tiny_bert, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    here = [f"model.path={folder}" if w.startswith("model.path") else w for w in words]
+    assert "cannot be loaded" in call("runs", *here, check=2).stderr
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (folder / "model.safetensors").write_bytes(whole)
+    (folder / "config.json").write_text(json.dumps(config))
+    lacking = call("runs", *here, check=2).stderr
+    assert "the weights lack bert.encoder.layer.2" in lacking
+
+
+def test_debug_shows_the_traceback(words):
+    done = call("runs", *[w for w in words if not w.startswith("method.")], "method.sites=[qeury]", "debug=true")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
+    long = [*words, "train.epochs=2000", "checkpoint_minutes=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runs", *long],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    (run,) = expand(long)
+    checkpoint = Path(run.config["output"]) / "runs" / run_id(run) / "checkpoint.safetensors"
+    while not checkpoint.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted. Finished runs are kept; the same command goes on where it was." in errors
+    assert "Traceback" not in errors
+    assert checkpoint.is_file()
+    assert [p.state for p in plan.plan([run], read_ledger(run.config["output"], published=False))] == ["partial"]
+
+
+def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypatch, capsys):
+    """The run's process meets a full disk when it writes its checkpoint."""
+    from runs import errors
+    from runs.__main__ import main
+
+    (first,) = expand([*words, "train.max_steps=1"])
+    sweep.sweep([first])
+    before = record_path(output_of(words), run_id(first)).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr("runs.checkpoint.os.fsync", full)
+    monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
+    with pytest.raises(SystemExit) as ended:
+        errors.entry_point(main)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == "error: No space left on device. Finished runs are kept; make room and run the same command again"
+    assert record_path(output_of(words), run_id(first)).read_bytes() == before
+    assert [p.name for p in record_path(output_of(words), "x").parent.iterdir()] == [f"{run_id(first)}.json"]
+
+
+def test_a_file_that_cannot_grow_is_one_line_too(words):
+    """For real: the operating system refuses to write more than 60 KB to any file (the checkpoint is larger)."""
+    import resource
+
+    done = subprocess.run(
+        [sys.executable, "-m", "runs", *words, "method.rank=3000"],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(Path(output_of(words)).glob("records/*"))
+    assert not list(Path(output_of(words)).glob("runs/*/.*"))  # no half-written file stays
+
+
+def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkeypatch):
+    runs = expand([*words, "seed=0,1", "train.max_steps=1"])
+
+    def kill_the_first(run, settled, events):
+        if run.seed == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sweep_child(run, settled, events)
+
+    sweep_child = sweep._child
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(sweep, "_child", kill_the_first)
+    outcome = sweep.sweep(runs)
+    assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
+    assert "signal 9 (out of memory?)" in outcome.failed[0][1]
+    assert read_record(record_path(output_of(words), run_id(runs[0])))["status"] == "failed"
+
+
+class ForkNow:
+    """A context that forks this process, so that a child sees what the test has replaced."""
+
+    def __init__(self):
+        import multiprocessing
+
+        self.context = multiprocessing.context.ForkContext()
+
+    def set_forkserver_preload(self, modules):
+        pass
+
+    def __getattr__(self, name):
+        return getattr(self.context, name)
+
+
+# --- plan, publish, evaluate
+
+
+def test_the_plan_says_where_each_run_stands(words):
+    every = [*words, "seed=0,1,2,3", "train.max_steps=2"]
+    runs = expand(every)
+    output = output_of(words)
+    assert "missing 4" in call("runs.plan", *every, check=0).stdout
+    sweep.sweep(runs[:1])
+    record = read_record(record_path(output, run_id(runs[0])))
+    write_record(output, record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"})
+    write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
+    text = call("runs.plan", *every, check=0).stdout
+    assert "1 task x 1 row x 4 seeds = 4 runs on encoder" in text
+    assert "2/4 fd" in text
+    assert "done 1 · diverged 1 · failed 1 · missing 1" in text
+    assert "from 1 finished runs" in text
+    assert "failed: VeRA r=8 on RTE, seed 1: it broke" in text
+    blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
+    assert "blocked 4" in call("runs.plan", *blocked, check=0).stdout
+    unknown = call("runs.plan", "model=roberta_base", "model.revision=null", "task=rte", check=0).stdout
+    assert "0/1 ?" in unknown
+    assert "has no pinned revision" in unknown
+
+
+def test_the_plan_of_a_whole_table_takes_under_three_seconds(tmp_path):
+    """Not a benchmark: the limit that the command promises, on a cold cache, with room for a busy machine."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    before = os.times()
+    done = call("runs.plan", "paper=table2_base", f"output={tmp_path}", check=0, **environment)
+    after = os.times()
+    assert "6 tasks x 4 rows x 5 seeds = 120 runs on roberta_base" in done.stdout
+    assert after.children_user - before.children_user < 3
+
+
+def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
+    runs = expand([*words, "seed=0,1", "train.max_steps=1"])
+    sweep.sweep(runs)
+    failed = read_record(record_path(output_of(words), run_id(runs[1])))
+    write_record(output_of(words), failed | {"status": "failed"})
+    assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
+    published = list((tmp_path / "published" / "my_study").glob("*.json"))
+    assert [p.stem for p in published] == [run_id(runs[0])]
+    elsewhere = read_ledger(tmp_path / "nothing")
+    assert elsewhere.origin == {run_id(runs[0]): "my_study"}
+    assert read_ledger(output_of(words)).origin[run_id(runs[0])] == "ours"
+    from runs.errors import UserError
+
+    with pytest.raises(UserError, match="a name of a-z"):
+        publish.main(["../up", f"output={output_of(words)}"])
+    with pytest.raises(UserError, match="no finished record"):
+        publish.main(["my_study", f"output={tmp_path / 'nothing'}"])
+
+
+def test_a_finished_run_is_checked_from_its_files(words, capsys):
+    (run,) = expand(words)
+    sweep.sweep([run])
+    capsys.readouterr()
+    found = run_id(run)
+    assert evaluate.main([found[:6], f"output={output_of(words)}"]) == 0
+    assert "the same" in capsys.readouterr().out
+    adapter = Path(output_of(words)) / "runs" / found / "adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:200])
+    done = call("runs.evaluate", found, f"output={output_of(words)}", check=2)
+    assert "adapter.safetensors: damaged or not a safetensors file" in done.stderr.splitlines()[-1]
+    adapter.unlink()
+    assert "the run kept none" in call("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr
+    assert "no records begin with 'zzz'" in call("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
+
+
+def test_damaged_records_are_named_and_hide_nothing(words, capsys):
+    (run,) = expand([*words, "train.max_steps=1"])
+    sweep.sweep([run])
+    folder = Path(output_of(words)) / "records"
+    (folder / "bad.json").write_text('{"schema": 1, "id": "x"')
+    (folder / "old.json").write_text('{"schema": 99, "id": "x"}')
+    ledger = read_ledger(output_of(words), published=False)
+    assert len(ledger.records) == 1
+    assert len(ledger.problems) == 2
+    assert "bad.json: not a record" in ledger.problems[0]
+    assert "schema 99" in ledger.problems[1]
+    # A run whose own record is damaged is done again.
+    path = record_path(output_of(words), run_id(run))
+    path.write_text("{")
+    sweep.sweep([run])
+    assert read_record(path)["status"] == "done"
+
+
+def test_data_parallel_trains_as_one_process_does(words, tmp_path):
+    """Two processes under torchrun: the same effective batch, the same curve up to the order of sums."""
+    one = call("runs", *words, check=0)
+    assert "1 done" in one.stdout
+    two = [f"output={tmp_path / 'two'}" if w.startswith("output=") else w for w in words]
+    launch = ["--nproc-per-node", "2", "--master-port", "29671", "-m", "runs", *two]
+    call("torch.distributed.run", *launch, check=0)
+    curves = [read_record(next((Path(o) / "records").glob("*.json")))["curve"] for o in (output_of(words), tmp_path / "two")]
+    assert curves[0]["train_loss"] == pytest.approx(curves[1]["train_loss"], abs=1e-5)
+    assert curves[0]["metric"] == curves[1]["metric"]
