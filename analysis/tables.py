@@ -124,7 +124,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
     notes = [
-        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy."
+        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
     ]
     if select == "unbiased":
         notes[0] = (
