@@ -30,7 +30,7 @@ setup: .venv/.installed ## .venv with everything in it
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
 	@$(BIN)/python -m runs paper=demo $(WORDS)
 	@echo
-	@$(BIN)/python -m analysis.tables demo --output $(OUTPUT)
+	@$(BIN)/python -m analysis.tables demo --output $(OUTPUT) --save
 	@$(BIN)/python -m analysis.figures demo --output $(OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
@@ -52,8 +52,8 @@ publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS)
-	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT)
+	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
 
 glue-large: setup ## table 2, RoBERTa-large
 	@$(BIN)/python -m runs paper=table2_large $(WORDS)
-	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT)
+	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save

@@ -1,6 +1,6 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs]
+    python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs] [--save]
     python -m analysis.tables demo
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells
-from runs.record import Ledger, read_ledger
+from runs.record import Ledger, read_ledger, write_atomically
 from runs.text import megabytes
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
@@ -247,6 +247,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2: 5, demo: 3)")
+    parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:
         print(f"error: no table {options.name!r}. Known: {', '.join(TABLES)}", file=sys.stderr)
@@ -258,7 +259,13 @@ def main(arguments: list[str]) -> int:
     if not tables:
         print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
         return 2
-    print("\n\n".join(table.render(options.format) for table in tables))
+    text = "\n\n".join(table.render(options.format) for table in tables)
+    print(text)
+    if options.save:
+        ending = {"md": "md", "latex": "tex", "csv": "csv"}[options.format]
+        path = Path(options.output) / options.name / f"table.{ending}"
+        write_atomically(path, text + "\n")
+        print(f"\nTable: {path}")
     return 0
 
 

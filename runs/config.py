@@ -280,7 +280,7 @@ def _check_values(config: dict[str, Any]) -> None:
         "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
         "select": (config["select"], ("paper", "unbiased")),
         "keep": (config["keep"], ("best", "last", "none")),
-        "device": (config["device"].partition(":")[0], ("auto", "cpu", "cuda", "mps")),
+        "device": (config["device"], ("auto", "cpu", "cuda", "mps")),
     }
     for key, (value, words) in allowed.items():
         if value not in words:

@@ -16,6 +16,7 @@ import tasks
 from runs import models
 from runs.config import Run
 from runs.record import cache_folder, write_atomically
+from tasks.hub import content
 
 #: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
 PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality")
@@ -50,10 +51,9 @@ def hash_of(value: Any) -> str:
 
 def model_content(model: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
-    folder = models.locate(model)
     if not model["path"] and not model["package"]:
-        commit = model["revision"] or (folder.name if folder else None)
-        return f"{model['hub']}@{commit}" if commit else None
+        return content(model["hub"], model["revision"], "model")
+    folder = models.locate(model)
     assert folder is not None
     return hash_files({path.name: path for path in models.files(folder)})
 

@@ -6,11 +6,20 @@ python -m runs.publish STUDY paper=table2_base      those of a preset, or of any
 
 import json
 import re
+from pathlib import Path
 
 from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.identity import run_id
-from runs.record import FINISHED, PUBLISHED, read_ledger, write_atomically
+from runs.record import FINISHED, PUBLISHED, Record, read_ledger, write_atomically
+
+
+def without_paths(record: Record) -> Record:
+    """The record with the last part of each local path only: where files lay is nobody's business, and proves nothing."""
+    config = {**record["config"], "output": "outputs"}
+    for part, keys in (("model", ("path",)), ("task", ("data_dir", "train_file", "dev_file", "cache_dir"))):
+        config[part] = {k: Path(v).name if k in keys and v else v for k, v in config[part].items()}
+    return {**record, "config": config}
 
 
 def main(arguments: list[str]) -> int:
@@ -29,9 +38,8 @@ def main(arguments: list[str]) -> int:
     if not records:
         raise UserError(f"no finished record to publish in {output}/records")
     for record in records:
-        write_atomically(
-            PUBLISHED / study / f"{record['id']}.json", json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
-        )
+        text = json.dumps(without_paths(record), separators=(",", ":"), allow_nan=False)
+        write_atomically(PUBLISHED / study / f"{record['id']}.json", text + "\n")
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
     print(f"{len(records)} records in runs/records/{study}" + (f" ({dirty} made with uncommitted changes)" if dirty else ""))
     return 0

@@ -92,6 +92,14 @@ def preflight(runs: list[Run]) -> None:
         models.fetch(run.config["model"])
 
 
+def settled_id(run: Run) -> str:
+    """The id of a run whose model and data the preflight has brought here."""
+    settled = run_id(run)
+    if settled is None:
+        raise UserError(f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or model.revision=")
+    return settled
+
+
 def finished_id(run: Run) -> str | None:
     """The id of a run that has a finished record; None otherwise."""
     found = run_id(run)
@@ -137,16 +145,14 @@ def _distinct(runs: list[Run], part: str) -> list[Run]:
 def _do_here(run: Run, show: Callable[[Event], None]) -> Record:
     from runs.train import train
 
-    settled = run_id(run)
-    assert settled is not None
+    settled = settled_id(run)
     if int(os.environ.get("RANK", "0")):
         return train(run, settled, lambda event: None)
     return train(run, settled, show)
 
 
 def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record:
-    settled = run_id(run)
-    assert settled is not None, "the preflight settles what the network knows"
+    settled = settled_id(run)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.train"])
     receiver, sender = context.Pipe(duplex=False)

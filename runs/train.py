@@ -111,7 +111,7 @@ class Training:
         self.folder = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         device = self.config["device"]
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
         precision = {"fp32": "no"}.get(self.settings["precision"], self.settings["precision"])
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Rows, Source, subset
-from tasks.hub import snapshot
+from tasks.hub import content, snapshot
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
 PROTOCOL = 1
@@ -59,8 +59,7 @@ def source(settings: Any) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=_local_files(settings["name"], Path(settings["data_dir"])))
-    revision = settings.get("revision")
-    return Source(pinned=f"{settings['hub']}@{revision}" if revision else None)
+    return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
 
 
 def load(settings: Any) -> TextTask:

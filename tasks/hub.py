@@ -18,8 +18,8 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         # Asked first, and once: the download itself would try an unreachable hub six times, for half a minute.
-        commit = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns, repo_type=repo_type))
+        HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}") from None
@@ -28,6 +28,13 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
         if here is None:
             raise DataError(f"{repo} is not on this machine and the hub cannot be reached. {instead}") from None
         return here
+
+
+def content(repo: str, revision: str | None, repo_type: str) -> str | None:
+    """What pins a hub repository's content: its name and commit. None where only the network knows the commit."""
+    here = None if revision else cached(repo, None, repo_type)
+    commit = revision or (here.name if here else None)
+    return f"{repo}@{commit}" if commit else None
 
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:

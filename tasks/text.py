@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tasks.base import Array, DataError, Rows, Source, Task, subset
+from tasks.hub import content
 
 PROTOCOL = 1
 
@@ -66,7 +67,7 @@ def source(settings: Any) -> Source:
 
         return reviews.source()
     if settings.get("hub"):
-        return Source(pinned=f"{settings['hub']}@{settings['revision']}" if settings.get("revision") else None)
+        return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if not settings.get("train_file"):
         raise DataError("the task names no data. Give task.train_file= and task.dev_file= (CSV, TSV, JSONL) or task.hub=")
     files = {"train": Path(settings["train_file"])}

@@ -255,6 +255,7 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
     published = list((tmp_path / "published" / "my_study").glob("*.json"))
     assert [p.stem for p in published] == [run_id(runs[0])]
+    assert str(tmp_path) not in published[0].read_text()
     elsewhere = read_ledger(tmp_path / "nothing")
     assert elsewhere.origin == {run_id(runs[0]): "my_study"}
     assert read_ledger(output_of(words)).origin[run_id(runs[0])] == "ours"

@@ -216,6 +216,13 @@ def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
     assert not torch.equal(heads["head", 0], heads["head", 1])
 
 
+def test_half_precision_trains(words):
+    half, single = do([*words, "train.precision=bf16"]), do(words)
+    assert half["id"] != single["id"]
+    assert half["curve"]["train_loss"] == pytest.approx(single["curve"]["train_loss"], abs=0.02)
+    assert half["curve"]["train_loss"] != single["curve"]["train_loss"]
+
+
 # --- the same record, however it is run
 
 

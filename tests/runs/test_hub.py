@@ -1,0 +1,139 @@
+"""The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub does."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote, urlparse
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import tasks
+from runs.record import read_record
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What snapshot_download asks for: a repository's information, its tree, and files with ETag and commit."""
+
+    repositories: ClassVar[dict[str, Path]] = {}
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlparse(self.path).path).strip("/")
+        for name, folder in self.repositories.items():
+            kind, _, repo = name.partition("/")
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            if path.startswith(f"api/{kind}/{repo}/tree/"):
+                return self.json(
+                    [
+                        {"type": "file", "path": p.relative_to(folder).as_posix(), "size": p.stat().st_size, "oid": self.tag(p)}
+                        for p in files
+                    ]
+                )
+            if path in (f"api/{kind}/{repo}", f"api/{kind}/{repo}/revision/main", f"api/{kind}/{repo}/revision/{COMMIT}"):
+                return self.json(
+                    {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p.relative_to(folder).as_posix()} for p in files]}
+                )
+            prefix = repo if kind == "models" else f"datasets/{repo}"
+            for revision in ("main", COMMIT):
+                if path.startswith(f"{prefix}/resolve/{revision}/"):
+                    return self.file(folder / path.removeprefix(f"{prefix}/resolve/{revision}/"))
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+    @staticmethod
+    def tag(path):
+        return hashlib.sha1(path.read_bytes()).hexdigest()
+
+    def json(self, value):
+        self.answer(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def file(self, path):
+        self.answer(path.read_bytes(), {"ETag": f'"{self.tag(path)}"', "X-Repo-Commit": COMMIT})
+
+    def answer(self, body, headers):
+        self.send_response(200)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tiny_bert, glue, tmp_path):
+    """The server's address; it holds own/tiny (a model) and nyu-mll/glue (rte in parquet)."""
+    task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})
+    data = tmp_path / "served" / "rte"
+    data.mkdir(parents=True)
+    for split, rows in task.splits.items():
+        name = {"train": "train", "dev": "validation"}[split]
+        table = pyarrow.table({"sentence1": rows.texts, "sentence2": rows.pairs, "label": rows.labels})
+        pyarrow.parquet.write_table(table, data / f"{name}-00000-of-00001.parquet")
+    Hub.repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def call(address, home, *words, module="runs", **more):
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **more}
+    return subprocess.run(
+        [sys.executable, "-m", module, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.parametrize("revision", ["null", COMMIT])
+def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(revision, hub, tmp_path):
+    words = ["model=encoder", "model.hub=own/tiny", f"model.revision={revision}", "task=rte", f"task.revision={revision}"]
+    words += ["train.max_steps=1", "train.effective_batch=8", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    before = call(hub, tmp_path / "home", *words, module="runs.plan").stdout
+    assert ("0/1 ?" in before) == (revision == "null")
+    done = call(hub, tmp_path / "home", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    assert record["model"] == f"own/tiny@{COMMIT}"
+    assert record["data"]["content"] == f"nyu-mll/glue@{COMMIT}"
+    assert record["data"]["train_rows"] == 40
+    # Again, with the hub gone: everything is here.
+    gone = "http://127.0.0.1:9"
+    assert "1 already there" in call(gone, tmp_path / "home", *words).stdout
+    other = call(gone, tmp_path / "home", *words, "seed=1")
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert "1 done" in other.stdout
+
+
+def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):
+    done = call(
+        hub,
+        tmp_path / "home",
+        "model=encoder",
+        "model.hub=own/secret",
+        "task=rte",
+        f"task.revision={COMMIT}",
+        f"output={tmp_path}",
+    )
+    assert done.returncode == 2
+    assert "the hub refuses own/secret" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
