@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import get_scheduler
@@ -114,6 +115,8 @@ class Training:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
         precision = {"fp32": "no"}.get(self.settings["precision"], self.settings["precision"])
+        # Accelerate keeps its settings for the whole process; the next run here may want another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
         report({"phase": "loading"})
         built = build(self.config)
