@@ -37,18 +37,12 @@ def _metric_against_parameters(mine: dict[str, Cell], path: Path) -> Path:
         axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1.5, alpha=0.6)
         axes.plot([x] * len(values), values, "o", color=colour, markersize=3, alpha=0.6)
         axes.plot(x, cell.median(), "D", color=colour, markersize=8)
-        near_right = x > 1e6
-        axes.annotate(
-            f"{cell.label}  {cell.median():.1f}",
-            (x, cell.median()),
-            xytext=(-9 if near_right else 9, 0),
-            textcoords="offset points",
-            ha="right" if near_right else "left",
-            va="center",
-            color=colour,
-        )
+        # Above the seeds, in two short lines: neighbours on the axis are often equal in height.
+        label, place = f"{cell.label}\n{cell.median():.1f}", (x, max(values))
+        axes.annotate(label, place, (0, 7), textcoords="offset points", ha="center", va="bottom", color=colour, fontsize=9)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
-    axes.set_xlim(left=-150)
+    axes.set_xlim(left=-400)
+    axes.margins(y=0.15)
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
     first = next(iter(mine.values())).records[0]

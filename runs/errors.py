@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from tasks import DataError
+
 
 class UserError(Exception):
     """The message says what is wrong, where, and how to mend it."""
@@ -32,8 +34,8 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether an error is a user's mistake: AdapterError and DataError come from rooms that know nothing of this one."""
-    return isinstance(error, UserError) or type(error).__name__ in ("AdapterError", "DataError")
+    """Whether an error is a user's mistake. AdapterError is known by its name: to import it would be to import torch."""
+    return isinstance(error, UserError | DataError) or type(error).__name__ == "AdapterError"
 
 
 def describe(error: BaseException) -> str:

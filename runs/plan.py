@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     runs = expand([word for word in arguments if word not in ("-m", "--multirun")])
-    ledger = read_ledger(runs[0].config["output"])
+    ledger = read_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
     for problem in ledger.problems:
         print(f"left out: {problem}")
     print(show(plan(runs, ledger), ledger, f"paper={runs[0].paper}" if runs[0].paper else "plan"))

@@ -47,26 +47,28 @@ class Outcome:
 def sweep(runs: list[Run]) -> Outcome:
     """Does every run that has no record yet. Raises UserError or DataError before anything starts."""
     started = time.monotonic()
-    ids = {id(run): finished_id(run) for run in runs}
-    if not all(ids.values()):
-        preflight([run for run in runs if ids[id(run)] is None])
+    finished = [finished_record(run) for run in runs]
+    left = [run for run, record in zip(runs, finished, strict=True) if record is None]
+    if left:
+        preflight(left)
+    # torchrun's processes stay what they are, and a debugger wants no child.
+    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     outcome, spent = Outcome(), dict[str, list[float]]()
-    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]  # torchrun's processes, and a debugger, stay in this one
-    display = Display(len(runs))
-    for position, run in enumerate(runs, 1):
+    display = Display(len(runs), several_tasks=len({run.task for run in runs}) > 1)
+    for position, (run, record) in enumerate(zip(runs, finished, strict=True), 1):
         display.start(position, run)
-        record = finished_record(run, ids[id(run)])
         if record:
             outcome.skipped += 1
             display.line(f"already done ({result_words(record)}), skipped")
             continue
+        left = left[1:]
+        display.later = estimate(left, spent)
         begun = time.monotonic()
-        left = [r for r in runs[position:] if finished_id(r) is None]
-        display.estimate = lambda left=left: estimate(left, spent)  # type: ignore[misc]
-        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, len(runs) == 1)
-        spent.setdefault(run.row, []).append(time.monotonic() - begun)
-        log = str(run_folder(run.config["output"], record["id"]) / "log.txt")
+        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, alone=len(runs) == 1)
+        seconds = time.monotonic() - begun
+        spent.setdefault(run.row, []).append(seconds)
         if record["status"] == "failed":
+            log = str(run_folder(run.config["output"], record["id"]) / "log.txt")
             outcome.failed.append((run, record["error"], log))
             display.line(f"FAILED: {record['error']} ({log})")
         elif record["status"] == "diverged":
@@ -74,7 +76,7 @@ def sweep(runs: list[Run]) -> Outcome:
             display.line(f"DIVERGED: {record['error']}")
         else:
             outcome.done += 1
-            display.line(f"{result_words(record)}  {time.monotonic() - begun:.0f}s")
+            display.line(f"{result_words(record)}  {duration(seconds)}")
     display.close()
     _summary(runs, outcome, time.monotonic() - started)
     return outcome
@@ -100,14 +102,9 @@ def settled_id(run: Run) -> str:
     return settled
 
 
-def finished_id(run: Run) -> str | None:
-    """The id of a run that has a finished record; None otherwise."""
-    found = run_id(run)
-    return found if finished_record(run, found) else None
-
-
-def finished_record(run: Run, found: str | None) -> Record | None:
+def finished_record(run: Run) -> Record | None:
     """The record of a run that needs no other try. One that cannot be read counts as none."""
+    found = run_id(run)
     path = record_path(run.config["output"], found) if found else None
     if path is None or not path.is_file():
         return None
@@ -130,7 +127,7 @@ def result_words(record: Record) -> str:
 def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
     """Seconds for the runs that are left: each row's median so far, or the median over all rows."""
     every = [seconds for row in spent.values() for seconds in row]
-    if not every:
+    if left and not every:
         return float("nan")
     return sum(statistics.median(spent.get(run.row, every)) for run in left)
 
@@ -177,7 +174,7 @@ def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record
         raise
     if mistake and alone:
         raise UserError(error)
-    record = _written(run, settled)
+    record = finished_record(run)
     if error is None and record:
         return record
     if error is None:
@@ -198,12 +195,6 @@ def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record
     }
     write_record(run.config["output"], failed)
     return failed
-
-
-def _written(run: Run, settled: str) -> Record | None:
-    path = record_path(run.config["output"], settled)
-    record = read_record(path) if path.is_file() else None
-    return record if record and record["status"] in FINISHED else None
 
 
 def _child(run: Run, settled: str, events: Connection) -> None:
@@ -253,21 +244,17 @@ def _end_with_parent() -> None:
 class Display:
     """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, several_tasks: bool) -> None:
+        self.total, self.several_tasks = total, several_tasks
         self.live = sys.stderr.isatty()
         self.bar: Any = None
         self.head = ""
-        self.estimate: Callable[[], float] = lambda: float("nan")
+        self.later = 0.0  # seconds for the runs after this one; NaN: not known
 
     def start(self, position: int, run: Run) -> None:
         width = len(str(self.total))
-        name = (
-            run.config["method"]["label"]
-            if run.paper == "demo"
-            else f"{run.config['task']['label']} {run.config['method']['label']}"
-        )
-        self.head = f"[{position:>{width}}/{self.total}] {name} seed {run.seed}"
+        task = f"{run.config['task']['label']} " if self.several_tasks else ""
+        self.head = f"[{position:>{width}}/{self.total}] {task}{run.config['method']['label']} seed {run.seed}"
 
     def show(self, event: Event) -> None:
         if self.live:
@@ -291,7 +278,7 @@ class Display:
         if event["metric"] is not None:
             words.append(f"dev {event['metric_name']} {100 * event['metric']:.1f} (best {100 * event['best']:.1f})")
         words.append(f"{event['tokens_per_second'] / 1000:.1f}k tok/s")
-        everything = event["seconds_left"] + self.estimate()
+        everything = event["seconds_left"] + self.later
         known = everything == everything
         words.append(f"left: run {duration(event['seconds_left'])}" + (f", all {duration(everything)}" if known else ""))
         return "  ".join(words)

@@ -156,11 +156,11 @@ class Training:
         resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
         if resumed:
             self.state = resumed
-            # The scheduler is a function of the step; setting it counts no step of the optimizer.
-            for _ in range(self.state["step"]):
-                self.scheduler.last_epoch += 1
+            self.scheduler.last_epoch = self.state["step"]
             for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
                 group["lr"] = rate
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(self.state["scaler"])
             print(f"resumed at step {self.state['step']} of {self.total_steps}", flush=True)
         saved = time.monotonic()
         while self.state["step"] < self.total_steps and self.state["status"] == "done":
@@ -360,6 +360,8 @@ class Training:
         return [base * f(step) for base, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
 
     def _save(self, path: Path) -> None:
+        scaler = self.accelerator.scaler
+        self.state["scaler"] = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
             checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state)
 

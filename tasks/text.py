@@ -4,11 +4,12 @@ Labels that are whole numbers or words are classes; labels with a fractional par
 (`task.regression=` decides where that guess is wrong). The demo's reviews are one such task (tasks/reviews.py).
 """
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -122,26 +123,19 @@ def read_file(path: Path) -> Iterator[Row]:
 TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
-class open_text:  # noqa: N801 - used like open()
-    """open() for UTF-8 text with or without a byte order mark; what cannot be read becomes a DataError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:
-        csv.field_size_limit(10_000_000)
-        try:
-            self.file = open(self.path, encoding="utf-8-sig", newline="")
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}") from None
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.file.close()
-        if isinstance(error, UnicodeDecodeError):
-            raise DataError(f"{self.path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        if isinstance(error, csv.Error):
-            raise DataError(f"{self.path}: {error}") from None
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens UTF-8 text with or without a byte order mark; what cannot be read becomes a DataError."""
+    csv.field_size_limit(10_000_000)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
