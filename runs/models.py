@@ -89,9 +89,12 @@ def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
     from vera.sites import head_parameters
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = {"num_labels": num_labels, "problem_type": problem, "dtype": "float32", "use_safetensors": True}
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(

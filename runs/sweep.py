@@ -46,6 +46,8 @@ class Outcome:
 
 def sweep(runs: list[Run]) -> Outcome:
     """Does every run that has no record yet. Raises UserError or DataError before anything starts."""
+    if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started = time.monotonic()
     finished = [finished_record(run) for run in runs]
     left = [run for run, record in zip(runs, finished, strict=True) if record is None]
@@ -143,8 +145,6 @@ def _do_here(run: Run, show: Callable[[Event], None]) -> Record:
     from runs.train import train
 
     settled = settled_id(run)
-    if int(os.environ.get("RANK", "0")):
-        return train(run, settled, lambda event: None)
     return train(run, settled, show)
 
 
@@ -246,7 +246,7 @@ class Display:
 
     def __init__(self, total: int, several_tasks: bool) -> None:
         self.total, self.several_tasks = total, several_tasks
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
         self.bar: Any = None
         self.head = ""
         self.later = 0.0  # seconds for the runs after this one; NaN: not known

@@ -225,6 +225,9 @@ class Training:
         started = time.monotonic()
         self.report({"phase": "evaluating"})
         dev_loss, predictions = self.evaluate()
+        if not math.isfinite(dev_loss):
+            self.state |= {"status": "diverged", "error": f"dev loss became {dev_loss} at step {self.state['step']}"}
+            return
         labels = self.task.labels("dev")
         halves = dev_halves(len(labels))
         curve, state = self.state["curve"], self.state
@@ -232,7 +235,7 @@ class Training:
             "epoch": round(state["step"] / self.steps_per_epoch, 4),
             "step": state["step"],
             "train_loss": state["loss_sum"] / max(state["rows"], 1),
-            "dev_loss": dev_loss if math.isfinite(dev_loss) else None,
+            "dev_loss": dev_loss,
             "metric": self.task.score(predictions, labels),
             "metric_select": self.task.score(predictions[halves[0]], labels[halves[0]]),
             "metric_report": self.task.score(predictions[halves[1]], labels[halves[1]]),

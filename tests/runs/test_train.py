@@ -202,6 +202,14 @@ def test_divergence_is_a_result_and_the_record_stays_readable(words):
     assert record["steps"] < 10
 
 
+def test_a_dev_loss_that_is_no_number_is_divergence_too(words, monkeypatch):
+    monkeypatch.setattr(Training, "evaluate", lambda self: (float("nan"), np.zeros(24, dtype=np.int64)))
+    record = do(words)
+    assert record["status"] == "diverged"
+    assert "dev loss became nan" in record["error"]
+    assert record["result"]["best"] is None
+
+
 def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
     """The head is drawn before the method is installed: rows of a table differ by the method alone."""
     plain = [w for w in words if not w.startswith("method.")]

@@ -107,6 +107,37 @@ def test_the_peft_init_is_pefts_model_as_it_comes():
     assert torch.equal(first.B, layer.vera_B["default"])
 
 
+def test_parity_holds_where_shapes_differ():
+    """A 32 -> 64 and a 64 -> 16 layer share one 64-wide pair; both sides draw it themselves."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.value = nn.Linear(32, 64), nn.Linear(64, 16)
+
+        def forward(self, x):
+            return self.value(torch.tanh(self.query(x)))
+
+    torch.manual_seed(0)
+    base = Two().double()
+    ours = copy.deepcopy(base)
+    vera.VeRA(rank=12, init="peft", projection_seed=4).adapt(ours)
+    config = peft.VeraConfig(r=12, projection_prng_key=4, target_modules=["query", "value"])
+    theirs = peft.inject_adapter_in_model(config, copy.deepcopy(base)).double()
+    shake(ours)
+    for our, their in zip(adapted_layers(ours), (theirs.query, theirs.value), strict=True):
+        their.vera_lambda_b["default"].data.copy_(our.b)
+        their.vera_lambda_d["default"].data.copy_(our.d)
+    x = torch.randn(5, 32, dtype=torch.float64)
+    outputs = [model(x) for model in (ours, theirs)]
+    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
+    for output in outputs:
+        output.square().sum().backward()
+    for our, their in zip(adapted_layers(ours), (theirs.query, theirs.value), strict=True):
+        assert torch.allclose(our.b.grad, their.vera_lambda_b["default"].grad, rtol=0, atol=1e-10)
+        assert torch.allclose(our.d.grad, their.vera_lambda_d["default"].grad, rtol=0, atol=1e-10)
+
+
 # --- VeRA as the paper defines it
 
 
