@@ -123,7 +123,7 @@ def test_parity_holds_where_shapes_differ():
     ours = copy.deepcopy(base)
     vera.VeRA(rank=12, init="peft", projection_seed=4).adapt(ours)
     config = peft.VeraConfig(r=12, projection_prng_key=4, target_modules=["query", "value"])
-    theirs = peft.inject_adapter_in_model(config, copy.deepcopy(base)).double()
+    theirs = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False).base_model.model.double()
     shake(ours)
     for our, their in zip(adapted_layers(ours), (theirs.query, theirs.value), strict=True):
         their.vera_lambda_b["default"].data.copy_(our.b)
