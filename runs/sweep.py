@@ -264,14 +264,16 @@ class Display:
 
     def _bar(self, event: Event) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=1, bar_format="{desc} {bar:12} {postfix}", leave=False, ascii=" -#", dynamic_ncols=True)
-        if "steps" not in event:
+            # The words go where tqdm's unit stands: before a postfix it would put a comma.
+            self.bar = tqdm(
+                total=1, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
+            )
+        if "steps" in event:
+            self.bar.total, self.bar.n = event["steps"], event["step"]
+            epoch, _, self.bar.unit = self._words(event).partition("  ")
+            self.bar.set_description_str(f"{self.head}  {epoch}")
+        else:
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
-            return
-        self.bar.total, self.bar.n = event["steps"], event["step"]
-        self.bar.set_description_str(f"{self.head}  epoch {event['epoch']}/{event['epochs']}", refresh=False)
-        self.bar.postfix = self._words(event).partition("  ")[2]
-        self.bar.refresh()
 
     def _words(self, event: Event) -> str:
         words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
