@@ -98,12 +98,13 @@ def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
     settings = {"num_labels": num_labels, "problem_type": problem, "dtype": "float32", "use_safetensors": True}
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, **settings, local_files_only=True, output_loading_info=True
+            folder, **settings, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, ValueError, OSError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    lacking = sorted(set(info["missing_keys"]) - set(head_parameters(model)))
+    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lacking = sorted(unfilled - set(head_parameters(model)))
     if lacking:
         raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
     return model, tokenizer

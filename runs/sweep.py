@@ -49,10 +49,15 @@ def sweep(runs: list[Run]) -> Outcome:
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started = time.monotonic()
-    finished = [finished_record(run) for run in runs]
-    left = [run for run, record in zip(runs, finished, strict=True) if record is None]
-    if left:
-        preflight(left)
+    try:
+        finished = [finished_record(run) for run in runs]
+        left = [run for run, record in zip(runs, finished, strict=True) if record is None]
+        if left:
+            preflight(left)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
     # torchrun's processes stay what they are, and a debugger wants no child.
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     outcome, spent = Outcome(), dict[str, list[float]]()

@@ -60,8 +60,9 @@ def build(config: dict[str, Any]) -> Built:
     folder = models.fetch(config["model"])
     seed_everything(config["seed"])
     model, tokenizer = models.load(folder, task.num_labels, task.problem)
-    limit = getattr(model.config, "max_position_embeddings", config["train"]["max_length"])
-    task.prepare(tokenizer, min(config["train"]["max_length"], limit - 2 if model.config.model_type == "roberta" else limit))
+    # RoBERTa's positions begin after its padding index.
+    positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
+    task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length))
     method.adapt(model)
     return Built(task, model, method)
 

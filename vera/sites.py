@@ -6,9 +6,9 @@ from vera.errors import AdapterError
 
 #: A site's name and the last part of the module names that it stands for, over the architectures known so far.
 ALIASES = {
-    "query": ("query", "q_proj", "q_lin", "query_proj"),
-    "key": ("key", "k_proj", "k_lin", "key_proj"),
-    "value": ("value", "v_proj", "v_lin", "value_proj"),
+    "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
+    "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
+    "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
 
 

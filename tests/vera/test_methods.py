@@ -217,6 +217,24 @@ def test_what_trains_is_counted_by_the_formula_and_the_rest_is_frozen(name, kind
     assert {n.rpartition(".")[0].removesuffix(".dense").removesuffix(".out_proj") for n in groups["head"]} == head
 
 
+@pytest.mark.parametrize("architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"])
+def test_other_encoders_have_the_sites_too(architecture):
+    """Query and value by the names that these models use, a head that trains, and gradients that arrive."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 40}
+    if architecture == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 40}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **sizes))
+    method = vera.VeRA(rank=12)
+    method.adapt(model)
+    layers = list(adapted_layers(model))
+    assert len(layers) == (2 if architecture == "albert" else 4)  # ALBERT's layers are one
+    assert method.parameter_groups(model)["head"]
+    model(ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    assert all(layer.b.grad.any() for layer in layers)
+
+
 def test_counts_of_a_small_model():
     """By hand: 2 layers x (query, value) of 32 x 32."""
     counts = {}
