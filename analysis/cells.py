@@ -86,10 +86,11 @@ Key = tuple[str, str, str]  # model, row, task
 
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
     """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
-    mixed with a cell's: the settings that follow the recipe count, and among equals those with more seeds."""
+    mixed with a cell's: the settings that follow the recipe count, and among equals those with more seeds. A run that
+    was stopped early by train.max_steps was a trial, and is no result."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record["status"] in ("done", "diverged"):
+        if record["status"] in ("done", "diverged") and record["config"]["train"].get("max_steps") is None:
             cell = record["cell"]
             groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
     found = {}

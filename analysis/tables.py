@@ -10,7 +10,9 @@ the protocol's says so and enters no average.
 import argparse
 import csv
 import io
+import re
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,8 +74,21 @@ class Table:
         )
 
     def _csv(self) -> str:
+        """Numbers a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns, and the title a first one."""
+        wide = [any("+-" in row[i] for row in self.rows) for i in range(len(self.header))]
+        header = ["table"]
+        for name, splits in zip(self.header, wide, strict=True):
+            header += [name, f"{name} spread", f"{name} mark"] if splits else [name]
+        lines = [header]
+        for row in self.rows:
+            line = [self.title]
+            for cell, splits in zip(row, wide, strict=True):
+                number = re.fullmatch(r"(-?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
+                parts = [part or "" for part in number.groups()] if number else ["", "", cell]
+                line += [part.strip() for part in parts] if splits else [cell.replace(",", "") if cell[:1].isdigit() else cell]
+            lines.append(line)
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue().rstrip("\n")
 
 
@@ -137,8 +152,11 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
         notes.append(
             f"{sum(cell.left_out for cell in mine)} records with other settings (deviations from the recipe) are left out."
         )
-    words = sorted({word for cell in mine for record in cell.records for word in record["deviations"]})
-    notes += [f"deviation: {word}" for word in words[:6]] + (["..."] if len(words) > 6 else [])
+    words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
+    for (_, row, task), cell in ((key, cell) for key, cell in found.items() if key[0] == model):
+        for word in (word for record in cell.records for word in record["deviations"]):
+            words[word].add(f"{row} on {task}")
+    notes += [f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items())]
     return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
 
 
@@ -226,10 +244,18 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
         first = next(iter(mine.values())).records[0]
         header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter"]
         names, data = first["label"], first["data"]
-        title = f"{names['task']} ({names['model']}, median of {seeds or 3} seeds): dev {first['result']['metric']}"
+        over = (
+            f"median of {seeds or 3} seeds"
+            if all(cell.complete for cell in mine.values())
+            else "median over the seeds there are"
+        )
+        title = f"{names['task']} ({names['model']}, {over}): dev {first['result']['metric']}"
+        chosen = "the best epoch is chosen on the rows reported"
+        if select == "unbiased":
+            chosen = "the epoch is chosen on one half of the dev rows, and the other half is reported"
         notes = [
             "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
-            f"{data['train_rows']} training and {data['dev_rows']} dev rows; the best epoch is chosen on the rows reported.",
+            f"{data['train_rows']} training and {data['dev_rows']} dev rows; {chosen}.",
         ]
         tables.append(Table(title, header, rows, notes))
     return tables
@@ -252,7 +278,12 @@ def main(arguments: list[str]) -> int:
     if options.name not in TABLES:
         print(f"error: no table {options.name!r}. Known: {', '.join(TABLES)}", file=sys.stderr)
         return 2
+    if options.seeds is not None and options.seeds < 1:
+        print(f"error: --seeds {options.seeds}: should be at least 1", file=sys.stderr)
+        return 2
     ledger = read_ledger(options.output)
+    if not ledger.records:
+        print(f"note: no records in {options.output}/records yet", file=sys.stderr)
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
     tables = TABLES[options.name](ledger, options.select, options.seeds)

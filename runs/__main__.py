@@ -5,6 +5,7 @@ python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: ever
 python -m runs paper=table2_base                                   a preset: a whole table of the paper
 python -m runs paper=table2_base method=vera seed=0                part of it
 python -m runs --cfg task=cola                                     the configuration, without running
+python -m runs --help task=text                                    the keys of a task, model or method
 """
 
 import json
@@ -19,7 +20,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         for group in GROUPS:
             print(f"{group + '=':<9}{', '.join(choices(group))}")
-        print("\nKeys (see conf/config.yaml):\n  " + "\n  ".join(k for k in known_keys() if k not in GROUPS))
+        picked = tuple(word for word in arguments if word.partition("=")[0] in GROUPS)
+        print(f"\nKeys with {' '.join(picked) or 'the defaults'} (--help task=rte lists another's; see conf/config.yaml):")
+        print("  " + "\n  ".join(key for key in known_keys(picked) if key not in GROUPS))
         return 0
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]

@@ -216,8 +216,10 @@ def _explain(error: HydraException, overrides: tuple[str, ...]) -> str:
     for line in overrides:
         key = line.partition("=")[0]
         if f"full_key: {key}" in f"{error}\n{cause}":
-            text = next((x for x in str(cause).splitlines() if "Value" in x), _first_line(cause))
-            return f"{line}: {text.strip()}"
+            for words, wanted in (("to Float", "a number"), ("to Integer", "a whole number"), ("valid bool", "true or false")):
+                if words in str(cause):
+                    return f"{line}: should be {wanted}"
+            return f"{line}: {_first_line(cause)}"
     return _first_line(error)
 
 
@@ -244,9 +246,13 @@ def _check_choice(group: str, value: str) -> None:
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
-    last = word.rpartition(".")[2]  # "lr" for "train.lr": the last part right, the group wrong or left out
-    close = [k for k in known if k.endswith(f".{last}")][:1] or difflib.get_close_matches(word, known, 1, 0.5)
-    return f" Did you mean {close[0]}?" if close else ""
+    """The nearest right name, or, for a key of a group, what the group has."""
+    group, _, last = word.rpartition(".")  # "lr" for "train.lr": the last part right, the group wrong or left out
+    close = [k for k in known if k.endswith(f".{last}")][:1] or difflib.get_close_matches(word, known, 1, 0.75)
+    if close:
+        return f" Did you mean {close[0]}?"
+    members = [key.rpartition(".")[2] for key in known if group and key.rpartition(".")[0] == group]
+    return f" {group} has: {', '.join(members)}" if members else ""
 
 
 def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> None:
@@ -308,8 +314,8 @@ def _check_values(config: dict[str, Any]) -> None:
 def _parse(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        raise UserError(f"{argument!r} is not KEY=VALUE: {_first_line(error)}") from None
+    except HydraException:
+        raise UserError(f"{argument!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
     if override.is_delete() or not argument.partition("=")[1]:

@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> int:
             later += 1
             continue
         exact, formula = found
-        verdict = "" if exact == formula == entry["count"] else "DIFFERS"
-        wrong += bool(verdict)
+        differs = not exact == formula == entry["count"]
+        wrong += differs
+        verdict = "DIFFERS" if differs else entry.get("note", "")
         numbers = (f"{n:,}" for n in (exact, formula, entry["count"]))
         print(COLUMNS.format(entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict).rstrip())
     print(f"{len(entries) - later} counts, {wrong} wrong; {later} of the paper's wait for a model or method that conf/ lacks")

@@ -48,7 +48,8 @@ def fetch(model: Mapping[str, Any]) -> Path:
         folder = locate(model)
         assert folder is not None
     else:
-        instead = f"Give a local copy: model.path=/where/{model['hub'].rpartition('/')[2]}"
+        name = model["hub"].rpartition("/")[2]
+        instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
         folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
     if model["sha256"]:
         with open(folder / "model.safetensors", "rb") as file:
@@ -71,7 +72,7 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
     if not any(folder.glob("*.safetensors")):
         pickled = " It holds pickled weights (pytorch_model.bin): save them as safetensors" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"{folder}: no weights (*.safetensors).{pickled}")
+        raise UserError(f"{folder}: no weights (*.safetensors).{pickled or ' Put model.safetensors beside config.json'}")
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -102,7 +103,7 @@ def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, ValueError, OSError, KeyError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}). Get the folder again") from None
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lacking = sorted(unfilled - set(head_parameters(model)))
     if lacking:

@@ -4,6 +4,7 @@ python -m runs.plan paper=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
 """
 
+import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -91,20 +92,20 @@ def show(planned: list[Planned], ledger: Ledger, title: str) -> str:
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
     """Time and disk that are left on one device, from finished runs of the same model and task."""
-    left = [p.run for p in planned if p.state not in ("done", "diverged")]
+    left = [p.run for p in planned if p.state not in ("done", "diverged", "blocked")]
     if not left:
-        return "nothing left to do"
+        return "nothing left to do" if all(p.state != "blocked" for p in planned) else "nothing that can be done yet"
     done = [record for record in ledger if record["status"] == "done"]
-    guesses = [guess for guess in (_like(run, done) for run in left) if guess]
+    guesses = [(run, guess) for run in left if (guess := _like(run, done))]
     if not guesses:
         return "no estimate: none of these models and tasks has a finished run yet"
-    seconds = sum(
-        statistics.median(r["cost"]["train_seconds"] + r["cost"]["evaluate_seconds"] for r in guess) for guess in guesses
+    seconds = sum(statistics.median(_seconds(run, r) for r in guess) for run, guess in guesses)
+    size = sum(
+        statistics.median(r["cost"]["adapter_bytes"] + 4 * r["parameters"]["head"] for r in guess) for _, guess in guesses
     )
-    size = sum(statistics.median(r["cost"]["adapter_bytes"] + 4 * r["parameters"]["head"] for r in guess) for guess in guesses)
-    basis = len({r["id"] for guess in guesses for r in guess})
+    basis = len({r["id"] for _, guess in guesses for r in guess})
     share = "" if len(guesses) == len(left) else f" for {len(guesses)} of the {len(left)} runs left"
-    time = f"est. {duration(seconds)} left on one device{share} (from {basis} finished runs)"
+    time = f"est. {duration(seconds)} left on one device{share} (from {basis} finished run{'s' * (basis > 1)})"
     return f"{time}, {megabytes(size)} of adapters and heads"
 
 
@@ -112,6 +113,16 @@ def _like(run: Run, done: list[Record]) -> list[Record]:
     """Finished runs to judge this one by: the same cell, or else other rows of the same model and task."""
     same = [r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])]
     return [r for r in same if r["cell"]["row"] == run.row] or same
+
+
+def _seconds(run: Run, record: Record) -> float:
+    """What a run would take at the pace of a finished one, which may have had other epochs, or stopped early."""
+    train = run.config["train"]
+    steps_per_epoch = math.ceil(record["data"]["train_rows"] / train["effective_batch"])
+    steps = min(steps_per_epoch * train["epochs"], train["max_steps"] or math.inf)
+    per_row = record["cost"]["train_seconds"] / (record["steps"] * record["effective_batch"])
+    per_evaluation = record["cost"]["evaluate_seconds"] / len(record["curve"]["epoch"])
+    return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch))
 
 
 def main(arguments: list[str]) -> int:

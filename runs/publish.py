@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
         {run_id(run) for run in expand(words)} if [w for w in words if not w.startswith("output=")] else set(ledger.records)
     )
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
+    trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
+    records = [record for record in records if record not in trials]
     if not records:
         raise UserError(f"no finished record to publish in {output}/records")
     for record in records:
@@ -42,6 +44,8 @@ def main(arguments: list[str]) -> int:
         write_atomically(PUBLISHED / study / f"{record['id']}.json", text + "\n")
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
     print(f"{len(records)} records in runs/records/{study}" + (f" ({dirty} made with uncommitted changes)" if dirty else ""))
+    if trials:
+        print(f"{len(trials)} left out: trials that train.max_steps stopped early")
     return 0
 
 

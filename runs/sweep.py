@@ -61,12 +61,12 @@ def sweep(runs: list[Run]) -> Outcome:
     # torchrun's processes stay what they are, and a debugger wants no child.
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     outcome, spent = Outcome(), dict[str, list[float]]()
-    display = Display(len(runs), several_tasks=len({run.task for run in runs}) > 1)
+    display = Display(len(runs), name_task=len(runs) == 1 or len({run.task for run in runs}) > 1)
     for position, (run, record) in enumerate(zip(runs, finished, strict=True), 1):
         display.start(position, run)
         if record:
             outcome.skipped += 1
-            display.line(f"already done ({result_words(record)}), skipped")
+            display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
             continue
         left = left[1:]
         display.later = estimate(left, spent)
@@ -83,7 +83,7 @@ def sweep(runs: list[Run]) -> Outcome:
             display.line(f"DIVERGED: {record['error']}")
         else:
             outcome.done += 1
-            display.line(f"{result_words(record)}  {duration(seconds)}")
+            display.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
     display.close()
     _summary(runs, outcome, time.monotonic() - started)
     return outcome
@@ -95,10 +95,20 @@ def preflight(runs: list[Run]) -> None:
 
     for run in _distinct(runs, "method"):
         vera.make_method(**{k: v for k, v in run.config["method"].items() if k not in ("label", "keep")})
+    missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
-        tasks.load(run.config["task"])
+        try:
+            for note in tasks.load(run.config["task"]).notes:
+                print(f"note: {note}")
+        except tasks.DataError as error:
+            missing.append(str(error))
     for run in _distinct(runs, "model"):
-        models.fetch(run.config["model"])
+        try:
+            models.fetch(run.config["model"])
+        except (tasks.DataError, UserError) as error:
+            missing.append(str(error))
+    if missing:
+        raise UserError("; ".join(dict.fromkeys(missing)))
 
 
 def settled_id(run: Run) -> str:
@@ -128,7 +138,7 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    return f"{result['metric']} {100 * result['best']:.1f} at epoch {result['best_epoch']:g}, last {100 * result['last']:.1f}"
+    return f"{result['metric']} {100 * result['best']:.1f} at epoch {result['best_epoch']:.3g}, last {100 * result['last']:.1f}"
 
 
 def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
@@ -249,8 +259,8 @@ def _end_with_parent() -> None:
 class Display:
     """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
 
-    def __init__(self, total: int, several_tasks: bool) -> None:
-        self.total, self.several_tasks = total, several_tasks
+    def __init__(self, total: int, name_task: bool) -> None:
+        self.total, self.name_task = total, name_task
         self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
         self.bar: Any = None
         self.head = ""
@@ -258,7 +268,7 @@ class Display:
 
     def start(self, position: int, run: Run) -> None:
         width = len(str(self.total))
-        task = f"{run.config['task']['label']} " if self.several_tasks else ""
+        task = f"{run.config['task']['label']} " if self.name_task else ""
         self.head = f"[{position:>{width}}/{self.total}] {task}{run.config['method']['label']} seed {run.seed}"
 
     def show(self, event: Event) -> None:
@@ -266,6 +276,8 @@ class Display:
             self._bar(event)
         elif event["phase"] == "evaluated":
             print(f"{self.head}  {self._words(event)}", flush=True)
+        elif event["phase"].startswith("resuming"):
+            print(f"{self.head}  {event['phase']}", flush=True)
 
     def _bar(self, event: Event) -> None:
         if self.bar is None:
@@ -284,7 +296,8 @@ class Display:
         words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             words.append(f"dev {event['metric_name']} {100 * event['metric']:.1f} (best {100 * event['best']:.1f})")
-        words.append(f"{event['tokens_per_second'] / 1000:.1f}k tok/s")
+        pace = event["tokens_per_second"]
+        words.append(f"{pace / 1000:.1f}k tok/s" if pace >= 1000 else f"{pace:.0f} tok/s")
         everything = event["seconds_left"] + self.later
         known = everything == everything
         words.append(f"left: run {duration(event['seconds_left'])}" + (f", all {duration(everything)}" if known else ""))

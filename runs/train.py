@@ -163,6 +163,7 @@ class Training:
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(self.state["scaler"])
             print(f"resumed at step {self.state['step']} of {self.total_steps}", flush=True)
+            self.report({"phase": f"resuming at step {self.state['step']} of {self.total_steps}"})
         saved = time.monotonic()
         while self.state["step"] < self.total_steps and self.state["status"] == "done":
             epoch = self.state["epoch"]

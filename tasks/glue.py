@@ -68,7 +68,7 @@ def load(settings: Any) -> TextTask:
     if settings.get("data_dir"):
         files = _local_files(name, Path(settings["data_dir"]))
     else:
-        instead = "Give a local copy: task.data_dir=/where/glue"
+        instead = "Give a local copy: task.data_dir=/where/glue (with make: DATA=/where/glue)"
         folder = snapshot(settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead)
         files = _local_files(name, folder)
     train, dev = (_read(files[split], spec) for split in ("train", "dev"))

@@ -70,7 +70,7 @@ def source(settings: Any) -> Source:
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if not settings.get("train_file"):
-        raise DataError("the task names no data. Give task.train_file= and task.dev_file= (CSV, TSV, JSONL) or task.hub=")
+        raise DataError("the task names no data. Give task.train_file= (CSV, TSV, JSONL, parquet; task.dev_file=) or task.hub=")
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
@@ -169,11 +169,13 @@ def _from_hub(settings: Any) -> tuple[Part, Part]:
 
 
 def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
+    notes = []
     if dev is None:
         where, rows = train
         held_out = set(range(0, len(rows), 10))
         dev = (where, [row for i, row in enumerate(rows) if i in held_out])
         train = (where, [row for i, row in enumerate(rows) if i not in held_out])
+        notes.append(f"no dev file: {len(held_out)} of the {len(rows)} training rows are held out for it")
     names = {key: settings.get(key) for key in ("text", "text_pair")} | {"label": settings["label_column"]}
     for where, rows in (train, dev):
         if not rows:
@@ -195,7 +197,9 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
         pairs = [str(row[names["text_pair"]]) for _, row in rows] if names["text_pair"] else None
         splits.append(subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"]))
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
-    return TextTask(settings["name"], classes, metric, *splits)
+    task = TextTask(settings["name"], classes, metric, *splits)
+    task.notes = notes
+    return task
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:

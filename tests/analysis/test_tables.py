@@ -112,8 +112,11 @@ def test_collapsed_and_diverged_seeds_stay():
     assert ours["Avg"] == "80.0"
 
 
-def test_failed_runs_are_no_results():
+def test_failed_runs_and_trials_are_no_results():
     assert cells([record(status="failed")], 5) == {}
+    trial = record()
+    trial["config"]["train"]["max_steps"] = 5
+    assert cells([trial], 5) == {}
 
 
 def test_runs_with_other_settings_are_not_mixed_in():
@@ -141,7 +144,9 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert all(row[1].startswith("paper") for row in found[0].rows)
 
 
-@pytest.mark.parametrize(("form", "marks"), [("md", "| VeRA r=1024 |"), ("latex", r"\toprule"), ("csv", "VeRA r=1024,ours")])
+@pytest.mark.parametrize(
+    ("form", "marks"), [("md", "| VeRA r=1024 |"), ("latex", r"\toprule"), ("csv", ",VeRA r=1024,ours,43008,80.0,7.9,,")]
+)
 def test_formats(form, marks):
     text = tables.table2(ledger(*complete()), "paper")[0].render(form)
     assert marks in text
@@ -172,6 +177,8 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["head"]["adapter"] == "-"
     (path,) = figures.demo(ledger(*records), tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    assert "the best epoch is chosen on the rows reported" in table.notes[1]
+    assert "the other half is reported" in tables.demo(ledger(*records), "unbiased")[0].notes[1]
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo(ledger(*short), "paper")
     assert table.rows[0][0] == "VeRA r=1024 (2/3 seeds)"
@@ -184,3 +191,5 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert "no table 'table99'. Known: table2, demo" in capsys.readouterr().err
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
+    assert "note: no records in" in capsys.readouterr().err
+    assert tables.main(["table2", "--seeds", "0"]) == 2

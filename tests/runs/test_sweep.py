@@ -226,10 +226,12 @@ def test_the_plan_says_where_each_run_stands(words):
     assert "1 task x 1 row x 4 seeds = 4 runs on encoder" in text
     assert "2/4 fd" in text
     assert "done 1 · diverged 1 · failed 1 · missing 1" in text
-    assert "from 1 finished runs" in text
+    assert "from 1 finished run)" in text
     assert "failed: VeRA r=8 on RTE, seed 1: it broke" in text
     blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
-    assert "blocked 4" in call("runs.plan", *blocked, check=0).stdout
+    nothing = call("runs.plan", *blocked, check=0).stdout
+    assert "blocked 4" in nothing
+    assert "nothing that can be done yet" in nothing
     unknown = call("runs.plan", "model=roberta_base", "model.revision=null", "task=rte", check=0).stdout
     assert "0/1 ?" in unknown
     assert "has no pinned revision" in unknown
@@ -245,11 +247,22 @@ def test_the_plan_of_a_whole_table_takes_under_three_seconds(tmp_path):
     assert after.children_user - before.children_user < 3
 
 
+def test_an_estimate_goes_by_steps_not_by_runs(words):
+    """A trial of 2 steps is no measure of a run of 10: its pace is."""
+    (trial,) = expand([*words, "train.max_steps=2"])
+    sweep.sweep([trial])
+    record = read_record(record_path(output_of(words), run_id(trial)))
+    record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
+    (whole,) = expand(words)  # 2 epochs of 5 steps
+    assert plan._seconds(whole, record) == pytest.approx(10 * 2.0 + 2 * 3.0)
+    assert plan._seconds(trial, record) == pytest.approx(2 * 2.0 + 3.0)
+
+
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
-    runs = expand([*words, "seed=0,1", "train.max_steps=1"])
-    sweep.sweep(runs)
+    runs = expand([*words, "seed=0,1"])
+    sweep.sweep([*runs, *expand([*words, "train.max_steps=1"])])  # the last one is a trial, and stays here
     failed = read_record(record_path(output_of(words), run_id(runs[1])))
     write_record(output_of(words), failed | {"status": "failed"})
     assert publish.main(["my_study", f"output={output_of(words)}"]) == 0

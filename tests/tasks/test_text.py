@@ -57,6 +57,7 @@ def test_without_a_dev_file_a_fixed_tenth_is_held_out(tmp_path):
     task = tasks.load(settings(write(tmp_path / "train.csv", rows)))
     assert task.splits["dev"].texts == ["text 0", "text 10", "text 20"]
     assert len(task.splits["train"]) == 27
+    assert task.notes == ["no dev file: 3 of the 30 training rows are held out for it"]
 
 
 @pytest.mark.parametrize(
