@@ -7,7 +7,7 @@ A family is a module of this folder with
 `settings` is the task's part of the configuration (conf/task/NAME.yaml).
 """
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -18,8 +18,11 @@ Settings = Mapping[str, Any]
 
 
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family."""
-    return importlib.import_module(f"tasks.{settings['family']}")
+    """The module of the task's family. Raises DataError where there is none of that name."""
+    name = f"tasks.{settings['family']}"
+    if importlib.util.find_spec(name) is None:
+        raise DataError(f"no task family {settings['family']!r}: it is a file of tasks/, such as glue or text")
+    return importlib.import_module(name)
 
 
 def source(settings: Settings) -> Source:

@@ -64,7 +64,7 @@ def source(settings: Any) -> Source:
 
 def load(settings: Any) -> TextTask:
     """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of range."""
-    name, spec = settings["name"], SPECS[settings["name"]]
+    name, spec = settings["name"], _spec(settings["name"])
     if settings.get("data_dir"):
         files = _local_files(name, Path(settings["data_dir"]))
     else:
@@ -87,9 +87,15 @@ def load(settings: Any) -> TextTask:
     return task
 
 
+def _spec(name: str) -> Spec:
+    if name not in SPECS:
+        raise DataError(f"GLUE has no task {name!r} here. Known: {', '.join(SPECS)}")
+    return SPECS[name]
+
+
 def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
     """The training and dev file under data_dir, which is the task's own folder or the one that holds them all."""
-    spec = SPECS[name]
+    spec = _spec(name)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
     for folder in (data_dir, data_dir / spec.folder, data_dir / name):

@@ -18,6 +18,8 @@ from tasks.hub import content
 
 PROTOCOL = 1
 
+METRICS = ("accuracy", "matthews", "pearson")  # the files of tasks/metrics
+
 #: What a row may be: its place in the file, for messages, and its columns.
 Row = tuple[int, dict[str, Any]]
 
@@ -197,6 +199,8 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
         pairs = [str(row[names["text_pair"]]) for _, row in rows] if names["text_pair"] else None
         splits.append(subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"]))
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
+    if metric not in METRICS:
+        raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
     task = TextTask(settings["name"], classes, metric, *splits)
     task.notes = notes
     return task

@@ -18,6 +18,8 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, nn.Linear]
     A site is a role ("query", "key", "value") or the last part of a module's name ("dense").
     Raises AdapterError, listing the model's real names, where a site matches no linear layer.
     """
+    if not sites:
+        raise AdapterError("sites names no matrix to adapt, such as [query,value]")
     linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
     head = tuple(head_prefixes(model))
     found: dict[str, nn.Linear] = {}

@@ -90,6 +90,13 @@ def test_a_wrong_row_is_named_with_file_and_line(task, line, text, words, tmp_pa
     assert "\n" not in str(error.value)
 
 
+def test_names_that_do_not_exist(glue):
+    with pytest.raises(tasks.DataError, match="GLUE has no task 'wnli' here. Known: sst2, mrpc"):
+        tasks.load(settings("rte", glue, name="wnli"))
+    with pytest.raises(tasks.DataError, match="no task family 'gleu'"):
+        tasks.source(settings("rte", glue, family="gleu"))
+
+
 def test_missing_files_and_folders(glue, tmp_path):
     with pytest.raises(tasks.DataError, match="no such folder"):
         tasks.source(settings("rte", tmp_path / "none"))

@@ -101,6 +101,11 @@ def test_wrong_files_are_named(name, text, changes, words, tmp_path):
     assert str(path) in str(error.value)
 
 
+def test_a_metric_that_does_not_exist(tmp_path):
+    with pytest.raises(tasks.DataError, match=r"no metric 'f1' \(task.metric\). Known: accuracy, matthews, pearson"):
+        tasks.load(settings(write(tmp_path / "train.csv", ROWS), metric="f1"))
+
+
 def test_a_dev_label_that_training_lacks(tmp_path):
     train, dev = write(tmp_path / "train.csv", ROWS), write(tmp_path / "dev.csv", [("x", "good"), ("y", "worse")])
     with pytest.raises(tasks.DataError, match=r"dev.csv line 3: label 'worse' is not one of bad, good"):

@@ -333,6 +333,8 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 def test_a_wrong_site_lists_the_models_own():
     with pytest.raises(vera.AdapterError, match=r"'qeury'.*dense, key, query, value"):
         vera.VeRA(rank=4, sites=("qeury",)).adapt(tiny_model())
+    with pytest.raises(vera.AdapterError, match="names no matrix"):
+        vera.VeRA(rank=4, sites=()).adapt(tiny_model())
 
 
 def test_dropout_acts_on_the_adapters_input_in_training_only():
