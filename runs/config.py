@@ -110,6 +110,11 @@ class Run:
     config: dict[str, Any]
 
     @property
+    def method(self) -> dict[str, Any]:
+        """The method's own settings, as vera.make_method takes them."""
+        return {key: value for key, value in self.config["method"].items() if key not in ("label", "keep")}
+
+    @property
     def label(self) -> str:
         return f"{self.config['method']['label']} on {self.config['task']['label']}, seed {self.seed}"
 
@@ -122,7 +127,7 @@ def choices(group: str) -> list[str]:
 def expand(arguments: list[str]) -> list[Run]:
     """Every run that the command line means, in order. Raises UserError for whatever is wrong with it.
 
-    A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing 150 runs takes
+    A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing 120 runs takes
     two seconds, so the answer is kept under a hash of conf/ and of the words.
     """
     digest = hashlib.sha256(repr(arguments).encode())

@@ -20,9 +20,8 @@ def count(entry: dict[str, Any]) -> tuple[int, int] | None:
 
     if entry["model"] not in choices("model") or entry["method"] not in choices("method"):
         return None
-    config = expand([f"model={entry['model']}", f"method={entry['method']}", "task=mrpc"])[0].config
-    settings = {k: v for k, v in config["method"].items() if k not in ("label", "keep")} | entry["settings"]
-    method, model = vera.make_method(**settings), skeleton(config["model"], num_labels=2)
+    (run,) = expand([f"model={entry['model']}", f"method={entry['method']}", "task=mrpc"])
+    method, model = vera.make_method(**run.method | entry["settings"]), skeleton(run.config["model"], num_labels=2)
     method.adapt(model)
     return sum(p.numel() for p in method.adapter_parameters(model).values()), method.count(model)
 

@@ -33,7 +33,7 @@ def run_id(run: Run) -> str | None:
     config = run.config
     defining = {
         "row": run.row,
-        "method": {k: v for k, v in config["method"].items() if k not in ("label", "keep")},
+        "method": run.method,
         "model": model,
         "data": data,
         "task": {k: v for k, v in config["task"].items() if k not in PLACES},

@@ -94,7 +94,7 @@ def preflight(runs: list[Run]) -> None:
     import vera
 
     for run in _distinct(runs, "method"):
-        vera.make_method(**{k: v for k, v in run.config["method"].items() if k not in ("label", "keep")})
+        vera.make_method(**run.method)
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:

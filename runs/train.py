@@ -52,10 +52,10 @@ class Built:
     method: vera.Method
 
 
-def build(config: dict[str, Any]) -> Built:
+def build(run: Run) -> Built:
     """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965)."""
-    method_settings = {k: v for k, v in config["method"].items() if k not in ("label", "keep")}
-    method = vera.make_method(**method_settings)
+    config = run.config
+    method = vera.make_method(**run.method)
     task = tasks.load(config["task"])
     folder = models.fetch(config["model"])
     seed_everything(config["seed"])
@@ -73,7 +73,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs 5 to 10% of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
 
 
@@ -120,7 +120,7 @@ class Training:
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
         report({"phase": "loading"})
-        built = build(self.config)
+        built = build(run)
         self.task, self.method = built.task, built.method
         self.raw_model = built.model
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)

@@ -24,8 +24,6 @@ class Method(ABC):
     """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`."""
 
     kind: ClassVar[str]
-    #: False where the adapted part is as large as the backbone, so that an adapter file would be a whole model.
-    compact: ClassVar[bool] = True
 
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

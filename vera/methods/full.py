@@ -12,8 +12,6 @@ from vera.sites import head_parameters
 class Full(Method, kind="full"):
     """Trains the whole backbone and the head."""
 
-    compact = False
-
     def install(self, model: nn.Module) -> None:
         model.requires_grad_(True)
 
