@@ -3,16 +3,25 @@
 import random
 from pathlib import Path
 
+import timm
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForImageClassification,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaModel,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 NOUNS = ["dog", "cat", "bird", "child", "farmer", "teacher", "river", "mountain", "train", "garden"]
@@ -35,6 +44,75 @@ def tiny_model(kind: str = "bert", seed: int = 0, **changes):
     return {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}[kind](
         tiny_config(kind, **changes)
     ).eval()
+
+
+def tiny_gpt2():
+    more = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **no_dropout, bos_token_id=1, eos_token_id=2
+    )
+    config.loss_type = "ForCausalLM"
+    return GPT2LMHeadModel(config)
+
+
+def tiny_llama():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=48, vocab_size=40, max_position_embeddings=48))
+
+
+def tiny_vit():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return ViTForImageClassification(ViTConfig(**sizes, **dropouts, image_size=16, patch_size=8, num_labels=3))
+
+
+TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
+
+
+def tiny_timm():
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM)
+
+
+def tiny_timm_wrapper():
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TIMM, num_labels=3)
+    return AutoModelForImageClassification.from_config(config)
+
+
+#: A tiny random model of each architecture that methods are tested on.
+ARCHITECTURES = {
+    "BERT": tiny_model,
+    "RoBERTa": lambda: tiny_model("roberta"),
+    "GPT-2": tiny_gpt2,
+    "Llama": tiny_llama,
+    "ViT": tiny_vit,
+    "ViT of timm": tiny_timm,
+    "ViT of timm in transformers": tiny_timm_wrapper,
+}
+
+
+def tiny(architecture: str, seed: int = 0):
+    """A tiny random model, the same each time, in evaluation mode."""
+    torch.manual_seed(seed)
+    return ARCHITECTURES[architecture]().eval()
+
+
+def answer(model):
+    """The model's output on a fixed batch."""
+    generator = torch.Generator().manual_seed(1)
+    if hasattr(model, "get_input_embeddings") and model.main_input_name == "input_ids":
+        return model(input_ids=torch.randint(3, 30, (4, 9), generator=generator)).logits
+    dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
+    output = model(torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype))
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def shake(model, size: float = 0.3) -> None:
+    """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def save_tiny(folder: Path, kind: str, **changes) -> Path:

@@ -10,26 +10,31 @@ load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
 method.merge(model)
 """
 
-from vera.checkpoint import load, load_head, read_method, save, save_head
+from vera.checkpoint import base_fingerprint, load, load_head, read_method, save, save_head, start_from
 from vera.errors import AdapterError
-from vera.methods import METHODS, Method, disable, make_method
+from vera.methods import METHODS, Method, disable, make_method, unload
+from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
 from vera.methods.full import Full
 from vera.methods.head import Head
 from vera.methods.lora import LoRA
+from vera.methods.none import NoMethod
 from vera.methods.vera import VeRA
 from vera.projections import ProjectionSpec, fingerprint
 
 __all__ = [
     "METHODS",
+    "Adapter",
     "AdapterError",
     "BitFit",
     "Full",
     "Head",
     "LoRA",
     "Method",
+    "NoMethod",
     "ProjectionSpec",
     "VeRA",
+    "base_fingerprint",
     "disable",
     "fingerprint",
     "load",
@@ -38,4 +43,6 @@ __all__ = [
     "read_method",
     "save",
     "save_head",
+    "start_from",
+    "unload",
 ]

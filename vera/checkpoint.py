@@ -1,79 +1,209 @@
 """The adapter file: the trained vectors, and beside them what is needed to know that they fit.
 
-safetensors, never pickle. The header's metadata holds the method's settings and, for VeRA, the projections' scheme,
-seed, scale shapes and fingerprint. A and B themselves are not stored.
+safetensors, never pickle. The header's metadata holds the method's settings; for VeRA the projections' scheme, seed,
+widest shapes and fingerprint (A and B themselves are not stored); a fingerprint of the base weights; and a SHA-256 of
+the whole file, so that no changed byte loads.
 """
 
+import copy
+import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear
-from vera.sites import head_parameters
+from vera.methods.base import AdaptedLinear, adaptation, unload
+from vera.sites import head_parameters, is_linear
 
-FORMAT = "vera-bench adapter 1"
-HEAD_FORMAT = "vera-bench head 1"
+FORMAT = "vera-bench adapter 2"
+HEAD_FORMAT = "vera-bench head 2"
+#: A larger header is no adapter's, and is not parsed.
+LARGEST_HEADER = 64 * 2**20
+_CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
-def save(model: nn.Module, method: Method, path: str | Path) -> int:
-    """Writes the adapter of an adapted model (without the head). Returns the file's size in bytes."""
-    tensors = {_file_name(name): p for name, p in method.adapter_parameters(model).items()}
-    return _write(path, tensors, {"format": FORMAT, "method": method.config(), "fixed": method.fixed(model)})
+def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype | None = None) -> int:
+    """Writes the adapter of an adapted model (without the head). Returns the file's size in bytes.
+
+    dtype: torch.float16 or bfloat16 halves the file and rounds the vectors; None keeps them as they are (float32).
+    Raises AdapterError for values that are not finite, or beyond float16's range.
+    """
+    tensors = {plain_name(name): tensor.detach() for name, tensor in method.saved(model).items()}
+    for name, tensor in tensors.items():
+        if dtype is not None:
+            tensors[name] = tensor.to(dtype)
+        if not torch.isfinite(tensors[name]).all():
+            what = "holds values that are not finite" if not torch.isfinite(tensor).all() else f"is beyond the range of {dtype}"
+            raise AdapterError(f"{name} {what}: not saved")
+    header = {"format": FORMAT, "method": method.config(), "fixed": method.fixed(model), "base": base_fingerprint(model)}
+    return _write(path, tensors, header)
 
 
 def save_head(model: nn.Module, path: str | Path) -> int:
     """Writes the classification head. Returns the file's size in bytes."""
-    return _write(path, head_parameters(model), {"format": HEAD_FORMAT})
+    return _write(path, {name: p.detach() for name, p in head_parameters(model).items()}, {"format": HEAD_FORMAT})
 
 
 def read_method(path: str | Path) -> Method:
     """The method that an adapter file was trained with."""
-    metadata, _ = _read(path, FORMAT)
-    try:
-        return make_method(**metadata["method"])
-    except (KeyError, TypeError) as error:
-        raise AdapterError(f"{path}: its header describes no method ({error}). Not written by this project?") from None
+    return _method(path, _read(path, FORMAT)[0])
 
 
-def load(model: nn.Module, path: str | Path) -> Method:
-    """Adapts a base model as the file says (unless it is adapted so already) and fills in the trained values.
+def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
+    """Makes the model the one that was saved, whatever adapter it carries now; a base model is adapted first.
 
-    Raises AdapterError in one line where the file is damaged, or does not fit this model.
+    Raises AdapterError in one line, with the model unchanged, where the file is damaged or does not fit: other sites or
+    shapes, projections with another fingerprint, values that are not finite, or other base weights (unless
+    allow_other_base: an adapter is worth little on weights that it was not trained on).
     """
-    method = read_method(path)
-    if not any(isinstance(m, AdaptedLinear) for m in model.modules()):
+    header, tensors = _read(path, FORMAT)
+    method = _method(path, header)
+    trial = _without_weights(model)  # all is tried first on a copy without weights
+    unload(trial)
+    method.adapt(trial)
+    _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
+    adapted = adaptation(model)
+    if adapted is None or adapted.method != method:
+        unload(model)
         method.adapt(model)
-    metadata, tensors = _read(path, FORMAT)
-    theirs, ours = metadata.get("fixed"), method.fixed(model)
-    if theirs != ours:
-        raise AdapterError(_mismatch(Path(path), theirs, ours))
-    _fill(path, {_file_name(name): p for name, p in method.adapter_parameters(model).items()}, tensors)
+    else:
+        method.unmerge(model)
+    _fill(_wanted(model), tensors)
     return method
+
+
+def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
+    """Fills the adapter of a freshly adapted model with a file's values, as a start for training.
+
+    Raises AdapterError, with the model unchanged, unless the file was written by the same method with the same settings
+    (but for dropout) over the same base weights.
+    """
+    adapted = adaptation(model)
+    if adapted is None:
+        raise AdapterError("only an adapted model can start from another adapter")
+    header, tensors = _read(path, FORMAT)
+    theirs, ours = _method(path, header).config(), adapted.method.config()
+    for key in sorted({*theirs, *ours} - {"dropout"}):
+        if theirs.get(key) != ours.get(key):
+            raise AdapterError(f"{path}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this model")
+    _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
+    _fill(_wanted(model), tensors)
 
 
 def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
-    _fill(path, head_parameters(model), _read(path, HEAD_FORMAT)[1])
+    wanted: dict[str, Tensor] = dict(head_parameters(model))
+    tensors = _read(path, HEAD_FORMAT)[1]
+    _check(path, wanted, tensors)
+    _fill(wanted, tensors)
 
 
-def _file_name(name: str) -> str:
-    return name.replace(".base.", ".")  # a name in the base model's own words
+# --- names and the base model
 
 
-def _write(path: str | Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> int:
+def plain_name(name: str) -> str:
+    """A parameter's name in the base model's own words, with what a method added behind: "...query.b"."""
+    for inserted in (".base.", ".base_layer.", ".changes.whole.", ".changes."):
+        name = name.replace(inserted, ".")
+    return name
+
+
+def base_names(model: nn.Module) -> set[str]:
+    """The names of the base weights that a method leaves alone: neither head nor trained in place."""
+    adapted = adaptation(model)
+    names = set(adapted.base_names) if adapted else {name for name, _ in model.named_parameters()}
+    trained = {plain_name(name) for name in adapted.method.adapter_parameters(model)} if adapted else set()
+    return names - trained - {plain_name(name) for name in head_parameters(model)}
+
+
+def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Hashes of the base weights: 16 hex digits each, empty where no weight is left alone (full fine-tuning).
+
+    Of the values rounded to bfloat16 and to float16: a copy of the same weights in half precision is the same base.
+    "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit copy; the other two
+    are absent there.
+    """
+    wanted = sorted(base_names(model) if names is None else names)
+    if not wanted:
+        return {}
+    merged = {id(m.base.weight): m._unmerged_weight for m in model.modules() if isinstance(m, AdaptedLinear) and m.merged}
+    found = {plain_name(name): p for name, p in model.named_parameters()}
+    tensors = {name: merged.get(id(found[name]), found[name]) for name in wanted if name in found}
+    key = [(name, t.data_ptr(), t._version) for name, t in tensors.items() if t is not None]
+    kept = getattr(model, "_base_fingerprint", None)
+    if kept and kept[0] == key:  # hashing takes a second for each gigabyte, and runs save often
+        return dict(kept[1])
+    linear = {id(p) for m in model.modules() if is_linear(m) for p in m.parameters(recurse=False)}
+    whole = all(t is not None and t.is_floating_point() for t in tensors.values())
+    digests = {"bfloat16": hashlib.sha256(), "float16": hashlib.sha256()} if whole else {}
+    digests["unquantised"] = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        for kind, digest in digests.items():
+            if kind == "unquantised" and id(found[name]) in linear:
+                continue
+            dtype = torch.float16 if kind == "float16" else torch.bfloat16
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+    result = {kind: digest.hexdigest()[:16] for kind, digest in digests.items()}
+    model._base_fingerprint = (key, result)  # type: ignore[assignment]
+    return dict(result)
+
+
+def _same_base(theirs: Any, ours: dict[str, str]) -> bool:
+    if not isinstance(theirs, dict):
+        return False
+    kinds: list[str] = [kind for kind in ("bfloat16", "float16") if kind in theirs and kind in ours] or ["unquantised"]
+    return theirs == ours or any(theirs.get(kind) == ours.get(kind) for kind in kinds)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy of the model on the meta device: every shape, no value, no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(_meta(parameter), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = _meta(buffer)
+    for module in model.modules():
+        if isinstance(module, AdaptedLinear) and module._unmerged_weight is not None:
+            memo[id(module._unmerged_weight)] = None
+    return copy.deepcopy(model, memo)
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    # A packed 4-bit weight counts as the float32 matrix that it stands for.
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
+
+
+# --- files
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
+    """Writes a file with a checksum over all of it, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"header": json.dumps(metadata)})
+        metadata = {"header": json.dumps(header), "sha256": "0" * 64}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        # The checksum is that of the file with zeros in its own place.
+        content = partial.read_bytes()
+        place = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64)
+        with open(partial, "r+b") as file:
+            file.seek(place.start(1))
+            file.write(hashlib.sha256(content).hexdigest().encode())
         os.replace(partial, path)
     except SafetensorError as error:  # safetensors wraps the operating system's error in its own
         raise OSError(f"{path}: {error}") from None
@@ -83,40 +213,82 @@ def _write(path: str | Path, tensors: dict[str, Any], metadata: dict[str, Any]) 
 
 
 def _read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of an undamaged file. Raises AdapterError in one line for any other."""
     if not Path(path).is_file():
         raise AdapterError(f"{path}: no such file")
+    content = Path(path).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    found = _CHECKSUM.search(content, 8, min(end, LARGEST_HEADER))
+    if len(content) < 8 or end > min(len(content), LARGEST_HEADER) or not found:
+        raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. Get the file again")
+    blank = content[: found.start(1)] + b"0" * 64 + content[found.end(1) :]
+    if hashlib.sha256(blank).hexdigest().encode() != found[1]:
+        raise AdapterError(f"{path}: damaged (its checksum differs). Get the file again")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, ValueError, OSError) as error:
-        raise AdapterError(f"{path}: damaged or not a safetensors file ({error}). Get the file again") from None
+        header = json.loads(json.loads(content[8:end])["__metadata__"]["header"])
+        tensors = read_tensors(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"{path}: damaged, or not a safetensors file ({words}). Get the file again") from None
     if not isinstance(header, dict) or header.get("format") != kind:
         raise AdapterError(f"{path}: not a file of the format {kind!r}")
     return header, tensors
 
 
-def _fill(path: str | Path, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Copies tensors into parameters only after all of them have been found to fit: never half a load."""
-    missing, extra = sorted(set(parameters) - set(tensors)), sorted(set(tensors) - set(parameters))
+def _method(path: str | Path, header: dict[str, Any]) -> Method:
+    try:
+        return make_method(**header["method"])
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{path}: its header describes no method ({error}). Not written by this project?") from None
+
+
+def _wanted(model: nn.Module) -> dict[str, Tensor]:
+    """What an adapted model keeps in its file, by the file's names."""
+    adapted = adaptation(model)
+    assert adapted is not None
+    return {plain_name(name): tensor for name, tensor in adapted.method.saved(model).items()}
+
+
+def _check_adapter(
+    path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor], adapted: nn.Module, base: nn.Module | None
+) -> None:
+    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it was trained on."""
+    adaptation_ = adaptation(adapted)
+    assert adaptation_ is not None
+    theirs, ours = header.get("fixed"), adaptation_.method.fixed(adapted)
+    if theirs != ours:
+        raise AdapterError(_mismatch(Path(path), theirs, ours))
+    _check(path, _wanted(adapted), tensors)
+    if base is not None and not _same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
+        raise AdapterError(
+            f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the same"
+        )
+
+
+def _check(path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Raises AdapterError unless the tensors of a file are just those that a model needs."""
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which this model lacks"
         raise AdapterError(f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?")
     for name, tensor in tensors.items():
-        if tensor.shape != parameters[name].shape:
-            shapes = f"{list(tensor.shape)} in the file, {list(parameters[name].shape)} in the model"
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{list(tensor.shape)} in the file, {list(wanted[name].shape)} in the model"
             raise AdapterError(f"{path}: {name} is {shapes}. Same base model and rank?")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
+
+
+def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            wanted[name].copy_(tensor)
 
 
 def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
-    if isinstance(theirs, dict) and theirs.get("scheme") != ours.get("scheme"):
-        return f"{path.name} needs projections of scheme {theirs.get('scheme')!r}, this version makes {ours.get('scheme')!r}"
     wanted = theirs if isinstance(theirs, dict) else {}
+    if wanted.get("scheme") != ours.get("scheme"):
+        return f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes {ours.get('scheme')!r}"
     return (
         f"{path.name} was trained with projections {str(wanted.get('fingerprint'))[:8]} (seed {wanted.get('seed')}, "
         f"largest {wanted.get('outputs')}x{wanted.get('inputs')}), this model makes {str(ours.get('fingerprint'))[:8]} "

@@ -44,14 +44,33 @@ def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     return out
 
 
+#: The distributions of A and B. "peft" is huggingface/peft's own draw of kaiming_uniform.
+INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "peft")
+
+
+def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
+    """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from two words each.
+
+    log and cos differ in the last bits of float64 between processors; rounding to float32 hides nearly all of that,
+    and what it does not hide, the fingerprint in the adapter file finds.
+    """
+    words = unit_uniform(seed, matrix, rows, 2 * columns).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))  # (u + 1) / 2 is in (0, 1): u is never -1
+    return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class ProjectionSpec:
     """What A and B depend on.
 
-    inputs and outputs are the widest over all adapted matrices; a narrower matrix uses the leading slice.
-    init "kaiming_uniform" is the paper's, from Philox. init "peft" draws the same distribution as huggingface/peft
-    does, from one torch generator, bit-equal for the same key and shapes (for parity and interchange only: torch
-    does not promise those bits across versions).
+    inputs and outputs are the widest over all matrices that share the pair; a narrower one uses the leading slice.
+    init, by the paper's section 3.3 and table 6:
+      kaiming_uniform  the paper's default: bound sqrt(6 / fan_in), PyTorch's fan_in mode with gain sqrt(2)
+      kaiming_normal   standard deviation sqrt(2 / fan_in)
+      uniform          on [0, 0.1]
+      peft             kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for the same key
+                       and shapes (for parity and interchange only: torch does not promise those bits across versions)
+    fan_in is `inputs` for A and `rank` for B. pair: the name of a pair of its own ("" is the one that all share).
     """
 
     seed: int
@@ -59,17 +78,26 @@ class ProjectionSpec:
     inputs: int
     outputs: int
     init: str = "kaiming_uniform"
+    pair: str = ""
 
     def make(self) -> tuple[Matrix, Matrix]:
-        """A (rank, inputs) and B (outputs, rank), float32, Kaiming uniform: bound sqrt(6 / fan_in), which is
-        PyTorch's fan_in mode with gain sqrt(2). fan_in is `inputs` for A and `rank` for B (paper, section 3.3)."""
+        """A (rank, inputs) and B (outputs, rank), float32. Raises ValueError for an unknown init."""
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
         if self.init == "peft":
             return self._make_peft()
-        if self.init != "kaiming_uniform":
-            raise ValueError(f"init must be kaiming_uniform or peft, got {self.init!r}")
-        a = unit_uniform(self.seed, A, self.rank, self.inputs) * np.float32(math.sqrt(6 / self.inputs))
-        b = unit_uniform(self.seed, B, self.outputs, self.rank) * np.float32(math.sqrt(6 / self.rank))
-        return a, b
+        return self._draw(A, self.rank, self.inputs), self._draw(B, self.outputs, self.rank)
+
+    def _draw(self, which: int, rows: int, fan_in: int) -> Matrix:
+        # A named pair has 63 bits of its name's hash in the key; the shared one has none.
+        name = int.from_bytes(hashlib.sha256(self.pair.encode()).digest()[:8], "little") >> 1 if self.pair else 0
+        matrix = 2 * name + which
+        if self.init == "kaiming_normal":
+            return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(math.sqrt(2 / fan_in))
+        unit = unit_uniform(self.seed, matrix, rows, fan_in)
+        if self.init == "uniform":
+            return (unit + np.float32(1)) * np.float32(0.05)
+        return unit * np.float32(math.sqrt(6 / fan_in))
 
     def _make_peft(self) -> tuple[Matrix, Matrix]:
         import torch  # only here, so that the scheme above needs nothing but numpy
@@ -83,12 +111,13 @@ class ProjectionSpec:
 
     @property
     def scheme(self) -> str:
-        return SCHEME if self.init == "kaiming_uniform" else "peft"
+        """What the bits depend on, for the adapter file."""
+        return "peft" if self.init == "peft" else SCHEME
 
 
-def fingerprint(a: Matrix, b: Matrix) -> str:
-    """SHA-256 of the bytes of A and B (little-endian float32, row by row), 64 hex digits."""
+def fingerprint(*matrices: Matrix) -> str:
+    """SHA-256 of the bytes of the matrices (A, then B; little-endian float32, row by row), 64 hex digits."""
     digest = hashlib.sha256()
-    for matrix in (a, b):
+    for matrix in matrices:
         digest.update(np.ascontiguousarray(matrix, dtype="<f4").data)
     return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Where a method acts: the adapted matrices of a model, and what counts as its head."""
+"""Where a method acts: the adapted matrices of a model, its blocks, and what counts as its head."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -10,27 +13,127 @@ ALIASES = {
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
+#: Layers that hold query, key and value as three equal blocks of outputs, in this order: GPT-2, timm, ModernBERT.
+FUSED, BLOCKS = ("c_attn", "qkv", "Wqkv"), ("query", "key", "value")
+#: Fused in an order, or in sizes, that differ from model to model.
+MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
+ALL_LINEAR = "all-linear"
+WHOLE = "whole"
+
+Blocks = dict[str, slice]
 
 
-def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The linear layers that `sites` name, by module path, in the model's own order.
+def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
+    """The linear layers that `sites` name, by module path, in the model's own order, and which of their outputs.
 
-    A site is a role ("query", "key", "value") or the last part of a module's name ("dense").
+    A site is a role ("query", "key", "value"), the end of a module's path ("dense", "mlp.fc1"), or "all-linear": every
+    linear layer but the head and the output embedding. A role in a fused layer is a block of its outputs
+    ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is {"whole": slice(0, out)}.
     Raises AdapterError, listing the model's real names, where a site matches no linear layer.
     """
     if not sites:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    head = tuple(head_prefixes(model))
-    found: dict[str, nn.Linear] = {}
+    head, output = tuple(head_prefixes(model)), getattr(model, "get_output_embeddings", lambda: None)()
+    linears = {
+        path: m
+        for path, m in model.named_modules()
+        if is_linear(m) and m is not output and not (head and f"{path}.".startswith(head))
+    }
+    found: dict[str, Blocks] = {}
     for site in sites:
-        names = ALIASES.get(site, (site,))
-        matches = {p: m for p, m in linears.items() if p.rpartition(".")[2] in names and not p.startswith(head)}
+        matches = _matches(linears, site)
         if not matches:
-            known = sorted({p.rpartition(".")[2] for p in linears if not p.startswith(head)})
-            raise AdapterError(f"no linear layer is a {site!r} site of this model. Its linear layers: {', '.join(known)}")
-        found |= matches
-    return {path: found[path] for path in linears if path in found}
+            raise AdapterError(_no_match(linears, site))
+        for path, block in matches.items():
+            found.setdefault(path, {}).update(block)
+    for path, blocks in found.items():
+        if WHOLE in blocks and len(blocks) > 1:
+            raise AdapterError(f"sites names {path} both whole and by its blocks {', '.join(blocks.keys() - {WHOLE})}")
+    return {path: dict(sorted(found[path].items(), key=lambda b: b[1].start)) for path in linears if path in found}
+
+
+def _matches(linears: dict[str, nn.Module], site: str) -> dict[str, Blocks]:
+    matches: dict[str, Blocks] = {}
+    for path, layer in linears.items():
+        inputs, outputs = size(layer)
+        name = path.rpartition(".")[2]
+        if site in BLOCKS and name in FUSED and outputs == 3 * inputs:
+            start = inputs * BLOCKS.index(site)
+            matches[path] = {site: slice(start, start + inputs)}
+        elif site == ALL_LINEAR or name in ALIASES.get(site, ()) or f".{path}".endswith(f".{site}"):
+            matches[path] = {WHOLE: slice(0, outputs)}
+    return matches
+
+
+def _no_match(linears: dict[str, nn.Module], site: str) -> str:
+    names = {path.rpartition(".")[2] for path in linears}
+    mixed = sorted(names & {*MIXED, *FUSED})
+    if site in BLOCKS and mixed:
+        return (
+            f"this model's {site} is a part of {mixed[0]}, in an order that is not known here. "
+            f"Its whole matrix can be adapted: sites=[{mixed[0]}]"
+        )
+    fused = [block for block in BLOCKS if names & set(FUSED)]
+    return f"no linear layer is a {site!r} site of this model. It has: {', '.join([*fused, *sorted(names)])}, all-linear"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear layer: torch's (and its 4-bit form), or transformers' Conv1D, whose weight is stored transposed."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """transformers' Conv1D (GPT-2): weight (in, out). By its name, since this library does without transformers."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def size(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    if is_transposed(layer):
+        return int(layer.nx), int(layer.nf)  # type: ignore[arg-type]
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a transformer block ends its two sub-layers, and its last LayerNorm where that comes after the residual.
+
+    Paths inside a block. The outputs of `attention` and `feed_forward` are what the block adds to its residual stream.
+    """
+
+    attention: str
+    feed_forward: str
+    norm: str | None = None
+
+
+LAYOUTS = (
+    Layout("attention.output.dropout", "output.dropout", "output.LayerNorm"),  # BERT, RoBERTa, ELECTRA, DeBERTa
+    Layout("attention.dropout", "output.dropout", "output.LayerNorm"),  # MPNet
+    Layout("attention", "ffn", "output_layer_norm"),  # DistilBERT
+    Layout("attn", "mlp"),  # GPT-2, timm's ViT
+    Layout("self_attn", "mlp"),  # Llama and its relatives
+    Layout("attention", "mlp"),  # transformers' ViT and DINOv2
+)
+
+
+def find_blocks(model: nn.Module) -> Iterator[tuple[nn.Module, Layout]]:
+    """The transformer blocks of a model, first to last, each with its layout.
+
+    Raises AdapterError for a model whose blocks are not of a known layout.
+    """
+    found = False
+    for stack in model.modules():
+        if not isinstance(stack, (nn.ModuleList, nn.Sequential)):
+            continue
+        for block in stack.children():
+            inside = {path for path, _ in block.named_modules()}
+            for layout in LAYOUTS:
+                if {layout.attention, layout.feed_forward, layout.norm or layout.attention} <= inside:
+                    found = True
+                    yield block, layout
+                    break
+    if not found:
+        raise AdapterError(f"the blocks of a {type(model).__name__} are not known here: adapters have no place (vera/sites.py)")
 
 
 def backbone_prefix(model: nn.Module) -> str:
@@ -43,10 +146,15 @@ def head_prefixes(model: nn.Module) -> list[str]:
     """Prefixes of the parameter names that belong to the classification head.
 
     The head is everything outside the backbone, and BERT's pooler: it plays the part of the dense layer in RoBERTa's
-    head. A language model's output layer is no head (it is pretrained), and a plain module has none.
+    head. A timm model says itself which layer is its head. A language model's output layer is no head (it is
+    pretrained), and a plain module has none.
     """
     backbone = backbone_prefix(model)
     output = getattr(model, "get_output_embeddings", lambda: None)()
+    for path, module in model.named_modules():
+        if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):  # timm, also inside TimmWrapper
+            classifier = module.get_classifier()
+            return [f"{name}." for name, m in module.named_modules(prefix=path) if m is classifier]
     if not backbone or output is not None:
         return []
     outside = [f"{name}." for name, _ in model.named_children() if name != backbone]

@@ -5,11 +5,11 @@ import copy
 import peft
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import shake, tiny_model
 from torch import nn
 
 import vera
-from vera.methods.base import adapted_layers
+from vera.methods.base import adapted_layers, changes
 
 METHODS = {
     "full": vera.Full(),
@@ -23,15 +23,6 @@ LOW_RANK = ["lora", "vera"]
 
 def ids(rows: int = 4, tokens: int = 9) -> torch.Tensor:
     return torch.randint(3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1))
-
-
-def shake(model: nn.Module) -> None:
-    """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
 def adapted(name: str, kind: str = "bert", dtype: torch.dtype = torch.float32):
@@ -64,6 +55,7 @@ def peft_pair(name: str, kind: str):
     assert len(pairs) == 4
     with torch.no_grad():
         for our, their in pairs:
+            our = our.changes["whole"]
             if name == "vera":
                 their.vera_A["default"], their.vera_B["default"] = our.A.clone(), our.B.clone()
                 their.vera_lambda_b["default"].copy_(our.b)
@@ -82,7 +74,8 @@ def test_outputs_gradients_and_merged_weights_equal_pefts(name, kind):
     assert torch.allclose(*outputs, rtol=0, atol=1e-10)
     for output in outputs:
         output.square().sum().backward()
-    for our, their in pairs:
+    for layer, their in pairs:
+        our = layer.changes["whole"]
         if name == "vera":
             gradients = [(our.b, their.vera_lambda_b["default"]), (our.d, their.vera_lambda_d["default"])]
         else:
@@ -102,7 +95,7 @@ def test_the_peft_init_is_pefts_model_as_it_comes():
     vera.VeRA(rank=12, init="peft", projection_seed=9).adapt(ours)
     theirs = peft.get_peft_model(base, peft.VeraConfig(r=12, projection_prng_key=9, target_modules=["query", "value"]))
     layer = next(m for m in theirs.modules() if isinstance(m, peft.tuners.vera.Linear))
-    first = next(adapted_layers(ours))
+    first = next(changes(ours))
     assert torch.equal(first.A, layer.vera_A["default"])
     assert torch.equal(first.B, layer.vera_B["default"])
 
@@ -125,7 +118,7 @@ def test_parity_holds_where_shapes_differ():
     config = peft.VeraConfig(r=12, projection_prng_key=4, target_modules=["query", "value"])
     theirs = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False).base_model.model.double()
     shake(ours)
-    for our, their in zip(adapted_layers(ours), (theirs.query, theirs.value), strict=True):
+    for our, their in zip(changes(ours), (theirs.query, theirs.value), strict=True):
         their.vera_lambda_b["default"].data.copy_(our.b)
         their.vera_lambda_d["default"].data.copy_(our.d)
     x = torch.randn(5, 32, dtype=torch.float64)
@@ -133,7 +126,7 @@ def test_parity_holds_where_shapes_differ():
     assert torch.allclose(*outputs, rtol=0, atol=1e-10)
     for output in outputs:
         output.square().sum().backward()
-    for our, their in zip(adapted_layers(ours), (theirs.query, theirs.value), strict=True):
+    for our, their in zip(changes(ours), (theirs.query, theirs.value), strict=True):
         assert torch.allclose(our.b.grad, their.vera_lambda_b["default"].grad, rtol=0, atol=1e-10)
         assert torch.allclose(our.d.grad, their.vera_lambda_d["default"].grad, rtol=0, atol=1e-10)
 
@@ -145,8 +138,9 @@ def test_vera_is_its_formula():
     """h = W0 x + b * (B (d * (A x))), written out."""
     model = adapted("vera", dtype=torch.float64)
     layer = next(adapted_layers(model))
+    c = layer.changes["whole"]
     x = torch.randn(3, 32, dtype=torch.float64)
-    expected = [layer.base.weight @ row + layer.base.bias + layer.b * (layer.B @ (layer.d * (layer.A @ row))) for row in x]
+    expected = [layer.base.weight @ row + layer.base.bias + c.b * (c.B @ (c.d * (c.A @ row))) for row in x]
     assert torch.allclose(layer(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
@@ -157,7 +151,7 @@ def test_vera_starts_as_the_base_model_with_gradient_in_b_only():
     after = model(ids()).logits
     assert torch.equal(before, after)
     after.square().sum().backward()
-    for layer in adapted_layers(model):
+    for layer in changes(model):
         assert torch.equal(layer.d, torch.full_like(layer.d, 0.1))
         assert not layer.b.any()
         assert not layer.d.grad.any()
@@ -166,13 +160,13 @@ def test_vera_starts_as_the_base_model_with_gradient_in_b_only():
 
 def test_one_storage_for_a_and_b_and_vectors_of_their_own():
     model = adapted("vera")
-    layers = list(adapted_layers(model))
+    layers = list(changes(model))
     assert len({layer.A.data_ptr() for layer in layers}) == len({layer.B.data_ptr() for layer in layers}) == 1
     assert len({layer.b.data_ptr() for layer in layers} | {layer.d.data_ptr() for layer in layers}) == 2 * len(layers)
     model.double()  # a cast reaches the one pair, and the layers still share it
     assert len({layer.A.data_ptr() for layer in layers}) == 1
     assert layers[0].A.dtype == torch.float64
-    copied = list(adapted_layers(copy.deepcopy(model)))
+    copied = list(changes(copy.deepcopy(model)))
     assert len({layer.A.data_ptr() for layer in copied}) == 1
 
 
@@ -180,12 +174,12 @@ def test_a_narrower_matrix_uses_the_leading_slice():
     """Sites of different shapes: the pair is as large as the widest, as peft does it too."""
     model = tiny_model()
     vera.VeRA(rank=12, sites=("query", "dense")).adapt(model)
-    pair = model.vera_projections
+    (pair,) = model.vera_projections
     assert (pair.A.shape, pair.B.shape) == ((12, 64), (64, 12))
-    for layer in adapted_layers(model):
-        assert layer.A.shape == (12, layer.base.in_features)
-        assert layer.B.shape == (layer.base.out_features, 12)
-        assert torch.equal(layer.A, pair.A[:, : layer.base.in_features])
+    for layer in changes(model):
+        assert layer.A.shape == (12, layer.inputs)
+        assert layer.B.shape == (layer.outputs, 12)
+        assert torch.equal(layer.A, pair.A[:, : layer.inputs])
     assert "bert.pooler.dense" not in {n for n, m in model.named_modules() if m in set(adapted_layers(model))}
 
 
@@ -195,7 +189,7 @@ def test_the_projection_seed_is_apart_from_the_training_seed():
         model = tiny_model()
         torch.manual_seed(training_seed)
         vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
-        pairs.append(model.vera_projections.A)
+        pairs.append(model.vera_projections[0].A)
     assert torch.equal(pairs[0], pairs[1])
     assert not torch.equal(pairs[0], pairs[2])
 
@@ -228,7 +222,7 @@ def test_other_encoders_have_the_sites_too(architecture):
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **sizes))
     method = vera.VeRA(rank=12)
     method.adapt(model)
-    layers = list(adapted_layers(model))
+    layers = list(changes(model))
     assert len(layers) == (2 if architecture == "albert" else 4)  # ALBERT's layers are one
     assert method.parameter_groups(model)["head"]
     model(ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()

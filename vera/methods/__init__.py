@@ -5,7 +5,7 @@ import pkgutil
 from typing import Any
 
 from vera.errors import AdapterError
-from vera.methods.base import METHODS, Method, disable
+from vera.methods.base import METHODS, Method, disable, unload
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -22,9 +22,7 @@ def make_method(kind: str, **settings: Any) -> Method:
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}")
-    if "sites" in settings:
-        settings["sites"] = tuple(settings["sites"])
-    return METHODS[kind](**settings)
+    return METHODS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-__all__ = ["METHODS", "Method", "disable", "make_method"]
+__all__ = ["METHODS", "Method", "disable", "make_method", "unload"]

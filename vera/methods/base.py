@@ -4,19 +4,31 @@ A method is a small frozen dataclass of its settings. The model carries all the 
 place, and every later call finds what it needs inside the model.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, cast, get_origin
 
 import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.sites import head_parameters
+from vera.sites import WHOLE, Blocks, head_parameters, is_transposed, size
 
 #: Every method by its kind. Filled as the files of this folder are imported.
 METHODS: dict[str, type["Method"]] = {}
+#: What a setting should be, in words.
+NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    tuple: "a list",
+    dict: "a mapping",
+}
+#: A rank this many times as large as the widest matrix is a slip of the keyboard, not a wish.
+SENSE = 64
 
 
 @dataclass(frozen=True)
@@ -32,8 +44,17 @@ class Method(ABC):
             METHODS[kind] = cls
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), get_origin(field.type) or field.type
+            number = kind is float and isinstance(value, int)
+            if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
+                raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise AdapterError(f"{field.name} must be a finite number, got {value}")
+            if kind is tuple and not all(isinstance(word, str) for word in value):
+                raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
         rank, dropout = getattr(self, "rank", 1), getattr(self, "dropout", 0.0)
-        if not isinstance(rank, int) or rank < 1:
+        if rank < 1:
             raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
         if not 0 <= dropout < 1:
             raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
@@ -42,15 +63,27 @@ class Method(ABC):
         """The settings as plain values, with the kind; `make_method(**config)` gives the method back."""
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
+    # --- a model's life with the method
+
     def adapt(self, model: nn.Module) -> None:
         """Freezes the model, installs the method in place, and leaves its parameters and the head trainable.
 
-        Raises AdapterError where the model is adapted already, or lacks the method's sites.
+        Raises AdapterError, with the model unchanged, where it is adapted already, or lacks the method's sites.
         """
-        if any(isinstance(m, AdaptedLinear) for m in model.modules()):
-            raise AdapterError("this model is adapted already: start from a fresh copy of the base model")
+        if adaptation(model):
+            raise AdapterError("this model is adapted already: start from a fresh copy of the base model, or unload it")
+        names = frozenset(name for name, _ in model.named_parameters())
+        trainable = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
-        self.install(model)
+        try:
+            self.install(model)
+        except AdapterError:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            raise
+        # A plain attribute: it is no part of the state dict, and is copied with the model.
+        model._adaptation = Adaptation(self, names)  # type: ignore[assignment]
+        model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
 
@@ -58,9 +91,17 @@ class Method(ABC):
     def install(self, model: nn.Module) -> None:
         """Adds the method's own parameters to a frozen model, or unfreezes those it trains."""
 
+    def remove(self, model: nn.Module) -> None:
+        """Takes out what `install` added. Values that the method trained in place stay as they are."""
+        self.unmerge(model)
+        for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, AdaptedLinear)]:
+            replace(model, path, layer.base)
+
     @abstractmethod
     def count(self, model: nn.Module) -> int:
         """Trainable parameters without the head, by the method's closed formula, from an adapted model's shapes."""
+
+    # --- training
 
     def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The method's trainable parameters by name, without the head's."""
@@ -69,18 +110,45 @@ class Method(ABC):
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning rates."""
-        return {"adapter": self.adapter_parameters(model), "head": head_parameters(model)}
+        head = {name: p for name, p in head_parameters(model).items() if p.requires_grad}
+        return {"adapter": self.adapter_parameters(model), "head": head}
 
-    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need nothing here
-        """Called after each optimizer step (from 1), for methods that change as they train."""
+    def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
+        """Called once with the number of optimizer steps, for methods that follow a schedule of their own."""
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A term of the method's own, added to the loss of each forward pass; None for most."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
+        """Called after each optimizer step (from 1) with the gradients still there, for methods that change as they train."""
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What `after_step` has gathered, for a training checkpoint."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Puts `training_state` back."""
+
+    # --- files and inference
+
+    def saved(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of the adapter file by name: what trains, and what cannot be made anew."""
+        return dict(self.adapter_parameters(model))
 
     def fixed(self, model: nn.Module) -> dict[str, Any]:
         """What the adapter relies on and does not train, for the adapter file; compared when it is loaded."""
         return {}
 
     def merge(self, model: nn.Module) -> None:
-        """Folds the adapter into the base weights: inference costs what the base model costs."""
-        for layer in adapted_layers(model):
+        """Folds the adapter into the base weights: inference costs what the base model costs.
+
+        Raises AdapterError, with the model unchanged, where that cannot be.
+        """
+        layers = list(adapted_layers(model))
+        for layer in layers:
+            layer.check_mergeable()
+        for layer in layers:
             layer.merge()
 
     def unmerge(self, model: nn.Module) -> None:
@@ -88,60 +156,177 @@ class Method(ABC):
         for layer in adapted_layers(model):
             layer.unmerge()
 
+    def disable(self, model: nn.Module, disabled: bool) -> None:
+        """See `vera.disable`."""
+        for module in model.modules():
+            if isinstance(module, Added):
+                module.enabled = not disabled
 
-class AdaptedLinear(nn.Module):
-    """A frozen linear layer `base` plus a low-rank change of its weight. Subclasses give `delta` and `change`.
 
-    Shapes: x (..., in), output (..., out), delta_weight (out, in). The dtype of the output is the base layer's;
-    the change is computed in float32 or better, so that small updates do not round away over half-precision weights.
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adapted model remembers: the method, and the names of the base model's own parameters."""
+
+    method: Method
+    base_names: frozenset[str]
+
+
+def adaptation(model: nn.Module) -> Adaptation | None:
+    """How a model is adapted; None for a base model."""
+    return cast("Adaptation | None", getattr(model, "_adaptation", None))
+
+
+def unload(model: nn.Module, merge: bool = False) -> None:
+    """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its weights.
+
+    A merged model then saves as any model of its library does (`model.save_pretrained(folder)`).
+    Raises AdapterError where the adapter cannot be merged.
+    """
+    adapted = adaptation(model)
+    if adapted is None:
+        return
+    if merge:
+        adapted.method.merge(model)
+        for layer in adapted_layers(model):
+            layer.forget_unmerged()
+    adapted.method.remove(model)
+    remove_hooks(model, _one_adapter)
+    del model._adaptation
+
+
+def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    """A forward pre-hook. transformers' models swallow keywords that they do not know: a choice among several adapters,
+    as peft takes it, would be ignored in silence."""
+    if "adapter_names" in keywords:
+        raise AdapterError("this model carries one adapter: adapter_names chooses among several, which it does not have")
+
+
+def remove_hooks(module: nn.Module, *ours: Any) -> None:
+    """Takes these functions out of a module's forward hooks. Handles would not survive a copy of the model."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hook in ours]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+class Change(nn.Module):
+    """A low-rank change of one matrix, or of one block of a fused one. Subclasses: `forward` and `weight`."""
+
+    inputs: int
+    outputs: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The change of the output for x, (..., inputs) -> (..., outputs)."""
+        raise NotImplementedError
+
+    def weight(self) -> Tensor:
+        """The change of the weight, (outputs, inputs)."""
+        raise NotImplementedError
+
+
+class Added(nn.Module):
+    """A module that a method put into the model, and that can be switched off."""
+
+    enabled = True
+
+
+class AdaptedLinear(Added):
+    """A frozen linear layer `base` plus a low-rank change of each of some blocks of its outputs (or of all of them).
+
+    Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's; the change is computed in
+    float32 or better, so that small updates do not round away over half-precision weights. Outputs outside the blocks
+    (the keys of a fused projection) are passed on untouched.
     """
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Module, changes: dict[str, Change], blocks: Blocks) -> None:
         super().__init__()
         self.base = base
-        self.enabled = True
+        self.changes = nn.ModuleDict(changes)
+        self.blocks = blocks
         self._unmerged_weight: Tensor | None = None
-
-    @property
-    def adapter_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.base.weight.dtype, torch.float32)
+        # bitsandbytes packs 4-bit weights anew in an evaluation on processors with avx512_bf16, and no gradient passes
+        # through them from then on.
+        if hasattr(base, "support_avx512bf16_for_cpu"):
+            base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
     @property
     def merged(self) -> bool:
         return self._unmerged_weight is not None
 
-    def change(self, x: Tensor) -> Tensor:
-        """The change of the output for x, (..., in) -> (..., out)."""
-        raise NotImplementedError
-
-    def delta_weight(self) -> Tensor:
-        """The change of the weight, (out, in)."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         if self.merged or not self.enabled:
             return y
-        return (y + self.change(x.to(self.adapter_dtype))).to(y.dtype)
+        x = x.to(adapter_dtype(self.base))
+        if WHOLE in self.changes:
+            return (y + self.changes[WHOLE](x)).to(y.dtype)
+        pieces, end = [], 0
+        for name, rows in self.blocks.items():
+            pieces += [y[..., end : rows.start], (y[..., rows] + self.changes[name](x)).to(y.dtype)]
+            end = rows.stop
+        return torch.cat([*pieces, y[..., end:]], dim=-1)
+
+    def weight(self) -> Tensor:
+        """The base weight as (out, in), a view."""
+        weight = cast(Tensor, self.base.weight)
+        return weight.T if is_transposed(self.base) else weight
+
+    def check_mergeable(self) -> None:
+        """Raises AdapterError where the base weight cannot take the change."""
+        if not cast(Tensor, self.base.weight).is_floating_point():
+            raise AdapterError("a quantised base cannot be merged into: load the adapter onto the unquantised base model")
 
     @torch.no_grad()
     def merge(self) -> None:
         if not self.merged:
-            weight = self.base.weight
-            self._unmerged_weight = weight.detach().clone()
-            weight.copy_(weight.to(self.adapter_dtype) + self.delta_weight())
+            self.check_mergeable()
+            self._unmerged_weight = cast(Tensor, self.base.weight).detach().clone()
+            weight = self.weight()
+            for name, change in self.changes.items():
+                rows = self.blocks[name]
+                weight[rows] = (weight[rows].to(adapter_dtype(self.base)) + cast(Change, change).weight()).to(weight.dtype)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         # The weight itself was kept: subtracting the change again would be off by a rounding.
         if self._unmerged_weight is not None:
-            self.base.weight.copy_(self._unmerged_weight)
+            cast(Tensor, self.base.weight).copy_(self._unmerged_weight)
             self._unmerged_weight = None
+
+    def forget_unmerged(self) -> None:
+        """Makes the merge final."""
+        self._unmerged_weight = None
+
+
+def adapter_dtype(base: nn.Module) -> torch.dtype:
+    """The dtype of what a method adds to a layer: float32, or float64 over float64."""
+    dtype = cast(Tensor, base.weight).dtype
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
     """The adapted layers of a model, in its own order."""
     return (m for m in model.modules() if isinstance(m, AdaptedLinear))
+
+
+def changes(model: nn.Module) -> Iterator[Change]:
+    """The changes of all adapted matrices of a model, in its own order."""
+    return (cast(Change, change) for layer in adapted_layers(model) for change in layer.changes.values())
+
+
+def wrap(model: nn.Module, found: dict[str, Blocks], make: Any) -> None:
+    """Puts an AdaptedLinear in the place of each layer found; `make(path, block, base, inputs, outputs)` gives a Change."""
+    for path, blocks in found.items():
+        base = model.get_submodule(path)
+        inputs, _ = size(base)
+        parts = {name: make(path, name, base, inputs, rows.stop - rows.start) for name, rows in blocks.items()}
+        replace(model, path, AdaptedLinear(base, parts, blocks))
+
+
+def check_rank(name: str, rank: int, widest: int) -> None:
+    """Raises AdapterError for a rank beyond sense."""
+    if rank > SENSE * widest:
+        raise AdapterError(f"{name} {rank} is beyond sense for matrices of at most {widest} rows or columns")
 
 
 def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -151,6 +336,7 @@ def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
-    """Switches the adapted layers off (the base model answers) or on again."""
-    for layer in adapted_layers(model):
-        layer.enabled = not disabled
+    """Switches the adapter off (the base model answers) or on again. Values trained in place stay."""
+    adapted = adaptation(model)
+    if adapted is not None:
+        adapted.method.disable(model, disabled)

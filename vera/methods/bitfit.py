@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vera.errors import AdapterError
 from vera.methods.base import Method
 from vera.sites import head_prefixes
 
@@ -13,8 +14,12 @@ class BitFit(Method, kind="bitfit"):
     """Trains all biases of the backbone, LayerNorms' included."""
 
     def install(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias"))
+        head = tuple(head_prefixes(model))
+        biases = [p for name, p in model.named_parameters() if name.endswith("bias") and not (head and name.startswith(head))]
+        if not biases:
+            raise AdapterError(f"a {type(model).__name__} has no biases to train")
+        for bias in biases:
+            bias.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:
         """Sum of the widths of all biased layers outside the head."""

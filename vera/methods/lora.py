@@ -1,4 +1,4 @@
-"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3)."""
+"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023): A stays frozen."""
 
 import math
 from dataclasses import dataclass
@@ -8,45 +8,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vera.methods.base import AdaptedLinear, Method, adapted_layers, replace
-from vera.sites import find_sites
+from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, wrap
+from vera.sites import find_sites, size
 
 
-class LoRALinear(AdaptedLinear):
-    """One adapted matrix: its own A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zero."""
+class LoRAChange(Change):
+    """One matrix's own A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zero."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__(base)
-        at: Any = {"device": base.weight.device, "dtype": self.adapter_dtype}
-        self.A = nn.Parameter(torch.empty(rank, base.in_features, **at))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank, **at))
+    def __init__(self, base: nn.Module, inputs: int, outputs: int, method: "LoRA") -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        self.A = nn.Parameter(torch.empty(method.rank, inputs, **at), requires_grad=not method.freeze_a)
+        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.scale = alpha / rank
-        self.dropout = nn.Dropout(dropout)
+        self.scale = method.alpha / method.rank
+        self.dropout = nn.Dropout(method.dropout)
 
-    def change(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.linear(F.linear(self.dropout(x), self.A), self.B)
 
-    def delta_weight(self) -> Tensor:
+    def weight(self) -> Tensor:
         return self.scale * (self.B @ self.A)
 
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):
-    """Trains a low-rank pair of matrices for each adapted matrix.
+    """Trains a low-rank pair of matrices for each adapted matrix; the blocks of a fused matrix have their own.
 
-    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter.
+    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only B trains
+    (A as LoRA draws it; the adapter file holds it).
     """
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
     alpha: float = 8.0
     dropout: float = 0.0
+    freeze_a: bool = False
 
     def install(self, model: nn.Module) -> None:
-        for path, base in find_sites(model, self.sites).items():
-            replace(model, path, LoRALinear(base, self.rank, self.alpha, self.dropout))
+        found = find_sites(model, self.sites)
+        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in found))
+        wrap(model, found, lambda path, block, base, inputs, outputs: LoRAChange(base, inputs, outputs, self))
+
+    def saved(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: p for name, p in model.named_parameters() if ".changes." in name}
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapted matrices of rank * (in + out)."""
-        return sum(self.rank * (m.base.in_features + m.base.out_features) for m in adapted_layers(model))
+        """Sum over the adapted matrices of rank * (in + out); of rank * out where A is frozen."""
+        return sum(self.rank * (change.outputs + (0 if self.freeze_a else change.inputs)) for change in changes(model))

@@ -1,20 +1,23 @@
-"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2)."""
+"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the ablations of its tables 6 and 7."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import AdaptedLinear, Method, adapted_layers, replace
-from vera.projections import ProjectionSpec, fingerprint
-from vera.sites import find_sites
+from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, wrap
+from vera.projections import INITS, ProjectionSpec, fingerprint
+from vera.sites import find_sites, size
+
+VECTORS = {("b", "d"), ("b",), ("d",)}
+SHARING = ("shared", "by_shape", "unique")
 
 
 class Projections(nn.Module):
-    """The frozen pair A (rank, widest in), B (widest out, rank): one storage for all layers.
+    """A frozen pair A (rank, in), B (out, rank): one storage for all matrices that share it.
 
     Not part of the state dict: the seed brings it back.
     """
@@ -22,47 +25,56 @@ class Projections(nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, spec: ProjectionSpec, like: Tensor) -> None:
+    def __init__(self, spec: ProjectionSpec, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.spec = spec
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        if like.is_meta:
-            pair = torch.empty(spec.rank, spec.inputs), torch.empty(spec.outputs, spec.rank)
+        if device.type == "meta":
+            pair = torch.empty(spec.rank, spec.inputs, device=device), torch.empty(spec.outputs, spec.rank, device=device)
         else:
             a, b = spec.make()
             pair = torch.from_numpy(a), torch.from_numpy(b)
         for name, matrix in zip("AB", pair, strict=True):
-            self.register_buffer(name, matrix.to(like.device, dtype), persistent=False)
+            self.register_buffer(name, matrix.to(device, dtype), persistent=False)
 
 
-class VeRALinear(AdaptedLinear):
-    """One adapted matrix: its own d (rank) and b (out), and the leading slices A[:, :in] and B[:out] of the pair.
+class VeRAChange(Change):
+    """One matrix's own d (rank) and b (out), and the leading slices A[:, :in] and B[:out] of its pair.
 
     d starts at d_init and b at zero, so that the model starts as the base model: dL/dd is 0 at first, dL/db is not.
+    A vector that the method leaves out is None and counts as all ones.
     """
 
-    def __init__(self, base: nn.Linear, projections: Projections, d_init: float, dropout: float) -> None:
-        super().__init__(base)
+    b: Tensor | None
+    d: Tensor | None
+
+    def __init__(self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: "VeRA") -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair is a child of the model alone and moves between devices once.
         self._shared = (projections,)
-        at: Any = {"device": base.weight.device, "dtype": self.adapter_dtype}
-        self.d = nn.Parameter(torch.full((projections.spec.rank,), d_init, **at))
-        self.b = nn.Parameter(torch.zeros(base.out_features, **at))
-        self.dropout = nn.Dropout(dropout)
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        for name, length, value in (("d", method.rank, method.d_init), ("b", outputs, 0.0)):
+            vector = nn.Parameter(torch.full((length,), value, **at)) if name in method.vectors else None
+            self.register_parameter(name, vector)
+        self.dropout = nn.Dropout(method.dropout)
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's name
-        return self._shared[0].A[:, : self.base.in_features]
+        return self._shared[0].A[:, : self.inputs]
 
     @property
     def B(self) -> Tensor:  # noqa: N802
-        return self._shared[0].B[: self.base.out_features]
+        return self._shared[0].B[: self.outputs]
 
-    def change(self, x: Tensor) -> Tensor:
-        return self.b * F.linear(self.d * F.linear(self.dropout(x), self.A), self.B)
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.linear(self.dropout(x), self.A)
+        v = F.linear(u if self.d is None else self.d * u, self.B)
+        return v if self.b is None else self.b * v
 
-    def delta_weight(self) -> Tensor:
-        return (self.b[:, None] * self.B) @ (self.d[:, None] * self.A)
+    def weight(self) -> Tensor:
+        a = self.A if self.d is None else self.d[:, None] * self.A
+        b = self.B if self.b is None else self.b[:, None] * self.B
+        return b @ a
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,10 @@ class VeRA(Method, kind="vera"):
     """Trains two vectors for each adapted matrix; the random matrices between them are frozen and shared.
 
     rank: of the random matrices. d_init: initial value of d. dropout: on the input of the adapter.
-    init: "kaiming_uniform" or "peft" (see ProjectionSpec). projection_seed: of A and B, apart from training's seed.
+    init: of A and B, one of projections.INITS. projection_seed: of A and B, apart from training's seed.
+    vectors: which of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
+    projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the leading slice;
+    "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7).
     There is no alpha and no 1/rank.
     """
 
@@ -80,32 +95,67 @@ class VeRA(Method, kind="vera"):
     dropout: float = 0.0
     init: str = "kaiming_uniform"
     projection_seed: int = 0
+    vectors: tuple[str, ...] = ("b", "d")
+    projections: str = "shared"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "vectors", tuple(sorted(self.vectors)))
+        if self.vectors not in VECTORS:
+            raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(map(str, self.vectors))}]")
+        if "b" not in self.vectors and self.d_init != 0:
+            raise AdapterError(
+                f"without b, d must start at 0 (d_init=0), for the model to start as the base; got {self.d_init}"
+            )
+        if self.projections not in SHARING:
+            raise AdapterError(f"projections must be one of {', '.join(SHARING)}, got {self.projections!r}")
+        if self.init not in INITS:
+            raise AdapterError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+        if self.init == "peft" and self.projections != "shared":
+            raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
+        if not 0 <= self.projection_seed < 2**64:
+            raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
     def install(self, model: nn.Module) -> None:
         found = find_sites(model, self.sites)
-        widest_in = max(m.in_features for m in found.values())
-        widest_out = max(m.out_features for m in found.values())
-        spec = ProjectionSpec(self.projection_seed, self.rank, widest_in, widest_out, self.init)
-        try:
-            projections = Projections(spec, like=next(iter(found.values())).weight)
-        except ValueError as error:
-            raise AdapterError(str(error)) from None
-        model.add_module("vera_projections", projections)
-        for path, base in found.items():
-            replace(model, path, VeRALinear(base, projections, self.d_init, self.dropout))
+        shapes = {
+            (path, name): (size(model.get_submodule(path))[0], rows.stop - rows.start)
+            for path, blocks in found.items()
+            for name, rows in blocks.items()
+        }
+        widest = max(i for i, _ in shapes.values()), max(o for _, o in shapes.values())
+        check_rank("rank", self.rank, max(widest))
+        first = model.get_submodule(next(iter(found)))
+        pairs: dict[str, Projections] = {}
+
+        def projections(path: str, block: str) -> Projections:
+            """The pair of a matrix, made when it is first met."""
+            shape = widest if self.projections == "shared" else shapes[path, block]
+            name = {"shared": "", "by_shape": f"{shape[1]}x{shape[0]}", "unique": f"{path} {block}"}[self.projections]
+            if name not in pairs:
+                spec = ProjectionSpec(self.projection_seed, self.rank, *shape, self.init, name)
+                pairs[name] = Projections(spec, cast(Tensor, first.weight).device, adapter_dtype(first))
+            return pairs[name]
+
+        wrap(model, found, lambda path, block, base, i, o: VeRAChange(base, i, o, projections(path, block), self))
+        model.add_module("vera_projections", nn.ModuleList(pairs.values()))
+
+    def remove(self, model: nn.Module) -> None:
+        super().remove(model)
+        del model.vera_projections
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapted matrices of (out + rank)."""
-        return sum(layer.base.out_features + self.rank for layer in adapted_layers(model))
+        """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only d."""
+        return sum(("b" in self.vectors) * change.outputs + ("d" in self.vectors) * self.rank for change in changes(model))
 
     def fixed(self, model: nn.Module) -> dict[str, Any]:
-        pair: Any = model.get_submodule("vera_projections")
-        spec = pair.spec
+        """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
+        specs = [cast(Projections, pair).spec for pair in cast(nn.ModuleList, model.vera_projections)]
         # Made anew rather than read from the model, whose copy may have been cast to another dtype.
         return {
-            "scheme": spec.scheme,
-            "seed": spec.seed,
-            "inputs": spec.inputs,
-            "outputs": spec.outputs,
-            "fingerprint": fingerprint(*spec.make()),
+            "scheme": specs[0].scheme,
+            "seed": self.projection_seed,
+            "inputs": max(spec.inputs for spec in specs),
+            "outputs": max(spec.outputs for spec in specs),
+            "fingerprint": fingerprint(*(matrix for spec in specs for matrix in spec.make())),
         }

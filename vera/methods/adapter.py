@@ -1,0 +1,164 @@
+"""Bottleneck adapters: Houlsby et al. 2019 (H), Pfeiffer et al. 2021 (P), Lin et al. 2020 (L), and AdapterDrop
+(Rueckle et al. 2021): small networks between the layers of a frozen model.
+
+An adapter is up(activation(down(h))), with biases. With x the output of a sub-layer, u its input on the residual
+stream and LN the block's own, frozen LayerNorm:
+
+    houlsby   after both sub-layers      LN(u + x + adapter(x))
+    pfeiffer  after the feed-forward     LN(u + x + adapter(LN(u + x))), the same LN twice
+    lin       after the block, output y  y + adapter(LN'(y)), with a LayerNorm LN' of the adapter's own
+
+In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the sum, and the first two leave it out.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.base import Added, Method, adapter_dtype, check_rank, remove_hooks
+from vera.sites import find_blocks, is_linear
+
+ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class Bottleneck(Added):
+    """One place's adapter, (..., width) -> (..., width), a child named "adapter" of the module whose output it changes.
+
+    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: near the identity, not on it.
+    """
+
+    def __init__(self, width: int, method: "Adapter", block: int, device: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        at: Any = {"device": device, "dtype": dtype}
+        self.down, self.up = nn.Linear(width, method.bottleneck, **at), nn.Linear(method.bottleneck, width, **at)
+        self.norm = nn.LayerNorm(width, **at) if method.placement == "lin" else None
+        for layer in (self.down, self.up):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.activation = method.activation
+        self.block = block
+        self.dropped = block < method.drop_layers
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = h.to(self.down.weight.dtype)
+        x = x if self.norm is None else self.norm(x)
+        return self.up(ACTIVATIONS[self.activation](self.down(x))).to(h.dtype)
+
+
+def _add(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """A forward hook: output + adapter(output). Blocks give a tensor, or a tuple that begins with it."""
+    adapter: Any = module.adapter
+    if adapter.dropped or not adapter.enabled:
+        return output
+    if isinstance(output, tuple):
+        return (output[0] + adapter(output[0]), *output[1:])
+    return output + adapter(output)
+
+
+def _norm_twice(norm: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """A forward hook of a LayerNorm whose input is u + x: LN(u + x + adapter(LN(u + x)))."""
+    adapter: Any = norm.adapter
+    if adapter.dropped or not adapter.enabled:
+        return output
+    return norm.forward(arguments[0] + adapter(output))
+
+
+def _draw_drop(model: nn.Module, arguments: Any) -> None:
+    """A forward pre-hook of the whole model: in training, how many of the first blocks go without an adapter.
+
+    Drawn on the CPU from torch's generator, so that a resumed run draws the same.
+    """
+    adapters = [m for m in model.modules() if isinstance(m, Bottleneck)]
+    blocks = 1 + max(adapter.block for adapter in adapters)
+    first = int(torch.randint(0, blocks, ())) if model.training else 0
+    for adapter in adapters:
+        adapter.dropped = adapter.block < first
+
+
+@dataclass(frozen=True)
+class Adapter(Method, kind="adapter"):
+    """Trains bottlenecks between the layers; LayerNorms stay frozen.
+
+    placement: houlsby, pfeiffer or lin. activation: relu, gelu or silu. drop_layers: the first blocks go without an
+    adapter. drop_per_batch: in training, a number of first blocks drawn uniformly for each batch goes without
+    (from none to all but the last). share: one adapter for all blocks.
+    """
+
+    bottleneck: int
+    placement: str = "pfeiffer"
+    activation: str = "relu"
+    drop_layers: int = 0
+    drop_per_batch: bool = False
+    share: bool = False
+
+    PLACEMENTS: ClassVar = ("houlsby", "pfeiffer", "lin")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bottleneck < 1:
+            raise AdapterError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck}")
+        if self.placement not in self.PLACEMENTS:
+            raise AdapterError(f"placement must be one of {', '.join(self.PLACEMENTS)}, got {self.placement!r}")
+        if self.activation not in ACTIVATIONS:
+            raise AdapterError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.drop_layers < 0:
+            raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
+        if self.drop_layers and self.drop_per_batch:
+            raise AdapterError("drop_layers and drop_per_batch exclude each other: dropped for good, or drawn for each batch")
+
+    def install(self, model: nn.Module) -> None:
+        blocks = list(find_blocks(model))
+        if self.drop_layers >= len(blocks):
+            raise AdapterError(f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter")
+        width = self._width(blocks[0][0])
+        check_rank("bottleneck", self.bottleneck, width)
+        first: list[Bottleneck] = []  # of each place in a block, for sharing
+        for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
+            linear = next(m for m in block.modules() if is_linear(m))
+            device: Any = linear.weight.device
+            for place, (path, hook) in enumerate(self._places(layout)):
+                adapter = Bottleneck(width, self, index, device, adapter_dtype(linear))
+                if self.share and len(first) > place:
+                    adapter.down, adapter.up, adapter.norm = first[place].down, first[place].up, first[place].norm
+                else:
+                    first.append(adapter)
+                module = block.get_submodule(path)
+                module.add_module("adapter", adapter)
+                module.register_forward_hook(hook)
+        if self.drop_per_batch:
+            model.register_forward_pre_hook(_draw_drop)
+
+    def _places(self, layout: Any) -> list[tuple[str, Any]]:
+        """The modules of a block whose outputs change, and how."""
+        if self.placement == "houlsby":
+            return [(layout.attention, _add), (layout.feed_forward, _add)]
+        if self.placement == "pfeiffer" and layout.norm:
+            return [(layout.norm, _norm_twice)]
+        return [("", _add)]
+
+    @staticmethod
+    def _width(block: nn.Module) -> int:
+        """The width of the residual stream: that of the block's first LayerNorm (or RMSNorm)."""
+        norm: Any = next(m for m in block.modules() if "norm" in type(m).__name__.lower() and hasattr(m, "weight"))
+        return int(norm.weight.numel())
+
+    def remove(self, model: nn.Module) -> None:
+        for module in list(model.modules()):
+            if isinstance(getattr(module, "adapter", None), Bottleneck):
+                del module.adapter
+            remove_hooks(module, _add, _norm_twice, _draw_drop)
+
+    def count(self, model: nn.Module) -> int:
+        """Adapters times 2 * width * bottleneck + bottleneck + width, and 2 * width more with a LayerNorm of its own."""
+        blocks = [block for block, _ in find_blocks(model)]
+        width, places = self._width(blocks[0]), 2 if self.placement == "houlsby" else 1
+        adapters = places * (1 if self.share else len(blocks) - self.drop_layers)
+        norm = 2 * width if self.placement == "lin" else 0
+        return adapters * (2 * width * self.bottleneck + self.bottleneck + width + norm)
+
+    def merge(self, model: nn.Module) -> None:
+        raise AdapterError("a bottleneck adapter is not linear: it cannot be merged into the weights")
