@@ -48,9 +48,7 @@ def tiny_model(kind: str = "bert", seed: int = 0, **changes):
 
 def tiny_gpt2():
     more = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
-    config = GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **no_dropout, bos_token_id=1, eos_token_id=2
-    )
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **more)
     config.loss_type = "ForCausalLM"
     return GPT2LMHeadModel(config)
 

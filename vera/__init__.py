@@ -12,6 +12,7 @@ method.merge(model)
 
 from vera.checkpoint import base_fingerprint, load, load_head, read_method, save, save_head, start_from
 from vera.errors import AdapterError
+from vera.interchange import export_peft, import_peft
 from vera.methods import METHODS, Method, disable, make_method, unload
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
@@ -19,6 +20,7 @@ from vera.methods.full import Full
 from vera.methods.head import Head
 from vera.methods.lora import LoRA
 from vera.methods.none import NoMethod
+from vera.methods.peft import Peft
 from vera.methods.vera import VeRA
 from vera.projections import ProjectionSpec, fingerprint
 
@@ -32,11 +34,14 @@ __all__ = [
     "LoRA",
     "Method",
     "NoMethod",
+    "Peft",
     "ProjectionSpec",
     "VeRA",
     "base_fingerprint",
     "disable",
+    "export_peft",
     "fingerprint",
+    "import_peft",
     "load",
     "load_head",
     "make_method",

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -40,12 +40,12 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
     """
     tensors = {plain_name(name): tensor.detach() for name, tensor in method.saved(model).items()}
     for name, tensor in tensors.items():
-        if dtype is not None:
+        if dtype is not None and tensor.is_floating_point():
             tensors[name] = tensor.to(dtype)
         if not torch.isfinite(tensors[name]).all():
             what = "holds values that are not finite" if not torch.isfinite(tensor).all() else f"is beyond the range of {dtype}"
             raise AdapterError(f"{name} {what}: not saved")
-    header = {"format": FORMAT, "method": method.config(), "fixed": method.fixed(model), "base": base_fingerprint(model)}
+    header = {"format": FORMAT, "method": method.settings(), "fixed": method.fixed(model), "base": base_fingerprint(model)}
     return _write(path, tensors, header)
 
 
@@ -68,7 +68,8 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     """
     header, tensors = _read(path, FORMAT)
     method = _method(path, header)
-    trial = _without_weights(model)  # all is tried first on a copy without weights
+    # All is tried first on a copy; a copy without weights does, except for peft, which computes with them.
+    trial = copy.deepcopy(model) if method.kind == "peft" else _without_weights(model)
     unload(trial)
     method.adapt(trial)
     _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
@@ -92,7 +93,7 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
     header, tensors = _read(path, FORMAT)
-    theirs, ours = _method(path, header).config(), adapted.method.config()
+    theirs, ours = _method(path, header).settings(), adapted.method.settings()
     for key in sorted({*theirs, *ours} - {"dropout"}):
         if theirs.get(key) != ours.get(key):
             raise AdapterError(f"{path}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this model")
@@ -133,6 +134,8 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit copy; the other two
     are absent there.
     """
+    if hasattr(model, "_peft_base"):
+        return dict(cast(dict[str, str], model._peft_base))
     wanted = sorted(base_names(model) if names is None else names)
     if not wanted:
         return {}
@@ -275,7 +278,7 @@ def _check(path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tenso
         if tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)} in the file, {list(wanted[name].shape)} in the model"
             raise AdapterError(f"{path}: {name} is {shapes}. Same base model and rank?")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() != wanted[name].is_floating_point() or not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
 
 

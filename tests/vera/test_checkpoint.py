@@ -66,7 +66,7 @@ def test_the_file_holds_vectors_only_and_little_else(trained):
 def test_the_header_says_what_the_adapter_relies_on(trained):
     with safe_open(trained[2], "pt") as file:
         header = json.loads(file.metadata()["header"])
-    assert header["method"] == {"kind": "vera", **trained[1].config()}
+    assert header["method"] == {"kind": "vera", **trained[1].settings()}
     (pair,) = trained[0].vera_projections
     assert header["fixed"] == {
         "scheme": "philox-1",

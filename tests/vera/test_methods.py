@@ -299,7 +299,7 @@ def test_dtype_in_is_dtype_out(name, dtype):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_give_the_method_back(name):
-    assert vera.make_method(**METHODS[name].config()) == METHODS[name]
+    assert vera.make_method(**METHODS[name].settings()) == METHODS[name]
 
 
 @pytest.mark.parametrize("name", LOW_RANK)

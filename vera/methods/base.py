@@ -59,8 +59,8 @@ class Method(ABC):
         if not 0 <= dropout < 1:
             raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
 
-    def config(self) -> dict[str, Any]:
-        """The settings as plain values, with the kind; `make_method(**config)` gives the method back."""
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain values, with the kind; `make_method(**settings)` gives the method back."""
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
     # --- a model's life with the method
@@ -72,7 +72,7 @@ class Method(ABC):
         """
         if adaptation(model):
             raise AdapterError("this model is adapted already: start from a fresh copy of the base model, or unload it")
-        names = frozenset(name for name, _ in model.named_parameters())
+        names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
         try:
@@ -81,6 +81,7 @@ class Method(ABC):
             for parameter in trainable:
                 parameter.requires_grad_(True)
             raise
+        model.train(model.training)  # what was added too
         # A plain attribute: it is no part of the state dict, and is copied with the model.
         model._adaptation = Adaptation(self, names)  # type: ignore[assignment]
         model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
@@ -156,6 +157,11 @@ class Method(ABC):
         for layer in adapted_layers(model):
             layer.unmerge()
 
+    def forget_unmerged(self, model: nn.Module) -> None:
+        """Makes the merge final."""
+        for layer in adapted_layers(model):
+            layer.forget_unmerged()
+
     def disable(self, model: nn.Module, disabled: bool) -> None:
         """See `vera.disable`."""
         for module in model.modules():
@@ -165,7 +171,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers: the method, and the names of the base model's own parameters."""
+    """What an adapted model remembers: the method, and the names of the base model's own parameters and buffers."""
 
     method: Method
     base_names: frozenset[str]
@@ -187,8 +193,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
         return
     if merge:
         adapted.method.merge(model)
-        for layer in adapted_layers(model):
-            layer.forget_unmerged()
+        adapted.method.forget_unmerged(model)
     adapted.method.remove(model)
     remove_hooks(model, _one_adapter)
     del model._adaptation

@@ -1,0 +1,167 @@
+"""To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft imports."""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
+
+import vera
+from vera.methods.base import changes
+
+METHODS = {
+    "lora": vera.LoRA(rank=4, alpha=6.0),
+    "lora on all linear layers": vera.LoRA(rank=4, sites=("all-linear",)),
+    "lora on value": vera.LoRA(rank=4, sites=("value",)),
+    "lora_fa": vera.LoRA(rank=4, freeze_a=True),
+    "vera": vera.VeRA(rank=12, projection_seed=3),
+    "vera on all linear layers": vera.VeRA(rank=12, sites=("all-linear",)),
+    "vera on value": vera.VeRA(rank=12, sites=("value",)),
+    "vera_only_b": vera.VeRA(rank=12, vectors=("b",)),
+    "vera_only_d": vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
+    "vera, peft's draw": vera.VeRA(rank=12, init="peft", projection_seed=8),
+    "vera, kaiming_normal": vera.VeRA(rank=12, init="kaiming_normal"),
+}
+
+
+def moved(architecture, method):
+    """An adapted model in float64 and away from its start."""
+    model = tiny(architecture).double()
+    method.adapt(model)
+    shake(model)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_exported_it_answers_the_same_under_peft_and_comes_back_whole(name, architecture, tmp_path):
+    method = METHODS[name]
+    model = moved(architecture, method)
+    vera.export_peft(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, autocast_adapter_dtype=False).double().eval()
+    with torch.no_grad():
+        assert torch.allclose(answer(theirs.base_model.model), answer(model), rtol=0, atol=1e-10)
+        assert not torch.allclose(answer(tiny(architecture).double()), answer(model), rtol=0, atol=1e-3)
+    again = tiny(architecture).double()
+    assert vera.import_peft(again, tmp_path) == method
+    ours, back = method.saved(model), method.saved(again)
+    assert all(torch.equal(ours[n], back[n]) for n in ours)
+    assert torch.equal(answer(again), answer(model))
+
+
+CONFIGS = {
+    "vera": peft.VeraConfig(r=12, projection_prng_key=5, target_modules=["query", "value"], vera_dropout=0.1),
+    "vera without its projections": peft.VeraConfig(
+        r=12, projection_prng_key=5, target_modules=["query", "value"], save_projection=False
+    ),
+    "vera on other sites": peft.VeraConfig(r=12, projection_prng_key=5, target_modules=["query", "output.dense"]),
+    "lora": peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query", "value"]),
+    "rank-stabilised lora": peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["query", "value"]),
+    "lora with its head": peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"),
+    "lora by a pattern": peft.LoraConfig(r=4, target_modules=r".*\.layer\.1\..*\.(query|value)"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_trained_with_peft_imports(name, tmp_path):
+    theirs = peft.get_peft_model(tiny_model(), CONFIGS[name])
+    shake(theirs)
+    theirs.eval().save_pretrained(tmp_path)
+    ours = tiny_model()
+    method = vera.import_peft(ours, tmp_path)
+    assert isinstance(method, vera.VeRA if "vera" in name else vera.LoRA)
+    with torch.no_grad():
+        assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=1e-5)
+        assert not torch.allclose(answer(ours), answer(tiny_model()), rtol=0, atol=1e-4)
+    vera.save(ours, method, tmp_path / "adapter.safetensors")  # from here on it is one of ours
+    again = tiny_model()
+    assert vera.load(again, tmp_path / "adapter.safetensors") == method
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "ViT of timm"])
+def test_a_fused_matrix_that_peft_adapted_whole_imports_whole(architecture, tmp_path):
+    site = {"GPT-2": "c_attn", "ViT of timm": "qkv"}[architecture]
+    theirs = peft.get_peft_model(tiny(architecture), peft.VeraConfig(r=12, target_modules=[site]))
+    shake(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = tiny(architecture)
+    assert vera.import_peft(ours, tmp_path).sites == (site,)
+    assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_dora": True}, "use_dora=True is another method"),
+        ({"bias": "all"}, "bias=all is another method"),
+        ({"rank_pattern": {"query": 2}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa changed the base weights"),
+    ],
+)
+def test_a_lora_that_is_another_method_is_refused(settings, words, tmp_path):
+    peft.get_peft_model(tiny_model(), peft.LoraConfig(r=4, target_modules=["query"], **settings)).save_pretrained(tmp_path)
+    with pytest.raises(vera.AdapterError, match=words) as error:
+        vera.import_peft(tiny_model(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_kinds_and_broken_folders_are_refused(tmp_path):
+    model = tiny_model()
+    with pytest.raises(vera.AdapterError, match=r"no adapter_config\.json"):
+        vera.import_peft(model, tmp_path)
+    peft.get_peft_model(tiny_model(), peft.IA3Config(target_modules=["key"], feedforward_modules=[])).save_pretrained(tmp_path)
+    with pytest.raises(vera.AdapterError, match="an adapter of type IA3"):
+        vera.import_peft(model, tmp_path)
+    vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)
+    with pytest.raises(vera.AdapterError, match="no place in this model"):
+        vera.import_peft(tiny_model(num_hidden_layers=1), tmp_path)
+    with pytest.raises(vera.AdapterError, match=r"Same base model|differs from the one"):
+        vera.import_peft(tiny_model(hidden_size=48), tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for change in (
+        lambda t: t["base_model.vera_A"].add_(0.1),
+        lambda t: next(v for k, v in t.items() if k.endswith("lambda_b")).fill_(float("inf")),
+        lambda t: t.update(other=torch.ones(1)),
+        lambda t: t.pop(next(k for k in t if k.endswith("lambda_d"))),
+    ):
+        weights.write_bytes(whole)
+        tensors = load_file(weights)
+        change(tensors)
+        save_file(tensors, weights, {"vera_bench": json.dumps(METHODS["vera"].settings())})
+        with pytest.raises(vera.AdapterError, match=r"A differs|not finite|no place|lacks") as error:
+            vera.import_peft(model, tmp_path)
+        assert "\n" not in str(error.value)
+    weights.write_bytes(whole[:100])
+    with pytest.raises(vera.AdapterError, match="damaged"):
+        vera.import_peft(model, tmp_path)
+    weights.unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(vera.AdapterError, match="pickled"):
+        vera.import_peft(model, tmp_path)
+    assert not list(changes(model))  # the model is as it was
+    METHODS["vera"].adapt(model)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (vera.VeRA(rank=12, projections="unique"), "one pair A and B"),
+        (vera.Adapter(bottleneck=4), "no place for method adapter"),
+        (vera.BitFit(), "no place for method bitfit"),
+    ],
+)
+def test_what_peft_has_no_place_for_is_not_exported(method, words, tmp_path):
+    model = tiny_model()
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match=words):
+        vera.export_peft(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_beside_whole_layers_are_not_exported(tmp_path):
+    for method in (vera.VeRA(rank=12, sites=("value", "c_fc")), vera.LoRA(rank=4, sites=("query", "value", "c_fc"))):
+        with pytest.raises(vera.AdapterError, match="fused layers"):
+            vera.export_peft(moved("GPT-2", method), tmp_path)

@@ -1,0 +1,299 @@
+"""To huggingface/peft's adapter format and back, without loss, for VeRA and LoRA; and out for every method of peft's own.
+
+A folder with adapter_config.json and adapter_model.safetensors, the head in it. peft adapts a fused projection (GPT-2's
+c_attn) as one matrix; our separate query and value adapters of rank r are one of rank 2r there, with zeros for the key:
+
+    LoRA   A' = [A_q; A_v]    B' = [[B_q, 0], [0, 0], [0, B_v]]
+    VeRA   A' = [A; A]        B' = [[B, 0], [0, 0], [0, B]]    d' = [d_q; d_v]    b' = [b_q; 0; b_v]
+
+A and B of VeRA are stored: peft cannot draw ours.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods import Method, make_method
+from vera.methods.base import AdaptedLinear, adaptation, unload
+from vera.methods.lora import LoRA, LoRAChange
+from vera.methods.vera import VeRA, VeRAChange
+from vera.projections import INITS, ProjectionSpec
+from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_transposed, size
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+#: Settings of peft's LoRA that make it another method than the one here, with the values that do not.
+PLAIN_LORA = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "megatron_config": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "layer_replication": None,
+}
+#: Initial values that change the base weights too.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def export_peft(model: nn.Module, folder: str | Path) -> None:
+    """Writes an adapted model's adapter and head as peft would: `peft.PeftModel.from_pretrained(base, folder)` reads it.
+
+    Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods without one.
+    """
+    adapted = adaptation(model)
+    kind = adapted.method.kind if adapted else "none"
+    if adapted is None or kind not in ("vera", "lora", "peft"):
+        raise AdapterError(f"peft's format has no place for method {kind}: it takes vera, lora and peft's own")
+    if kind == "peft":
+        config, tensors = _peft_parts(model)
+    else:
+        layers = _layers(model)
+        config, tensors = _lora_parts(layers, adapted.method) if kind == "lora" else _vera_parts(layers, adapted.method)
+        transposed = any(is_transposed(layer.base) for layer in layers.values())
+        config |= {"target_modules": sorted(layers), "bias": "none", "fan_in_fan_out": transposed}
+    head = head_parameters(model)
+    head_modules = [prefix[:-1] for prefix in head_prefixes(model) if any(name.startswith(prefix) for name in head)]
+    tensors |= {PREFIX + name: p for name, p in head.items()}
+    tasks = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+    config |= {
+        "task_type": next((task for name, task in tasks.items() if type(model).__name__.endswith(name)), None),
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "modules_to_save": head_modules or None,
+        "inference_mode": True,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "vera_bench": json.dumps(adapted.method.settings())}
+    stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(stored, folder / WEIGHTS, metadata)
+    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
+        raise OSError(f"{folder / WEIGHTS}: {error}") from None
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def import_peft(model: nn.Module, folder: str | Path) -> Method:
+    """Adapts a base model with a VeRA or LoRA adapter in peft's format, head included where it is there.
+
+    Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, or one that does not fit.
+    """
+    if adaptation(model):
+        raise AdapterError("this model is adapted already: import onto a fresh copy of the base model, or unload it")
+    folder = Path(folder)
+    config, tensors, ours = _read(folder)
+    method = make_method(**ours) if ours else _method(model, folder, config, tensors)
+    method.adapt(model)
+    try:
+        _fill(model, method, tensors, folder)
+    except AdapterError:
+        unload(model)
+        raise
+    return method
+
+
+# --- out
+
+
+def _peft_parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    import peft
+
+    wrapper: Any = model._peft_wrapper[0]  # type: ignore[index]
+    tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    config = wrapper.peft_config["default"].to_dict()
+    plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
+    return plain, tensors
+
+
+def _blocks(layers: Mapping[str, AdaptedLinear]) -> int:
+    """How many changes each layer has; peft has one rank for all."""
+    counts = {len(layer.changes) for layer in layers.values()}
+    if len(counts) != 1:
+        raise AdapterError("peft has one rank for all sites: blocks of fused layers beside whole layers do not fit")
+    return counts.pop()
+
+
+def _changes(layer: AdaptedLinear) -> list[tuple[Any, slice]]:
+    return [(cast(Any, change), layer.blocks[name]) for name, change in layer.changes.items()]
+
+
+def _lora_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    count, rank = _blocks(layers), method.rank
+    tensors: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        changes = _changes(layer)
+        b = changes[0][0].B.new_zeros(size(layer.base)[1], count * rank)
+        for i, (change, rows) in enumerate(changes):
+            b[rows, i * rank : (i + 1) * rank] = change.B
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.cat([change.A for change, _ in changes])
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = b
+    # alpha / rank is the scale on both sides.
+    config = {"peft_type": "LORA", "r": count * rank, "lora_alpha": count * method.alpha, "lora_dropout": method.dropout}
+    return config, tensors
+
+
+def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    count, rank = _blocks(layers), method.rank
+    if method.projections != "shared":
+        raise AdapterError(f"peft has one pair A and B for all sites: projections={method.projections} does not fit its format")
+    first = next(iter(layers.values()))
+    pair = _changes(first)[0][0]._shared[0]
+    if all(WHOLE in layer.changes for layer in layers.values()):
+        a, b = pair.A, pair.B
+    else:
+        if len({(size(layer.base), str(layer.blocks)) for layer in layers.values()}) > 1:
+            raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
+        a = torch.cat([pair.A] * count)
+        b = pair.B.new_zeros(size(first.base)[1], count * rank)
+        for i, (change, rows) in enumerate(_changes(first)):
+            b[rows, i * rank : (i + 1) * rank] = change.B
+    tensors = {"base_model.vera_A": a, "base_model.vera_B": b}
+    for path, layer in layers.items():
+        vector = torch.zeros(size(layer.base)[1], dtype=a.dtype, device=a.device)
+        for change, rows in _changes(layer):
+            vector[rows] = 1.0 if change.b is None else change.b
+        ones = a.new_ones(rank)
+        tensors[f"{PREFIX}{path}.vera_lambda_b"] = vector
+        tensors[f"{PREFIX}{path}.vera_lambda_d"] = torch.cat([ones if c.d is None else c.d for c, _ in _changes(layer)])
+    config = {
+        "peft_type": "VERA",
+        "r": count * rank,
+        "d_initial": method.d_init,
+        "vera_dropout": method.dropout,
+        "projection_prng_key": method.projection_seed,
+        "save_projection": True,
+    }
+    return config, tensors
+
+
+# --- in
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
+    """The configuration, the tensors, and this project's own settings where it was the writer."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            pickled = (
+                " (adapter_model.bin is pickled: save it as safetensors)" if (folder / "adapter_model.bin").is_file() else ""
+            )
+            raise AdapterError(f"{folder}: no {name}{pickled if name == WEIGHTS else ''}. Not an adapter of peft?")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        ours = json.loads(metadata["vera_bench"]) if "vera_bench" in metadata else None
+        if not isinstance(config, dict) or not isinstance(ours, dict | None):
+            raise ValueError("not a mapping")
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"{folder}: damaged ({line}). Get the adapter again") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(f"{folder}: {name} holds values that are not finite numbers")
+    return config, tensors, ours
+
+
+def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
+    """The method of an adapter that peft itself wrote."""
+    kind = config.get("peft_type")
+    if kind not in ("LORA", "VERA"):
+        raise AdapterError(f"{folder}: an adapter of type {kind}; VERA and LORA are read here (others train as method=peft)")
+    ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
+    paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
+    sites = _sites(model, paths, folder)
+    rank = config.get("r", 0)
+    if kind == "LORA":
+        for key, plain in PLAIN_LORA.items():
+            if config.get(key, plain) not in (plain, None):
+                raise AdapterError(f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here")
+        if str(config.get("init_lora_weights")).startswith(REWRITES_BASE):
+            raise AdapterError(f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too")
+        alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
+        return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{folder}: VeRA with bias={config['bias']} is another method than VeRA here")
+    shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
+    seed, widest = config.get("projection_prng_key", 0), (max(i for i, _ in shapes), max(o for _, o in shapes))
+    init = _init_of(tensors, seed, rank, *widest)
+    if init is None:
+        raise AdapterError(f"{folder}: its A and B are of no known scheme for seed {seed}. Drawn by another version of torch?")
+    return VeRA(rank, sites, float(config.get("d_initial", 0.1)), float(config.get("vera_dropout", 0.0)), init, seed)
+
+
+def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
+    """The shortest words that name just these modules: roles, or last parts of names, or whole paths."""
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    roles = {name: role for role, aliases in ALIASES.items() for name in aliases}
+    for sites in (tuple(dict.fromkeys(roles.get(name, name) for name in names)), tuple(names), tuple(paths)):
+        try:
+            if sites and set(find_sites(model, sites)) == set(paths):
+                return sites
+        except AdapterError:
+            continue
+    raise AdapterError(f"{folder}: this model lacks a linear layer {paths[0] if paths else ''}. Same base model?")
+
+
+def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> str | None:
+    if "base_model.vera_A" not in tensors:
+        return "peft"
+    stored = tensors["base_model.vera_A"], tensors["base_model.vera_B"]
+    for init in ("peft", *INITS):
+        made = ProjectionSpec(seed, rank, inputs, outputs, init).make()
+        if all(torch.equal(theirs.float(), torch.from_numpy(mine)) for theirs, mine in zip(stored, made, strict=True)):
+            return init
+    return None
+
+
+def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copies an adapter's tensors into an adapted model, after all of them have been found to fit."""
+    wanted: list[tuple[Tensor, Tensor]] = []
+    left = set(tensors) - {"base_model.vera_A", "base_model.vera_B"}
+
+    def take(name: str, target: Tensor | None, *index: slice) -> None:
+        left.discard(name)
+        if name not in tensors:
+            raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
+        value = tensors[name][index] if index else tensors[name]
+        if target is None:
+            return
+        if value.shape != target.shape:
+            raise AdapterError(
+                f"{folder}: {name} is {list(value.shape)}, the model needs {list(target.shape)}. Same base model?"
+            )
+        wanted.append((target, value))
+
+    if isinstance(method, VeRA):
+        expected = _vera_parts(_layers(model), method)[1]
+        for name in ("base_model.vera_A", "base_model.vera_B"):
+            if name in tensors and not torch.equal(tensors[name].float(), expected[name].float()):
+                raise AdapterError(f"{folder}: its {name[-1]} differs from the one that its seed makes here")
+    for path, layer in _layers(model).items():
+        for i, (name, change) in enumerate(layer.changes.items()):
+            rows, ranks = layer.blocks[name], slice(i * method.rank, (i + 1) * method.rank)  # type: ignore[attr-defined]
+            if isinstance(change, LoRAChange):
+                take(f"{PREFIX}{path}.lora_A.weight", change.A, ranks)
+                take(f"{PREFIX}{path}.lora_B.weight", change.B, rows, ranks)
+            elif isinstance(change, VeRAChange):
+                take(f"{PREFIX}{path}.vera_lambda_d", change.d, ranks)
+                take(f"{PREFIX}{path}.vera_lambda_b", change.b, rows)
+    for name, parameter in head_parameters(model).items():
+        if PREFIX + name in tensors:
+            take(PREFIX + name, parameter)
+    if left:
+        raise AdapterError(f"{folder}: holds {min(left)}, which has no place in this model ({len(left)} such)")
+    with torch.no_grad():
+        for target, value in wanted:
+            target.copy_(value)
+
+
+def _layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}

@@ -1,0 +1,204 @@
+"""Any method of huggingface/peft by the name of its configuration class, under the same contract as this library's own."""
+
+import difflib
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.base import Method, adaptation
+from vera.sites import WHOLE, find_sites, head_prefixes
+
+#: What peft raises for a configuration, a model or a pair of both that it does not take.
+REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Peft(Method, kind="peft"):
+    """Installs a tuner of peft in place.
+
+    config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora": True}. sites
+    become target_modules, unless config names its own or the class has none.
+
+    AdaLoRA's schedule follows the run's number of steps, its budget is allocated after each step, and its
+    orthogonality penalty is part of the loss, as in peft's own training loops. Methods that change the input rather
+    than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused.
+    """
+
+    config_class: str
+    config: dict[str, Any] = field(default_factory=dict)
+    sites: tuple[str, ...] = ("query", "value")
+
+    def install(self, model: nn.Module) -> None:
+        import peft
+        from peft.tuners.tuners_utils import BaseTuner
+
+        from vera.checkpoint import base_fingerprint
+
+        config_class = self._config_class(peft)
+        words, known = dict(self.config), config_class.__dataclass_fields__
+        unknown = sorted(set(words) - set(known))
+        if unknown:
+            raise AdapterError(f"peft's {self.config_class} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+        if "target_modules" in known and "target_modules" not in words:
+            words["target_modules"] = self._targets(model)
+        if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
+            words.setdefault("feedforward_modules", [])
+        if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
+            if "total_step" in self.config:
+                raise AdapterError("total_step is the run's own number of steps: leave it out of config")
+            words["total_step"] = 2**31
+        if words.get("use_asa"):
+            raise AdapterError(f"peft's {self.config_class} with use_asa keeps a state that no checkpoint holds: not supported")
+        base = base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
+        try:
+            wrapper = peft.get_peft_model(model, config_class(**words))
+        except REFUSALS as error:
+            raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
+        tuner = wrapper.base_model
+        if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
+            raise AdapterError(f"peft's {self.config_class} needs a forward pass of its own: not supported")
+        # In a tuple, so that the wrapper, which holds the model, is no child of it.
+        model._peft_base = base  # type: ignore[assignment]
+        model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
+        head = tuple(head_prefixes(model))
+        if not any(p.requires_grad for n, p in model.named_parameters() if not (head and n.startswith(head))):
+            raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
+
+    def _config_class(self, peft: Any) -> Any:
+        found = getattr(peft, self.config_class, None)
+        if not (inspect.isclass(found) and issubclass(found, peft.PeftConfig) and found is not peft.PeftConfig):
+            base = (peft.PeftConfig, peft.PromptLearningConfig)
+            known = [n for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base]
+            close = difflib.get_close_matches(self.config_class, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(sorted(known))}"
+            raise AdapterError(f"peft {peft.__version__} has no method {self.config_class!r}. {hint}")
+        if issubclass(found, peft.PromptLearningConfig):
+            raise AdapterError(f"peft's {self.config_class} changes the input, not the model: not supported")
+        return found
+
+    def _targets(self, model: nn.Module) -> list[str]:
+        found = find_sites(model, self.sites)
+        for path, blocks in found.items():
+            if WHOLE not in blocks:
+                name = path.rpartition(".")[2]
+                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{name}]")
+        return list(found)
+
+    def remove(self, model: nn.Module) -> None:
+        self.unmerge(model)
+        _tuner(model).unload()
+        del model._peft_wrapper, model._peft_base
+
+    def count(self, model: nn.Module) -> int:
+        """What trains, counted: peft gives no formula."""
+        return sum(p.numel() for p in self.adapter_parameters(model).values())
+
+    # --- training
+
+    def before_training(self, model: nn.Module, total_steps: int) -> None:
+        allocator = getattr(_tuner(model), "rankallocator", None)
+        if allocator is not None:
+            config = allocator.peft_config
+            if config.tinit >= total_steps - config.tfinal:
+                raise AdapterError(
+                    f"AdaLoRA: tinit {config.tinit} and tfinal {config.tfinal} leave none of {total_steps} steps"
+                )
+            allocator.set_total_step(total_steps)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4), weighted."""
+        allocator = getattr(_tuner(model), "rankallocator", None)
+        if allocator is None:
+            return None
+        distances = []
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                gram = p @ p.T if "lora_A" in name else p.T @ p
+                distances.append(torch.linalg.norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype)))
+        return torch.stack(distances).mean() * float(allocator.peft_config.orth_reg_weight)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        tuner = _tuner(model)
+        if hasattr(tuner, "update_and_allocate"):
+            tuner.update_and_allocate(step - 1)  # peft counts from 0
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        allocator = getattr(_tuner(model), "rankallocator", None)
+        if allocator is None:
+            return {}
+        state = {
+            f"{part}/{n}": t for part in ("ipt", "exp_avg_ipt", "exp_avg_unc") for n, t in getattr(allocator, part).items()
+        }
+        pattern = allocator.peft_config.rank_pattern or {}
+        return state | {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        allocator = getattr(_tuner(model), "rankallocator", None)
+        if allocator is None:
+            return
+        parameters = dict(model.named_parameters())
+        for key, tensor in state.items():
+            part, _, name = key.partition("/")
+            if part == "rank_pattern":
+                allocator.peft_config.rank_pattern = (allocator.peft_config.rank_pattern or {}) | {name: tensor.tolist()}
+            else:
+                getattr(allocator, part)[name] = tensor.to(parameters[name].device)
+
+    # --- files and inference
+
+    def saved(self, model: nn.Module) -> dict[str, Tensor]:
+        """All that peft added, frozen parts too: it does not promise to draw them again."""
+        from vera.checkpoint import plain_name
+
+        adapted = adaptation(model)
+        assert adapted is not None
+        trained = self.adapter_parameters(model)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {n: t for n, t in tensors.items() if n in trained or plain_name(n) not in adapted.base_names}
+
+    def merge(self, model: nn.Module) -> None:
+        tuner = _tuner(model)
+        if hasattr(model, "_peft_unmerged"):
+            return
+        kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
+        if any(not p.is_floating_point() for p in kept.values()):
+            raise AdapterError("a quantised base cannot be merged into: load the adapter onto the unquantised base model")
+        try:
+            tuner.merge_adapter()
+        except REFUSALS as error:
+            raise AdapterError(f"peft cannot merge {self.config_class}: {_first_line(error)}") from None
+        model._peft_unmerged = kept  # type: ignore[assignment]
+
+    def unmerge(self, model: nn.Module) -> None:
+        kept: Any = getattr(model, "_peft_unmerged", None)
+        if kept is not None:
+            try:
+                _tuner(model).unmerge_adapter()
+            except REFUSALS as error:
+                raise AdapterError(f"peft cannot unmerge {self.config_class}: {_first_line(error)}") from None
+            with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
+                for name, weight in kept.items():
+                    model.get_parameter(name).copy_(weight)
+            del model._peft_unmerged
+
+    def forget_unmerged(self, model: nn.Module) -> None:
+        del model._peft_unmerged
+
+    def disable(self, model: nn.Module, disabled: bool) -> None:
+        tuner = _tuner(model)
+        (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
+
+
+def _tuner(model: nn.Module) -> Any:
+    wrapper: Any = model._peft_wrapper
+    return wrapper[0].base_model
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [""])[0]
+    return re.sub(r"\s+", " ", line) or type(error).__name__
