@@ -1,0 +1,3 @@
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns as it is imported, whether anyone uses it or not

@@ -10,7 +10,7 @@ python -m runs --help task=text                                    the keys of a
 
 import json
 
-from runs.config import GROUPS, choices, expand, known_keys
+from runs.config import GROUPS, choices, expand, known_keys, with_starts
 from runs.errors import UserError, entry_point
 from runs.sweep import check_ids, sweep
 
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
         for run in runs:
             print(json.dumps(run.config, indent=2))
         return 0
+    runs = with_starts(runs)
     check_ids(runs)
     outcome = sweep(runs)
     return outcome.exit_code

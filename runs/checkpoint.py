@@ -18,11 +18,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def save(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Writes a checkpoint. `parameters`: the trainable ones by name; `state`: plain values, given back by `load`."""
+def save(
+    path: Path,
+    run_id: str,
+    parameters: dict[str, nn.Parameter],
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    method_state: dict[str, Tensor],
+) -> None:
+    """Writes a checkpoint. `parameters`: the trainable ones by name. `state` (plain values) and `method_state` (what the
+    method has gathered) are given back by `load`."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    tensors |= {f"method/{name}": value for name, value in method_state.items()}
     tensors["generator/cpu"] = torch.get_rng_state()
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         tensors[f"generator/cuda/{device}"] = torch.cuda.get_rng_state(device)
@@ -45,8 +54,10 @@ def save(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer
         partial.unlink(missing_ok=True)
 
 
-def load(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Any] | None:
-    """Puts everything back and returns the state; None, with nothing changed, without a usable checkpoint."""
+def load(
+    path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Puts everything back and returns the state and the method's; None, with nothing changed, without a usable checkpoint."""
     if not path.is_file():
         return None
     try:
@@ -75,4 +86,4 @@ def load(path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer
             torch.cuda.set_rng_state(tensor, int(name.rpartition("/")[2]))
     random.setstate((python[0], tuple(python[1]), python[2]))
     np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
-    return state
+    return state, {name.removeprefix("method/"): value for name, value in tensors.items() if name.startswith("method/")}

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -75,6 +76,8 @@ class Config:
     data_seed: int
     select: str
     keep: str
+    adapter_precision: str
+    init_from: str | None
     device: str
     micro_batch: int | None
     eval_batch: int
@@ -97,9 +100,16 @@ OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
+#: Keys of a method's file that are not the method's own settings.
+NOT_SETTINGS = ("label", "keep", "recipe", "init_from")
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run to do: its cell, its seed, and its resolved configuration as plain values."""
+    """One run to do: its cell, its seed, and its resolved configuration as plain values.
+
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
+    """
 
     row: str
     model: str
@@ -108,15 +118,31 @@ class Run:
     recipe: str
     paper: str | None
     config: dict[str, Any]
+    start: "Run | None" = None
 
     @property
     def method(self) -> dict[str, Any]:
         """The method's own settings, as vera.make_method takes them."""
-        return {key: value for key, value in self.config["method"].items() if key not in ("label", "keep")}
+        return {key: value for key, value in self.config["method"].items() if key not in NOT_SETTINGS}
 
     @property
     def label(self) -> str:
         return f"{self.config['method']['label']} on {self.config['task']['label']}, seed {self.seed}"
+
+
+def starts(runs: list[Run]) -> list[Run]:
+    """The runs that others start from, each once."""
+    found: list[Run] = []
+    for run in runs:
+        if run.start and run.start not in found:
+            found.append(run.start)
+    return found
+
+
+def with_starts(runs: list[Run]) -> list[Run]:
+    """The runs in an order that can be done: those that others start from come first, whether asked for or not."""
+    first = starts(runs)
+    return [*first, *(run for run in runs if run not in first)]
 
 
 def choices(group: str) -> list[str]:
@@ -138,7 +164,8 @@ def expand(arguments: list[str]) -> list[Run]:
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if not reads_environment and kept.is_file():
         try:
-            return [Run(**run) for run in json.loads(kept.read_text())]
+            found = json.loads(kept.read_text())
+            return [Run(**run | {"start": Run(**run["start"]) if run["start"] else None}) for run in found]
         except (ValueError, TypeError, OSError):
             pass  # a damaged cache is composed anew
     runs = _expand(arguments)
@@ -174,7 +201,7 @@ def _expand(arguments: list[str]) -> list[Run]:
     runs = []
     for combination in itertools.product(*params.values()):
         overrides = (*fixed.values(), *combination)
-        cfg = _compose(overrides)
+        cfg = _compose_with_recipe(overrides)
         picked = cfg.hydra.runtime.choices
         recipe = str(picked.get("recipe")) if cfg.get("recipe") else "defaults"
         if preset and recipe == "defaults":
@@ -190,6 +217,23 @@ def _expand(arguments: list[str]) -> list[Run]:
     return runs
 
 
+def _compose_with_recipe(overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration; a row without a recipe for this model takes that of the row that its file names."""
+    cfg = _compose(overrides)
+    picked, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
+    named = any(line.startswith("recipe=") for line in overrides)
+    if cfg.get("recipe") or named or other is None or f"{other}/{picked['model']}" not in choices("recipe"):
+        return cfg
+    return _compose((*overrides, f"recipe={other}/{picked['model']}"))
+
+
+def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's configuration and a method's own settings, for what needs no task."""
+    cfg = _compose((f"model={model}", f"method={method}"))
+    found: list[Any] = [OmegaConf.to_container(part, resolve=True) for part in (cfg.model, cfg.method)]
+    return found[0], {key: value for key, value in found[1].items() if key not in NOT_SETTINGS}
+
+
 def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
     try:
         config: Any = OmegaConf.to_container(
@@ -199,7 +243,59 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
     _check_types(config, overrides)
     _check_values(config)
-    return Run(picked["method"], picked["model"], picked["task"], cfg.seed, recipe, preset, config)
+    method, row = config["method"], picked["method"]
+    if method["kind"] == "peft":
+        method["config"] = method["config"] or {}
+        method["label"] = method["label"] or _peft_label(method)
+    if row == "peft":  # each method of peft's is a row of its own
+        row = f"peft_{_slug(method['label'])}"
+    start = None
+    for line in overrides:  # an id such as 123e45678901 is no number
+        if re.fullmatch(r"init_from=[0-9a-f]{12}", line):
+            config["init_from"] = line.partition("=")[2]
+    if config["init_from"]:
+        name, start = _start(config, picked, overrides)
+        if config["init_from"] != method.get("init_from"):
+            row = f"{row}_from_{_slug(name)}"
+        method["label"] += f" from {name}"
+    return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start)
+
+
+def _peft_label(method: dict[str, Any]) -> str:
+    """Such as "IA3", or "Lora use_dora=True"."""
+    settings = " ".join(f"{key}={value}" for key, value in method["config"].items())
+    return f"{str(method['config_class']).removesuffix('Config')} {settings}".strip()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+
+
+def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> tuple[str, Run | None]:
+    """What a run starts from: its name for the label, and the run itself for ROW@TASK.
+
+    That run has this one's model, data folder and training overrides, its own recipe, and seed 0.
+    """
+    word = config["init_from"]
+    row, at, task = word.partition("@")
+    if not at or "/" in word:
+        is_id = re.fullmatch(r"[0-9a-f]{12}", word)
+        if not is_id and not word.endswith(".safetensors"):
+            raise UserError(
+                f"init_from={word}: should be a run id (12 hex digits), an adapter file or ROW@TASK such as lora@mnli"
+            )
+        return (f"run {word}" if is_id else Path(word).stem), None
+    _check_choice("method", row)
+    _check_choice("task", task)
+    own = ("method", "task", "seed", "data_seed", "init_from", "recipe", "paper", "keep", "model")
+    carried = [o for o in overrides if o.partition("=")[0] not in own and not o.startswith("method.")]
+    words = (*carried, f"model={picked['model']}", f"method={row}", f"task={task}", "seed=0")
+    cfg = _compose_with_recipe(words)
+    recipe = str(cfg.hydra.runtime.choices.get("recipe")) if cfg.get("recipe") else "defaults"
+    first = _make_run(cfg, cfg.hydra.runtime.choices, recipe, None, words)
+    if first.start:
+        raise UserError(f"init_from={word}: {row} starts from another run itself")
+    return task, first
 
 
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
@@ -291,6 +387,7 @@ def _check_values(config: dict[str, Any]) -> None:
         "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
         "select": (config["select"], ("paper", "unbiased")),
         "keep": (config["keep"], ("best", "last", "none")),
+        "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),
         "device": (config["device"], ("auto", "cpu", "cuda", "mps")),
     }
     for key, (value, words) in allowed.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from runs.config import CONF, choices, expand
+from runs.config import CONF, choices, parts
 from runs.errors import entry_point
 from runs.models import skeleton
 
@@ -20,8 +20,8 @@ def count(entry: dict[str, Any]) -> tuple[int, int] | None:
 
     if entry["model"] not in choices("model") or entry["method"] not in choices("method"):
         return None
-    (run,) = expand([f"model={entry['model']}", f"method={entry['method']}", "task=mrpc"])
-    method, model = vera.make_method(**run.method | entry["settings"]), skeleton(run.config["model"], num_labels=2)
+    model_config, settings = parts(entry["model"], entry["method"])
+    method, model = vera.make_method(**settings | entry["settings"]), skeleton(model_config, num_labels=2)
     method.adapt(model)
     return sum(p.numel() for p in method.adapter_parameters(model).values()), method.count(model)
 

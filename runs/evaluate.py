@@ -4,11 +4,16 @@ python -m runs.evaluate RUN                 a run id (or its beginning), as in o
 python -m runs.evaluate RUN output=FOLDER
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from runs.config import Run
 from runs.errors import UserError, entry_point
 from runs.record import Record, read_ledger, run_folder
+
+if TYPE_CHECKING:
+    from runs.train import Training
 
 
 def main(arguments: list[str]) -> int:
@@ -17,7 +22,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if {"-h", "--help"} & set(arguments) else 2
     output = next((w.partition("=")[2] for w in arguments if w.startswith("output=")), "outputs")
-    record = _find(names[0], output)
+    record = find(names[0], output)
     metric, recorded = record["result"]["metric"], _kept_result(record)
     again = evaluate(record, output)
     verdict = "the same" if np.isclose(again, recorded, atol=1e-9) else "NOT the same"
@@ -30,21 +35,32 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(record: Record, output: str) -> float:
     """The metric on the dev set of a run's adapter and head, read from their files."""
+    training = restore(record, output)
+    _, predictions = training.evaluate()
+    return training.task.score(predictions, training.task.labels("dev"))
+
+
+def restore(record: Record, output: str) -> "Training":
+    """A finished run's task and model, with its kept adapter and head on a fresh base model.
+
+    Raises UserError where the run kept none, AdapterError where a file is damaged or does not fit.
+    """
     import vera
     from runs.train import Training
 
     folder = run_folder(output, record["id"])
-    for name in ("adapter", "head"):
-        if not (folder / f"{name}.safetensors").is_file() and (name == "head" or record["parameters"]["adapter"]):
+    needed = [name for name in ("adapter", "head") if record["parameters"][name]]
+    for name in needed:
+        if not (folder / f"{name}.safetensors").is_file():
             raise UserError(f"{folder}/{name}.safetensors is not there: the run kept none (keep={record['config']['keep']})")
     cell = record["cell"]
     run = Run(cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"])
-    training = Training(run, record["id"], lambda event: None)
-    if record["parameters"]["adapter"]:
+    training = Training(run, record["id"], lambda event: None, start=False)
+    if "adapter" in needed:
         vera.load(training.raw_model, folder / "adapter.safetensors")
-    vera.load_head(training.raw_model, folder / "head.safetensors")
-    _, predictions = training.evaluate()
-    return training.task.score(predictions, training.task.labels("dev"))
+    if "head" in needed:
+        vera.load_head(training.raw_model, folder / "head.safetensors")
+    return training
 
 
 def _kept_result(record: Record) -> float:
@@ -54,7 +70,7 @@ def _kept_result(record: Record) -> float:
     return float(curve["metric"][epoch])
 
 
-def _find(name: str, output: str) -> Record:
+def find(name: str, output: str) -> Record:
     found = [record for record in read_ledger(output) if record["id"].startswith(name)]
     if len(found) != 1:
         raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records")

@@ -31,6 +31,13 @@ def run_id(run: Run) -> str | None:
     if model is None or data is None:
         return None
     config = run.config
+    start = None
+    if config["init_from"]:
+        from runs.starts import start_id  # which asks this file for the id of the run that comes before
+
+        start = start_id(run)
+        if start is None:
+            return None
     defining = {
         "row": run.row,
         "method": run.method,
@@ -41,6 +48,8 @@ def run_id(run: Run) -> str | None:
         "train": config["train"],
         "seeds": [config["seed"], config["data_seed"]],
     }
+    if start:
+        defining["start"] = start
     return hash_of(defining)[:12]
 
 

@@ -114,8 +114,14 @@ def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
 def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
     """The model without weights, on the meta device, for counting."""
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
+    build: Any = {
+        "text": transformers.AutoModelForSequenceClassification,
+        "text generation": transformers.AutoModelForCausalLM,
+        "image": transformers.AutoModelForImageClassification,
+    }[model["modality"]]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with torch.device("meta"):
-        config = AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
-        return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+        config = transformers.AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+        return build.from_config(config)

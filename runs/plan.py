@@ -10,10 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import tasks
-from runs.config import Run, expand
+from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
 from runs.identity import run_id
 from runs.record import Ledger, Record, read_ledger, run_folder
+from runs.starts import start_file
 from runs.text import duration, megabytes
 
 MARKS = {"failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
@@ -51,19 +52,32 @@ def _state(run: Run, ledger: Ledger) -> Planned:
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
     folder = run_folder(run.config["output"], found)
+    if run.config["init_from"]:
+        try:
+            start_file(run)
+        except UserError as error:
+            return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
     return Planned(run, "partial" if (folder / "checkpoint.safetensors").is_file() else "missing")
 
 
-def show(planned: list[Planned], ledger: Ledger, title: str) -> str:
-    """The plan as text: a grid of rows x tasks, totals, cost, and why anything failed or is blocked."""
+def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned] | None = None) -> str:
+    """The plan as text: a grid of rows x tasks, totals, cost, and why anything failed or is blocked.
+
+    first: runs that were not asked for and come before, because others start from their adapters.
+    """
+    first = first or []
     rows = list(dict.fromkeys(p.run.row for p in planned))
     columns = list(dict.fromkeys((p.run.model, p.run.config["task"]["name"]) for p in planned))
     models = list(dict.fromkeys(model for model, _ in columns))
     sizes = {"task": len(columns), "row": len(rows), "seed": len({p.run.seed for p in planned})}
     size = " x ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in sizes.items())
     lines = [f"{title}: {size} = {len(planned)} runs on {', '.join(models)}", ""]
+    for p in first:
+        waiting = sum(q.run.start == p.run for q in planned)
+        state = p.state if p.state in ("done", "diverged") else f"{p.state}, done first by the same command"
+        lines += [f"first: {p.run.label}, from which {waiting} of them start: {state}{f' ({p.why})' if p.why else ''}", ""]
     names = [task if len(models) == 1 else f"{task}@{model}" for model, task in columns]
     width = max(9, *(len(name) + 2 for name in names))
     margin = max(len(row) for row in rows) + 2
@@ -83,7 +97,7 @@ def show(planned: list[Planned], ledger: Ledger, title: str) -> str:
         lines.append("; ".join(f"{mark}: {LEGEND[mark]}" for mark in LEGEND if mark in used))
     totals = Counter(p.state for p in planned)
     order = ("done", "diverged", "failed", "partial", "missing", "blocked", "unknown")
-    lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost(planned, ledger)]
+    lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
     for state in ("failed", "blocked", "unknown"):
         reasons = Counter(p.why if state != "failed" else f"{p.run.label}: {p.why}" for p in planned if p.state == state)
         lines += [f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()]
@@ -92,7 +106,9 @@ def show(planned: list[Planned], ledger: Ledger, title: str) -> str:
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
     """Time and disk that are left on one device, from finished runs of the same model and task."""
-    left = [p.run for p in planned if p.state not in ("done", "diverged", "blocked")]
+    coming = [p.run for p in planned if p.state not in ("done", "diverged", "blocked")]
+    # A run that waits for one of these can be done after it, by the same command.
+    left = [*coming, *(p.run for p in planned if p.state == "blocked" and p.run.start in coming)]
     if not left:
         return "nothing left to do" if all(p.state != "blocked" for p in planned) else "nothing that can be done yet"
     done = [record for record in ledger if record["status"] == "done"]
@@ -130,10 +146,12 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     runs = expand([word for word in arguments if word not in ("-m", "--multirun")])
+    first = [run for run in starts(runs) if run not in runs]
     ledger = read_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
     for problem in ledger.problems:
         print(f"left out: {problem}")
-    print(show(plan(runs, ledger), ledger, f"paper={runs[0].paper}" if runs[0].paper else "plan"))
+    title = f"paper={runs[0].paper}" if runs[0].paper else "plan"
+    print(show(plan(runs, ledger), ledger, title, plan(first, ledger)))
     return 0
 
 

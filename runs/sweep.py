@@ -25,6 +25,7 @@ from runs.config import Run
 from runs.errors import UserError, describe, is_users
 from runs.identity import hash_of, run_id
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
+from runs.starts import start_file
 from runs.text import duration
 
 Event = dict[str, Any]
@@ -93,8 +94,10 @@ def preflight(runs: list[Run]) -> None:
     """Fetches and checks the model, the data and the method of every run, before the first one starts."""
     import vera
 
-    for run in _distinct(runs, "method"):
-        vera.make_method(**run.method)
+    for run in runs:
+        method = vera.make_method(**run.method)
+        if run.config["init_from"] and not run.start:
+            vera.check_start(start_file(run), method)
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:

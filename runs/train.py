@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 from transformers import get_scheduler
 
@@ -35,6 +35,7 @@ from runs.errors import UserError
 from runs.identity import data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
+from runs.starts import start_file, start_id
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -52,8 +53,11 @@ class Built:
     method: vera.Method
 
 
-def build(run: Run) -> Built:
-    """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965)."""
+def build(run: Run, start: bool = True) -> Built:
+    """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965).
+
+    start: fill the adapter from the run or file that init_from names.
+    """
     config = run.config
     method = vera.make_method(**run.method)
     task = tasks.load(config["task"])
@@ -64,6 +68,8 @@ def build(run: Run) -> Built:
     positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
     task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length))
     method.adapt(model)
+    if start and config["init_from"]:
+        vera.start_from(model, start_file(run))
     return Built(task, model, method)
 
 
@@ -107,7 +113,7 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
 class Training:
     """One run: what the loop needs, and what it has learnt so far (`state`, which a checkpoint keeps)."""
 
-    def __init__(self, run: Run, run_id: str, report: Report) -> None:
+    def __init__(self, run: Run, run_id: str, report: Report, start: bool = True) -> None:
         self.run, self.run_id, self.report = run, run_id, report
         self.config, self.settings = run.config, run.config["train"]
         self.folder = run_folder(self.config["output"], run_id)
@@ -118,22 +124,27 @@ class Training:
         precision = {"fp32": "no"}.get(self.settings["precision"], self.settings["precision"])
         # Accelerate keeps its settings for the whole process; the next run here may want another precision.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        # AdapterDrop leaves other adapters without a gradient in each batch.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=bool(run.method.get("drop_per_batch")))
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[unused])
         report({"phase": "loading"})
-        built = build(run)
+        built = build(run, start)
         self.task, self.method = built.task, built.method
         self.raw_model = built.model
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.999), eps=1e-8)
+        # Where nothing trains (method=none), the model is judged as it is.
+        groups = self.groups or [{"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         self.lengths = self.task.lengths("train")
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
-        total = self.steps_per_epoch * self.settings["epochs"]
+        total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
         schedule = {"constant": "constant_with_warmup"}.get(self.settings["schedule"], self.settings["schedule"])
         warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps)
         self.scheduler = get_scheduler(schedule, optimizer, warmup, self.total_steps)
+        self.method.before_training(self.raw_model, self.total_steps)
         self.state: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
@@ -156,7 +167,8 @@ class Training:
         path = self.folder / "checkpoint.safetensors"
         resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
         if resumed:
-            self.state = resumed
+            self.state, method_state = resumed
+            self.method.load_training_state(self.raw_model, method_state)
             self.scheduler.last_epoch = self.state["step"]
             for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
                 group["lr"] = rate
@@ -191,6 +203,8 @@ class Training:
                 self.end_epoch()
             self._save(path)
             saved = time.monotonic()
+        if not self.total_steps:
+            self.end_epoch()
         return self.finish()
 
     def step(self, rows: list[int]) -> float:
@@ -210,6 +224,8 @@ class Training:
                 batch = self._batch("train", part)
                 with self.accelerator.autocast():
                     loss = self.task.loss(self.model(**batch))
+                    penalty = self.method.penalty(self.raw_model)
+                    loss = loss if penalty is None else loss + penalty
                 weight = 0.0 if empty else len(part) / len(rows)
                 self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
             total += float(loss.detach()) * weight
@@ -218,8 +234,8 @@ class Training:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
         self.scheduler.step()
-        self.optimizer.zero_grad()
         self.method.after_step(self.raw_model, self.state["step"] + 1)
+        self.optimizer.zero_grad()
         return sum(gather_object([total]))
 
     def end_epoch(self) -> None:
@@ -278,9 +294,7 @@ class Training:
         parts = {name: sum(p.numel() for p in ps.values()) for name, ps in self.method.parameter_groups(self.raw_model).items()}
         adapter = self.folder / "adapter.safetensors"
         trainable_bytes = sum(p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values())
-        frozen = sum(
-            b.numel() for m in self.raw_model.modules() for b in m.buffers(recurse=False) if type(m).__name__ == "Projections"
-        )
+        frozen = sum(tensor.numel() for tensor in vera.frozen_extra(self.raw_model).values())
         seconds, device = state["seconds"], self.accelerator.device
         train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
         cuda = device.type == "cuda"
@@ -297,6 +311,7 @@ class Training:
                 "seed": config["seed"],
             },
             "label": {"row": config["method"]["label"], "model": config["model"]["label"], "task": config["task"]["label"]},
+            "start": {"from": config["init_from"], "id": start_id(self.run)} if config["init_from"] else None,
             "config": config,
             "config_hash": hash_of(config)[:16],
             "recipe": {
@@ -332,7 +347,7 @@ class Training:
                     "weight_decay": g["weight_decay"],
                     "parameters": sum(p.numel() for p in g["params"]),
                 }
-                for g in self.optimizer.param_groups
+                for g in (self.optimizer.param_groups if self.groups else [])
             ],
             "effective_batch": self.settings["effective_batch"],
             "micro_batch": config["micro_batch"],
@@ -368,13 +383,15 @@ class Training:
         scaler = self.accelerator.scaler
         self.state["scaler"] = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
-            checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state)
+            method_state = self.method.training_state(self.raw_model)
+            checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state)
 
     def _keep(self) -> None:
         if self.config["keep"] == "none" or not self.accelerator.is_main_process:
             return
         if self.method.adapter_parameters(self.raw_model):
-            vera.save(self.raw_model, self.method, self.folder / "adapter.safetensors")
+            dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config["adapter_precision"]]
+            vera.save(self.raw_model, self.method, self.folder / "adapter.safetensors", dtype)
         vera.save_head(self.raw_model, self.folder / "head.safetensors")
 
     def _progress(self, loss: float, evaluated: bool = False) -> None:
@@ -393,7 +410,7 @@ class Training:
                 "metric": metrics[-1] if metrics else None,
                 "best": metrics[best] if metrics else None,
                 "tokens_per_second": state["tokens"] / max(state["seconds"]["train"], 1e-9),
-                "seconds_left": spent / state["step"] * (self.total_steps - state["step"]),
+                "seconds_left": spent / max(state["step"], 1) * (self.total_steps - state["step"]),
             }
         )
 

@@ -10,10 +10,10 @@ load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
 method.merge(model)
 """
 
-from vera.checkpoint import base_fingerprint, load, load_head, read_method, save, save_head, start_from
+from vera.checkpoint import base_fingerprint, check_start, load, load_head, read_method, save, save_head, start_from
 from vera.errors import AdapterError
 from vera.interchange import export_peft, import_peft
-from vera.methods import METHODS, Method, disable, make_method, unload
+from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
 from vera.methods.full import Full
@@ -38,9 +38,11 @@ __all__ = [
     "ProjectionSpec",
     "VeRA",
     "base_fingerprint",
+    "check_start",
     "disable",
     "export_peft",
     "fingerprint",
+    "frozen_extra",
     "import_peft",
     "load",
     "load_head",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, unload
+from vera.methods.base import AdaptedLinear, adaptation, plain_name, unload
 from vera.sites import head_parameters, is_linear
 
 FORMAT = "vera-bench adapter 2"
@@ -83,20 +83,24 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     return method
 
 
+def check_start(path: str | Path, method: Method) -> None:
+    """Raises AdapterError unless an adapter file was written by this method with these settings (but for dropout)."""
+    theirs, ours = read_method(path).settings(), method.settings()
+    for key in ("kind", *sorted({*theirs, *ours} - {"kind", "dropout"})):
+        if theirs.get(key) != ours.get(key):
+            raise AdapterError(f"{path}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this method")
+
+
 def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
     """Fills the adapter of a freshly adapted model with a file's values, as a start for training.
 
-    Raises AdapterError, with the model unchanged, unless the file was written by the same method with the same settings
-    (but for dropout) over the same base weights.
+    Raises AdapterError, with the model unchanged, unless the file fits: see `check_start` and `load`.
     """
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
+    check_start(path, adapted.method)
     header, tensors = _read(path, FORMAT)
-    theirs, ours = _method(path, header).settings(), adapted.method.settings()
-    for key in sorted({*theirs, *ours} - {"dropout"}):
-        if theirs.get(key) != ours.get(key):
-            raise AdapterError(f"{path}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this model")
     _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
     _fill(_wanted(model), tensors)
 
@@ -109,14 +113,7 @@ def load_head(model: nn.Module, path: str | Path) -> None:
     _fill(wanted, tensors)
 
 
-# --- names and the base model
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name in the base model's own words, with what a method added behind: "...query.b"."""
-    for inserted in (".base.", ".base_layer.", ".changes.whole.", ".changes."):
-        name = name.replace(inserted, ".")
-    return name
+# --- the base model
 
 
 def base_names(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ import pkgutil
 from typing import Any
 
 from vera.errors import AdapterError
-from vera.methods.base import METHODS, Method, disable, unload
+from vera.methods.base import METHODS, Method, disable, frozen_extra, unload
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -25,4 +25,4 @@ def make_method(kind: str, **settings: Any) -> Method:
     return METHODS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-__all__ = ["METHODS", "Method", "disable", "make_method", "unload"]
+__all__ = ["METHODS", "Method", "disable", "frozen_extra", "make_method", "unload"]

@@ -214,6 +214,22 @@ def remove_hooks(module: nn.Module, *ours: Any) -> None:
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
+    """What a method added and does not train, such as VeRA's A and B: parameters and buffers by name."""
+    adapted = adaptation(model)
+    if adapted is None:
+        return {}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {n: t for n, t in tensors.items() if not t.requires_grad and plain_name(n) not in adapted.base_names}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the base model's own words, with what a method added behind: "...query.b"."""
+    for inserted in (".base.", ".base_layer.", ".changes.whole.", ".changes."):
+        name = name.replace(inserted, ".")
+    return name
+
+
 class Change(nn.Module):
     """A low-rank change of one matrix, or of one block of a fused one. Subclasses: `forward` and `weight`."""
 

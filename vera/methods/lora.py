@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, wrap
+from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, frozen_extra, wrap
 from vera.sites import find_sites, size
 
 
@@ -52,7 +52,7 @@ class LoRA(Method, kind="lora"):
         wrap(model, found, lambda path, block, base, inputs, outputs: LoRAChange(base, inputs, outputs, self))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        return {name: p for name, p in model.named_parameters() if ".changes." in name}
+        return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def count(self, model: nn.Module) -> int:
         """Sum over the adapted matrices of rank * (in + out); of rank * out where A is frozen."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Method, adaptation
+from vera.methods.base import Method, frozen_extra
 from vera.sites import WHOLE, find_sites, head_prefixes
 
 #: What peft raises for a configuration, a model or a pair of both that it does not take.
@@ -153,13 +153,7 @@ class Peft(Method, kind="peft"):
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
         """All that peft added, frozen parts too: it does not promise to draw them again."""
-        from vera.checkpoint import plain_name
-
-        adapted = adaptation(model)
-        assert adapted is not None
-        trained = self.adapter_parameters(model)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        return {n: t for n, t in tensors.items() if n in trained or plain_name(n) not in adapted.base_names}
+        return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def merge(self, model: nn.Module) -> None:
         tuner = _tuner(model)

@@ -1,0 +1,58 @@
+"""Takes a finished run's adapter elsewhere.
+
+python -m runs.export RUN peft FOLDER      adapter and head in peft's format: peft.PeftModel.from_pretrained(base, FOLDER)
+python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in: AutoModel...from_pretrained(FOLDER)
+python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16), and what that costs in the metric
+
+RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
+"""
+
+from pathlib import Path
+
+from runs import models
+from runs.errors import UserError, entry_point
+from runs.evaluate import find, restore
+from runs.text import megabytes
+
+FORMATS = ("peft", "merged", "fp16", "bf16")
+
+
+def main(arguments: list[str]) -> int:
+    words = [word for word in arguments if not word.startswith("output=")]
+    if len(words) != 3 or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    name, form, place = words[0], words[1], Path(words[2])
+    if form not in FORMATS:
+        raise UserError(f"no format {form!r}. Known: {', '.join(FORMATS)}")
+    if place.exists() and (form.endswith("16") or any(place.iterdir())):
+        raise UserError(f"{place}: is there already. Name another, or remove it")
+    output = next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
+    record = find(name, output)
+
+    import torch
+    from transformers import AutoTokenizer
+
+    import vera
+
+    training = restore(record, output)
+    model, method = training.raw_model, training.method
+    if form == "peft":
+        vera.export_peft(model, place)
+    elif form == "merged":
+        vera.unload(model, merge=True)
+        model.save_pretrained(place)
+        AutoTokenizer.from_pretrained(models.fetch(record["config"]["model"]), local_files_only=True).save_pretrained(place)
+    else:
+        before = training.task.score(training.evaluate()[1], training.task.labels("dev"))
+        vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
+        vera.load(model, place)
+        after = training.task.score(training.evaluate()[1], training.task.labels("dev"))
+        print(f"{training.task.metric}: {100 * before:.2f} before, {100 * after:.2f} from the {form} file")
+    files = [place] if place.is_file() else list(place.iterdir())
+    print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")
+    return 0
+
+
+if __name__ == "__main__":
+    entry_point(main)
