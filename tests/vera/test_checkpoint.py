@@ -16,6 +16,7 @@ from tiny import shake, tiny_model
 import vera
 from vera import checkpoint
 from vera.methods.base import changes
+from vera.methods.vera import projections
 
 
 def ids() -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_the_header_says_what_the_adapter_relies_on(trained):
     with safe_open(trained[2], "pt") as file:
         header = json.loads(file.metadata()["header"])
     assert header["method"] == {"kind": "vera", **trained[1].settings()}
-    (pair,) = trained[0].vera_projections
+    (pair,) = projections(trained[0])
     assert header["fixed"] == {
         "scheme": "philox-1",
         "seed": 3,

@@ -5,20 +5,40 @@ import copy
 import peft
 import pytest
 import torch
-from tiny import shake, tiny_model
+from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 from torch import nn
 
 import vera
 from vera.methods.base import adapted_layers, changes
+from vera.methods.vera import projections
+from vera.sites import find_sites
 
+#: A row for each method: what every method must do is tested on all of them.
 METHODS = {
+    "none": vera.NoMethod(),
     "full": vera.Full(),
     "head": vera.Head(),
     "bitfit": vera.BitFit(),
+    "adapter_h": vera.Adapter(4, "houlsby", "gelu"),
+    "adapter_p": vera.Adapter(4),
+    "adapter_l": vera.Adapter(4, "lin"),
+    "adapter_drop": vera.Adapter(4, drop_per_batch=True),
+    "adapter_dropped": vera.Adapter(4, drop_layers=1),
+    "adapter_shared": vera.Adapter(4, share=True),
     "lora": vera.LoRA(rank=4, alpha=6.0),
+    "lora_fa": vera.LoRA(rank=4, alpha=6.0, freeze_a=True),
     "vera": vera.VeRA(rank=12, projection_seed=3),
+    "vera_only_b": vera.VeRA(rank=12, vectors=("b",)),
+    "vera_only_d": vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
+    "vera_unique": vera.VeRA(rank=12, projections="unique"),
+    "vera_by_shape": vera.VeRA(rank=12, projections="by_shape"),
+    "vera_normal": vera.VeRA(rank=12, init="kaiming_normal"),
+    "dora": vera.Peft("LoraConfig", {"use_dora": True, "r": 4}),
+    "adalora": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
+    "ia3": vera.Peft("IA3Config"),
 }
-LOW_RANK = ["lora", "vera"]
+LOW_RANK = ["lora", "lora_fa", "vera", "vera_only_b", "vera_only_d", "vera_unique", "vera_by_shape", "vera_normal"]
+PARITY = ["lora", "vera"]
 
 
 def ids(rows: int = 4, tokens: int = 9) -> torch.Tensor:
@@ -67,7 +87,7 @@ def peft_pair(name: str, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-@pytest.mark.parametrize("name", LOW_RANK)
+@pytest.mark.parametrize("name", PARITY)
 def test_outputs_gradients_and_merged_weights_equal_pefts(name, kind):
     ours, theirs, pairs = peft_pair(name, kind)
     outputs = [model.eval()(ids()).logits for model in (ours, theirs)]
@@ -174,7 +194,7 @@ def test_a_narrower_matrix_uses_the_leading_slice():
     """Sites of different shapes: the pair is as large as the widest, as peft does it too."""
     model = tiny_model()
     vera.VeRA(rank=12, sites=("query", "dense")).adapt(model)
-    (pair,) = model.vera_projections
+    (pair,) = projections(model)
     assert (pair.A.shape, pair.B.shape) == ((12, 64), (64, 12))
     for layer in changes(model):
         assert layer.A.shape == (12, layer.inputs)
@@ -189,7 +209,7 @@ def test_the_projection_seed_is_apart_from_the_training_seed():
         model = tiny_model()
         torch.manual_seed(training_seed)
         vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
-        pairs.append(model.vera_projections[0].A)
+        pairs.append(projections(model)[0].A)
     assert torch.equal(pairs[0], pairs[1])
     assert not torch.equal(pairs[0], pairs[2])
 
@@ -203,6 +223,9 @@ def test_what_trains_is_counted_by_the_formula_and_the_rest_is_frozen(name, kind
     model = tiny_model(kind)
     METHODS[name].adapt(model)
     groups = METHODS[name].parameter_groups(model)
+    if name == "none":
+        assert groups == {"adapter": {}, "head": {}}
+        return
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(groups["adapter"]) | set(groups["head"]) == trainable
     assert not set(groups["adapter"]) & set(groups["head"])
@@ -236,7 +259,17 @@ def test_counts_of_a_small_model():
         model = tiny_model()
         method.adapt(model)
         counts[name] = method.count(model)
-    assert counts["vera"] == 4 * (32 + 12)
+    for name in ("vera", "vera_unique", "vera_by_shape", "vera_normal"):
+        assert counts[name] == 4 * (32 + 12)
+    assert counts["vera_only_b"] == 4 * 32
+    assert counts["vera_only_d"] == 4 * 12
+    assert counts["lora_fa"] == 4 * 4 * 32
+    bottleneck = 2 * 32 * 4 + 4 + 32
+    assert counts["adapter_p"] == counts["adapter_drop"] == 2 * bottleneck
+    assert counts["adapter_h"] == 4 * bottleneck
+    assert counts["adapter_l"] == 2 * (bottleneck + 2 * 32)
+    assert counts["adapter_dropped"] == counts["adapter_shared"] == bottleneck
+    assert counts["ia3"] == 4 * 32
     assert counts["lora"] == 4 * 4 * (32 + 32)
     assert counts["head"] == 0
     # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm.
@@ -246,7 +279,12 @@ def test_counts_of_a_small_model():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_changes_what_trains_and_nothing_else(name):
     model = adapted(name)
+    if name == "none":
+        assert not any(p.requires_grad for p in model.parameters())
+        return
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    METHODS[name].before_training(model, 10)
+    torch.manual_seed(0)  # of AdapterDrop's draw: no block is dropped
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()(ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
     optimizer.step()
@@ -272,7 +310,7 @@ def test_merge_equals_unmerged_and_unmerge_restores_bit_for_bit(name):
         assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", LOW_RANK)
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("none", "full", "head", "bitfit")])
 def test_disabled_is_the_base_model(name):
     base = tiny_model()
     model = copy.deepcopy(base)
@@ -309,6 +347,38 @@ def test_adapting_twice_is_refused(name):
         METHODS[name].adapt(model)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_unloading_gives_the_base_model_back(name, architecture):
+    """The same module types, names, hooks and weights, and it can be adapted again."""
+    base, model = tiny(architecture), tiny(architecture)
+    try:
+        METHODS[name].adapt(model)
+    except vera.AdapterError:
+        return  # which pairs are refused: docs/methods.md and its test
+    vera.unload(model)
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.state_dict().keys() == base.state_dict().keys()
+    assert all(torch.equal(value, base.state_dict()[key]) for key, value in model.state_dict().items())
+    METHODS[name].adapt(model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_copy_of_an_adapted_model_is_independent(name):
+    """copy.deepcopy, as averaging and evaluation do: hooks and shared matrices must not lead back to the original."""
+    model = adapted(name)
+    copied = copy.deepcopy(model)
+    before = answer(model)
+    assert torch.equal(answer(copied), before)
+    with torch.no_grad():
+        for parameter in METHODS[name].adapter_parameters(copied).values():
+            parameter.zero_()
+    assert torch.equal(answer(model), before)
+    if METHODS[name].adapter_parameters(model):
+        assert not torch.equal(answer(copied), before)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -317,6 +387,18 @@ def test_adapting_twice_is_refused(name):
         ({"kind": "vera", "rank": 2.5}, "rank must be a whole number"),
         ({"kind": "lora", "rank": 4, "dropout": 1.0}, "dropout must be in"),
         ({"kind": "lora", "rank": 4, "ranks": 3}, "no setting 'ranks'"),
+        ({"kind": "lora", "rank": 4, "alpha": "8"}, "alpha must be a number, got '8'"),
+        ({"kind": "lora", "rank": 4, "freeze_a": 1}, "freeze_a must be true or false, got 1"),
+        ({"kind": "vera", "rank": True}, "rank must be a whole number, got True"),
+        ({"kind": "vera", "rank": 4, "vectors": []}, r"vectors must be \[b,d\], \[b\] or \[d\], got \[\]"),
+        ({"kind": "vera", "rank": 4, "vectors": ["d"]}, "without b, d must start at 0"),
+        ({"kind": "vera", "rank": 4, "projections": "own"}, "projections must be one of shared, by_shape, unique"),
+        ({"kind": "vera", "rank": 4, "init": "xavier"}, "init must be one of kaiming_uniform, "),
+        ({"kind": "vera", "rank": 4, "init": "peft", "projections": "unique"}, "init=peft draws one pair"),
+        ({"kind": "vera", "rank": 4, "projection_seed": -1}, "projection_seed must be in"),
+        ({"kind": "adapter", "bottleneck": 0}, "bottleneck must be a whole number of at least 1"),
+        ({"kind": "adapter", "bottleneck": 4, "placement": "middle"}, "placement must be one of houlsby, pfeiffer, lin"),
+        ({"kind": "adapter", "bottleneck": 4, "drop_layers": 1, "drop_per_batch": True}, "exclude each other"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, words):
@@ -324,9 +406,20 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
         vera.make_method(**settings)
 
 
+def test_a_sequential_model_is_adapted_too():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(3, 8)
+    expected = model(x)
+    vera.VeRA(rank=4, sites=("all-linear",)).adapt(model)
+    assert len(model) == 3
+    assert torch.equal(model(x), expected)
+
+
 def test_a_wrong_site_lists_the_models_own():
-    with pytest.raises(vera.AdapterError, match=r"'qeury'.*dense, key, query, value"):
-        vera.VeRA(rank=4, sites=("qeury",)).adapt(tiny_model())
+    model = tiny_model()
+    with pytest.raises(vera.AdapterError, match=r"'qeury'.*dense, key, query, value, all-linear"):
+        vera.VeRA(rank=4, sites=("qeury",)).adapt(model)
+    assert all(p.requires_grad for p in model.parameters())  # nothing has changed
     with pytest.raises(vera.AdapterError, match="names no matrix"):
         vera.VeRA(rank=4, sites=()).adapt(tiny_model())
 
@@ -338,3 +431,328 @@ def test_dropout_acts_on_the_adapters_input_in_training_only():
     layer, x = next(adapted_layers(model)), torch.randn(64, 32)
     assert torch.equal(layer.eval()(x), layer(x))
     assert not torch.equal(layer.train()(x), layer(x))
+
+
+def test_a_rank_beyond_sense_is_refused():
+    for method in (vera.VeRA(rank=3000), vera.LoRA(rank=3000), vera.Adapter(bottleneck=3000)):
+        with pytest.raises(vera.AdapterError, match="3000 is beyond sense for matrices of at most 32"):
+            method.adapt(tiny_model())
+
+
+# --- sites by architecture
+
+SITES = {  # architecture: (query and value sites, key sites, all linear layers)
+    "BERT": ("bert.encoder.layer.{}.attention.self.{}", 2, 12),
+    "RoBERTa": ("roberta.encoder.layer.{}.attention.self.{}", 2, 12),
+    "GPT-2": ("transformer.h.{}.attn.c_attn", 1, 8),
+    "Llama": ("model.layers.{}.self_attn.{}_proj", 2, 14),
+    "ViT": ("vit.layers.{}.attention.{}_proj", 2, 12),
+    "ViT of timm": ("blocks.{}.attn.qkv", 1, 8),
+    "ViT of timm in transformers": ("timm_model.blocks.{}.attn.qkv", 1, 8),
+}
+FUSED = ["GPT-2", "ViT of timm", "ViT of timm in transformers"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_query_and_value_of_each_architecture(architecture):
+    pattern, layers, everything = SITES[architecture]
+    short = "proj" in pattern
+    found = find_sites(tiny(architecture), ("query", "value"))
+    names = [("q", "query")[not short], ("v", "value")[not short]]
+    expected = [pattern.format(layer, name) for layer in (0, 1) for name in (names if layers == 2 else names[:1])]
+    assert list(found) == expected
+    if architecture in FUSED:
+        assert all(blocks == {"query": slice(0, 32), "value": slice(64, 96)} for blocks in found.values())
+    linears = find_sites(tiny(architecture), ("all-linear",))
+    assert len(linears) == everything
+    assert not [path for path in linears if path.rpartition(".")[2] in ("lm_head", "classifier", "head")]
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_the_key_block_of_a_fused_projection_stays_exactly_zero(name, architecture):
+    """And query and value have vectors (matrices for LoRA) of their own: the count alone would not tell."""
+    model = tiny(architecture)
+    METHODS[name].adapt(model)
+    shake(model)
+    for layer in adapted_layers(model):
+        x = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
+        base, y = layer.base(x), layer(x)
+        assert torch.equal(y[:, 32:64], base[:, 32:64])
+        assert not torch.equal(y[:, :32], base[:, :32])
+        assert not torch.equal(y[:, 64:], base[:, 64:])
+        before = layer.weight().clone()
+        layer.merge()
+        change = layer.weight() - before
+        assert not change[32:64].any()
+        assert change[:32].all()
+        assert change[64:].all()
+        assert not torch.equal(change[:32], change[64:])
+        assert torch.allclose(layer(x), y, atol=1e-5)
+        layer.unmerge()
+        own = {n.partition(".")[0] for n, _ in layer.changes.named_parameters()}
+        assert own == {"query", "value"}
+
+
+def test_a_fused_query_and_value_is_what_separate_layers_would_do():
+    """timm's fused qkv against q, k and v as three linear layers with the same weights, adapted alike."""
+
+    class Separate(nn.Module):
+        def __init__(self, fused: nn.Linear):
+            super().__init__()
+            for i, name in enumerate(("query", "key", "value")):
+                layer = nn.Linear(32, 32)
+                layer.weight, layer.bias = (nn.Parameter(p[32 * i : 32 * i + 32].clone()) for p in (fused.weight, fused.bias))
+                setattr(self, name, layer)
+
+        def forward(self, x):
+            return torch.cat([self.query(x), self.key(x), self.value(x)], -1)
+
+    model = tiny("ViT of timm").double()
+    separate = nn.ModuleList(Separate(block.attn.qkv) for block in model.blocks)
+    for name in ("lora", "vera"):
+        METHODS[name].adapt(model)
+        METHODS[name].adapt(separate)
+        shake(model)
+        with torch.no_grad():
+            for ours, theirs in zip(changes(model), changes(separate), strict=True):
+                for key, value in ours.named_parameters():
+                    theirs.get_parameter(key).copy_(value)
+        x = torch.randn(5, 32, dtype=torch.float64)
+        for block, three in zip(model.blocks, separate, strict=True):
+            assert torch.allclose(block.attn.qkv(x), three(x), rtol=0, atol=1e-12)
+        vera.unload(model)
+        vera.unload(separate)
+
+
+def test_sites_can_be_named_by_the_end_of_their_path():
+    found = find_sites(tiny("GPT-2"), ("mlp.c_proj", "c_attn"))
+    assert [path.partition(".h.")[2] for path in found] == ["0.attn.c_attn", "0.mlp.c_proj", "1.attn.c_attn", "1.mlp.c_proj"]
+    assert all(list(blocks) == ["whole"] for blocks in found.values())
+    with pytest.raises(vera.AdapterError, match="both whole and by its blocks"):
+        find_sites(tiny("GPT-2"), ("c_attn", "query"))
+
+
+def test_a_fused_order_that_is_not_known_is_refused():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query_key_value = nn.Linear(8, 24)
+
+    with pytest.raises(vera.AdapterError, match=r"query is a part of query_key_value, in an order.*sites=\[query_key_value\]"):
+        vera.VeRA(rank=4).adapt(Mixed())
+    vera.VeRA(rank=4, sites=("query_key_value",)).adapt(Mixed())
+
+
+# --- VeRA's ablations
+
+
+@pytest.mark.parametrize(("name", "formula"), [("vera_only_b", "b * (B @ (A @ x))"), ("vera_only_d", "B @ (d * (A @ x))")])
+def test_one_vector_alone_is_its_formula_and_starts_as_the_base_model(name, formula):
+    model = tiny_model().double()
+    METHODS[name].adapt(model)
+    for change in changes(model):
+        assert not any(p.any() for p in change.parameters())  # the one vector there is starts at zero
+    assert torch.equal(answer(model), answer(tiny_model().double()))
+    answer(model).square().sum().backward()
+    assert all(p.grad.any() for change in changes(model) for p in change.parameters())
+    shake(model)
+    change = next(changes(model))
+    x = torch.randn(32, dtype=torch.float64)
+    expected = eval(formula, {"A": change.A, "B": change.B, "b": change.b, "d": change.d, "x": x})
+    assert torch.allclose(change(x), expected, rtol=0, atol=1e-12)
+
+
+def test_unique_and_by_shape_have_pairs_of_their_own():
+    pairs = {}
+    for sharing in ("shared", "by_shape", "unique"):
+        model = tiny_model()
+        vera.VeRA(rank=12, sites=("query", "dense"), projections=sharing).adapt(model)
+        found = list(changes(model))
+        pairs[sharing] = [change.A for change in found]
+        distinct = {(change.A.data_ptr(), change.B.data_ptr()) for change in found}
+        # query and attention.output 32 x 32, intermediate 64 x 32, output 32 x 64
+        assert len(distinct) == {"shared": 1, "by_shape": 3, "unique": 8}[sharing]
+        for change in found:
+            assert change.A.shape == (12, change.inputs)
+            assert change.B.shape == (change.outputs, 12)
+    # Only the shared pair is scaled by the widest matrix.
+    assert pairs["by_shape"][0].abs().max() > 1.3 * pairs["shared"][0].abs().max()
+    assert not torch.equal(pairs["unique"][0], pairs["unique"][1])
+    alone = tiny_model()
+    vera.VeRA(rank=12, sites=("query",), projections="unique").adapt(alone)
+    assert torch.equal(next(changes(alone)).A, pairs["unique"][0])  # whatever else is adapted
+
+
+# --- bottleneck adapters as their papers define them
+
+
+def test_houlsby_on_bert_is_its_formula():
+    """LN(u + x + adapter(x)), after attention and after the feed-forward."""
+    model = tiny_model().double()
+    METHODS["adapter_h"].adapt(model)
+    shake(model)
+    layer = model.bert.encoder.layer[0]
+    h, u = torch.randn(2, 5, 64, dtype=torch.float64), torch.randn(2, 5, 32, dtype=torch.float64)
+    for output, inner in ((layer.attention.output, h[..., :32]), (layer.output, h)):
+        x, adapter = output.dense(inner), output.dropout.adapter
+        bottleneck = adapter.up(nn.functional.gelu(adapter.down(x)))
+        expected = nn.functional.layer_norm(u + x + bottleneck, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12)
+        assert torch.allclose(output(inner, u), expected, rtol=0, atol=1e-10)
+
+
+def test_pfeiffer_on_bert_is_its_formula():
+    """y = adapter(LN(x + u)) + x; LN(y + u), the same LayerNorm twice; nothing after attention."""
+    model = tiny_model().double()
+    METHODS["adapter_p"].adapt(model)
+    shake(model)
+    output = model.bert.encoder.layer[0].output
+    h, u = torch.randn(2, 5, 64, dtype=torch.float64), torch.randn(2, 5, 32, dtype=torch.float64)
+
+    def norm(value):
+        return nn.functional.layer_norm(value, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12)
+
+    x, adapter = output.dense(h), output.LayerNorm.adapter
+    y = adapter.up(torch.relu(adapter.down(norm(x + u)))) + x
+    assert torch.allclose(output(h, u), norm(y + u), rtol=0, atol=1e-10)
+    assert not hasattr(model.bert.encoder.layer[0].attention.output.LayerNorm, "adapter")
+
+
+@pytest.mark.parametrize("name", ["adapter_h", "adapter_p", "adapter_l"])
+def test_adapters_on_gpt2_are_their_formulas(name):
+    """A block that norms first: h = h + attn + A(attn); h = h + mlp + A(mlp); or h + A(h) after the block."""
+    model = tiny("GPT-2").double()
+    METHODS[name].adapt(model)
+    shake(model)
+    block, h = model.transformer.h[0], torch.randn(2, 5, 32, dtype=torch.float64)
+    mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1)
+
+    def bottleneck(adapter, value):
+        inner = value if adapter.norm is None else adapter.norm(value)
+        activation = nn.functional.gelu if name == "adapter_h" else torch.relu
+        return adapter.up(activation(adapter.down(inner)))
+
+    def attention(value):
+        q, k, v = (part.view(2, 5, 4, 8).transpose(1, 2) for part in block.attn.c_attn(value).split(32, -1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return block.attn.c_proj(mixed.transpose(1, 2).reshape(2, 5, 32))
+
+    def feed_forward(value):
+        return block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(value)))
+
+    expected = h
+    for norm, sub_layer, module in ((block.ln_1, attention, block.attn), (block.ln_2, feed_forward, block.mlp)):
+        x = sub_layer(norm(expected))
+        expected = expected + x + (bottleneck(module.adapter, x) if name == "adapter_h" else 0)
+    if name != "adapter_h":
+        expected = expected + bottleneck(block.adapter, expected)
+    output = block(h)
+    assert torch.allclose(output[0] if isinstance(output, tuple) else output, expected, rtol=0, atol=1e-10)
+
+
+def test_adapters_start_near_the_identity():
+    model = tiny_model()
+    METHODS["adapter_p"].adapt(model)
+    adapter = model.bert.encoder.layer[0].output.LayerNorm.adapter
+    assert not adapter.down.bias.any()
+    assert not adapter.up.bias.any()
+    wide = vera.Adapter(512)
+    big = tiny_model(hidden_size=256)
+    wide.adapt(big)
+    weight = big.bert.encoder.layer[0].output.LayerNorm.adapter.up.weight
+    assert weight.detach().std() == pytest.approx(0.02, rel=0.02)
+
+
+def test_a_shared_adapter_is_one_set_of_weights():
+    model = tiny_model()
+    METHODS["adapter_shared"].adapt(model)
+    first, second = (layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer)
+    assert first.down is second.down
+    assert first.up is second.up
+    assert first is not second  # each block drops its own
+    answer(model).sum().backward()
+    assert first.down.weight.grad.any()
+
+
+def test_dropped_layers_have_no_adapter():
+    model = tiny_model()
+    METHODS["adapter_dropped"].adapt(model)
+    assert [hasattr(layer.output.LayerNorm, "adapter") for layer in model.bert.encoder.layer] == [False, True]
+    with pytest.raises(vera.AdapterError, match="leaves none of the model's 2 blocks"):
+        vera.Adapter(4, drop_layers=2).adapt(tiny_model())
+
+
+def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only():
+    model = tiny_model(num_hidden_layers=4)
+    METHODS["adapter_drop"].adapt(model)
+    adapters = [layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer]
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(60):
+        model.train()
+        answer(model)
+        dropped = [adapter.dropped for adapter in adapters]
+        assert dropped == sorted(dropped, reverse=True)  # the first ones
+        seen.add(sum(dropped))
+    assert seen == {0, 1, 2, 3}  # from none to all but the last
+    model.eval()
+    answer(model)
+    assert not any(adapter.dropped for adapter in adapters)
+    model.train()
+    torch.manual_seed(1)
+    drawn = []
+    for _ in range(20):
+        answer(model)
+        drawn.append(sum(adapter.dropped for adapter in adapters))
+    torch.manual_seed(1)
+    again = []
+    for _ in range(20):
+        answer(model)
+        again.append(sum(adapter.dropped for adapter in adapters))
+    assert drawn == again
+
+
+def test_a_dropped_block_is_the_base_models():
+    model = tiny_model(num_hidden_layers=3)
+    METHODS["adapter_drop"].adapt(model)
+    shake(model)
+    for layer in model.bert.encoder.layer[:2]:
+        layer.output.LayerNorm.adapter.enabled = False
+    expected = answer(model)
+    for layer in model.bert.encoder.layer[:2]:
+        layer.output.LayerNorm.adapter.enabled = True
+    model.train()  # without dropout, so that only the draw differs
+    answers = []
+    for _ in range(30):
+        answers.append(answer(model))
+        if sum(layer.output.LayerNorm.adapter.dropped for layer in model.bert.encoder.layer) == 2:
+            assert torch.equal(answers[-1], expected)
+            break
+    else:
+        raise AssertionError("two blocks were never dropped")
+
+
+def test_a_model_whose_blocks_are_not_known_is_refused():
+    with pytest.raises(vera.AdapterError, match="the blocks of a Linear are not known here"):
+        vera.Adapter(4).adapt(nn.Linear(3, 3))
+
+
+# --- gradients arrive where activations are checkpointed
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "adapter_h", "adapter_p", "adapter_l", "adapter_drop"])
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2", "Llama", "ViT"])
+def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny(architecture)
+        METHODS[name].adapt(model)
+        shake(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        torch.manual_seed(3)
+        answer(model).square().sum().backward()
+        gradients.append([p.grad for p in METHODS[name].adapter_parameters(model).values() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))

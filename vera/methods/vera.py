@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, wrap
+from vera.methods.base import Change, Method, adapted_layers, adapter_dtype, changes, check_rank, wrap
 from vera.projections import INITS, ProjectionSpec, fingerprint
 from vera.sites import find_sites, size
 
@@ -50,7 +50,7 @@ class VeRAChange(Change):
     def __init__(self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: "VeRA") -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        # In a tuple, so that the pair is a child of the model alone and moves between devices once.
+        # In a tuple, so that the pair has one parent and moves between devices once.
         self._shared = (projections,)
         at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
         for name, length, value in (("d", method.rank, method.d_init), ("b", outputs, 0.0)):
@@ -75,6 +75,11 @@ class VeRAChange(Change):
         a = self.A if self.d is None else self.d[:, None] * self.A
         b = self.B if self.b is None else self.b[:, None] * self.B
         return b @ a
+
+
+def projections(model: nn.Module) -> list[Projections]:
+    """The pairs of an adapted model."""
+    return [m for m in model.modules() if isinstance(m, Projections)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class VeRA(Method, kind="vera"):
         first = model.get_submodule(next(iter(found)))
         pairs: dict[str, Projections] = {}
 
-        def projections(path: str, block: str) -> Projections:
+        def pair_of(path: str, block: str) -> Projections:
             """The pair of a matrix, made when it is first met."""
             shape = widest if self.projections == "shared" else shapes[path, block]
             name = {"shared": "", "by_shape": f"{shape[1]}x{shape[0]}", "unique": f"{path} {block}"}[self.projections]
@@ -137,12 +142,10 @@ class VeRA(Method, kind="vera"):
                 pairs[name] = Projections(spec, cast(Tensor, first.weight).device, adapter_dtype(first))
             return pairs[name]
 
-        wrap(model, found, lambda path, block, base, i, o: VeRAChange(base, i, o, projections(path, block), self))
-        model.add_module("vera_projections", nn.ModuleList(pairs.values()))
-
-    def remove(self, model: nn.Module) -> None:
-        super().remove(model)
-        del model.vera_projections
+        wrap(model, found, lambda path, block, base, i, o: VeRAChange(base, i, o, pair_of(path, block), self))
+        # With the first layer, so that the pairs move between devices with the model, and leave with the layer. The model
+        # itself may be a Sequential, where a child more would be a layer more.
+        next(adapted_layers(model)).add_module("projections", nn.ModuleList(pairs.values()))
 
     def count(self, model: nn.Module) -> int:
         """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only d."""
@@ -150,7 +153,7 @@ class VeRA(Method, kind="vera"):
 
     def fixed(self, model: nn.Module) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
-        specs = [cast(Projections, pair).spec for pair in cast(nn.ModuleList, model.vera_projections)]
+        specs = [pair.spec for pair in projections(model)]
         # Made anew rather than read from the model, whose copy may have been cast to another dtype.
         return {
             "scheme": specs[0].scheme,
