@@ -66,7 +66,7 @@ class Peft(Method, kind="peft"):
         model._peft_base = base  # type: ignore[assignment]
         model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
         head = tuple(head_prefixes(model))
-        if not any(p.requires_grad for n, p in model.named_parameters() if not (head and n.startswith(head))):
+        if not any(p.requires_grad and p.numel() for n, p in model.named_parameters() if not (head and n.startswith(head))):
             raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
 
     def _config_class(self, peft: Any) -> Any:

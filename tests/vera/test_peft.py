@@ -1,0 +1,234 @@
+"""method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training loop."""
+
+import copy
+import inspect
+
+import peft
+import pytest
+import torch
+from tiny import answer, shake, tiny, tiny_model
+
+import vera
+
+#: Settings without which a method does not fit 32 x 32 matrices.
+SMALL = {
+    "C3AConfig": {"block_size": 8},
+    "FourierFTConfig": {"n_frequency": 50},
+    "MissConfig": {"r": 4},
+    "RoadConfig": {"group_size": 16},
+    "ShiraConfig": {"r": 4},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},
+    "WaveFTConfig": {"n_frequency": 64},
+}
+#: What the installed peft has and this contract does not take, with a word of the refusal.
+REFUSED = {
+    "AdaptionPromptConfig": "Unsupported model type",
+    "PolyConfig": "a forward pass of its own",
+    "ShadowConfig": "a forward pass of its own",
+    "TrainableTokensConfig": "leaves nothing to train",
+    "XLoraConfig": "`use_cache` must be False",
+}
+CLASSES = sorted(
+    name
+    for name, found in vars(peft).items()
+    if inspect.isclass(found)
+    and issubclass(found, peft.PeftConfig)
+    and not issubclass(found, peft.PromptLearningConfig)
+    and found is not peft.PeftConfig
+)
+
+
+def method_of(name: str, **config) -> vera.Peft:
+    return vera.Peft(name, {**SMALL.get(name, {}), **config})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(name, tmp_path):
+    method, model = method_of(name), tiny_model()
+    if name in REFUSED:
+        with pytest.raises(vera.AdapterError, match=REFUSED[name]) as error:
+            method.adapt(model)
+        assert "\n" not in str(error.value)
+        return
+    method.adapt(model)
+    method.before_training(model, 10)
+    assert method.count(model) > 0
+    groups = method.parameter_groups(model)
+    assert set(groups["head"]) == {
+        f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")
+    }
+    shake(model, 0.05)
+    expected = answer(model)
+    expected.square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in groups["adapter"].values())
+    method.after_step(model, 1)
+    vera.save(model, method, tmp_path / "adapter.safetensors")
+    torch.manual_seed(9)  # what peft draws at random must come from the file
+    again = tiny_model()
+    assert vera.load(again, tmp_path / "adapter.safetensors") == method
+    with torch.no_grad():
+        for n, p in method.parameter_groups(again)["head"].items():
+            p.copy_(groups["head"][n])
+    assert torch.equal(answer(again), answer(model))
+    weights = {n: p.clone() for n, p in model.named_parameters()}
+    if name == "LilyConfig":
+        with pytest.raises(vera.AdapterError, match="peft cannot merge LilyConfig"):
+            method.merge(model)
+    else:
+        method.merge(model)
+        assert torch.allclose(answer(model), answer(again), atol=1e-4)
+    if name == "OSFConfig":
+        with pytest.raises(vera.AdapterError, match="peft cannot unmerge OSFConfig"):
+            method.unmerge(model)
+        return
+    method.unmerge(model)
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    vera.unload(model)
+    assert {n for n, _ in model.named_modules()} == {n for n, _ in tiny_model().named_modules()}
+
+
+def test_refused_names_are_all_of_pefts():
+    assert set(REFUSED) <= set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"config_class": "LoraKonfig"}, "has no method 'LoraKonfig'. Did you mean LoraConfig?"),
+        ({"config_class": "get_peft_model"}, "has no method 'get_peft_model'"),
+        ({"config_class": "PromptTuningConfig"}, "changes the input, not the model: not supported"),
+        ({"config_class": "LoraConfig", "config": {"rank": 4}}, "peft's LoraConfig has no setting 'rank'. It has: "),
+        ({"config_class": "LoraConfig", "config": {"r": 0}}, "peft's LoraConfig on a BertForSequenceClassification: "),
+        ({"config_class": "VBLoRAConfig"}, "must be divisible by `vector_length`"),
+        ({"config_class": "AdaLoraConfig", "config": {"total_step": 3}}, "total_step is the run's own number of steps"),
+        ({"config_class": "AdamssConfig", "config": {"use_asa": True}}, "a state that no checkpoint holds"),
+        ({"config_class": "LoraConfig", "sites": ["qeury"]}, "no linear layer is a 'qeury' site"),
+    ],
+)
+def test_what_cannot_be_is_one_line(settings, words):
+    with pytest.raises(vera.AdapterError) as error:
+        vera.make_method("peft", **settings).adapt(tiny_model())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fused_projection_is_adapted_whole_and_only_by_its_name():
+    with pytest.raises(vera.AdapterError, match=r"as a whole, not its query and value: name it, sites=\[c_attn\]"):
+        vera.Peft("LoraConfig").adapt(tiny("GPT-2"))
+    vera.Peft("LoraConfig", sites=("c_attn",)).adapt(tiny("GPT-2"))
+
+
+def test_target_modules_of_ones_own():
+    model = tiny_model()
+    vera.Peft("LoraConfig", {"target_modules": ["intermediate.dense"]}).adapt(model)
+    assert {n.partition(".lora_")[0].rpartition("layer.")[2][2:] for n, p in model.named_parameters() if "lora_" in n} == {
+        "intermediate.dense"
+    }
+
+
+def test_lora_by_peft_trains_as_lora_here():
+    """The same start, the same data: the same losses."""
+    losses = {}
+    for method in (vera.LoRA(rank=4, alpha=6.0), vera.Peft("LoraConfig", {"r": 4, "lora_alpha": 6})):
+        model = tiny_model()
+        method.adapt(model)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, p in method.adapter_parameters(model).items():
+                p.copy_(torch.zeros_like(p) if "B" in name else torch.randn(p.shape, generator=generator))
+        losses[method.kind] = train(model, method, [p for p in model.parameters() if p.requires_grad])
+    assert losses["peft"] == pytest.approx(losses["lora"], abs=1e-6)
+
+
+def train(model, method, parameters, steps=12):
+    """A loop as runs/train.py's: loss, penalty, step, after_step, zero_grad."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    labels = torch.tensor([0, 1, 1, 0])
+    losses = []
+    for step in range(1, steps + 1):
+        loss = torch.nn.functional.cross_entropy(answer(model), labels)
+        penalty = method.penalty(model)
+        loss = loss if penalty is None else loss + penalty
+        loss.backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+ADALORA = {"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 3, "deltaT": 2}
+
+
+def test_adalora_trains_as_in_pefts_own_loop():
+    """Losses with the penalty, budgets, and which triplets are left: equal to peft's forward and update_and_allocate."""
+    steps = 12
+    base = tiny_model()
+    method, ours = vera.Peft("AdaLoraConfig", ADALORA), copy.deepcopy(base)
+    torch.manual_seed(5)
+    method.adapt(ours)
+    method.before_training(ours, steps)
+    torch.manual_seed(5)
+    sites = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}  # without a task type, peft leaves the penalty out
+    config = peft.AdaLoraConfig(**sites, total_step=steps, **ADALORA)
+    theirs = peft.get_peft_model(copy.deepcopy(base), config)
+    for part in (theirs.base_model.model.bert.pooler, theirs.base_model.model.classifier):
+        part.requires_grad_(True)
+    our_losses = train(ours, method, [p for p in ours.parameters() if p.requires_grad], steps)
+
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-2)
+    ids = torch.randint(3, 30, (4, 9), generator=torch.Generator().manual_seed(1))
+    their_losses = []
+    for step in range(steps):
+        loss = theirs(input_ids=ids, labels=torch.tensor([0, 1, 1, 0])).loss
+        loss.backward()
+        optimizer.step()
+        theirs.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+        their_losses.append(loss.item())
+    assert our_losses == pytest.approx(their_losses, abs=1e-6)
+    left = {n: p for n, p in ours.named_parameters() if "lora_E" in n}
+    for name, p in theirs.base_model.model.named_parameters():
+        if "lora_E" in name:
+            assert torch.equal(p == 0, left[name] == 0)
+    assert sum(int((p != 0).sum()) for p in left.values()) == 4 * 2  # target_r on average
+
+
+def test_adaloras_allocation_goes_on_from_its_state():
+    """Stopped in the middle and put together again, it ends as if it had run through."""
+    straight, whole = vera.Peft("AdaLoraConfig", ADALORA), tiny_model()
+    torch.manual_seed(5)
+    straight.adapt(whole)
+    straight.before_training(whole, 12)
+    halves = copy.deepcopy(whole)
+    sgd = lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)  # noqa: E731
+
+    def steps(model, first, last):
+        optimizer = sgd(model)
+        for step in range(first, last + 1):
+            loss = torch.nn.functional.cross_entropy(answer(model), torch.tensor([0, 1, 1, 0]))
+            (loss + straight.penalty(model)).backward()
+            optimizer.step()
+            straight.after_step(model, step)
+            optimizer.zero_grad()
+
+    steps(whole, 1, 12)
+    steps(halves, 1, 5)
+    state = {name: tensor.clone() for name, tensor in straight.training_state(halves).items()}
+    assert {key.partition("/")[0] for key in state} == {"ipt", "exp_avg_ipt", "exp_avg_unc", "rank_pattern"}
+    resumed = tiny_model()
+    torch.manual_seed(99)
+    straight.adapt(resumed)
+    straight.before_training(resumed, 12)
+    resumed.load_state_dict(halves.state_dict())
+    straight.load_training_state(resumed, state)
+    steps(resumed, 6, 12)
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_adalora_without_room_for_its_schedule_is_refused():
+    method, model = vera.Peft("AdaLoraConfig", {"tinit": 5, "tfinal": 5}), tiny_model()
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match="tinit 5 and tfinal 5 leave none of 8 steps"):
+        method.before_training(model, 8)
