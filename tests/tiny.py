@@ -104,6 +104,28 @@ def answer(model):
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
+def quantise(model):
+    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as transformers does with bitsandbytes."""
+    import bitsandbytes
+
+    from vera.methods.base import replace
+    from vera.sites import find_sites, is_transposed, size
+
+    for path in find_sites(model, ("all-linear",)):
+        layer = model.get_submodule(path)
+        settings = {"compute_dtype": torch.float32, "compress_statistics": True, "quant_type": "nf4"}
+        four = bitsandbytes.nn.Linear4bit(*size(layer), bias=layer.bias is not None, **settings)
+        weight = layer.weight.detach().T if is_transposed(layer) else layer.weight.detach()
+        four.weight = bitsandbytes.nn.Params4bit(
+            weight.contiguous(), requires_grad=False, compress_statistics=True, quant_type="nf4"
+        )
+        if layer.bias is not None:
+            four.bias = torch.nn.Parameter(layer.bias.detach().clone())
+        replace(model, path, four.to("cpu").eval())
+    model.is_loaded_in_4bit = True
+    return model
+
+
 def shake(model, size: float = 0.3) -> None:
     """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
     generator = torch.Generator().manual_seed(2)

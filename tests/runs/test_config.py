@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runs.config import CONF, choices, expand
+from runs.config import CONF, choices, expand, parts
 from runs.errors import UserError
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
@@ -23,7 +23,15 @@ def error_of(words) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: encoder, minilm, "),
+        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: encoder, gpt2_large, "),
+        (["model=gpt2_medium"], "model gpt2_medium takes text generation, task reviews is text"),
+        (["model=vit_base", "task=rte"], "model vit_base takes image, task rte is text"),
+        (["init_from=lora"], "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK"),
+        (["init_from=lorra@mnli"], "no method 'lorra'. Did you mean lora?"),
+        (["init_from=lora@mnly"], "no task 'mnly'. Did you mean mnli?"),
+        (["init_from=lora_mnli@rte"], "init_from=lora_mnli@rte: lora_mnli starts from another run itself"),
+        (["adapter_precision=fp8"], "adapter_precision=fp8: should be one of fp32, bf16, fp16"),
+        (["method=peft", "method.config=3"], "method.config=3: should be a mapping"),
         (["task=rtee"], "no task 'rtee'. Did you mean rte?"),
         (["method=verra"], "no method 'verra'. Did you mean vera?"),
         (["method=vera,lorra"], "no method 'lorra'. Did you mean lora?"),
@@ -85,11 +93,15 @@ def test_lists_are_sweeps_and_the_command_line_beats_the_preset():
 
 def test_presets_are_the_tables_rows_tasks_and_seeds():
     base, large = expand(["paper=table2_base"]), expand(["paper=table2_large"])
-    assert {(r.row, r.task, r.seed) for r in base} == {
-        (m, t, s) for m in ("full", "bitfit", "lora", "vera") for t in GLUE for s in range(5)
+    rows = {
+        "base": ("full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora", "vera"),
+        "large": ("adapter_p_3m", "adapter_p_800k", "adapter_h_6m", "adapter_h_800k", "lora", "vera"),
     }
-    assert {(r.row, r.task, r.seed) for r in large} == {(m, t, s) for m in ("lora", "vera") for t in GLUE for s in range(5)}
+    assert {(r.row, r.task, r.seed) for r in base} == {(m, t, s) for m in rows["base"] for t in GLUE for s in range(5)}
+    assert {(r.row, r.task, r.seed) for r in large} == {(m, t, s) for m in rows["large"] for t in GLUE for s in range(5)}
     assert {r.model for r in base} | {r.model for r in large} == {"roberta_base", "roberta_large"}
+    mnli = expand(["paper=table2_base_mnli"])
+    assert {(r.row, r.task, r.seed) for r in mnli} == {("lora_mnli", t, s) for t in ("mrpc", "rte", "stsb") for s in range(5)}
     assert len(expand(["paper=demo"])) == 15
 
 
@@ -103,6 +115,11 @@ PAPER = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text(
         ("vera", "roberta_large", PAPER["vera"]["roberta-large"]),
         ("lora", "roberta_base", PAPER["lora"]["roberta-base"]),
         ("lora", "roberta_large", PAPER["lora"]["roberta-large-dagger"]),
+        ("lora_mnli", "roberta_large", PAPER["lora"]["roberta-large"]),
+        ("adapter_p_3m", "roberta_large", PAPER["adapter_p-3M"]["roberta-large"]),
+        ("adapter_p_800k", "roberta_large", PAPER["adapter_p-0.8M"]["roberta-large"]),
+        ("adapter_h_6m", "roberta_large", PAPER["adapter_h-6M"]["roberta-large"]),
+        ("adapter_h_800k", "roberta_large", PAPER["adapter_h-0.8M"]["roberta-large"]),
     ],
 )
 def test_recipes_are_what_the_papers_print(row, model, printed):
@@ -116,7 +133,8 @@ def test_recipes_are_what_the_papers_print(row, model, printed):
             value = printed[key]
             return value[column] if isinstance(value, list) else value
 
-        assert run.config["method"]["rank"] == printed["rank"]
+        size = "rank" if "rank" in printed else "bottleneck"
+        assert run.config["method"][size] == printed[size]
         assert train["effective_batch"] == of("batch")
         assert train["epochs"] == of("epochs")
         assert train["lr"] == of("lr")
@@ -125,7 +143,7 @@ def test_recipes_are_what_the_papers_print(row, model, printed):
         assert (train["warmup_ratio"], train["schedule"]) == (common["warmup_ratio"], common["schedule"])
         if row == "vera":
             assert (run.config["method"]["d_init"], run.config["method"]["init"]) == (0.1, "kaiming_uniform")
-        else:
+        elif row == "lora":
             assert run.config["method"]["alpha"] == printed["alpha"]
 
 
@@ -137,10 +155,14 @@ def test_the_projection_seed_is_zero_for_every_seed_and_the_data_seed_follows():
 
 
 def test_every_file_of_conf_composes():
+    import vera
+
     for model in choices("model"):
-        for method in choices("method"):
-            extra = ["model.path=/x"] if model == "encoder" else []
-            assert expand([f"model={model}", f"method={method}", *extra])
+        assert parts(model, "vera")[0]["name"] == model
+    for method in choices("method"):
+        (run,) = expand(["model=roberta_base", f"method={method}"])
+        assert vera.make_method(**run.method)
+        assert run.config["method"]["label"]
     for task in choices("task"):
         assert expand([f"task={task}"])[0].config["task"]["name"] == task
     for recipe in choices("recipe"):
@@ -148,6 +170,50 @@ def test_every_file_of_conf_composes():
         assert method in choices("method")
         assert model in choices("model")
         assert yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())["source"]
+
+
+def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies():
+    for row in choices("method"):
+        if row.startswith("vera_"):
+            (run,) = expand(["model=roberta_large", "task=rte", f"method={row}"])
+            assert run.recipe == "vera/roberta_large"
+            assert (run.config["train"]["lr"], run.config["method"]["rank"]) == (2e-2, 256)
+    (run,) = expand(["model=roberta_large", "task=rte", "method=lora_mnli"])
+    assert run.recipe == "lora_mnli/roberta_large"  # it has one of its own
+    assert expand(["model=encoder", "model.path=/x", "task=rte", "method=vera_only_d"])[0].recipe == "defaults"
+    (chosen,) = expand(["model=roberta_base", "task=rte", "method=peft", "recipe=lora/roberta_base"])
+    assert chosen.recipe == "lora/roberta_base"
+
+
+def test_the_ablations_are_the_papers():
+    """Table 6's and 7's settings, and nothing else, differ from the row vera."""
+    settings = {row: expand([f"method={row}"])[0].method for row in choices("method") if row.startswith("vera")}
+    differences = {
+        row: {key: value for key, value in found.items() if settings["vera"][key] != value} for row, found in settings.items()
+    }
+    assert differences == {
+        "vera": {},
+        "vera_only_b": {"vectors": ["b"]},
+        "vera_only_d": {"vectors": ["d"], "d_init": 0.0},
+        "vera_kaiming_normal": {"init": "kaiming_normal"},
+        "vera_uniform": {"init": "uniform"},
+        "vera_d_init_1": {"d_init": 1.0},
+        "vera_d_init_1e-7": {"d_init": 1e-7},
+        "vera_unique": {"projections": "unique"},
+        "vera_by_shape": {"projections": "by_shape"},
+    }
+
+
+def test_each_method_of_peft_is_a_row_of_its_own():
+    (run,) = expand(["method=peft", "method.config_class=IA3Config"])
+    assert (run.row, run.config["method"]["label"]) == ("peft_ia3", "IA3")
+    (run,) = expand(["method=peft", "method.config={use_dora: true, r: 4}"])
+    assert (run.row, run.config["method"]["label"]) == ("peft_lora_use_dora_true_r_4", "Lora use_dora=True r=4")
+    (run,) = expand(["method=peft", "method.label=Mine", "method.config_class=PveraConfig"])
+    assert (run.row, run.method) == (
+        "peft_mine",
+        {"kind": "peft", "config_class": "PveraConfig", "config": {}, "sites": ["query", "value"]},
+    )
 
 
 def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_path, monkeypatch):

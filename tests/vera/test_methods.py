@@ -5,7 +5,7 @@ import copy
 import peft
 import pytest
 import torch
-from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
+from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -756,3 +756,50 @@ def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
         gradients.append([p.grad for p in METHODS[name].adapter_parameters(model).values() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_gradients_pass_through_4_bit_weights_after_an_evaluation():
+    """bitsandbytes packs the weights anew where the processor has avx512_bf16, and gradients end there."""
+    method, gradients = vera.VeRA(rank=12), {}
+    for when in ("never", "before adapting", "in between"):
+        torch.manual_seed(0)
+        model = quantise(tiny_model(hidden_size=128, intermediate_size=128))
+        if when == "before adapting":
+            with torch.no_grad():
+                answer(model)
+        method.adapt(model)
+        shake(model)
+        if when == "in between":
+            with torch.no_grad():
+                answer(model)
+        answer(model.train()).square().sum().backward()
+        assert all(p.grad.any() for p in method.adapter_parameters(model).values())
+        gradients[when] = torch.cat([p.grad.flatten() for p in method.adapter_parameters(model).values()])
+    assert torch.equal(gradients["in between"], gradients["never"])
+    # Weights that were packed come back with their scales rounded to bfloat16.
+    difference = gradients["before adapting"] - gradients["never"]
+    assert difference.abs().max() < 0.01 * gradients["never"].abs().max()
+
+
+def test_quantised_weights_cannot_take_a_merge():
+    model = quantise(tiny_model())
+    METHODS["vera"].adapt(model)
+    with pytest.raises(vera.AdapterError, match="a quantised base cannot be merged into"):
+        METHODS["vera"].merge(model)
+    with pytest.raises(vera.AdapterError, match="full fine-tuning cannot train quantised weights"):
+        METHODS["full"].adapt(quantise(tiny_model()))
+
+
+def test_an_adapter_trained_over_4_bit_weights_loads_onto_the_whole_ones(tmp_path):
+    """And the other way round: what was not quantised tells whether the base is the same."""
+    for trained, other in ((quantise, lambda m: m), (lambda m: m, quantise)):
+        model = trained(tiny_model())
+        METHODS["vera"].adapt(model)
+        shake(model)
+        vera.save(model, METHODS["vera"], tmp_path / "adapter")
+        vera.load(other(tiny_model()), tmp_path / "adapter")
+        changed = tiny_model()
+        with torch.no_grad():
+            changed.bert.embeddings.word_embeddings.weight.add_(0.1)
+        with pytest.raises(vera.AdapterError, match="other base weights"):
+            vera.load(other(changed), tmp_path / "adapter")

@@ -82,6 +82,7 @@ class Method(ABC):
                 parameter.requires_grad_(True)
             raise
         model.train(model.training)  # what was added too
+        _keep_4bit_unpacked(model)
         # A plain attribute: it is no part of the state dict, and is copied with the model.
         model._adaptation = Adaptation(self, names)  # type: ignore[assignment]
         model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
@@ -206,6 +207,16 @@ def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> 
         raise AdapterError("this model carries one adapter: adapter_names chooses among several, which it does not have")
 
 
+def _keep_4bit_unpacked(model: nn.Module) -> None:
+    """On processors with avx512_bf16, bitsandbytes packs 4-bit weights anew in an evaluation, and no gradient passes
+    through them from then on, without a word. Switched off here, and undone where it has happened."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # bitsandbytes unpacks to save, in place
+
+
 def remove_hooks(module: nn.Module, *ours: Any) -> None:
     """Takes these functions out of a module's forward hooks. Handles would not survive a copy of the model."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -265,10 +276,6 @@ class AdaptedLinear(Added):
         self.changes = nn.ModuleDict(changes)
         self.blocks = blocks
         self._unmerged_weight: Tensor | None = None
-        # bitsandbytes packs 4-bit weights anew in an evaluation on processors with avx512_bf16, and no gradient passes
-        # through them from then on.
-        if hasattr(base, "support_avx512bf16_for_cpu"):
-            base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
     @property
     def merged(self) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vera.errors import AdapterError
 from vera.methods.base import Method
 from vera.sites import head_parameters
 
@@ -13,6 +14,8 @@ class Full(Method, kind="full"):
     """Trains the whole backbone and the head."""
 
     def install(self, model: nn.Module) -> None:
+        if not all(p.is_floating_point() for p in model.parameters()):
+            raise AdapterError("full fine-tuning cannot train quantised weights: load the base model unquantised")
         model.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:

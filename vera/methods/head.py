@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vera.errors import AdapterError
 from vera.methods.base import Method
+from vera.sites import head_parameters
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,8 @@ class Head(Method, kind="head"):
     """Trains the classification head and nothing else (for BERT with its pooler)."""
 
     def install(self, model: nn.Module) -> None:
-        pass
+        if not head_parameters(model):
+            raise AdapterError(f"a {type(model).__name__} has no classification head to train")
 
     def count(self, model: nn.Module) -> int:
         """Zero: the head is counted apart."""

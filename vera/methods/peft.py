@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.base import Method, frozen_extra
-from vera.sites import WHOLE, find_sites, head_prefixes
+from vera.sites import WHOLE, find_sites, head_prefixes, is_transposed
 
 #: What peft raises for a configuration, a model or a pair of both that it does not take.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, AssertionError)
@@ -48,6 +48,9 @@ class Peft(Method, kind="peft"):
             words["target_modules"] = self._targets(model)
         if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
             words.setdefault("feedforward_modules", [])
+        if "fan_in_fan_out" in known and isinstance(words.get("target_modules"), list):  # weights stored transposed, as GPT-2's
+            targets = [m for n, m in model.named_modules() if n in words["target_modules"]]
+            words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
             if "total_step" in self.config:
                 raise AdapterError("total_step is the run's own number of steps: leave it out of config")

@@ -1,0 +1,153 @@
+"""Starting from another adapter: identity, label, plan, order, and what is said while the start is not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runs import plan, sweep
+from runs.config import expand, starts, with_starts
+from runs.errors import UserError
+from runs.identity import run_id
+from runs.record import read_ledger, read_record, record_path, run_folder, write_record
+from runs.train import Training
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def lora(words):
+    """LoRA on the words' own task, two steps."""
+    return [*(w for w in words if not w.startswith("method.")), "method=lora", "train.max_steps=2"]
+
+
+def text_of(words) -> str:
+    runs = expand(words)
+    ledger = read_ledger(runs[0].config["output"], published=False)
+    first = [run for run in starts(runs) if run not in runs]
+    return plan.show(plan.plan(runs, ledger), ledger, "plan", plan.plan(first, ledger))
+
+
+def mnli_rows(words):
+    return [
+        *(w for w in words if w.partition("=")[0] not in ("method", "task")),
+        "method=lora_mnli",
+        "task=rte,mrpc",
+        "seed=0,1",
+    ]
+
+
+def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, capsys):
+    words = mnli_rows(lora)
+    runs = expand(words)
+    (first,) = starts(runs)
+    assert (first.row, first.config["task"]["name"], first.seed, first.config["init_from"]) == ("lora", "mnli", 0, None)
+    assert with_starts(runs) == [first, *runs]
+    text = text_of(words)
+    assert "2 tasks x 1 row x 2 seeds = 4 runs" in text
+    assert "first: LoRA r=8 on MNLI, seed 0, from which 4 of them start: missing, done first by the same command" in text
+    assert "lora_mnli  0/2 b    0/2 b" in text
+    assert f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here (4 runs)" in text
+    done = subprocess.run([sys.executable, "-m", "runs", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = [line.split("] ")[1].split(" seed")[0] for line in done.stdout.splitlines() if ", last " in line]
+    assert ended == ["MNLI LoRA r=8", *["RTE LoRA r=8 from mnli"] * 2, *["MRPC LoRA r=8 from mnli"] * 2]
+    text = text_of(words)
+    assert "from which 4 of them start: done" in text
+    assert "lora_mnli  2/2      2/2" in text
+    record = read_record(record_path(runs[0].config["output"], run_id(runs[0])))
+    assert record["start"] == {"from": "lora@mnli", "id": run_id(first)}
+    assert record["label"]["row"] == "LoRA r=8 from mnli"
+    assert record["cell"]["row"] == "lora_mnli"
+
+
+def test_the_default_lora_row_has_no_start(lora):
+    (run,) = expand(lora)
+    assert run.config["init_from"] is None
+    assert run.start is None
+    assert run.row == "lora"
+
+
+def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
+    (plain,) = expand(lora)
+    sweep.sweep([plain])
+    path = run_folder(plain.config["output"], run_id(plain)) / "adapter.safetensors"
+    by_id, by_file = (expand([*lora, f"init_from={start}", "seed=1"])[0] for start in (run_id(plain), path))
+    ids = {run_id(by_id), run_id(by_file), run_id(expand([*lora, "seed=1"])[0])}
+    assert len(ids) == 3
+    assert by_id.config["method"]["label"] == f"LoRA r=8 from run {run_id(plain)}"
+    assert by_id.row == f"lora_from_run_{run_id(plain)}"
+    assert (by_file.config["method"]["label"], by_file.row) == ("LoRA r=8 from adapter", "lora_from_adapter")
+    before = run_id(by_file)
+    moved = path.rename(path.with_name("moved.safetensors"))
+    again = expand([*lora, f"init_from={moved}", "seed=1"])[0]
+    assert again.row == "lora_from_moved"  # named after the file
+    path.write_bytes(moved.read_bytes())
+    assert run_id(by_file) == before  # but known by its content
+
+
+def test_training_begins_with_the_start_and_a_fresh_head(lora):
+    (plain,) = expand(lora)
+    sweep.sweep([plain])
+    folder = run_folder(plain.config["output"], run_id(plain))
+    kept = load_file(folder / "adapter.safetensors")
+    (run,) = expand([*lora, f"init_from={run_id(plain)}", "seed=1"])
+    model = Training(run, run_id(run), lambda event: None).raw_model
+    attention = model.bert.encoder.layer[0].attention.self.query.changes["whole"]
+    assert torch.equal(attention.B, kept["bert.encoder.layer.0.attention.self.query.B"])
+    fresh = Training(expand([*lora, "seed=1"])[0], "x", lambda event: None).raw_model
+    assert torch.equal(model.classifier.weight, fresh.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["method.alpha=16"], "its alpha is 8, here it is 16: no start for this method. Nothing was started."),
+        (["method.rank=4"], "its rank is 8, here it is 4"),
+        (["method=vera"], "its kind is lora, here it is vera"),
+    ],
+)
+def test_a_start_of_other_settings_is_refused_before_anything_starts(change, message, lora):
+    (plain,) = expand(lora)
+    sweep.sweep([plain])
+    kept = [w for w in lora if w.partition("=")[0] not in {c.partition("=")[0] for c in change}]
+    with pytest.raises(UserError) as error:
+        sweep.sweep(expand([*kept, *change, f"init_from={run_id(plain)}"]))
+    assert message in str(error.value)
+
+
+def test_what_is_not_there_is_one_line(lora, tmp_path):
+    for start, words in (
+        ("0123456789ab", "waits for run 0123456789ab, which has not run here"),
+        (tmp_path / "none.safetensors", "none.safetensors: no such file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sweep.sweep(expand([*lora, f"init_from={start}"]))
+        assert "blocked 1" in text_of([*lora, f"init_from={start}"])
+
+
+def test_a_start_that_failed_or_kept_nothing_blocks_what_comes_after(lora, capsys):
+    runs = expand(mnli_rows(lora))
+    (first,) = starts(runs)
+    sweep.sweep([first])
+    path = record_path(first.config["output"], run_id(first))
+    record = read_record(path)
+    adapter = run_folder(first.config["output"], run_id(first)) / "adapter.safetensors"
+    adapter.rename(adapter.with_suffix(".away"))
+    assert "which kept none: delete" in text_of(mnli_rows(lora))
+    adapter.with_suffix(".away").rename(adapter)
+    write_record(first.config["output"], record | {"status": "diverged", "error": "loss became nan"})
+    assert f"(run {run_id(first)}), which is diverged (4 runs)" in text_of(mnli_rows(lora))
+    capsys.readouterr()
+    outcome = sweep.sweep(with_starts(runs))
+    assert outcome.exit_code == 1
+    assert [error for _, error, _ in outcome.failed] == [
+        f"waits for {first.label} (run {run_id(first)}), which is diverged"
+    ] * 4
+
+
+def test_an_id_that_looks_like_a_number_stays_an_id(lora):
+    (run,) = expand([*lora, "init_from=123e45678901"])
+    assert run.config["init_from"] == "123e45678901"
