@@ -21,8 +21,10 @@ NOT_DEFINING = (
     "output",
     "debug",
     "keep",
+    "adapter_precision",
     "select",
     "recipe",
+    "init_from",  # by its id, below
 )
 PLACES = ("label", "keep", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision")
 
@@ -109,5 +111,6 @@ def settings_of(record: Record) -> str:
         return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
-    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"]]
+    start = (record.get("start") or {}).get("id")
+    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

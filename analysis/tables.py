@@ -119,9 +119,10 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for method, size, *values in paper()["table2"][name]:
             row = ROWS.get((method, size), method)
             used.add(row)
-            ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
             printed = dict(zip((*GLUE, "avg"), values, strict=True))
-            rows += _paper_rows(model, row, f"{NAMES[method]}", size, printed, ours)
+            rows += _paper_rows(model, row, f"{NAMES[method]}", size, printed, found)
+            if (model, row) in FROM_MNLI:
+                used.add(f"{row}_mnli")
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_our_row(row, {t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
         tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
@@ -145,6 +146,8 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
         notes[0] = (
             "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
         )
+    if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
+        notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
     mine = [cell for key, cell in found.items() if key[0] == model]
@@ -160,33 +163,42 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
     return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
 
 
-def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], ours: dict[str, Cell]) -> list[list[str]]:
+def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]) -> list[list[str]]:
+    """The paper's row, ours under it, and the difference; where the paper's started from MNLI, our row that did so too."""
     started = FROM_MNLI.get((model, row), ())
     quoted = [_printed(printed[task]) + ("*" if task in started else "") for task in GLUE]
     source = "paper, * from MNLI" if started else "paper"
     rows = [[name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted"]]
-    if not ours:
-        return rows
-    rows.append(_our_row(row, ours))
-    differences = []
-    for task in GLUE:
-        cell = ours.get(task)
-        comparable = cell and cell.complete and task not in started
-        differences.append(f"{cell.median() - _value(printed[task]):+.1f}" if cell and comparable else "-")
-    average = _average(ours)
-    gap = f"{average - printed['avg']:+.1f}" if average is not None and not started else "-"
-    return [*rows, ["", "difference", "", *differences, gap, ""]]
+    plain = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
+    from_mnli = {task: found[model, f"{row}_mnli", task] for task in started if (model, f"{row}_mnli", task) in found}
+    alike = tuple(task for task in GLUE if task not in started)  # what may be compared
+    if plain:
+        average = _average(plain)
+        rows.append(_our_row(row, plain))
+        rows.append(_difference(plain, printed, alike, average if not started else None))
+    if from_mnli:
+        # The paper's average is over both kinds of cells, and so is this one.
+        average = _average({**{task: cell for task, cell in plain.items() if task in alike}, **from_mnli})
+        rows.append(_our_row(f"{row}_mnli", from_mnli, started, average))
+        rows.append(_difference(from_mnli, printed, started, average))
+    return rows
 
 
-def _our_row(row: str, ours: dict[str, Cell]) -> list[str]:
+def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], average: float | None) -> list[str]:
+    comparable = {task: cell for task, cell in ours.items() if task in alike and cell.complete}
+    gaps = [f"{comparable[task].median() - _value(printed[task]):+.1f}" if task in comparable else "-" for task in GLUE]
+    return ["", "difference", "", *gaps, f"{average - printed['avg']:+.1f}" if average is not None else "-", ""]
+
+
+def _our_row(row: str, ours: dict[str, Cell], tasks: tuple[str, ...] = tuple(GLUE), average: float | None = None) -> list[str]:
     first = next(iter(ours.values()))
-    average = _average(ours)
-    missing = [task for task in GLUE if task not in ours]
+    average = _average(ours) if average is None else average
+    missing = [task for task in tasks if task not in ours]
     incomplete = [task for task, cell in ours.items() if not cell.complete]
     status = "ours" if not missing and not incomplete else "ours, incomplete: see make plan"
     diverged = sum(cell.diverged for cell in ours.values())
     status += f", {diverged} diverged" if diverged else ""
-    cells_ = [shown(ours[task]) if task in ours else "missing" for task in GLUE]
+    cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in GLUE]
     return [first.label, "ours", f"{first.parameters:,}", *cells_, f"{average:.1f}" if average is not None else "-", status]
 
 

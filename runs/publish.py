@@ -19,7 +19,11 @@ def without_paths(record: Record) -> Record:
     config = {**record["config"], "output": "outputs"}
     for part, keys in (("model", ("path",)), ("task", ("data_dir", "train_file", "dev_file", "cache_dir"))):
         config[part] = {k: Path(v).name if k in keys and v else v for k, v in config[part].items()}
-    return {**record, "config": config}
+    start = record["start"]
+    if start:
+        config["init_from"] = Path(config["init_from"]).name
+        start = {**start, "from": config["init_from"]}
+    return {**record, "config": config, "start": start}
 
 
 def main(arguments: list[str]) -> int:

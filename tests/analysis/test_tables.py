@@ -100,6 +100,29 @@ def test_a_row_that_started_elsewhere_is_not_compared():
     assert difference["CoLA"] == "+16.6"
 
 
+def test_our_row_from_mnli_is_compared_with_the_papers():
+    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other three."""
+    started = ("mrpc", "rte", "stsb")
+    from_mnli = [record("lora_mnli", task, seed, 0.9) for task in started for seed in range(5)]
+    table = tables.table2(ledger(*complete("lora"), *from_mnli), "paper")[0]
+    found = rows(table)
+    ours = found["lora_mnli", "ours"]
+    assert (ours["RTE"], ours["CoLA"], ours["Avg"], ours["status"]) == ("90.0 +-0.0", "-", "85.0", "ours")
+    last = dict(zip(table.header, table.rows[[r[0] for r in table.rows].index("lora_mnli") + 1], strict=True))
+    assert (last["source"], last["RTE"], last["CoLA"], last["Avg"]) == ("difference", "+3.4", "-", "-1.6")
+    assert any("takes the other tasks from the same method without that start" in note for note in table.notes)
+    alone = tables.table2(ledger(*from_mnli), "paper")[0]
+    assert rows(alone)["lora_mnli", "ours"]["Avg"] == "-"
+
+
+def test_runs_from_different_starts_are_never_mixed():
+    one, other = record(seed=0), record(seed=1)
+    one["start"], other["start"] = {"from": "a.safetensors", "id": "1"}, {"from": "a.safetensors", "id": "2"}
+    (cell,) = cells([one, other], 5).values()
+    assert cell.seeds == 1
+    assert cell.left_out == 1
+
+
 def test_collapsed_and_diverged_seeds_stay():
     records = complete(values=(0.8, 0.8, 0.8, 0.0, 0.8))
     gone = record("vera", "rte", 4, status="diverged")

@@ -57,6 +57,13 @@ LOSSES = {
     "bitfit": (0.1, [0.6976132, 0.7269115, 0.6962196, 0.6931659, 0.6798387]),
     "lora": (0.1, [0.6976132, 0.7248132, 0.6926873, 0.6931795, 0.68684]),
     "vera": (1.0, [0.6976132, 0.7245866, 0.6925298, 0.6931776, 0.6858606]),
+    "vera_only_b": (0.1, [0.6976132, 0.7245896, 0.6917464, 0.693167, 0.6892855]),
+    "vera_only_d": (1.0, [0.6976132, 0.7242025, 0.6918548, 0.6930988, 0.6880419]),
+    "lora_fa": (0.1, [0.6976132, 0.7248136, 0.6916565, 0.6932014, 0.6892011]),
+    "adapter_p": (0.1, [0.6976109, 0.727051, 0.6954024, 0.6932778, 0.6760212]),
+    "adapter_h": (0.1, [0.697613, 0.7276211, 0.6921903, 0.6931862, 0.6872447]),
+    "adapter_l": (0.1, [0.6976128, 0.7270648, 0.6959795, 0.6933116, 0.6762732]),
+    "adapter_drop": (0.1, [0.6976109, 0.7279094, 0.6913061, 0.6931656, 0.6894526]),
 }
 
 
@@ -65,7 +72,8 @@ def test_loss_sequence(method, words):
     words = [word for word in words if not word.startswith("method.")] + [f"method={method}", "train.lr_head=1e-2"]
     rate, expected = LOSSES[method]
     words += [f"train.lr={rate}", "train.warmup_ratio=0"]
-    words += ["method.rank=8"] if method in ("lora", "vera") else []
+    words += ["method.rank=8"] if method.startswith(("lora", "vera")) else []
+    words += ["method.bottleneck=4"] if method.startswith("adapter") else []
     loop = training(words)
     batches = epoch_batches(loop.lengths, 8, seed=0, epoch=0)
     assert [loop.step(rows) for rows in batches[:5]] == pytest.approx(expected, abs=1e-5)
@@ -315,9 +323,21 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
     assert "not usable" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_resuming_inside_an_epoch_goes_on_with_the_same_rates(schedule, words, tmp_path):
-    words = [*words, f"train.schedule={schedule}"]
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["train.schedule=linear"],
+        ["train.schedule=cosine"],
+        ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
+        ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],  # allocates ranks as it goes
+        ["method=lora_fa"],  # has a frozen A, which the seed draws
+    ],
+    ids=lambda change: change[0],
+)
+def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, words, tmp_path):
+    if change[0].startswith("method="):
+        words = [w for w in words if not w.startswith("method.")]
+    words = [*words, *change]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
     (run,) = expand([*elsewhere(words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
     loop = Training(run, run_id(run), lambda event: None)
