@@ -10,7 +10,7 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
         output=$(OUTPUT) $(ARGS)
 PAPER ?= demo
 
-.PHONY: help setup demo test lint plan counts publish glue-base glue-large
+.PHONY: help setup demo test lint docs plan counts publish glue-base glue-large
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ test: setup ## the tests
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: setup ## docs/methods.md, by trying every method on every architecture
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
 plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base
 	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS)

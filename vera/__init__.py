@@ -8,6 +8,7 @@ groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "hea
 save(model, method, "adapter.safetensors")
 load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
 method.merge(model)
+unload(model, merge=True)                  # a plain model again, the adapter in its weights
 """
 
 from vera.checkpoint import base_fingerprint, check_start, load, load_head, read_method, save, save_head, start_from
