@@ -142,6 +142,11 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
     notes = [
         "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
     ]
+    heads = sorted({r["parameters"]["head"] for key, cell in found.items() if key[0] == model for r in cell.records})
+    if heads:
+        notes.append(
+            f"params: without the classification head, which every method trains ({' or '.join(map('{:,}'.format, heads))})."
+        )
     if select == "unbiased":
         notes[0] = (
             "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
@@ -251,10 +256,11 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
                     f"{cell.median('last'):.1f}",
                     f"{cell.seconds:.0f}",
                     size,
+                    megabytes(4 * cell.records[0]["parameters"]["head"]),
                 ]
             )
         first = next(iter(mine.values())).records[0]
-        header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter"]
+        header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]
         names, data = first["label"], first["data"]
         over = (
             f"median of {seeds or 3} seeds"
@@ -267,6 +273,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
             chosen = "the epoch is chosen on one half of the dev rows, and the other half is reported"
         notes = [
             "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
+            "adapter, head: the two files that a run keeps.",
             f"{data['train_rows']} training and {data['dev_rows']} dev rows; {chosen}.",
         ]
         tables.append(Table(title, header, rows, notes))

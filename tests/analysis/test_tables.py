@@ -200,8 +200,8 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["head"]["adapter"] == "-"
     (path,) = figures.demo(ledger(*records), tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert "the best epoch is chosen on the rows reported" in table.notes[1]
-    assert "the other half is reported" in tables.demo(ledger(*records), "unbiased")[0].notes[1]
+    assert "the best epoch is chosen on the rows reported" in table.notes[2]
+    assert "the other half is reported" in tables.demo(ledger(*records), "unbiased")[0].notes[2]
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo(ledger(*short), "paper")
     assert table.rows[0][0] == "VeRA r=1024 (2/3 seeds)"

@@ -49,6 +49,8 @@ def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(nam
         with pytest.raises(vera.AdapterError, match=REFUSED[name]) as error:
             method.adapt(model)
         assert "\n" not in str(error.value)
+        assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]  # as it was
+        assert all(p.requires_grad for p in model.parameters())
         return
     method.adapt(model)
     method.before_training(model, 10)
@@ -101,6 +103,8 @@ def test_refused_names_are_all_of_pefts():
         ({"config_class": "LoraConfig", "config": {"r": 0}}, "peft's LoraConfig on a BertForSequenceClassification: "),
         ({"config_class": "VBLoRAConfig"}, "must be divisible by `vector_length`"),
         ({"config_class": "AdaLoraConfig", "config": {"total_step": 3}}, "total_step is the run's own number of steps"),
+        ({"config_class": "LoraConfig", "config": {"corda_config": {"cache_file": "x"}}}, "a configuration of its own"),
+        ({"config_class": "XLoraConfig", "config": {"adapters": {"a": "owner/name"}}}, "a configuration of its own"),
         ({"config_class": "AdamssConfig", "config": {"use_asa": True}}, "a state that no checkpoint holds"),
         ({"config_class": "LoraConfig", "sites": ["qeury"]}, "no linear layer is a 'qeury' site"),
     ],

@@ -74,10 +74,14 @@ class Method(ABC):
             raise AdapterError("this model is adapted already: start from a fresh copy of the base model, or unload it")
         names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
         trainable = [p for p in model.parameters() if p.requires_grad]
+        children = {module: dict(module._modules) for module in model.modules()}
         model.requires_grad_(False)
         try:
             self.install(model)
         except AdapterError:
+            for module, before in children.items():  # peft refuses some pairs half way
+                module._modules.clear()
+                module._modules.update(before)
             for parameter in trainable:
                 parameter.requires_grad_(True)
             raise
@@ -186,7 +190,7 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 def unload(model: nn.Module, merge: bool = False) -> None:
     """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its weights.
 
-    A merged model then saves as any model of its library does (`model.save_pretrained(folder)`).
+    A merged model then saves as any model of its library does (`model.save_pretrained(folder)`). Its weights stay frozen.
     Raises AdapterError where the adapter cannot be merged.
     """
     adapted = adaptation(model)

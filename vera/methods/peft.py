@@ -44,6 +44,9 @@ class Peft(Method, kind="peft"):
         unknown = sorted(set(words) - set(known))
         if unknown:
             raise AdapterError(f"peft's {self.config_class} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+        for key, value in words.items():  # no reference to files or other adapters: this may come from an adapter file
+            if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
+                raise AdapterError(f"peft's {self.config_class}: {key} is a configuration of its own: not supported")
         if "target_modules" in known and "target_modules" not in words:
             words["target_modules"] = self._targets(model)
         if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
@@ -65,12 +68,12 @@ class Peft(Method, kind="peft"):
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
             raise AdapterError(f"peft's {self.config_class} needs a forward pass of its own: not supported")
-        # In a tuple, so that the wrapper, which holds the model, is no child of it.
-        model._peft_base = base  # type: ignore[assignment]
-        model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
         head = tuple(head_prefixes(model))
         if not any(p.requires_grad and p.numel() for n, p in model.named_parameters() if not (head and n.startswith(head))):
             raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
+        model._peft_base = base  # type: ignore[assignment]
+        # In a tuple, so that the wrapper, which holds the model, is no child of it.
+        model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
 
     def _config_class(self, peft: Any) -> Any:
         found = getattr(peft, self.config_class, None)
