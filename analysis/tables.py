@@ -155,17 +155,22 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
-    mine = [cell for key, cell in found.items() if key[0] == model]
-    if sum(cell.left_out for cell in mine):
-        notes.append(
-            f"{sum(cell.left_out for cell in mine)} records with other settings (deviations from the recipe) are left out."
-        )
+    notes += _about({key: cell for key, cell in found.items() if key[0] == model})
+    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
+
+
+def _about(found: dict[Key, Cell]) -> list[str]:
+    """What is not in a table's cells, and what deviates in those that are."""
+    notes = []
+    left_out = sum(cell.left_out for cell in found.values())
+    if left_out:
+        one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
+        notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
-    for (_, row, task), cell in ((key, cell) for key, cell in found.items() if key[0] == model):
+    for (_, row, task), cell in found.items():
         for word in (word for record in cell.records for word in record["deviations"]):
             words[word].add(f"{row} on {task}")
-    notes += [f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items())]
-    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
+    return [*notes, *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items()))]
 
 
 def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]) -> list[list[str]]:
@@ -273,9 +278,10 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
             chosen = "the epoch is chosen on one half of the dev rows, and the other half is reported"
         notes = [
             "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
-            "adapter, head: the two files that a run keeps.",
+            "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
             f"{data['train_rows']} training and {data['dev_rows']} dev rows; {chosen}.",
         ]
+        notes += _about({key: cell for key, cell in found.items() if key[0] == model})
         tables.append(Table(title, header, rows, notes))
     return tables
 

@@ -110,6 +110,7 @@ class Run:
     """One run to do: its cell, its seed, and its resolved configuration as plain values.
 
     start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
+    changed: the words of the command line that gave the method or the training another setting than their files.
     """
 
     row: str
@@ -120,6 +121,7 @@ class Run:
     paper: str | None
     config: dict[str, Any]
     start: "Run | None" = None
+    changed: list[str] = field(default_factory=list)
 
     @property
     def method(self) -> dict[str, Any]:
@@ -180,6 +182,8 @@ def _expand(arguments: list[str]) -> list[Run]:
     parsed = [_parse(argument) for argument in arguments]
     fixed = {_key(o): o.input_line or "" for o in parsed if not o.is_sweep_override()}
     swept = {_key(o): [f"{_key(o)}={v}" for v in _values(o)] for o in parsed if o.is_sweep_override()}
+    for line in (o.input_line or "" for o in parsed if _key(o) == "init_from" and o.is_sweep_override()):
+        swept["init_from"] = [f"init_from={word}" for word in _word(line).split(",")]  # an id may look like a number
     if "paper" in swept:
         raise UserError("paper= takes one preset at a time")
     preset = _word(fixed["paper"]) if "paper" in fixed else None
@@ -251,7 +255,7 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         )
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
-    _check_types(config, overrides)
+    changed = _check_types(config, overrides)
     _check_values(config)
     method, row = config["method"], picked["method"]
     if method["kind"] == "peft":
@@ -270,12 +274,12 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
-    return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start)
+    return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start, changed)
 
 
 def _peft_label(method: dict[str, Any]) -> str:
     """Such as "IA3", or "Lora use_dora=True"."""
-    settings = " ".join(f"{key}={value}" for key, value in method["config"].items())
+    settings = " ".join(f"{key}={value}" for key, value in sorted(method["config"].items()))
     return f"{str(method['config_class']).removesuffix('Config')} {settings}".strip()
 
 
@@ -288,7 +292,7 @@ def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> t
 
     That run has this one's model, data folder and training overrides, its own recipe, and seed 0.
     """
-    word = config["init_from"]
+    word = config["init_from"] = str(config["init_from"])
     row, at, task = word.partition("@")
     if not at or "/" in word:
         is_id = re.fullmatch(r"[0-9a-f]{12}", word)
@@ -368,22 +372,29 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f" {group} has: {', '.join(members)}" if members else ""
 
 
-def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> None:
-    """Task and method files are their own schema: a value given for a key must be of the type of the file's own."""
-    given = [o for o in overrides if o.startswith(("task.", "method."))]
+def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str]:
+    """Task and method files are their own schema: a value given for a key must be of the type of the file's own.
+
+    Returns the words that set the method or the training to something else than their files do.
+    """
+    given = [o for o in overrides if o.startswith(("task.", "method.", "train."))]
     if not given:
-        return
+        return []
     groups = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
     default = OmegaConf.to_container(_defaults(groups), resolve=True)
+    changed = []
     for line in given:
         node, wanted = config, default
         for part in line.partition("=")[0].split("."):
             node, wanted = node[part], wanted[part]  # type: ignore[call-overload, index]
+        if node != wanted and not line.startswith("task."):
+            changed.append(line)
         number = isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool)
         if wanted is None or node is None or type(node) is type(wanted) or number:
             continue
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list [a,b]"}
         raise UserError(f"{line}: should be {names.get(type(wanted), type(wanted).__name__)}, such as {wanted}")
+    return changed
 
 
 @cache
@@ -416,8 +427,8 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("micro_batch", "eval_batch"):
         if config[key] is not None and config[key] < 1:
             raise UserError(f"{key}={config[key]}: should be at least 1")
-    if config["seed"] < 0 or config["data_seed"] < 0:
-        raise UserError("seed and data_seed cannot be negative")
+    if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
+        raise UserError("seed and data_seed should be in [0, 2^63)")
     model, task = config["model"], config["task"]
     if model["modality"] != task["modality"]:
         raise UserError(f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}")

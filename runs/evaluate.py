@@ -4,19 +4,23 @@ python -m runs.evaluate RUN                 a run id (or its beginning), as in o
 python -m runs.evaluate RUN output=FOLDER
 """
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runs.config import Run
 from runs.errors import UserError, entry_point
-from runs.record import Record, read_ledger, run_folder
+from runs.record import Record, read_ledger, record_path, run_folder
 
 if TYPE_CHECKING:
     from runs.train import Training
 
 
 def main(arguments: list[str]) -> int:
+    wrong = [word for word in arguments if "=" in word and not word.startswith("output=")]
+    if wrong:
+        raise UserError(f"{wrong[0]}: this command knows output=FOLDER only")
     names = [word for word in arguments if "=" not in word]
     if len(names) != 1 or {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -52,12 +56,15 @@ def restore(record: Record, output: str) -> "Training":
     needed = [name for name in ("adapter", "head") if record["parameters"][name]]
     for name in needed:
         if not (folder / f"{name}.safetensors").is_file():
-            raise UserError(f"{folder}/{name}.safetensors is not there: the run kept none (keep={record['config']['keep']})")
+            again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
+            raise UserError(f"{folder}/{name}.safetensors is not there: the run kept none. To have it, {again}")
     cell = record["cell"]
     run = Run(cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"])
     training = Training(run, record["id"], lambda event: None, start=False)
     if "adapter" in needed:
-        vera.load(training.raw_model, folder / "adapter.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what copying a transformers model touches
+            vera.load(training.raw_model, folder / "adapter.safetensors")
     if "head" in needed:
         vera.load_head(training.raw_model, folder / "head.safetensors")
     return training

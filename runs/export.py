@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{place}: is there already. Name another, or remove it")
     output = next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
     record = find(name, output)
+    if not record["parameters"]["adapter"] and form != "merged":
+        raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
 
     import torch
     from transformers import AutoTokenizer

@@ -73,11 +73,13 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     models = list(dict.fromkeys(model for model, _ in columns))
     sizes = {"task": len(columns), "row": len(rows), "seed": len({p.run.seed for p in planned})}
     size = " x ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in sizes.items())
-    lines = [f"{title}: {size} = {len(planned)} runs on {', '.join(models)}", ""]
+    lines = [
+        f"{title}: {size} = {len(planned)} runs on {', '.join(models)}" + (f", and {len(first)} before them" if first else ""),
+        "",
+    ]
     for p in first:
         waiting = sum(q.run.start == p.run for q in planned)
-        state = p.state if p.state in ("done", "diverged") else f"{p.state}, done first by the same command"
-        lines += [f"first: {p.run.label}, from which {waiting} of them start: {state}{f' ({p.why})' if p.why else ''}", ""]
+        lines += [f"first: {p.run.label}, from which {waiting} of them start: {p.state}{f' ({p.why})' if p.why else ''}", ""]
     names = [task if len(models) == 1 else f"{task}@{model}" for model, task in columns]
     width = max(9, *(len(name) + 2 for name in names))
     margin = max(len(row) for row in rows) + 2
@@ -98,8 +100,15 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     totals = Counter(p.state for p in planned)
     order = ("done", "diverged", "failed", "partial", "missing", "blocked", "unknown")
     lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
+    coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
     for state in ("failed", "blocked", "unknown"):
-        reasons = Counter(p.why if state != "failed" else f"{p.run.label}: {p.why}" for p in planned if p.state == state)
+        reasons = Counter(
+            p.why + (", and is done first by the same command" if p.run.start in coming else "")
+            if state != "failed"
+            else f"{p.run.label}: {p.why}"
+            for p in planned
+            if p.state == state
+        )
         lines += [f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()]
     return "\n".join(lines)
 
@@ -128,7 +137,7 @@ def cost(planned: list[Planned], ledger: Ledger) -> str:
 def _like(run: Run, done: list[Record]) -> list[Record]:
     """Finished runs to judge this one by: the same cell, or else other rows of the same model and task."""
     same = [r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])]
-    return [r for r in same if r["cell"]["row"] == run.row] or same
+    return [r for r in same if r["cell"]["row"] == run.row] or [r for r in same if r["steps"]]
 
 
 def _seconds(run: Run, record: Record) -> float:
@@ -136,8 +145,10 @@ def _seconds(run: Run, record: Record) -> float:
     train = run.config["train"]
     steps_per_epoch = math.ceil(record["data"]["train_rows"] / train["effective_batch"])
     steps = min(steps_per_epoch * train["epochs"], train["max_steps"] or math.inf)
-    per_row = record["cost"]["train_seconds"] / (record["steps"] * record["effective_batch"])
+    per_row = record["cost"]["train_seconds"] / max(record["steps"] * record["effective_batch"], 1)
     per_evaluation = record["cost"]["evaluate_seconds"] / len(record["curve"]["epoch"])
+    if run.method["kind"] == "none":  # which is evaluated once, as it is
+        return float(per_evaluation)
     return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch))
 
 

@@ -96,15 +96,19 @@ def preflight(runs: list[Run]) -> None:
 
     for run in runs:
         method = vera.make_method(**run.method)
-        if run.config["init_from"] and not run.start:
-            vera.check_start(start_file(run), method)
+        if run.start:
+            vera.check_start(vera.make_method(**run.start.method), method, f"init_from={run.config['init_from']}")
+        elif run.config["init_from"]:
+            path = start_file(run)
+            vera.check_start(vera.read_method(path), method, path)
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:
             for note in tasks.load(run.config["task"]).notes:
                 print(f"note: {note}")
         except tasks.DataError as error:
-            missing.append(str(error))
+            after = next((r for r in runs if r.start and r.start.task == run.task), None)
+            missing.append(f"{after.row} starts from {run.label}: {error}" if after and run.task != after.task else str(error))
     for run in _distinct(runs, "model"):
         try:
             models.fetch(run.config["model"])

@@ -234,7 +234,8 @@ class Training:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
         self.scheduler.step()
-        self.method.after_step(self.raw_model, self.state["step"] + 1)
+        if not self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, where gradients overflowed
+            self.method.after_step(self.raw_model, self.state["step"] + 1)
         self.optimizer.zero_grad()
         return sum(gather_object([total]))
 
@@ -266,7 +267,8 @@ class Training:
         if self.config["keep"] == "last" or best_epoch(curve, self.config["select"]) == len(curve["epoch"]) - 1:
             self._keep()
         state["seconds"]["evaluate"] += time.monotonic() - started
-        self._progress(point["train_loss"], evaluated=True)
+        if self.total_steps:
+            self._progress(point["train_loss"], evaluated=True)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, Any]:
@@ -458,6 +460,8 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         wanted = recipe.get("by_task", {}).get(key, {}).get(task, recipe.get(key))
         if wanted is not None and settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
+    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config"}  # said above, or by the row
+    words += [f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told]
     if train["max_steps"] is not None:
         words.append(f"stopped after {train['max_steps']} steps")
     return words

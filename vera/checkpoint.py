@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, plain_name, unload
+from vera.methods.base import AdaptedLinear, adaptation, disable, plain_names, unload
 from vera.sites import head_parameters, is_linear
 
 FORMAT = "vera-bench adapter 2"
@@ -36,9 +36,16 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
     """Writes the adapter of an adapted model (without the head). Returns the file's size in bytes.
 
     dtype: torch.float16 or bfloat16 halves the file and rounds the vectors; None keeps them as they are (float32).
-    Raises AdapterError for values that are not finite, or beyond float16's range.
+    Raises AdapterError for a model that carries another method or none, and for values that are not finite, or beyond
+    float16's range.
     """
-    tensors = {plain_name(name): tensor.detach() for name, tensor in method.saved(model).items()}
+    adapted = adaptation(model)
+    if adapted is None or adapted.method != method:
+        carried = f"{adapted.method.kind} with {adapted.method.settings()}" if adapted else "no adapter"
+        raise AdapterError(f"this model carries {carried}, not {method.kind} with {method.settings()}: not saved")
+    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
+    tensors = {name: tensor.detach() for name, tensor in _saved(model, method).items()}
     for name, tensor in tensors.items():
         if dtype is not None and tensor.is_floating_point():
             tensors[name] = tensor.to(dtype)
@@ -69,7 +76,7 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     header, tensors = _read(path, FORMAT)
     method = _method(path, header)
     # All is tried first on a copy; a copy without weights does, except for peft, which computes with them.
-    trial = copy.deepcopy(model) if method.kind == "peft" else _without_weights(model)
+    trial = copy.deepcopy(model) if method.kind == "peft" else without_weights(model)
     unload(trial)
     method.adapt(trial)
     _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
@@ -79,16 +86,17 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
         method.adapt(model)
     else:
         method.unmerge(model)
+    disable(model, False)
     _fill(_wanted(model), tensors)
     return method
 
 
-def check_start(path: str | Path, method: Method) -> None:
-    """Raises AdapterError unless an adapter file was written by this method with these settings (but for dropout)."""
-    theirs, ours = read_method(path).settings(), method.settings()
+def check_start(start: Method, method: Method, name: str | Path) -> None:
+    """Raises AdapterError unless a method can start from another's values: the same settings, but for dropout."""
+    theirs, ours = start.settings(), method.settings()
     for key in ("kind", *sorted({*theirs, *ours} - {"kind", "dropout"})):
         if theirs.get(key) != ours.get(key):
-            raise AdapterError(f"{path}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this method")
+            raise AdapterError(f"{name}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this method")
 
 
 def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
@@ -99,9 +107,10 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
-    check_start(path, adapted.method)
     header, tensors = _read(path, FORMAT)
+    check_start(_method(path, header), adapted.method, path)
     _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
+    adapted.method.unmerge(model)
     _fill(_wanted(model), tensors)
 
 
@@ -109,7 +118,7 @@ def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
     wanted: dict[str, Tensor] = dict(head_parameters(model))
     tensors = _read(path, HEAD_FORMAT)[1]
-    _check(path, wanted, tensors)
+    _check(path, wanted, tensors, "Same number of labels?")
     _fill(wanted, tensors)
 
 
@@ -119,27 +128,34 @@ def load_head(model: nn.Module, path: str | Path) -> None:
 def base_names(model: nn.Module) -> set[str]:
     """The names of the base weights that a method leaves alone: neither head nor trained in place."""
     adapted = adaptation(model)
-    names = set(adapted.base_names) if adapted else {name for name, _ in model.named_parameters()}
-    trained = {plain_name(name) for name in adapted.method.adapter_parameters(model)} if adapted else set()
-    return names - trained - {plain_name(name) for name in head_parameters(model)}
+    if adapted is None:
+        return {name for name, _ in model.named_parameters()} - head_parameters(model).keys()
+    plain = plain_names(model)
+    return set(adapted.base_names) - adapted.head - {plain[name] for name in adapted.trained}
 
 
 def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
     """Hashes of the base weights: 16 hex digits each, empty where no weight is left alone (full fine-tuning).
 
+    names: of the weights, in the base model's words; None: those that the method on the model leaves alone.
     Of the values rounded to bfloat16 and to float16: a copy of the same weights in half precision is the same base.
     "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit copy; the other two
     are absent there.
     """
-    if hasattr(model, "_peft_base"):
+    if names is None and hasattr(model, "_peft_base"):  # as it was before peft, which moves base weights for some methods
         return dict(cast(dict[str, str], model._peft_base))
     wanted = sorted(base_names(model) if names is None else names)
     if not wanted:
         return {}
-    merged = {id(m.base.weight): m._unmerged_weight for m in model.modules() if isinstance(m, AdaptedLinear) and m.merged}
-    found = {plain_name(name): p for name, p in model.named_parameters()}
+    merged: dict[int, Any] = {
+        id(m.base.weight): m._unmerged_weight for m in model.modules() if isinstance(m, AdaptedLinear) and m.merged
+    }
+    parameters = dict(model.named_parameters())
+    merged |= {id(parameters[name]): kept for name, kept in cast(dict, getattr(model, "_peft_unmerged", {})).items()}
+    plain = plain_names(model)
+    found = {plain[name]: p for name, p in parameters.items()}
     tensors = {name: merged.get(id(found[name]), found[name]) for name in wanted if name in found}
-    key = [(name, t.data_ptr(), t._version) for name, t in tensors.items() if t is not None]
+    key = [(name, *_stamp(t)) for name, t in tensors.items() if t is not None]
     kept = getattr(model, "_base_fingerprint", None)
     if kept and kept[0] == key:  # hashing takes a second for each gigabyte, and runs save often
         return dict(kept[1])
@@ -161,6 +177,14 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     return dict(result)
 
 
+def _stamp(tensor: Tensor) -> tuple[int, int, float]:
+    """What tells cheaply that a tensor has changed: its place, torch's count of changes, and a sample of its values."""
+    version = 0 if tensor.is_inference() else tensor._version
+    flat = tensor.detach().flatten()
+    sample = flat[:: max(1, len(flat) // 64)]
+    return tensor.data_ptr(), version, float(sample.double().sum()) if not tensor.is_meta else 0.0
+
+
 def _same_base(theirs: Any, ours: dict[str, str]) -> bool:
     if not isinstance(theirs, dict):
         return False
@@ -168,7 +192,7 @@ def _same_base(theirs: Any, ours: dict[str, str]) -> bool:
     return theirs == ours or any(theirs.get(kind) == ours.get(kind) for kind in kinds)
 
 
-def _without_weights(model: nn.Module) -> nn.Module:
+def without_weights(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device: every shape, no value, no memory."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -204,6 +228,9 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
         with open(partial, "r+b") as file:
             file.seek(place.start(1))
             file.write(hashlib.sha256(content).hexdigest().encode())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # safetensors writes for the owner alone; a shared folder is for others too
         os.replace(partial, path)
     except SafetensorError as error:  # safetensors wraps the operating system's error in its own
         raise OSError(f"{path}: {error}") from None
@@ -215,12 +242,15 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
 def _read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of an undamaged file. Raises AdapterError in one line for any other."""
     if not Path(path).is_file():
-        raise AdapterError(f"{path}: no such file")
+        what = "a folder, not an adapter file (vera.import_peft reads peft's)" if Path(path).is_dir() else "no such file"
+        raise AdapterError(f"{path}: {what}")
     content = Path(path).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     found = _CHECKSUM.search(content, 8, min(end, LARGEST_HEADER))
     if len(content) < 8 or end > min(len(content), LARGEST_HEADER) or not found:
-        raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. Get the file again")
+        other = Path(path).name == "adapter_model.safetensors"
+        hint = "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
+        raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
     blank = content[: found.start(1)] + b"0" * 64 + content[found.end(1) :]
     if hashlib.sha256(blank).hexdigest().encode() != found[1]:
         raise AdapterError(f"{path}: damaged (its checksum differs). Get the file again")
@@ -246,7 +276,12 @@ def _wanted(model: nn.Module) -> dict[str, Tensor]:
     """What an adapted model keeps in its file, by the file's names."""
     adapted = adaptation(model)
     assert adapted is not None
-    return {plain_name(name): tensor for name, tensor in adapted.method.saved(model).items()}
+    return _saved(model, adapted.method)
+
+
+def _saved(model: nn.Module, method: Method) -> dict[str, Tensor]:
+    plain = plain_names(model)
+    return {plain[name]: tensor for name, tensor in method.saved(model).items()}
 
 
 def _check_adapter(
@@ -265,7 +300,9 @@ def _check_adapter(
         )
 
 
-def _check(path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def _check(
+    path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor], hint: str = "Same base model and rank?"
+) -> None:
     """Raises AdapterError unless the tensors of a file are just those that a model needs."""
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
@@ -274,9 +311,17 @@ def _check(path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tenso
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)} in the file, {list(wanted[name].shape)} in the model"
-            raise AdapterError(f"{path}: {name} is {shapes}. Same base model and rank?")
-        if tensor.is_floating_point() != wanted[name].is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path}: {name} is {shapes}. {hint}")
+        if not fits(tensor, wanted[name]):
             raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
+
+
+def fits(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether a file's values are finite numbers, as numbers of the wanted kind."""
+    if not wanted.is_floating_point():
+        return tensor.dtype == wanted.dtype
+    half_or_more = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return tensor.dtype in half_or_more and bool(torch.isfinite(tensor.to(wanted.dtype)).all())
 
 
 def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:

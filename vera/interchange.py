@@ -19,29 +19,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vera.checkpoint import fits, without_weights
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.base import AdaptedLinear, adaptation, unload
 from vera.methods.lora import LoRA, LoRAChange
+from vera.methods.peft import REWRITES_BASE
 from vera.methods.vera import VeRA, VeRAChange
 from vera.projections import INITS, ProjectionSpec
-from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_transposed, size
+from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_linear, is_transposed, size
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-#: Settings of peft's LoRA that make it another method than the one here, with the values that do not.
-PLAIN_LORA = {
-    "use_dora": False,
-    "bias": "none",
-    "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "megatron_config": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "layer_replication": None,
-}
-#: Initial values that change the base weights too.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PAIR = {"base_model.vera_A", "base_model.vera_B"}
+#: Settings of peft's LoRA that make it another method than the one here, where they are set.
+OTHER_LORA = (
+    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
+    *("target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"),
+    *("kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config", "lora_ga_config"),
+)
 
 
 def export_peft(model: nn.Module, folder: str | Path) -> None:
@@ -53,13 +48,7 @@ def export_peft(model: nn.Module, folder: str | Path) -> None:
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
         raise AdapterError(f"peft's format has no place for method {kind}: it takes vera, lora and peft's own")
-    if kind == "peft":
-        config, tensors = _peft_parts(model)
-    else:
-        layers = _layers(model)
-        config, tensors = _lora_parts(layers, adapted.method) if kind == "lora" else _vera_parts(layers, adapted.method)
-        transposed = any(is_transposed(layer.base) for layer in layers.values())
-        config |= {"target_modules": sorted(layers), "bias": "none", "fan_in_fan_out": transposed}
+    config, tensors = _parts(model, adapted.method)
     head = head_parameters(model)
     head_modules = [prefix[:-1] for prefix in head_prefixes(model) if any(name.startswith(prefix) for name in head)]
     tensors |= {PREFIX + name: p for name, p in head.items()}
@@ -90,17 +79,47 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         raise AdapterError("this model is adapted already: import onto a fresh copy of the base model, or unload it")
     folder = Path(folder)
     config, tensors, ours = _read(folder)
-    method = make_method(**ours) if ours else _method(model, folder, config, tensors)
-    method.adapt(model)
     try:
-        _fill(model, method, tensors, folder)
+        method = make_method(**ours) if ours else _method(model, folder, config, tensors)
     except AdapterError:
-        unload(model)
         raise
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise AdapterError(f"{folder}: its {CONFIG} describes no adapter ({type(error).__name__}: {error})") from None
+    trial = without_weights(model)
+    method.adapt(trial)
+    wanted = _parts(trial, method)[1] | {PREFIX + name: p for name, p in head_parameters(trial).items()}
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            raise AdapterError(f"{folder}: holds {name}, which has no place in this model. Same base model and sites?")
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{list(tensor.shape)}, the model needs {list(wanted[name].shape)}"
+            raise AdapterError(f"{folder}: {name} is {shapes}. Same base model?")
+        if not fits(tensor, wanted[name]):
+            raise AdapterError(f"{folder}: {name} holds values that are not finite numbers")
+    for name in wanted.keys() - tensors.keys():
+        if not (name.removeprefix(PREFIX) in head_parameters(trial) or (name in PAIR and not PAIR & tensors.keys())):
+            raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
+    method.adapt(model)
+    _fill(model, method, tensors)
+    for name, expected in _parts(model, method)[1].items():  # what was filled in is all there was
+        if name in tensors and not _alike(tensors[name], expected.detach()):
+            unload(model)
+            what = f"its {name[-1]} differs from the one that its seed makes" if name in PAIR else f"{name} holds more than"
+            raise AdapterError(f"{folder}: {what} {'here' if name in PAIR else 'the blocks that were adapted'}")
     return method
 
 
 # --- out
+
+
+def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapted model's configuration and tensors (but for the head) as peft has them."""
+    if method.kind == "peft":
+        return _peft_parts(model)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+    config, tensors = _lora_parts(layers, method) if method.kind == "lora" else _vera_parts(layers, method)
+    transposed = any(is_transposed(layer.base) for layer in layers.values())
+    return config | {"target_modules": sorted(layers), "bias": "none", "fan_in_fan_out": transposed}, tensors
 
 
 def _peft_parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -193,12 +212,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
         ours = json.loads(metadata["vera_bench"]) if "vera_bench" in metadata else None
         if not isinstance(config, dict) or not isinstance(ours, dict | None):
             raise ValueError("not a mapping")
+        if ours and ours.get("kind") == "peft":
+            ours = None  # peft's own method, exported
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"{folder}: damaged ({line}). Get the adapter again") from None
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {name} holds values that are not finite numbers")
     return config, tensors, ours
 
 
@@ -210,13 +228,21 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
     paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
     sites = _sites(model, paths, folder)
-    rank = config.get("r", 0)
     if kind == "LORA":
-        for key, plain in PLAIN_LORA.items():
-            if config.get(key, plain) not in (plain, None):
+        for key in OTHER_LORA:
+            if config.get(key):
                 raise AdapterError(f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here")
+        if config.get("bias", "none") != "none":
+            raise AdapterError(f"{folder}: LoRA with bias={config['bias']} is another method than LoRA here")
         if str(config.get("init_lora_weights")).startswith(REWRITES_BASE):
             raise AdapterError(f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too")
+    ranks = {len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim}
+    rank = config["r"]
+    if ranks != {rank}:
+        raise AdapterError(
+            f"{folder}: its {CONFIG} says r={rank}, its tensors {', '.join(map(str, sorted(ranks))) or 'nothing'}"
+        )
+    if kind == "LORA":
         alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
         return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
     if config.get("bias", "none") != "none":
@@ -239,61 +265,47 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
                 return sites
         except AdapterError:
             continue
-    raise AdapterError(f"{folder}: this model lacks a linear layer {paths[0] if paths else ''}. Same base model?")
+    head = [path for path in paths if f"{path}.".startswith(tuple(head_prefixes(model)) or " ")]
+    if head:
+        raise AdapterError(f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be imported")
+    linear = {path for path, m in model.named_modules() if is_linear(m)}
+    lacking = next((path for path in paths if path not in linear), "what it adapts")
+    raise AdapterError(f"{folder}: this model lacks a linear layer {lacking}. Same base model?")
 
 
 def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> str | None:
-    if "base_model.vera_A" not in tensors:
+    if not PAIR & tensors.keys():
         return "peft"
-    stored = tensors["base_model.vera_A"], tensors["base_model.vera_B"]
+    stored = [tensors.get(name, torch.zeros(0)) for name in sorted(PAIR)]
     for init in ("peft", *INITS):
         made = ProjectionSpec(seed, rank, inputs, outputs, init).make()
-        if all(torch.equal(theirs.float(), torch.from_numpy(mine)) for theirs, mine in zip(stored, made, strict=True)):
+        if all(_alike(theirs, torch.from_numpy(mine)) for theirs, mine in zip(stored, made, strict=True)):
             return init
     return None
 
 
-def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copies an adapter's tensors into an adapted model, after all of them have been found to fit."""
-    wanted: list[tuple[Tensor, Tensor]] = []
-    left = set(tensors) - {"base_model.vera_A", "base_model.vera_B"}
-
-    def take(name: str, target: Tensor | None, *index: slice) -> None:
-        left.discard(name)
-        if name not in tensors:
-            raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
-        value = tensors[name][index] if index else tensors[name]
-        if target is None:
-            return
-        if value.shape != target.shape:
-            raise AdapterError(
-                f"{folder}: {name} is {list(value.shape)}, the model needs {list(target.shape)}. Same base model?"
-            )
-        wanted.append((target, value))
-
-    if isinstance(method, VeRA):
-        expected = _vera_parts(_layers(model), method)[1]
-        for name in ("base_model.vera_A", "base_model.vera_B"):
-            if name in tensors and not torch.equal(tensors[name].float(), expected[name].float()):
-                raise AdapterError(f"{folder}: its {name[-1]} differs from the one that its seed makes here")
-    for path, layer in _layers(model).items():
-        for i, (name, change) in enumerate(layer.changes.items()):
-            rows, ranks = layer.blocks[name], slice(i * method.rank, (i + 1) * method.rank)  # type: ignore[attr-defined]
+@torch.no_grad()
+def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
+    """Copies tensors that were found to fit into an adapted model, and leaves zeros and ones where peft needs them."""
+    rank = cast(Any, method).rank
+    for path, layer in ((n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)):
+        for i, (change, rows) in enumerate(_changes(layer)):
+            ranks, name = slice(i * rank, (i + 1) * rank), f"{PREFIX}{path}"
             if isinstance(change, LoRAChange):
-                take(f"{PREFIX}{path}.lora_A.weight", change.A, ranks)
-                take(f"{PREFIX}{path}.lora_B.weight", change.B, rows, ranks)
-            elif isinstance(change, VeRAChange):
-                take(f"{PREFIX}{path}.vera_lambda_d", change.d, ranks)
-                take(f"{PREFIX}{path}.vera_lambda_b", change.b, rows)
+                change.A.copy_(tensors[f"{name}.lora_A.weight"][ranks])
+                change.B.copy_(tensors[f"{name}.lora_B.weight"][rows, ranks])
+            if isinstance(change, VeRAChange) and change.d is not None:
+                change.d.copy_(tensors[f"{name}.vera_lambda_d"][ranks])
+            if isinstance(change, VeRAChange) and change.b is not None:
+                change.b.copy_(tensors[f"{name}.vera_lambda_b"][rows])
     for name, parameter in head_parameters(model).items():
         if PREFIX + name in tensors:
-            take(PREFIX + name, parameter)
-    if left:
-        raise AdapterError(f"{folder}: holds {min(left)}, which has no place in this model ({len(left)} such)")
-    with torch.no_grad():
-        for target, value in wanted:
-            target.copy_(value)
+            parameter.copy_(tensors[PREFIX + name])
 
 
-def _layers(model: nn.Module) -> dict[str, AdaptedLinear]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+def _alike(theirs: Tensor, ours: Tensor) -> bool:
+    """Equal, or equal once rounded as peft rounds over a half-precision base."""
+    theirs, ours = theirs.cpu().double(), ours.cpu()
+    return any(
+        torch.equal(theirs, ours.to(dtype).double()) for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16)
+    )

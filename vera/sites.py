@@ -13,8 +13,15 @@ ALIASES = {
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
-#: Layers that hold query, key and value as three equal blocks of outputs, in this order: GPT-2, timm, ModernBERT.
-FUSED, BLOCKS = ("c_attn", "qkv", "Wqkv"), ("query", "key", "value")
+BLOCKS = ("query", "key", "value")
+#: Layers that hold query, key and value as three equal blocks of outputs, in this order, and the attention classes where
+#: that is known to be so: GPT-2 and its kin (by their Conv1D), timm's ViT and Swin, ModernBERT. Others of the same names
+#: interleave the three by head.
+FUSED = {
+    "c_attn": ("transformers.GPT2Attention",),
+    "qkv": ("timm.Attention", "timm.WindowAttention"),
+    "Wqkv": ("transformers.ModernBertAttention",),
+}
 #: Fused in an order, or in sizes, that differ from model to model.
 MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
 ALL_LINEAR = "all-linear"
@@ -39,25 +46,40 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
         for path, m in model.named_modules()
         if is_linear(m) and m is not output and not (head and f"{path}.".startswith(head))
     }
+    fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
+    paths = [(id(m), path) for path, m in model.named_modules(remove_duplicate=False) if is_linear(m)]
     found: dict[str, Blocks] = {}
     for site in sites:
-        matches = _matches(linears, site)
+        matches = _matches(linears, site, fused)
         if not matches:
-            raise AdapterError(_no_match(linears, site))
+            raise AdapterError(_no_match(linears, site, fused))
         for path, block in matches.items():
             found.setdefault(path, {}).update(block)
     for path, blocks in found.items():
         if WHOLE in blocks and len(blocks) > 1:
             raise AdapterError(f"sites names {path} both whole and by its blocks {', '.join(blocks.keys() - {WHOLE})}")
+        twins = [other for layer, other in paths if layer == id(linears[path]) and other != path]
+        if twins:
+            raise AdapterError(f"{path} and {twins[0]} are one and the same layer: it cannot be adapted in one place alone")
     return {path: dict(sorted(found[path].items(), key=lambda b: b[1].start)) for path in linears if path in found}
 
 
-def _matches(linears: dict[str, nn.Module], site: str) -> dict[str, Blocks]:
+def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
+    parent, _, name = path.rpartition(".")
+    inputs, outputs = size(layer)
+    if name not in FUSED or outputs != 3 * inputs:
+        return False
+    attention = type(model.get_submodule(parent))
+    kind = f"{attention.__module__.partition('.')[0]}.{attention.__name__}"
+    return kind in FUSED[name] or (name == "c_attn" and is_transposed(layer))
+
+
+def _matches(linears: dict[str, nn.Module], site: str, fused: set[str]) -> dict[str, Blocks]:
     matches: dict[str, Blocks] = {}
     for path, layer in linears.items():
         inputs, outputs = size(layer)
         name = path.rpartition(".")[2]
-        if site in BLOCKS and name in FUSED and outputs == 3 * inputs:
+        if site in BLOCKS and path in fused:
             start = inputs * BLOCKS.index(site)
             matches[path] = {site: slice(start, start + inputs)}
         elif site == ALL_LINEAR or name in ALIASES.get(site, ()) or f".{path}".endswith(f".{site}"):
@@ -65,7 +87,7 @@ def _matches(linears: dict[str, nn.Module], site: str) -> dict[str, Blocks]:
     return matches
 
 
-def _no_match(linears: dict[str, nn.Module], site: str) -> str:
+def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
     names = {path.rpartition(".")[2] for path in linears}
     mixed = sorted(names & {*MIXED, *FUSED})
     if site in BLOCKS and mixed:
@@ -73,8 +95,10 @@ def _no_match(linears: dict[str, nn.Module], site: str) -> str:
             f"this model's {site} is a part of {mixed[0]}, in an order that is not known here. "
             f"Its whole matrix can be adapted: sites=[{mixed[0]}]"
         )
-    fused = [block for block in BLOCKS if names & set(FUSED)]
-    return f"no linear layer is a {site!r} site of this model. It has: {', '.join([*fused, *sorted(names)])}, all-linear"
+    if not names:
+        return "this model has no linear layer inside that could be adapted"
+    roles = BLOCKS if fused else ()
+    return f"no linear layer is a {site!r} site of this model. It has: {', '.join([*roles, *sorted(names)])}, all-linear"
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Every adaptation method, one file each. A new file here is found by its own."""
 
+import dataclasses
 import importlib
 import pkgutil
 from typing import Any
@@ -16,13 +17,17 @@ def make_method(kind: str, **settings: Any) -> Method:
 
     Raises AdapterError for an unknown kind or setting, or one that makes no sense.
     """
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
-    known = METHODS[kind].__dataclass_fields__
+    known = {field.name: field for field in dataclasses.fields(METHODS[kind])}
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}")
-    return METHODS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    none = dataclasses.MISSING
+    needed = [n for n, f in known.items() if f.default is none and f.default_factory is none and n not in settings]
+    if needed:
+        raise AdapterError(f"method {kind} needs {', '.join(needed)}")
+    return METHODS[kind](**settings)
 
 
 __all__ = ["METHODS", "Method", "disable", "frozen_extra", "make_method", "unload"]

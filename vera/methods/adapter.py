@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.base import Added, Method, adapter_dtype, check_rank, remove_hooks
-from vera.sites import find_blocks, is_linear
+from vera.sites import Layout, find_blocks, is_linear
 
 ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -114,14 +114,26 @@ class Adapter(Method, kind="adapter"):
         blocks = list(find_blocks(model))
         if self.drop_layers >= len(blocks):
             raise AdapterError(f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter")
-        width = self._width(blocks[0][0])
-        check_rank("bottleneck", self.bottleneck, width)
+        widths = [self._width(block, layout) for block, layout in blocks]
+        check_rank("bottleneck", self.bottleneck, max(widths))
+        if self.share and len(set(widths)) > 1:
+            raise AdapterError(
+                f"the blocks have several widths ({min(widths)} to {max(widths)}): no adapter fits all (share=false)"
+            )
+        taken = [
+            m
+            for block, layout in blocks
+            for path, _ in self._places(layout)
+            if hasattr(m := block.get_submodule(path), "adapter")
+        ]
+        if taken:
+            raise AdapterError(f"a {type(taken[0]).__name__} of this model has an 'adapter' of its own already")
         first: list[Bottleneck] = []  # of each place in a block, for sharing
         for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
             linear = next(m for m in block.modules() if is_linear(m))
             device: Any = linear.weight.device
             for place, (path, hook) in enumerate(self._places(layout)):
-                adapter = Bottleneck(width, self, index, device, adapter_dtype(linear))
+                adapter = Bottleneck(widths[index], self, index, device, adapter_dtype(linear))
                 if self.share and len(first) > place:
                     adapter.down, adapter.up, adapter.norm = first[place].down, first[place].up, first[place].norm
                 else:
@@ -132,7 +144,7 @@ class Adapter(Method, kind="adapter"):
         if self.drop_per_batch:
             model.register_forward_pre_hook(_draw_drop)
 
-    def _places(self, layout: Any) -> list[tuple[str, Any]]:
+    def _places(self, layout: Layout) -> list[tuple[str, Any]]:
         """The modules of a block whose outputs change, and how."""
         if self.placement == "houlsby":
             return [(layout.attention, _add), (layout.feed_forward, _add)]
@@ -141,10 +153,13 @@ class Adapter(Method, kind="adapter"):
         return [("", _add)]
 
     @staticmethod
-    def _width(block: nn.Module) -> int:
-        """The width of the residual stream: that of the block's first LayerNorm (or RMSNorm)."""
-        norm: Any = next(m for m in block.modules() if "norm" in type(m).__name__.lower() and hasattr(m, "weight"))
-        return int(norm.weight.numel())
+    def _width(block: nn.Module, layout: Layout) -> int:
+        """The width of a block's residual stream: that of its last LayerNorm, or of the first norm that is its own child."""
+        norms: Any = [block.get_submodule(layout.norm)] if layout.norm else block.children()
+        for norm in norms:
+            if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
+                return int(norm.weight.numel())
+        raise AdapterError(f"the width of a {type(block).__name__} is not known: adapters have no place (vera/sites.py)")
 
     def remove(self, model: nn.Module) -> None:
         for module in list(model.modules()):
@@ -154,11 +169,11 @@ class Adapter(Method, kind="adapter"):
 
     def count(self, model: nn.Module) -> int:
         """Adapters times 2 * width * bottleneck + bottleneck + width, and 2 * width more with a LayerNorm of its own."""
-        blocks = [block for block, _ in find_blocks(model)]
-        width, places = self._width(blocks[0]), 2 if self.placement == "houlsby" else 1
-        adapters = places * (1 if self.share else len(blocks) - self.drop_layers)
-        norm = 2 * width if self.placement == "lin" else 0
-        return adapters * (2 * width * self.bottleneck + self.bottleneck + width + norm)
+        widths = [self._width(block, layout) for block, layout in find_blocks(model)]
+        widths = widths[:1] if self.share else widths[self.drop_layers :]
+        own_norm = 2 if self.placement == "lin" else 0
+        places = 2 if self.placement == "houlsby" else 1
+        return places * sum((2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths)
 
     def merge(self, model: nn.Module) -> None:
         raise AdapterError("a bottleneck adapter is not linear: it cannot be merged into the weights")

@@ -4,8 +4,8 @@ A method is a small frozen dataclass of its settings. The model carries all the 
 place, and every later call finds what it needs inside the model.
 """
 
-import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, cast, get_origin
@@ -29,6 +29,7 @@ NAMES: dict[Any, str] = {
 }
 #: A rank this many times as large as the widest matrix is a slip of the keyboard, not a wish.
 SENSE = 64
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
             value, kind = getattr(self, field.name), get_origin(field.type) or field.type
             number = kind is float and isinstance(value, int)
             if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
                 raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise AdapterError(f"{field.name} must be a finite number, got {value}")
+            if kind is float and not abs(value) <= LARGEST:
+                raise AdapterError(f"{field.name} must be a finite number that float32 can hold")
             if kind is tuple and not all(isinstance(word, str) for word in value):
                 raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
         rank, dropout = getattr(self, "rank", 1), getattr(self, "dropout", 0.0)
@@ -72,26 +75,33 @@ class Method(ABC):
         """
         if adaptation(model):
             raise AdapterError("this model is adapted already: start from a fresh copy of the base model, or unload it")
+        if any("base_layer" in m._modules for m in model.modules()):
+            raise AdapterError("this model carries an adapter of peft's: take it out first (peft_model.unload())")
+        # What the base model is, to be remembered, and to be put back where the method refuses half way.
         names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
-        trainable = [p for p in model.parameters() if p.requires_grad]
+        head = frozenset(head_parameters(model))
+        trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         children = {module: dict(module._modules) for module in model.modules()}
         model.requires_grad_(False)
         try:
             self.install(model)
-        except AdapterError:
-            for module, before in children.items():  # peft refuses some pairs half way
+        except BaseException:
+            for module, before in children.items():
                 module._modules.clear()
                 module._modules.update(before)
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in trainable)
             raise
-        model.train(model.training)  # what was added too
+        for module in model.modules():
+            if module not in children:
+                module.training = model.training
         _keep_4bit_unpacked(model)
-        # A plain attribute: it is no part of the state dict, and is copied with the model.
-        model._adaptation = Adaptation(self, names)  # type: ignore[assignment]
-        model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
+        trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad) - head_parameters(model).keys()
+        # A plain attribute: it is no part of the state dict, and is copied with the model.
+        model._adaptation = Adaptation(self, names, head, trainable, trained)  # type: ignore[assignment]
+        model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
 
     @abstractmethod
     def install(self, model: nn.Module) -> None:
@@ -110,9 +120,9 @@ class Method(ABC):
     # --- training
 
     def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The method's trainable parameters by name, without the head's."""
-        head = head_parameters(model)
-        return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in head}
+        """The method's trainable parameters by name, without the head's (also where someone froze them since)."""
+        adapted = adaptation(model)
+        return {name: p for name, p in model.named_parameters() if adapted and name in adapted.trained}
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning rates."""
@@ -151,9 +161,14 @@ class Method(ABC):
 
         Raises AdapterError, with the model unchanged, where that cannot be.
         """
+        if adaptation(model) is None:
+            raise AdapterError("this model carries no adapter: nothing to merge")
         layers = list(adapted_layers(model))
+        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         for layer in layers:
             layer.check_mergeable()
+            if uses[id(layer.base.weight)] > 1:
+                raise AdapterError("an adapted layer shares its weight with another layer: merged, both would change")
         for layer in layers:
             layer.merge()
 
@@ -169,6 +184,8 @@ class Method(ABC):
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         """See `vera.disable`."""
+        if disabled:
+            self.unmerge(model)
         for module in model.modules():
             if isinstance(module, Added):
                 module.enabled = not disabled
@@ -176,10 +193,14 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers: the method, and the names of the base model's own parameters and buffers."""
+    """What an adapted model remembers: the method; of the base model the names of its parameters and buffers, of those of
+    its head, and of those that were trainable; and the names of what the method trains, head apart."""
 
     method: Method
     base_names: frozenset[str]
+    head: frozenset[str]
+    trainable: frozenset[str]
+    trained: frozenset[str]
 
 
 def adaptation(model: nn.Module) -> Adaptation | None:
@@ -190,7 +211,8 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 def unload(model: nn.Module, merge: bool = False) -> None:
     """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its weights.
 
-    A merged model then saves as any model of its library does (`model.save_pretrained(folder)`). Its weights stay frozen.
+    What was trainable before is so again. A merged model then saves as any model of its library does
+    (`model.save_pretrained(folder)`).
     Raises AdapterError where the adapter cannot be merged.
     """
     adapted = adaptation(model)
@@ -202,6 +224,8 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     adapted.method.remove(model)
     remove_hooks(model, _one_adapter)
     del model._adaptation
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in adapted.trainable)
 
 
 def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
@@ -235,14 +259,26 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
     if adapted is None:
         return {}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {n: t for n, t in tensors.items() if not t.requires_grad and plain_name(n) not in adapted.base_names}
+    plain = plain_names(model)
+    return {n: t for n, t in tensors.items() if n not in adapted.trained and plain[n] not in adapted.base_names}
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name in the base model's own words, with what a method added behind: "...query.b"."""
-    for inserted in (".base.", ".base_layer.", ".changes.whole.", ".changes."):
-        name = name.replace(inserted, ".")
-    return name
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Every parameter's and buffer's name in the base model's own words, with what a method added behind: "...query.b"."""
+    ours = {path for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+    pefts = {path for path, m in model.named_modules() if "base_layer" in m._modules}
+    names = {}
+    for name, _ in [*model.named_parameters(), *model.named_buffers()]:
+        parts = name.split(".")
+        inserted = set()
+        for i in range(1, len(parts)):
+            path = ".".join(parts[:i])
+            if (path in ours and parts[i] in ("base", "changes")) or (path in pefts and parts[i] == "base_layer"):
+                inserted.add(i)
+                if parts[i : i + 2] == ["changes", WHOLE]:
+                    inserted.add(i + 1)
+        names[name] = ".".join(part for i, part in enumerate(parts) if i not in inserted)
+    return names
 
 
 class Change(nn.Module):
@@ -250,6 +286,11 @@ class Change(nn.Module):
 
     inputs: int
     outputs: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its parameters: float32 or better, unless the adapted model was cast since."""
+        return next(self.parameters()).dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""
@@ -289,7 +330,7 @@ class AdaptedLinear(Added):
         y: Tensor = self.base(x)
         if self.merged or not self.enabled:
             return y
-        x = x.to(adapter_dtype(self.base))
+        x = x.to(cast(Change, next(iter(self.changes.values()))).dtype)
         if WHOLE in self.changes:
             return (y + self.changes[WHOLE](x)).to(y.dtype)
         pieces, end = [], 0
@@ -310,6 +351,8 @@ class AdaptedLinear(Added):
 
     @torch.no_grad()
     def merge(self) -> None:
+        if not self.enabled:
+            raise AdapterError("this adapter is switched off: vera.disable(model, False) comes before a merge")
         if not self.merged:
             self.check_mergeable()
             self._unmerged_weight = cast(Tensor, self.base.weight).detach().clone()
@@ -368,7 +411,7 @@ def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
-    """Switches the adapter off (the base model answers) or on again. Values trained in place stay."""
+    """Switches the adapter off (the base model answers; a merge is taken back) or on again. Values trained in place stay."""
     adapted = adaptation(model)
     if adapted is not None:
         adapted.method.disable(model, disabled)

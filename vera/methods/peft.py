@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,16 @@ from vera.errors import AdapterError
 from vera.methods.base import Method, frozen_extra
 from vera.sites import WHOLE, find_sites, head_prefixes, is_transposed
 
-#: What peft raises for a configuration, a model or a pair of both that it does not take.
-REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, AssertionError)
+#: Settings that have no place here, and why.
+OUTSIDE = {
+    "task_type": "the head trains with every method here: leave it out",
+    "modules_to_save": "the head trains with every method here: leave it out",
+    "total_step": "it is the run's own number of steps: leave it out",
+    "inference_mode": "leave it out",
+    "use_asa": "it keeps a state that no checkpoint here holds: not supported",
+}
+#: Initial values that change the base weights too, so that an adapter file would not be the whole of it.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,13 @@ class Peft(Method, kind="peft"):
     config: dict[str, Any] = field(default_factory=dict)
     sites: tuple[str, ...] = ("query", "value")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            json.dumps(self.config)
+        except TypeError as error:
+            raise AdapterError(f"config must be plain values, as in JSON ({error})") from None
+
     def install(self, model: nn.Module) -> None:
         import peft
         from peft.tuners.tuners_utils import BaseTuner
@@ -44,6 +60,13 @@ class Peft(Method, kind="peft"):
         unknown = sorted(set(words) - set(known))
         if unknown:
             raise AdapterError(f"peft's {self.config_class} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+        for key in OUTSIDE.keys() & words.keys():
+            if words[key] not in (None, False):
+                raise AdapterError(f"peft's {self.config_class}: {key}: {OUTSIDE[key]}")
+        if words.get("bias", "none") != "none":
+            raise AdapterError(f"peft's {self.config_class}: bias={words['bias']} trains base weights: not supported")
+        if str(words.get("init_lora_weights")).startswith(REWRITES_BASE):
+            raise AdapterError(f"peft's {self.config_class}: {words['init_lora_weights']} rewrites base weights: not supported")
         for key, value in words.items():  # no reference to files or other adapters: this may come from an adapter file
             if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
                 raise AdapterError(f"peft's {self.config_class}: {key} is a configuration of its own: not supported")
@@ -55,15 +78,11 @@ class Peft(Method, kind="peft"):
             targets = [m for n, m in model.named_modules() if n in words["target_modules"]]
             words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
-            if "total_step" in self.config:
-                raise AdapterError("total_step is the run's own number of steps: leave it out of config")
             words["total_step"] = 2**31
-        if words.get("use_asa"):
-            raise AdapterError(f"peft's {self.config_class} with use_asa keeps a state that no checkpoint holds: not supported")
         base = base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
         try:
             wrapper = peft.get_peft_model(model, config_class(**words))
-        except REFUSALS as error:
+        except Exception as error:
             raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
@@ -96,9 +115,17 @@ class Peft(Method, kind="peft"):
         return list(found)
 
     def remove(self, model: nn.Module) -> None:
+        """Raises AdapterError, after the fact, where peft has changed the base weights (OSF, say): they do not come back."""
+        from vera.checkpoint import base_fingerprint, base_names
+
         self.unmerge(model)
+        final = hasattr(model, "_peft_final")  # a merge that was meant to stay
+        unchanged = final or base_fingerprint(model, base_names(model)) == model._peft_base
         _tuner(model).unload()
-        del model._peft_wrapper, model._peft_base
+        for name in ("_peft_wrapper", "_peft_base", "_peft_final"):
+            model.__dict__.pop(name, None)
+        if not unchanged:
+            raise AdapterError(f"peft's {self.config_class} has changed the base weights: load a fresh copy of the base model")
 
     def count(self, model: nn.Module) -> int:
         """What trains, counted: peft gives no formula."""
@@ -170,7 +197,7 @@ class Peft(Method, kind="peft"):
             raise AdapterError("a quantised base cannot be merged into: load the adapter onto the unquantised base model")
         try:
             tuner.merge_adapter()
-        except REFUSALS as error:
+        except Exception as error:
             raise AdapterError(f"peft cannot merge {self.config_class}: {_first_line(error)}") from None
         model._peft_unmerged = kept  # type: ignore[assignment]
 
@@ -179,7 +206,7 @@ class Peft(Method, kind="peft"):
         if kept is not None:
             try:
                 _tuner(model).unmerge_adapter()
-            except REFUSALS as error:
+            except Exception as error:
                 raise AdapterError(f"peft cannot unmerge {self.config_class}: {_first_line(error)}") from None
             with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
                 for name, weight in kept.items():
@@ -188,8 +215,11 @@ class Peft(Method, kind="peft"):
 
     def forget_unmerged(self, model: nn.Module) -> None:
         del model._peft_unmerged
+        model._peft_final = True  # type: ignore[assignment]
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
+        if disabled:
+            self.unmerge(model)
         tuner = _tuner(model)
         (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
 
