@@ -102,13 +102,10 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
     for state in ("failed", "blocked", "unknown"):
-        reasons = Counter(
-            p.why + (", and is done first by the same command" if p.run.start in coming else "")
-            if state != "failed"
-            else f"{p.run.label}: {p.why}"
-            for p in planned
-            if p.state == state
-        )
+        reasons: Counter[str] = Counter()
+        for p in (p for p in planned if p.state == state):
+            soon = ", and is done first by the same command" if p.run.start in coming else ""
+            reasons[f"{p.run.label}: {p.why}" if state == "failed" else f"{p.why}{soon}"] += 1
         lines += [f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()]
     return "\n".join(lines)
 

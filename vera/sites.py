@@ -44,7 +44,7 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     linears = {
         path: m
         for path, m in model.named_modules()
-        if is_linear(m) and m is not output and not (head and f"{path}.".startswith(head))
+        if path and is_linear(m) and m is not output and not (head and f"{path}.".startswith(head))
     }
     fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
     paths = [(id(m), path) for path, m in model.named_modules(remove_duplicate=False) if is_linear(m)]

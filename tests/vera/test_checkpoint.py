@@ -113,6 +113,16 @@ def rewrite(path, change):
         (lambda h, t: h["method"].update(rank=10**12), "rank 1000000000000 is beyond sense"),
         (lambda h, t: h["method"].update(rank="12"), "rank must be a whole number, got '12'"),
         (lambda h, t: h["method"].update(d_init=float("nan")), "d_init must be a finite number"),
+        (lambda h, t: h["method"].update(d_init=1e300), "d_init must be a finite number"),
+        (lambda h, t: h["method"].update(d_init=10**400), "d_init must be a finite number"),
+        (lambda h, t: h["method"].update(vectors=["b\nd"]), "vectors must be"),
+        (lambda h, t: h["method"].pop("rank"), "method vera needs rank"),
+        (lambda h, t: h["method"].update(kind=["vera"]), "no method of kind"),
+        (lambda h, t: h["fixed"].update(seed="1\n2"), "trained with projections"),
+        (lambda h, t: t.update({"a\nb": torch.ones(1)}), "holds a b, which this model lacks"),
+        (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).double() * 1e300}), "not finite numbers"),
+        (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).to(torch.float8_e4m3fn)}), "not finite numbers"),
+        (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).long()}), "not finite numbers"),
         (lambda h, t: h["method"].update(sites=[["query"]]), "sites must be a list of words"),
         (lambda h, t: h["method"].update(sites=["qeury"]), "no linear layer is a 'qeury' site"),
         (lambda h, t: h["method"].update(projection_seed=4), "fingerprint|trained with projections"),
@@ -133,6 +143,11 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(trained, change
         vera.load(model, trained[2])
     assert "\n" not in str(error.value)
     assert all(torch.equal(layer.b, b) for layer, b in zip(changes(model), before, strict=True))
+    base = tiny_model()
+    with pytest.raises(vera.AdapterError, match=words):
+        vera.load(base, trained[2])
+    assert [n for n, _ in base.named_modules()] == [n for n, _ in tiny_model().named_modules()]
+    assert all(p.requires_grad for p in base.parameters())
 
 
 def test_another_models_adapter_is_refused(trained):
@@ -295,16 +310,81 @@ def test_a_finetuned_head_makes_no_other_base(trained):
     vera.load(model, trained[2])
 
 
-def test_a_merge_that_was_not_taken_back_is_seen(trained):
-    """The adapter merged for good makes other base weights; merged for now, it does not."""
+def test_loading_takes_a_merge_back_first(trained):
+    """Or the adapter would count twice: for the same adapter, for another, and for a start."""
+    expected = trained[0](ids()).logits
     model = tiny_model()
     vera.load(model, trained[2])
+    vera.load_head(model, trained[2].with_name("head.safetensors"))
+    for _ in range(2):
+        trained[1].merge(model)
+        vera.load(model, trained[2])
+        assert torch.equal(model(ids()).logits, expected)
     trained[1].merge(model)
-    vera.load(model, trained[2])  # takes the merge back
-    trained[1].merge(model)
+    vera.start_from(model, trained[2])
+    assert torch.equal(model(ids()).logits, expected)
+
+
+def test_an_adapter_merged_for_good_makes_other_base_weights(trained):
+    model = tiny_model()
+    vera.load(model, trained[2])
     vera.unload(model, merge=True)
     with pytest.raises(vera.AdapterError, match="other base weights"):
         vera.load(model, trained[2])
+
+
+def test_base_weights_changed_behind_torchs_back_are_seen(trained):
+    model = tiny_model()
+    vera.load(model, trained[2])
+    model.bert.encoder.layer[1].output.dense.weight.data.mul_(2)  # .data counts no change
+    with pytest.raises(vera.AdapterError, match="other base weights"):
+        vera.load(model, trained[2])
+    with torch.inference_mode():
+        vera.load(tiny_model(), trained[2])
+
+
+def test_a_frozen_or_thawed_model_saves_and_loads_the_same(trained, tmp_path):
+    """An inference server freezes its model, and swaps adapters all the same."""
+    model, method, path = trained
+    expected = model(ids()).logits
+    for frozen in (True, False):
+        model.requires_grad_(not frozen)
+        assert vera.save(model, method, tmp_path / "again") == path.stat().st_size
+        vera.load(model, tmp_path / "again")
+        assert torch.equal(model(ids()).logits, expected)
+
+
+def test_only_what_the_model_carries_is_saved(trained, tmp_path):
+    model = trained[0]
+    for method, dtype, words in (
+        (vera.VeRA(rank=8, projection_seed=3), None, "this model carries vera with .*'rank': 12.*, not vera with .*'rank': 8"),
+        (vera.LoRA(rank=4), None, "this model carries vera with"),
+        (trained[1], torch.int8, "dtype must be"),
+        (trained[1], "fp16", "dtype must be"),
+    ):
+        with pytest.raises(vera.AdapterError, match=words):
+            vera.save(model, method, tmp_path / "x", dtype)
+    with pytest.raises(vera.AdapterError, match="this model carries no adapter"):
+        vera.save(tiny_model(), trained[1], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_switched_off_adapter_is_on_again_once_loaded(trained):
+    model = trained[0]
+    expected = model(ids()).logits
+    vera.disable(model)
+    vera.load(model, trained[2])
+    assert torch.equal(model(ids()).logits, expected)
+
+
+def test_the_wrong_kind_of_file_is_told(trained, tmp_path):
+    vera.export_peft(trained[0], tmp_path / "peft")
+    with pytest.raises(vera.AdapterError, match=r"vera\.import_peft reads its folder"):
+        vera.load(tiny_model(), tmp_path / "peft" / "adapter_model.safetensors")
+    with pytest.raises(vera.AdapterError, match="a folder, not an adapter file"):
+        vera.load(tiny_model(), tmp_path)
+    with pytest.raises(vera.AdapterError, match="Same number of labels"):
+        vera.load_head(tiny_model(num_labels=3), tmp_path / "head.safetensors")
 
 
 # --- what peft gets wrong with VeRA (measured in 0.21.2), one test each

@@ -98,6 +98,7 @@ def test_a_fused_matrix_that_peft_adapted_whole_imports_whole(architecture, tmp_
         ({"bias": "all"}, "bias=all is another method"),
         ({"rank_pattern": {"query": 2}}, "rank_pattern"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa changed the base weights"),
+        ({"alpha_pattern": {"query": 2}}, "alpha_pattern"),
     ],
 )
 def test_a_lora_that_is_another_method_is_refused(settings, words, tmp_path):
@@ -165,3 +166,94 @@ def test_blocks_beside_whole_layers_are_not_exported(tmp_path):
     for method in (vera.VeRA(rank=12, sites=("value", "c_fc")), vera.LoRA(rank=4, sites=("query", "value", "c_fc"))):
         with pytest.raises(vera.AdapterError, match="fused layers"):
             vera.export_peft(moved("GPT-2", method), tmp_path)
+
+
+def rewrite(folder, config=None, tensors=None, ours=None):
+    """An export with its configuration or tensors changed, and without this project's own settings unless given."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
+    values = load_file(folder / "adapter_model.safetensors") | (tensors or {})
+    save_file(values, folder / "adapter_model.safetensors", {"vera_bench": json.dumps(ours)} if ours else None)
+
+
+@pytest.mark.parametrize("name", ["vera, peft's draw", "lora"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": "4"},
+        {"r": None},
+        {"r": 2},
+        {"r": 10**9},
+        {"r": -1},
+        {"lora_alpha": "x", "d_initial": "x"},
+        {"lora_alpha": None, "d_initial": None},
+        {"lora_alpha": 10**400, "d_initial": 1e300},
+        {"lora_dropout": "a", "vera_dropout": "a"},
+        {"projection_prng_key": 2**70, "use_dora": True},
+        {"projection_prng_key": "a", "use_qalora": True},
+        {"projection_prng_key": None, "kasa_config": {"x": 1}},
+        {"bias": "all\nlines"},
+        {"peft_type": "X\nY"},
+    ],
+    ids=lambda c: str(c)[:30],
+)
+def test_a_hostile_configuration_is_one_line_and_changes_nothing(config, name, tmp_path):
+    vera.export_peft(moved("BERT", METHODS[name]), tmp_path)
+    rewrite(tmp_path, config)
+    model = tiny_model()
+    with pytest.raises(vera.AdapterError) as error:
+        vera.import_peft(model, tmp_path)
+    assert "\n" not in str(error.value)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("ours", [{"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]], ids=str)
+def test_hostile_settings_of_our_own_are_one_line(ours, tmp_path):
+    vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)
+    rewrite(tmp_path, ours=ours)
+    with pytest.raises(vera.AdapterError) as error:
+        vera.import_peft(tiny_model(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vera", "lora"])
+def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
+    """A value in the key's block has no place in query and value adapters: refused, not cut off."""
+    vera.export_peft(moved("GPT-2", METHODS[name]), tmp_path)
+    ending = "vera_lambda_b" if name == "vera" else "lora_B.weight"
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = next(k for k in tensors if k.endswith(ending))
+    changed = tensors[key].clone()
+    changed[40] = 0.5
+    rewrite(tmp_path, tensors={key: changed}, ours=METHODS[name].settings())
+    model = tiny("GPT-2")
+    with pytest.raises(vera.AdapterError, match="holds more than the blocks that were adapted"):
+        vera.import_peft(model, tmp_path)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny("GPT-2").named_modules()]
+
+
+def test_vera_trained_by_peft_over_half_precision_imports(tmp_path):
+    """peft rounds A and B with the base."""
+    theirs = peft.get_peft_model(tiny_model().to(torch.bfloat16), CONFIGS["vera"])
+    shake(theirs)
+    theirs.save_pretrained(tmp_path)
+    assert vera.import_peft(tiny_model().to(torch.bfloat16), tmp_path).init == "peft"
+
+
+def test_an_adapter_on_the_head_is_told_apart_from_another_base_model(tmp_path):
+    peft.get_peft_model(tiny_model(), peft.LoraConfig(r=4, target_modules=["query", "pooler.dense"])).save_pretrained(tmp_path)
+    with pytest.raises(vera.AdapterError, match=r"adapts bert\.pooler\.dense, a part of the head"):
+        vera.import_peft(tiny_model(), tmp_path)
+
+
+def test_pefts_own_methods_are_exported_and_not_mistaken_for_ours(tmp_path):
+    for method, words in (
+        (vera.Peft("LoraConfig", {"use_dora": True}), "use_dora=True is another method"),
+        (vera.Peft("AdaLoraConfig"), "an adapter of type ADALORA"),
+    ):
+        model = tiny_model()
+        method.adapt(model)
+        vera.export_peft(model, tmp_path)
+        with pytest.raises(vera.AdapterError, match=words):
+            vera.import_peft(tiny_model(), tmp_path)

@@ -361,6 +361,7 @@ def test_unloading_gives_the_base_model_back(name, architecture):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert model.state_dict().keys() == base.state_dict().keys()
     assert all(torch.equal(value, base.state_dict()[key]) for key, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
     METHODS[name].adapt(model)
 
 
@@ -803,3 +804,119 @@ def test_an_adapter_trained_over_4_bit_weights_loads_onto_the_whole_ones(tmp_pat
             changed.bert.embeddings.word_embeddings.weight.add_(0.1)
         with pytest.raises(vera.AdapterError, match="other base weights"):
             vera.load(other(changed), tmp_path / "adapter")
+
+
+# --- what goes wrong in other people's models
+
+
+def test_layers_that_share_a_weight_are_not_merged():
+    model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
+    model["value"].weight = model["query"].weight
+    METHODS["vera"].adapt(model)
+    with pytest.raises(vera.AdapterError, match="shares its weight"):
+        METHODS["vera"].merge(model)
+
+
+def test_one_layer_in_two_places_is_refused():
+    layer = nn.Linear(8, 8)
+    with pytest.raises(vera.AdapterError, match=r"a\.query and b\.query are one and the same layer"):
+        vera.VeRA(rank=4, sites=("query",)).adapt(nn.ModuleDict({k: nn.ModuleDict({"query": layer}) for k in "ab"}))
+
+
+def test_a_model_that_was_cast_after_adapting_runs():
+    for name in ("lora", "vera", "adapter_p"):
+        for dtype in (torch.bfloat16, torch.float16):
+            assert answer(adapted(name).to(dtype)).dtype == dtype
+
+
+def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.ModuleDict({"query": nn.Linear(8, 8), "changes": nn.Linear(8, 8)})
+
+        def forward(self, x):
+            return self.base["changes"](self.base["query"](x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Inner())
+    fresh, x = copy.deepcopy(model), torch.ones(2, 8)
+    method = vera.LoRA(rank=2, sites=("query",))
+    method.adapt(model)
+    shake(model)
+    vera.save(model, method, tmp_path / "a")
+    vera.load(fresh, tmp_path / "a")
+    assert torch.equal(fresh(x), model(x))
+    other = copy.deepcopy(fresh)
+    vera.unload(other)
+    with torch.no_grad():
+        other[0].base["changes"].weight.add_(1)
+    with pytest.raises(vera.AdapterError, match="other base weights"):
+        vera.load(other, tmp_path / "a")
+
+
+def test_a_fused_projection_that_interleaves_heads_is_refused():
+    class AttentionCl(nn.Module):  # as timm's of this name, which splits each head into three
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+    with pytest.raises(vera.AdapterError, match="query is a part of qkv, in an order that is not known"):
+        vera.VeRA(rank=4).adapt(nn.Sequential(AttentionCl()))
+
+
+def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
+    """Qwen3 norms queries and keys; timm's Swin grows wider from stage to stage."""
+    import timm
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    qwen = Qwen3ForCausalLM(Qwen3Config(**sizes, intermediate_size=48, vocab_size=40))
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1), num_heads=(2, 2))
+    for name in ("adapter_h", "adapter_p", "adapter_l"):
+        for model, run in ((qwen, answer), (swin, lambda m: m(torch.randn(2, 3, 56, 56)))):
+            METHODS[name].adapt(model)
+            run(model)
+            assert sum(p.numel() for p in METHODS[name].adapter_parameters(model).values()) == METHODS[name].count(model)
+            vera.unload(model)
+    with pytest.raises(vera.AdapterError, match="several widths"):
+        METHODS["adapter_shared"].adapt(swin)
+
+
+@pytest.mark.parametrize("name", ["vera", "lora", "dora"])
+def test_switching_off_takes_a_merge_back_and_a_merge_needs_the_adapter_on(name):
+    model = adapted(name)
+    vera.disable(model)
+    expected = answer(model)
+    vera.disable(model, False)
+    METHODS[name].merge(model)
+    vera.disable(model)
+    assert torch.equal(answer(model), expected)
+    if name != "dora":
+        with pytest.raises(vera.AdapterError, match="switched off"):
+            METHODS[name].merge(model)
+
+
+def test_modules_that_were_in_evaluation_stay_so():
+    model = tiny_model().train()
+    model.bert.embeddings.eval()
+    METHODS["vera"].adapt(model)
+    assert not model.bert.embeddings.training
+    assert all(layer.training for layer in adapted_layers(model))
+    evaluated = tiny_model()
+    METHODS["vera"].adapt(evaluated)
+    assert not any(layer.training for layer in adapted_layers(evaluated))
+
+
+def test_a_model_of_pefts_is_told_apart():
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(vera.AdapterError, match="carries an adapter of peft's"):
+        METHODS["vera"].adapt(model)
+    with pytest.raises(vera.AdapterError, match="nothing to merge"):
+        METHODS["vera"].merge(tiny_model())
+    with pytest.raises(vera.AdapterError, match="no linear layer inside"):
+        METHODS["vera"].adapt(nn.Linear(3, 3))
+
+
+def test_lists_are_as_good_as_tuples():
+    assert vera.VeRA(rank=4, sites=["query"]) == vera.VeRA(rank=4, sites=("query",))

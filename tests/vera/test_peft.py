@@ -93,6 +93,15 @@ def test_refused_names_are_all_of_pefts():
     assert set(REFUSED) <= set(CLASSES)
 
 
+def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
+    model, method = tiny_model(), vera.Peft("LoraConfig")
+    method.adapt(model)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.self.query.base_layer.weight.add_(0.1)
+    with pytest.raises(vera.AdapterError, match="has changed the base weights: load a fresh copy"):
+        vera.unload(model)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
