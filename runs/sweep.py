@@ -192,7 +192,10 @@ def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record
         child.join()
     except BaseException:
         child.terminate()
-        child.join()
+        child.join(5)
+        if child.is_alive():  # or its end was lost between it and the fork server
+            child.kill()
+            child.join(5)
         raise
     if mistake and alone:
         raise UserError(error)

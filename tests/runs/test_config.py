@@ -208,7 +208,7 @@ def test_each_method_of_peft_is_a_row_of_its_own():
     (run,) = expand(["method=peft", "method.config_class=IA3Config"])
     assert (run.row, run.config["method"]["label"]) == ("peft_ia3", "IA3")
     (run,) = expand(["method=peft", "method.config={use_dora: true, r: 4}"])
-    assert (run.row, run.config["method"]["label"]) == ("peft_lora_use_dora_true_r_4", "Lora use_dora=True r=4")
+    assert (run.row, run.config["method"]["label"]) == ("peft_lora_r_4_use_dora_true", "Lora r=4 use_dora=True")
     (run,) = expand(["method=peft", "method.label=Mine", "method.config_class=PveraConfig"])
     assert (run.row, run.method) == (
         "peft_mine",

@@ -48,9 +48,11 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert with_starts(runs) == [first, *runs]
     text = text_of(words)
     assert "2 tasks x 1 row x 2 seeds = 4 runs" in text
-    assert "first: LoRA r=8 on MNLI, seed 0, from which 4 of them start: missing, done first by the same command" in text
+    assert "first: LoRA r=8 on MNLI, seed 0, from which 4 of them start: missing" in text
+    assert "= 4 runs on encoder, and 1 before them" in text
     assert "lora_mnli  0/2 b    0/2 b" in text
-    assert f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here (4 runs)" in text
+    waits = f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here"
+    assert f"{waits}, and is done first by the same command (4 runs)" in text
     done = subprocess.run([sys.executable, "-m", "runs", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     ended = [line.split("] ")[1].split(" seed")[0] for line in done.stdout.splitlines() if ", last " in line]
     assert ended == ["MNLI LoRA r=8", *["RTE LoRA r=8 from mnli"] * 2, *["MRPC LoRA r=8 from mnli"] * 2]
@@ -118,13 +120,42 @@ def test_a_start_of_other_settings_is_refused_before_anything_starts(change, mes
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("method.rank=4", "its rank is 8, here it is 4"), ("method=none", "its kind is lora, here it is none")],
+)
+def test_a_run_that_could_not_start_from_the_one_before_is_refused_before_that_one_runs(change, message, lora):
+    kept = [w for w in lora if w.partition("=")[0] != change.partition("=")[0]]
+    with pytest.raises(UserError, match=message):
+        sweep.sweep(with_starts(expand([*kept, change, "init_from=lora@mnli"])))
+
+
+def test_what_a_start_kept_is_part_of_the_identity(lora):
+    """The same run keeps another epoch's values by keep=last: whoever starts there is another run."""
+    run = expand(mnli_rows(lora))[0]
+    usual = run_id(run)
+    assert run.start
+    run.start.config["keep"] = "last"
+    sweep.sweep([run.start])
+    assert run_id(expand(mnli_rows(lora))[0]) != usual
+
+
+def test_a_damaged_record_of_the_start_is_one_line(lora):
+    (first,) = starts(expand(mnli_rows(lora)))
+    path = record_path(first.config["output"], run_id(first))
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert "not a record" in text_of(mnli_rows(lora))
+
+
 def test_what_is_not_there_is_one_line(lora, tmp_path):
     for start, words in (
         ("0123456789ab", "waits for run 0123456789ab, which has not run here"),
         (tmp_path / "none.safetensors", "none.safetensors: no such file"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as error:
             sweep.sweep(expand([*lora, f"init_from={start}"]))
+        assert "\n" not in str(error.value)
         assert "blocked 1" in text_of([*lora, f"init_from={start}"])
 
 
@@ -151,3 +182,5 @@ def test_a_start_that_failed_or_kept_nothing_blocks_what_comes_after(lora, capsy
 def test_an_id_that_looks_like_a_number_stays_an_id(lora):
     (run,) = expand([*lora, "init_from=123e45678901"])
     assert run.config["init_from"] == "123e45678901"
+    swept = expand([*lora, "init_from=123e45678901,000000000000"])
+    assert [run.config["init_from"] for run in swept] == ["123e45678901", "000000000000"]

@@ -250,6 +250,15 @@ def test_the_plan_of_a_whole_table_takes_under_four_seconds(tmp_path):
     assert after.children_user - before.children_user < 4
 
 
+def test_a_run_without_steps_is_no_measure_of_others(words):
+    """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says so."""
+    plain = [w for w in words if not w.startswith("method.")]
+    (none,) = expand([*plain, "method=none"])
+    sweep.sweep([none])
+    assert "no estimate" in call("runs.plan", *plain, "method=lora", check=0).stdout
+    assert "est. " in call("runs.plan", *plain, "method=none", "seed=1", check=0).stdout
+
+
 def test_an_estimate_goes_by_steps_not_by_runs(words):
     """A trial of 2 steps is no measure of a run of 10: its pace is."""
     (trial,) = expand([*words, "train.max_steps=2"])
@@ -341,6 +350,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
         ([found, "gguf", str(tmp_path / "x")], "no format 'gguf'. Known: peft, merged, fp16, bf16"),
         ([found, "peft", str(tmp_path / "peft")], "is there already"),
         (["zzz", "peft", str(tmp_path / "x")], "no records begin with 'zzz'"),
+        ([found, "peft"], "python -m runs.export RUN peft FOLDER"),
     ):
         done = call("runs.export", *words_, output, check=2)
         assert message in done.stderr

@@ -184,6 +184,14 @@ def test_a_record_says_what_was_done(words):
     assert str(ROOT) not in json.dumps({k: v for k, v in record.items() if k != "config"})
 
 
+def test_settings_that_no_recipe_names_are_deviations_too(words):
+    """Or a run with other sites would pass for the row itself."""
+    (run,) = expand([*words, "method.sites=[query]", "train.precision=fp32"])
+    assert run.changed == [*(w for w in words if w.startswith("train.")), "method.rank=8", "method.sites=[query]"]
+    assert "method.sites=[query] given" in do([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
+    assert not [word for word in do([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
+
+
 def test_the_unbiased_protocol_selects_on_one_half_and_reports_on_the_other(words):
     record = do([*words, "select=unbiased", "train.epochs=4"])
     curve, result = record["curve"], record["result"]
