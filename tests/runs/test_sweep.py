@@ -350,7 +350,6 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
         ([found, "gguf", str(tmp_path / "x")], "no format 'gguf'. Known: peft, merged, fp16, bf16"),
         ([found, "peft", str(tmp_path / "peft")], "is there already"),
         (["zzz", "peft", str(tmp_path / "x")], "no records begin with 'zzz'"),
-        ([found, "peft"], "python -m runs.export RUN peft FOLDER"),
     ):
         done = call("runs.export", *words_, output, check=2)
         assert message in done.stderr
