@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vera.projections import A, B, ProjectionSpec, fingerprint, unit_uniform
+from vera.projections import A, B, ProjectionSpec, fingerprint, unit_normal, unit_uniform
 
-#: Fingerprints of (seed, rank, inputs, outputs). They change only together with projections.SCHEME.
+#: Fingerprints of (seed, rank, inputs, outputs[, init[, pair]]). They change only together with projections.SCHEME.
 GOLDEN = {
     (0, 1024, 768, 768): "62ab1d188aa89ff1841ebcee8f4e1771d1082f6f459d1f9b7eff89c37003d03e",
     (0, 256, 1024, 1024): "b23ef5d2e62941d16560189f9ccd71eeb56c970b31e4d5f0d2ca4c5ef3fb73c9",
     (1, 7, 13, 5): "8ab6b471064b702a97a322d94caaef81a8f254eea3ff0191ae684df326270506",
+    (0, 64, 96, 48, "uniform"): "e11a07ac5e831977cca7b3f3191bf6201c075af9b047aa5db2a3300b06135d8e",
+    (5, 64, 96, 48, "kaiming_uniform", "48x96"): "2211f6a1d38454e3a2a7b1a76454f253060b3dc6c0180a886da37dff76ed8ed6",
     (2**64 - 1, 16, 384, 1536): "8139f351d6d3aa71003006f04856bcf3c765d58729c4d84646e7a996e5c821bb",
 }
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,45 @@ def test_the_distribution_is_kaiming_uniform():
         assert abs(matrix).max() <= np.float32(np.sqrt(6 / fan_in))
         assert matrix.std() == pytest.approx(np.sqrt(2 / fan_in), rel=0.01)
         assert abs(matrix.mean()) < 0.02 / np.sqrt(fan_in)
+
+
+def test_kaiming_normal_is_normal():
+    """Standard deviation sqrt(2 / fan_in), and the shape of a normal distribution; no bound, and no two rows alike."""
+    from scipy import stats
+
+    a, b = ProjectionSpec(3, 512, 384, 768, "kaiming_normal").make()
+    for matrix, fan_in in ((a, 384), (b, 512)):
+        unit = matrix.ravel() / np.sqrt(2 / fan_in)
+        assert stats.kstest(unit, "norm").pvalue > 1e-3
+        assert unit.std() == pytest.approx(1, rel=0.01)
+        assert 4 < abs(unit).max() < 7
+    assert np.isfinite(a).all()
+    assert np.isfinite(b).all()
+    small = unit_normal(3, A, 5, 7)
+    assert np.array_equal(small, unit_normal(3, A, 13, 41)[:5, :7])  # a slice of a larger one, here too
+
+
+def test_uniform_is_uniform_on_0_to_a_tenth():
+    from scipy import stats
+
+    for matrix in ProjectionSpec(3, 512, 384, 768, "uniform").make():
+        assert matrix.min() >= 0
+        assert matrix.max() <= np.float32(0.1)
+        assert stats.kstest(matrix.ravel() * 10, "uniform").pvalue > 1e-3
+
+
+def test_named_pairs_are_pairs_of_their_own():
+    made = [ProjectionSpec(0, 8, 16, 16, pair=pair).make() for pair in ("", "a", "b")]
+    drawn = {matrix.tobytes() for pair in made for matrix in pair}
+    assert len(drawn) == 6
+    correlation = np.corrcoef(made[1][0].ravel(), made[2][0].ravel())[0, 1]
+    assert abs(correlation) < 0.3
+
+
+@pytest.mark.parametrize("init", ["xavier", ""])
+def test_an_unknown_distribution_is_refused(init):
+    with pytest.raises(ValueError, match="init must be one of kaiming_uniform, kaiming_normal, uniform, peft"):
+        ProjectionSpec(0, 2, 2, 2, init).make()
 
 
 def test_peft_draws_the_same_for_the_same_key():
