@@ -101,11 +101,16 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
             raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
     method.adapt(model)
     _fill(model, method, tensors)
-    for name, expected in _parts(model, method)[1].items():  # what was filled in is all there was
+    for name, expected in _parts(model, method)[1].items():  # what was filled in must be all there was
         if name in tensors and not _alike(tensors[name], expected.detach()):
             unload(model)
-            what = f"its {name[-1]} differs from the one that its seed makes" if name in PAIR else f"{name} holds more than"
-            raise AdapterError(f"{folder}: {what} {'here' if name in PAIR else 'the blocks that were adapted'}")
+            if name in PAIR:
+                raise AdapterError(f"{folder}: its {name[-1]} differs from the one that its seed makes here")
+            raise AdapterError(f"{folder}: {name} holds more than the blocks that were adapted")
+    with torch.no_grad():
+        for name, parameter in head_parameters(model).items():
+            if PREFIX + name in tensors:
+                parameter.copy_(tensors[PREFIX + name])
     return method
 
 
@@ -200,10 +205,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     """The configuration, the tensors, and this project's own settings where it was the writer."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            pickled = (
-                " (adapter_model.bin is pickled: save it as safetensors)" if (folder / "adapter_model.bin").is_file() else ""
-            )
-            raise AdapterError(f"{folder}: no {name}{pickled if name == WEIGHTS else ''}. Not an adapter of peft?")
+            pickled = name == WEIGHTS and (folder / "adapter_model.bin").is_file()
+            hint = "adapter_model.bin is pickled: save it as safetensors" if pickled else "Not an adapter of peft?"
+            raise AdapterError(f"{folder}: no {name}. {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -239,9 +243,8 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     ranks = {len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim}
     rank = config["r"]
     if ranks != {rank}:
-        raise AdapterError(
-            f"{folder}: its {CONFIG} says r={rank}, its tensors {', '.join(map(str, sorted(ranks))) or 'nothing'}"
-        )
+        found = ", ".join(map(str, sorted(ranks))) or "nothing"
+        raise AdapterError(f"{folder}: its {CONFIG} says r={rank}, its tensors {found}")
     if kind == "LORA":
         alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
         return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
@@ -300,9 +303,6 @@ def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
                 change.d.copy_(tensors[f"{name}.vera_lambda_d"][ranks])
             if isinstance(change, VeRAChange) and change.b is not None:
                 change.b.copy_(tensors[f"{name}.vera_lambda_b"][rows])
-    for name, parameter in head_parameters(model).items():
-        if PREFIX + name in tensors:
-            parameter.copy_(tensors[PREFIX + name])
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
