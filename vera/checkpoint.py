@@ -75,12 +75,13 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     """
     header, tensors = _read(path, FORMAT)
     method = _method(path, header)
-    # All is tried first on a copy; a copy without weights does, except for peft, which computes with them.
-    trial = copy.deepcopy(model) if method.kind == "peft" else without_weights(model)
+    # All is tried first on a copy; one without weights does, except for peft, which computes with them.
+    adapted = adaptation(model)
+    peft = method.kind == "peft" or (adapted is not None and adapted.method.kind == "peft")
+    trial = copy.deepcopy(model) if peft else without_weights(model)
     unload(trial)
     method.adapt(trial)
     _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
-    adapted = adaptation(model)
     if adapted is None or adapted.method != method:
         unload(model)
         method.adapt(model)

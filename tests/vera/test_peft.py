@@ -93,6 +93,24 @@ def test_refused_names_are_all_of_pefts():
     assert set(REFUSED) <= set(CLASSES)
 
 
+@pytest.mark.parametrize("method", [vera.VeRA(rank=4), vera.BitFit(), vera.Adapter(4), vera.Peft("IA3Config"), vera.Full()])
+def test_adapters_take_turns_with_pefts(method, tmp_path):
+    """Whatever was on the model before: what is loaded answers as it was saved."""
+    outputs = {}
+    for name, kind in (("dora", vera.Peft("LoraConfig", {"use_dora": True})), ("other", method)):
+        model = tiny_model()
+        kind.adapt(model)
+        shake(model, 0.05)
+        vera.save(model, kind, tmp_path / name)
+        vera.save_head(model, tmp_path / f"{name} head")
+        outputs[name] = answer(model)
+    model = tiny_model()
+    for name in ("dora", "other"):
+        vera.load(model, tmp_path / name)
+        vera.load_head(model, tmp_path / f"{name} head")
+        assert torch.equal(answer(model), outputs[name])
+
+
 def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
     model, method = tiny_model(), vera.Peft("LoraConfig")
     method.adapt(model)
