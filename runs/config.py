@@ -215,7 +215,7 @@ def _expand(arguments: list[str]) -> list[Run]:
                 f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
                 f"or choose one of its models or methods (METHODS=, MODEL=)"
             )
-        # Resolving takes 10 ms. Where nothing but data_seed follows the seed, the runs differ by these two numbers alone.
+        # Resolving takes time, too. Where nothing but data_seed follows the seed, runs differ by these two numbers alone.
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
         alike = raw["data_seed"] == "${seed}" and str(raw).count("${seed") == 1
         first: Run | None = None
