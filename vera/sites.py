@@ -1,6 +1,6 @@
 """Where a method acts: the adapted matrices of a model, its blocks, and what counts as its head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -99,6 +99,21 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
         return "this model has no linear layer inside that could be adapted"
     roles = BLOCKS if fused else ()
     return f"no linear layer is a {site!r} site of this model. It has: {', '.join([*roles, *sorted(names)])}, all-linear"
+
+
+#: Layers that read the input of the module they are in: those of an attention, and Llama's gated feed-forward.
+TOGETHER = (tuple(name for names in ALIASES.values() for name in names), ("gate_proj", "up_proj"))
+
+
+def same_input(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Splits paths of layers into groups that read the same input, each with the path of the module they are in."""
+    groups: dict[tuple[str, int | str], list[str]] = {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        kind: int | str = next((i for i, names in enumerate(TOGETHER) if name in names), name)
+        groups.setdefault((parent, kind), []).append(path)
+    for (parent, _), members in groups.items():
+        yield parent, members
 
 
 def is_linear(module: nn.Module) -> bool:

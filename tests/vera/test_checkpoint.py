@@ -351,7 +351,7 @@ def test_a_frozen_or_thawed_model_saves_and_loads_the_same(trained, tmp_path):
         model.requires_grad_(not frozen)
         assert vera.save(model, method, tmp_path / "again") == path.stat().st_size
         vera.load(model, tmp_path / "again")
-        assert torch.equal(model(ids()).logits, expected)
+        assert torch.allclose(model(ids()).logits, expected, atol=1e-6)  # a thawed base takes another path
 
 
 def test_only_what_the_model_carries_is_saved(trained, tmp_path):

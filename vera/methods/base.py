@@ -63,8 +63,12 @@ class Method(ABC):
             raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain values, with the kind; `make_method(**settings)` gives the method back."""
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+        """The settings as plain values, with the kind; `make_method(**settings)` gives an equal method.
+
+        Without those that change nothing but the way it is computed (fields that are not compared).
+        """
+        told = {field.name for field in fields(self) if field.compare}
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in told}}
 
     # --- a model's life with the method
 
@@ -246,11 +250,12 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 
 def remove_hooks(module: nn.Module, *ours: Any) -> None:
-    """Takes these functions out of a module's forward hooks. Handles would not survive a copy of the model."""
+    """Takes these functions, or methods of any object, out of a module's hooks. Handles would not survive a copy."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if hook in ours]:
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
             del hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
 
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
@@ -320,6 +325,8 @@ class AdaptedLinear(Added):
         self.base = base
         self.changes = nn.ModuleDict(changes)
         self.blocks = blocks
+        #: Computes this layer's output, together with those of others that read the same input (kernels.Group).
+        self.group: Any = None
         self._unmerged_weight: Tensor | None = None
 
     @property
@@ -327,15 +334,21 @@ class AdaptedLinear(Added):
         return self._unmerged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
         if self.merged or not self.enabled:
-            return y
+            return cast(Tensor, self.base(x))
+        if self.group is not None:
+            return cast(Tensor, self.group.output(self, x))
+        y = self.base(x)
         x = x.to(cast(Change, next(iter(self.changes.values()))).dtype)
-        if WHOLE in self.changes:
-            return (y + self.changes[WHOLE](x)).to(y.dtype)
+        return self.add(y, {name: change(x) for name, change in self.changes.items()})
+
+    def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
+        """The base layer's output with the changes' in their blocks."""
+        if WHOLE in updates:
+            return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
         for name, rows in self.blocks.items():
-            pieces += [y[..., end : rows.start], (y[..., rows] + self.changes[name](x)).to(y.dtype)]
+            pieces += [y[..., end : rows.start], (y[..., rows] + updates[name]).to(y.dtype)]
             end = rows.stop
         return torch.cat([*pieces, y[..., end:]], dim=-1)
 

@@ -1,16 +1,26 @@
 """VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the ablations of its tables 6 and 7."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Change, Method, adapted_layers, adapter_dtype, changes, check_rank, wrap
+from vera.kernels import PATHS, WEIGHTS, Group, frozen_linear
+from vera.methods.base import (
+    AdaptedLinear,
+    Change,
+    Method,
+    adapted_layers,
+    adapter_dtype,
+    changes,
+    check_rank,
+    remove_hooks,
+    wrap,
+)
 from vera.projections import INITS, ProjectionSpec, fingerprint
-from vera.sites import find_sites, size
+from vera.sites import find_sites, same_input, size
 
 VECTORS = {("b", "d"), ("b",), ("d",)}
 SHARING = ("shared", "by_shape", "unique")
@@ -57,19 +67,40 @@ class VeRAChange(Change):
             vector = nn.Parameter(torch.full((length,), value, **at)) if name in method.vectors else None
             self.register_parameter(name, vector)
         self.dropout = nn.Dropout(method.dropout)
+        #: b and d of each sample of a batch, in place of the two above (vera.Adapters).
+        self.rows: tuple[Tensor | None, Tensor | None] | None = None
+
+    @property
+    def pair(self) -> Projections:
+        return self._shared[0]
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's name
-        return self._shared[0].A[:, : self.inputs]
+        return self.pair.A[:, : self.inputs]
 
     @property
     def B(self) -> Tensor:  # noqa: N802
-        return self._shared[0].B[: self.outputs]
+        return self.pair.B[: self.outputs]
+
+    @property
+    def rank(self) -> int:
+        return self.pair.spec.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        u = F.linear(self.dropout(x), self.A)
-        v = F.linear(u if self.d is None else self.d * u, self.B)
-        return v if self.b is None else self.b * v
+        return self.up(self.down(self.dropout(x)))
+
+    def down(self, x: Tensor) -> Tensor:
+        """A x, (..., inputs) -> (..., rank): the same for every matrix of the pair that reads x."""
+        return frozen_linear(x, self.A)
+
+    def up(self, u: Tensor) -> Tensor:
+        """b * (B (d * u)), (..., rank) -> (..., outputs)."""
+        b, d = self.b, self.d
+        if self.rows is not None:
+            # (samples, length) beside (samples, ..., length)
+            b, d = (v if v is None else v.view(len(v), *[1] * (u.dim() - 2), -1) for v in self.rows)
+        v = frozen_linear(u if d is None else d * u, self.B)
+        return v if b is None else b * v
 
     def weight(self) -> Tensor:
         a = self.A if self.d is None else self.d[:, None] * self.A
@@ -91,6 +122,8 @@ class VeRA(Method, kind="vera"):
     vectors: which of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
     projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the leading slice;
     "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7).
+    path: how it is computed, for the same result: "factor", "hybrid", "materialised", or "auto", the cheapest (see kernels.py).
+    weights: whether the last two "keep" the merged weights for the backward pass or "recompute" them; "auto" by memory.
     There is no alpha and no 1/rank.
     """
 
@@ -102,6 +135,8 @@ class VeRA(Method, kind="vera"):
     projection_seed: int = 0
     vectors: tuple[str, ...] = ("b", "d")
     projections: str = "shared"
+    path: str = field(default="auto", compare=False)
+    weights: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +153,11 @@ class VeRA(Method, kind="vera"):
             raise AdapterError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
         if self.init == "peft" and self.projections != "shared":
             raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
+        for name, known in (("path", PATHS), ("weights", WEIGHTS)):
+            if getattr(self, name) not in known:
+                raise AdapterError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.dropout and self.path not in ("auto", "factor"):
+            raise AdapterError(f"path={self.path} has no place for dropout on the adapter's input: path=auto, or dropout=0")
         if not 0 <= self.projection_seed < 2**64:
             raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
@@ -146,6 +186,17 @@ class VeRA(Method, kind="vera"):
         # With the first layer, so that the pairs move between devices with the model, and leave with the layer. The model
         # itself may be a Sequential, where a child more would be a layer more.
         next(adapted_layers(model)).add_module("projections", nn.ModuleList(pairs.values()))
+        for parent, paths in same_input(found):
+            layers = [cast(AdaptedLinear, model.get_submodule(path)) for path in paths]
+            group = Group(layers, self.path, self.weights)
+            group.check(layers)
+            if len(layers) > 1:
+                group.attach(model.get_submodule(parent))
+
+    def remove(self, model: nn.Module) -> None:
+        for module in model.modules():
+            remove_hooks(module, Group.begin, Group.end)
+        super().remove(model)
 
     def count(self, model: nn.Module) -> int:
         """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only d."""

@@ -1,0 +1,556 @@
+"""VeRA's paths against plain autograd, what they share and keep, and the model of their cost."""
+
+import copy
+import gc
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_config, tiny_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertModel
+from transformers.pytorch_utils import Conv1D
+
+import vera
+from vera import kernels
+from vera.kernels import Group, Plan, choose, flops
+from vera.methods.base import adapted_layers, changes, remove_hooks
+
+FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
+
+
+class Attention(nn.Module):
+    """Reads one input three times; the key is never adapted."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (
+            nn.Linear(inputs, outputs),
+            nn.Linear(inputs, 6),
+            nn.Linear(inputs, outputs + 3, bias=False),
+        )
+
+    def forward(self, x):
+        return [torch.tanh(self.query(x)), self.key(x), self.value(x)]
+
+
+class Fused(nn.Module):
+    """GPT-2's form: query, key and value are blocks of one transposed matrix."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.c_attn = Conv1D(3 * width, width)
+
+    def forward(self, x):
+        return [torch.tanh(self.c_attn(x))]
+
+
+def attend(model, x):
+    """A scalar in which every output counts differently."""
+    return sum((i + 1) * (y * torch.arange(1, y.shape[-1] + 1).to(y)).square().sum() for i, y in enumerate(model(x)))
+
+
+def plainly(model):
+    """Replaces every adapted layer's forward pass by the formula, term by term, for plain autograd."""
+    for module in model.modules():
+        remove_hooks(module, Group.begin, Group.end)
+    for layer in adapted_layers(model):
+
+        def forward(x, layer=layer):
+            y = layer.base(x)
+            parts = [torch.zeros_like(y[..., :0])]
+            for name in ("whole", "query", "key", "value"):
+                if name in layer.changes:
+                    c, rows = layer.changes[name], layer.blocks[name]
+                    u = torch.einsum("rn,...n->...r", c.A, x)
+                    v = torch.einsum("mr,...r->...m", c.B, u if c.d is None else u * c.d)
+                    parts.append(v if c.b is None else v * c.b)
+                    assert parts[-1].shape[-1] == rows.stop - rows.start
+                elif name == "key" and "query" in layer.changes:
+                    parts.append(torch.zeros_like(parts[-1]))
+            return y + torch.cat(parts, -1)
+
+        layer.forward = forward
+    return model
+
+
+def pair(build, rank, path, weights, **settings):
+    """A float64 model on a forced path, and the same with the formula in plain autograd."""
+    torch.manual_seed(0)
+    model = build().double()
+    vera.VeRA(rank=rank, path=path, weights=weights, **settings).adapt(model)
+    shake(model)
+    return model, plainly(copy.deepcopy(model))
+
+
+def same_gradients(ours, theirs, x, needs_x: bool = True) -> None:
+    inputs = [x.clone().requires_grad_(needs_x) for _ in range(2)]
+    losses = [attend(model, i) for model, i in zip((ours, theirs), inputs, strict=True)]
+    assert torch.allclose(*losses, rtol=1e-10)
+    for loss in losses:
+        loss.backward()
+    if needs_x:
+        assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=0, atol=1e-10 * inputs[1].grad.abs().max())
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None), name
+        if mine.grad is not None:
+            assert other.grad.abs().max() > 0
+            assert torch.allclose(mine.grad, other.grad, rtol=0, atol=1e-10 * other.grad.abs().max()), name
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+@pytest.mark.parametrize("needs_x", [True, False])
+@pytest.mark.parametrize("sharing", ["shared", "unique"])
+@pytest.mark.parametrize(("rank", "inputs", "outputs"), [(1, 8, 8), (5, 24, 7), (40, 6, 24)])
+def test_every_path_is_plain_autograd(path, weights, needs_x, sharing, rank, inputs, outputs):
+    ours, theirs = pair(lambda: Attention(inputs, outputs), rank, path, weights, projections=sharing)
+    same_gradients(ours, theirs, torch.randn(3, 5, inputs).double(), needs_x)
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+@pytest.mark.parametrize("sites", [("query", "value"), ("key",), ("query", "key", "value"), ("c_attn",)])
+def test_blocks_of_a_fused_matrix(path, weights, sites):
+    ours, theirs = pair(lambda: Fused(8, 8), 12, path, weights, sites=sites)
+    if sites == ("key",):  # the formula above begins at the query
+        for layer in adapted_layers(theirs):
+            layer.forward = lambda x, layer=layer: layer.base(x) + F.pad(layer.changes["key"](x), (8, 8))
+    same_gradients(ours, theirs, torch.randn(3, 5, 8).double())
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+@pytest.mark.parametrize("vectors", [("b",), ("d",)])
+def test_one_vector_alone(path, weights, vectors):
+    settings = {"vectors": vectors, "d_init": 0.0} if vectors == ("d",) else {"vectors": vectors}
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights, **settings)
+    same_gradients(ours, theirs, torch.randn(3, 5, 8).double())
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+@pytest.mark.parametrize("frozen", ["query", "value"])
+def test_a_group_with_a_frozen_member(path, weights, frozen):
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
+    for model in (ours, theirs):
+        getattr(model, frozen).requires_grad_(False)
+    same_gradients(ours, theirs, torch.randn(3, 5, 8).double())
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+def test_an_output_that_is_not_used_has_no_gradient(path, weights):
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
+    x = torch.randn(3, 5, 8).double()
+    for model in (ours, theirs):
+        model(x)[2].square().sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        zero = torch.zeros_like(mine)
+        assert torch.allclose(*(zero if g is None else g for g in (mine.grad, other.grad)), rtol=0, atol=1e-10), name
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+def test_inference_is_plain_too(path, weights):
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
+    x = torch.randn(3, 5, 8).double()
+    for guard in (torch.no_grad, torch.inference_mode, torch.no_grad):
+        with guard():
+            for mine, other in zip(ours(x), theirs(x), strict=True):
+                assert torch.allclose(mine, other, rtol=0, atol=1e-12)
+    same_gradients(ours, theirs, x)  # what inference kept does no harm to training
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(path, weights, reentrant):
+    ours, theirs = pair(lambda: nn.Sequential(Attention(8, 6)), 12, path, weights)
+    block = ours[0]
+    ours.forward = lambda x: checkpoint(lambda y: tuple(block(y)), x, use_reentrant=reentrant)
+    same_gradients(ours, theirs, torch.randn(3, 5, 8).double())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+def test_every_architecture_on_every_path(architecture, path, weights):
+    """The same answer and gradients as the plain formula, to float64."""
+    model = tiny(architecture).double()
+    vera.VeRA(rank=40, path=path, weights=weights).adapt(model)
+    shake(model)
+    other = plainly(copy.deepcopy(model))
+    outputs = [answer(m) for m in (model, other)]
+    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        if mine.requires_grad:
+            assert torch.allclose(mine.grad, theirs.grad, rtol=0, atol=1e-10 * (1 + theirs.grad.abs().max())), name
+
+
+@pytest.mark.parametrize(("path", "weights"), FORCED)
+def test_bf16_autocast_is_float32_to_its_precision(path, weights):
+    torch.manual_seed(0)
+    model = Attention(64, 48)
+    vera.VeRA(rank=96, path=path, weights=weights).adapt(model)
+    shake(model, 0.1)
+    x, results = torch.randn(4, 16, 64), []
+    for half in (False, True):
+        copied, inputs = copy.deepcopy(model), x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            outputs = copied(inputs)
+        if half:
+            assert outputs[0].dtype == outputs[2].dtype == torch.bfloat16
+        sum(o.float().square().mean() for o in outputs).backward()
+        gradients = [p.grad for p in copied.parameters() if p.requires_grad]
+        assert all(g.dtype == torch.float32 for g in gradients)
+        results.append([*(o.detach().float() for o in outputs), inputs.grad, *gradients])
+    for full, rough in zip(*results, strict=True):
+        assert (full - rough).norm() < 0.01 * full.norm()
+
+
+def test_small_updates_do_not_round_away_under_autocast():
+    """W in bfloat16 hides changes below 1/512 of a weight one by one; over a row of inputs they come through."""
+    torch.manual_seed(0)
+    base = nn.Sequential()
+    base.query = nn.Linear(512, 64)
+    x = torch.randn(256, 512)
+    model = copy.deepcopy(base)
+    vera.VeRA(rank=256, sites=("query",), path="materialised").adapt(model)
+    layer = next(adapted_layers(model))
+    with torch.no_grad():
+        layer.changes["whole"].b.fill_(2e-3)
+    exact = layer.changes["whole"](x).detach()
+    assert 1e-4 < (layer.changes["whole"].weight().norm() / layer.base.weight.norm()) < 3e-3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = (model(x).float() - base(x).float()).detach()
+    slope = (seen * exact).sum() / exact.square().sum()
+    assert 0.8 < slope < 1.2
+
+
+# --- accumulation
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """How often weights were merged."""
+    calls, merge = [], kernels._merge
+    monkeypatch.setattr(kernels, "_merge", lambda *a: calls.append(a[0]) or merge(*a))
+    return calls
+
+
+@pytest.mark.parametrize("weights", ["keep", "recompute"])
+@pytest.mark.parametrize("path", ["hybrid", "materialised"])
+def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, merges):
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
+    x = torch.randn(6, 5, 8).double()
+    for part in x.split(2):
+        attend(ours, part.clone().requires_grad_()).backward()
+    assert len(merges) == {"keep": 2, "recompute": 12}[weights]  # query and value, forward and backward, 3 micro-batches
+    attend(theirs, x).backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if mine.requires_grad:
+            assert torch.allclose(mine.grad, other.grad, rtol=0, atol=1e-10 * other.grad.abs().max()), name
+
+
+def through_the_optimizer(model):
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+
+
+def behind_the_version_counter(model):
+    next(changes(model)).b.data.add_(0.1)
+
+
+def one_element_of_d(model):
+    list(changes(model))[1].d.data[3] += 1e-9
+
+
+def the_base(model):
+    with torch.no_grad():
+        model.query.base.weight.mul_(1.1)
+
+
+def another_base(model):
+    model.query.base.weight = nn.Parameter(model.query.base.weight + 0.1, requires_grad=False)
+
+
+CHANGES = [through_the_optimizer, behind_the_version_counter, one_element_of_d, the_base, another_base]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("path", ["hybrid", "materialised"])
+def test_a_kept_weight_is_made_anew_after_any_change(path, change, merges):
+    ours, theirs = pair(lambda: Attention(8, 6), 12, path, "keep")
+    x = torch.randn(3, 5, 8).double()
+    ours(x)
+    ours(x)
+    assert len(merges) == 2
+    for model in (ours, theirs):
+        change(model)
+        model.zero_grad()
+    for mine, other in zip(ours(x), theirs(x), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-13)
+    assert len(merges) > 2
+    same_gradients(ours, theirs, x)
+
+
+@pytest.mark.parametrize("weights", ["keep", "recompute"])
+def test_a_step_between_forward_and_backward_is_an_error_as_in_plain_torch(weights):
+    model = Attention(8, 6)
+    vera.VeRA(rank=12, path="hybrid", weights=weights).adapt(model)
+    loss = attend(model, torch.randn(3, 5, 8, requires_grad=True))
+    through_the_optimizer(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_merge_between_forward_and_backward_is_an_error_where_weights_are_recomputed():
+    model, method = Attention(8, 6), vera.VeRA(rank=12, path="hybrid", weights="recompute")
+    method.adapt(model)
+    shake(model)
+    loss = attend(model, torch.randn(3, 5, 8, requires_grad=True))
+    method.merge(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- groups
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many layers each computation of a group had."""
+    sizes, compute = [], Group.compute
+    monkeypatch.setattr(Group, "compute", lambda group, layers, x: sizes.append(len(layers)) or compute(group, layers, x))
+    return sizes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_matrices_of_one_input_compute_together_once_a_block(architecture, computed):
+    model = tiny(architecture)
+    vera.VeRA(rank=12).adapt(model)
+    answer(model)
+    separate = architecture in ("BERT", "RoBERTa", "Llama", "ViT")
+    assert computed == [2, 2] if separate else [1, 1]
+    assert all(layer.group.call is None for layer in adapted_layers(model))
+
+
+def test_gated_feed_forward_layers_compute_together(computed):
+    model = tiny("Llama")
+    vera.VeRA(rank=12, sites=("all-linear",)).adapt(model)
+    answer(model)
+    assert computed == [3, 1, 2, 1] * 2  # q k v, o, gate up, down
+
+
+def test_a_cross_attention_computes_apart_and_its_members_leave_the_group(computed):
+    torch.manual_seed(0)
+    model = BertModel(tiny_config("bert", is_decoder=True, add_cross_attention=True)).eval().double()
+    vera.VeRA(rank=12).adapt(model)
+    shake(model)
+    other = plainly(copy.deepcopy(model))
+    ids, seen = torch.randint(3, 30, (2, 7)), torch.randn(2, 9, 32).double()
+    for _ in range(2):
+        mine, theirs = (m(input_ids=ids, encoder_hidden_states=seen).last_hidden_state for m in (model, other))
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
+    # In each block: self, cross (a value in vain, then the value alone); from the second call on without the waste.
+    assert computed == [2, 2, 1] * 2 + [2, 1, 1] * 2
+
+
+def test_an_input_changed_in_place_is_computed_anew():
+    class InPlace(Attention):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    ours, theirs = pair(lambda: InPlace(8, 6), 12, "auto", "auto")
+    x = torch.randn(3, 5, 8).double()
+    for mine, other in zip(ours(x.clone()), theirs(x.clone()), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-12)
+
+
+def test_nothing_is_left_of_a_call_that_failed():
+    class Failing(Attention):
+        def forward(self, x):
+            super().forward(x)
+            raise KeyError("of the model's own")
+
+    model = Failing(8, 6)
+    vera.VeRA(rank=12).adapt(model)
+    with pytest.raises(KeyError):
+        model(torch.randn(2, 8))
+    group = model.query.group
+    assert group.call is None
+    assert group.layers == [model.query, model.value]
+
+
+@pytest.mark.parametrize("path", ["factor", "materialised"])
+def test_no_activation_outlives_the_call(path):
+    model = Attention(8, 6)
+    vera.VeRA(rank=12, path=path).adapt(model)
+    model(torch.randn(5, 3, 8))
+    gc.collect()
+    shapes = [tuple(t.shape) for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape[:2] == (5, 3)]
+    assert not shapes
+
+
+def test_unloading_takes_the_hooks_out():
+    model = tiny_model()
+    vera.VeRA(rank=12).adapt(model)
+    assert any(m._forward_pre_hooks for m in model.bert.encoder.modules())
+    vera.unload(model)
+    assert not any(m._forward_pre_hooks or m._forward_hooks or m._forward_hooks_always_called for m in model.modules())
+
+
+def test_a_copy_has_groups_of_its_own():
+    model = tiny_model()
+    vera.VeRA(rank=12, path="materialised", weights="keep").adapt(model)
+    answer(model)
+    other = copy.deepcopy(model)
+    ours, theirs = ({id(m) for m in x.modules()} for x in (model, other))
+    for layer in adapted_layers(other):
+        assert {id(m) for m in layer.group.layers} <= theirs - ours
+        assert not layer.group.kept
+    shake(other)
+    assert not torch.allclose(answer(model), answer(other))
+    vera.unload(other)
+    answer(other)
+
+
+# --- combinations that would be wrong
+
+
+@pytest.mark.parametrize("path", ["hybrid", "materialised"])
+def test_dropout_and_merged_paths_exclude_each_other(path):
+    with pytest.raises(vera.AdapterError, match="dropout"):
+        vera.VeRA(rank=4, path=path, dropout=0.1)
+    model = Attention(8, 6)
+    vera.VeRA(rank=12, dropout=0.5).adapt(model)
+    model.train()
+    x = torch.randn(400, 8)
+    drops = [m.changes["whole"].dropout for m in (model.query, model.value)]
+    seen = []
+    for drop in drops:
+        drop.register_forward_hook(lambda m, i, o: seen.append(o))
+    shake(model)
+    model(x)
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])  # a mask for each matrix
+    assert 0.4 < float((seen[0] == 0).float().mean()) < 0.6
+
+
+@pytest.mark.parametrize("path", ["hybrid", "materialised"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (quantise, "quantised"),
+        (lambda model: model.to(torch.bfloat16), "bfloat16"),
+        (lambda model: [m.register_forward_hook(print) for m in model.modules() if isinstance(m, nn.Linear)], "hooks"),
+    ],
+)
+def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor_path(path, spoil, words, monkeypatch):
+    model = tiny_model()
+    spoil(model)
+    with pytest.raises(vera.AdapterError, match=words):
+        vera.VeRA(rank=40, path=path).adapt(model)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    vera.VeRA(rank=40).adapt(model)
+    monkeypatch.setattr(kernels, "_merge", None)
+    monkeypatch.setattr("builtins.print", lambda *a: None)
+    answer(model)
+
+
+def test_a_base_spoilt_after_adapting_is_found_too():
+    model = Attention(8, 6)
+    vera.VeRA(rank=12, path="hybrid").adapt(model)
+    model.query.base.requires_grad_(True)
+    with pytest.raises(vera.AdapterError, match="trains"):
+        model(torch.randn(2, 8))
+    thawed = Attention(8, 6)
+    vera.VeRA(rank=12).adapt(thawed)
+    thawed.requires_grad_(True)
+    attend(thawed, torch.randn(600, 8)).backward()
+    assert thawed.query.base.weight.grad.abs().max() > 0
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(vera.AdapterError, match="path must be one of auto, factor, hybrid, materialised, got 'fast'"):
+        vera.VeRA(rank=4, path="fast")
+    with pytest.raises(vera.AdapterError, match="weights must be one of"):
+        vera.VeRA(rank=4, weights="maybe")
+
+
+def test_the_path_is_no_part_of_what_an_adapter_is(tmp_path):
+    model, method = tiny_model(), vera.VeRA(rank=12, path="materialised")
+    method.adapt(model)
+    shake(model)
+    vera.save(model, method, tmp_path / "a")
+    assert "path" not in method.settings()
+    assert method == vera.VeRA(rank=12)
+    other = tiny_model()
+    vera.VeRA(rank=12, path="factor").adapt(other)
+    vera.start_from(other, tmp_path / "a")
+    assert vera.load(tiny_model(), tmp_path / "a").path == "auto"
+    other.load_state_dict(model.state_dict())
+    assert torch.allclose(answer(model), answer(other), atol=1e-5)
+
+
+# --- the cost model
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "path"),
+    [
+        # inputs, outputs of the group, rank: RoBERTa-base's and -large's query and value, and a 4096 x 4096 matrix
+        ((768, 1536, 1024), 511, "factor"),
+        ((768, 1536, 1024), 513, "hybrid"),
+        ((768, 1536, 1024), 1023, "hybrid"),
+        ((768, 1536, 1024), 1025, "materialised"),
+        ((1024, 2048, 256), 100_000, "hybrid"),
+        ((4096, 4096, 1024), 2047, "factor"),
+        ((4096, 4096, 1024), 2049, "hybrid"),
+        ((4096, 4096, 1024), 100_000, "hybrid"),
+    ],
+)
+def test_the_crossovers(shape, tokens, path):
+    assert choose(tokens, *shape, weights="keep").path == path
+
+
+@pytest.mark.parametrize("path", ["factor", "hybrid", "materialised"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_flops_are_those_that_torch_counts(path, keep):
+    """Beyond the frozen layers: torch's own counter on a training step with and without the adapter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens, inputs, outputs, rank = 50, 24, 16, 40
+    model = Attention(inputs, outputs)
+    model.value = nn.Linear(inputs, outputs)
+    adapted = copy.deepcopy(model)
+    vera.VeRA(rank=rank, path=path, weights="keep" if keep else "recompute").adapt(adapted)
+    model.requires_grad_(False)
+    counts = []
+    for m in (model, adapted):
+        with FlopCounterMode(display=False) as counter:
+            attend(m, torch.randn(tokens, inputs, requires_grad=True)).backward()
+        counts.append(counter.get_total_flops())
+    vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")  # C d and C^T b of two matrices, which the model leaves out
+    measured = counts[1] - counts[0]
+    assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
+
+
+def test_weights_are_kept_where_the_factor_path_would_need_as_much():
+    assert choose(1024, 768, 1536, 1024).keep
+    assert not choose(2049, 4096, 8192, 1024).keep
+
+
+def test_inference_merges_from_one_crossover_on():
+    assert choose(511, 768, 1536, 1024, training=False).path == "factor"
+    assert choose(513, 768, 1536, 1024, training=False).path != "factor"
+
+
+def test_onednn_is_torchs_product():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
+    assert kernels._onednn(x, weight)
+    for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
+        assert torch.allclose(kernels.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    kernels.frozen_linear(inputs[0], weight).square().sum().backward()
+    F.linear(inputs[1], weight).square().sum().backward()
+    assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-2)
