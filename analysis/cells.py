@@ -26,7 +26,7 @@ NOT_DEFINING = (
     "recipe",
     "init_from",  # by its id, below
 )
-PLACES = ("label", "keep", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision")
+PLACES = ("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A run's identity: the hash of what defines its result.
 
 Row, model and data by content, training settings, seeds, and the task family's protocol version. Not where files lie,
-nor device, micro-batch, logging, or which epoch's adapter is kept: the record has the whole curve.
+nor device, micro-batch, path of computation, logging, or which epoch's adapter is kept: the record has the whole curve.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from tasks.hub import content
 
 #: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
 PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality")
+#: Settings of a method that say how it is computed: the result is the same, to rounding.
+COMPUTED = ("path", "weights")
 
 
 def run_id(run: Run) -> str | None:
@@ -40,7 +42,7 @@ def run_id(run: Run) -> str | None:
             return None
     defining = {
         "row": run.row,
-        "method": run.method,
+        "method": {k: v for k, v in run.method.items() if k not in COMPUTED},
         "model": model,
         "data": data,
         "task": {k: v for k, v in config["task"].items() if k not in PLACES},

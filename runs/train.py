@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
-from transformers import get_scheduler
 
 import tasks
 import vera
 from runs import checkpoint, models
 from runs.config import Run
 from runs.errors import UserError
-from runs.identity import data_content, hash_of, model_content
+from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
 from runs.starts import start_file, start_id
@@ -110,6 +110,18 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
     return groups
 
 
+def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
+    """What the learning rates are multiplied by: from 0 to 1 over the warm-up, then linear or cosine to 0, or constant.
+
+    transformers' own (get_scheduler), to the bit; its import takes four seconds, since peft and bitsandbytes come along.
+    """
+    if step < warmup:
+        return step / warmup
+    span = max(1, total - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
+    return {"linear": max(0.0, (total - step) / span), "cosine": cosine, "constant": 1.0}[kind]
+
+
 class Training:
     """One run: what the loop needs, and what it has learnt so far (`state`, which a checkpoint keeps)."""
 
@@ -141,9 +153,10 @@ class Training:
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
-        schedule = {"constant": "constant_with_warmup"}.get(self.settings["schedule"], self.settings["schedule"])
         warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps)
-        self.scheduler = get_scheduler(schedule, optimizer, warmup, self.total_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps)
+        )
         self.method.before_training(self.raw_model, self.total_steps)
         self.state: dict[str, Any] = {
             "epoch": 0,
@@ -460,7 +473,8 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         wanted = recipe.get("by_task", {}).get(key, {}).get(task, recipe.get(key))
         if wanted is not None and settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
-    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config"}  # said above, or by the row
+    # Said above or by the row, or of no weight.
+    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config", *COMPUTED}
     words += [f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told]
     if train["max_steps"] is not None:
         words.append(f"stopped after {train['max_steps']} steps")

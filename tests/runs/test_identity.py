@@ -29,6 +29,8 @@ def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
         ["debug=true"],
         [f"model.path={tmp_path / 'moved_model'}"],
         [f"task.data_dir={tmp_path / 'moved_data'}"],
+        ["method.path=factor"],
+        ["method.weights=recompute"],
     ]
     first = identity(words)
     assert len(first) == 12

@@ -18,7 +18,7 @@ from torch import nn
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.train import Training, best_epoch, dev_halves, epoch_batches, train
+from runs.train import Training, best_epoch, dev_halves, epoch_batches, rate_factor, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +113,16 @@ def test_the_schedule_warms_up_and_falls_to_zero(words):
         loop.scheduler.step()
     expected = [1e-2 * (s / 5 if s < 5 else (20 - s) / 15) for s in range(20)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("linear", None), ("cosine", None), ("constant", "constant_with_warmup")])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 10), (3, 17), (60, 1000), (7, 7)])
+def test_the_schedules_are_transformers_own(kind, theirs, warmup, total):
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    factor = get_scheduler(theirs or kind, optimizer, warmup, total).lr_lambdas[0]
+    assert [rate_factor(step, kind, warmup, total) for step in range(total)] == [factor(step) for step in range(total)]
 
 
 def test_groups_have_their_own_rates_and_decay_spares_biases_and_layernorms(words):
