@@ -6,6 +6,7 @@ A finished run is skipped, a broken one resumed; a failed one never stops the ot
 
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import statistics
@@ -29,6 +30,8 @@ from runs.starts import start_file
 from runs.text import duration
 
 Event = dict[str, Any]
+#: What transformers imports for any model: three seconds.
+HEAVY = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto", "models.bert.modeling_bert")
 
 
 @dataclass
@@ -50,17 +53,19 @@ def sweep(runs: list[Run]) -> Outcome:
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started = time.monotonic()
+    # torchrun's processes stay what they are, and a debugger wants no child.
+    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     try:
         finished = [finished_record(run) for run in runs]
         left = [run for run, record in zip(runs, finished, strict=True) if record is None]
         if left:
+            if not here:
+                start_fork_server()
             preflight(left)
     except Exception as error:
         if not is_users(error):
             raise
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
-    # torchrun's processes stay what they are, and a debugger wants no child.
-    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     outcome, spent = Outcome(), dict[str, list[float]]()
     display = Display(len(runs), name_task=len(runs) == 1 or len({run.task for run in runs}) > 1)
     for position, (run, record) in enumerate(zip(runs, finished, strict=True), 1):
@@ -170,10 +175,16 @@ def _do_here(run: Run, show: Callable[[Event], None]) -> Record:
     return train(run, settled, show)
 
 
+def start_fork_server() -> None:
+    """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs.train", *(f"transformers.{m}" for m in HEAVY)])
+    multiprocessing.forkserver.ensure_running()
+
+
 def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record:
     settled = settled_id(run)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs.train"])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(run, settled, sender), daemon=True)
     child.start()

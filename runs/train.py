@@ -78,7 +78,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same, and imports the compiler: 2 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
 
@@ -197,6 +197,8 @@ class Training:
                 started = time.monotonic()
                 loss = self.step(rows)
                 self.state["step"] += 1
+                if self.state["step"] == 1:
+                    print("the first step is done", flush=True)
                 self.state["seconds"]["train"] += time.monotonic() - started
                 if not math.isfinite(loss):
                     self.state |= {
