@@ -9,11 +9,16 @@ save(model, method, "adapter.safetensors")
 load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
 method.merge(model)
 unload(model, merge=True)                  # a plain model again, the adapter in its weights
+
+adapters = Adapters(base_model)            # many at once: each sample of a batch names its own
+adapters.add("alice", "alice.safetensors")
+base_model(**batch, adapter_names=["alice", None])
 """
 
 from vera.checkpoint import base_fingerprint, check_start, load, load_head, read_method, save, save_head, start_from
 from vera.errors import AdapterError
 from vera.interchange import export_peft, import_peft
+from vera.many import Adapters
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
@@ -29,6 +34,7 @@ __all__ = [
     "METHODS",
     "Adapter",
     "AdapterError",
+    "Adapters",
     "BitFit",
     "Full",
     "Head",

@@ -63,7 +63,7 @@ def save_head(model: nn.Module, path: str | Path) -> int:
 
 def read_method(path: str | Path) -> Method:
     """The method that an adapter file was trained with."""
-    return _method(path, _read(path, FORMAT)[0])
+    return _method(path, read_file(path, FORMAT)[0])
 
 
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
@@ -73,7 +73,7 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     shapes, projections with another fingerprint, values that are not finite, or other base weights (unless
     allow_other_base: an adapter is worth little on weights that it was not trained on).
     """
-    header, tensors = _read(path, FORMAT)
+    header, tensors = read_file(path, FORMAT)
     method = _method(path, header)
     # All is tried first on a copy; one without weights does, except for peft, which computes with them.
     adapted = adaptation(model)
@@ -108,7 +108,7 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
-    header, tensors = _read(path, FORMAT)
+    header, tensors = read_file(path, FORMAT)
     check_start(_method(path, header), adapted.method, path)
     _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
     adapted.method.unmerge(model)
@@ -118,8 +118,8 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
 def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
     wanted: dict[str, Tensor] = dict(head_parameters(model))
-    tensors = _read(path, HEAD_FORMAT)[1]
-    _check(path, wanted, tensors, "Same number of labels?")
+    tensors = read_file(path, HEAD_FORMAT)[1]
+    check_tensors(path, wanted, tensors, "Same number of labels?")
     _fill(wanted, tensors)
 
 
@@ -186,7 +186,7 @@ def _stamp(tensor: Tensor) -> tuple[int, int, float]:
     return tensor.data_ptr(), version, float(sample.double().sum()) if not tensor.is_meta else 0.0
 
 
-def _same_base(theirs: Any, ours: dict[str, str]) -> bool:
+def same_base(theirs: Any, ours: dict[str, str]) -> bool:
     if not isinstance(theirs, dict):
         return False
     kinds: list[str] = [kind for kind in ("bfloat16", "float16") if kind in theirs and kind in ours] or ["unquantised"]
@@ -240,7 +240,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
     return path.stat().st_size
 
 
-def _read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of an undamaged file. Raises AdapterError in one line for any other."""
     if not Path(path).is_file():
         what = "a folder, not an adapter file (vera.import_peft reads peft's)" if Path(path).is_dir() else "no such file"
@@ -294,14 +294,14 @@ def _check_adapter(
     theirs, ours = header.get("fixed"), adaptation_.method.fixed(adapted)
     if theirs != ours:
         raise AdapterError(_mismatch(Path(path), theirs, ours))
-    _check(path, _wanted(adapted), tensors)
-    if base is not None and not _same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
+    check_tensors(path, _wanted(adapted), tensors)
+    if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
             f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the same"
         )
 
 
-def _check(
+def check_tensors(
     path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor], hint: str = "Same base model and rank?"
 ) -> None:
     """Raises AdapterError unless the tensors of a file are just those that a model needs."""

@@ -95,7 +95,7 @@ def test_adapters_load_one_after_another_whatever_their_rank_and_seed(tmp_path):
 
 def rewrite(path, change):
     """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand would make."""
-    header, tensors = checkpoint._read(path, checkpoint.FORMAT)
+    header, tensors = checkpoint.read_file(path, checkpoint.FORMAT)
     change(header, tensors)
     checkpoint._write(path, tensors, header)
 

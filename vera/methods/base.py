@@ -236,7 +236,7 @@ def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> 
     """A forward pre-hook. transformers' models swallow keywords that they do not know: a choice among several adapters,
     as peft takes it, would be ignored in silence."""
     if "adapter_names" in keywords:
-        raise AdapterError("this model carries one adapter: adapter_names chooses among several, which it does not have")
+        raise AdapterError("this model carries one adapter: adapter_names chooses among several (vera.Adapters holds them)")
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:

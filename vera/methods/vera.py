@@ -97,6 +97,8 @@ class VeRAChange(Change):
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.rows is not None:
+            if len(u) != next(len(v) for v in self.rows if v is not None):
+                raise AdapterError("this model folds the samples of a batch: its layers cannot tell whose adapter to take")
             # (samples, length) beside (samples, ..., length)
             b, d = (v if v is None else v.view(len(v), *[1] * (u.dim() - 2), -1) for v in self.rows)
         v = frozen_linear(u if d is None else d * u, self.B)

@@ -1,0 +1,220 @@
+"""Many adapters in one batch: each sample's answer is that of its adapter alone."""
+
+import copy
+
+import pytest
+import torch
+from tiny import shake, tiny, tiny_gpt2, tiny_model
+from torch import nn
+
+import vera
+from vera.methods.base import adapted_layers
+
+
+def ids(rows: int = 6, tokens: int = 9) -> torch.Tensor:
+    return torch.randint(3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1))
+
+
+def inputs(architecture: str, rows: int = 6) -> torch.Tensor:
+    images = torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return images if "ViT" in architecture else ids(rows)
+
+
+def logits(output) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def train_one(base: nn.Module, seed: int, folder, **settings):
+    """An adapter and a head that were moved away from where they started, as files, and their model."""
+    model, method = copy.deepcopy(base), vera.VeRA(**{"rank": 12, **settings})
+    method.adapt(model)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
+    paths = folder / f"{seed}.safetensors", folder / f"{seed}_head.safetensors"
+    vera.save(model, method, paths[0])
+    vera.save_head(model, paths[1])
+    return model.eval(), *paths
+
+
+@pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"])
+@pytest.mark.parametrize("settings", [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}], ids=str)
+def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
+    base = tiny(architecture)
+    x, model = inputs(architecture), copy.deepcopy(base)
+    adapters, alone = vera.Adapters(model), {None: base}
+    for seed, name in enumerate(("a", "b", "c")):
+        alone[name], path, head = train_one(base, seed, tmp_path, **settings)
+        has_head = bool(dict(vera.sites.head_parameters(base)))
+        adapters.add(name, path, head if has_head else None)
+    names = ["b", "a", None, "b", "c", None]
+    with torch.no_grad():
+        mixed = logits(model(x, adapter_names=names))
+        for i, name in enumerate(names):
+            single = logits(alone[name](x[i : i + 1]))
+            assert torch.allclose(mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max()))
+        assert torch.allclose(logits(model(x)), logits(base(x)), rtol=0, atol=1e-6)
+        different = {tuple(row.flatten()[:4].tolist()) for row in logits(model(x[:1].expand_as(x), adapter_names=names))}
+    assert len(different) == 4
+
+
+@pytest.fixture
+def two(tmp_path):
+    base = tiny_model()
+    model = copy.deepcopy(base)
+    adapters = vera.Adapters(model)
+    files = {}
+    for seed, name in enumerate(("alice", "bob")):
+        _, files[name], _ = train_one(base, seed, tmp_path)
+        adapters.add(name, files[name])
+    return base, model, adapters, files
+
+
+@torch.no_grad()
+def test_without_heads_of_their_own_the_models_head_answers(two, tmp_path):
+    base, model, _, files = two
+    alone = copy.deepcopy(base)
+    vera.load(alone, files["bob"])
+    assert torch.allclose(model(ids(), adapter_names=["bob"] * 6).logits, alone(ids()).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generating_with_another_adapter_for_each_prompt(beams, tmp_path):
+    torch.manual_seed(0)
+    base = tiny_gpt2().eval()
+    model, alone = copy.deepcopy(base), {}
+    adapters = vera.Adapters(model)
+    for seed in range(3):
+        alone[str(seed)], path, _ = train_one(base, seed, tmp_path)
+        adapters.add(str(seed), path)
+    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    prompts, names = ids(3, 5), ["2", "0", "1"]
+    with adapters.use(names):
+        together = model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
+    for i, name in enumerate(names):
+        one = alone[name].generate(prompts[i : i + 1], attention_mask=torch.ones(1, 5).long(), **settings)
+        assert torch.equal(together[i : i + 1], one)
+    assert torch.allclose(model(prompts).logits, base(prompts).logits, atol=1e-6)
+
+
+def test_names_must_be_known_and_one_for_each_sample(two):
+    base, model, adapters, _ = two
+    with pytest.raises(vera.AdapterError, match=r"no adapter 'alise' among the 2 here. Did you mean 'alice'\?"):
+        model(ids(), adapter_names=["alise"] * 6)
+    for wrong in (["alice"] * 5, ["alice"] * 3, []):
+        with pytest.raises(vera.AdapterError, match=f"{len(wrong)} adapter names for 6 samples"):
+            model(ids(), adapter_names=wrong)
+    with pytest.raises(vera.AdapterError, match="no adapter 'x'"), adapters.use(["x"]):
+        pass
+    with pytest.raises(vera.AdapterError, match="no adapter 'x'"):
+        adapters.remove("x")
+    with torch.no_grad():  # and none of that left anything behind
+        assert torch.allclose(model(ids()).logits, base(ids()).logits, rtol=0, atol=1e-6)
+
+
+def test_a_call_that_fails_leaves_the_base_model(two):
+    base, model, _, _ = two
+    with pytest.raises(IndexError):
+        model(torch.full((2, 3), 10**6), adapter_names=["alice", "bob"])
+    assert all(c.rows is None for layer in adapted_layers(model) for c in layer.changes.values())
+    with torch.no_grad():
+        assert torch.allclose(model(ids()).logits, base(ids()).logits, rtol=0, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
+    base, model, adapters, files = two
+    other_base = tiny_model(seed=5)
+    lora, method = copy.deepcopy(base), vera.LoRA(rank=4)
+    method.adapt(lora)
+    vera.save(lora, method, tmp_path / "lora")
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(files["bob"].read_bytes()[:-1] + b"x")
+    refused = {
+        "its rank is 20, that of the adapters here is 12": train_one(base, 7, tmp_path, rank=20)[1],
+        "its projection_seed is 1": train_one(base, 8, tmp_path, projection_seed=1)[1],
+        "its sites is": train_one(base, 9, tmp_path, sites=["key"])[1],
+        "other base weights": train_one(other_base, 10, tmp_path)[1],
+        "a lora adapter": tmp_path / "lora",
+        "damaged": damaged,
+        "no such file": tmp_path / "none",
+    }
+    for words, path in refused.items():
+        with pytest.raises(vera.AdapterError, match=words) as error:
+            adapters.add("carol", path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(vera.AdapterError, match="already"):
+        adapters.add("bob", files["bob"])
+    with pytest.raises(vera.AdapterError, match=r"lacks|holds|not a file of the format"):
+        adapters.add("carol", files["bob"], head=files["bob"])
+    assert list(adapters) == ["alice", "bob"]
+    model(ids(2), adapter_names=["alice", "bob"])
+
+
+def test_dropout_and_the_start_of_d_do_not_matter(two, tmp_path):
+    base, model, adapters, _ = two
+    alone, path, _ = train_one(base, 11, tmp_path, dropout=0.2, d_init=0.5)
+    adapters.add("carol", path)
+    alone.load_state_dict({n: v for n, v in base.state_dict().items() if n.startswith(("classifier", "bert.pooler"))}, False)
+    with torch.no_grad():
+        mine = model(ids(), adapter_names=["carol"] * 6).logits
+        assert torch.allclose(mine, alone(ids()).logits, rtol=0, atol=1e-6)
+
+
+def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
+    base = tiny_model()
+    other = train_one(tiny_model(seed=5), 0, tmp_path)[1]
+    names = [name for name, _ in base.named_modules()]
+    adapters = vera.Adapters(base)
+    with pytest.raises(vera.AdapterError, match="other base weights"):
+        adapters.add("a", other)
+    assert [name for name, _ in base.named_modules()] == names
+    adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
+    adapters.unload()
+    assert [name for name, _ in base.named_modules()] == names
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
+    assert {type(m) for m in base.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    vera.VeRA(rank=4).adapt(base)
+    with pytest.raises(vera.AdapterError, match="carries an adapter"):
+        vera.Adapters(base)
+
+
+def test_an_adapter_takes_the_memory_of_its_vectors(two):
+    _, model, adapters, files = two
+    before = sum(t.numel() for t in model.state_dict().values())
+    for i in range(50):
+        adapters.add(f"more {i}", files["bob"])
+    own = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in adapters.vectors.values()}
+    assert len(own) == 52
+    assert set(own.values()) == {4 * adapters.method.count(model)}
+    assert sum(t.numel() for t in model.state_dict().values()) == before
+    adapters.remove("more 3")
+    assert len(adapters) == 51
+    assert "more 3" not in adapters
+
+
+def test_a_model_that_folds_its_samples_is_refused(tmp_path):
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.query(x.reshape(-1, 8))
+
+    torch.manual_seed(0)
+    base = Folding()
+    model = copy.deepcopy(base)
+    adapters = vera.Adapters(model)
+    adapters.add("a", train_one(base, 0, tmp_path, sites=["query"])[1])
+    with pytest.raises(vera.AdapterError, match="folds the samples"):
+        model(torch.randn(2, 5, 8), adapter_names=["a", "a"])
+
+
+def test_a_model_with_one_adapter_says_that_names_need_many():
+    model = tiny_model()
+    vera.VeRA(rank=4).adapt(model)
+    shake(model)
+    with pytest.raises(vera.AdapterError, match=r"vera\.Adapters"):
+        model(ids(), adapter_names=["a"] * 6)
