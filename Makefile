@@ -10,7 +10,7 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
         output=$(OUTPUT) $(ARGS)
 PAPER ?= demo
 
-.PHONY: help setup demo test lint docs plan counts publish glue-base glue-large
+.PHONY: help setup demo test lint docs plan counts publish bench bench-serving glue-base glue-large
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -48,6 +48,12 @@ plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
+
+bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
+	@$(BIN)/python -m runs.bench $(if $(FULL),--full) output=$(OUTPUT) $(if $(DATA),data=$(DATA))
+
+bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
+	@$(BIN)/python -m runs.bench serving $(if $(FULL),--full) output=$(OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }

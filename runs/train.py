@@ -484,7 +484,12 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes (Linux counts in KiB, macOS in bytes)."""
+    """The largest resident size of this process so far, in bytes."""
+    with contextlib.suppress(
+        OSError
+    ):  # Linux: getrusage would count what came before exec, in the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

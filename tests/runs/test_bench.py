@@ -1,0 +1,94 @@
+"""The benchmark runs whole on a small model; what it counts is right. Nothing here asserts a time."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from runs import bench
+from runs.bench import SHAPES, Shape, base_model, batch_of, forward, main, saved_bytes, sharing, stepper, variant
+from runs.errors import UserError
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
+ROBERTA = Shape("RoBERTa, small", 48, {**bench.ROBERTA, **SMALL}, sequence=16)
+LLAMA = Shape("a small Llama block", 48, {**bench.LLAMA, **SMALL, "num_hidden_layers": 1}, sequence=16)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bench, "SHAPES", (ROBERTA, LLAMA))
+    monkeypatch.setattr(bench, "start", lambda: [{"part": "start", "variant": "not here", "seconds": [1.0]}])
+    monkeypatch.setattr(bench, "memory", lambda shape, names, tokens: [])
+
+
+def test_training_writes_both_tables(small, tmp_path, capsys):
+    assert main(["--full", f"output={tmp_path}"]) == 0
+    text = (tmp_path / "bench" / "training.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    for words in ("RoBERTa, small", "Llama block", "VeRA materialised", "peft VeRA", "peft LoRA r=8", "head", "full", "floor"):
+        assert words in text
+    result = json.loads((tmp_path / "bench" / "training.json").read_text())
+    rows = [row for row in result["rows"] if row["part"] == "training"]
+    assert len(rows) == 4 * (9 + 7)
+    assert all(len(row["seconds"]) == 5 for row in rows)
+    assert {"machine", "threads", "date", "versions", "code"} < result.keys()
+    assert "peft" in result["versions"]
+    sizes = {row["variant"]: row["bytes"] for row in result["rows"] if row["part"] == "files"}
+    assert max(sizes["VeRA, any other"], sizes["peft VeRA, without projections"]) < sizes["peft VeRA"]
+
+
+def test_serving_writes_its_table(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESIDENT", (64, 70))
+    assert main(["serving", f"output={tmp_path}"]) == 0
+    text = (tmp_path / "bench" / "serving.md").read_text()
+    for words in ("base model", "VeRA, 64 of 64 adapters", "VeRA, 64 of 70 adapters", "peft VeRA, batch split", "mixed batch"):
+        assert words in text
+    rows = json.loads((tmp_path / "bench" / "serving.json").read_text())["rows"]
+    held = next(row for row in rows if row["part"] == "resident")
+    assert held["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
+
+
+def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
+    base = base_model(ROBERTA)
+    batch = batch_of(ROBERTA, base, 64)
+    names = ["VeRA", "VeRA factor", "VeRA hybrid", "VeRA materialised", "peft VeRA", "peft LoRA r=8", "head", "full", "floor"]
+    models = {name: variant(name, base, ROBERTA) for name in names}
+    losses = [float(forward(name, model, batch)) for name, model in models.items()]
+    assert max(losses) - min(losses) < 1e-5
+    for name, model in models.items():
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        stepper(name, model)(batch)
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert moved <= trains
+        assert bool(moved) == (name != "floor")
+
+
+def test_copies_share_their_weights_and_full_has_its_own():
+    base = base_model(ROBERTA)
+    places = {p.data_ptr() for p in base.parameters()}
+    assert {p.data_ptr() for p in sharing(base).parameters()} == places
+    assert not places & {p.data_ptr() for p in variant("full", base, ROBERTA).parameters()}
+
+
+def test_saved_bytes_are_those_of_the_activations():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, inputs_embeds):
+            return [self.b(torch.tanh(self.a(inputs_embeds)))]
+
+    model, x = Model(), torch.randn(10, 8, requires_grad=True)
+    # x for a's weight, tanh's output for itself and for b's weight; the square keeps b's output
+    assert saved_bytes("VeRA", model, {"inputs_embeds": x}) == 4 * 10 * (8 + 16 + 4)
+    model.requires_grad_(False)
+    assert saved_bytes("VeRA", model, {"inputs_embeds": x}) == 4 * 10 * (16 + 4)
+
+
+def test_an_unknown_option_is_one_line():
+    with pytest.raises(UserError, match=r"no option --fast\. Known: serving, --full"):
+        main(["--fast"])
+    assert [shape.rank for shape in SHAPES] == [1024, 256, 1024]
