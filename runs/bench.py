@@ -231,7 +231,7 @@ def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
 def peft_from(base: nn.Module, folder: Path) -> Any:
     import peft
 
-    return peft.PeftModel.from_pretrained(sharing(base), folder)  # type: ignore[arg-type]
+    return peft.PeftModel.from_pretrained(sharing(base), folder)
 
 
 def files(shape: Shape) -> list[Row]:

@@ -118,7 +118,7 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
     if step < warmup:
         return step / warmup
     span = max(1, total - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
+    cosine = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / span)))
     return {"linear": max(0.0, (total - step) / span), "cosine": cosine, "constant": 1.0}[kind]
 
 
