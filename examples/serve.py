@@ -42,13 +42,24 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters) -> FastAPI:
     """The application around a model whose adapters are resident."""
     waiting: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
 
+    positions = model.config.max_position_embeddings - 2 * ("roberta" in model.config.model_type)
+    limit = min(tokenizer.model_max_length, positions)
+
     def compute(requests: list[Request]) -> list[Answer]:
-        pairs = [r.text_pair or "" for r in requests] if any(r.text_pair for r in requests) else None
-        batch = tokenizer([r.text for r in requests], pairs, padding=True, truncation=True, return_tensors="pt")
+        # Each by itself, then padded: what one request holds changes nothing for another.
+        texts = [[r.text] if r.text_pair is None else [r.text, r.text_pair] for r in requests]
+        batch = tokenizer.pad([tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt")
         with torch.inference_mode():
             logits = model(**batch.to(model.device), adapter_names=[r.adapter for r in requests]).logits
         rows = logits.float().softmax(-1).tolist()
         return [Answer(label=max(range(len(row)), key=row.__getitem__), probabilities=row) for row in rows]
+
+    def compute_each(requests: list[Request]) -> list[Answer | Exception]:
+        """One request that cannot be computed fails alone."""
+        try:
+            return list(compute(requests))
+        except Exception as error:
+            return [error] if len(requests) == 1 else [compute_each([request])[0] for request in requests]
 
     async def work() -> None:
         while True:
@@ -56,10 +67,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters) -> FastAPI:
             while len(jobs) < LARGEST_BATCH and not waiting.empty():
                 jobs.append(waiting.get_nowait())
             app.state.batches.append(len(jobs))
-            try:
-                answers: list[Any] = await asyncio.to_thread(compute, [request for request, _ in jobs])
-            except Exception as error:  # the next batch may do
-                answers = [error] * len(jobs)
+            answers = await asyncio.to_thread(compute_each, [request for request, _ in jobs])
             for (_, future), answer in zip(jobs, answers, strict=True):
                 if not future.done():  # the client may be gone
                     future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, disable, plain_names, unload
+from vera.methods.base import AdaptedLinear, adaptation, disable, plain_names, refuse_many, unload
 from vera.sites import head_parameters, is_linear
 
 FORMAT = "vera-bench adapter 2"
@@ -63,7 +63,7 @@ def save_head(model: nn.Module, path: str | Path) -> int:
 
 def read_method(path: str | Path) -> Method:
     """The method that an adapter file was trained with."""
-    return _method(path, read_file(path, FORMAT)[0])
+    return method_of(path, read_file(path, FORMAT)[0])
 
 
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
@@ -73,8 +73,9 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     shapes, projections with another fingerprint, values that are not finite, or other base weights (unless
     allow_other_base: an adapter is worth little on weights that it was not trained on).
     """
+    refuse_many(model)
     header, tensors = read_file(path, FORMAT)
-    method = _method(path, header)
+    method = method_of(path, header)
     # All is tried first on a copy; one without weights does, except for peft, which computes with them.
     adapted = adaptation(model)
     peft = method.kind == "peft" or (adapted is not None and adapted.method.kind == "peft")
@@ -105,11 +106,12 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
 
     Raises AdapterError, with the model unchanged, unless the file fits: see `check_start` and `load`.
     """
+    refuse_many(model)
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
     header, tensors = read_file(path, FORMAT)
-    check_start(_method(path, header), adapted.method, path)
+    check_start(method_of(path, header), adapted.method, path)
     _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
     adapted.method.unmerge(model)
     _fill(_wanted(model), tensors)
@@ -172,7 +174,7 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
                 continue
             dtype = torch.float16 if kind == "float16" else torch.bfloat16
             digest.update(f"{name} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().to("cpu", dtype).reshape(-1).view(torch.uint8).numpy().data)
     result = {kind: digest.hexdigest()[:16] for kind, digest in digests.items()}
     model._base_fingerprint = (key, result)  # type: ignore[assignment]
     return dict(result)
@@ -266,7 +268,7 @@ def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Te
     return header, tensors
 
 
-def _method(path: str | Path, header: dict[str, Any]) -> Method:
+def method_of(path: str | Path, header: dict[str, Any]) -> Method:
     try:
         return make_method(**header["method"])
     except (KeyError, TypeError) as error:

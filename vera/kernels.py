@@ -94,14 +94,18 @@ class Group:
     def __init__(self, layers: Sequence[Layer], path: str = "auto", weights: str = "auto") -> None:
         self.layers, self.path, self.weights = list(layers), path, weights
         #: The input of the call, its version, and the outputs that no layer has taken yet.
-        self.call: tuple[Tensor, int, dict[Layer, Tensor]] | None = None
+        self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
+        self.elsewhere: list[Layer] = []
         self.kept: WeakKeyDictionary[Layer, _Kept] = WeakKeyDictionary()
         for layer in self.layers:
             layer.group = self
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model computes for itself.
-        return {**self.__dict__, "call": None, "kept": WeakKeyDictionary()}
+        return {"layers": self.layers, "path": self.path, "weights": self.weights}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "call": None, "elsewhere": [], "kept": WeakKeyDictionary()}
 
     def attach(self, reader: nn.Module) -> None:
         """Makes the module whose input the layers read compute the group."""
@@ -110,25 +114,27 @@ class Group:
 
     def begin(self, reader: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         x = arguments[0] if arguments else keywords.get("hidden_states", keywords.get("x"))
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim() or _traced():
             return
         layers = [m for m in self.layers if m.enabled and not m.merged and size(m.base)[0] == x.shape[-1]]
         if len(layers) > 1 and x.device == layers[0].base.weight.device:
-            self.call = (x, _version(x), dict(zip(layers, self.compute(layers, x), strict=True)))
+            self.call = (x, _mark(x), dict(zip(layers, self.compute(layers, x), strict=True)))
 
     def end(self, reader: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        if self.call and result is not None:  # None: the call ended in an exception
-            for layer in self.call[2]:
-                self.layers.remove(layer)
-                Group([layer], self.path, self.weights)
-        self.call = None
+        for layer in self.elsewhere:
+            self.layers.remove(layer)
+            Group([layer], self.path, self.weights)
+        self.call, self.elsewhere = None, []
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """A layer's output for x, (..., in) -> (..., out)."""
         if self.call:
-            read, version, outputs = self.call
-            if x is read and _version(x) == version and layer in outputs:
+            read, mark, outputs = self.call
+            if x is read and _mark(x) == mark and layer in outputs:
                 return outputs.pop(layer)
+            if layer in outputs:
+                self.elsewhere.append(layer)
+                del outputs[layer]
         return self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
@@ -143,7 +149,7 @@ class Group:
         changes = [change for layer in layers for change in layer.changes.values()]
         trains = x.requires_grad or any(p.requires_grad for change in changes for p in change.parameters())
         training = trains and torch.is_grad_enabled()
-        path = "factor" if self.check(layers) or not x.numel() else self.path
+        path = "factor" if self.check(layers) or not x.numel() or _traced() else self.path
         plan = choose(
             x.numel() // x.shape[-1] if x.numel() else 0,
             changes[0].inputs,
@@ -171,10 +177,10 @@ class Group:
         """The layer's merged weight; that of an earlier call as long as nothing that it was made from has changed."""
         if not keep:
             return _merge(layer, dtype, layer.weight(), _vectors(layer))
-        source = _source(layer, dtype)
+        base, stamp, vectors = _source(layer, dtype)
         kept = self.kept.get(layer)
-        if kept is None or kept.stamp != source[0] or not torch.equal(kept.vectors, source[1]):
-            kept = self.kept[layer] = _Kept(*source, _merge(layer, dtype, layer.weight(), _vectors(layer)))
+        if kept is None or kept.stamp != stamp or not torch.equal(kept.vectors, vectors):
+            kept = self.kept[layer] = _Kept(base, stamp, vectors, _merge(layer, dtype, layer.weight(), _vectors(layer)))
         return kept.weight
 
 
@@ -182,18 +188,21 @@ class Group:
 class _Kept:
     """A merged weight and what it was made from: micro-batches between two optimizer steps make it once.
 
-    b and d are compared by value: torch's version counter does not see what is written through `.data`.
+    b and d are compared by value, the frozen base by a sample of its values too: torch's version counter does not see
+    what is written through `.data`. base holds on to the memory, whose address would else come again with other values.
     """
 
+    base: Tensor
     stamp: tuple[Any, ...]
     vectors: Tensor
     weight: Tensor
 
 
-def _source(layer: Layer, dtype: torch.dtype) -> tuple[tuple[Any, ...], Tensor]:
-    base = layer.base.weight
-    stamp = (base.data_ptr(), _version(base), base.device, base.dtype, dtype, torch.is_inference_mode_enabled())
-    return stamp, torch.cat([vector.detach() for vector in _vectors(layer) if vector is not None])
+def _source(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+    base = layer.base.weight.detach()
+    pairs = [_version(matrix) for change in layer.changes.values() for matrix in (change.pair.A, change.pair.B)]
+    stamp = (base.data_ptr(), _version(base), _sample(base), base.device, dtype, torch.is_inference_mode_enabled(), *pairs)
+    return base, stamp, torch.cat([vector.detach() for vector in _vectors(layer) if vector is not None])
 
 
 def _vectors(layer: Layer) -> list[Tensor | None]:
@@ -203,6 +212,21 @@ def _vectors(layer: Layer) -> list[Tensor | None]:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> float:
+    flat = tensor.detach().reshape(-1)
+    return float(flat[:: max(1, len(flat) // 64)].double().sum())
+
+
+def _mark(x: Tensor) -> float:
+    """What tells that a tensor was changed in place: its version, or of an inference tensor, which has none, a sample."""
+    return _sample(x) if x.is_inference() else x._version
+
+
+def _traced() -> bool:
+    """Whether torch.compile or a transform of torch.func follows along: both want plain operations."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _obstacle(layer: Layer) -> str | None:
@@ -307,7 +331,8 @@ class _Merged(torch.autograd.Function):
                     if ctx.plan.path == "hybrid":
                         if id(change.pair) not in downs:
                             downs[id(change.pair)] = product(flat, change.A.to(flat.dtype))
-                        c = (rows.T @ downs[id(change.pair)]).to(change.dtype)
+                        wide = change.dtype if ctx.dtype == torch.float16 else ctx.dtype  # float16 would overflow
+                        c = (rows.T.to(wide) @ downs[id(change.pair)].to(wide)).to(change.dtype)
                     else:
                         c = product((rows.T @ flat).to(change.dtype), change.A)
                     c.mul_(change.B)
@@ -366,8 +391,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class QuickLinear(nn.Linear):
     """A linear layer that takes the quickest kernel while it needs no gradient. Layers become one and back: `quicken`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else product(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if torch.is_grad_enabled() else product(input, self.weight, self.bias)
 
 
 def quicken(model: nn.Module, on: bool = True) -> None:
@@ -387,5 +412,7 @@ def _onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.numel() >= SMALLEST
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(torch.backends.mkldnn.enabled)
+        and not _traced()
         and not torch.is_autocast_enabled("cpu")
     )

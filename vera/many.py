@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.checkpoint import FORMAT, HEAD_FORMAT, base_fingerprint, check_tensors, read_file, same_base
+from vera.checkpoint import FORMAT, HEAD_FORMAT, base_fingerprint, check_tensors, method_of, read_file, same_base
 from vera.errors import AdapterError
 from vera.kernels import quicken
-from vera.methods import disable, make_method
-from vera.methods.base import adaptation, changes, plain_names, remove_hooks, unload
+from vera.methods import disable
+from vera.methods.base import adaptation, changes, plain_names, refuse_many, remove_hooks, unload
 from vera.methods.vera import VeRA, VeRAChange
-from vera.sites import head_parameters, head_prefixes
+from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
+#: Arguments whose first dimension is the batch's, looked at first.
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
+#: Models whose layers read (tokens, samples, width).
+TOKENS_FIRST = ("xlnet",)
 
 
 class Adapters:
@@ -40,7 +44,12 @@ class Adapters:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises AdapterError where the model carries an adapter of its own."""
+        """Raises AdapterError where the model carries an adapter of its own, or cannot tell its samples apart."""
+        refuse_many(model)
+        if getattr(getattr(model, "config", None), "model_type", None) in TOKENS_FIRST:
+            raise AdapterError(
+                f"a {type(model).__name__} lays out its batch by tokens: samples cannot have adapters of their own"
+            )
         if adaptation(model):
             raise AdapterError("this model carries an adapter: its base model takes many (vera.unload)")
         self.model = model
@@ -50,9 +59,9 @@ class Adapters:
         self._parameters: dict[str, Tensor] = {}  # of the adapted model, by the file's names
         self._fixed: dict[str, Any] = {}
         self._base: dict[str, str] = {}
-        self._names: Names | None = None  # of the call, or of `use`
-        self._rows: Tensor | None = None
-        self._used: Names | None = None
+        self._used: list[str | None] | None = None  # by `use`
+        self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
+        self._answered = False  # a head has been heard in this call
 
     # --- who is there
 
@@ -71,10 +80,12 @@ class Adapters:
         Raises AdapterError, with nothing changed, where the name is taken, a file is damaged or does not fit the model,
         or the adapter's settings differ from those of the adapters here.
         """
+        if not isinstance(name, str) or not name:
+            raise AdapterError(f"an adapter's name is a word, not {name!r}")
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
         header, tensors = read_file(path, FORMAT)
-        method = make_method(**header["method"])
+        method = method_of(path, header)
         if not isinstance(method, VeRA):
             raise AdapterError(f"{path}: a {method.kind} adapter; only VeRA's share their projections")
         if self.method is None:
@@ -82,7 +93,7 @@ class Adapters:
         try:
             self._check(path, method, header, tensors)
             heads = self._head(head) if head else None
-        except AdapterError:
+        except BaseException:
             if not self.vectors:
                 self.unload()
             raise
@@ -95,78 +106,99 @@ class Adapters:
         self._known([name])
         del self.vectors[name]
         self.heads.pop(name, None)
+        if not self.vectors:  # the next one may have another rank
+            self.unload()
 
     def unload(self) -> None:
         """Forgets every adapter; the model is the plain base model again."""
         self.vectors.clear()
         self.heads.clear()
-        self.method = None
+        if self.method is None:
+            return
+        self.method, self._active = None, None
+        self.model.__dict__.pop("_adapters")
         quicken(self.model, False)
         for module in self.model.modules():
-            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads)
+            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _not_here)
+            module.__dict__.pop("_head_prefix", None)
         unload(self.model)
 
     # --- a call
 
     @contextmanager
     def use(self, names: Names) -> Iterator[None]:
-        """Within it every call of the model is for samples of these adapters, also those that `generate` makes.
+        """Within it the model, and each part of it, answers for samples of these adapters: for `generate`, and encoders.
 
         A batch that is a multiple of the names (beams) repeats each name. Raises AdapterError for an unknown name.
         """
-        self._known(names)
-        before, self._used = self._used, list(names)
+        names, before = self._known(names), self._used
+        if not names:
+            raise AdapterError("no adapter names: each sample needs one")
+        self._used = names
+        self._set(names, repeats=True)
         try:
             yield
         finally:
             self._used = before
+            self._set(before, repeats=True)
+
+    def _set(self, names: list[str | None] | None, repeats: bool) -> None:
+        """Gives every layer b and d of each sample; None makes the model the base model."""
+        if names is self._active:
+            return
+        named = names is not None and any(name is not None for name in names)
+        rows = None
+        if names is not None and named:
+            zero = torch.zeros_like(next(iter(self.vectors.values())))
+            like = next(iter(self._parameters.values()))  # the model may have been moved or cast since
+            rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
+        start = 0
+        for change in self._changes():
+            vectors: list[Tensor | None] = []
+            for vector in (change.b, change.d):
+                end = start + (0 if vector is None else len(vector))
+                vectors.append(None if rows is None or vector is None else rows[:, start:end])
+                start = end
+            change.rows, change.repeats = (None if rows is None else (vectors[0], vectors[1])), repeats
+        disable(self.model, not named)
+        self._active = names
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The model's forward pre-hook: sets b and d of each sample, and takes `adapter_names` away."""
-        keywords = dict(keywords)
+        keywords, self._answered = dict(keywords), False
         names = keywords.pop("adapter_names", None)
-        exact = names is not None
-        names = self._used if names is None else names
         if names is None:
+            self._set(self._used, repeats=True)
             return arguments, keywords
-        self._known(names)
-        samples = next((len(v) for v in (*arguments, *keywords.values()) if isinstance(v, Tensor) and v.dim()), 0)
-        times, rest = divmod(samples, max(len(names), 1))
-        if rest or not times or (exact and times > 1):
+        names = self._known(names)
+        tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
+        samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
+        if samples != len(names):
             raise AdapterError(f"{len(names)} adapter names for {samples} samples: each sample needs one")
-        names = [name for name in names for _ in range(times)]
-        if not any(name is not None for name in names):
-            return arguments, keywords
-        zero = torch.zeros_like(next(iter(self.vectors.values())))
-        rows = torch.stack([zero if name is None else self.vectors[name] for name in names])
-        start = 0
-        for change in self._changes():
-            vectors = []
-            for vector in (change.b, change.d):
-                size = 0 if vector is None else len(vector)
-                vectors.append(rows[:, start : start + size] if size else None)
-                start += size
-            change.rows = (vectors[0], vectors[1])
-        self._names = names
-        disable(self.model, False)
+        self._set(names, repeats=False)
         return arguments, keywords
 
     def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
-        """The model's forward hook: between two calls it is the base model."""
-        self._names = None
-        for change in self._changes():
-            change.rows = None
-        disable(self.model)
+        """The model's forward hook: after a call with names of its own the model is again what it was."""
+        active = self._active or []
+        self._set(self._used, repeats=True)
+        if result is not None and not self._answered and any(name in self.heads for name in active):
+            raise AdapterError("an adapter's own head was never called by this model: the answer was not its own")
 
     def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head: computes anew what belongs to adapters with heads of their own."""
-        if self._names is None or not isinstance(output, Tensor):
+        self._answered = True
+        if not any(name in self.heads for name in self._active or []):
             return output
+        names = self._active or []
+        if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
+            raise AdapterError("this model's head does not give an answer for each sample: adapters cannot have their own")
+        names = [name for name in names for _ in range(len(output) // len(names))]
         prefix: str = module.__dict__["_head_prefix"]
-        for name in {n for n in self._names if n in self.heads}:
-            at = torch.tensor([i for i, n in enumerate(self._names) if n == name], device=output.device)
-            own = {n.removeprefix(prefix): v for n, v in self.heads[name].items() if n.startswith(prefix)}
-            mine = tuple(a[at] if isinstance(a, Tensor) else a for a in arguments)
+        for name in {n for n in names if n in self.heads}:
+            at = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
+            own = {n.removeprefix(prefix): v.to(output) for n, v in self.heads[name].items() if n.startswith(prefix)}
+            mine = tuple(a[at] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a for a in arguments)
             hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
             try:
                 output = output.index_copy(0, at, functional_call(module, own, mine))
@@ -193,6 +225,9 @@ class Adapters:
         vectors = (v for change in self._changes() for v in (change.b, change.d) if v is not None)
         self._parameters = {names[id(v)]: v for v in vectors}
         self.method, self._fixed = method, method.fixed(self.model)
+        if backbone := backbone_prefix(self.model):
+            self.model.get_submodule(backbone).register_forward_pre_hook(_not_here, with_kwargs=True)
+        self.model.__dict__["_adapters"] = self
         disable(self.model)
 
     def _changes(self) -> Iterator[VeRAChange]:
@@ -219,9 +254,19 @@ class Adapters:
         check_tensors(path, wanted, tensors, "Same number of labels?")
         return {name: tensor.to(wanted[name]) for name, tensor in tensors.items()}
 
-    def _known(self, names: Names) -> None:
+    def _known(self, names: Names) -> list[str | None]:
+        if isinstance(names, str):
+            raise AdapterError(f"adapter names are a list with one for each sample, not {names!r}")
+        names = list(names)
         for name in names:
-            if name is not None and name not in self.vectors:
+            if name is not None and (not isinstance(name, str) or name not in self.vectors):
                 near = get_close_matches(str(name), self.vectors, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise AdapterError(f"no adapter {name!r} among the {len(self)} here.{hint}")
+        return names
+
+
+def _not_here(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    """A forward pre-hook of the backbone, which would swallow the names."""
+    if "adapter_names" in keywords:
+        raise AdapterError("adapter_names goes to the whole model; for a part of it: with adapters.use(names)")

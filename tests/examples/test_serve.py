@@ -92,3 +92,19 @@ def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
     assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
     with urllib.request.urlopen(f"{url}/adapters", timeout=30) as answer:
         assert json.load(answer) == ["a0", "a1", "a2", "a3", "a4"]
+
+
+def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
+    url, app, alone, tokenizer = served
+    work = [{"adapter": "a2", "text": TEXTS[i % 4], **({"text_pair": TEXTS[0]} if i % 3 else {})} for i in range(40)]
+    work[7]["text"] = "dog " * 5000  # longer than the model reads
+    app.state.batches.clear()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda body: post(url, **body), work))
+    assert max(app.state.batches) > 1
+    for body, answer in zip(work, answers, strict=True):
+        words = [body["text"], *([body["text_pair"]] if "text_pair" in body else [])]
+        batch = tokenizer(*words, truncation=True, max_length=48, return_tensors="pt")
+        with torch.no_grad():
+            expected = alone["a2"](**batch).logits.softmax(-1)[0].tolist()
+        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)

@@ -272,7 +272,22 @@ def another_base(model):
     model.query.base.weight = nn.Parameter(model.query.base.weight + 0.1, requires_grad=False)
 
 
+def another_base_at_the_same_address(model):
+    kept = model.query.base.weight.clone()
+    model.query.base.weight = None
+    model.query.base.weight = nn.Parameter(kept * 2, requires_grad=False)
+
+
+def the_base_behind_the_version_counter(model):
+    model.query.base.weight.data.mul_(0)
+
+
+def a_projection(model):
+    next(changes(model)).pair.A.mul_(0.5)
+
+
 CHANGES = [through_the_optimizer, behind_the_version_counter, one_element_of_d, the_base, another_base]
+CHANGES += [another_base_at_the_same_address, the_base_behind_the_version_counter, a_projection]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -354,15 +369,17 @@ def test_a_cross_attention_computes_apart_and_its_members_leave_the_group(comput
     assert computed == [2, 2, 1] * 2 + [2, 1, 1] * 2
 
 
-def test_an_input_changed_in_place_is_computed_anew():
+@pytest.mark.parametrize("guard", [torch.enable_grad, torch.inference_mode])
+def test_an_input_changed_in_place_is_computed_anew(guard):
     class InPlace(Attention):
         def forward(self, x):
             return super().forward(x.mul_(2))
 
     ours, theirs = pair(lambda: InPlace(8, 6), 12, "auto", "auto")
     x = torch.randn(3, 5, 8).double()
-    for mine, other in zip(ours(x.clone()), theirs(x.clone()), strict=True):
-        assert torch.allclose(mine, other, rtol=0, atol=1e-12)
+    with guard():
+        for mine, other in zip(ours(x.clone()), theirs(x.clone()), strict=True):
+            assert torch.allclose(mine, other, rtol=0, atol=1e-12)
 
 
 def test_nothing_is_left_of_a_call_that_failed():
@@ -411,6 +428,51 @@ def test_a_copy_has_groups_of_its_own():
     assert not torch.allclose(answer(model), answer(other))
     vera.unload(other)
     answer(other)
+
+
+def test_a_merge_and_a_switched_off_adapter_free_the_kept_weights():
+    model, method = Attention(8, 6), vera.VeRA(rank=12, path="hybrid", weights="keep")
+    method.adapt(model)
+    for free in (lambda: method.merge(model), lambda: vera.disable(model)):
+        vera.disable(model, False)
+        method.unmerge(model)
+        model(torch.randn(3, 8))
+        assert len(model.query.group.kept) == 2
+        free()
+        assert not model.query.group.kept
+
+
+def test_a_pickled_model_is_the_same_model(tmp_path):
+    """Never in this project's files; but users send models to other processes."""
+    model = tiny_model()
+    vera.VeRA(rank=40, path="hybrid").adapt(model)
+    shake(model)
+    expected = answer(model)
+    torch.save(model, tmp_path / "model")
+    assert torch.equal(answer(torch.load(tmp_path / "model", weights_only=False)), expected)
+
+
+def test_transforms_of_torch_func_see_plain_operations():
+    ours, theirs = pair(lambda: Attention(64, 48), 96, "auto", "auto")
+    ours, theirs = ours.float(), theirs.float()
+    for module in theirs.modules():
+        module.requires_grad_(False)
+    x = torch.randn(600, 64)
+    results = [torch.func.grad(lambda x, m=m: attend(m, x))(x) for m in (ours, theirs)]
+    assert torch.allclose(*results, rtol=1e-4, atol=1e-2 * results[1].abs().max())
+
+
+def test_float16_does_not_overflow_where_the_factor_path_does_not():
+    torch.manual_seed(0)
+    for path in ("factor", "hybrid", "materialised"):
+        torch.manual_seed(0)
+        model = Attention(64, 48)
+        vera.VeRA(rank=256, path=path).adapt(model)
+        shake(model)
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = sum(o.float().square().sum() for o in model(torch.randn(600, 64))) * 100
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad), path
 
 
 # --- combinations that would be wrong

@@ -208,8 +208,121 @@ def test_a_model_that_folds_its_samples_is_refused(tmp_path):
     model = copy.deepcopy(base)
     adapters = vera.Adapters(model)
     adapters.add("a", train_one(base, 0, tmp_path, sites=["query"])[1])
-    with pytest.raises(vera.AdapterError, match="folds the samples"):
+    with pytest.raises(vera.AdapterError, match="10 samples at a layer for 2 adapter names"):
         model(torch.randn(2, 5, 8), adapter_names=["a", "a"])
+
+
+@torch.no_grad()
+def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(two):
+    base, model, adapters, files = two
+    alone = copy.deepcopy(base)
+    vera.load(alone, files["bob"])
+    with adapters.use(["bob"]):
+        inside = model.bert(ids()).last_hidden_state
+    assert torch.allclose(inside, alone.bert(ids()).last_hidden_state, rtol=0, atol=1e-6)
+    assert torch.allclose(model.bert(ids()).last_hidden_state, base.bert(ids()).last_hidden_state, rtol=0, atol=1e-6)
+    with pytest.raises(vera.AdapterError, match="goes to the whole model"):
+        model.bert(ids(), adapter_names=["bob"] * 6)
+
+
+@torch.no_grad()
+def test_names_come_as_any_list(two):
+    _, model, adapters, _ = two
+    expected = model(ids(), adapter_names=["bob"] * 6).logits
+    assert torch.equal(model(ids(), adapter_names=iter(["bob"] * 6)).logits, expected)
+    with adapters.use(name for name in ["bob"] * 6):
+        assert torch.equal(model(ids()).logits, expected)
+        other = model(position_ids=torch.arange(9)[None], input_ids=ids(), adapter_names=["alice"] * 6).logits
+        assert not torch.allclose(other, expected)
+        assert torch.equal(model(ids()).logits, expected)
+    with pytest.raises(vera.AdapterError, match="a list with one for each sample, not 'bob'"):
+        model(ids(), adapter_names="bob")
+    with pytest.raises(vera.AdapterError, match="no adapter names"), adapters.use([]):
+        pass
+    with pytest.raises(vera.AdapterError, match="no adapter 3"):
+        model(ids(), adapter_names=[3] * 6)
+    for name in (None, "", 5):
+        with pytest.raises(vera.AdapterError, match="name is a word"):
+            adapters.add(name, "nowhere")
+
+
+@torch.no_grad()
+def test_an_interrupted_call_leaves_the_base_model_for_the_next(two):
+    base, model, _, _ = two
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    hook = model.bert.encoder.layer[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids(), adapter_names=["alice"] * 6)
+    hook.remove()
+    assert torch.allclose(model(ids()).logits, base(ids()).logits, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two):
+    _, model, adapters, files = two
+    for change in (
+        vera.unload,
+        lambda m: vera.load(m, files["bob"]),
+        lambda m: vera.start_from(m, files["bob"]),
+        vera.Adapters,
+    ):
+        with pytest.raises(vera.AdapterError, match=r"holds many adapters \(vera.Adapters\): their unload\(\) comes first"):
+            change(model)
+    adapters.unload()
+    vera.load(model, files["bob"])
+
+
+@torch.no_grad()
+def test_a_model_cast_afterwards_answers_in_its_new_precision(two):
+    _, model, _, _ = two
+    expected = model(ids(), adapter_names=["alice", "bob"] * 3).logits
+    model.double()
+    assert torch.allclose(model(ids(), adapter_names=["alice", "bob"] * 3).logits.float(), expected, rtol=0, atol=1e-5)
+    assert model.classifier(input=torch.zeros(1, 32).double()).shape == (1, 2)
+
+
+def test_after_the_last_one_another_rank_may_come(two, tmp_path):
+    base, model, adapters, _ = two
+    for name in ("alice", "bob"):
+        adapters.remove(name)
+    adapters.add("wide", train_one(base, 5, tmp_path, rank=20)[1])
+    model(ids(2), adapter_names=["wide", None])
+
+
+class NeverCalled(nn.Module):
+    """A model that reaches into its head and never calls it."""
+
+    base_model_prefix = "body"
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential()
+        self.body.query = nn.Linear(8, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 3)])
+
+    def forward(self, x):
+        return self.heads[0](self.body(x))
+
+
+def test_a_head_that_is_never_called_is_no_silent_base_head(tmp_path):
+    base = NeverCalled()
+    model = copy.deepcopy(base)
+    adapters = vera.Adapters(model)
+    _, path, head = train_one(base, 0, tmp_path, sites=["query"])
+    adapters.add("a", path, head)
+    with pytest.raises(vera.AdapterError, match="own head was never called"):
+        model(torch.randn(2, 8), adapter_names=["a", "a"])
+
+
+def test_xlnet_is_refused():
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    config = XLNetConfig(vocab_size=40, d_model=32, n_layer=1, n_head=4, d_inner=64)
+    with pytest.raises(vera.AdapterError, match="by tokens"):
+        vera.Adapters(XLNetForSequenceClassification(config))
 
 
 def test_a_model_with_one_adapter_says_that_names_need_many():

@@ -193,6 +193,8 @@ class Method(ABC):
         for module in model.modules():
             if isinstance(module, Added):
                 module.enabled = not disabled
+            if disabled and isinstance(module, AdaptedLinear):
+                module.forget_kept()
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     (`model.save_pretrained(folder)`).
     Raises AdapterError where the adapter cannot be merged.
     """
+    refuse_many(model)
     adapted = adaptation(model)
     if adapted is None:
         return
@@ -230,6 +233,12 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     del model._adaptation
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapted.trainable)
+
+
+def refuse_many(model: nn.Module) -> None:
+    """Raises AdapterError for a model that vera.Adapters holds: what it carries changes from call to call."""
+    if "_adapters" in model.__dict__:
+        raise AdapterError("this model holds many adapters (vera.Adapters): their unload() comes first")
 
 
 def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
@@ -367,6 +376,7 @@ class AdaptedLinear(Added):
         if not self.enabled:
             raise AdapterError("this adapter is switched off: vera.disable(model, False) comes before a merge")
         if not self.merged:
+            self.forget_kept()
             self.check_mergeable()
             self._unmerged_weight = cast(Tensor, self.base.weight).detach().clone()
             weight = self.weight()
@@ -384,6 +394,11 @@ class AdaptedLinear(Added):
     def forget_unmerged(self) -> None:
         """Makes the merge final."""
         self._unmerged_weight = None
+
+    def forget_kept(self) -> None:
+        """Frees the merged weight that its group keeps from call to call."""
+        if self.group is not None:
+            self.group.kept.pop(self, None)
 
 
 def adapter_dtype(base: nn.Module) -> torch.dtype:

@@ -69,6 +69,7 @@ class VeRAChange(Change):
         self.dropout = nn.Dropout(method.dropout)
         #: b and d of each sample of a batch, in place of the two above (vera.Adapters).
         self.rows: tuple[Tensor | None, Tensor | None] | None = None
+        self.repeats = False  # a batch that is a multiple of the rows (beams) takes each row as often
 
     @property
     def pair(self) -> Projections:
@@ -97,10 +98,13 @@ class VeRAChange(Change):
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.rows is not None:
-            if len(u) != next(len(v) for v in self.rows if v is not None):
-                raise AdapterError("this model folds the samples of a batch: its layers cannot tell whose adapter to take")
+            count = next(len(v) for v in self.rows if v is not None)
+            times, rest = divmod(len(u), count)
+            if rest or (times != 1 and not self.repeats):
+                raise AdapterError(f"{len(u)} samples at a layer for {count} adapter names: does this model fold its batch?")
             # (samples, length) beside (samples, ..., length)
-            b, d = (v if v is None else v.view(len(v), *[1] * (u.dim() - 2), -1) for v in self.rows)
+            shape = len(u), *[1] * (u.dim() - 2), -1
+            b, d = (v if v is None else v.repeat_interleave(times, 0).view(shape) for v in self.rows)
         v = frozen_linear(u if d is None else d * u, self.B)
         return v if b is None else b * v
 
