@@ -50,10 +50,10 @@ counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
 
 bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
-	@$(BIN)/python -m runs.bench $(if $(FULL),--full) output=$(OUTPUT) $(if $(DATA),data=$(DATA))
+	@$(BIN)/python -W ignore -m runs.bench $(if $(FULL),--full) output=$(OUTPUT) $(if $(DATA),data=$(DATA))
 
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
-	@$(BIN)/python -m runs.bench serving $(if $(FULL),--full) output=$(OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench serving $(if $(FULL),--full) output=$(OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
