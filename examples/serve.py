@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 import vera
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
+    logging.set_verbosity_error()  # its report of a head that is missing: the adapters bring theirs
     try:
         model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=options.labels).eval()
         tokenizer = AutoTokenizer.from_pretrained(options.model)
