@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runs.record import Record
+from runs.record import Record, defining
 
 #: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
 NOT_DEFINING = (
@@ -111,6 +111,7 @@ def settings_of(record: Record) -> str:
         return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
+    config |= {"train": defining(config["train"]), "model settings": record["config"]["model"].get("settings") or {}}
     start = (record.get("start") or {}).get("id")
     parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -44,8 +44,10 @@ class Model:
     revision: str | None = None
     path: str | None = None
     package: str | None = None
+    wheel: str | None = None  # name==version of a wheel that holds the model as GGUF
     sha256: str | None = None
     architecture: dict[str, Any] | None = None  # checked against the folder's config.json; null: whatever it is
+    settings: dict[str, Any] = field(default_factory=dict)  # of the configuration, other than the pretrained ones
 
 
 @dataclass
@@ -58,7 +60,10 @@ class Train:
     lr: float
     lr_head: float
     weight_decay: float
+    decay_all: bool
+    adam_eps: float
     warmup_ratio: float
+    warmup_steps: int | None
     schedule: str
     clip: float | None
     precision: str
@@ -97,7 +102,14 @@ def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     return default if value is None else value
 
 
+def _keep(*, _root_: DictConfig) -> str:
+    """The task's word on what stays on disk, or else the method's; but a method that keeps nothing keeps nothing."""
+    method, task = str(_root_.method.keep), _root_.task.get("keep")
+    return method if method == "none" or task is None else str(task)
+
+
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+OmegaConf.register_new_resolver("keep", _keep, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -409,17 +421,17 @@ def _check_values(config: dict[str, Any]) -> None:
         "train.schedule": (train["schedule"], ("linear", "cosine", "constant")),
         "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
         "select": (config["select"], ("paper", "unbiased")),
-        "keep": (config["keep"], ("best", "last", "none")),
+        "keep": (config["keep"], ("best", "last", "both", "none")),
         "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),
         "device": (config["device"], ("auto", "cpu", "cuda", "mps")),
     }
     for key, (value, words) in allowed.items():
         if value not in words:
             raise UserError(f"{key}={value}: should be one of {', '.join(words)}")
-    for key in ("epochs", "effective_batch", "max_length", "max_steps"):
-        if train[key] is not None and train[key] < 1:
-            raise UserError(f"train.{key}={train[key]}: should be at least 1")
-    for key in ("lr", "lr_head", "weight_decay", "warmup_ratio"):
+    for key in ("epochs", "effective_batch", "max_length", "max_steps", "warmup_steps"):
+        if train[key] is not None and train[key] < (key != "warmup_steps"):
+            raise UserError(f"train.{key}={train[key]}: should be at least {int(key != 'warmup_steps')}")
+    for key in ("lr", "lr_head", "weight_decay", "warmup_ratio", "adam_eps"):
         if not 0 <= train[key] < float("inf"):
             raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
     if train["warmup_ratio"] > 1:
@@ -432,7 +444,7 @@ def _check_values(config: dict[str, Any]) -> None:
     model, task = config["model"], config["task"]
     if model["modality"] != task["modality"]:
         raise UserError(f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}")
-    if not (model["path"] or model["hub"] or model["package"]):
+    if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
 
 

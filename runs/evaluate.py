@@ -73,7 +73,7 @@ def restore(record: Record, output: str) -> "Training":
 def _kept_result(record: Record) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept."""
     curve, config, result = record["curve"], record["config"], record["result"]
-    epoch = -1 if config["keep"] == "last" else curve["epoch"].index(result["best_epoch"])
+    epoch = -1 if config["keep"] in ("last", "both") else curve["epoch"].index(result["best_epoch"])
     return float(curve["metric"][epoch])
 
 

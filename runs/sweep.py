@@ -27,7 +27,7 @@ from runs.errors import UserError, describe, is_users
 from runs.identity import hash_of, run_id
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
 from runs.starts import start_file
-from runs.text import duration
+from runs.text import duration, shown
 
 Event = dict[str, Any]
 #: What transformers imports for any model: three seconds.
@@ -150,7 +150,10 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    return f"{result['metric']} {100 * result['best']:.1f} at epoch {result['best_epoch']:.3g}, last {100 * result['last']:.1f}"
+    best, last = (shown(result["metric"], result[which]) for which in ("best", "last"))
+    words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
+    scores = record["texts"]["scores"][0] if record.get("texts") else None  # of the last epoch, by the protocol
+    return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words
 
 
 def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
@@ -297,8 +300,8 @@ class Display:
             self._bar(event)
         elif event["phase"] == "evaluated":
             print(f"{self.head}  {self._words(event)}", flush=True)
-        elif event["phase"].startswith("resuming"):
-            print(f"{self.head}  {event['phase']}", flush=True)
+        elif event["phase"].startswith("resuming") or event.get("milestone"):
+            print(f"{self.head}  {event['phase']}" + (f" {event['done']}/{event['of']}" if "of" in event else ""), flush=True)
 
     def _bar(self, event: Event) -> None:
         if self.bar is None:
@@ -310,13 +313,18 @@ class Display:
             self.bar.total, self.bar.n = event["steps"], event["step"]
             epoch, _, self.bar.unit = self._words(event).partition("  ")
             self.bar.set_description_str(f"{self.head}  {epoch}")
+        elif "of" in event:
+            self.bar.total, self.bar.n = event["of"], event["done"]
+            self.bar.unit = f"{event['done']}/{event['of']}"
+            self.bar.set_description_str(f"{self.head}  {event['phase']}")
         else:
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
 
     def _words(self, event: Event) -> str:
         words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
-            words.append(f"dev {event['metric_name']} {100 * event['metric']:.1f} (best {100 * event['best']:.1f})")
+            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
+            words.append(f"dev {event['metric_name']} {now} (best {best})")
         pace = event["tokens_per_second"]
         words.append(f"{pace / 1000:.1f}k tok/s" if pace >= 1000 else f"{pace:.0f} tok/s")
         everything = event["seconds_left"] + self.later

@@ -31,17 +31,15 @@ import tasks
 import vera
 from runs import checkpoint, models
 from runs.config import Run
+from runs.decode import decode
 from runs.errors import UserError
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
 from runs.starts import start_file, start_id
+from runs.text import LESS_IS_BETTER
 
 Report = Callable[[dict[str, Any]], None]
-
-#: Rows are shuffled, cut into blocks of this many batches, and sorted by length within a block: batches of like
-#: lengths waste little on padding, and which rows meet still changes from epoch to epoch.
-BLOCK = 8
 
 
 @dataclass
@@ -63,7 +61,7 @@ def build(run: Run, start: bool = True) -> Built:
     task = tasks.load(config["task"])
     folder = models.fetch(config["model"])
     seed_everything(config["seed"])
-    model, tokenizer = models.load(folder, task.num_labels, task.problem)
+    model, tokenizer = models.load(folder, task.num_labels, task.problem, config["model"].get("settings"))
     # RoBERTa's positions begin after its padding index.
     positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
     task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length))
@@ -83,24 +81,31 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same batches."""
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8) -> list[list[int]]:
+    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same batches.
+
+    block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes from epoch
+    to epoch.
+    """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
     batches = []
-    for start in range(0, len(order), size * BLOCK):
-        block = sorted(order[start : start + size * BLOCK], key=lambda row: lengths[row])
-        batches += [block[i : i + size] for i in range(0, len(block), size)]
+    for start in range(0, len(order), size * block):
+        part = order[start : start + size * block]
+        if block > 1:
+            part.sort(key=lambda row: lengths[row])
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without weight decay."""
+    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without weight decay
+    (unless train.decay_all)."""
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     groups = []
     for name, parameters in method.parameter_groups(model).items():
         rate = train["lr_head"] if name == "head" else train["lr"]
-        free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+        free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms} if not train["decay_all"] else set()
         for suffix, decay, members in (
             ("", train["weight_decay"], [p for n, p in parameters.items() if n not in free]),
             (" (no decay)", 0.0, [p for n, p in parameters.items() if n in free]),
@@ -147,13 +152,14 @@ class Training:
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # Where nothing trains (method=none), the model is judged as it is.
         groups = self.groups or [{"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=self.settings["adam_eps"])
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         self.lengths = self.task.lengths("train")
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
-        warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps)
+        warmup = self.settings["warmup_steps"]
+        warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps) if warmup is None else warmup
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps)
         )
@@ -167,7 +173,7 @@ class Training:
                 key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
             },
             "predictions": [],
-            "seconds": {"train": 0.0, "evaluate": 0.0},
+            "seconds": {"train": 0.0, "evaluate": 0.0, "decode": 0.0},
             "tokens": 0,
             "status": "done",
             "error": None,
@@ -192,7 +198,8 @@ class Training:
         saved = time.monotonic()
         while self.state["step"] < self.total_steps and self.state["status"] == "done":
             epoch = self.state["epoch"]
-            batches = epoch_batches(self.lengths, self.settings["effective_batch"], self.config["data_seed"], epoch)
+            size, seed = self.settings["effective_batch"], self.config["data_seed"]
+            batches = epoch_batches(self.lengths, size, seed, epoch, self.task.block)
             for rows in batches[self.state["step"] - epoch * self.steps_per_epoch :]:
                 started = time.monotonic()
                 loss = self.step(rows)
@@ -206,8 +213,9 @@ class Training:
                         "error": f"loss became {loss} at epoch {epoch + 1}, step {self.state['step']}",
                     }
                     break
-                self.state["loss_sum"] += loss * len(rows)
-                self.state["rows"] += len(rows)
+                weight = self.task.weight("train", rows)
+                self.state["loss_sum"] += loss * weight
+                self.state["rows"] += weight
                 self._progress(loss)
                 if self.state["step"] == self.total_steps:
                     break
@@ -220,7 +228,8 @@ class Training:
             saved = time.monotonic()
         if not self.total_steps:
             self.end_epoch()
-        return self.finish()
+        texts = decode(self) if self.task.decodes and self.state["status"] == "done" else None
+        return self.finish(texts)
 
     def step(self, rows: list[int]) -> float:
         """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's mean."""
@@ -232,16 +241,16 @@ class Training:
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
-        total = 0.0
+        total, whole = 0.0, self.task.weight("train", rows)
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 batch = self._batch("train", part)
                 with self.accelerator.autocast():
-                    loss = self.task.loss(self.model(**batch))
+                    loss = self.task.loss(self.model, batch)
                     penalty = self.method.penalty(self.raw_model)
                     loss = loss if penalty is None else loss + penalty
-                weight = 0.0 if empty else len(part) / len(rows)
+                weight = 0.0 if empty else self.task.weight("train", part) / whole
                 self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
             total += float(loss.detach()) * weight
             self.state["tokens"] += int(batch["attention_mask"].sum())
@@ -279,8 +288,7 @@ class Training:
             curve[key].append(value)
         state["predictions"].append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         state |= {"epoch": state["epoch"] + 1, "loss_sum": 0.0, "rows": 0}
-        if self.config["keep"] == "last" or best_epoch(curve, self.config["select"]) == len(curve["epoch"]) - 1:
-            self._keep()
+        self._keep()
         state["seconds"]["evaluate"] += time.monotonic() - started
         if self.total_steps:
             self._progress(point["train_loss"], evaluated=True)
@@ -296,17 +304,17 @@ class Training:
         loss_sum, outputs = 0.0, dict[int, Any]()
         for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
             with self.accelerator.autocast():
-                result = self.raw_model(**self._batch("dev", part))
-            loss_sum += float(self.task.loss(result)) * len(part)
-            outputs |= dict(zip(part, result.logits.float().cpu().numpy(), strict=True))
+                loss, answers = self.task.answers(self.raw_model, self._batch("dev", part))
+            loss_sum += loss * self.task.weight("dev", part)
+            outputs |= dict(zip(part, answers, strict=True))
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
-        logits = np.stack([everything[row] for row in range(len(lengths))])
-        return sum(gather_object([loss_sum])) / len(lengths), self.task.predict(logits)
+        answers = np.stack([everything[row] for row in range(len(lengths))])
+        return sum(gather_object([loss_sum])) / self.task.weight("dev", range(len(lengths))), self.task.predict(answers)
 
     # --- the end
 
-    def finish(self) -> Record:
-        """The record, from the state."""
+    def finish(self, texts: dict[str, Any] | None) -> Record:
+        """The record, from the state. texts: what was decoded, and its scores."""
         config, state, curve = self.config, self.state, self.state["curve"]
         parts = {name: sum(p.numel() for p in ps.values()) for name, ps in self.method.parameter_groups(self.raw_model).items()}
         adapter = self.folder / "adapter.safetensors"
@@ -315,6 +323,7 @@ class Training:
         seconds, device = state["seconds"], self.accelerator.device
         train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
         cuda = device.type == "cuda"
+        decoded = {"decode_seconds": round(seconds["decode"], 3)} if texts else {}
         return {
             "schema": SCHEMA,
             "id": self.run_id,
@@ -371,15 +380,17 @@ class Training:
             "steps": state["step"],
             "curve": curve,
             "result": summarise(curve, self.task.metric, config["select"]),
+            "texts": texts,
             "cost": {
                 "train_seconds": round(seconds["train"], 3),
                 "evaluate_seconds": round(seconds["evaluate"], 3),
+                **decoded,
                 "tokens_per_second": round(state["tokens"] / max(seconds["train"], 1e-9), 1),
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak_memory(),
                 "adapter_bytes": adapter.stat().st_size if adapter.is_file() else trainable_bytes,
             },
             "predictions": {
-                "best": state["predictions"][best_epoch(curve, config["select"])] if state["predictions"] else None,
+                "best": state["predictions"][self.best()] if state["predictions"] else None,
                 "last": state["predictions"][-1] if state["predictions"] else None,
             },
             "deviations": deviations(self.run, self.task.notes),
@@ -403,18 +414,36 @@ class Training:
             method_state = self.method.training_state(self.raw_model)
             checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state)
 
+    def best(self) -> int:
+        """Index of the epoch that is best so far."""
+        return best_epoch(self.state["curve"], self.config["select"], self.task.metric)
+
+    @property
+    def best_file(self) -> Path:
+        """The adapter of the best epoch so far: kept on disk, or until its texts are decoded."""
+        return self.folder / ("adapter.safetensors" if self.config["keep"] == "best" else "adapter_best.safetensors")
+
     def _keep(self) -> None:
-        if self.config["keep"] == "none" or not self.accelerator.is_main_process:
+        """Writes the adapter, after an epoch, where it is the one to keep: the last, or the best so far."""
+        if not self.accelerator.is_main_process:
             return
+        keep, is_best = self.config["keep"], self.best() == len(self.state["curve"]["epoch"]) - 1
+        if is_best and (keep in ("best", "both") or self.task.decodes):
+            self._write(self.best_file)
+        if keep in ("last", "both"):
+            self._write(self.folder / "adapter.safetensors")
+
+    def _write(self, adapter: Path) -> None:
         if self.method.adapter_parameters(self.raw_model):
             dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config["adapter_precision"]]
-            vera.save(self.raw_model, self.method, self.folder / "adapter.safetensors", dtype)
-        vera.save_head(self.raw_model, self.folder / "head.safetensors")
+            vera.save(self.raw_model, self.method, adapter, dtype)
+        if self.task.num_labels:
+            vera.save_head(self.raw_model, self.folder / "head.safetensors")
 
     def _progress(self, loss: float, evaluated: bool = False) -> None:
         state, metrics = self.state, self.state["curve"]["metric"]
         spent = sum(state["seconds"].values())
-        best = best_epoch(state["curve"], self.config["select"])
+        best = self.best()
         self.report(
             {
                 "phase": "evaluated" if evaluated else "training",
@@ -438,10 +467,10 @@ def dev_halves(rows: int) -> tuple[Any, Any]:
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def best_epoch(curve: dict[str, list[Any]], select: str) -> int:
+def best_epoch(curve: dict[str, list[Any]], select: str, metric: str) -> int:
     """Index of the epoch that a protocol selects, the earliest of equals."""
     values = curve["metric" if select == "paper" else "metric_select"]
-    return values.index(max(values)) if values else 0
+    return values.index((min if metric in LESS_IS_BETTER else max)(values)) if values else 0
 
 
 def summarise(curve: dict[str, list[Any]], metric: str, select: str) -> dict[str, Any]:
@@ -452,7 +481,7 @@ def summarise(curve: dict[str, list[Any]], metric: str, select: str) -> dict[str
     """
     if not curve["metric"]:
         return {"metric": metric, "select": select, "best": None, "best_epoch": None, "last": None}
-    paper, unbiased = best_epoch(curve, "paper"), best_epoch(curve, "unbiased")
+    paper, unbiased = best_epoch(curve, "paper", metric), best_epoch(curve, "unbiased", metric)
     protocols = {
         "paper": {"best": curve["metric"][paper], "best_epoch": curve["epoch"][paper], "last": curve["metric"][-1]},
         "unbiased": {
@@ -502,6 +531,8 @@ def train(run: Run, run_id: str, report: Report) -> Record:
     if training.accelerator.is_main_process:
         write_record(run.config["output"], record)
         (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        if run.config["keep"] not in ("best", "both"):  # it was there to be decoded
+            training.best_file.unlink(missing_ok=True)
     training.accelerator.wait_for_everyone()
     training.accelerator.free_memory()
     return record

@@ -48,8 +48,11 @@ class Rows:
 class Task(ABC):
     """What the training loop needs. Splits are "train" and "dev"; indices address the rows of a split.
 
-    metric: the reported metric's name. num_labels: outputs of the model. problem: transformers' problem_type.
-    notes: what differs from the published data, in words, for the record.
+    metric: the reported metric's name. num_labels: outputs of the model; 0: a language model, without a head.
+    problem: transformers' problem_type. notes: what differs from the published data, in words, for the record.
+    block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
+    batches of like lengths waste little on padding; 1: plain random batches.
+    decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
     """
 
     name: str
@@ -57,6 +60,8 @@ class Task(ABC):
     num_labels: int
     problem: str
     notes: list[str]
+    block: int = 8
+    decodes: bool = False
 
     @abstractmethod
     def prepare(self, tokenizer: Any, max_length: int) -> None:
@@ -70,21 +75,55 @@ class Task(ABC):
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ..., labels (rows,)."""
 
-    def loss(self, outputs: Any) -> Any:
-        """The mean loss over the rows of a batch, from the model's outputs. transformers computes it from labels."""
-        return outputs.loss
+    def weight(self, split: str, indices: Sequence[int]) -> float:
+        """Over how many units a batch's loss is a mean: its rows, or a language model's tokens."""
+        return len(indices)
+
+    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """The mean training loss of a batch (a scalar tensor). transformers computes it from labels."""
+        return model(**batch).loss
+
+    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
+        """The mean evaluation loss of a batch, and what `predict` needs of each row: here the logits (rows, num_labels)."""
+        outputs = model(**batch)
+        return float(outputs.loss), outputs.logits.float().cpu().numpy()
 
     @abstractmethod
     def predict(self, outputs: Array) -> Array:
-        """Predictions (rows,) from the model's logits (rows, num_labels)."""
+        """Predictions from the answers of all rows, in their order."""
 
     @abstractmethod
     def score(self, predictions: Array, labels: Array) -> float:
-        """The metric, as a fraction (0.89, not 89)."""
+        """The metric, as a fraction (0.89, not 89); a perplexity as it is."""
 
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels of a split."""
+
+
+class Decoding(Task):
+    """A task whose trained model writes a text for each of `items`, scored at the end by more than one metric."""
+
+    decodes = True
+    split: str  # whose items they are
+    items: list[Any]
+    variants: list[str]  # each item's texts are written in these ways, the first of which is the protocol's
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """How texts are decoded, for the record."""
+
+    @abstractmethod
+    def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
+        """For each of these items its texts by variant."""
+
+    @abstractmethod
+    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The metrics of a text for every item, None where one cannot be had, and the reasons under "unavailable"."""
+
+    @abstractmethod
+    def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
+        """Writes texts by name, and what they are scored against, as files in the format of the metrics' own scripts."""
 
 
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:

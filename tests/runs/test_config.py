@@ -58,7 +58,7 @@ def error_of(words) -> str:
         (["train.lr=nan"], "train.lr=nan: should be a number that is not negative"),
         (["train.schedule=step"], "train.schedule=step: should be one of linear, cosine, constant"),
         (["select=test"], "select=test: should be one of paper, unbiased"),
-        (["keep=all"], "keep=all: should be one of best, last, none"),
+        (["keep=all"], "keep=all: should be one of best, last, both, none"),
         (["device=gpu"], "device=gpu: should be one of auto, cpu, cuda, mps"),
         (["micro_batch=0"], "micro_batch=0: should be at least 1"),
         (["model=encoder"], "model=encoder names no weights. Give model.path="),

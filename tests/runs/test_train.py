@@ -161,8 +161,9 @@ def test_the_halves_of_dev_are_fixed_and_disjoint():
 
 def test_selection_takes_the_earliest_of_equals():
     curve = {"metric": [0.5, 0.7, 0.7], "metric_select": [0.9, 0.1, 0.2]}
-    assert best_epoch(curve, "paper") == 1
-    assert best_epoch(curve, "unbiased") == 0
+    assert best_epoch(curve, "paper", "accuracy") == 1
+    assert best_epoch(curve, "unbiased", "accuracy") == 0
+    assert best_epoch(curve, "paper", "perplexity") == 0
 
 
 # --- the record

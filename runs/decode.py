@@ -1,0 +1,169 @@
+"""The texts that a trained model writes, and their scores: for the last epoch, and for the best one where it is another.
+
+Texts are saved as they come, so that a killed run goes on where it was. They stay in the run's folder: decoded_last.jsonl
+and, in the format of the metrics' own scripts, the task's text files.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+import vera
+from tasks.base import Decoding
+
+if TYPE_CHECKING:
+    from runs.train import Training
+
+#: Variant of decoding -> a text for each item.
+Texts = dict[str, list[str]]
+
+
+def decode(training: "Training") -> dict[str, Any]:
+    """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`."""
+    task, curve = cast(Decoding, training.task), training.state["curve"]
+    last, best = len(curve["epoch"]) - 1, training.best()
+    found = {"last": _texts(training, "last")}
+    if best == last:
+        found["best"] = found["last"]
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what copying a transformers model touches
+            training.method = vera.load(training.raw_model, training.best_file)
+        found["best"] = _texts(training, "best")
+    epochs = {"last": curve["epoch"][last], "best": curve["epoch"][best]}
+    training.report({"phase": "scoring"})
+    if not training.accelerator.is_main_process:  # which writes no record
+        return {}
+    write(task, training.folder, found)
+    about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
+    return {**about, "scores": scores(task, found, epochs)}
+
+
+def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
+    """An entry for each epoch (last, best) and variant, the last epoch by the protocol's variant first."""
+    kept: dict[str, dict[str, Any]] = {}  # equal texts have equal scores, and METEOR takes a while
+    entries = []
+    for which, texts in found.items():
+        for variant in task.variants:
+            digest = hashlib.sha256(json.dumps(texts[variant]).encode()).hexdigest()[:16]
+            if digest not in kept:
+                kept[digest] = task.scores(texts[variant])
+            entries.append({"which": which, "epoch": epochs[which], "variant": variant, **kept[digest], "hash": digest})
+    return entries
+
+
+def write(task: Decoding, folder: Path, found: Mapping[str, Texts]) -> None:
+    """The texts as files in the format of the metrics' own scripts."""
+    task.write(folder, {f"{which}_{variant}": texts[variant] for which, texts in found.items() for variant in task.variants})
+
+
+def read(task: Decoding, folder: Path) -> dict[str, Texts]:
+    """The texts of a finished run, by epoch (last, and best where it is another). Raises OSError where there are none."""
+    found = {}
+    for which in ("last", "best"):
+        path = folder / f"decoded_{which}.jsonl"
+        if which == "last" or path.is_file():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+            by_item = {line["item"]: line["texts"] for line in lines}
+            found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
+    return {"best": found["last"], **found}
+
+
+def _texts(training: "Training", which: str) -> Texts:
+    """Every item's texts; those that an earlier try has saved are not decoded again."""
+    task, accelerator = cast(Decoding, training.task), training.accelerator
+    started = time.monotonic()
+    path = training.folder / f"decoded_{which}.jsonl"
+    trained = {name: p for name, p in training.raw_model.named_parameters() if p.requires_grad}
+    of = {"run": training.run_id, "weights": _weights(trained), "decoding": task.settings()}
+    saved = _saved(path, of, task.variants)
+    accelerator.wait_for_everyone()  # all have read before the first one writes
+    file = None
+    if accelerator.is_main_process:
+        file = _continue(path, of, saved)
+    left = sorted((i for i in range(len(task.items)) if i not in saved), key=lambda i: len(task.items[i][0]))
+    size = max(1, training.config["eval_batch"] // task.settings()["beams"])
+    world, rank = accelerator.num_processes, accelerator.process_index
+    rounds = math.ceil(len(left) / (size * world))
+    if saved:
+        print(f"{len(saved)} of the {len(task.items)} texts ({which}) are there already", flush=True)
+    training.raw_model.eval()
+    with _merged(training), contextlib.closing(file) if file else contextlib.nullcontext():
+        for turn in range(rounds):
+            _report(training, which, len(saved), len(task.items), turn, rounds)
+            mine = left[(turn * world + rank) * size :][:size]
+            with accelerator.autocast():
+                texts = task.decode(training.raw_model, mine) if mine else []
+            for item, written in gather_object(list(zip(mine, texts, strict=True))):
+                saved[item] = written
+                if file:
+                    file.write(json.dumps({"item": item, "texts": written}, ensure_ascii=False) + "\n")
+            if file:
+                file.flush()
+    training.state["seconds"]["decode"] += time.monotonic() - started
+    _report(training, which, len(saved), len(task.items), 1, 1)
+    return {variant: [saved[i][variant] for i in range(len(task.items))] for variant in task.variants}
+
+
+def _report(training: "Training", which: str, done: int, of: int, turn: int, turns: int) -> None:
+    quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
+    phase = f"decoding ({which} epoch)"
+    training.report({"phase": phase, "done": done, "of": of, "milestone": quarter})
+
+
+@contextlib.contextmanager
+def _merged(training: "Training") -> Any:
+    """The adapter in the weights, where the method can do that: every step then costs what the base model's does."""
+    method, model = training.method, training.raw_model
+    try:
+        method.merge(model)
+    except vera.AdapterError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        method.unmerge(model)
+
+
+def _weights(parameters: Mapping[str, Tensor]) -> str:
+    """A hash of the trained values: texts of other values are no part of this run."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
+    """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is left out."""
+    found: dict[int, dict[str, str]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if not lines or json.loads(lines[0]) != of:
+            return {}
+        for line in lines[1:]:
+            entry = json.loads(line)
+            found[int(entry["item"])] = {variant: str(entry["texts"][variant]) for variant in variants}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return found
+
+
+def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
+    """The file, open at its end, with the header and what is saved: written anew, since a kill may have cut a line."""
+    partial = path.with_suffix(".part")
+    lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
+    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+    return open(path, "a", encoding="utf-8")

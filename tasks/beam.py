@@ -1,0 +1,131 @@
+"""The beam search behind the E2E numbers of LoRA and VeRA (microsoft/LoRA, examples/NLG), batched and with a cache.
+
+It is not transformers' search:
+- no n-gram of the generated tokens may repeat (the prompt's do not count); a banned token's logit is removed before the
+  softmax, so that the rest is renormalised;
+- each step keeps the best `beams` of all beams x vocabulary candidates. One that ends with an end token scores
+  sum log p / length ** penalty (the length of what was generated, the end token included), is kept if it is the best so
+  far, and dies: nothing takes its place in that step;
+- when the steps are over, the beams that are left compete under the same score.
+
+The penalty takes no part in the search itself, only in the choice among what it found: several are had for the price of
+one. A prompt is left as soon as none of its beams can win any more, which changes no result: log p only falls, and so a
+beam's score is at most its sum so far / longest length ** penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """beams: candidates kept in each step. penalties: exponents of the length, not negative. no_repeat_ngram: 0 allows
+    repeats. max_new_tokens: steps. ends: the tokens that end a text."""
+
+    beams: int
+    penalties: tuple[float, ...]
+    no_repeat_ngram: int
+    max_new_tokens: int
+    ends: tuple[int, ...]
+
+
+@torch.no_grad()
+def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) -> list[list[list[int]]]:
+    """The best continuation of each prompt by each penalty: token ids, the end token included.
+
+    model: a causal language model of transformers, in evaluation mode. All prompts are searched at once.
+    """
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    beams, steps = search.beams, search.max_new_tokens
+    ends = torch.tensor(search.ends, device=device)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # transformers' older name
+    call: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits[:, -1].float()
+
+    best: list[list[list[int]]] = [[[] for _ in search.penalties] for _ in prompts]
+    best_score = torch.full((len(prompts), len(search.penalties)), -torch.inf, device=device)
+    # What follows holds the prompts that are still searched, a row of `beams` each.
+    alive = list(range(len(prompts)))
+    vocabulary = logits.shape[-1]
+    first = logits.log_softmax(-1).topk(min(beams, vocabulary))  # the first step has one beam
+    empty = beams - first.values.shape[1]
+    scores = torch.nn.functional.pad(first.values, (0, empty), value=-torch.inf)
+    tokens = torch.nn.functional.pad(first.indices, (0, empty))
+    history = tokens.unsqueeze(-1)  # (prompts, beams, tokens so far)
+    cache.batch_repeat_interleave(beams)
+    mask, positions = mask.repeat_interleave(beams, 0), positions[:, -1:].repeat_interleave(beams, 0)
+    for length in range(1, steps + 1):
+        over = length == steps
+        ended = torch.ones_like(tokens, dtype=torch.bool) if over else torch.isin(tokens, ends)
+        _keep_best(best, best_score, alive, scores, history, ended, search.penalties)
+        scores = scores.masked_fill(ended, -torch.inf)
+        hopeful = scores.max(1).values.unsqueeze(1) / torch.tensor([float(steps) ** p for p in search.penalties], device=device)
+        going = (hopeful > best_score[alive]).any(1)
+        if over or not going.any():
+            break
+        if not going.all():
+            scores, history = scores[going], history[going]
+            rows = going.nonzero()[:, 0].repeat_interleave(beams) * beams + torch.arange(beams, device=device).repeat(
+                int(going.sum())
+            )
+            cache.batch_select_indices(rows)
+            mask, positions = mask[rows], positions[rows]
+            alive = [prompt for prompt, goes in zip(alive, going.tolist(), strict=True) if goes]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions + 1
+        flat = history.flatten(0, 1)
+        logits = model(input_ids=flat[:, -1:], attention_mask=mask, position_ids=positions, **call).logits[:, -1].float()
+        ban_repeats(logits, flat, search.no_repeat_ngram)
+        # The best of a prompt are among the best of its beams.
+        each = logits.log_softmax(-1).topk(min(beams, vocabulary))
+        found = (scores.flatten().unsqueeze(1) + each.values).view(len(alive), -1).topk(beams)
+        scores, width = found.values, each.values.shape[1]
+        parents = found.indices // width
+        tokens = each.indices.view(len(alive), -1).gather(1, found.indices)
+        history = torch.cat([history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length)), tokens.unsqueeze(-1)], -1)
+        cache.reorder_cache((parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten())
+    return best
+
+
+def _keep_best(
+    best: list[list[list[int]]],
+    best_score: Tensor,
+    alive: list[int],
+    scores: Tensor,
+    history: Tensor,
+    ended: Tensor,
+    penalties: Sequence[float],
+) -> None:
+    """Notes, for each prompt and penalty, the best of the beams that have ended (prompts, beams), if it is a better one."""
+    if not ended.any():
+        return
+    length = history.shape[-1]
+    score, beam = scores.masked_fill(~ended, -torch.inf).max(1)
+    for row, prompt in enumerate(alive):
+        for which, penalty in enumerate(penalties):
+            normalised = score[row] / length**penalty
+            if normalised > best_score[prompt, which]:
+                best_score[prompt, which] = normalised
+                best[prompt][which] = history[row, beam[row]].tolist()
+
+
+def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
+    """Removes, in place, the logits (rows, vocabulary) of each token that would repeat an n-gram of history (rows, tokens)."""
+    if not 0 < size <= history.shape[1]:
+        return
+    grams = history.unfold(1, size, 1)  # (rows, windows, size)
+    last = history[:, history.shape[1] - size + 1 :]
+    rows, windows = (grams[..., :-1] == last.unsqueeze(1)).all(-1).nonzero(as_tuple=True)
+    logits[rows, grams[rows, windows, -1]] = -torch.inf

@@ -1,0 +1,253 @@
+"""The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python mode).
+
+    python -m tasks.e2e_metrics REFERENCES HYPOTHESES [--json]
+
+REFERENCES holds a block of lines for each item, with a blank line between items; HYPOTHESES a line for each item.
+BLEU, METEOR and ROUGE-L are printed times 100, as papers do; NIST and CIDEr as they are.
+
+BLEU is sacrebleu's, METEOR 1.5, ROUGE-L and CIDEr are pycocoevalcap's behind its PTB tokeniser; these three need Java.
+NIST has no package that agrees with mteval, and is computed here from its definition.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.base import DataError
+
+METRICS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
+NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; conda: conda install openjdk)"
+
+
+def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
+    """The five scores of a hypothesis for each item, by the keys of METRICS.
+
+    Where Java is missing or fails, what needs it is None, and "unavailable" says why by key. Raises ValueError for numbers
+    of items that differ, none at all, or an item without references.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
+    if not references or not all(any(r.strip() for r in item) for item in references):
+        raise ValueError("an item without references" if references else "no items")
+    references = [[_spaced(r) for r in item if r.strip()] for item in references]
+    hypotheses = [_spaced(h) for h in hypotheses]
+    found: dict[str, Any] = {"bleu": bleu(references, hypotheses), "nist": nist(references, hypotheses)}
+    return found | _with_java(references, hypotheses)
+
+
+def _spaced(text: str) -> str:
+    """One line, one space between words: Java would end a line at characters that Python does not."""
+    return " ".join(text.split())
+
+
+def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
+    """BLEU-4 of mteval-13a on lower-case text, times 100; the reference closest in length counts, the shorter of two."""
+    from sacrebleu import corpus_bleu
+
+    most = max(map(len, references))
+    streams: Any = [[item[i] if i < len(item) else None for item in references] for i in range(most)]
+    settings: Any = {"lowercase": True, "tokenize": "13a", "smooth_method": "none", "force": True}
+    return float(corpus_bleu(list(hypotheses), streams, **settings).score)
+
+
+def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest: int = 5) -> float:
+    """NIST-5 of mteval-13a on lower-case text (Doddington 2002).
+
+    Information of an n-gram: log2 of how often its first n - 1 words occur in all references over how often it does. The
+    mean information of the matched n-grams is summed over n, and multiplied by exp(beta log2(min(1, length ratio))),
+    with beta such that a ratio of 2/3 costs a half; the reference length is the mean of an item's references.
+    The challenge's Perl script averages otherwise where the number of references varies, and can differ from this one
+    and from its own Python mode, which agree.
+    """
+    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]  # by length, over all references
+    matched: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
+    total, reference_length = [0] * (longest + 1), 0.0
+    for item, hypothesis in zip(references, hypotheses, strict=True):
+        tokens, candidate = [_mteval(r) for r in item], _mteval(hypothesis)
+        words = sum(map(len, tokens))
+        counts[0][()] += words
+        reference_length += words / len(tokens)
+        for n in range(1, longest + 1):
+            each = [_ngrams(t, n) for t in tokens]
+            for grams in each:
+                counts[n] += grams
+            allowed: Counter[tuple[str, ...]] = Counter()
+            for grams in each:
+                allowed |= grams  # the most that any one reference has
+            mine = _ngrams(candidate, n)
+            matched[n] += mine & allowed
+            total[n] += mine.total()
+    information = 0.0
+    for n in range(1, longest + 1):
+        gained = sum(k * math.log2(counts[n - 1][gram[:-1]] / counts[n][gram]) for gram, k in matched[n].items())
+        information += gained / total[n] if total[n] else 0.0
+    ratio = min(1.0, total[1] / reference_length) if reference_length else 0.0
+    beta = math.log(0.5) / math.log(1.5) ** 2
+    return information * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
+
+
+def _mteval(text: str) -> list[str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return str(Tokenizer13a()(text)).lower().split()  # type: ignore[no-untyped-call]
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+# --- what needs Java
+
+
+def _with_java(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
+    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, for what Java did not do."""
+    found: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
+    if shutil.which("java") is None:
+        return found | {"unavailable": dict.fromkeys(found, NO_JAVA)}
+    try:
+        expected = _ptb(dict(enumerate(references)))
+        given = _ptb(dict(enumerate([h] for h in hypotheses)))
+    except JavaError as error:
+        return found | {"unavailable": dict.fromkeys(found, str(error))}
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    found["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
+    found["cider"] = float(Cider().compute_score(expected, given)[0])
+    try:
+        found["meteor"] = 100 * _meteor(expected, given)
+    except JavaError as error:
+        found["unavailable"] = {"meteor": str(error)}
+    return found
+
+
+class JavaError(Exception):
+    """Java did not do its part. The message is one line."""
+
+
+Tokenised = dict[int, list[str]]
+
+
+def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
+    """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without punctuation."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # The wrapper tells texts apart by lines alone, and takes fewer for granted. A last line of ours shows that all came.
+    end = -1
+    marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()} | {end: [{"caption": "end"}]}
+
+    def run() -> Any:
+        return PTBTokenizer().tokenize(marked)
+
+    found: Tokenised = _quietly("the PTB tokeniser", run)
+    if found.pop(end, None) != ["end"]:
+        raise JavaError("java ended before the PTB tokeniser was done (out of memory? is it Java 8 or newer?)")
+    return found
+
+
+def _meteor(expected: Tokenised, given: Tokenised) -> float:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    def run() -> float:
+        scorer = Meteor()
+        try:
+            return float(scorer.compute_score(expected, given)[0])
+        finally:
+            if scorer.lock.locked():  # it is left so by an error, and its end would wait for it for ever
+                scorer.lock.release()
+
+    return float(_quietly("METEOR", run))
+
+
+def _quietly(what: str, run: Callable[[], Any]) -> Any:
+    """Calls a wrapper of a Java program; its errors, of which each is another when Java dies, become one line."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)  # the tokeniser reports its speed there
+        return run()
+    except (OSError, ValueError, IndexError, AssertionError) as error:
+        detail = error.strerror if isinstance(error, OSError) and error.strerror else "it gave no score"
+        raise JavaError(f"java failed in {what}: {detail}") from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+# --- files
+
+
+def read_references(path: Path) -> list[list[str]]:
+    """The items of a file: blocks of lines with a blank line between them, or, in a file without any, a line each.
+
+    Raises DataError with the line of an item without references.
+    """
+    lines = _lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path}: no references")
+    if all(line.strip() for line in lines):
+        return [[line] for line in lines]
+    items: list[list[str]] = [[]]
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            items[-1].append(line.strip())
+        elif not items[-1]:
+            raise DataError(f"{path} line {number}: an item without references (one blank line stands between items)")
+        else:
+            items.append([])
+    return items
+
+
+def read_hypotheses(path: Path, items: int) -> list[str]:
+    """A line for each item; an empty line is an empty text. Raises DataError for another number of lines."""
+    lines = _lines(path)
+    if len(lines) == items + 1 and not lines[-1].strip():
+        lines.pop()
+    if len(lines) != items:
+        raise DataError(f"{path}: {len(lines)} hypotheses for {items} items of references")
+    return [line.strip() for line in lines]
+
+
+def _lines(path: Path) -> list[str]:
+    from tasks.text import open_text
+
+    with open_text(path) as file:
+        text = file.read()
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.e2e_metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("references", type=Path)
+    parser.add_argument("hypotheses", type=Path)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    try:
+        references = read_references(options.references)
+        found = scores(references, read_hypotheses(options.hypotheses, len(references)))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    print(f"{len(references)} items, {sum(map(len, references))} references")
+    for key, name in METRICS.items():
+        value = found[key]
+        print(f"  {name:<8}" + (f"{value:>9.4f}" if value is not None else f"        -  {found['unavailable'][key]}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
