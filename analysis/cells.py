@@ -67,12 +67,25 @@ class Cell:
         values = self.values(which)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
+        """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the protocol's).
+
+        0 for a seed that diverged; left out for one whose texts were not scored by it (no Java).
+        """
+        found = []
+        for record in self.records:
+            entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == which]
+            entry = next((e for e in entries if variant in (None, e["variant"])), {key: 0.0})
+            if entry.get(key) is not None:
+                found.append(float(entry[key]))
+        return found
+
     def cost(self, key: str) -> float:
-        return statistics.median(record["cost"][key] for record in self.records)
+        return statistics.median(record["cost"].get(key, 0.0) for record in self.records)
 
     @property
     def seconds(self) -> float:
-        return self.cost("train_seconds") + self.cost("evaluate_seconds")
+        return sum(self.cost(f"{part}_seconds") for part in ("train", "evaluate", "decode"))
 
     @property
     def parameters(self) -> int:

@@ -1,6 +1,7 @@
 """Prints a table from the records, beside the paper's where there is one.
 
     python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs] [--save]
+    python -m analysis.tables table3
     python -m analysis.tables demo
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
@@ -11,6 +12,7 @@ import argparse
 import csv
 import io
 import re
+import statistics
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -35,9 +37,15 @@ ROWS = {
     ("adapter_p", "0.8M"): "adapter_p_800k",
     ("adapter_h", "6M"): "adapter_h_6m",
     ("adapter_h", "0.8M"): "adapter_h_800k",
+    ("adapter_l", "0.37M"): "adapter_l_370k",
+    ("adapter_l", "11.09M"): "adapter_l_11m",
+    ("adapter_h", "11.09M"): "adapter_h_11m",
+    ("adapter_l", "0.88M"): "adapter_l_880k",
+    ("adapter_l", "23.00M"): "adapter_l_23m",
 }
 NAMES = {"full": "full", "bitfit": "BitFit", "lora": "LoRA", "vera": "VeRA", "head": "head", "lora_fa": "LoRA-FA"}
-NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H"}
+NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H", "adapter_l": "Adapter L"}
+NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
 
 
 @dataclass
@@ -235,6 +243,92 @@ def _printed(printed: Any) -> str:
     return f"{printed[0]:.1f} +-{printed[1]:.1f}" if isinstance(printed, list) else f"{printed:.1f}"
 
 
+# --- table 3
+
+#: The scores of texts, and their decimals as the paper prints them.
+SCORES = {"bleu": ("BLEU", 1), "nist": ("NIST", 2), "meteor": ("METEOR", 1), "rouge_l": ("ROUGE-L", 1), "cider": ("CIDEr", 2)}
+
+
+def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """E2E NLG: a table for each of the paper's models, and one for each other model that has records."""
+    found = {key: cell for key, cell in cells(ledger, seeds or 3, select).items() if key[2] == "e2e" and _has_texts(cell)}
+    tables = []
+    for name, label in (("gpt2-medium", "GPT-2 medium"), ("gpt2-large", "GPT-2 large")):
+        model, rows, used = name.replace("-", "_"), [], set()
+        for method, size, *values in paper()["table3"][name]:
+            row = ROWS.get((method, size), method)
+            used.add(row)
+            printed = dict(zip(SCORES, values, strict=True))
+            shown_ = [f"{printed[key]:.{decimals}f}" for key, (_, decimals) in SCORES.items()]
+            rows.append([NAMES[method], "paper", size, *shown_, "quoted"])
+            if (model, row, "e2e") in found:
+                rows += _score_rows(row, found[model, row, "e2e"], printed)
+        for row in sorted({key[1] for key in found if key[0] == model} - used):
+            rows += _score_rows(row, found[model, row, "e2e"], None)
+        tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model))
+    for model in sorted({key[0] for key in found} - {"gpt2_medium", "gpt2_large"}):
+        order = [*("full", "lora", "vera"), *sorted(key[1] for key in found)]
+        ours = [(row, found[model, row, "e2e"]) for row in dict.fromkeys(order) if (model, row, "e2e") in found]
+        rows = [line for row, cell in ours for line in _score_rows(row, cell, None)]
+        tables.append(_score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model))
+    return tables
+
+
+def _has_texts(cell: Cell) -> bool:
+    return any(record.get("texts") or record["status"] == "diverged" for record in cell.records)
+
+
+def _score_rows(row: str, cell: Cell, printed: dict[str, float] | None) -> list[list[str]]:
+    """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
+    variants = next(
+        (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
+    )
+    lines = [_score_row(cell, "ours", "last", variants[0])]
+    if printed and cell.complete:
+        gaps = [
+            f"{statistics.median(values) - printed[key]:+.{decimals}f}" if (values := cell.scores(key)) else "-"
+            for key, (_, decimals) in SCORES.items()
+        ]
+        lines.append(["", "difference", "", *gaps, ""])
+    if row == "lora":  # of which two penalties are in print
+        lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
+    if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
+        lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
+    return lines
+
+
+def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return (record.get("texts") or {}).get("scores", [])
+
+
+def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[str]:
+    shown_ = []
+    for key, (_, decimals) in SCORES.items():
+        values = cell.scores(key, which, variant or None)
+        spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+        part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
+        shown_.append(f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-")
+    status = "" if again else "ours" if cell.complete else "ours, incomplete: see make plan"
+    status += f", {cell.diverged} diverged" if cell.diverged and not again else ""
+    name, size = ("", "") if again else (cell.label, f"{cell.parameters:,}")
+    return [name, source, size, *shown_, status]
+
+
+def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str) -> Table:
+    mine = {key: cell for key, cell in found.items() if key[0] == model}
+    notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
+    if any("quoted" in row[-1] for row in rows):
+        notes.append(
+            "quoted: the paper's number, not run here. (n/m): n of m seeds. The paper's LoRA counts do not follow from rank 4."
+        )
+    for cell in mine.values():
+        reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
+        notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]
+    return Table(
+        title, ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"], rows, [*notes, *_about(mine)]
+    )
+
+
 # --- the demo
 
 
@@ -286,7 +380,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     return tables
 
 
-TABLES = {"table2": table2, "demo": demo}
+TABLES = {"table2": table2, "table3": table3, "demo": demo}
 
 
 def main(arguments: list[str]) -> int:
@@ -297,7 +391,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
-    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2: 5, demo: 3)")
+    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2: 5, table3 and demo: 3)")
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:

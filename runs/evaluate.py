@@ -2,16 +2,21 @@
 
 python -m runs.evaluate RUN                 a run id (or its beginning), as in outputs/records
 python -m runs.evaluate RUN output=FOLDER
+
+Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into the record.
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+import tasks
 from runs.config import Run
-from runs.errors import UserError, entry_point
-from runs.record import Record, read_ledger, record_path, run_folder
+from runs.errors import UserError, describe, entry_point
+from runs.record import Record, read_ledger, record_path, run_folder, write_record
+from runs.text import LESS_IS_BETTER
+from tasks.base import Decoding
 
 if TYPE_CHECKING:
     from runs.train import Training
@@ -27,14 +32,42 @@ def main(arguments: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(arguments) else 2
     output = next((w.partition("=")[2] for w in arguments if w.startswith("output=")), "outputs")
     record = find(names[0], output)
+    name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
+    same = score_again(record, output, name) if record.get("texts") else True
     metric, recorded = record["result"]["metric"], _kept_result(record)
     again = evaluate(record, output)
-    verdict = "the same" if np.isclose(again, recorded, atol=1e-9) else "NOT the same"
-    print(
-        f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}: {metric} {100 * again:.2f}, "
-        f"recorded {100 * recorded:.2f}: {verdict}"
-    )
-    return 0 if verdict == "the same" else 1
+    alike = bool(np.isclose(again, recorded, atol=1e-9))
+    scale = 1 if metric in LESS_IS_BETTER else 100
+    verdict = "the same" if alike else "NOT the same"
+    print(f"{name}: {metric} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
+    return 0 if alike and same else 1
+
+
+def score_again(record: Record, output: str, name: str) -> bool:
+    """Scores a run's saved texts anew and compares; scores that the record lacks are written into it."""
+    from runs.decode import read, scores, write
+
+    task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
+    folder = run_folder(output, record["id"])
+    try:
+        found = read(task, folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})") from None
+    write(task, folder, found)
+    again = scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
+    missing, same = False, len(again) == len(entries)
+    for before, after in zip(entries, again, strict=False):
+        common = [key for key in after if isinstance(after[key], float) and before.get(key) is not None]
+        alike = before["hash"] == after["hash"] and all(np.isclose(after[key], before[key], atol=1e-6) for key in common)
+        added = [key for key in after if isinstance(after[key], float) and before.get(key) is None]
+        same, missing = same and alike, missing or bool(added)
+        words = ", ".join(f"{key} {after[key]:.2f}" for key in common if key != "epoch")
+        news = f"; {', '.join(added)} added to the record" if added and alike else ""
+        print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {'the same' if alike else 'NOT the same'}{news}")
+    if missing and same:
+        record["texts"]["scores"] = again
+        write_record(output, record)
+    return same
 
 
 def evaluate(record: Record, output: str) -> float:

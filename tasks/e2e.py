@@ -47,6 +47,9 @@ FILES = {
 #: Rows that the challenge published.
 ROWS = {"train": 42061, "dev": 4672, "test": 4693}
 
+#: Settings of the published runs.
+PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new_tokens": 64}
+
 #: An MR and a reference, as the model reads them.
 Pair = tuple[str, str]
 
@@ -247,7 +250,12 @@ def load(settings: Any) -> E2ETask:
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(f"references tokenised here with spaCy {version('spacy')}'s English rules")
     if settings["search"] != "lora":
-        notes.append(f"decoded with {settings['search']}' own beam search, not microsoft/LoRA's")
+        notes.append("decoded with transformers' own beam search, not microsoft/LoRA's")
+    if settings["length_grouped"]:
+        notes.append("batches of like lengths; the protocol's are random")
+    notes += [
+        f"task.{key}={settings[key]}; the protocol's is {value}" for key, value in PUBLISHED.items() if settings[key] != value
+    ]
     task = E2ETask(settings, splits, items)
     task.notes = notes
     return task

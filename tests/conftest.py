@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_tiny, write_glue
+from tiny import save_gpt2, save_tiny, write_e2e, write_glue
 
 torch.set_num_threads(1)
 
@@ -25,6 +25,16 @@ def tiny_roberta(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    return save_gpt2(tmp_path_factory.mktemp("tiny_gpt2"))
+
+
+@pytest.fixture(scope="session")
+def e2e(tmp_path_factory) -> Path:
+    return write_e2e(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="session")
 def glue(tmp_path_factory) -> Path:
     return write_glue(tmp_path_factory.mktemp("glue"))
 
@@ -34,6 +44,28 @@ def own_cache(tmp_path_factory, monkeypatch):
     """Each worker its own user cache, so that tests meet neither each other's nor the user's."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture
+def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
+    """The command-line words of a small run that decodes: tiny GPT-2 on own restaurants, two epochs of two steps."""
+    return [
+        "model=decoder",
+        f"model.path={tiny_gpt2}",
+        "model.settings={embd_pdrop:0.0,attn_pdrop:0.0,resid_pdrop:0.0}",
+        "task=e2e",
+        f"task.data_dir={e2e}",
+        "task.beams=3",
+        "task.max_new_tokens=8",
+        "train.epochs=2",
+        "train.effective_batch=4",
+        "train.max_length=64",
+        "train.lr=1e-2",
+        "method.rank=8",
+        "device=cpu",
+        "eval_batch=6",
+        f"output={tmp_path / 'outputs'}",
+    ]
 
 
 @pytest.fixture

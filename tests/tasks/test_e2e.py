@@ -1,0 +1,295 @@
+"""E2E's protocol: how rows are read, written, masked and averaged. Each of its traps is a test here."""
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from tiny import RESTAURANTS
+
+import tasks
+from runs import models
+from tasks.e2e import KEYS, linearise, tokenise
+
+SETTINGS = {
+    "family": "e2e",
+    "name": "e2e",
+    "label_smoothing": 0.1,
+    "length_grouped": False,
+    "decode": "test",
+    "items": None,
+    "train_rows": None,
+    "dev_rows": None,
+    "search": "lora",
+    "beams": 3,
+    "length_penalty": [0.9, 0.8],
+    "no_repeat_ngram": 4,
+    "max_new_tokens": 8,
+}
+END = 50256
+
+
+def load(folder, **changes):
+    return tasks.load({**SETTINGS, "data_dir": str(folder), **changes})
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_gpt2):
+    """A GPT-2 with GPT-2's own tokenizer, without dropout."""
+    return models.load(tiny_gpt2, 0, "generation", {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0})
+
+
+@pytest.fixture
+def task(e2e, loaded):
+    task = load(e2e)
+    task.prepare(loaded[1], 64)
+    return task
+
+
+# --- text
+
+
+@pytest.mark.parametrize(
+    ("mr", "line"),
+    [
+        (
+            "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5], near[Café Adriatic]",
+            "name : The Vaults | Type : pub | price : more than £ 30 | customer rating : 5 out of 5 | near : Café Adriatic",
+        ),
+        ("name[A], food[Fast food], priceRange[£20-25]", "name : A | food : Fast food | price : £ 20 - 25"),
+        ("area[city centre], familyFriendly[no], name[B-C]", "area : city centre | family friendly : no | name : B-C"),
+    ],
+)
+def test_an_mr_is_written_as_in_loras_files(mr, line):
+    assert linearise(mr) == line
+
+
+@pytest.mark.parametrize(
+    ("reference", "tokens"),
+    [
+        ("It's a kid-friendly place; cheap, too.", "It 's a kid - friendly place ; cheap , too ."),
+        ("A 5-star pub isn't cheap:  £20-25, or £20-£25.", "A 5-star pub is n't cheap : £ 20 - 25 , or £ 20-£25 ."),
+        ("You'd pay £10.50 at Café Rouge (near 'The Oak')!", "You 'd pay £ 10.50 at Café Rouge ( near ' The Oak ' ) !"),
+    ],
+)
+def test_references_are_tokenised_and_keep_their_case(reference, tokens):
+    assert tokenise(reference) == tokens
+    assert tokenise(tokens) == tokens
+
+
+# --- rows
+
+
+def test_a_row_is_mr_separator_reference_end(task, loaded):
+    tokenizer = loaded[1]
+    ids = task.collate("train", [2])["input_ids"][0].tolist()
+    prompt = tokenizer("name : Blue Door | Type : coffee shop | area : riverside")["input_ids"]
+    reference = tokenizer(" Blue Door is a coffee shop by the riverside .")["input_ids"]
+    assert ids == [*prompt, END, *reference, END]
+    # GPT-2's own ids: nothing before the MR, and a space before the reference's first word.
+    assert ids[:3] == [3672, 1058, 4518]
+    assert reference[:2] == [4518, 19821]
+    assert task.ends == (END, 628)
+
+
+def test_only_what_predicts_the_reference_and_its_end_has_a_loss(task):
+    batch = task.collate("train", [2, 3])
+    for ids, targets, mask in zip(*(batch[key] for key in ("input_ids", "targets", "attention_mask")), strict=True):
+        length = int(mask.sum())
+        separator = ids.tolist().index(END)
+        assert (targets[:separator] == -100).all()
+        assert targets[separator : length - 1].tolist() == ids[separator + 1 : length].tolist()
+        assert targets[length - 2] == END
+        assert (targets[length - 1 :] == -100).all()
+    assert task.weight("train", [2, 3]) == (batch["targets"] != -100).sum()
+
+
+def test_long_rows_are_cut_on_the_right(e2e, loaded):
+    task = load(e2e)
+    task.prepare(loaded[1], 32)
+    ids = task.collate("train", [0])["input_ids"][0].tolist()
+    whole = load(e2e)
+    whole.prepare(loaded[1], 512)
+    assert ids == whole.collate("train", [0])["input_ids"][0].tolist()[:32]
+    assert ids[-1] != END
+    with pytest.raises(tasks.DataError, match="train.max_length=20 leaves no room for a reference after 'name : The Oak"):
+        load(e2e).prepare(loaded[1], 20)
+
+
+def arrays(batch):
+    return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+
+def test_the_loss_is_the_mean_over_the_batchs_tokens_smoothed_over_the_vocabulary(task, loaded):
+    """Against the formula, a row at a time and without padding; a mean over rows would be another number."""
+    model, rows = loaded[0].eval(), [0, 2, 5]
+    smoothed, plain, each = [], [], []
+    with torch.no_grad():
+        for row in rows:
+            batch = arrays(task.collate("train", [row]))
+            logits = model(batch["input_ids"]).logits[0].double()
+            log_p = logits - logits.logsumexp(-1, keepdim=True)
+            for position, target in enumerate(batch["targets"][0].tolist()):
+                if target != -100:
+                    plain.append(-log_p[position, target])
+                    smoothed.append(0.9 * plain[-1] + 0.1 * -log_p[position].mean())
+            each.append(torch.stack(smoothed[-int(task.weight("train", [row])) :]).mean())
+        batch = arrays(task.collate("train", rows))
+        assert float(task.loss(model, batch)) == pytest.approx(float(torch.stack(smoothed).mean()), abs=1e-5)
+        loss, answers = task.answers(model, batch)
+    assert loss == pytest.approx(float(torch.stack(plain).mean()), abs=1e-5)
+    assert abs(float(torch.stack(each).mean()) - float(torch.stack(smoothed).mean())) > 1e-4
+    assert answers[:, 1].tolist() == [task.weight("train", [row]) for row in rows]
+    assert task.score(answers, np.zeros(3)) == pytest.approx(float(torch.stack(plain).mean().exp()), rel=1e-5)
+
+
+# --- the three formats
+
+
+def as_lora(task, folder):
+    folder.mkdir()
+    for split, name in (("train", "train"), ("dev", "valid")):
+        lines = [f"{mr}||{reference} \n" for mr, reference in task.splits[split]]
+        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    lines = [f"{mr}||{reference} \n" for mr, references in task.items for reference in references]
+    (folder / "test.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def as_hub(folder):
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        columns = {"meaning_representation": 0, "human_reference": 1}
+        table = pyarrow.table({key: [row[i] for row in RESTAURANTS[split]] for key, i in columns.items()})
+        (folder / "default" / name).mkdir(parents=True)
+        pyarrow.parquet.write_table(table, folder / "default" / name / "0000.parquet")
+    return folder
+
+
+def test_the_challenges_files_loras_and_the_hubs_give_the_same_rows(e2e, tmp_path):
+    task = load(e2e)
+    for other in (load(as_lora(task, tmp_path / "lora")), load(as_hub(tmp_path / "hub"))):
+        assert other.splits == task.splits
+        assert other.items == task.items
+
+
+def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
+    assert load(e2e).items == [
+        ("name : Grey Goat | Type : pub | food : Thai", ["Grey Goat is a Thai pub .", "The pub Grey Goat serves Thai food ."]),
+        ("name : Grey Goat | Type : coffee shop", ["Grey Goat is a coffee shop ."]),
+        ("name : Last Inn | customer rating : low", ["Last Inn has a low rating ."]),
+    ]
+    assert len(load(e2e, decode="dev").items) == 2
+    assert load(e2e, decode="none").items == []
+    assert not load(e2e, decode="none").decodes
+    assert load(e2e, items=2).items == load(e2e, items=2).items
+    assert len(load(e2e, items=2).items) == 2
+
+
+def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_path):
+    notes = load(e2e, train_rows=4, decode="dev", items=1).notes
+    assert "e2e train: 4 rows (a fixed subset of 8); E2E has 42061" in notes
+    assert "texts are decoded and scored on the dev set, not on the test set" in notes
+    assert "1 MRs are decoded, of 2 in the dev set" in notes
+    assert "task.beams=3; the protocol's is 10" in notes
+    assert any("spaCy" in note for note in notes)
+    notes = load(as_lora(load(e2e), tmp_path / "lora"), search="transformers", length_grouped=True).notes
+    assert "decoded with transformers' own beam search, not microsoft/LoRA's" in notes
+    assert "batches of like lengths; the protocol's are random" in notes
+    assert not any("spaCy" in note for note in notes)
+
+
+# --- decoding
+
+
+def test_texts_end_before_the_first_end_and_the_first_blank_line(task, loaded):
+    tokenizer = loaded[1]
+
+    def text(words):
+        return task._text(tokenizer(words)["input_ids"])
+
+    assert text(" A pub .<|endoftext|> More") == "A pub ."
+    assert text(" A pub .\n\nMore<|endoftext|>") == "A pub ."
+    assert text(" A pub .\nMore ") == "A pub .\nMore"
+    assert text("<|endoftext|>") == ""
+
+
+def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
+    for search in ("lora", "transformers"):
+        task = load(e2e, search=search)
+        task.prepare(loaded[1], 64)
+        texts = task.decode(loaded[0].eval(), [0, 2])
+        assert [list(each) for each in texts] == [["0.9", "0.8"]] * 2
+        assert texts == task.decode(loaded[0], [0]) + task.decode(loaded[0], [2])
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("trainset.csv", "MR,text\na,b\n", "trainset.csv: no column 'mr'. It has: MR, text"),
+        ("trainset.csv", 'mr,ref\n"name[A], view[sea]",x\n', "line 2: unknown attribute 'view' in the MR. E2E has: name, eatType"),
+        ("trainset.csv", "mr,ref\nname[A],  \n", "trainset.csv line 2: an empty reference"),
+        ("trainset.csv", "mr,ref\nA pub,x\n", "line 2: the MR 'A pub' is not written as name[...]"),
+        ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),
+        ("trainset.csv", "mr,ref\n", "trainset.csv: no rows"),
+        ("devset.csv", None, "devset.csv: no such file"),
+        ("train.txt", "name : A | Type : pub, A pub .\n", None),
+    ],
+)
+def test_bad_files_are_one_clear_line(name, text, message, e2e, tmp_path):
+    for path in e2e.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    if text is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    if message is None:  # a stray file of another format is no reason to stop
+        assert load(tmp_path).splits == load(e2e).splits
+        return
+    with pytest.raises(tasks.DataError) as error:
+        load(tmp_path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("name : A | Type : pub, A pub .", "train.txt line 1: no || between MR and reference"),
+        ("name : A | View : sea||A pub .", f"unknown attribute 'View' in the MR. E2E has: {', '.join(KEYS.values())}"),
+        ("name : A||", "train.txt line 1: an empty reference"),
+    ],
+)
+def test_bad_lines_of_loras_format(line, message, e2e, tmp_path):
+    folder = as_lora(load(e2e), tmp_path / "lora")
+    (folder / "train.txt").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(tasks.DataError) as error:
+        load(folder)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decode": "train"}, "task.decode=train: should be one of test, dev, none"),
+        ({"search": "greedy"}, "task.search=greedy: should be one of lora, transformers"),
+        ({"length_penalty": []}, "task.length_penalty=[]: should be numbers"),
+        ({"length_penalty": [-1]}, "task.length_penalty=[-1]: should be numbers that are not negative"),
+        ({"length_penalty": [1, 1.0]}, "the same number twice"),
+        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0: should be at least 0 and less than 1"),
+        ({"beams": 0}, "task.beams=0: should be at least 1"),
+        ({"no_repeat_ngram": -1}, "task.no_repeat_ngram=-1"),
+        ({"data_dir": "/nowhere"}, "/nowhere: no such folder (task.data_dir)"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(changes, message, e2e):
+    with pytest.raises(tasks.DataError) as error:
+        load(**{"folder": e2e, **changes} if "data_dir" not in changes else {"folder": changes["data_dir"]})
+    assert message in str(error.value)
+
+
+def test_a_folder_without_e2e_names_what_it_should_hold(tmp_path):
+    with pytest.raises(tasks.DataError, match=r"holds neither trainset.csv, devset.csv, testset_w_refs.csv or train.txt"):
+        load(tmp_path)

@@ -1,0 +1,210 @@
+"""E2E's scores: golden values of the challenge's own scripts, files in its format, and Java that is missing or dies."""
+
+import json
+import math
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.e2e_metrics import METRICS, bleu, nist, scores
+
+ROOT = Path(__file__).parents[2]
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR, ROUGE-L and CIDEr need Java")
+
+#: Items of our own, with 3, 1, 2 and 4 references, and what a system might have written.
+REFERENCES = [
+    [
+        "Grey Goat is a Thai pub near the river , for adults only .",
+        "Near the river there is a Thai pub called Grey Goat .",
+        "The Grey Goat serves Thai food by the riverside .",
+    ],
+    ["Last Inn has a low customer rating of 1 out of 5 ."],
+    ["Blue Door is a kid - friendly coffee shop .", "Bring the children to Blue Door , a coffee shop ."],
+    [
+        "The Oak costs £ 20 - 25 and has a high rating .",
+        "The Oak , rated highly , has meals for £ 20 - 25 .",
+        "With prices of £ 20 - 25 The Oak is rated high by its customers .",
+        "The Oak is in the £ 20 - 25 price range .",
+    ],
+]
+HYPOTHESES = [
+    "Grey Goat is a Thai pub near the river .",
+    "Last Inn has a customer rating of 1 out of 5 .",
+    "Blue Door is a family friendly coffee shop .",
+    "The Oak is a highly rated place in the £ 20 - 25 price range .",
+]
+#: BLEU and NIST by the challenge's Python scorer (pymteval), the rest by its METEOR 1.5, ROUGE-L and CIDEr.
+GOLDEN = {"bleu": 70.895054, "nist": 6.02146916, "meteor": 49.111726, "rouge_l": 87.9713, "cider": 4.76991}
+
+
+def test_bleu_and_nist_are_those_of_the_challenge():
+    assert bleu(REFERENCES, HYPOTHESES) == pytest.approx(GOLDEN["bleu"], abs=1e-4)
+    assert nist(REFERENCES, HYPOTHESES) == pytest.approx(GOLDEN["nist"], abs=1e-6)
+
+
+def test_case_does_not_count():
+    assert bleu(REFERENCES, [h.upper() for h in HYPOTHESES]) == pytest.approx(GOLDEN["bleu"], abs=1e-4)
+    assert nist(REFERENCES, [h.upper() for h in HYPOTHESES]) == pytest.approx(GOLDEN["nist"], abs=1e-6)
+
+
+def test_nist_by_hand():
+    """Two items of one reference each: information from all references, beta from a ratio of 2/3."""
+    references, hypotheses = [["a b c"], ["a b d"]], ["a b", "d e"]
+    information = {"a": math.log2(6 / 2), "b": math.log2(6 / 2), "d": math.log2(6 / 1), "a b": math.log2(2 / 2)}
+    expected = (information["a"] + information["b"] + information["d"]) / 4 + information["a b"] / 2
+    penalty = math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(4 / 6) ** 2)
+    assert penalty == pytest.approx(0.5)
+    assert nist(references, hypotheses) == pytest.approx(expected * penalty)
+    assert nist(references, ["", ""]) == 0
+
+
+@needs_java
+def test_all_five_scores():
+    found = scores(REFERENCES, HYPOTHESES)
+    assert found.keys() == METRICS.keys()
+    assert found == pytest.approx(GOLDEN, abs=1e-4)
+
+
+@needs_java
+def test_references_scored_against_themselves_and_against_each_other():
+    """The sanity gate: the ceiling is the ceiling, and a human against the others is far above words in a heap."""
+    several = [item for item in REFERENCES if len(item) > 1]
+    perfect = scores(several, [item[0] for item in several])
+    assert perfect["bleu"] == pytest.approx(100)
+    assert perfect["rouge_l"] == pytest.approx(100)
+    assert perfect["meteor"] == pytest.approx(100)
+    human = scores([item[1:] for item in several], [item[0] for item in several])
+    heap = scores([item[1:] for item in several], [" ".join(sorted(item[0].split())) for item in several])
+    for key in METRICS:
+        assert heap[key] < human[key] < perfect[key]
+
+
+@needs_java
+def test_texts_that_java_would_read_as_more_or_fewer_lines():
+    """Empty ones, also at the end, and characters that end a line for Java but not for Python."""
+    references = [["A pub .\u2028By the river ."], ["A shop ."], ["An inn ."]]
+    found = scores(references, ["A pub . By the river .", "", ""])
+    assert found["rouge_l"] == pytest.approx(100 / 3)
+    assert scores(references, ["", "", ""])["rouge_l"] == 0
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [([["a"]], [], "0 hypotheses for 1 items"), ([], [], "no items"), ([["a"], [" "]], ["a", "b"], "an item without references")],
+)
+def test_what_cannot_be_scored(references, hypotheses, message):
+    with pytest.raises(ValueError, match=message):
+        scores(references, hypotheses)
+
+
+# --- Java
+
+
+def fake_java(folder, script, monkeypatch):
+    """A `java` of our own, first on the path."""
+    real = shutil.which("java")
+    java = folder / "java"
+    java.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    java.chmod(java.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+
+def test_without_java_three_scores_are_null_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = scores(REFERENCES, HYPOTHESES)
+    assert found["bleu"] == pytest.approx(GOLDEN["bleu"], abs=1e-4)
+    assert found["meteor"] is found["rouge_l"] is found["cider"] is None
+    assert found["unavailable"].keys() == {"meteor", "rouge_l", "cider"}
+    assert "no java on this machine" in found["unavailable"]["meteor"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 1",
+        "for last; do :; done; head -n 5 $last",  # dies half-way: fewer lines than texts
+        "for last; do :; done; head -n -1 $last",
+        "kill -9 $$",
+    ],
+)
+def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkeypatch):
+    fake_java(tmp_path, script, monkeypatch)
+    found = scores(REFERENCES, HYPOTHESES)
+    assert found["nist"] == pytest.approx(GOLDEN["nist"], abs=1e-6)
+    assert found["meteor"] is found["rouge_l"] is found["cider"] is None
+    assert "java ended before the PTB tokeniser was done" in found["unavailable"]["cider"]
+
+
+@needs_java
+@pytest.mark.parametrize("script", ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"])
+def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path, monkeypatch):
+    fake_java(tmp_path, f'case "$*" in *PTBTokenizer*) exec "$REAL" "$@";; esac\n{script}', monkeypatch)
+    found = scores(REFERENCES, HYPOTHESES)
+    assert found["meteor"] is None
+    assert "java failed in METEOR" in found["unavailable"]["meteor"]
+    assert "\n" not in found["unavailable"]["meteor"]
+    assert {key: found[key] for key in ("rouge_l", "cider")} == pytest.approx({k: GOLDEN[k] for k in ("rouge_l", "cider")}, abs=1e-4)
+
+
+# --- files
+
+
+def call(folder, references, hypotheses, *options):
+    (folder / "references.txt").write_text(references, encoding="utf-8")
+    (folder / "hypotheses.txt").write_text(hypotheses, encoding="utf-8")
+    words = [str(folder / "references.txt"), str(folder / "hypotheses.txt"), *options]
+    return subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+BLOCKS = "\n\n".join("\n".join(item) for item in REFERENCES) + "\n"
+
+
+@needs_java
+def test_the_command_prints_a_table_or_json(tmp_path):
+    done = call(tmp_path, BLOCKS, "\n".join(HYPOTHESES) + "\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "4 items, 10 references"
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(METRICS.values())
+    assert done.stderr == ""
+    done = call(tmp_path, BLOCKS.replace("\n", "\r\n"), "\r\n".join(HYPOTHESES), "--json")
+    assert json.loads(done.stdout) == pytest.approx(GOLDEN, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        (BLOCKS, "one\ntwo\nthree\n", "hypotheses.txt: 3 hypotheses for 4 items of references"),
+        (BLOCKS, "", "hypotheses for 4 items"),
+        ("a\n\n\n\nb\n", "a\nb\n", "references.txt line 3: an item without references"),
+        ("\n\n", "a\n", "references.txt: no references"),
+    ],
+)
+def test_files_that_do_not_fit_are_one_clear_line(references, hypotheses, message, tmp_path):
+    done = call(tmp_path, references, hypotheses)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    words = [str(tmp_path / "none"), str(tmp_path / "none")]
+    done = subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}/none: No such file or directory\n"
+
+
+def test_a_file_without_blank_lines_has_a_reference_a_line(tmp_path):
+    from tasks.e2e_metrics import read_hypotheses, read_references
+
+    path = tmp_path / "r"
+    path.write_text("a\nb\nc\n")
+    assert read_references(path) == [["a"], ["b"], ["c"]]
+    path.write_text("a\n\nc")
+    assert read_references(path) == [["a"], ["c"]]
+    path.write_text("a\n\nc\n")
+    assert read_hypotheses(path, 3) == ["a", "", "c"]
