@@ -47,7 +47,7 @@ class Model:
     wheel: str | None = None  # name==version of a wheel that holds the model as GGUF
     sha256: str | None = None
     architecture: dict[str, Any] | None = None  # checked against the folder's config.json; null: whatever it is
-    settings: dict[str, Any] = field(default_factory=dict)  # of the configuration, other than the pretrained ones
+    settings: Any = None  # a mapping: of the configuration, other than the pretrained ones
 
 
 @dataclass

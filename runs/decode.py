@@ -35,6 +35,7 @@ def decode(training: "Training") -> dict[str, Any]:
     found = {"last": _texts(training, "last")}
     if best == last:
         found["best"] = found["last"]
+        (training.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
@@ -76,7 +77,7 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
             by_item = {line["item"]: line["texts"] for line in lines}
             found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
-    return {"best": found["last"], **found}
+    return {"last": found["last"], "best": found.get("best", found["last"])}
 
 
 def _texts(training: "Training", which: str) -> Texts:

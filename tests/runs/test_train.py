@@ -13,32 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import comparable, do, elsewhere
 from torch import nn
 
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.train import Training, best_epoch, dev_halves, epoch_batches, rate_factor, train
+from runs.train import Training, best_epoch, dev_halves, epoch_batches, rate_factor
 
 ROOT = Path(__file__).parents[2]
-
-
-def do(words):
-    """A run in this process; its record, as written."""
-    (run,) = expand(words)
-    train(run, run_id(run), lambda event: None)
-    return read_record(record_path(run.config["output"], run_id(run)))
-
-
-def comparable(record):
-    """A record without times, costs, and the place where it was made."""
-    record = copy.deepcopy(record)
-    for key in ("cost", "code", "config_hash"):
-        del record[key]
-    for key in ("output", "checkpoint_minutes", "micro_batch"):
-        del record["config"][key]
-    del record["micro_batch"]
-    return record
 
 
 def training(words) -> Training:
@@ -272,10 +255,6 @@ def dropout_words(words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dropout")
     save_tiny(folder, "bert", **DROPOUT)
     return [f"model.path={folder}" if w.startswith("model.path=") else w for w in words]
-
-
-def elsewhere(words, **changes):
-    return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
 
 
 def test_twice_in_one_process_and_once_in_another_give_one_record(dropout_words, tmp_path):

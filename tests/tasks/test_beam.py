@@ -99,7 +99,9 @@ class Toy(torch.nn.Module):
         keys = input_ids[:, None, :, None].float()
         seen, _ = cache.update(keys, keys, 0)
         seen = seen[:, 0, :, 0].long()
-        before = torch.where(attention_mask[:, -2] == 1, seen[:, -2], 4) if seen.shape[1] > 1 else torch.full_like(seen[:, 0], 4)
+        before = (
+            torch.where(attention_mask[:, -2] == 1, seen[:, -2], 4) if seen.shape[1] > 1 else torch.full_like(seen[:, 0], 4)
+        )
         logits = self.table[before, seen[:, -1]]
         return type("Output", (), {"logits": logits.unsqueeze(1)})
 

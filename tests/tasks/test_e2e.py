@@ -229,7 +229,11 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
     ("name", "text", "message"),
     [
         ("trainset.csv", "MR,text\na,b\n", "trainset.csv: no column 'mr'. It has: MR, text"),
-        ("trainset.csv", 'mr,ref\n"name[A], view[sea]",x\n', "line 2: unknown attribute 'view' in the MR. E2E has: name, eatType"),
+        (
+            "trainset.csv",
+            'mr,ref\n"name[A], view[sea]",x\n',
+            "line 2: unknown attribute 'view' in the MR. E2E has: name, eatType",
+        ),
         ("trainset.csv", "mr,ref\nname[A],  \n", "trainset.csv line 2: an empty reference"),
         ("trainset.csv", "mr,ref\nA pub,x\n", "line 2: the MR 'A pub' is not written as name[...]"),
         ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),

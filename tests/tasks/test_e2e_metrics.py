@@ -95,7 +95,11 @@ def test_texts_that_java_would_read_as_more_or_fewer_lines():
 
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
-    [([["a"]], [], "0 hypotheses for 1 items"), ([], [], "no items"), ([["a"], [" "]], ["a", "b"], "an item without references")],
+    [
+        ([["a"]], [], "0 hypotheses for 1 items"),
+        ([], [], "no items"),
+        ([["a"], [" "]], ["a", "b"], "an item without references"),
+    ],
 )
 def test_what_cannot_be_scored(references, hypotheses, message):
     with pytest.raises(ValueError, match=message):
@@ -141,14 +145,18 @@ def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkey
 
 
 @needs_java
-@pytest.mark.parametrize("script", ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"]
+)
 def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path, monkeypatch):
     fake_java(tmp_path, f'case "$*" in *PTBTokenizer*) exec "$REAL" "$@";; esac\n{script}', monkeypatch)
     found = scores(REFERENCES, HYPOTHESES)
     assert found["meteor"] is None
     assert "java failed in METEOR" in found["unavailable"]["meteor"]
     assert "\n" not in found["unavailable"]["meteor"]
-    assert {key: found[key] for key in ("rouge_l", "cider")} == pytest.approx({k: GOLDEN[k] for k in ("rouge_l", "cider")}, abs=1e-4)
+    assert {key: found[key] for key in ("rouge_l", "cider")} == pytest.approx(
+        {k: GOLDEN[k] for k in ("rouge_l", "cider")}, abs=1e-4
+    )
 
 
 # --- files

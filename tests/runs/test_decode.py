@@ -1,0 +1,250 @@
+"""A run that decodes: its record, its files, and the same record when it is killed on the way."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import comparable, do, elsewhere
+from tiny import RESTAURANTS
+
+import tasks.e2e_metrics
+import vera
+from runs import decode, evaluate
+from runs.config import expand
+from runs.identity import run_id
+from runs.record import read_record, record_path, run_folder
+from runs.train import Training
+
+ROOT = Path(__file__).parents[2]
+FILES = {"adapter.safetensors", "adapter_best.safetensors", "decoded_last.jsonl", "references.txt"}
+FILES |= {f"{which}_{penalty}.txt" for which in ("last", "best") for penalty in ("0.9", "0.8")}
+
+
+def worse(words, *more):
+    """Of a run whose second epoch is worse than its first."""
+    plain = [w for w in words if not w.startswith("method.")]
+    schedule = ("train.schedule=constant", "train.warmup_ratio=0", "train.clip=null")
+    return [*plain, "method=adapter_l", "method.bottleneck=4", "train.lr=2", *schedule, *more]
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+    """Scores that need Java have tests of their own; here it would cost seconds a run."""
+    monkeypatch.setattr(tasks.e2e_metrics.shutil, "which", lambda name: None)
+
+
+def folder_of(words) -> Path:
+    (run,) = expand(words)
+    return run_folder(run.config["output"], run_id(run))
+
+
+def test_the_record_holds_the_scores_of_the_last_and_the_best_epoch_by_each_penalty(e2e_words):
+    record = do(e2e_words)
+    assert record["status"] == "done"
+    assert record["parameters"] == record["parameters"] | {"adapter": 2 * 2 * (32 + 8), "head": 0}
+    curve, result, texts = record["curve"], record["result"], record["texts"]
+    assert result["metric"] == "perplexity"
+    assert result["best"] == min(curve["metric"])
+    assert curve["metric"] == pytest.approx([torch.tensor(x).exp().item() for x in curve["dev_loss"]], rel=1e-5)
+    assert (texts["split"], texts["items"]) == ("test", 3)
+    assert texts["decoding"]["ends"] == [50256, 628]
+    assert [(e["which"], e["variant"]) for e in texts["scores"]] == [(w, v) for w in ("last", "best") for v in ("0.9", "0.8")]
+    assert texts["scores"][0]["meteor"] is None
+    assert "no java" in texts["scores"][0]["unavailable"]["meteor"]
+    folder = folder_of(e2e_words)
+    assert {path.name for path in folder.iterdir()} - {"decoded_best.jsonl"} == FILES
+    blocks = (folder / "references.txt").read_text().split("\n\n")
+    assert blocks[0] == "Grey Goat is a Thai pub .\nThe pub Grey Goat serves Thai food ."
+    assert len((folder / "last_0.9.txt").read_text().splitlines()) == len(blocks) == 3
+    assert record["cost"]["decode_seconds"] > 0
+
+
+def test_the_best_epoch_is_decoded_from_its_own_adapter(e2e_words):
+    """Best and last are two sets of texts, of two adapters on disk."""
+    words = worse(e2e_words, "task.items=2")
+    record = do(words)
+    assert record["result"]["best_epoch"] == 1
+    entries = {e["which"]: e for e in record["texts"]["scores"]}
+    assert (entries["best"]["epoch"], entries["last"]["epoch"]) == (1, 2)
+    assert entries["best"]["hash"] != entries["last"]["hash"]
+    (run,) = expand(words)
+    training = Training(run, run_id(run), lambda event: None)
+    folder = folder_of(words)
+    for name, which in (("adapter_best", "best"), ("adapter", "last")):
+        vera.load(training.raw_model, folder / f"{name}.safetensors")
+        texts = training.task.decode(training.raw_model.eval(), [0, 1])
+        saved = decode.read(training.task, folder)[which]
+        assert [t["0.9"] for t in texts] == saved["0.9"]
+
+
+@pytest.mark.parametrize("keep", ["best", "last", "none"])
+def test_what_stays_on_disk_is_what_keep_says(keep, e2e_words):
+    words = worse(e2e_words, f"keep={keep}")
+    record = do(words)
+    left = {path.name for path in folder_of(words).glob("*.safetensors")}
+    assert left == (set() if keep == "none" else {"adapter.safetensors"})
+    assert {e["which"] for e in record["texts"]["scores"]} == {"last", "best"}
+    if keep != "none":
+        assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
+
+
+def test_full_keeps_nothing_though_the_task_keeps_both(e2e_words):
+    plain = [w for w in e2e_words if not w.startswith("method.")]
+    (run,) = expand([*plain, "method=full"])
+    assert run.config["keep"] == "none"
+    record = do([*plain, "method=full", "train.lr=1e-3"])
+    assert not list(folder_of([*plain, "method=full", "train.lr=1e-3"]).glob("*.safetensors"))
+    assert record["parameters"]["adapter"] == record["parameters"]["formula"] == record["parameters"]["total"]
+
+
+def test_the_untrained_model_is_a_row(e2e_words):
+    plain = [w for w in e2e_words if not w.startswith("method.")]
+    record = do([*plain, "method=none"])
+    assert record["steps"] == 0
+    assert {e["epoch"] for e in record["texts"]["scores"]} == {0.0}
+
+
+def test_without_decoding_there_are_no_texts(e2e_words):
+    record = do([*e2e_words, "task.decode=none"])
+    assert record["texts"] is None
+    assert {path.name for path in folder_of([*e2e_words, "task.decode=none"]).iterdir()} == {
+        "adapter.safetensors",
+        "adapter_best.safetensors",
+    }
+
+
+def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
+    """Rows differ in length: parts weigh by their tokens, not by their rows."""
+    curves = [do(elsewhere([*e2e_words, f"micro_batch={m}"], output=f"{e2e_words[-1][7:]}{m}"))["curve"] for m in (4, 1, 3)]
+    for curve in curves[1:]:
+        assert curve["train_loss"] == pytest.approx(curves[0]["train_loss"], abs=1e-5)
+        assert curve["dev_loss"] == pytest.approx(curves[0]["dev_loss"], abs=1e-5)
+
+
+#: Losses of five steps on the tiny GPT-2 and own restaurants: they move only with the loop, the task, or the method.
+LOSSES = {"vera": (1.0, [10.823615, 10.81838, 10.794473, 10.780002, 10.770054]), "lora": (0.1, [10.823615, 10.80582, 10.768778, 10.765546, 10.75772]), "adapter_l": (0.1, [10.822481, 10.751408, 10.738562, 10.728391, 10.719032])}
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_loss_sequence(method, e2e_words):
+    rate, expected = LOSSES[method]
+    words = [w for w in e2e_words if not w.startswith("method.")]
+    words += [f"method={method}", f"train.lr={rate}", "train.warmup_steps=0", "train.epochs=3", "task.decode=none"]
+    words += ["method.bottleneck=4"] if method == "adapter_l" else ["method.rank=8"]
+    (run,) = expand(words)
+    loop = Training(run, run_id(run), lambda event: None)
+    assert [loop.step([i % 8 for i in range(s, s + 4)]) for s in range(5)] == pytest.approx(expected, abs=1e-5)
+
+
+# --- a killed run
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_while_decoding(words, after, monkeypatch):
+    """Runs until `after` calls of decode have been made."""
+    (run,) = expand(words)
+    training = Training(run, run_id(run), lambda event: None)
+    whole, calls = training.task.decode, []
+
+    def decode_some(model, indices):
+        calls.append(indices)
+        if len(calls) > after:
+            raise KilledError
+        return whole(model, indices)
+
+    monkeypatch.setattr(training.task, "decode", decode_some)
+    with pytest.raises(KilledError):
+        training.go()
+    return training.folder
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkeypatch, capfd):
+    words = worse(e2e_words, "task.beams=6")  # an MR a call
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    killed = elsewhere(words, output=tmp_path / "killed")
+    folder = killed_while_decoding(killed, after, monkeypatch)
+    which = "last" if after < 3 else "best"
+    path = folder / f"decoded_{which}.jsonl"
+    assert path.read_text().count("\n") == 1 + after % 3
+    if after == 2:  # a kill in the middle of a line
+        with open(path, "a") as file:
+            file.write('{"item": 2, "te')
+    capfd.readouterr()
+    resumed = do(killed)
+    assert comparable(resumed) == comparable(straight)
+    said = capfd.readouterr().out
+    assert "resumed at step 4 of 4" in said
+    assert ("are there already" in said) == (after > 0)
+    for name in (f for f in FILES if not f.endswith(".safetensors")):
+        assert (folder / name).read_bytes() == (folder_of(elsewhere(words, output=tmp_path / "straight")) / name).read_bytes()
+
+
+def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
+    record = do(e2e_words)
+    path = folder_of(e2e_words) / "decoded_last.jsonl"
+    lines = path.read_text().splitlines()
+    of = json.loads(lines[0])
+    assert len(decode._saved(path, of, ["0.9", "0.8"])) == 3
+    assert decode._saved(path, of | {"weights": "0"}, ["0.9"]) == {}
+    assert decode._saved(tmp_path / "none", of, ["0.9"]) == {}
+    path.write_text("garbage")
+    assert decode._saved(path, of, ["0.9"]) == {}
+    assert record["texts"]["scores"][0]["hash"]
+
+
+# --- looking again
+
+
+def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_words, monkeypatch, capsys):
+    record = do(e2e_words)
+    output = record["config"]["output"]
+    monkeypatch.undo()
+    assert evaluate.main([record["id"], f"output={output}"]) == 0
+    said = capsys.readouterr().out
+    assert "last epoch, 0.9: bleu 0.00, nist 0.00: the same" in said
+    if shutil.which("java"):
+        assert "meteor, rouge_l, cider added to the record" in said
+        again = read_record(record_path(output, record["id"]))
+        assert again["texts"]["scores"][0]["meteor"] is not None
+        assert again["texts"]["scores"][0].get("unavailable") is None
+        assert {k: v for k, v in again.items() if k != "texts"} == {k: v for k, v in record.items() if k != "texts"}
+    path = run_folder(output, record["id"]) / "decoded_last.jsonl"
+    path.write_text(path.read_text().replace('"0.9": "', '"0.9": "more '))
+    assert evaluate.main([record["id"], f"output={output}"]) == 1
+    assert "NOT the same" in capsys.readouterr().out
+    path.unlink()
+    with pytest.raises(evaluate.UserError, match="the run's texts cannot be read"):
+        evaluate.main([record["id"], f"output={output}"])
+
+
+def test_a_sweep_shows_decoding_and_the_score(e2e_words):
+    done = subprocess.run([sys.executable, "-m", "runs", *e2e_words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "dev perplexity" in done.stdout
+    assert "decoding (last epoch) 0/3" in done.stdout
+    assert "decoding (last epoch) 3/3" in done.stdout
+    assert "BLEU 0.0 on test" in done.stdout
+    assert (
+        "already done (perplexity"
+        in subprocess.run([sys.executable, "-m", "runs", *e2e_words], cwd=ROOT, capture_output=True, text=True).stdout
+    )
+
+
+def test_an_encoder_cannot_do_it(e2e_words, tiny_bert):
+    words = [f"model.path={tiny_bert}" if w.startswith("model.path") else w for w in e2e_words]
+    done = subprocess.run([sys.executable, "-m", "runs", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_own_rows_are_not_the_published_ones():
+    assert {split: len(rows) for split, rows in RESTAURANTS.items()} == {"train": 8, "dev": 3, "test": 4}
