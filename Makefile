@@ -10,13 +10,14 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
         output=$(OUTPUT) $(ARGS)
 PAPER ?= demo
 
-.PHONY: help setup demo test lint docs plan counts publish bench bench-serving glue-base glue-large
+.PHONY: help setup demo test lint docs plan counts publish bench bench-serving bench-decoding glue-base glue-large \
+        e2e-medium e2e-large
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/glue narrow and"
-	@echo "  redirect demo, glue-base, glue-large and plan; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-* and plan; PAPER=table2_base picks the preset that plan shows."
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
@@ -55,6 +56,9 @@ bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
 	@$(BIN)/python -W ignore -m runs.bench serving $(if $(FULL),--full) output=$(OUTPUT)
 
+bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
+	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(FULL),--full) output=$(OUTPUT)
+
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
 	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
@@ -66,3 +70,11 @@ glue-base: setup ## table 2, RoBERTa-base
 glue-large: setup ## table 2, RoBERTa-large
 	@$(BIN)/python -m runs paper=table2_large $(WORDS)
 	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
+
+e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
+	@$(BIN)/python -m runs paper=table3_medium $(WORDS)
+	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
+
+e2e-large: setup ## table 3, GPT-2 large
+	@$(BIN)/python -m runs paper=table3_large $(WORDS)
+	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save

@@ -3,6 +3,7 @@
 python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on 2 cores
 python -m runs.bench --full        every model, length and variant
 python -m runs.bench serving       64 adapters in one batch (--full: 10,000 resident, more lengths)
+python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (--full: medium, too)
 options: output=FOLDER (the tables go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
 
 Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
@@ -31,6 +32,8 @@ from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically
+from tasks.beam import Search, beam_search
+from tasks.e2e import transformers_search
 from vera.methods.base import changes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -382,6 +385,47 @@ def serving(full: bool) -> list[Row]:
     return rows
 
 
+# --- decoding
+
+GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+DECODERS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
+
+
+def decoding(full: bool) -> list[Row]:
+    """MRs of 20 to 50 tokens, 10 beams, no end token: every search goes to the last step, whatever the weights are."""
+    import transformers
+
+    rows, steps = [], 64 if full else 32
+    count = 8 if full else 4
+    for label, shape in DECODERS.items():
+        if label != next(iter(DECODERS)) and not full:
+            continue
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(**shape)
+        model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
+        prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in torch.randint(20, 50, (count,)).tolist()]
+        how = {"beams": 10, "length_penalty": [0.9], "no_repeat_ngram": 4, "max_new_tokens": steps}
+        none = shape["vocab_size"]  # an end token that is never written
+        search = Search(10, (0.9,), 4, steps, (none,))
+        work: dict[str, Callable[[], Any]] = {
+            "model.generate": partial(transformers_search, model, prompts, how, (none,)),
+            "this project's search": partial(beam_search, model, prompts, search),
+            "this project's search, an MR at a time": partial(one_by_one, model, prompts, search),
+        }
+        interleaved(work, 1, "warming up")
+        seconds = interleaved(work, 3, f"{label}, decoding")
+        rows += [
+            {"part": "decoding", "model": label, "items": count, "steps": steps, "variant": name, "seconds": s}
+            for name, s in seconds.items()
+        ]
+    return rows
+
+
+def one_by_one(model: nn.Module, prompts: list[list[int]], search: Search) -> None:
+    for prompt in prompts:
+        beam_search(model, [prompt], search)
+
+
 # --- tables
 
 
@@ -428,6 +472,13 @@ def markdown(rows: list[Row]) -> str:
             blocks.append(table([title, "time", "ratio"], lines))
             if part == "epoch":
                 blocks[-1] += f"\n\nLosses of the two differ by at most {parts[part][0]['losses_apart']:.1e}."
+    decoded = parts.get("decoding", [])
+    for model in dict.fromkeys(row["model"] for row in decoded):
+        mine_ = [row for row in decoded if row["model"] == model]
+        lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / median(mine_[0]):.2f}"] for r in mine_]
+        blocks.append(
+            table([f"{model}: {mine_[0]['items']} MRs, 10 beams, {mine_[0]['steps']} tokens", "time", "ratio"], lines)
+        )
     served = parts.get("serving", [])
     if served:
         base = {(r["tokens"], r["resident"]): median(r) for r in served if r["variant"] == "base model"}
@@ -451,13 +502,15 @@ def main(arguments: list[str]) -> int:
         return 0
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
     words = {word for word in arguments if "=" not in word}
-    unknown = sorted((words - {"serving", "--full"}) | (options.keys() - {"output", "data"}))
+    unknown = sorted((words - {"serving", "decoding", "--full"}) | (options.keys() - {"output", "data"}))
     if unknown:
-        raise UserError(f"no option {unknown[0]}. Known: serving, --full, output=, data=")
+        raise UserError(f"no option {unknown[0]}. Known: serving, decoding, --full, output=, data=")
     full, output = "--full" in words, options.get("output", "outputs")
-    name = "serving" if "serving" in words else "training"
+    name = next((part for part in ("serving", "decoding") if part in words), "training")
     if name == "serving":
         rows = serving(full)
+    elif name == "decoding":
+        rows = decoding(full)
     else:
         rows = []
         variants = ["VeRA", REFERENCE, "peft VeRA"]

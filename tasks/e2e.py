@@ -159,7 +159,7 @@ class E2ETask(Decoding):
         prompts = [self._prompts[i] for i in indices]
         how = self.how
         if how["search"] == "transformers":
-            found = _transformers_search(model, prompts, how, self.ends)
+            found = transformers_search(model, prompts, how, self.ends)
         else:
             penalties = tuple(map(float, how["length_penalty"]))
             search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
@@ -184,13 +184,13 @@ class E2ETask(Decoding):
             (folder / f"{name}.txt").write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
 
 
-def _transformers_search(model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]) -> list[list[list[int]]]:
+def transformers_search(model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]) -> list[list[list[int]]]:
     """transformers' own beam search, which bans the prompt's n-grams too, and keeps its width."""
     import torch
 
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
-    ids = torch.tensor([[ends[0]] * (longest - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     found: list[list[list[int]]] = [[] for _ in prompts]
     for penalty in how["length_penalty"]:
@@ -202,7 +202,7 @@ def _transformers_search(model: Any, prompts: list[list[int]], how: Any, ends: S
             no_repeat_ngram_size=how["no_repeat_ngram"],
             max_new_tokens=how["max_new_tokens"],
             eos_token_id=list(ends),
-            pad_token_id=ends[0],
+            pad_token_id=0,
             do_sample=False,
         )
         for texts, row in zip(found, output[:, longest:].tolist(), strict=True):

