@@ -124,7 +124,7 @@ def settings_of(record: Record) -> str:
         return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
-    config |= {"train": defining(config["train"]), "model settings": record["config"]["model"].get("settings") or {}}
+    config |= {"train": defining(config["train"]), "model settings": record["config"].get("model", {}).get("settings") or {}}
     start = (record.get("start") or {}).get("id")
     parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

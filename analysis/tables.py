@@ -83,7 +83,7 @@ class Table:
 
     def _csv(self) -> str:
         """Numbers a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns, and the title a first one."""
-        wide = [any("+-" in row[i] for row in self.rows) for i in range(len(self.header))]
+        wide = [any(re.search(r"\+-| \(\d+/\d+\)$", row[i]) for row in self.rows) for i in range(len(self.header))]
         header = ["table"]
         for name, splits in zip(self.header, wide, strict=True):
             header += [name, f"{name} spread", f"{name} mark"] if splits else [name]

@@ -96,10 +96,9 @@ class Config:
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     recipe = _root_.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
-    value = by_task.get(_root_.task.name)
-    if value is None:
-        value = recipe.get(key)
-    return default if value is None else value
+    if by_task.get(_root_.task.name) is not None:
+        return by_task[_root_.task.name]
+    return recipe.get(key, default)  # a null there counts: `clip: null` is no clipping
 
 
 def _keep(*, _root_: DictConfig) -> str:

@@ -501,8 +501,11 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         words.append("no recipe for this method and model: the harness's defaults")
     settings = {**train, **run.config["method"]}
     for key in sorted({*recipe, *recipe.get("by_task", {})} & set(settings)):
-        wanted = recipe.get("by_task", {}).get(key, {}).get(task, recipe.get(key))
-        if wanted is not None and settings[key] != wanted:
+        by_task = recipe.get("by_task", {}).get(key, {})
+        if key not in recipe and task not in by_task:
+            continue
+        wanted = by_task.get(task, recipe.get(key))
+        if settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
     # Said above or by the row, or of no weight.
     told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config", *COMPUTED}

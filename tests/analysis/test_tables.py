@@ -211,8 +211,71 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert tables.main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
     assert tables.main(["table99"]) == 2
-    assert "no table 'table99'. Known: table2, demo" in capsys.readouterr().err
+    assert "no table 'table99'. Known: table2, table3, demo" in capsys.readouterr().err
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records in" in capsys.readouterr().err
     assert tables.main(["table2", "--seeds", "0"]) == 2
+
+
+# --- table 3
+
+SCORES = {"bleu": 68.0, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
+
+
+def texts(row="lora", seed=0, add=0.0, best_epoch=5.0, status="done", model="gpt2_medium", **without):
+    """A record of E2E: last and best epoch, two length penalties, an eighth of a point apart."""
+    found = record(row, "e2e", seed, best=3.2, last=3.3, model=model, status=status)
+    entries = []
+    for i, (which, variant) in enumerate((w, v) for w in ("last", "best") for v in ("0.9", "0.8")):
+        scores = {key: value + add + 0.125 * i for key, value in SCORES.items()} | without
+        entries.append({"which": which, "epoch": 5.0 if which == "last" else best_epoch, "variant": variant, **scores})
+    done = status == "done"
+    found["curve"] = {"epoch": [1.0, 2.0, 3.0, 4.0, 5.0] if done else [1.0]}
+    found["texts"] = {"split": "test", "items": 630, "scores": entries} if done else None
+    return found
+
+
+def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penalties():
+    medium, large = tables.table3(ledger(*(texts(seed=s, add=s - 1) for s in range(3))), "paper")
+    found = rows(medium)
+    assert [found["LoRA r=8", "ours"][c] for c in ("BLEU", "NIST", "CIDEr")] == ["68.0 +-1.0", "8.50 +-1.00", "2.40 +-1.00"]
+    assert [found["", "difference"][c] for c in ("BLEU", "NIST", "METEOR")] == ["-0.9", "-0.19", "-0.4"]
+    assert found["", "ours, length penalty 0.8"]["BLEU"] == "68.1 +-1.0"
+    assert ("", "ours, best epoch") not in found
+    printed = {(r[0], r[2]): r[3:] for r in medium.rows if r[1] == "paper"}
+    assert len(printed) == 8
+    assert printed["VeRA", "0.098M"] == ["70.1", "8.81", "46.6", "71.5", "2.50", "quoted"]
+    assert printed["DyLoRA", "0.39M"][-1] == printed["AdaLoRA", "0.38M"][-1] == "quoted"
+    assert len(large.rows) == 5
+
+
+def test_table_3_shows_the_best_epoch_where_it_is_another():
+    (medium, _) = tables.table3(ledger(texts("vera", best_epoch=4.0)), "paper")
+    found = rows(medium)
+    assert found["", "ours, best epoch"]["BLEU"] == "68.2 (1/3)"
+    assert found["VeRA r=1024", "ours"]["status"] == "ours, incomplete: see make plan"
+    assert ("", "ours, length penalty 0.8") not in found  # of which the paper's VeRA has one
+    assert ("", "difference") not in found
+
+
+def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_as_nothing():
+    missing = {"meteor": None, "rouge_l": None, "cider": None, "unavailable": {"meteor": "no java on this machine"}}
+    records = [texts("vera", 0), texts("vera", 1, **missing), texts("vera", 2, status="diverged")]
+    (medium, _) = tables.table3(ledger(*records), "paper")
+    ours = rows(medium)["VeRA r=1024", "ours"]
+    assert ours["BLEU"] == f"68.0 +-{statistics.stdev([68, 68, 0]):.1f}"
+    assert ours["METEOR"] == f"23.0 +-{statistics.stdev([46, 0]):.1f} (2/3)"
+    assert "1 diverged" in ours["status"]
+    assert "- for VeRA r=1024: no java on this machine" in medium.notes
+
+
+def test_another_model_has_a_table_of_its_own_and_adalora_a_row():
+    records = [texts("vera", model="smollm2"), texts("none", model="smollm2"), texts("adalora")]
+    medium, _, small = tables.table3(ledger(*records), "paper")
+    assert ("adalora", "ours") in rows(medium)
+    assert "smollm2, a model that the paper does not use" in small.title
+    assert [row[0] for row in small.rows] == ["VeRA r=1024", "none"]
+    assert not any("quoted" in note for note in small.notes)
+    assert "68.0,,(1/3)" in small.render("csv")
+    assert "BLEU & NIST" in small.render("latex")

@@ -23,7 +23,7 @@ def error_of(words) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: encoder, gpt2_large, "),
+        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: decoder, encoder, gpt2_large, "),
         (["model=gpt2_medium"], "model gpt2_medium takes text generation, task reviews is text"),
         (["model=vit_base", "task=rte"], "model vit_base takes image, task rte is text"),
         (["init_from=lora"], "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK"),
@@ -103,6 +103,52 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     mnli = expand(["paper=table2_base_mnli"])
     assert {(r.row, r.task, r.seed) for r in mnli} == {("lora_mnli", t, s) for t in ("mrpc", "rte", "stsb") for s in range(5)}
     assert len(expand(["paper=demo"])) == 15
+    medium, large = expand(["paper=table3_medium"]), expand(["paper=table3_large"])
+    adapters = (("adapter_l_370k", "adapter_l_11m", "adapter_h_11m"), ("adapter_l_880k", "adapter_l_23m"))
+    for runs, rows_ in ((medium, adapters[0]), (large, adapters[1])):
+        assert {(r.row, r.task, r.seed) for r in runs} == {
+            (m, "e2e", s) for m in ("full", *rows_, "lora", "vera") for s in range(3)
+        }
+    assert {r.model for r in medium} | {r.model for r in large} == {"gpt2_medium", "gpt2_large"}
+
+
+E2E = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["e2e"]
+
+
+@pytest.mark.parametrize("size", ["medium", "large"])
+def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
+    """The recipes, GPT-2's dropouts, and how texts are decoded."""
+    for run in expand([f"paper=table3_{size}", "seed=0"]):
+        train, task, method = (run.config[part] for part in ("train", "task", "method"))
+        common = E2E["common"]
+        assert (train["effective_batch"], train["epochs"], train["warmup_steps"]) == (
+            8,
+            common["epochs"],
+            common["warmup_steps"],
+        )
+        assert (train["weight_decay"], train["schedule"], task["label_smoothing"]) == (
+            0.01,
+            "linear",
+            common["label_smoothing"],
+        )
+        assert (train["adam_eps"], train["decay_all"], train["clip"], train["max_length"]) == (1e-6, True, None, 512)
+        assert (task["beams"], task["length_penalty"], task["no_repeat_ngram"], task["max_new_tokens"]) == (
+            10,
+            [0.9, 0.8],
+            4,
+            64,
+        )
+        assert run.config["model"]["settings"] == {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+        assert run.config["keep"] == ("none" if run.row == "full" else "both")
+        if run.row == "vera":
+            assert (method["rank"], train["lr"]) == tuple(E2E["vera"][f"gpt2-{size}"].values())
+        if run.row == "lora":
+            printed = E2E["lora"]
+            assert [method[key] for key in ("rank", "alpha", "dropout")] == [
+                printed[key] for key in ("rank", "alpha", "dropout")
+            ]
+            assert train["lr"] == printed["lr"]
+            assert method["sites"] == ["query", "value"]
 
 
 PAPER = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["glue"]
@@ -164,7 +210,8 @@ def test_every_file_of_conf_composes():
         assert vera.make_method(**run.method)
         assert run.config["method"]["label"]
     for task in choices("task"):
-        assert expand([f"task={task}"])[0].config["task"]["name"] == task
+        model = "gpt2_medium" if task == "e2e" else "roberta_base"
+        assert expand([f"task={task}", f"model={model}"])[0].config["task"]["name"] == task
     for recipe in choices("recipe"):
         method, model = recipe.split("/")
         assert method in choices("method")
