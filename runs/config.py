@@ -442,7 +442,11 @@ def _check_values(config: dict[str, Any]) -> None:
         raise UserError("seed and data_seed should be in [0, 2^63)")
     model, task = config["model"], config["task"]
     if model["modality"] != task["modality"]:
-        raise UserError(f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}")
+        fitting = [
+            name for name in choices("model") if OmegaConf.load(CONF / "model" / f"{name}.yaml").modality == task["modality"]
+        ]
+        mismatch = f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}"
+        raise UserError(f"{mismatch}. Models for it: {', '.join(fitting) or 'none yet'}")
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from runs import models
 from runs.errors import UserError, entry_point
 from runs.evaluate import find, restore
-from runs.text import megabytes
+from runs.text import LESS_IS_BETTER, megabytes
 
 FORMATS = ("peft", "merged", "fp16", "bf16")
 
@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
         vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
         vera.load(model, place)
         after = training.task.score(training.evaluate()[1], training.task.labels("dev"))
-        print(f"{training.task.metric}: {100 * before:.2f} before, {100 * after:.2f} from the {form} file")
+        scale = 1 if training.task.metric in LESS_IS_BETTER else 100
+        print(f"{training.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
     files = [place] if place.is_file() else list(place.iterdir())
     print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")
     return 0

@@ -144,9 +144,10 @@ def _seconds(run: Run, record: Record) -> float:
     steps = min(steps_per_epoch * train["epochs"], train["max_steps"] or math.inf)
     per_row = record["cost"]["train_seconds"] / max(record["steps"] * record["effective_batch"], 1)
     per_evaluation = record["cost"]["evaluate_seconds"] / len(record["curve"]["epoch"])
+    decoding = record["cost"].get("decode_seconds", 0.0)
     if run.method["kind"] == "none":  # which is evaluated once, as it is
-        return float(per_evaluation)
-    return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch))
+        return float(per_evaluation + decoding)
+    return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch) + decoding)
 
 
 def main(arguments: list[str]) -> int:

@@ -109,7 +109,8 @@ def preflight(runs: list[Run]) -> None:
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:
-            for note in tasks.load(run.config["task"]).notes:
+            task = tasks.load(run.config["task"])
+            for note in [*task.notes, *task.advice]:
                 print(f"note: {note}")
         except tasks.DataError as error:
             after = next((r for r in runs if r.start and r.start.task == run.task), None)

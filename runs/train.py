@@ -64,7 +64,7 @@ def build(run: Run, start: bool = True) -> Built:
     model, tokenizer = models.load(folder, task.num_labels, task.problem, config["model"].get("settings"))
     # RoBERTa's positions begin after its padding index.
     positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
-    task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length))
+    task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length), positions)
     method.adapt(model)
     if start and config["init_from"]:
         vera.start_from(model, start_file(run))

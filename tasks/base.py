@@ -50,6 +50,7 @@ class Task(ABC):
 
     metric: the reported metric's name. num_labels: outputs of the model; 0: a language model, without a head.
     problem: transformers' problem_type. notes: what differs from the published data, in words, for the record.
+    advice: what this machine lacks, said before a run starts and in no record.
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
     batches of like lengths waste little on padding; 1: plain random batches.
     decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
@@ -60,12 +61,13 @@ class Task(ABC):
     num_labels: int
     problem: str
     notes: list[str]
+    advice: Sequence[str] = ()
     block: int = 8
     decodes: bool = False
 
     @abstractmethod
-    def prepare(self, tokenizer: Any, max_length: int) -> None:
-        """Tokenises every row, once; truncates to max_length tokens."""
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
+        """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if that is known."""
 
     @abstractmethod
     def lengths(self, split: str) -> Sequence[int]:

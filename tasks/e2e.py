@@ -12,6 +12,7 @@ Rows come from the hub, from the challenge's CSV files, or from files in microso
 
 import csv
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -22,6 +23,7 @@ import numpy as np
 
 from tasks.base import Array, DataError, Decoding, Source, fixed_subset
 from tasks.beam import Search, beam_search
+from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.hub import content, snapshot
 from tasks.text import open_text, read_parquet
 
@@ -71,7 +73,7 @@ class E2ETask(Decoding):
         self._rows: dict[str, list[tuple[list[int], int]]] = {}  # token ids, and how many of them are the MR's
         self._prompts: list[list[int]] = []
 
-    def prepare(self, tokenizer: Any, max_length: int) -> None:
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         end = tokenizer.eos_token_id
         if end is None:
             raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token, which separates MR and reference")
@@ -90,6 +92,11 @@ class E2ETask(Decoding):
                 if separator + 2 > max_length:
                     raise DataError(f"train.max_length={max_length} leaves no room for a reference after {mr!r}")
         self._prompts = [[*mr, end] for mr in ids([mr for mr, _ in self.items])]
+        needed = max(map(len, self._prompts), default=0) + self.how["max_new_tokens"]
+        if self._prompts and positions is not None and needed > positions:
+            raise DataError(
+                f"task.max_new_tokens={self.how['max_new_tokens']}: with its MR a text takes {needed} tokens, the model has {positions} positions"
+            )
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
 
@@ -172,8 +179,6 @@ class E2ETask(Decoding):
         return str(text).split(self._tokenizer.eos_token)[0].split("\n\n")[0].strip()
 
     def scores(self, texts: Sequence[str]) -> dict[str, Any]:
-        from tasks.e2e_metrics import scores
-
         return scores([references for _, references in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
@@ -258,6 +263,8 @@ def load(settings: Any) -> E2ETask:
     ]
     task = E2ETask(settings, splits, items)
     task.notes = notes
+    if task.decodes and shutil.which("java") is None:
+        task.advice = [f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. python -m runs.evaluate ID adds them later"]
     return task
 
 

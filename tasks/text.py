@@ -36,7 +36,7 @@ class TextTask(Task):
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
         self._tokenizer: Any = None
 
-    def prepare(self, tokenizer: Any, max_length: int) -> None:
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         self._tokenizer = tokenizer
         for split, rows in self.splits.items():
             encoded = tokenizer(rows.texts, rows.pairs, truncation=True, max_length=max_length)

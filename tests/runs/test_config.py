@@ -69,7 +69,10 @@ def error_of(words) -> str:
             ["paper=table2_base", "model=encoder", "model.path=/x"],
             "preset table2_base has no recipe for full/encoder. Write conf/recipe",
         ),
-        (["model.modality=images"], "model minilm takes images, task reviews is text"),
+        (
+            ["model.modality=images"],
+            "model minilm takes images, task reviews is text. Models for it: encoder, minilm, roberta_base",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(words, message):

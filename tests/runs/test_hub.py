@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tiny import RESTAURANTS
 
 import tasks
 from runs.record import read_record
@@ -79,8 +80,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny_bert, glue, tmp_path):
-    """The server's address; it holds own/tiny (a model) and nyu-mll/glue (rte in parquet)."""
+def hub(tiny_bert, tiny_gpt2, glue, tmp_path):
+    """The server's address; it holds two models, nyu-mll/glue (rte in parquet), and tuetschek/e2e_nlg as its parquet branch."""
     task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})
     data = tmp_path / "served" / "rte"
     data.mkdir(parents=True)
@@ -88,7 +89,14 @@ def hub(tiny_bert, glue, tmp_path):
         name = {"train": "train", "dev": "validation"}[split]
         table = pyarrow.table({"sentence1": rows.texts, "sentence2": rows.pairs, "label": rows.labels})
         pyarrow.parquet.write_table(table, data / f"{name}-00000-of-00001.parquet")
+    e2e = tmp_path / "served_e2e"
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        (e2e / "default" / name).mkdir(parents=True)
+        mrs, references = zip(*RESTAURANTS[split], strict=True)
+        table = pyarrow.table({"meaning_representation": mrs, "human_reference": references})
+        pyarrow.parquet.write_table(table, e2e / "default" / name / "0000.parquet")
     Hub.repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
+    Hub.repositories |= {"models/own/gpt2": tiny_gpt2, "datasets/tuetschek/e2e_nlg": e2e}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -121,6 +129,25 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     other = call(gone, tmp_path / "home", *words, "seed=1")
     assert other.returncode == 0, other.stdout + other.stderr
     assert "1 done" in other.stdout
+
+
+def test_gpt_2_and_e2e_come_from_the_hub(hub, tmp_path):
+    words = ["model=decoder", "model.hub=own/gpt2", f"model.revision={COMMIT}", "task=e2e", f"task.revision={COMMIT}"]
+    words += [
+        "task.max_new_tokens=4",
+        "task.items=1",
+        "train.max_steps=1",
+        "method.rank=4",
+        "device=cpu",
+        f"output={tmp_path / 'out'}",
+    ]
+    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
+    done = call(hub, tmp_path / "home", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    assert record["model"] == f"own/gpt2@{COMMIT}"
+    assert record["data"] == {"content": f"tuetschek/e2e_nlg@{COMMIT}", "train_rows": 8, "dev_rows": 3}
+    assert record["texts"]["items"] == 1
 
 
 def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):

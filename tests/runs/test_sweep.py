@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from running import elsewhere
 
 from runs import config, evaluate, plan, publish, sweep
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import read_ledger, read_record, record_path, write_record
+from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -397,3 +398,17 @@ def test_data_parallel_trains_as_one_process_does(words, tmp_path):
     curves = [read_record(next((Path(o) / "records").glob("*.json")))["curve"] for o in (output_of(words), tmp_path / "two")]
     assert curves[0]["train_loss"] == pytest.approx(curves[1]["train_loss"], abs=1e-5)
     assert curves[0]["metric"] == curves[1]["metric"]
+
+
+def test_two_processes_decode_as_one_does(e2e_words, tmp_path):
+    """Token means weigh the shares of a batch; each decodes its part of the MRs, and one file has them all."""
+    one = elsewhere([*e2e_words, "train.effective_batch=3"], output=tmp_path / "one")
+    call("runs", *one, check=0)
+    two = elsewhere(one, output=tmp_path / "two")
+    call("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29672", "-m", "runs", *two, check=0)
+    first, second = (read_record(next((tmp_path / name / "records").glob("*.json"))) for name in ("one", "two"))
+    for key in ("train_loss", "dev_loss"):
+        assert second["curve"][key] == pytest.approx(first["curve"][key], abs=1e-5)
+    assert second["texts"] == first["texts"]
+    folder = run_folder(tmp_path / "two", second["id"])
+    assert len((folder / "decoded_last.jsonl").read_text().splitlines()) == 1 + 3

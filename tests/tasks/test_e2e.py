@@ -116,6 +116,12 @@ def test_long_rows_are_cut_on_the_right(e2e, loaded):
         load(e2e).prepare(loaded[1], 20)
 
 
+def test_texts_that_would_not_fit_the_model_are_refused_before_training(e2e, loaded):
+    load(e2e).prepare(loaded[1], 64, 40)
+    with pytest.raises(tasks.DataError, match="with its MR a text takes 21 tokens, the model has 20 positions"):
+        load(e2e).prepare(loaded[1], 64, 20)
+
+
 def arrays(batch):
     return {key: torch.from_numpy(value) for key, value in batch.items()}
 
@@ -196,6 +202,14 @@ def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_pa
     assert "decoded with transformers' own beam search, not microsoft/LoRA's" in notes
     assert "batches of like lengths; the protocol's are random" in notes
     assert not any("spaCy" in note for note in notes)
+
+
+def test_a_machine_without_java_is_told_so_before_a_run(e2e, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    task = load(e2e)
+    assert "METEOR, ROUGE-L and CIDEr will be missing: no java on this machine" in task.advice[0]
+    assert not any("java" in note for note in task.notes)
+    assert not load(e2e, decode="none").advice
 
 
 # --- decoding

@@ -14,6 +14,7 @@ from sklearn.metrics import matthews_corrcoef
 from transformers import AutoTokenizer
 
 import tasks
+import tasks.pip
 from runs.config import CONF
 from tasks import reviews
 from tasks.metrics import score
@@ -148,7 +149,7 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
         (Path(command[command.index("-d") + 1]) / outer.name).write_bytes(outer.read_bytes())
         return Done
 
-    monkeypatch.setattr(reviews.subprocess, "run", pip)
+    monkeypatch.setattr(tasks.pip.subprocess, "run", pip)
     with pytest.raises(tasks.DataError, match="is not the file expected"):
         reviews.fetch(tmp_path / "cache", 1, 1)
     assert asked == [f"vaderSentiment==0.5 --hash=sha256:{reviews.ARCHIVE_SHA256}\n"]
