@@ -92,11 +92,10 @@ class E2ETask(Decoding):
                 if separator + 2 > max_length:
                     raise DataError(f"train.max_length={max_length} leaves no room for a reference after {mr!r}")
         self._prompts = [[*mr, end] for mr in ids([mr for mr, _ in self.items])]
-        needed = max(map(len, self._prompts), default=0) + self.how["max_new_tokens"]
-        if self._prompts and positions is not None and needed > positions:
-            raise DataError(
-                f"task.max_new_tokens={self.how['max_new_tokens']}: with its MR a text takes {needed} tokens, the model has {positions} positions"
-            )
+        new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
+        if self._prompts and positions is not None and longest + new > positions:
+            room = f"with its MR a text takes {longest + new} tokens, the model has {positions} positions"
+            raise DataError(f"task.max_new_tokens={new}: {room}")
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
 
