@@ -99,9 +99,11 @@ def _texts(training: "Training", which: str) -> Texts:
     if saved:
         print(f"{len(saved)} of the {len(task.items)} texts ({which}) are there already", flush=True)
     training.raw_model.eval()
+    begun = time.monotonic()
     with _merged(training), contextlib.closing(file) if file else contextlib.nullcontext():
         for turn in range(rounds):
-            _report(training, which, len(saved), len(task.items), turn, rounds)
+            seconds_left = (time.monotonic() - begun) / turn * (rounds - turn) if turn else None
+            _report(training, which, len(saved), len(task.items), turn, rounds, seconds_left)
             mine = left[(turn * world + rank) * size :][:size]
             with accelerator.autocast():
                 texts = task.decode(training.raw_model, mine) if mine else []
@@ -116,10 +118,12 @@ def _texts(training: "Training", which: str) -> Texts:
     return {variant: [saved[i][variant] for i in range(len(task.items))] for variant in task.variants}
 
 
-def _report(training: "Training", which: str, done: int, of: int, turn: int, turns: int) -> None:
+def _report(
+    training: "Training", which: str, done: int, of: int, turn: int, turns: int, seconds_left: float | None = None
+) -> None:
     quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
     phase = f"decoding ({which} epoch)"
-    training.report({"phase": phase, "done": done, "of": of, "milestone": quarter})
+    training.report({"phase": phase, "done": done, "of": of, "milestone": quarter, "seconds_left": seconds_left})
 
 
 @contextlib.contextmanager

@@ -316,7 +316,8 @@ class Display:
             self.bar.set_description_str(f"{self.head}  {epoch}")
         elif "of" in event:
             self.bar.total, self.bar.n = event["of"], event["done"]
-            self.bar.unit = f"{event['done']}/{event['of']}"
+            left = event["seconds_left"]
+            self.bar.unit = f"{event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
         else:
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
