@@ -74,8 +74,7 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
         if which == "last" or path.is_file():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-            by_item = {line["item"]: line["texts"] for line in lines}
+            by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
             found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
     return {"last": found["last"], "best": found.get("best", found["last"])}
 
@@ -92,10 +91,13 @@ def _texts(training: "Training", which: str) -> Texts:
     file = None
     if accelerator.is_main_process:
         file = _continue(path, of, saved)
-    left = sorted((i for i in range(len(task.items)) if i not in saved), key=lambda i: len(task.items[i][0]))
+    # Items that meet in a batch meet again after a kill: sums of floats depend on the company.
+    order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     size = max(1, training.config["eval_batch"] // task.settings()["beams"])
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index
-    rounds = math.ceil(len(left) / (size * world))
+    rounds = math.ceil(len(left) / world)
     if saved:
         print(f"{len(saved)} of the {len(task.items)} texts ({which}) are there already", flush=True)
     training.raw_model.eval()
@@ -104,7 +106,7 @@ def _texts(training: "Training", which: str) -> Texts:
         for turn in range(rounds):
             seconds_left = (time.monotonic() - begun) / turn * (rounds - turn) if turn else None
             _report(training, which, len(saved), len(task.items), turn, rounds, seconds_left)
-            mine = left[(turn * world + rank) * size :][:size]
+            mine = next(iter(left[turn * world + rank :]), [])
             with accelerator.autocast():
                 texts = task.decode(training.raw_model, mine) if mine else []
             for item, written in gather_object(list(zip(mine, texts, strict=True))):
@@ -113,7 +115,8 @@ def _texts(training: "Training", which: str) -> Texts:
                     file.write(json.dumps({"item": item, "texts": written}, ensure_ascii=False) + "\n")
             if file:
                 file.flush()
-    training.state["seconds"]["decode"] += time.monotonic() - started
+    seconds = training.state["seconds"]
+    seconds["decode"] = seconds.get("decode", 0.0) + time.monotonic() - started
     _report(training, which, len(saved), len(task.items), 1, 1)
     return {variant: [saved[i][variant] for i in range(len(task.items))] for variant in task.variants}
 
@@ -153,16 +156,18 @@ def _weights(parameters: Mapping[str, Tensor]) -> str:
 def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
     """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is left out."""
     found: dict[int, dict[str, str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if not lines or json.loads(lines[0]) != of:
-            return {}
-        for line in lines[1:]:
-            entry = json.loads(line)
-            found[int(entry["item"])] = {variant: str(entry["texts"][variant]) for variant in variants}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        header, *lines = _lines(path)
+        if header == of:
+            for line in lines:
+                found[int(line["item"])] = {variant: str(line["texts"][variant]) for variant in variants}
     return found
+
+
+def _lines(path: Path) -> list[Any]:
+    """A file's JSON lines; one at the end that was cut off is left out."""
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold other ends of lines
+    return [json.loads(line) for line in whole]
 
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
