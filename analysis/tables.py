@@ -251,7 +251,8 @@ SCORES = {"bleu": ("BLEU", 1), "nist": ("NIST", 2), "meteor": ("METEOR", 1), "ro
 
 def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """E2E NLG: a table for each of the paper's models, and one for each other model that has records."""
-    found = {key: cell for key, cell in cells(ledger, seeds or 3, select).items() if key[2] == "e2e" and _has_texts(cell)}
+    decoded = [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
+    found = cells(decoded, seeds or 3, select)
     tables = []
     for name, label in (("gpt2-medium", "GPT-2 medium"), ("gpt2-large", "GPT-2 large")):
         model, rows, used = name.replace("-", "_"), [], set()
@@ -265,17 +266,15 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
                 rows += _score_rows(row, found[model, row, "e2e"], printed)
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows += _score_rows(row, found[model, row, "e2e"], None)
-        tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model))
+        tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model, select))
     for model in sorted({key[0] for key in found} - {"gpt2_medium", "gpt2_large"}):
         order = [*("full", "lora", "vera"), *sorted(key[1] for key in found)]
         ours = [(row, found[model, row, "e2e"]) for row in dict.fromkeys(order) if (model, row, "e2e") in found]
         rows = [line for row, cell in ours for line in _score_rows(row, cell, None)]
-        tables.append(_score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model))
+        tables.append(
+            _score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model, select)
+        )
     return tables
-
-
-def _has_texts(cell: Cell) -> bool:
-    return any(record.get("texts") or record["status"] == "diverged" for record in cell.records)
 
 
 def _score_rows(row: str, cell: Cell, printed: dict[str, float] | None) -> list[list[str]]:
@@ -285,10 +284,11 @@ def _score_rows(row: str, cell: Cell, printed: dict[str, float] | None) -> list[
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
-        gaps = [
-            f"{statistics.median(values) - printed[key]:+.{decimals}f}" if (values := cell.scores(key)) else "-"
-            for key, (_, decimals) in SCORES.items()
-        ]
+        gaps = []
+        for key, (_, decimals) in SCORES.items():
+            values = cell.scores(key)
+            whole = len(values) >= cell.wanted
+            gaps.append(f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-")
         lines.append(["", "difference", "", *gaps, ""])
     if row == "lora":  # of which two penalties are in print
         lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
@@ -314,13 +314,14 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
     return [name, source, size, *shown_, status]
 
 
-def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str) -> Table:
+def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
     mine = {key: cell for key, cell in found.items() if key[0] == model}
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
+    if select == "unbiased":
+        notes.append("--select changes nothing here: the last epoch is reported.")
     if any("quoted" in row[-1] for row in rows):
-        notes.append(
-            "quoted: the paper's number, not run here. (n/m): n of m seeds. The paper's LoRA counts do not follow from rank 4."
-        )
+        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
+        notes.append("The paper's parameter counts for LoRA do not follow from rank 4.")
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
         notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]

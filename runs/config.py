@@ -96,9 +96,7 @@ class Config:
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     recipe = _root_.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
-    if by_task.get(_root_.task.name) is not None:
-        return by_task[_root_.task.name]
-    return recipe.get(key, default)  # a null there counts: `clip: null` is no clipping
+    return by_task.get(_root_.task.name, recipe.get(key, default))  # a null counts: `clip: null` is no clipping
 
 
 def _keep(*, _root_: DictConfig) -> str:
@@ -388,7 +386,7 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str
 
     Returns the words that set the method or the training to something else than their files do.
     """
-    given = [o for o in overrides if o.startswith(("task.", "method.", "train."))]
+    given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
         return []
     groups = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
@@ -397,20 +395,30 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str
     for line in given:
         node, wanted = config, default
         for part in line.partition("=")[0].split("."):
-            node, wanted = node[part], wanted[part]  # type: ignore[call-overload, index]
+            parent, node, wanted = node, node[part], (wanted or {}).get(part)  # type: ignore[union-attr]
+        if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
+            parent[part] = node = float(node)  # `1` and `1.0` are one run
+        elif isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted):
+            parent[part] = node = [float(x) if type(x) is int else x for x in node]
         if node != wanted and not line.startswith("task."):
             changed.append(line)
-        number = isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool)
-        if wanted is None or node is None or type(node) is type(wanted) or number:
+        if wanted is None or node is None or type(node) is type(wanted):
             continue
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list [a,b]"}
+        names = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "a word",
+            list: "a list [a,b]",
+            dict: "a mapping {a:b}",
+        }
         raise UserError(f"{line}: should be {names.get(type(wanted), type(wanted).__name__)}, such as {wanted}")
     return changed
 
 
 @cache
 def _defaults(groups: tuple[str, ...]) -> DictConfig:
-    return OmegaConf.masked_copy(_compose(groups), ["task", "method", "recipe", "train", "output", "seed"])
+    return OmegaConf.masked_copy(_compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed"])
 
 
 def _check_values(config: dict[str, Any]) -> None:
@@ -441,6 +449,10 @@ def _check_values(config: dict[str, Any]) -> None:
     if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
         raise UserError("seed and data_seed should be in [0, 2^63)")
     model, task = config["model"], config["task"]
+    if model["settings"] is not None and not isinstance(model["settings"], dict):
+        raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
+    if config["keep"] == "both" and "decode" not in task:
+        raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
     if model["modality"] != task["modality"]:
         fitting = [
             name for name in choices("model") if OmegaConf.load(CONF / "model" / f"{name}.yaml").modality == task["modality"]

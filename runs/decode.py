@@ -32,7 +32,10 @@ def decode(training: "Training") -> dict[str, Any]:
     """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`."""
     task, curve = cast(Decoding, training.task), training.state["curve"]
     last, best = len(curve["epoch"]) - 1, training.best()
+    keep, adapter = training.config["keep"], training.folder / "adapter.safetensors"
     found = {"last": _texts(training, "last")}
+    if keep in ("last", "both"):
+        training.write(adapter)
     if best == last:
         found["best"] = found["last"]
         (training.folder / "decoded_best.jsonl").unlink(missing_ok=True)
@@ -41,6 +44,8 @@ def decode(training: "Training") -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
             training.method = vera.load(training.raw_model, training.best_file)
         found["best"] = _texts(training, "best")
+    if keep == "best":
+        training.write(adapter)
     epochs = {"last": curve["epoch"][last], "best": curve["epoch"][best]}
     training.report({"phase": "scoring"})
     if not training.accelerator.is_main_process:  # which writes no record
@@ -74,6 +79,7 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
         if which == "last" or path.is_file():
+            path.stat()
             by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
             found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
     return {"last": found["last"], "best": found.get("best", found["last"])}
@@ -155,19 +161,20 @@ def _weights(parameters: Mapping[str, Tensor]) -> str:
 
 def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
     """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is left out."""
-    found: dict[int, dict[str, str]] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        header, *lines = _lines(path)
-        if header == of:
-            for line in lines:
-                found[int(line["item"])] = {variant: str(line["texts"][variant]) for variant in variants}
-    return found
+    header, *lines = _lines(path) or [None]
+    if header != of:
+        return {}
+    return {line["item"]: {variant: line["texts"][variant] for variant in variants} for line in lines}
 
 
 def _lines(path: Path) -> list[Any]:
-    """A file's JSON lines; one at the end that was cut off is left out."""
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold other ends of lines
-    return [json.loads(line) for line in whole]
+    """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none without a file."""
+    found: list[Any] = []
+    with contextlib.suppress(OSError, ValueError):
+        *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold other ends of lines
+        for line in whole:
+            found.append(json.loads(line))
+    return found
 
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:

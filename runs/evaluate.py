@@ -34,13 +34,20 @@ def main(arguments: list[str]) -> int:
     record = find(names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     same = score_again(record, output, name) if record.get("texts") else True
-    metric, recorded = record["result"]["metric"], _kept_result(record)
-    again = evaluate(record, output)
-    alike = bool(np.isclose(again, recorded, atol=1e-9))
-    scale = 1 if metric in LESS_IS_BETTER else 100
-    verdict = "the same" if alike else "NOT the same"
-    print(f"{name}: {metric} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
-    return 0 if alike and same else 1
+    if record.get("texts") and record["config"]["keep"] == "none":
+        print(f"{name}: the run kept no adapter, so that its {record['result']['metric']} is not checked")
+        return 0 if same else 1
+    for best in (False, True) if record["config"]["keep"] == "both" else (False,):
+        metric, recorded = record["result"]["metric"], _kept_result(record, best)
+        training = restore(record, output, best)
+        again = training.task.score(training.evaluate()[1], training.task.labels("dev"))
+        alike = bool(np.isclose(again, recorded, atol=1e-9))
+        scale = 1 if metric in LESS_IS_BETTER else 100
+        verdict = "the same" if alike else "NOT the same"
+        which = " (the best epoch's)" if best else ""
+        print(f"{name}{which}: {metric} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
+        same = same and alike
+    return 0 if same else 1
 
 
 def score_again(record: Record, output: str, name: str) -> bool:
@@ -55,30 +62,26 @@ def score_again(record: Record, output: str, name: str) -> bool:
         raise UserError(f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})") from None
     write(task, folder, found)
     again = scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
-    missing, same = False, len(again) == len(entries)
+    same, filled = len(again) == len(entries), False
     for before, after in zip(entries, again, strict=False):
-        common = [key for key in after if isinstance(after[key], float) and before.get(key) is not None]
+        common = [key for key in after if isinstance(after[key], float) and before.get(key) is not None and key != "epoch"]
         alike = before["hash"] == after["hash"] and all(np.isclose(after[key], before[key], atol=1e-6) for key in common)
-        added = [key for key in after if isinstance(after[key], float) and before.get(key) is None]
-        same, missing = same and alike, missing or bool(added)
-        words = ", ".join(f"{key} {after[key]:.2f}" for key in common if key != "epoch")
-        news = f"; {', '.join(added)} added to the record" if added and alike else ""
+        added = [key for key in after if alike and isinstance(after[key], float) and before.get(key) is None]
+        words = ", ".join(f"{key} {after[key]:.2f}" for key in common)
+        news = f"; {', '.join(added)} added to the record" if added else ""
         print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {'the same' if alike else 'NOT the same'}{news}")
-    if missing and same:
-        record["texts"]["scores"] = again
+        reasons = {key: why for key, why in (before.pop("unavailable", None) or {}).items() if key not in added}
+        before |= {key: after[key] for key in added} | ({"unavailable": reasons} if reasons else {})
+        same, filled = same and alike, filled or bool(added)
+    if filled:
         write_record(output, record)
     return same
 
 
-def evaluate(record: Record, output: str) -> float:
-    """The metric on the dev set of a run's adapter and head, read from their files."""
-    training = restore(record, output)
-    _, predictions = training.evaluate()
-    return training.task.score(predictions, training.task.labels("dev"))
-
-
-def restore(record: Record, output: str) -> "Training":
+def restore(record: Record, output: str, best: bool = False) -> "Training":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
+
+    best: the best epoch's, of a run that kept both.
 
     Raises UserError where the run kept none, AdapterError where a file is damaged or does not fit.
     """
@@ -87,26 +90,27 @@ def restore(record: Record, output: str) -> "Training":
 
     folder = run_folder(output, record["id"])
     needed = [name for name in ("adapter", "head") if record["parameters"][name]]
-    for name in needed:
-        if not (folder / f"{name}.safetensors").is_file():
+    adapter = f"adapter{'_best' if best else ''}.safetensors"
+    for name in [{"adapter": adapter, "head": "head.safetensors"}[name] for name in needed]:
+        if not (folder / name).is_file():
             again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
-            raise UserError(f"{folder}/{name}.safetensors is not there: the run kept none. To have it, {again}")
+            raise UserError(f"{folder}/{name} is not there: the run kept none. To have it, {again}")
     cell = record["cell"]
     run = Run(cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"])
     training = Training(run, record["id"], lambda event: None, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
-            vera.load(training.raw_model, folder / "adapter.safetensors")
+            vera.load(training.raw_model, folder / adapter)
     if "head" in needed:
         vera.load_head(training.raw_model, folder / "head.safetensors")
     return training
 
 
-def _kept_result(record: Record) -> float:
-    """The whole dev set's metric at the epoch whose adapter was kept."""
+def _kept_result(record: Record, best: bool) -> float:
+    """The whole dev set's metric at the epoch whose adapter was kept; best: at the best one, of two."""
     curve, config, result = record["curve"], record["config"], record["result"]
-    epoch = -1 if config["keep"] in ("last", "both") else curve["epoch"].index(result["best_epoch"])
+    epoch = -1 if config["keep"] in ("last", "both") and not best else curve["epoch"].index(result["best_epoch"])
     return float(curve["metric"][epoch])
 
 

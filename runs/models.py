@@ -63,7 +63,7 @@ def fetch(model: Mapping[str, Any]) -> Path:
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
         folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
-    if model["sha256"]:
+    if model["sha256"] and not model.get("wheel"):  # of which it is the hash
         with open(folder / "model.safetensors", "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != model["sha256"]:
                 raise UserError(f"{folder}/model.safetensors is not the published file (its sha256 differs). Reinstall it")
@@ -135,13 +135,16 @@ def load(folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any
     Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     from vera.sites import head_parameters
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for key in settings or {}:
+        if not hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), key):
+            raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **(settings or {})}
     if num_labels:
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}

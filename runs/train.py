@@ -155,6 +155,8 @@ class Training:
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=self.settings["adam_eps"])
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         self.lengths = self.task.lengths("train")
+        if len(self.task.lengths("dev")) < 2:
+            raise UserError("the dev set has 1 row: two are needed, since the unbiased protocol selects on one half of it")
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
@@ -165,10 +167,12 @@ class Training:
         )
         self.method.before_training(self.raw_model, self.total_steps)
         self.state: dict[str, Any] = {
+            "keep": self.config["keep"],
+            "select": self.config["select"],
             "epoch": 0,
             "step": 0,
             "loss_sum": 0.0,
-            "rows": 0,
+            "rows": 0,  # or a language model's tokens: what loss_sum is a sum over
             "curve": {
                 key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
             },
@@ -187,6 +191,11 @@ class Training:
         resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
         if resumed:
             self.state, method_state = resumed
+            for key in ("keep", "select"):  # or the file on disk would be another epoch's than the record says
+                begun = self.state.get(key, self.config[key])
+                if begun != self.config[key]:
+                    anew = f"go on with that, or delete {path} to begin anew"
+                    raise UserError(f"{key}={self.config[key]}: this run was begun with {key}={begun}: {anew}")
             self.method.load_training_state(self.raw_model, method_state)
             self.scheduler.last_epoch = self.state["step"]
             for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
@@ -420,23 +429,26 @@ class Training:
 
     @property
     def best_file(self) -> Path:
-        """The adapter of the best epoch so far: kept on disk, or until its texts are decoded."""
-        return self.folder / ("adapter.safetensors" if self.config["keep"] == "best" else "adapter_best.safetensors")
+        """The best epoch's adapter, beside the last one's (keep=both) or, in full precision, until its texts are decoded."""
+        return self.folder / "adapter_best.safetensors"
 
     def _keep(self) -> None:
-        """Writes the adapter, after an epoch, where it is the one to keep: the last, or the best so far."""
+        """Writes the adapter, after an epoch, where it is one to keep. What decodes texts keeps the rest at its end."""
+        keep, is_best = self.config["keep"], self.best() == len(self.state["curve"]["epoch"]) - 1
+        if is_best and self.task.decodes:
+            self.write(self.best_file, "fp32")
+        elif not self.task.decodes and (keep in ("last", "both") or (is_best and keep == "best")):
+            self.write(self.folder / "adapter.safetensors")
+            if is_best and keep == "both":
+                self.write(self.best_file)
+
+    def write(self, adapter: Path, precision: str | None = None) -> None:
+        """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless another is given."""
         if not self.accelerator.is_main_process:
             return
-        keep, is_best = self.config["keep"], self.best() == len(self.state["curve"]["epoch"]) - 1
-        if is_best and (keep in ("best", "both") or self.task.decodes):
-            self._write(self.best_file)
-        if keep in ("last", "both"):
-            self._write(self.folder / "adapter.safetensors")
-
-    def _write(self, adapter: Path) -> None:
         if self.method.adapter_parameters(self.raw_model):
-            dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config["adapter_precision"]]
-            vera.save(self.raw_model, self.method, adapter, dtype)
+            dtypes = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+            vera.save(self.raw_model, self.method, adapter, dtypes[precision or self.config["adapter_precision"]])
         if self.task.num_labels:
             vera.save_head(self.raw_model, self.folder / "head.safetensors")
 
@@ -534,8 +546,10 @@ def train(run: Run, run_id: str, report: Report) -> Record:
     if training.accelerator.is_main_process:
         write_record(run.config["output"], record)
         (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        if run.config["keep"] not in ("best", "both"):  # it was there to be decoded
+        if run.config["keep"] != "both":  # it was there to be decoded
             training.best_file.unlink(missing_ok=True)
+        elif training.task.decodes and run.config["adapter_precision"] != "fp32":
+            training.write(training.best_file)  # the model carries it since then
     training.accelerator.wait_for_everyone()
     training.accelerator.free_memory()
     return record

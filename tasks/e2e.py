@@ -182,8 +182,8 @@ class E2ETask(Decoding):
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
         """references.txt (a block for each MR) and NAME.txt (a line for each), as tuetschek/e2e-metrics reads them."""
-        blocks = ["".join(f"{reference}\n" for reference in references) for _, references in self.items]
-        (folder / "references.txt").write_text("\n".join(blocks), encoding="utf-8")
+        blocks = ["".join(f"{reference}\n" for reference in references) + "\n" for _, references in self.items]
+        (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
         for name, lines in texts.items():
             (folder / f"{name}.txt").write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
 
@@ -249,10 +249,15 @@ def load(settings: Any) -> E2ETask:
     items = [every[i] for i in fixed_subset(len(every), settings.get("items"), name)]
     if settings["decode"] == "dev":
         notes.append("texts are decoded and scored on the dev set, not on the test set")
-    if settings["decode"] != "none" and (len(items) < len(every) or len(rows[settings["decode"]]) != ROWS[settings["decode"]]):
-        notes.append(f"{len(items)} MRs are decoded, of {len(every)} in the {settings['decode']} set")
+    split = settings["decode"]
+    if split != "none" and (len(items) < len(every) or len(rows[split]) != ROWS[split]):
+        notes.append(f"{len(items)} MRs are decoded, of {len(every)} in the {split} set")
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(f"references tokenised here with spaCy {version('spacy')}'s English rules")
+    if settings["decode"] == "none":
+        notes.append("no texts are decoded")
+    if float(settings["length_penalty"][0]) != 0.9:
+        notes.append(f"length penalty {settings['length_penalty'][0]}; the paper's is 0.9")
     if settings["search"] != "lora":
         notes.append("decoded with transformers' own beam search, not microsoft/LoRA's")
     if settings["length_grouped"]:
@@ -273,10 +278,13 @@ def _check(settings: Any) -> None:
         if settings[key] not in known:
             raise DataError(f"task.{key}={settings[key]}: should be one of {', '.join(known)}")
     penalties = settings["length_penalty"]
-    if not penalties or not all(isinstance(p, int | float) and p >= 0 for p in penalties):
-        raise DataError(f"task.length_penalty={penalties}: should be numbers that are not negative, such as [0.9,0.8]")
+    if not penalties or not all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties):
+        raise DataError(f"task.length_penalty={penalties}: should be numbers from 0 to 10, such as [0.9,0.8]")
     if len(set(map(float, penalties))) < len(penalties):
         raise DataError(f"task.length_penalty={penalties}: the same number twice")
+    for key in ("label_smoothing", "no_repeat_ngram", "beams", "max_new_tokens"):
+        if settings[key] is None:
+            raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
     if not 0 <= settings["label_smoothing"] < 1:
         raise DataError(f"task.label_smoothing={settings['label_smoothing']}: should be at least 0 and less than 1")
     if settings["no_repeat_ngram"] < 0:
@@ -306,11 +314,11 @@ def _local_files(folder: Path, decode: str) -> dict[str, Path]:
 
 def _named(folder: Path, name: str) -> Path | None:
     """A file by its name, or the hub's parquet file of a split: validation-00000.parquet, default/validation/0000.parquet."""
-    if "." in name:
-        candidates = [folder / name]
-    else:
-        candidates = [*sorted(folder.rglob(f"{name}*.parquet")), *sorted(folder.rglob(f"{name}/*.parquet"))]
-    return next((path for path in candidates if path.is_file()), None)
+    candidates = {folder / name} if "." in name else {*folder.rglob(f"{name}*.parquet"), *folder.rglob(f"{name}/*.parquet")}
+    found = sorted(path for path in candidates if path.is_file())
+    if len(found) > 1:
+        raise DataError(f"{folder}: {len(found)} parquet files for {name}, one is expected: {', '.join(p.name for p in found)}")
+    return found[0] if found else None
 
 
 def _read(path: Path) -> Iterator[Pair]:

@@ -190,11 +190,12 @@ def read_references(path: Path) -> list[list[str]]:
     Raises DataError with the line of an item without references.
     """
     lines = _lines(path)
+    blocks = not all(line.strip() for line in lines)
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
         raise DataError(f"{path}: no references")
-    if all(line.strip() for line in lines):
+    if not blocks:
         return [[line] for line in lines]
     items: list[list[str]] = [[]]
     for number, line in enumerate(lines, 1):

@@ -268,6 +268,17 @@ def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_a
     assert ours["METEOR"] == f"23.0 +-{statistics.stdev([46, 0]):.1f} (2/3)"
     assert "1 diverged" in ours["status"]
     assert "- for VeRA r=1024: no java on this machine" in medium.notes
+    assert rows(medium)["", "difference"]["BLEU"] == "-2.1"
+    assert rows(medium)["", "difference"]["METEOR"] == "-"  # of two of three seeds
+
+
+def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
+    silent = [texts("vera", s) | {"texts": None, "id": f"silent {s}"} for s in range(3)]
+    for r in silent:
+        r["config"]["task"]["decode"] = "none"
+    medium, _ = tables.table3(ledger(texts("vera"), *silent), "unbiased")
+    assert rows(medium)["VeRA r=1024", "ours"]["BLEU"] == "68.0 (1/3)"
+    assert any("--select changes nothing here" in note for note in medium.notes)
 
 
 def test_another_model_has_a_table_of_its_own_and_adalora_a_row():

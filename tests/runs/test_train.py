@@ -17,6 +17,7 @@ from running import comparable, do, elsewhere
 from torch import nn
 
 from runs.config import expand
+from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.train import Training, best_epoch, dev_halves, epoch_batches, rate_factor
@@ -218,6 +219,11 @@ def test_a_dev_loss_that_is_no_number_is_divergence_too(words, monkeypatch):
     assert record["status"] == "diverged"
     assert "dev loss became nan" in record["error"]
     assert record["result"]["best"] is None
+
+
+def test_a_dev_set_of_one_row_is_refused_before_training(words):
+    with pytest.raises(UserError, match="the dev set has 1 row"):
+        training([*words, "task.dev_rows=1"])
 
 
 def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):

@@ -198,6 +198,8 @@ def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_pa
     assert "1 MRs are decoded, of 2 in the dev set" in notes
     assert "task.beams=3; the protocol's is 10" in notes
     assert any("spaCy" in note for note in notes)
+    assert "length penalty 0.8; the paper's is 0.9" in load(e2e, length_penalty=[0.8]).notes
+    assert "no texts are decoded" in load(e2e, decode="none").notes
     notes = load(as_lora(load(e2e), tmp_path / "lora"), search="transformers", length_grouped=True).notes
     assert "decoded with transformers' own beam search, not microsoft/LoRA's" in notes
     assert "batches of like lengths; the protocol's are random" in notes
@@ -293,8 +295,12 @@ def test_bad_lines_of_loras_format(line, message, e2e, tmp_path):
     [
         ({"decode": "train"}, "task.decode=train: should be one of test, dev, none"),
         ({"search": "greedy"}, "task.search=greedy: should be one of lora, transformers"),
-        ({"length_penalty": []}, "task.length_penalty=[]: should be numbers"),
-        ({"length_penalty": [-1]}, "task.length_penalty=[-1]: should be numbers that are not negative"),
+        ({"length_penalty": []}, "task.length_penalty=[]: should be numbers from 0 to 10"),
+        ({"length_penalty": [-1]}, "task.length_penalty=[-1]: should be numbers from 0 to 10"),
+        ({"length_penalty": [float("inf")]}, "task.length_penalty=[inf]: should be numbers from 0 to 10"),
+        ({"length_penalty": [True]}, "task.length_penalty=[True]: should be numbers from 0 to 10"),
+        ({"beams": None}, "task.beams=null: should be a number, such as 10"),
+        ({"label_smoothing": None}, "task.label_smoothing=null: should be a number, such as 0.1"),
         ({"length_penalty": [1, 1.0]}, "the same number twice"),
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0: should be at least 0 and less than 1"),
         ({"beams": 0}, "task.beams=0: should be at least 1"),
@@ -306,6 +312,23 @@ def test_wrong_settings_are_one_clear_line(changes, message, e2e):
     with pytest.raises(tasks.DataError) as error:
         load(**{"folder": e2e, **changes} if "data_dir" not in changes else {"folder": changes["data_dir"]})
     assert message in str(error.value)
+
+
+def test_several_files_for_a_split_are_not_read_by_half(tmp_path):
+    folder = as_hub(tmp_path / "hub")
+    (folder / "default" / "train" / "0001.parquet").write_bytes(b"")
+    with pytest.raises(tasks.DataError, match=r"2 parquet files for train, one is expected: 0000.parquet, 0001.parquet"):
+        load(folder)
+
+
+def test_a_single_items_texts_are_read_back_as_one_item(e2e, tmp_path):
+    from tasks.e2e_metrics import read_hypotheses, read_references
+
+    task = load(e2e, items=1)
+    task.items = [("mr", ["one .", "two ."])]
+    task.write(tmp_path, {"last": ["a\nb"]})
+    assert read_references(tmp_path / "references.txt") == [["one .", "two ."]]
+    assert read_hypotheses(tmp_path / "last.txt", 1) == ["a b"]
 
 
 def test_a_folder_without_e2e_names_what_it_should_hold(tmp_path):
