@@ -384,7 +384,8 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str]:
     """Task and method files are their own schema: a value given for a key must be of the type of the file's own.
 
-    Returns the words that set the method or the training to something else than their files do.
+    A whole number for a key that has a fraction becomes one. Returns the words that set the method, the training or the
+    model's configuration to something else than their files do.
     """
     given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
