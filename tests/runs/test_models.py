@@ -143,10 +143,21 @@ def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tm
     for path in Path(tiny_gpt2).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    del tensors["h.1.mlp.c_fc.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"the weights lack transformer.h.1.mlp.c_fc.weight \(1 in all\)"):
         models.load(tmp_path, 0, "generation")
+
+
+def test_gpt_2_reads_as_the_hub_writes_it(tiny_gpt2):
+    from safetensors.torch import load_file
+
+    tensors = load_file(tiny_gpt2 / "model.safetensors")
+    model = models.load(tiny_gpt2, 0, "generation")[0]
+    assert {"wte.weight", "h.0.attn.c_attn.weight", "h.1.attn.bias"} <= tensors.keys()
+    assert torch.equal(model.transformer.h[1].mlp.c_fc.weight, tensors["h.1.mlp.c_fc.weight"])
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert torch.equal(model.lm_head.weight, tensors["wte.weight"])
 
 
 def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
