@@ -2,7 +2,7 @@
 
 The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG):
 - the meaning representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised;
-- a row is BPE(MR), separator, BPE(" " + reference), end. GPT-2 has one token for both, <|endoftext|>;
+- a row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or a model's own end of text;
 - only what predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
   label smoothing goes over the whole vocabulary. The dev loss is not smoothed;
 - a test MR is decoded once (tasks/beam.py) and scored against all its references (tasks/e2e_metrics.py).
@@ -49,6 +49,8 @@ FILES = {
 #: Rows that the challenge published.
 ROWS = {"train": 42061, "dev": 4672, "test": 4693}
 
+#: What stands between MR and reference, and at the end.
+SEPARATOR = "<|endoftext|>"
 #: Settings of the published runs.
 PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new_tokens": 64}
 
@@ -74,9 +76,11 @@ class E2ETask(Decoding):
         self._prompts: list[list[int]] = []
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        end = tokenizer.eos_token_id
-        if end is None:
+        # GPT-2's separator, where the vocabulary has it: an instruction model's end of turn would ask for a new turn.
+        self._end = SEPARATOR if SEPARATOR in tokenizer.get_vocab() else tokenizer.eos_token
+        if self._end is None:
             raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token, which separates MR and reference")
+        end = tokenizer.convert_tokens_to_ids(self._end)
         self._tokenizer = tokenizer
 
         def ids(texts: list[str]) -> list[list[int]]:
@@ -175,7 +179,7 @@ class E2ETask(Decoding):
     def _text(self, ids: list[int]) -> str:
         """What stands before the first end token and the first blank line."""
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text).split(self._tokenizer.eos_token)[0].split("\n\n")[0].strip()
+        return str(text).split(self._end)[0].split("\n\n")[0].strip()
 
     def scores(self, texts: Sequence[str]) -> dict[str, Any]:
         return scores([references for _, references in self.items], texts)

@@ -92,6 +92,29 @@ def test_a_row_is_mr_separator_reference_end(task, loaded):
     assert task.ends == (END, 628)
 
 
+def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e, loaded):
+    class Other:
+        eos_token = "</s>"
+
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [[len(text)] for text in texts] if isinstance(texts, list) else [1, 2]}
+
+        def get_vocab(self):
+            return {"</s>": 7}
+
+        def convert_tokens_to_ids(self, token):
+            return self.get_vocab()[token]
+
+    task = load(e2e)
+    task.prepare(Other(), 64)
+    assert task.ends == (7,)  # a blank line is two tokens there
+    mr, reference = "name : Blue Door | customer rating : 5 out of 5", " Blue Door has a 5-star rating ."
+    assert task.collate("train", [3])["input_ids"].tolist() == [[len(mr), 7, len(reference), 7]]
+    Other.eos_token = None
+    with pytest.raises(tasks.DataError, match="no end-of-text token"):
+        load(e2e).prepare(Other(), 64)
+
+
 def test_only_what_predicts_the_reference_and_its_end_has_a_loss(task):
     batch = task.collate("train", [2, 3])
     for ids, targets, mask in zip(*(batch[key] for key in ("input_ids", "targets", "attention_mask")), strict=True):
