@@ -171,7 +171,8 @@ def _lines(path: Path) -> list[Any]:
     """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none without a file."""
     found: list[Any] = []
     with contextlib.suppress(OSError, ValueError):
-        *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold other ends of lines
+        text = path.read_text(encoding="utf-8", errors="replace")  # the kill may have cut a letter
+        *whole, _ = text.split("\n")  # not splitlines: a text may hold other ends of lines
         for line in whole:
             found.append(json.loads(line))
     return found

@@ -237,43 +237,45 @@ def load(settings: Any) -> E2ETask:
     else:
         instead = "Give a local copy: task.data_dir=/where/e2e (with make: DATA=/where/e2e)"
         folder = snapshot(settings["hub"], settings.get("revision"), ["*.parquet"], "dataset", instead)
-    files = _local_files(folder, settings["decode"])
+    files, split, name = _local_files(folder, settings["decode"]), settings["decode"], settings["name"]
     rows = {split: list(_read(path)) for split, path in files.items()}
-    name, notes, splits = settings["name"], [], {}
-    for split in ("train", "dev"):
-        wanted = settings.get(f"{split}_rows")
-        splits[split] = [rows[split][i] for i in fixed_subset(len(rows[split]), wanted, name)]
-        if len(splits[split]) != ROWS[split]:
-            whole = "a fixed subset of" if len(splits[split]) < len(rows[split]) else "the files hold"
-            notes.append(f"{name} {split}: {len(splits[split])} rows ({whole} {len(rows[split])}); E2E has {ROWS[split]}")
+    splits, notes = {}, []
+    for part in ("train", "dev"):
+        every = rows[part]
+        splits[part] = [every[i] for i in fixed_subset(len(every), settings.get(f"{part}_rows"), name)]
+        if len(splits[part]) != ROWS[part]:
+            whole = "a fixed subset of" if len(splits[part]) < len(every) else "the files hold"
+            notes.append(f"{name} {part}: {len(splits[part])} rows ({whole} {len(every)}); E2E has {ROWS[part]}")
     groups: dict[str, list[str]] = {}
-    for mr, reference in rows.get(settings["decode"], []):
+    for mr, reference in rows.get(split, []):
         groups.setdefault(mr, []).append(reference)
-    every = list(groups.items())
-    items = [every[i] for i in fixed_subset(len(every), settings.get("items"), name)]
-    if settings["decode"] == "dev":
-        notes.append("texts are decoded and scored on the dev set, not on the test set")
-    split = settings["decode"]
-    if split != "none" and (len(items) < len(every) or len(rows[split]) != ROWS[split]):
-        notes.append(f"{len(items)} MRs are decoded, of {len(every)} in the {split} set")
+    mrs = list(groups.items())
+    task = E2ETask(settings, splits, [mrs[i] for i in fixed_subset(len(mrs), settings.get("items"), name)])
+    if split == "none":
+        notes.append("no texts are decoded")
+    elif len(task.items) < len(mrs) or len(rows[split]) != ROWS[split]:
+        notes.append(f"{len(task.items)} MRs are decoded, of {len(mrs)} in the {split} set")
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(f"references tokenised here with spaCy {version('spacy')}'s English rules")
-    if settings["decode"] == "none":
-        notes.append("no texts are decoded")
-    if float(settings["length_penalty"][0]) != 0.9:
-        notes.append(f"length penalty {settings['length_penalty'][0]}; the paper's is 0.9")
-    if settings["search"] != "lora":
-        notes.append("decoded with transformers' own beam search, not microsoft/LoRA's")
-    if settings["length_grouped"]:
-        notes.append("batches of like lengths; the protocol's are random")
-    notes += [
-        f"task.{key}={settings[key]}; the protocol's is {value}" for key, value in PUBLISHED.items() if settings[key] != value
-    ]
-    task = E2ETask(settings, splits, items)
-    task.notes = notes
+    task.notes = notes + _deviations(settings)
     if task.decodes and shutil.which("java") is None:
         task.advice = [f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. python -m runs.evaluate ID adds them later"]
     return task
+
+
+def _deviations(settings: Any) -> list[str]:
+    """What is set otherwise than in the published runs, in words."""
+    changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
+    words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
+    if float(settings["length_penalty"][0]) != 0.9:
+        words.append(f"length penalty {settings['length_penalty'][0]}; the paper's is 0.9")
+    if settings["decode"] == "dev":
+        words.append("texts are decoded and scored on the dev set, not on the test set")
+    if settings["search"] != "lora":
+        words.append("decoded with transformers' own beam search, not microsoft/LoRA's")
+    if settings["length_grouped"]:
+        words.append("batches of like lengths; the protocol's are random")
+    return words
 
 
 def _check(settings: Any) -> None:

@@ -202,8 +202,8 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
     path = folder / f"decoded_{which}.jsonl"
     assert path.read_text().count("\n") == 1 + after % 3
     if after == 2:  # a kill in the middle of a line
-        with open(path, "a") as file:
-            file.write('{"item": 2, "te')
+        with open(path, "ab") as file:  # and of a letter
+            file.write('{"item": 2, "texts": {"0.9": "é'.encode()[:-1])
     capfd.readouterr()
     resumed = do(killed)
     assert comparable(resumed) == comparable(straight)
