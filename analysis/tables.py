@@ -263,21 +263,21 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             shown_ = [f"{printed[key]:.{decimals}f}" for key, (_, decimals) in SCORES.items()]
             rows.append([NAMES[method], "paper", size, *shown_, "quoted"])
             if (model, row, "e2e") in found:
-                rows += _score_rows(row, found[model, row, "e2e"], printed)
+                rows += _score_rows(found[model, row, "e2e"], printed)
         for row in sorted({key[1] for key in found if key[0] == model} - used):
-            rows += _score_rows(row, found[model, row, "e2e"], None)
+            rows += _score_rows(found[model, row, "e2e"], None)
         tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model, select))
     for model in sorted({key[0] for key in found} - {"gpt2_medium", "gpt2_large"}):
         order = [*("full", "lora", "vera"), *sorted(key[1] for key in found)]
-        ours = [(row, found[model, row, "e2e"]) for row in dict.fromkeys(order) if (model, row, "e2e") in found]
-        rows = [line for row, cell in ours for line in _score_rows(row, cell, None)]
+        ours = [found[model, row, "e2e"] for row in dict.fromkeys(order) if (model, row, "e2e") in found]
+        rows = [line for cell in ours for line in _score_rows(cell, None)]
         tables.append(
             _score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model, select)
         )
     return tables
 
 
-def _score_rows(row: str, cell: Cell, printed: dict[str, float] | None) -> list[list[str]]:
+def _score_rows(cell: Cell, printed: dict[str, float] | None) -> list[list[str]]:
     """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
         (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
@@ -290,8 +290,7 @@ def _score_rows(row: str, cell: Cell, printed: dict[str, float] | None) -> list[
             whole = len(values) >= cell.wanted
             gaps.append(f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-")
         lines.append(["", "difference", "", *gaps, ""])
-    if row == "lora":  # of which two penalties are in print
-        lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
+    lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
         lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
     return lines
@@ -308,8 +307,9 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
         spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
         part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
         shown_.append(f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-")
-    status = "" if again else "ours" if cell.complete else "ours, incomplete: see make plan"
-    status += f", {cell.diverged} diverged" if cell.diverged and not again else ""
+    status = "ours" if cell.complete else f"ours, {cell.seeds} of {cell.wanted} seeds"
+    status += f", {cell.diverged} diverged" if cell.diverged else ""
+    status = "" if again else status
     name, size = ("", "") if again else (cell.label, f"{cell.parameters:,}")
     return [name, source, size, *shown_, status]
 
@@ -317,10 +317,12 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
 def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
     mine = {key: cell for key, cell in found.items() if key[0] == model}
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
+    if any("/" in cell for row in rows for cell in row[3:-1]):
+        notes.append("(n/m): n of m seeds.")
     if select == "unbiased":
         notes.append("--select changes nothing here: the last epoch is reported.")
     if any("quoted" in row[-1] for row in rows):
-        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
+        notes.append("quoted: the paper's number, not run here.")
         notes.append("The paper's parameter counts for LoRA do not follow from rank 4.")
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}

@@ -450,6 +450,9 @@ def _check_values(config: dict[str, Any]) -> None:
     if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
         raise UserError("seed and data_seed should be in [0, 2^63)")
     model, task = config["model"], config["task"]
+    for key in ("train_rows", "dev_rows", "items"):
+        if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
+            raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
     if config["keep"] == "both" and "decode" not in task:

@@ -51,8 +51,12 @@ def decode(training: "Training") -> dict[str, Any]:
     if not training.accelerator.is_main_process:  # which writes no record
         return {}
     write(task, training.folder, found)
+    entries = scores(task, found, epochs)
+    for entry in entries:
+        words = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if isinstance(value, float) and key != "epoch")
+        print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
     about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
-    return {**about, "scores": scores(task, found, epochs)}
+    return {**about, "scores": entries}
 
 
 def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -74,13 +78,17 @@ def write(task: Decoding, folder: Path, found: Mapping[str, Texts]) -> None:
 
 
 def read(task: Decoding, folder: Path) -> dict[str, Texts]:
-    """The texts of a finished run, by epoch (last, and best where it is another). Raises OSError where there are none."""
+    """The texts of a finished run, by epoch (last, and best where it is another). Raises OSError where there are none, and
+    ValueError where one is missing."""
     found = {}
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
         if which == "last" or path.is_file():
             path.stat()
             by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
+            missing = [i for i in range(len(task.items)) if i not in by_item]
+            if missing:
+                raise ValueError(f"{len(missing)} of the {len(task.items)} texts are missing or damaged")
             found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
     return {"last": found["last"], "best": found.get("best", found["last"])}
 

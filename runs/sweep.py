@@ -243,7 +243,7 @@ def _child(run: Run, settled: str, events: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = run_folder(run.config["output"], settled)
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {settled}", flush=True)
@@ -255,7 +255,10 @@ def _child(run: Run, settled: str, events: Connection) -> None:
         nonlocal last
         if event["phase"] != "training" or time.monotonic() - last > 0.25:
             last = time.monotonic()
-            events.send(event)
+            try:
+                events.send(event)
+            except OSError:  # the sweep was killed: see _end_with_parent
+                os._exit(1)
 
     try:
         train(run, settled, report)
@@ -302,7 +305,7 @@ class Display:
         elif event["phase"] == "evaluated":
             print(f"{self.head}  {self._words(event)}", flush=True)
         elif event["phase"].startswith("resuming") or event.get("milestone"):
-            print(f"{self.head}  {event['phase']}" + (f" {event['done']}/{event['of']}" if "of" in event else ""), flush=True)
+            print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
 
     def _bar(self, event: Event) -> None:
         if self.bar is None:
@@ -316,11 +319,18 @@ class Display:
             self.bar.set_description_str(f"{self.head}  {epoch}")
         elif "of" in event:
             self.bar.total, self.bar.n = event["of"], event["done"]
-            left = event["seconds_left"]
-            self.bar.unit = f"{event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
+            self.bar.unit = self._count(event).strip()
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
         else:
             self.bar.set_description_str(f"{self.head}  {event['phase']}")
+
+    @staticmethod
+    def _count(event: Event) -> str:
+        """How many of an event's items are done, and the time that the others take."""
+        if "of" not in event:
+            return ""
+        left = event["seconds_left"]
+        return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
 
     def _words(self, event: Event) -> str:
         words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
@@ -331,7 +341,9 @@ class Display:
         words.append(f"{pace / 1000:.1f}k tok/s" if pace >= 1000 else f"{pace:.0f} tok/s")
         everything = event["seconds_left"] + self.later
         known = everything == everything
-        words.append(f"left: run {duration(event['seconds_left'])}" + (f", all {duration(everything)}" if known else ""))
+        texts = f" and {event['texts']} texts" if event.get("texts") else ""
+        all_ = f", all {duration(everything)}" if known and not texts else ""
+        words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
         return "  ".join(words)
 
     def line(self, text: str) -> None:

@@ -37,7 +37,7 @@ from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
 from runs.starts import start_file, start_id
-from runs.text import LESS_IS_BETTER
+from runs.text import LESS_IS_BETTER, shown
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -295,6 +295,9 @@ class Training:
         }
         for key, value in point.items():
             curve[key].append(value)
+        losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
+        metric = f"{self.task.metric} {shown(self.task.metric, point['metric'])}"
+        print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
         state["predictions"].append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         state |= {"epoch": state["epoch"] + 1, "loss_sum": 0.0, "rows": 0}
         self._keep()
@@ -469,6 +472,7 @@ class Training:
                 "best": metrics[best] if metrics else None,
                 "tokens_per_second": state["tokens"] / max(state["seconds"]["train"], 1e-9),
                 "seconds_left": spent / max(state["step"], 1) * (self.total_steps - state["step"]),
+                "texts": len(getattr(self.task, "items", ())),  # to be decoded after it
             }
         )
 
@@ -509,6 +513,8 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     """What differs from the recipe, in words."""
     recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]["name"]
     words = list(notes)
+    if run.method["kind"] == "none":  # which no setting of the training touches
+        return words
     if run.recipe == "defaults":
         words.append("no recipe for this method and model: the harness's defaults")
     settings = {**train, **run.config["method"]}

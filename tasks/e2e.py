@@ -265,6 +265,8 @@ def load(settings: Any) -> E2ETask:
 
 def _deviations(settings: Any) -> list[str]:
     """What is set otherwise than in the published runs, in words."""
+    if settings["decode"] == "none":  # how texts would be decoded matters to nobody
+        settings = {**settings, **PUBLISHED, "length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
     words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
     if float(settings["length_penalty"][0]) != 0.9:
@@ -288,7 +290,7 @@ def _check(settings: Any) -> None:
         raise DataError(f"task.length_penalty={penalties}: should be numbers from 0 to 10, such as [0.9,0.8]")
     if len(set(map(float, penalties))) < len(penalties):
         raise DataError(f"task.length_penalty={penalties}: the same number twice")
-    for key in ("label_smoothing", "no_repeat_ngram", "beams", "max_new_tokens"):
+    for key in PUBLISHED:
         if settings[key] is None:
             raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
     if not 0 <= settings["label_smoothing"] < 1:
@@ -303,7 +305,8 @@ def _check(settings: Any) -> None:
 def _local_files(folder: Path, decode: str) -> dict[str, Path]:
     """The file of each split: all by the challenge's names, or all by LoRA's, or all the hub's parquet files."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder (task.data_dir)")
+        what = "a file: task.data_dir takes the folder that holds it" if folder.is_file() else "no such folder (task.data_dir)"
+        raise DataError(f"{folder}: {what}")
     wanted = [split for split in FILES if split != "test" or decode == "test"]
     missing: list[str] = []
     for style in range(3):
@@ -320,10 +323,12 @@ def _local_files(folder: Path, decode: str) -> dict[str, Path]:
 
 def _named(folder: Path, name: str) -> Path | None:
     """A file by its name, or the hub's parquet file of a split: validation-00000.parquet, default/validation/0000.parquet."""
-    candidates = {folder / name} if "." in name else {*folder.rglob(f"{name}*.parquet"), *folder.rglob(f"{name}/*.parquet")}
-    found = sorted(path for path in candidates if path.is_file())
+    above = ("", "*/") if "." not in name else ()
+    patterns = [f"{folders}{name}{end}" for folders in above for end in ("*.parquet", "/*.parquet")] or [name]
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if len(found) > 1:
-        raise DataError(f"{folder}: {len(found)} parquet files for {name}, one is expected: {', '.join(p.name for p in found)}")
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise DataError(f"{folder}: {len(found)} parquet files for {name}, one is expected: {names}")
     return found[0] if found else None
 
 
@@ -350,10 +355,13 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
             if column not in (reader.fieldnames or []):
                 known = ", ".join(reader.fieldnames or []) or "nothing"
                 raise DataError(f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)")
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
-            yield reader.line_num, row["mr"], row["ref"]
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
+                yield reader.line_num, row["mr"], row["ref"]
+        except csv.Error as error:
+            raise DataError(f"{path} after line {reader.line_num}: {error}") from None
 
 
 def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:

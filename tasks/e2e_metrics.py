@@ -246,7 +246,9 @@ def main(arguments: list[str]) -> int:
     print(f"{len(references)} items, {sum(map(len, references))} references")
     for key, name in METRICS.items():
         value = found[key]
-        print(f"  {name:<8}" + (f"{value:>9.4f}" if value is not None else f"        -  {found['unavailable'][key]}"))
+        print(f"  {name:<8}" + (f"{value:>9.4f}" if value is not None else f"{'-':>9}"))
+    for reason in dict.fromkeys(found.get("unavailable", {}).values()):
+        print(f"  -: {reason}")
     return 0
 
 

@@ -85,6 +85,8 @@ def test_a_mistake_is_one_clear_line(words, message):
     [
         (["model.settings=3"], "model.settings=3: should be a mapping {a:b}, such as {'embd_pdrop'"),
         (["task=reviews", "model=minilm", "keep=both"], "keep=both is for tasks that decode texts"),
+        (["task.items=abc"], "task.items=abc: should be a whole number of at least 1, or null for all"),
+        (["task.train_rows=0"], "task.train_rows=0: should be a whole number of at least 1"),
         (["task.length_penalty=0.8"], "task.length_penalty=0.8: should be a list [a,b], such as [0.9, 0.8]"),
     ],
 )

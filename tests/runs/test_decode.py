@@ -97,6 +97,7 @@ def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_pa
         size = (folder_of(words) / f"{name}.safetensors").stat().st_size
         whole = (folder_of(worse(elsewhere(e2e_words, output=tmp_path / "reference"))) / f"{name}.safetensors").stat().st_size
         assert (size < 0.8 * whole) == (precision == "fp16")
+    capsys.readouterr()
     checked = evaluate.main([record["id"], f"output={record['config']['output']}"])
     said = capsys.readouterr().out
     if precision == "fp32":
@@ -118,6 +119,7 @@ def test_the_untrained_model_is_a_row(e2e_words):
     plain = [w for w in e2e_words if not w.startswith("method.")]
     record = do([*plain, "method=none"])
     assert record["steps"] == 0
+    assert not any("given" in words or "recipe" in words for words in record["deviations"])  # it trains nothing
     assert {e["epoch"] for e in record["texts"]["scores"]} == {0.0}
 
 
@@ -303,6 +305,9 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
     path.write_text(path.read_text().replace('"0.9": "', '"0.9": "more '))
     assert evaluate.main([record["id"], f"output={output}"]) == 1
     assert "NOT the same" in capsys.readouterr().out
+    path.write_text("\n".join(path.read_text().split("\n")[:2]) + "\n")
+    with pytest.raises(evaluate.UserError, match=r"cannot be read \(2 of the 3 texts are missing or damaged\)"):
+        evaluate.main([record["id"], f"output={output}"])
     path.unlink()
     with pytest.raises(evaluate.UserError, match="the run's texts cannot be read"):
         evaluate.main([record["id"], f"output={output}"])
@@ -314,6 +319,10 @@ def test_a_sweep_shows_decoding_and_the_score(e2e_words):
     assert "dev perplexity" in done.stdout
     assert "decoding (last epoch) 0/3" in done.stdout
     assert "decoding (last epoch) 3/3" in done.stdout
+    assert "left: run 0s and 3 texts" in done.stdout
+    log = (folder_of(e2e_words) / "log.txt").read_text()
+    assert "epoch 2: train loss" in log
+    assert "last epoch, 0.9: bleu 0.00, nist 0.00" in log
     assert "BLEU 0.0 on test" in done.stdout
     assert (
         "already done (perplexity"

@@ -254,6 +254,14 @@ def test_the_plan_of_a_whole_table_composes_each_cell_once(monkeypatch, tmp_path
     assert not composed
 
 
+def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole(words):
+    small = [*words, "task.train_rows=16", "task.dev_rows=8"]
+    (run,) = expand(small)
+    sweep.sweep([run])
+    assert "est. " in call("runs.plan", *small, "seed=1", check=0).stdout
+    assert "no estimate" in call("runs.plan", *words, check=0).stdout
+
+
 def test_a_run_without_steps_is_no_measure_of_others(words):
     """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says so."""
     plain = [w for w in words if not w.startswith("method.")]

@@ -222,7 +222,9 @@ def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_pa
     assert "task.beams=3; the protocol's is 10" in notes
     assert any("spaCy" in note for note in notes)
     assert "length penalty 0.8; the paper's is 0.9" in load(e2e, length_penalty=[0.8]).notes
-    assert "no texts are decoded" in load(e2e, decode="none").notes
+    silent = load(e2e, decode="none", length_penalty=[0.5]).notes
+    assert "no texts are decoded" in silent
+    assert not any("beams" in note or "penalty" in note for note in silent)
     notes = load(as_lora(load(e2e), tmp_path / "lora"), search="transformers", length_grouped=True).notes
     assert "decoded with transformers' own beam search, not microsoft/LoRA's" in notes
     assert "batches of like lengths; the protocol's are random" in notes
@@ -277,6 +279,7 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         ("trainset.csv", "mr,ref\nA pub,x\n", "line 2: the MR 'A pub' is not written as name[...]"),
         ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),
         ("trainset.csv", "mr,ref\n", "trainset.csv: no rows"),
+        ("trainset.csv", 'mr,ref\nname[A],"x" y\n', "trainset.csv after line 1: ',' expected after '\"'"),
         ("devset.csv", None, "devset.csv: no such file"),
         ("train.txt", "name : A | Type : pub, A pub .\n", None),
     ],
@@ -340,7 +343,10 @@ def test_wrong_settings_are_one_clear_line(changes, message, e2e):
 def test_several_files_for_a_split_are_not_read_by_half(tmp_path):
     folder = as_hub(tmp_path / "hub")
     (folder / "default" / "train" / "0001.parquet").write_bytes(b"")
-    with pytest.raises(tasks.DataError, match=r"2 parquet files for train, one is expected: 0000.parquet, 0001.parquet"):
+    with pytest.raises(
+        tasks.DataError,
+        match=r"2 parquet files for train, one is expected: default/train/0000.parquet, default/train/0001.parquet",
+    ):
         load(folder)
 
 
@@ -352,6 +358,11 @@ def test_a_single_items_texts_are_read_back_as_one_item(e2e, tmp_path):
     task.write(tmp_path, {"last": ["a\nb"]})
     assert read_references(tmp_path / "references.txt") == [["one .", "two ."]]
     assert read_hypotheses(tmp_path / "last.txt", 1) == ["a b"]
+
+
+def test_a_file_for_a_folder_is_told_apart(e2e):
+    with pytest.raises(tasks.DataError, match=r"trainset.csv: a file: task.data_dir takes the folder that holds it"):
+        load(e2e / "trainset.csv")
 
 
 def test_a_folder_without_e2e_names_what_it_should_hold(tmp_path):

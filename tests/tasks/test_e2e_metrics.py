@@ -183,6 +183,14 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert json.loads(done.stdout) == pytest.approx(GOLDEN, abs=1e-4)
 
 
+def test_the_table_gives_a_reason_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = call(tmp_path, BLOCKS, "\n".join(HYPOTHESES))
+    assert done.returncode == 0
+    assert done.stdout.count("no java on this machine") == 1
+    assert [line.split()[1] for line in done.stdout.splitlines()[3:6]] == ["-"] * 3
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
