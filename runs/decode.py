@@ -59,6 +59,13 @@ def decode(training: "Training") -> dict[str, Any]:
     return {**about, "scores": entries}
 
 
+def rehearse(training: "Training") -> None:
+    """Finds out before hours of training whether the model can be decoded. Raises DataError in one line where it cannot."""
+    training.raw_model.eval()
+    with torch.no_grad(), training.accelerator.autocast():
+        cast(Decoding, training.task).rehearse(training.raw_model)
+
+
 def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
     """An entry for each epoch (last, best) and variant, the last epoch by the protocol's variant first."""
     kept: dict[str, dict[str, Any]] = {}  # equal texts have equal scores, and METEOR takes a while

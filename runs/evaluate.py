@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     record = find(names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     same = score_again(record, output, name) if record.get("texts") else True
-    if record.get("texts") and record["config"]["keep"] == "none":
+    if record.get("texts") and record["config"]["keep"] == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {record['result']['metric']} is not checked")
         return 0 if same else 1
     for best in (False, True) if record["config"]["keep"] == "both" else (False,):

@@ -31,7 +31,7 @@ import tasks
 import vera
 from runs import checkpoint, models
 from runs.config import Run
-from runs.decode import decode
+from runs.decode import decode, rehearse
 from runs.errors import UserError
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
@@ -204,6 +204,8 @@ class Training:
                 self.accelerator.scaler.load_state_dict(self.state["scaler"])
             print(f"resumed at step {self.state['step']} of {self.total_steps}", flush=True)
             self.report({"phase": f"resuming at step {self.state['step']} of {self.total_steps}"})
+        elif self.task.decodes:
+            rehearse(self)
         saved = time.monotonic()
         while self.state["step"] < self.total_steps and self.state["status"] == "done":
             epoch = self.state["epoch"]

@@ -120,6 +120,10 @@ class Decoding(Task):
         """For each of these items its texts by variant."""
 
     @abstractmethod
+    def rehearse(self, model: Any) -> None:
+        """Writes a word or two of one item, before training. Raises DataError for a model that cannot be decoded so."""
+
+    @abstractmethod
     def scores(self, texts: Sequence[str]) -> dict[str, Any]:
         """The metrics of a text for every item, None where one cannot be had, and the reasons under "unavailable"."""
 

@@ -165,16 +165,24 @@ class E2ETask(Decoding):
         keys = ("search", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens")
         return {key: self.how[key] for key in keys} | {"ends": list(self.ends)}
 
+    def rehearse(self, model: Any) -> None:
+        try:
+            self._search(model, self._prompts[:1], {**self.how, "max_new_tokens": 2})
+        except Exception as error:  # whatever a model's own code says: attention without a cache, say, or another call
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{self.name}: this model cannot be decoded ({reason}). task.decode=none trains without") from None
+
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        prompts = [self._prompts[i] for i in indices]
-        how = self.how
-        if how["search"] == "transformers":
-            found = transformers_search(model, prompts, how, self.ends)
-        else:
-            penalties = tuple(map(float, how["length_penalty"]))
-            search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
-            found = beam_search(model, prompts, search)
+        found = self._search(model, [self._prompts[i] for i in indices], self.how)
         return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in found]
+
+    def _search(self, model: Any, prompts: list[list[int]], how: Any) -> list[list[list[int]]]:
+        """Token ids for each prompt and length penalty."""
+        if how["search"] == "transformers":
+            return transformers_search(model, prompts, how, self.ends)
+        penalties = tuple(map(float, how["length_penalty"]))
+        search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
+        return beam_search(model, prompts, search)
 
     def _text(self, ids: list[int]) -> str:
         """What stands before the first end token and the first blank line."""

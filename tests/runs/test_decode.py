@@ -115,12 +115,15 @@ def test_full_keeps_nothing_though_the_task_keeps_both(e2e_words):
     assert record["parameters"]["adapter"] == record["parameters"]["formula"] == record["parameters"]["total"]
 
 
-def test_the_untrained_model_is_a_row(e2e_words):
+def test_the_untrained_model_is_a_row(e2e_words, capsys):
     plain = [w for w in e2e_words if not w.startswith("method.")]
     record = do([*plain, "method=none"])
     assert record["steps"] == 0
     assert not any("given" in words or "recipe" in words for words in record["deviations"])  # it trains nothing
     assert {e["epoch"] for e in record["texts"]["scores"]} == {0.0}
+    capsys.readouterr()
+    assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
+    assert "perplexity" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("row", [("adalora",), ("peft", "method.config_class=IA3Config"), ("bitfit",)], ids=lambda row: row[0])
@@ -328,6 +331,14 @@ def test_a_sweep_shows_decoding_and_the_score(e2e_words):
         "already done (perplexity"
         in subprocess.run([sys.executable, "-m", "runs", *e2e_words], cwd=ROOT, capture_output=True, text=True).stdout
     )
+
+
+def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monkeypatch):
+    """Such as one whose cache is no attention cache."""
+    monkeypatch.setattr("transformers.DynamicCache.batch_repeat_interleave", None)
+    with pytest.raises(evaluate.tasks.DataError, match=r"e2e: this model cannot be decoded \(.*\). task.decode=none trains"):
+        do(e2e_words)
+    assert not list(folder_of(e2e_words).iterdir())
 
 
 def test_an_encoder_cannot_do_it(e2e_words, tiny_bert):
