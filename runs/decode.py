@@ -85,13 +85,11 @@ def write(task: Decoding, folder: Path, found: Mapping[str, Texts]) -> None:
 
 
 def read(task: Decoding, folder: Path) -> dict[str, Texts]:
-    """The texts of a finished run, by epoch (last, and best where it is another). Raises OSError where there are none, and
-    ValueError where one is missing."""
+    """The texts of a finished run, by epoch (last, and best where it is another). Raises ValueError where one is missing."""
     found = {}
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
         if which == "last" or path.is_file():
-            path.stat()
             by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
             missing = [i for i in range(len(task.items)) if i not in by_item]
             if missing:

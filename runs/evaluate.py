@@ -58,7 +58,7 @@ def score_again(record: Record, output: str, name: str) -> bool:
     folder = run_folder(output, record["id"])
     try:
         found = read(task, folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})") from None
     write(task, folder, found)
     again = scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
