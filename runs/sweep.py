@@ -28,6 +28,7 @@ from runs.identity import hash_of, run_id
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
 from runs.starts import start_file
 from runs.text import duration, shown
+from tasks.pixels import preprocessing
 
 Event = dict[str, Any]
 #: What transformers imports for any model: three seconds.
@@ -122,6 +123,20 @@ def preflight(runs: list[Run]) -> None:
             missing.append(str(error))
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
+    for run in _distinct(runs, "task", "model"):
+        if run.config["model"]["modality"] == "image":
+            prepare_files(run)
+
+
+def prepare_files(run: Run) -> None:
+    """What a run on images finds ready: its evaluation images, made once for all runs; and that all can be read."""
+    task = tasks.load(run.config["task"])
+    if task.prepares_files:
+        before = set(task.notes)
+        task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
+        for note in task.notes:
+            if note not in before:
+                print(f"note: {note}")
 
 
 def settled_id(run: Run) -> str:
@@ -165,8 +180,8 @@ def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
     return sum(statistics.median(spent.get(run.row, every)) for run in left)
 
 
-def _distinct(runs: list[Run], part: str) -> list[Run]:
-    return list({json.dumps(run.config[part], sort_keys=True): run for run in runs}.values())
+def _distinct(runs: list[Run], *parts: str) -> list[Run]:
+    return list({json.dumps([run.config[part] for part in parts], sort_keys=True): run for run in runs}.values())
 
 
 # --- one run
@@ -337,8 +352,8 @@ class Display:
         if event["metric"] is not None:
             now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
             words.append(f"dev {event['metric_name']} {now} (best {best})")
-        pace = event["tokens_per_second"]
-        words.append(f"{pace / 1000:.1f}k tok/s" if pace >= 1000 else f"{pace:.0f} tok/s")
+        pace, unit = event["pace"], event["unit"]
+        words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
         everything = event["seconds_left"] + self.later
         known = everything == everything
         texts = f" and {event['texts']} texts" if event.get("texts") else ""

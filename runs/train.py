@@ -33,6 +33,7 @@ from runs import checkpoint, models
 from runs.config import Run
 from runs.decode import decode, rehearse
 from runs.errors import UserError
+from runs.features import compute
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
@@ -59,12 +60,14 @@ def build(run: Run, start: bool = True) -> Built:
     config = run.config
     method = vera.make_method(**run.method)
     task = tasks.load(config["task"])
-    folder = models.fetch(config["model"])
+    folder, modality = models.fetch(config["model"]), config["model"]["modality"]
     seed_everything(config["seed"])
-    model, tokenizer = models.load(folder, task.num_labels, task.problem, config["model"].get("settings"))
-    # RoBERTa's positions begin after its padding index.
-    positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
-    task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length), positions)
+    model, tokenizer = models.load(folder, task.num_labels, task.problem, config["model"].get("settings"), modality)
+    if modality == "image":
+        task.prepare(tokenizer, 0)
+    else:  # RoBERTa's positions begin after its padding index.
+        positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
+        task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length), positions)
     method.adapt(model)
     if start and config["init_from"]:
         vera.start_from(model, start_file(run))
@@ -153,7 +156,11 @@ class Training:
         # Where nothing trains (method=none), the model is judged as it is.
         groups = self.groups or [{"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=self.settings["adam_eps"])
-        self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
+        # Where the head alone trains, its inputs may not change from epoch to epoch.
+        self.raw_model.to(self.accelerator.device)
+        self.features = compute(self) if start and run.method["kind"] == "head" else None
+        self.trained: nn.Module = self.features.head if self.features else self.raw_model
+        self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.lengths = self.task.lengths("train")
         if len(self.task.lengths("dev")) < 2:
             raise UserError("the dev set has 1 row: two are needed, since the unbiased protocol selects on one half of it")
@@ -166,6 +173,7 @@ class Training:
             optimizer, partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps)
         )
         self.method.before_training(self.raw_model, self.total_steps)
+        self.predictions: Any = None  # of the last epoch
         self.state: dict[str, Any] = {
             "keep": self.config["keep"],
             "select": self.config["select"],
@@ -178,7 +186,7 @@ class Training:
             },
             "predictions": [],
             "seconds": {"train": 0.0, "evaluate": 0.0, "decode": 0.0},
-            "tokens": 0,
+            "units": 0,  # tokens or images
             "status": "done",
             "error": None,
         }
@@ -190,7 +198,8 @@ class Training:
         path = self.folder / "checkpoint.safetensors"
         resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
         if resumed:
-            self.state, method_state = resumed
+            state, method_state = resumed
+            self.state |= state
             for key in ("keep", "select"):  # or the file on disk would be another epoch's than the record says
                 begun = self.state.get(key, self.config[key])
                 if begun != self.config[key]:
@@ -211,7 +220,9 @@ class Training:
             epoch = self.state["epoch"]
             size, seed = self.settings["effective_batch"], self.config["data_seed"]
             batches = epoch_batches(self.lengths, size, seed, epoch, self.task.block)
-            for rows in batches[self.state["step"] - epoch * self.steps_per_epoch :]:
+            coming = batches[self.state["step"] - epoch * self.steps_per_epoch :]
+            self.task.begin_epoch(epoch, [self._mine(rows) for rows in coming])
+            for rows in coming:
                 started = time.monotonic()
                 loss = self.step(rows)
                 self.state["step"] += 1
@@ -244,8 +255,7 @@ class Training:
 
     def step(self, rows: list[int]) -> float:
         """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's mean."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = rows[rank::world]
+        world, mine = self.accelerator.num_processes, self._mine(rows)
         size = self.config["micro_batch"] or len(rows)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
         # Every process must take part in the last backward, or the others wait for it: an empty share weighs nothing.
@@ -256,7 +266,7 @@ class Training:
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                batch = self._batch("train", part)
+                batch = self._inputs("train", part)
                 with self.accelerator.autocast():
                     loss = self.task.loss(self.model, batch)
                     penalty = self.method.penalty(self.raw_model)
@@ -264,7 +274,7 @@ class Training:
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
             total += float(loss.detach()) * weight
-            self.state["tokens"] += int(batch["attention_mask"].sum())
+            self.state["units"] += self.task.units(batch)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
@@ -282,7 +292,7 @@ class Training:
         if not math.isfinite(dev_loss):
             self.state |= {"status": "diverged", "error": f"dev loss became {dev_loss} at step {self.state['step']}"}
             return
-        labels = self.task.labels("dev")
+        self.predictions, labels = predictions, self.task.labels("dev")
         halves = dev_halves(len(labels))
         curve, state = self.state["curve"], self.state
         point = {
@@ -318,7 +328,7 @@ class Training:
         loss_sum, outputs = 0.0, dict[int, Any]()
         for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
             with self.accelerator.autocast():
-                loss, answers = self.task.answers(self.raw_model, self._batch("dev", part))
+                loss, answers = self.task.answers(self.trained, self._inputs("dev", part))
             loss_sum += loss * self.task.weight("dev", part)
             outputs |= dict(zip(part, answers, strict=True))
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
@@ -337,6 +347,7 @@ class Training:
         seconds, device = state["seconds"], self.accelerator.device
         train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
         cuda = device.type == "cuda"
+        pace = {"tok": "tokens", "img": "images"}[self.task.unit]
         decoded = {"decode_seconds": round(seconds["decode"], 3)} if texts else {}
         return {
             "schema": SCHEMA,
@@ -373,7 +384,12 @@ class Training:
                 "processes": self.accelerator.num_processes,
             },
             "model": model_content(config["model"]),
-            "data": {"content": data_content(config["task"]), "train_rows": train_rows, "dev_rows": dev_rows},
+            "data": {
+                "content": data_content(config["task"]),
+                "train_rows": train_rows,
+                "dev_rows": dev_rows,
+                **({"selection": self.task.selection} if self.task.selection else {}),
+            },
             "parameters": {
                 **parts,
                 "frozen_extra": frozen,
@@ -399,7 +415,7 @@ class Training:
                 "train_seconds": round(seconds["train"], 3),
                 "evaluate_seconds": round(seconds["evaluate"], 3),
                 **decoded,
-                "tokens_per_second": round(state["tokens"] / max(seconds["train"], 1e-9), 1),
+                f"{pace}_per_second": round(state["units"] / max(seconds["train"], 1e-9), 1),
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak_memory(),
                 "adapter_bytes": adapter.stat().st_size if adapter.is_file() else trainable_bytes,
             },
@@ -412,7 +428,16 @@ class Training:
 
     # --- small helpers
 
-    def _batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+    def _mine(self, rows: list[int]) -> list[int]:
+        """This process's share of an effective batch."""
+        return rows[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _inputs(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """What the trained part of the model takes: the batch, or the head's inputs."""
+        return self.features.batch(self, split, rows) if self.features else self.batch(split, rows)
+
+    def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """A batch on the device."""
         arrays = self.task.collate(split, rows)
         return {key: torch.from_numpy(value).to(self.accelerator.device) for key, value in arrays.items()}
 
@@ -472,7 +497,8 @@ class Training:
                 "metric_name": self.task.metric,
                 "metric": metrics[-1] if metrics else None,
                 "best": metrics[best] if metrics else None,
-                "tokens_per_second": state["tokens"] / max(state["seconds"]["train"], 1e-9),
+                "pace": state["units"] / max(state["seconds"]["train"], 1e-9),
+                "unit": self.task.unit,
                 "seconds_left": spent / max(state["step"], 1) * (self.total_steps - state["step"]),
                 "texts": len(getattr(self.task, "items", ())),  # to be decoded after it
             }
@@ -551,7 +577,11 @@ def train(run: Run, run_id: str, report: Report) -> Record:
     """Does one run and writes its record; the checkpoint goes once the record is there."""
     training = Training(run, run_id, report)
     record = training.go()
+    if training.predictions is None and record["status"] == "done":  # resumed after the last epoch
+        training.predictions = training.evaluate()[1]
     if training.accelerator.is_main_process:
+        if record["status"] == "done":
+            training.task.illustrate(training.folder, training.predictions)
         write_record(run.config["output"], record)
         (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         if run.config["keep"] != "both":  # it was there to be decoded

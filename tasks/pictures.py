@@ -1,0 +1,63 @@
+"""Pictures of a run on images: a grid of predictions and a confusion matrix, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tasks.base import Array
+
+RIGHT, WRONG = "#1b7837", "#c51b1b"
+
+
+def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
+    """Images as the model sees them, uint8 (images, 3, height, width), each with its predicted class; below it, where that
+    is wrong, the right one."""
+    columns = 8
+    rows = -(-len(pixels) // columns)
+    figure = Figure(figsize=(columns * 1.5, rows * 1.75), layout="constrained", dpi=120)
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
+        axis.imshow(image.transpose(1, 2, 0))
+        right = label == predicted
+        words = _short(classes[predicted]) if right else f"{_short(classes[predicted])}\nnot {_short(classes[label])}"
+        axis.set_title(words, fontsize=8, color=RIGHT if right else WRONG, loc="left", pad=2, va="bottom")
+    _save(figure, path)
+
+
+def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
+    """Images of each class (a row) that were taken for each class (a column), in shares of the row; counts where they fit."""
+    count = len(classes)
+    counts = np.zeros((count, count), int)
+    np.add.at(counts, (labels, predictions), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.0, min(14.0, 2.0 + 0.45 * count))
+    figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 9 if count <= 25 else max(3.0, 260 / count)
+    names = [_short(name) for name in classes]
+    axis.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(count), names, fontsize=size)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("label")
+    axis.set_title(f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%)")
+    if count <= 25:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=ink)
+    figure.colorbar(image, ax=axis, shrink=0.7, label="share of the label's images")
+    _save(figure, path)
+
+
+def _short(name: str) -> str:
+    name = name.replace("_", " ")
+    return name if len(name) <= 18 else f"{name[:17]}…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None})
