@@ -11,13 +11,13 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
 PAPER ?= demo
 
 .PHONY: help setup demo test lint docs plan counts publish bench bench-serving bench-decoding glue-base glue-large \
-        e2e-medium e2e-large
+        e2e-medium e2e-large vit-base vit-large
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/glue narrow and"
-	@echo "  redirect demo, glue-*, e2e-* and plan; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-*, vit-* and plan; PAPER=table2_base picks the preset that plan shows."
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
@@ -78,3 +78,11 @@ e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five 
 e2e-large: setup ## table 3, GPT-2 large
 	@$(BIN)/python -m runs paper=table3_large $(WORDS)
 	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
+
+vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
+	@$(BIN)/python -m runs paper=table5_base $(WORDS)
+	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
+
+vit-large: setup ## table 5, ViT-L/16
+	@$(BIN)/python -m runs paper=table5_large $(WORDS)
+	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save

@@ -2,6 +2,7 @@
 
     python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs] [--save]
     python -m analysis.tables table3
+    python -m analysis.tables table5
     python -m analysis.tables demo
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
@@ -332,6 +333,81 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     )
 
 
+# --- table 5
+
+IMAGES = {"cifar100": "CIFAR-100", "food101": "Food-101", "flowers102": "Flowers-102", "resisc45": "RESISC45"}
+
+
+def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Few-shot images: a table for each of the paper's models, and one for each other model that has records."""
+    records = [r for r in ledger if r["config"]["task"].get("family") == "images"]
+    found = cells(records, seeds or 5, select)
+    tables = []
+    for name, label in (("vit-base", "ViT-B/16"), ("vit-large", "ViT-L/16")):
+        model, rows, used = name.replace("-", "_"), [], set()
+        more = _tasks(found, model, tuple(IMAGES))
+        for row, size, *values in paper()["table5"][name]:
+            used.add(row)
+            printed = [f"{value:.1f}" for value in values] + ["-"] * (len(more) - len(values))
+            rows.append([NAMES[row], "paper", str(size), *printed, "quoted"])
+            ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
+            if ours:
+                rows.append(_image_row(ours, more, tuple(IMAGES)))
+                gaps = [
+                    f"{ours[task].median('last') - value:+.1f}" if task in ours and ours[task].complete else "-"
+                    for task, value in zip(IMAGES, values, strict=True)
+                ]
+                rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
+        for row in sorted({key[1] for key in found if key[0] == model} - used):
+            rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
+        tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
+    for model in sorted({key[0] for key in found} - {"vit_base", "vit_large"}):
+        more = _tasks(found, model, ())
+        order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
+        mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
+        rows = [_image_row(ours, more, more) for ours in mine if ours]
+        title = f"Table 5's protocol on {model}, a model that the paper does not use"
+        tables.append(_image_table(title, rows, found, model, more, select))
+    return tables
+
+
+def _tasks(found: dict[Key, Cell], model: str, first: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of a model's table: the paper's, and whatever else has records."""
+    return tuple(dict.fromkeys([*first, *sorted((key[2] for key in found if key[0] == model), key=_place)]))
+
+
+def _place(task: str) -> tuple[int, str]:
+    return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
+
+
+def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    first = next(iter(ours.values()))
+    shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
+    whole = all(task in ours and ours[task].complete for task in wanted)
+    diverged = sum(cell.diverged for cell in ours.values())
+    status = ("ours" if whole else "ours, incomplete: see make plan") + (f", {diverged} diverged" if diverged else "")
+    return [first.label, "ours", f"{first.parameters:,}", *shown_, status]
+
+
+def _image_table(
+    title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
+) -> Table:
+    mine = {key: cell for key, cell in found.items() if key[0] == model}
+    notes = ["Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training images."]
+    notes.append("params: without the classification head, which every method trains.")
+    if select == "unbiased":
+        notes[0] = f"{notes[0]} --select unbiased: on one half of the evaluation images."
+    if any("quoted" in row[-1] for row in rows):
+        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
+    names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
+    for task in tasks:
+        shots = {r["config"]["task"]["shots"] for key, cell in mine.items() if key[2] == task for r in cell.records}
+        if shots and shots != {10}:
+            notes.append(f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class")
+    header = ["method", "source", "params", *(IMAGES.get(task) or names.get(task, task) for task in tasks), "status"]
+    return Table(title, header, rows, [*notes, *_about(mine)])
+
+
 # --- the demo
 
 
@@ -383,7 +459,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     return tables
 
 
-TABLES = {"table2": table2, "table3": table3, "demo": demo}
+TABLES = {"table2": table2, "table3": table3, "table5": table5, "demo": demo}
 
 
 def main(arguments: list[str]) -> int:
@@ -394,7 +470,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
-    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2: 5, table3 and demo: 3)")
+    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2 and table5: 5, table3 and demo: 3)")
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:
