@@ -10,14 +10,14 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
         output=$(OUTPUT) $(ARGS)
 PAPER ?= demo
 
-.PHONY: help setup demo test lint docs plan counts publish bench bench-serving bench-decoding glue-base glue-large \
+.PHONY: help setup demo test lint docs plan tune counts publish bench bench-serving bench-decoding glue-base glue-large \
         e2e-medium e2e-large vit-base vit-large
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/glue narrow and"
-	@echo "  redirect demo, glue-*, e2e-*, vit-* and plan; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-*, vit-*, plan and tune; PAPER=table2_base picks the preset that plan shows."
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
@@ -46,6 +46,9 @@ docs: setup ## docs/methods.md, by trying every method on every architecture
 
 plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base
 	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS)
+
+tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
+	@$(BIN)/python -m runs.tune $(WORDS) $(if $(GRID),'grid=$(GRID)')
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts

@@ -103,10 +103,12 @@ Key = tuple[str, str, str]  # model, row, task
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
     """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
     mixed with a cell's: the settings that follow the recipe count, and among equals those with more seeds. A run that
-    was stopped early by train.max_steps was a trial, and is no result."""
+    was stopped early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record["status"] in ("done", "diverged") and record["config"]["train"].get("max_steps") is None:
+        config = record["config"]
+        trial = config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
+        if record["status"] in ("done", "diverged") and not trial:
             cell = record["cell"]
             groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
     found = {}
@@ -125,7 +127,8 @@ def settings_of(record: Record) -> str:
         return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
-    config |= {"train": defining(config["train"]), "model settings": record["config"].get("model", {}).get("settings") or {}}
+    config |= {part: defining(config, part) for part in ("train", "task")}
+    config["model settings"] = record["config"].get("model", {}).get("settings") or {}
     start = (record.get("start") or {}).get("id")
     parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

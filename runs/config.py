@@ -120,6 +120,7 @@ class Run:
 
     start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
     changed: the words of the command line that gave the method or the training another setting than their files.
+    words: a command line that means this run but for its seed. Two that mean the same are one run.
     """
 
     row: str
@@ -131,6 +132,7 @@ class Run:
     config: dict[str, Any]
     start: "Run | None" = None
     changed: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list, compare=False)
 
     @property
     def method(self) -> dict[str, Any]:
@@ -283,7 +285,9 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
-    return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start, changed)
+    groups = ("method", "model", "task")
+    words = [f"{group}={picked[group]}" for group in groups] + [o for o in overrides if o.partition("=")[0] not in groups]
+    return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start, changed, words)
 
 
 def _peft_label(method: dict[str, Any]) -> str:
@@ -312,7 +316,7 @@ def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> t
         return (f"run {word}" if is_id else Path(word).stem), None
     _check_choice("method", row)
     _check_choice("task", task)
-    own = ("method", "task", "seed", "data_seed", "init_from", "recipe", "paper", "keep", "model")
+    own = ("method", "task", "seed", "data_seed", "init_from", "recipe", "paper", "keep", "model", "task.holdout")
     carried = [o for o in overrides if o.partition("=")[0] not in own and not o.startswith("method.")]
     words = (*carried, f"model={picked['model']}", f"method={row}", f"task={task}", "seed=0")
     cfg = _compose_with_recipe(words)
@@ -453,6 +457,9 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("train_rows", "dev_rows", "items"):
         if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
             raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
+    share = task["holdout"]
+    if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
+        raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
     if config["keep"] == "both" and "decode" not in task:

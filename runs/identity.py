@@ -48,9 +48,9 @@ def run_id(run: Run) -> str | None:
         "method": {k: v for k, v in run.method.items() if k not in COMPUTED},
         "model": model,
         "data": data,
-        "task": {k: v for k, v in config["task"].items() if k not in PLACES},
+        "task": {k: v for k, v in record.defining(config, "task").items() if k not in PLACES},
         "protocol": tasks.family(config["task"]).PROTOCOL,
-        "train": record.defining(config["train"]),
+        "train": record.defining(config, "train"),
         "seeds": [config["seed"], config["data_seed"]],
     }
     if config["model"].get("settings"):

@@ -25,16 +25,20 @@ SCHEMA = 1
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 PUBLISHED = Path(__file__).parent / "records"
-#: Keys of `train` that came after records had been written, with what was fixed before. At that value they are left out
-#: of identities and comparisons: what was run stays done.
-LATER = {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None}
+#: Keys of a part of the configuration that came after records had been written, with what was fixed before. At that value
+#: they are left out of identities and comparisons: what was run stays done.
+LATER: dict[str, dict[str, Any]] = {
+    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None},
+    "task": {"holdout": None},
+}
 
 Record = dict[str, Any]
 
 
-def defining(train: dict[str, Any]) -> dict[str, Any]:
-    """The training settings that tell runs apart."""
-    return {key: value for key, value in train.items() if key not in LATER or value != LATER[key]}
+def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """The settings of a part of the configuration (train, task) that tell runs apart."""
+    later = LATER[part]
+    return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
 
 
 def cache_folder() -> Path:

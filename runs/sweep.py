@@ -49,8 +49,11 @@ class Outcome:
         return 1 if self.failed else 0
 
 
-def sweep(runs: list[Run]) -> Outcome:
-    """Does every run that has no record yet. Raises UserError or DataError before anything starts."""
+def sweep(runs: list[Run], part: bool = False) -> Outcome:
+    """Does every run that has no record yet. Raises UserError or DataError before anything starts.
+
+    part: of a longer command, which has done the preflight, sums up itself, and goes on after a failed run.
+    """
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started = time.monotonic()
@@ -62,7 +65,8 @@ def sweep(runs: list[Run]) -> Outcome:
         if left:
             if not here:
                 start_fork_server()
-            preflight(left)
+            if not part:
+                preflight(left)
     except Exception as error:
         if not is_users(error):
             raise
@@ -78,7 +82,7 @@ def sweep(runs: list[Run]) -> Outcome:
         left = left[1:]
         display.later = estimate(left, spent)
         begun = time.monotonic()
-        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, alone=len(runs) == 1)
+        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, alone=len(runs) == 1 and not part)
         seconds = time.monotonic() - begun
         spent.setdefault(run.row, []).append(seconds)
         if record["status"] == "failed":
@@ -92,12 +96,16 @@ def sweep(runs: list[Run]) -> Outcome:
             outcome.done += 1
             display.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
     display.close()
-    _summary(runs, outcome, time.monotonic() - started)
+    if not part:
+        _summary(runs, outcome, time.monotonic() - started)
     return outcome
 
 
-def preflight(runs: list[Run]) -> None:
-    """Fetches and checks the model, the data and the method of every run, before the first one starts."""
+def preflight(runs: list[Run]) -> dict[str, str]:
+    """Fetches and checks the model, the data and the method of every run, before the first one starts.
+
+    Returns each task's metric.
+    """
     import vera
 
     for run in runs:
@@ -107,10 +115,12 @@ def preflight(runs: list[Run]) -> None:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
+    metrics = {}
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:
             task = tasks.load(run.config["task"])
+            metrics[run.task] = task.metric
             for note in [*task.notes, *task.advice]:
                 print(f"note: {note}")
         except tasks.DataError as error:
@@ -126,6 +136,7 @@ def preflight(runs: list[Run]) -> None:
     for run in _distinct(runs, "task", "model"):
         if run.config["model"]["modality"] == "image":
             prepare_files(run)
+    return metrics
 
 
 def prepare_files(run: Run) -> None:

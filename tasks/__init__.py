@@ -4,6 +4,7 @@ A family is a module of this folder with
     PROTOCOL          an integer, raised by hand when a change of the family changes its results
     source(settings)  -> Source: where the rows lie, without reading or fetching them (and without torch)
     load(settings)    -> a task: its rows, collation, loss and metric
+With task.holdout, a share of the training rows takes the dev rows' place (Task.hold_out).
 `settings` is the task's part of the configuration (conf/task/NAME.yaml).
 """
 
@@ -34,6 +35,8 @@ def source(settings: Settings) -> Source:
 def load(settings: Settings) -> Task:
     """The task with its rows, fetched where they are not on this machine. Raises DataError for bad or missing data."""
     task: Task = family(settings).load(settings)
+    if settings.get("holdout") is not None:
+        task.hold_out(settings["holdout"])
     return task
 
 

@@ -71,6 +71,11 @@ class Task(ABC):
     prepares_files: bool = False
     selection: str | None = None
 
+    def hold_out(self, share: float) -> None:
+        """Makes a fixed random share in (0, 1) of the training rows the dev rows, whatever the seed; the task's own dev rows
+        are dropped. Raises DataError where the family cannot, or the rows are too few."""
+        raise DataError(f"task.holdout={share:g}: the task family of {self.name} cannot hold out training rows")
+
     @abstractmethod
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if that is known.
@@ -161,6 +166,21 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
         return list(range(total))
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return sorted(np.random.Generator(np.random.Philox(key)).permutation(total)[:rows].tolist())
+
+
+def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
+    """Indices of a fixed random share of each group's rows, in order: at least one row of a group and at least one less
+    than all, where it has two. groups: the group of each row. Raises DataError where fewer than two rows come out."""
+    members: dict[Any, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    found: list[int] = []
+    for group, rows in members.items():
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        found += [rows[i] for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")]
+    if len(found) < 2:
+        raise DataError(f"task.holdout={share:g}: {name} has too few training rows, two at least should be held out")
+    return sorted(found)
 
 
 def subset(rows: Rows, count: int | None, name: str) -> Rows:

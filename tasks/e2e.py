@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Decoding, Source, fixed_subset
+from tasks.base import Array, DataError, Decoding, Source, fixed_subset, held_out
 from tasks.beam import Search, beam_search
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.hub import content, snapshot
@@ -74,6 +74,19 @@ class E2ETask(Decoding):
         self.notes: list[str] = []
         self._rows: dict[str, list[tuple[list[int], int]]] = {}  # token ids, and how many of them are the MR's
         self._prompts: list[list[int]] = []
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
+        if self.decodes:
+            raise DataError(
+                f"task.holdout={share:g} with task.decode={self.split}: texts of a trial are not decoded, set it to none"
+            )
+        pairs = self.splits["train"]
+        mrs = list(dict.fromkeys(mr for mr, _ in pairs))
+        held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
+        self.splits = {"train": [p for p in pairs if p[0] not in held], "dev": [p for p in pairs if p[0] in held]}
+        rows = f"{len(self.splits['dev'])} of {len(pairs)} training rows ({len(held)} of {len(mrs)} MRs)"
+        self.notes.append(f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         # GPT-2's separator, where the vocabulary has it: an instruction model's end of turn would ask for a new turn.

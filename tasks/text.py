@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from tasks.base import Array, DataError, Rows, Source, Task, subset
+from tasks.base import Array, DataError, Rows, Source, Task, held_out, subset
 from tasks.hub import content
 
 PROTOCOL = 1
@@ -35,6 +35,15 @@ class TextTask(Task):
         self.notes: list[str] = []
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
         self._tokenizer: Any = None
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out. Each class is in both parts, where it has two rows."""
+        train = self.splits["train"]
+        held = held_out([0] * len(train) if self.classes is None else train.labels, share, self.name)
+        rest = sorted(set(range(len(train))) - set(held))
+        self.splits = {"train": train.take(rest), "dev": train.take(held)}
+        rows = f"{len(held)} of {len(train)} training rows"
+        self.notes.append(f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         self._tokenizer = tokenizer
