@@ -7,6 +7,7 @@ python -m runs.export RUN fp16 FILE        the adapter file in half precision (o
 RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
 """
 
+import shutil
 from pathlib import Path
 
 from runs import models
@@ -43,8 +44,15 @@ def main(arguments: list[str]) -> int:
         vera.export_peft(model, place)
     elif form == "merged":
         vera.unload(model, merge=True)
+        classes, base = getattr(training.task, "classes", None), models.fetch(record["config"]["model"])
+        if classes:
+            model.config.id2label, model.config.label2id = dict(enumerate(classes)), {c: i for i, c in enumerate(classes)}
         model.save_pretrained(place)
-        AutoTokenizer.from_pretrained(models.fetch(record["config"]["model"]), local_files_only=True).save_pretrained(place)
+        if record["config"]["model"]["modality"] == "image":
+            for path in base.glob("preprocessor_config.json"):  # timm keeps it in config.json
+                shutil.copy(path, place)
+        else:
+            AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(place)
     else:
         before = training.task.score(training.evaluate()[1], training.task.labels("dev"))
         vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])

@@ -115,14 +115,13 @@ def preflight(runs: list[Run]) -> dict[str, str]:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
-    metrics = {}
+    metrics, notes = {}, list[str]()
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     for run in _distinct(runs, "task"):
         try:
             task = tasks.load(run.config["task"])
             metrics[run.task] = task.metric
-            for note in [*task.notes, *task.advice]:
-                print(f"note: {note}")
+            notes += [*task.notes, *task.advice]
         except tasks.DataError as error:
             after = next((r for r in runs if r.start and r.start.task == run.task), None)
             missing.append(f"{after.row} starts from {run.label}: {error}" if after and run.task != after.task else str(error))
@@ -134,20 +133,13 @@ def preflight(runs: list[Run]) -> dict[str, str]:
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):
-        if run.config["model"]["modality"] == "image":
-            prepare_files(run)
+        if run.config["model"]["modality"] == "image":  # evaluation images are made ready once for all runs, and can be read
+            task = tasks.load(run.config["task"])
+            task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
+            notes += task.notes
+    for note in dict.fromkeys(notes):  # each seed draws images of its own, and has the same to say of them
+        print(f"note: {note}")
     return metrics
-
-
-def prepare_files(run: Run) -> None:
-    """What a run on images finds ready: its evaluation images, made once for all runs; and that all can be read."""
-    task = tasks.load(run.config["task"])
-    if task.prepares_files:
-        before = set(task.notes)
-        task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
-        for note in task.notes:
-            if note not in before:
-                print(f"note: {note}")
 
 
 def settled_id(run: Run) -> str:

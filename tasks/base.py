@@ -55,7 +55,6 @@ class Task(ABC):
     batches of like lengths waste little on padding; 1: plain random batches.
     decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
     unit: what `units` counts, as progress lines show it: tokens or images.
-    prepares_files: whether `prepare` makes files once for all runs, which a sweep does before the first one.
     selection: a hash that stands for the training rows, where they were drawn.
     """
 
@@ -68,7 +67,6 @@ class Task(ABC):
     block: int = 8
     decodes: bool = False
     unit: str = "tok"
-    prepares_files: bool = False
     selection: str | None = None
 
     def hold_out(self, share: float) -> None:

@@ -104,7 +104,6 @@ class ImageTask(Task):
     problem = "single_label_classification"
     unit = "img"
     block = 1
-    prepares_files = True
 
     def __init__(self, settings: Any, found: ImageSet, key: str) -> None:
         self.name, self.settings, self.set, self.key = settings["name"], settings, found, key

@@ -17,8 +17,9 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     is wrong, the right one."""
     columns = 8
     rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(columns * 1.5, rows * 1.75), layout="constrained", dpi=120)
+    figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (rows * 1.9), wspace=0.06, hspace=0.3)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_gpt2, save_tiny, write_e2e, write_glue
+from tiny import save_gpt2, save_timm, save_tiny, save_vit, write_e2e, write_glue, write_images
 
 torch.set_num_threads(1)
 
@@ -39,6 +39,21 @@ def glue(tmp_path_factory) -> Path:
     return write_glue(tmp_path_factory.mktemp("glue"))
 
 
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory) -> Path:
+    return save_vit(tmp_path_factory.mktemp("tiny_vit"))
+
+
+@pytest.fixture(scope="session")
+def tiny_timm(tmp_path_factory) -> Path:
+    return save_timm(tmp_path_factory.mktemp("tiny_timm"))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Each worker its own user cache, so that tests meet neither each other's nor the user's."""
@@ -64,6 +79,24 @@ def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
         "method.rank=8",
         "device=cpu",
         "eval_batch=6",
+        f"output={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def image_words(tiny_vit, images, tmp_path) -> list[str]:
+    """The command-line words of a small run on images: tiny ViT, three classes, four images of each, two epochs."""
+    return [
+        "model=vision",
+        f"model.path={tiny_vit}",
+        "task=image_folder",
+        f"task.data_dir={images}",
+        "task.shots=4",
+        "train.epochs=2",
+        "train.effective_batch=4",
+        "train.lr=1e-2",
+        "method.rank=8",
+        "device=cpu",
         f"output={tmp_path / 'outputs'}",
     ]
 

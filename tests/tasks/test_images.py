@@ -1,0 +1,418 @@
+"""Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken data."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from sklearn.datasets import load_digits
+from tiny import picture, write_images
+
+import tasks
+from runs.config import expand
+from tasks import DataError
+from tasks.pixels import Preprocessing
+
+VIT = Preprocessing((16, 16), None, 2, (0.5,) * 3, (0.5,) * 3)
+
+
+def settings(name, tmp_path, *words):
+    (run,) = expand([f"task={name}", "model=dinov2_small", f"task.cache_dir={tmp_path / 'cache'}", *words])
+    return run.config["task"]
+
+
+def load(name, tmp_path, *words):
+    return tasks.load(settings(name, tmp_path, *words))
+
+
+def prepared(name, tmp_path, *words):
+    task = load(name, tmp_path, *words)
+    task.prepare(VIT)
+    return task
+
+
+def names(task, split):
+    return [task._pool[split].names[row] for row in task._rows[split]]
+
+
+# --- layouts
+
+
+def cifar(folder, per_class=4, classes=3):
+    """CIFAR-100's binary version."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        records = [
+            bytes([7, label]) + picture(label, rng, 32).transpose(2, 0, 1).tobytes() for label in [*range(classes)] * per_class
+        ]
+        (folder / f"{split}.bin").write_bytes(b"".join(records))
+    (folder / "fine_label_names.txt").write_text("".join(f"{name}\n" for name in ("apple", "bear", "cup")[:classes]))
+    return folder
+
+
+def food(folder):
+    write_images(folder / "images", test=0, train=7)
+    (folder / "meta").mkdir()
+    for split, numbers in (("train", range(4)), ("test", range(4, 7))):
+        lines = [f"{name}/{name}_{number:03d}" for name in ("cow", "ant", "bee") for number in numbers]
+        (folder / "meta" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    return folder
+
+
+def flowers(folder):
+    (folder / "jpg").mkdir(parents=True)
+    labels, rng = [1, 2, 3] * 7, np.random.default_rng(0)
+    for number, label in enumerate(labels, 1):
+        Image.fromarray(picture(label - 1, rng)).save(folder / "jpg" / f"image_{number:05d}.jpg")
+    savemat(folder / "imagelabels.mat", {"labels": np.array([labels], np.uint8)})
+    numbers = np.arange(1, 22, dtype=np.uint16)
+    savemat(folder / "setid.mat", {"trnid": [numbers[:9]], "valid": [numbers[9:12]], "tstid": [numbers[12:]]})
+    return folder
+
+
+def parquet(folder, splits, image="image", label="label", classes=("ant", "bee", "cow"), per_class=5, group=4):
+    """The hub's parquet files, as the datasets library writes them."""
+    import datasets
+
+    rng = np.random.default_rng(0)
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=list(classes))})
+    (folder / "data").mkdir(parents=True)
+    for split in splits:
+        labels = [*range(len(classes))] * per_class
+        rows = {image: [Image.fromarray(picture(n, rng)) for n in labels], label: labels}
+        data = datasets.Dataset.from_dict(rows, features)
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        data.to_parquet(path, batch_size=group)
+        assert pyarrow.parquet.ParquetFile(path).num_row_groups > 1
+    return folder
+
+
+LAYOUTS = {
+    "cifar100": lambda folder: cifar(folder / "cifar-100-binary"),
+    "food101": lambda folder: food(folder / "food-101"),
+    "flowers102": flowers,
+    "resisc45": lambda folder: write_images(folder, test=0),
+    "image_folder": write_images,
+}
+
+
+def check(task, train, dev):
+    """Every class has its images, none is in both splits, and each image's colour is its class's."""
+    assert np.bincount(task.labels("train")).tolist() == [train] * 3
+    assert np.bincount(task.labels("dev")).tolist() == [dev] * 3
+    assert not set(names(task, "train")) & set(names(task, "dev")) or task._pool["train"] is not task._pool["dev"]
+    for split in ("train", "dev"):
+        batch = task.collate(split, range(len(task.lengths(split))))
+        assert batch["pixel_values"].dtype == np.uint8
+        brightest = batch["pixel_values"].reshape(len(batch["labels"]), 3, -1).mean(-1).argmax(-1)
+        assert len({(label, colour) for label, colour in zip(batch["labels"], brightest, strict=True)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "dev"), [("cifar100", 4), ("food101", 3), ("flowers102", 3), ("resisc45", 3), ("image_folder", 4)]
+)
+def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
+    LAYOUTS[name](tmp_path / "data")
+    task = prepared(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    check(task, 3, dev)
+    assert any("published set has" in note for note in task.notes) == (name != "image_folder")
+
+
+@pytest.mark.parametrize("name", ["cifar100", "food101", "flowers102", "resisc45"])
+def test_the_published_sets_come_as_image_folders_too(name, tmp_path, images):
+    check(prepared(name, tmp_path, f"task.data_dir={images}", "task.shots=3"), 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "columns", "dev"),
+    [
+        ("cifar100", ["train", "test"], ("img", "fine_label"), 5),
+        ("food101", ["train", "validation"], ("image", "label"), 5),
+        ("flowers102", ["train", "validation", "test"], ("image", "label"), 5),
+        ("resisc45", ["train", "validation", "test"], ("image", "label"), 12),  # all 45 but the 9 drawn
+    ],
+)
+def test_the_hubs_parquet_files(name, splits, columns, dev, tmp_path):
+    parquet(tmp_path / "data", splits, *columns)
+    task = prepared(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    check(task, 3, dev)
+    assert task.classes == ["ant", "bee", "cow"]
+
+
+def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        file = [io.BytesIO() for _ in range(12)]
+        for number, target in enumerate(file):
+            Image.fromarray(picture(number % 3, rng)).save(target, "PNG")
+        words = ["ant", "bee", "cow"] * 4
+        table = pyarrow.table({"image": [{"bytes": f.getvalue(), "path": None} for f in file], "label": words})
+        pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
+    task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2")
+    assert task.classes == ["ant", "bee", "cow"]
+    check(task, 2, 4)
+    with pytest.raises(DataError, match=r"no column 'photo'. It has: image, label"):
+        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2", "task.image_column=photo")
+
+
+def test_digits_are_scikit_learns(tmp_path):
+    task = prepared("digits", tmp_path, "task.image_size=null")
+    assert len(task.lengths("train")) == 100
+    assert len(task.lengths("dev")) == 1697
+    pixels = next(task.set.train.items([17]))
+    np.testing.assert_array_equal(pixels, np.rint(load_digits().images[17] * (255 / 16)))
+
+
+# --- what is drawn
+
+
+def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on(tmp_path):
+    write_images(tmp_path / "data", train=9, test=0)
+    where = f"task.data_dir={tmp_path / 'data'}"
+    first, again, other = (prepared("resisc45", tmp_path, where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4))
+    assert names(first, "train") == names(again, "train")
+    assert first.selection == again.selection != other.selection
+    assert set(names(first, "train")) != set(names(other, "train"))
+    for task in (first, other):
+        everything = {p.relative_to(tmp_path / "data").as_posix() for p in (tmp_path / "data").rglob("*.png")}
+        assert sorted([*names(task, "train"), *names(task, "dev")]) == sorted(everything)
+
+
+def test_the_draw_follows_the_data_seed_and_not_the_trainings(tmp_path, images):
+    where = f"task.data_dir={images}"
+    first, same, other = (
+        prepared("image_folder", tmp_path, where, "task.shots=2", *words)
+        for words in (["seed=1", "data_seed=7"], ["seed=2", "data_seed=7"], ["seed=1", "data_seed=8"])
+    )
+    assert first.selection == same.selection != other.selection
+
+
+def test_fewer_shots_are_a_part_of_more(tmp_path, images):
+    few, more = (prepared("image_folder", tmp_path, f"task.data_dir={images}", f"task.shots={k}") for k in (2, 5))
+    assert set(names(few, "train")) < set(names(more, "train"))
+
+
+def test_a_set_of_several_seeds_is_planned_with_a_draw_each():
+    runs = expand(["task=digits", "model=dinov2_small", "seed=0,1,2"])
+    assert [run.config["task"]["draw_seed"] for run in runs] == [0, 1, 2]
+
+
+def test_all_training_images_and_a_part_of_the_evaluation(tmp_path, images):
+    task = prepared("image_folder", tmp_path, f"task.data_dir={images}", "task.shots=null", "task.dev_rows=5")
+    assert len(task.lengths("train")) == 18
+    assert len(task.lengths("dev")) == 5
+    assert any("fixed subset of 5" in note for note in task.notes)
+    batch = task.collate("train", [0])
+    wanted = VIT.apply(Image.open(images / names(task, "train")[0]))
+    np.testing.assert_array_equal(batch["pixel_values"][0], wanted)
+
+
+def test_held_out_images_are_training_images(tmp_path, images):
+    """The test images are not even readable."""
+    shutil.copytree(images, tmp_path / "data")
+    for path in (tmp_path / "data" / "test").rglob("*.png"):
+        path.write_bytes(b"poison")
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=5"]
+    task = prepared("image_folder", tmp_path, *words, "task.holdout=0.4")
+    assert np.bincount(task.labels("train")).tolist() == [3] * 3
+    assert np.bincount(task.labels("dev")).tolist() == [2] * 3
+    every = [*names(task, "train"), *names(task, "dev")]
+    assert len(set(every)) == 15
+    assert all(name.startswith("train/") for name in every)
+    batch = task.collate("dev", [0])
+    np.testing.assert_array_equal(batch["pixel_values"][0], VIT.apply(Image.open(images / names(task, "dev")[0])))
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        prepared("image_folder", tmp_path, words[0], "task.shots=1", "task.holdout=0.4")
+
+
+def test_augmented_views_differ_from_epoch_to_epoch_and_not_with_the_workers(tmp_path, images):
+    seen = {}
+    for workers in (1, 3):
+        words = [f"task.data_dir={images}", "task.shots=4", "task.augment=crop", f"task.workers={workers}"]
+        task = prepared("image_folder", tmp_path, *words)
+        for epoch in (0, 1):
+            batches = [[0, 5, 7], [1, 2, 3, 11], [4]]
+            task.begin_epoch(epoch, batches)
+            seen[workers, epoch] = [task.collate("train", rows)["pixel_values"] for rows in batches]
+        task.begin_epoch(1, [[4]])  # resumed in the middle: nothing else was begun
+        assert (task.collate("train", [4])["pixel_values"] == seen[workers, 1][2]).all()
+    for epoch in (0, 1):
+        assert all((a == b).all() for a, b in zip(seen[1, epoch], seen[3, epoch], strict=True))
+    assert all((a != b).any() for a, b in zip(seen[1, 0], seen[1, 1], strict=True))
+    assert any("augmented (crop)" in note for note in task.notes)
+
+
+# --- broken data
+
+
+def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
+    write_images(tmp_path / "data", train=6, test=4)
+    (tmp_path / "data" / "train" / "bee" / "bee_000.png").write_bytes(b"")
+    (tmp_path / "data" / "train" / "bee" / "bee_001.png").write_bytes(b"\x89PNG broken")
+    whole = (tmp_path / "data" / "test" / "ant" / "ant_002.png").read_bytes()
+    (tmp_path / "data" / "test" / "ant" / "ant_002.png").write_bytes(whole[: len(whole) // 2])
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=4"]
+    with pytest.raises(DataError) as refused:
+        prepared("image_folder", tmp_path, *words)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert "test/ant/ant_002.png" in text
+    assert "task.bad_images=skip" in text
+    task = prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
+    assert np.bincount(task.labels("train")).tolist() == [4, 4, 4]
+    assert np.bincount(task.labels("dev")).tolist() == [3, 4, 4]
+    assert "train/bee/bee_000.png" not in names(task, "train")
+    (note,) = [note for note in task.notes if "cannot be read" in note]
+    drawn = {"train/bee/bee_000.png", "train/bee/bee_001.png"} & set(note.replace(";", " ").split())
+    assert note.startswith(f"{1 + len(drawn)} image")
+    assert drawn  # of six, four are drawn, and two are broken
+    with pytest.raises(DataError, match=r"class bee has 4 training images that can be read, fewer than task.shots=5"):
+        prepared("image_folder", tmp_path, words[0], "task.shots=5", "task.bad_images=skip")
+
+
+def test_without_a_test_split_a_broken_image_is_named_once(tmp_path):
+    write_images(tmp_path / "data", train=6, test=0)
+    (tmp_path / "data" / "bee" / "bee_000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 image cannot be read: bee/bee_000.png \(empty\)"):
+        prepared("resisc45", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+
+
+def change(folder, how):
+    {
+        "few": lambda: [p.unlink() for p in sorted((folder / "train" / "bee").iterdir())[1:]],
+        "extra": lambda: write_images(folder, classes=("dog",), train=0, test=2),
+        "renamed": lambda: (folder / "test" / "cow").rename(folder / "test" / "kow"),
+        "one class": lambda: [shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")],
+        "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
+        "pickles": lambda: [(folder / name).write_bytes(b"") for name in ("meta",)],
+    }[how]()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("few", "class bee has 1 training images, fewer than task.shots=4"),
+        ("extra", "the class folders of train and test differ: only test has dog"),
+        ("renamed", "differ: only train has cow; only test has kow"),
+        ("one class", "one class, cow. Two are needed"),
+        ("empty", "no images. It should hold train/CLASS/"),
+    ],
+)
+def test_bad_folders_are_one_clear_line(how, message, tmp_path):
+    write_images(tmp_path / "data")
+    change(tmp_path / "data", how)
+    with pytest.raises(DataError, match=message):
+        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
+
+
+def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
+    write_images(tmp_path / "data", test=0)
+    for name in (".ipynb_checkpoints/x.png", "__MACOSX/x.png", "ant/Thumbs.db", "ant/._ant_000.png", "README.md"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    assert task.classes == ["ant", "bee", "cow"]
+    assert len(task.set.train) == 18
+
+
+def test_a_folder_with_train_alone_is_one_split(tmp_path, images):
+    shutil.copytree(images / "train", tmp_path / "data" / "train")
+    task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
+    check(task, 4, 2)
+
+
+def test_cifar_pickles_are_refused(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(b"\x80\x04")
+    with pytest.raises(DataError, match="holds pickles, which can run code"):
+        load("cifar100", tmp_path, f"task.data_dir={tmp_path}")
+
+
+def test_cut_cifar_files_and_labels_out_of_range_are_refused(tmp_path):
+    folder = cifar(tmp_path / "a")
+    raw = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(raw[:-5])
+    with pytest.raises(DataError, match="not whole records of 3,074 bytes"):
+        load("cifar100", tmp_path, f"task.data_dir={folder}", "task.shots=2")
+    (folder / "train.bin").write_bytes(raw)
+    (folder / "fine_label_names.txt").write_text("apple\nbear\n")
+    with pytest.raises(DataError, match="label 2, but 2 class names"):
+        load("cifar100", tmp_path, f"task.data_dir={folder}", "task.shots=2")
+
+
+def test_flowers_with_missing_files_are_refused(tmp_path):
+    folder = flowers(tmp_path / "data")
+    (folder / "jpg" / "image_00002.jpg").unlink()
+    with pytest.raises(DataError, match=r"jpg/image_00002.jpg: no such file \(1 of 9 lack\)"):
+        load("flowers102", tmp_path, f"task.data_dir={folder}", "task.shots=2")
+    (folder / "setid.mat").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"setid.mat: not a MATLAB file"):
+        load("flowers102", tmp_path, f"task.data_dir={folder}", "task.shots=2")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.shots=0", "task.shots=0: should be a whole number of at least 1"),
+        ("task.augment=mixup", "should be one of none, flip, crop"),
+        ("task.bad_images=ignore", "should be one of refuse, skip"),
+        ("task.crop_scale=[0.5,2.0]", "two shares of the area"),
+        ("task.image_size=-3", "at least 1"),
+        ("task.data_dir=/nowhere/at/all", "no such folder"),
+    ],
+)
+def test_settings_out_of_range_are_one_clear_line(word, message, tmp_path, images):
+    words = [f"task.data_dir={images}", "task.shots=2"]
+    words = [w for w in words if w.partition("=")[0] != word.partition("=")[0]]
+    with pytest.raises(DataError, match=message):
+        load("image_folder", tmp_path, *words, word)
+
+
+def test_a_task_without_data_says_what_to_give(tmp_path):
+    with pytest.raises(DataError, match="the task names no images"):
+        load("image_folder", tmp_path)
+
+
+def test_no_test_split_and_all_images_leave_nothing(tmp_path):
+    write_images(tmp_path / "data", test=0)
+    for shots in ("null", "6"):
+        with pytest.raises(DataError, match="leaves nothing to evaluate on"):
+            load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
+
+
+def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):
+    from runs.identity import data_content
+
+    first = data_content(settings("image_folder", tmp_path, f"task.data_dir={images}"))
+    shutil.copytree(images, tmp_path / "copy")
+    assert data_content(settings("image_folder", tmp_path, f"task.data_dir={tmp_path / 'copy'}")) == first
+    Image.new("RGB", (8, 8)).save(tmp_path / "copy" / "train" / "ant" / "ant_000.png")
+    assert data_content(settings("image_folder", tmp_path, f"task.data_dir={tmp_path / 'copy'}")) != first
+
+
+def test_predictions_are_written_beside_their_images(tmp_path, images):
+    task = prepared("image_folder", tmp_path, f"task.data_dir={images}", "task.shots=2")
+    predictions = task.labels("dev").copy()
+    predictions[0] = 2
+    task.illustrate(tmp_path, predictions)
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "image,label,predicted"
+    assert lines[1] == "test/ant/ant_000.png,ant,cow"
+    assert len(lines) == 13
+    for name in ("predictions.png", "confusion.png"):
+        with Image.open(tmp_path / name) as picture_:
+            assert picture_.width > 300
+    assert json.dumps(task.notes)

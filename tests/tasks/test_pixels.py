@@ -1,0 +1,274 @@
+"""Images of every kind become what transformers and timm make of them, and broken ones are named."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from tiny import VIT_IMAGES
+from transformers import AutoImageProcessor
+
+from runs.wheels import DINOV2_IMAGES
+from tasks import DataError
+from tasks.pixels import BadImage, Preprocessing, augment, decode, parallel, prepared, preprocessing
+
+SIZES = [(256, 256), (300, 401), (225, 500), (32, 32), (640, 333), (227, 229)]
+VIT = Preprocessing((16, 16), None, 2, (0.5,) * 3, (0.5,) * 3)
+
+
+def noise(width, height, mode="RGB"):
+    """A smooth image: what people photograph is no white noise."""
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image, form="PNG", **how):
+    file = io.BytesIO()
+    image.save(file, form, **how)
+    return file.getvalue()
+
+
+def normalised(wanted, image):
+    mean, std = (np.array(values)[:, None, None] for values in (wanted.mean, wanted.std))
+    return (wanted.apply(image) / 255 - mean) / std
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**VIT_IMAGES, "size": {"height": 224, "width": 224}},
+        {**VIT_IMAGES, "size": 224},  # as older files write it
+        DINOV2_IMAGES,
+    ],
+    ids=["ViT", "ViT, older", "DINOv2"],
+)
+@pytest.mark.parametrize(("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.04)])  # two of 255 steps, in units of std
+def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    theirs, ours = AutoImageProcessor.from_pretrained(tmp_path, backend=backend), preprocessing(tmp_path)
+    for size in SIZES:
+        image = noise(*size)
+        wanted = np.asarray(theirs(images=image, return_tensors="np")["pixel_values"][0])
+        np.testing.assert_allclose(normalised(ours, image), wanted, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"crop_pct": 1.0, "interpolation": "bilinear"}, {"crop_pct": 1.0, "crop_mode": "squash"}], ids=str
+)
+def test_pixels_are_those_of_timm(changes, tmp_path):
+    config = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+    config |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], **changes}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": config}))
+    ours, theirs = preprocessing(tmp_path), create_transform(**resolve_data_config(pretrained_cfg=config))
+    for size in SIZES:
+        image = noise(*size)
+        np.testing.assert_allclose(normalised(ours, image), theirs(image).numpy(), atol=1e-6)
+
+
+def test_another_size_keeps_the_share_of_the_cut_out():
+    dinov2 = Preprocessing((224, 224), 256, 3, (0.0,) * 3, (1.0,) * 3)
+    assert dinov2.at(112) == Preprocessing((112, 112), 128, 3, (0.0,) * 3, (1.0,) * 3)
+    assert dinov2.at(None) == dinov2
+    assert VIT.at(32).size == (32, 32)
+    assert VIT.at(32).shorter_edge is None
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no preprocessor_config.json"),
+        ({"config.json": "{}"}, "no preprocessor_config.json"),
+        ({"preprocessor_config.json": "{"}, "not understood"),
+        ({"preprocessor_config.json": '{"size": 224}'}, "not understood"),
+        ({"preprocessor_config.json": json.dumps({**VIT_IMAGES, "size": 224, "do_normalize": False})}, "not normalised"),
+    ],
+)
+def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, message, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        if not files:
+            (tmp_path / "config.json").write_text("{}")
+        preprocessing(tmp_path)
+
+
+# --- decoding
+
+
+MODES = {"PNG": ["L", "LA", "RGBA", "P", "1"], "JPEG": ["L", "1", "CMYK", "YCbCr"], "TIFF": ["L", "RGBA", "P", "CMYK", "LAB"]}
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
+def test_every_mode_becomes_rgb(form, mode):
+    image = noise(40, 30).convert(mode) if mode != "LAB" else Image.new("LAB", (40, 30))
+    got = decode(encoded(image, form))
+    assert (got.mode, got.size) == ("RGB", (40, 30))
+    if mode == "L":
+        np.testing.assert_allclose(np.asarray(got)[..., 0], np.asarray(image), atol=8 if form == "JPEG" else 0)
+
+
+def test_what_is_transparent_shows_white_and_the_rest_stays():
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0] = (10, 20, 30, 255)
+    got = np.asarray(decode(encoded(Image.fromarray(pixels, "RGBA"))))
+    assert (got[0] == (10, 20, 30)).all()
+    assert (got[1] == 255).all()
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([9, 9, 9] * 256)
+    assert (np.asarray(decode(encoded(palette, transparency=0))) == 255).all()
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_clipped():
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    got = np.asarray(decode(encoded(Image.fromarray(grey))))
+    assert (got[..., 0] == grey >> 8).all()
+
+
+def test_a_photograph_is_turned_as_its_exif_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    image = noise(40, 30)
+    got = decode(encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0))
+    assert got.size == (30, 40)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(image.transpose(Image.Transpose.ROTATE_270)), atol=8)
+
+
+def test_the_first_frame_of_an_animation_counts():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    raw = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode(raw))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_cmyk_jpeg_keeps_its_colours():
+    image = Image.new("RGB", (16, 16), (200, 40, 40))
+    got = np.asarray(decode(encoded(image.convert("CMYK"), "JPEG", quality=95))).astype(int)
+    assert abs(got - (200, 40, 40)).max() < 12
+
+
+def huge():
+    """A small file that claims 40,000 x 40,000 pixels."""
+    raw = bytearray(encoded(Image.new("1", (16, 16))))
+    raw[16:24] = (40000).to_bytes(4, "big") * 2
+    import zlib
+
+    raw[29:33] = zlib.crc32(bytes(raw[12:29])).to_bytes(4, "big")
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "empty"),
+        (b"no image", "cannot identify"),
+        (encoded(noise(64, 64), "JPEG")[:700], "truncated"),
+        (encoded(noise(64, 64))[:-200], ""),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, ""),
+        (huge(), "exceeds limit"),
+    ],
+    ids=["empty", "text", "half a JPEG", "half a PNG", "zeros", "huge"],
+)
+def test_a_broken_image_says_why(raw, why, tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(raw)
+    for item in (raw, path):
+        with pytest.raises(BadImage, match=why):
+            decode(item)
+
+
+def test_a_big_image_is_read_without_a_word(recwarn):
+    image = Image.new("L", (10000, 9500))  # beyond the size at which Pillow warns
+    assert decode(encoded(image)).size == (10000, 9500)
+    assert not recwarn
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(BadImage, match="No such file"):
+        decode(tmp_path / "gone.jpg")
+
+
+# --- augmentation, and the file of prepared images
+
+
+def generator(row):
+    return np.random.Generator(np.random.Philox(key=[3, row]))
+
+
+def test_augmentation_is_a_pure_function_of_its_generator_and_varies_with_it():
+    image = np.asarray(noise(40, 30))
+    for how in ("flip", "crop"):
+        views = [augment(image, how, (0.25, 1.0), VIT, generator(row)) for row in range(12)]
+        again = [augment(image, how, (0.25, 1.0), VIT, generator(row)) for row in range(12)]
+        assert all((a == b).all() for a, b in zip(views, again, strict=True))
+        assert all(view.shape == (3, 16, 16) and view.dtype == np.uint8 for view in views)
+        assert len({view.tobytes() for view in views}) == (2 if how == "flip" else 12)
+    plain = VIT.apply(decode(image))
+    flips = [augment(image, "flip", (1, 1), VIT, generator(row)) for row in range(12)]
+    assert all((f == plain).all() or (f == plain[:, :, ::-1]).all() for f in flips)
+
+
+def test_a_crop_covers_the_share_that_it_should():
+    """Of a ramp from left to right, the range of values that is seen is the width of the part."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (200, 200, 3))
+    for row in range(40):
+        view = augment(np.ascontiguousarray(ramp), "crop", (0.25, 0.25), VIT, generator(row)).astype(int)
+        width = (view.max() - view.min()) / 255
+        assert 0.38 < width < 0.65  # sqrt(0.25 * shape), shape from 3:4 to 4:3
+
+
+def test_parallel_keeps_the_order_and_takes_no_more_than_it_needs():
+    taken = []
+
+    def source():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = parallel(lambda x: x * x, source(), workers=3, ahead=8)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(taken) <= 14
+    results.close()
+    assert list(parallel(lambda x: x + 1, range(100), workers=4)) == list(range(1, 101))
+
+
+def test_images_are_prepared_once(tmp_path):
+    items = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
+    pixels, bad = prepared([items[0], b"broken", items[2]], 3, "key", VIT, tmp_path, 2)
+    assert pixels.shape == (3, 3, 16, 16)
+    assert [int(p.max()) for p in pixels] == [10, 0, 30]
+    assert list(bad) == [1]
+
+    def never():
+        raise AssertionError("read again")
+        yield
+
+    again, said = prepared(never(), 3, "key", VIT, tmp_path, 2)
+    assert (np.asarray(again) == np.asarray(pixels)).all()
+    assert said == bad
+    other, _ = prepared(items, 3, "other key", VIT, tmp_path, 2)
+    assert int(other[1].max()) == 20
+    larger, _ = prepared(items, 3, "key", VIT.at(32), tmp_path, 2)
+    assert larger.shape == (3, 3, 32, 32)
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):
+    items = [np.full((8, 8, 3), 10, np.uint8)] * 3
+
+    def killed():
+        yield items[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared(killed(), 3, "key", VIT, tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+    prepared(items, 3, "key", VIT, tmp_path, 1)
+    (done,) = tmp_path.glob("*.npy")
+    leftover = tmp_path / f".{done.name}.123"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (1, 1))
+    done.unlink()
+    pixels, _ = prepared(items, 3, "key", VIT, tmp_path, 1)
+    assert pixels.shape == (3, 3, 16, 16)
+    assert not leftover.exists()
