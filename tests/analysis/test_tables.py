@@ -211,7 +211,7 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert tables.main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
     assert tables.main(["table99"]) == 2
-    assert "no table 'table99'. Known: table2, table3, demo" in capsys.readouterr().err
+    assert "no table 'table99'. Known: table2, table3, table5, demo" in capsys.readouterr().err
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records in" in capsys.readouterr().err
@@ -290,3 +290,42 @@ def test_another_model_has_a_table_of_its_own_and_adalora_a_row():
     assert not any("quoted" in note for note in small.notes)
     assert "68.0,,(1/3)" in small.render("csv")
     assert "BLEU & NIST" in small.render("latex")
+
+
+# --- table 5
+
+
+def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes):
+    made = record(row, task, seed, last, model=model, **changes)
+    made["config"]["task"] |= {"family": "images", "shots": shots, "draw_seed": seed, "workers": seed, "cache_dir": f"/c/{seed}"}
+    made["label"]["task"] = name or task
+    best = {"best": last + 0.05, "best_epoch": 1, "last": last}
+    made["result"] |= {**best, "protocols": {"paper": best, "unbiased": best}}
+    return made
+
+
+def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
+    images = ("cifar100", "food101", "flowers102", "resisc45")
+    records = [shot("vera", task, seed, 0.80 + 0.01 * seed) for task in images for seed in range(5)]
+    base, large = tables.table5(ledger(*records), "paper")
+    ours = rows(base)["VeRA r=1024", "ours"]
+    assert ours["CIFAR-100"] == f"82.0 +-{statistics.stdev([80, 81, 82, 83, 84]):.1f}"
+    assert ours["status"] == "ours"
+    assert rows(base)["", "difference"]["CIFAR-100"] == "-2.8"
+    assert rows(base)["VeRA", "paper"]["RESISC45"] == "77.0"
+    assert [row[1] for row in large.rows] == ["paper"] * 4
+
+
+def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
+    records = [shot("head", "resisc45", 0, 0.5), shot("bitfit", "resisc45", 0, 0.6)]
+    records += [shot("lora", "mine", s, 0.7, shots=5, model="dinov2_small", name="my birds") for s in range(5)]
+    records += [shot("lora", "digits", s, 0.9, model="dinov2_small") for s in range(5)]
+    base, _, small = tables.table5(ledger(*records), "paper")
+    ours = rows(base)["head", "ours"]
+    assert (ours["CIFAR-100"], ours["RESISC45"]) == ("missing", "50.0 (1/5)")
+    assert ours["status"] == "ours, incomplete: see make plan"
+    assert rows(base)["bitfit", "ours"]["RESISC45"] == "60.0 (1/5)"
+    assert rows(base)["", "difference"]["RESISC45"] == "-"
+    assert small.header[3:5] == ["digits", "my birds"]
+    assert rows(small)["LoRA r=8", "ours"]["my birds"] == "70.0 +-0.0"
+    assert any("mine: 5 images a class" in note for note in small.notes)

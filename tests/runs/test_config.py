@@ -24,7 +24,7 @@ def error_of(words) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: decoder, encoder, gpt2_large, "),
+        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: decoder, dinov2_small, encoder, "),
         (["model=gpt2_medium"], "model gpt2_medium takes text generation, task reviews is text"),
         (["model=vit_base", "task=rte"], "model vit_base takes image, task rte is text"),
         (["init_from=lora"], "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK"),
@@ -143,6 +143,30 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     assert {r.model for r in medium} | {r.model for r in large} == {"gpt2_medium", "gpt2_large"}
 
 
+PRINTED = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["images"]
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_image_cells_are_table_11s(size):
+    """Rates, rank, epochs and images as printed; what is not printed is marked as this project's choice."""
+    tasks = ("cifar100", "food101", "flowers102", "resisc45")
+    runs = expand([f"paper=table5_{size}"])
+    rows = ("head", "full", "lora", "vera")
+    assert {(r.row, r.task, r.seed) for r in runs} == {(m, t, s) for m in rows for t in tasks for s in range(5)}
+    for run in runs:
+        train, printed = run.config["train"], PRINTED[f"vit-{size}"][run.row]
+        for key in ("lr", "lr_head"):
+            if key in printed:
+                assert train[key] == printed[key][tasks.index(run.task)], run.label
+        common = PRINTED["common"]
+        assert (train["schedule"], train["weight_decay"]) == (common["schedule"], common["weight_decay"])
+        assert (train["epochs"], run.config["task"]["shots"]) == (common["epochs"], 10)
+        assert run.config["method"].get("rank") == printed.get("rank")
+        assert run.config["task"]["augment"] == "none"
+        assert {"effective_batch", "augmentation"} <= set(run.config["recipe"]["chosen"])
+        assert not run.changed
+
+
 E2E = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["e2e"]
 
 
@@ -231,6 +255,9 @@ def test_the_projection_seed_is_zero_for_every_seed_and_the_data_seed_follows():
     assert [r.config["method"]["projection_seed"] for r in expand(["seed=1,2", "method.projection_seed=${seed}"])] == [1, 2]
 
 
+IMAGE_TASKS = ("cifar100", "food101", "flowers102", "resisc45", "digits", "image_folder")
+
+
 def test_every_file_of_conf_composes():
     import vera
 
@@ -240,8 +267,9 @@ def test_every_file_of_conf_composes():
         (run,) = expand(["model=roberta_base", f"method={method}"])
         assert vera.make_method(**run.method)
         assert run.config["method"]["label"]
+    fitting = {"e2e": "gpt2_medium", **dict.fromkeys(IMAGE_TASKS, "vit_base")}
     for task in choices("task"):
-        model = "gpt2_medium" if task == "e2e" else "roberta_base"
+        model = fitting.get(task, "roberta_base")
         assert expand([f"task={task}", f"model={model}"])[0].config["task"]["name"] == task
     for recipe in choices("recipe"):
         method, model = recipe.split("/")

@@ -1,6 +1,7 @@
 """The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub does."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tiny import RESTAURANTS
+from PIL import Image
+from tiny import RESTAURANTS, picture
 
 import tasks
 from runs.record import read_record
@@ -80,8 +83,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny_bert, tiny_gpt2, glue, tmp_path):
-    """The server's address; it holds two models, nyu-mll/glue (rte in parquet), and tuetschek/e2e_nlg as its parquet branch."""
+def hub(tiny_bert, tiny_gpt2, tiny_timm, glue, tmp_path):
+    """The server's address; it holds three models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its parquet branch, and
+    uoft-cs/cifar100."""
     task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})
     data = tmp_path / "served" / "rte"
     data.mkdir(parents=True)
@@ -97,6 +101,17 @@ def hub(tiny_bert, tiny_gpt2, glue, tmp_path):
         pyarrow.parquet.write_table(table, e2e / "default" / name / "0000.parquet")
     Hub.repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
     Hub.repositories |= {"models/own/gpt2": tiny_gpt2, "datasets/tuetschek/e2e_nlg": e2e}
+    cifar, rng = tmp_path / "served_cifar" / "cifar100", np.random.default_rng(0)
+    cifar.mkdir(parents=True)
+    for split in ("train", "test"):
+        cells = []
+        for label in range(12):
+            file = io.BytesIO()
+            Image.fromarray(picture(label % 3, rng)).save(file, "PNG")
+            cells.append({"bytes": file.getvalue(), "path": None})
+        table = pyarrow.table({"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12})
+        pyarrow.parquet.write_table(table, cifar / f"{split}-00000-of-00001.parquet")
+    Hub.repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -148,6 +163,18 @@ def test_gpt_2_and_e2e_come_from_the_hub(hub, tmp_path):
     assert record["model"] == f"own/gpt2@{COMMIT}"
     assert record["data"] == {"content": f"tuetschek/e2e_nlg@{COMMIT}", "train_rows": 8, "dev_rows": 3}
     assert record["texts"]["items"] == 1
+
+
+def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
+    words = ["model=vision", "model.hub=timm/tiny", f"model.revision={COMMIT}", "task=cifar100", f"task.revision={COMMIT}"]
+    words += ["task.shots=2", "train.max_steps=1", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
+    done = call(hub, tmp_path / "home", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    assert record["model"] == f"timm/tiny@{COMMIT}"
+    assert record["data"]["content"] == f"uoft-cs/cifar100@{COMMIT}"
+    assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (6, 12)
 
 
 def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):

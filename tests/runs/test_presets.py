@@ -7,15 +7,19 @@ from runs.identity import run_id
 from runs.train import train
 
 #: How many cells each has.
-PRESETS = {"table2_base": 36, "table2_large": 36, "table2_base_mnli": 4, "table3_medium": 6, "table3_large": 5}
+PRESETS = {"table2_base": 36, "table2_large": 36, "table2_base_mnli": 4, "table3_medium": 6, "table3_large": 5, "table5_base": 16}
+PRESETS |= {"table5_large": 16}
 
 
 @pytest.mark.parametrize("paper", PRESETS)
-def test_every_cell_runs_for_two_steps(paper, tiny_roberta, tiny_gpt2, glue, e2e, tmp_path, monkeypatch):
+def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
-    model, data = (tiny_gpt2, e2e) if paper.startswith("table3") else (tiny_roberta, glue)
+    monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
+    kinds = {"table2": ("tiny_roberta", "glue"), "table3": ("tiny_gpt2", "e2e"), "table5": ("tiny_vit", "images")}
+    model, data = (request.getfixturevalue(name) for name in kinds[paper.partition("_")[0]])
     words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
     words += ["task.items=1", "task.max_new_tokens=4"] if paper.startswith("table3") else []
+    words += ["task.shots=4"] if paper.startswith("table5") else []
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
     for run in runs:
