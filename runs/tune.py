@@ -328,12 +328,13 @@ def main(arguments: list[str]) -> int:
     if not runs[0].config["debug"]:
         start_fork_server()
     metrics = preflight(runs)
-    studies, failed = [], []
+    failed, reports = [], []
     for cell in found:
-        studies.append(open_study(cell, metrics[cell.first.task]))
-        failed += search(cell, studies[-1])
-    for cell, study in zip(found, studies, strict=True):
-        print(f"\n{report(cell, study, metrics[cell.first.task])}")
+        metric = metrics[cell.first.task]
+        study = open_study(cell, metric)
+        failed += search(cell, study)
+        reports.append(report(cell, study, metric))
+    print("".join(f"\n{text}\n" for text in reports))
     for line in failed:
         print(f"failed, and tried again by the same command: {line}")
     return 1 if failed else 0

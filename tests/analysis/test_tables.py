@@ -140,6 +140,13 @@ def test_failed_runs_and_trials_are_no_results():
     trial = record()
     trial["config"]["train"]["max_steps"] = 5
     assert cells([trial], 5) == {}
+    trial = record()
+    trial["config"]["task"]["holdout"] = 0.2
+    assert cells([trial], 5) == {}
+    before, after = record(seed=0), record(seed=1)  # written before the key was there, and after
+    after["config"]["task"]["holdout"] = None
+    (cell,) = cells([before, after], 5).values()
+    assert (cell.seeds, cell.left_out) == (2, 0)
 
 
 def test_runs_with_other_settings_are_not_mixed_in():

@@ -50,6 +50,15 @@ def test_what_defines_the_result_matters(words, tmp_path):
     assert len(ids) == len(changes) + 2
 
 
+def test_what_was_run_stays_done():
+    """Ids of records that are out there: a key that came later leaves them as they are, at the value that was fixed before."""
+    assert identity(["method=vera"]) == "785471722292"
+    assert identity(["model=roberta_base", "task=rte", "method=vera"]) == "ac00fae105f8"
+    assert identity(["model=gpt2_medium", "task=e2e", "method=vera"]) == "d77cfe0db6b3"
+    assert identity(["method=vera", "task.holdout=null"]) == identity(["method=vera"])
+    assert len({identity([f"task.holdout={share}"]) for share in ("null", "0.2", "0.3")}) == 3
+
+
 def test_content_decides_not_the_name(words, tiny_bert, glue, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(glue / "RTE", folder)

@@ -46,6 +46,26 @@ def task(e2e, loaded):
     return task
 
 
+def test_training_mrs_take_the_dev_sets_place(tmp_path):
+    """task.holdout: an MR's references stay together, and no row of the dev file is there."""
+    lines = {
+        "train": [(f"name : A {i % 10}", f"It is {i} .") for i in range(40)],
+        "valid": [("name : Poison", "It is poison .")] * 3,
+    }
+    for name, pairs in lines.items():
+        (tmp_path / f"{name}.txt").write_text("".join(f"{mr}||{reference}\n" for mr, reference in pairs))
+    task, again = (load(tmp_path, decode="none", holdout=0.2) for _ in range(2))
+    assert task.splits == again.splits
+    assert sorted(task.splits["train"] + task.splits["dev"]) == sorted(lines["train"])
+    kept, held = ({mr for mr, _ in task.splits[split]} for split in ("train", "dev"))
+    assert (len(kept), len(held), kept & held) == (8, 2, set())
+    assert "dev: 8 of 40 training rows (2 of 10 MRs) held out (task.holdout=0.2), the dev set is not used" in task.notes
+    for decode in ("dev", "test"):
+        (tmp_path / "test.txt").write_text("name : A||It is .\n")
+        with pytest.raises(tasks.DataError, match=f"task.holdout=0.2 with task.decode={decode}: .* set it to none"):
+            load(tmp_path, decode=decode, holdout=0.2)
+
+
 # --- text
 
 

@@ -5,7 +5,9 @@ import io
 import json
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from transformers import AutoTokenizer
 import tasks
 import tasks.pip
 from runs.config import CONF
-from tasks import reviews
+from tasks import DataError, Task, reviews
 from tasks.metrics import score
 
 ROWS = [
@@ -51,6 +53,36 @@ def test_the_same_rows_from_every_format(suffix, tmp_path):
         (t, int(y == "good")) for t, y in ROWS
     ]
     assert (task.classes, task.metric, len(task.splits["dev"])) == (["bad", "good"], "accuracy", 4)
+
+
+def test_training_rows_take_the_dev_sets_place(tmp_path):
+    """task.holdout: a fixed part of each class, and no row of the dev file."""
+    labels = ["yes"] * 20 + ["no"] * 5 + ["rare"] * 2 + ["once"]
+    train = write(tmp_path / "train.csv", [(f"text {i}", label) for i, label in enumerate(labels)])
+    dev = write(tmp_path / "dev.csv", [("poison", "yes")] * 9)
+    whole = tasks.load(settings(train, dev_file=str(dev)))
+    task, again = (tasks.load(settings(train, dev_file=str(dev), holdout=0.2)) for _ in range(2))
+    assert task.splits == again.splits
+    kept, held = (task.splits[split].texts for split in ("train", "dev"))
+    assert sorted(kept + held) == sorted(whole.splits["train"].texts)
+    assert not set(kept) & set(held)
+    assert "poison" not in kept + held
+    counts = {split: Counter(task.classes[y] for y in rows.labels) for split, rows in task.splits.items()}
+    assert counts == {"train": {"yes": 16, "no": 4, "rare": 1, "once": 1}, "dev": {"yes": 4, "no": 1, "rare": 1}}
+    for rows in task.splits.values():
+        assert rows.labels == [task.classes.index(labels[int(text.split()[1])]) for text in rows.texts]
+    assert task.notes == ["dev: 6 of 28 training rows held out (task.holdout=0.2), the dev set is not used"]
+    part = tasks.load(settings(train, dev_file=str(dev), holdout=0.5, train_rows=10))
+    assert sum(len(rows) for rows in part.splits.values()) == 10
+    scores = write(tmp_path / "scores.csv", [(f"text {i}", i / 7) for i in range(30)])
+    regression = tasks.load(settings(scores, holdout=0.2))
+    assert {split: len(rows) for split, rows in regression.splits.items()} == {"train": 22, "dev": 5}
+    assert [note.partition(":")[0] for note in regression.notes] == ["no dev file", "dev"]
+
+
+def test_a_family_that_holds_nothing_out_says_so():
+    with pytest.raises(DataError, match=r"task.holdout=0.2: the task family of mine cannot hold out training rows"):
+        Task.hold_out(SimpleNamespace(name="mine"), 0.2)
 
 
 def test_without_a_dev_file_a_fixed_tenth_is_held_out(tmp_path):

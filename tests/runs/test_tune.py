@@ -1,0 +1,323 @@
+"""Searches: what is tried, on which rows, how a killed one goes on, and what is printed."""
+
+import csv
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from running import do, elsewhere
+from tiny import write_glue
+
+from analysis.cells import cells
+from runs import publish, tune
+from runs.config import expand
+from runs.errors import UserError, is_users
+from runs.identity import run_id
+from runs.plan import cost, plan
+from runs.record import read_ledger
+from runs.sweep import Outcome
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny_words(words) -> list[str]:
+    """The words of a small run without its learning rate."""
+    return [word for word in words if not word.startswith("train.lr")]
+
+
+def output_of(words) -> Path:
+    return Path(next(w.partition("=")[2] for w in words if w.startswith("output=")))
+
+
+def trials_of(words) -> list[dict[str, str]]:
+    (path,) = output_of(words).glob("tune/*/trials.csv")
+    return list(csv.DictReader(path.open()))
+
+
+def studies(words):
+    return [tune.open_study(cell, "accuracy") for cell in tune.cells(words)]
+
+
+def stamps(words) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in output_of(words).glob("records/*.json")}
+
+
+def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_words, capsys, monkeypatch, tmp_path):
+    command = [*tiny_words, "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
+    assert tune.main(command) == 0
+    text = capsys.readouterr().out
+    assert text.count("note: dev: 8 of 40 training rows held out (task.holdout=0.2), the dev set is not used") == 1
+    assert [f"[trial {i}/2] train.lr=" in text for i in (1, 2)] == [True] * 2
+    ledger = read_ledger(output_of(tiny_words), published=False)
+    assert len(ledger.records) == 4
+    for record in ledger:
+        assert (record["config"]["task"]["holdout"], record["config"]["keep"]) == (0.2, "none")
+        assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (32, 8)
+        assert any("held out (task.holdout=0.2)" in words for words in record["deviations"])
+    assert not list(output_of(tiny_words).rglob("*.safetensors"))
+    trials = trials_of(tiny_words)
+    assert sorted(run for trial in trials for run in trial["runs"].split()) == sorted(ledger.records)
+    for trial in trials:
+        best = [ledger.records[run]["result"]["protocols"]["paper"]["best"] for run in trial["runs"].split()]
+        assert float(trial["accuracy"]) == pytest.approx(sum(best) / 2)
+    # Rates of nothing leave the model as it is: a tie, and the first in the grid comes first.
+    assert [trial["train.lr"] for trial in trials] == ["1e-09", "1e-08"]
+    # The words of the best one are a run on the real dev set.
+    line = next(line for line in text.splitlines() if line.startswith("best: python -m runs "))
+    (best_run,) = expand(shlex.split(line)[4:])
+    assert (best_run.config["task"]["holdout"], best_run.config["keep"]) == (None, "best")
+    assert best_run.config["train"]["lr"] == float(trials[0]["train.lr"])
+    assert f"    lr: {{rte: {trials[0]['train.lr']}}}" in text
+    # Trials enter no table and measure no other run, but they can be published.
+    assert cells(ledger, 2) == {}
+    assert "no estimate" in cost(plan([best_run], ledger), ledger)
+    like = expand([*tiny_words, "task.holdout=0.2", "seed=7"])
+    assert "est. " in cost(plan(like, ledger), ledger)
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    assert publish.main(["rates", f"output={output_of(tiny_words)}"]) == 0
+    assert len(list((tmp_path / "published" / "rates").iterdir())) == 4
+    # The same command has nothing left to do.
+    before = stamps(tiny_words)
+    capsys.readouterr()
+    assert tune.main(command) == 0
+    again = capsys.readouterr().out
+    assert "2 trials of 2 runs, 2 done before" in again
+    assert "[trial" not in again
+    assert again[again.index("accuracy on") :] == text[text.index("accuracy on") :]
+    assert stamps(tiny_words) == before
+
+
+def test_the_dev_set_is_never_looked_at(words, tmp_path):
+    """The same curve, to the bit, with a dev set of other texts and labels; and another one where dev is used."""
+    folder = write_glue(tmp_path / "glue", {"train": 40, "dev": 24})
+    path = folder / "RTE" / "dev.tsv"
+    here = [f"task.data_dir={folder}" if w.startswith("task.data_dir") else w for w in words]
+    curves = []
+    for poison in (False, True):
+        if poison:
+            rows = [f"{i}\tpoison\tpoison\tentailment" for i in range(30)]
+            path.write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+        at = elsewhere(here, output=tmp_path / str(poison))
+        curves.append([do([*at, *extra])["curve"]["dev_loss"] for extra in (["task.holdout=0.25"], [])])
+    assert curves[0][0] == curves[1][0]
+    assert curves[0][1] != curves[1][1]
+
+
+def test_a_killed_search_goes_on(tiny_words, capsys):
+    """SIGKILL between a trial's two runs: that trial is ended first, and no run is done twice."""
+    command = [*tiny_words, "train.epochs=10", "seed=0,1", "grid={train.lr: [1e-2, 2e-2], train.lr_head: [1e-2]}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runs.tune", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not stamps(tiny_words):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = stamps(tiny_words)
+    assert len(before) == 1
+    (study,) = studies(command)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"]
+    point = " ".join(f"{key}={value}" for key, value in study.trials[0].params.items())
+    assert tune.main(command) == 0
+    text = capsys.readouterr().out
+    assert f"[trial 1/2] {point}\n" in text
+    assert text.count("already done (accuracy") == 1
+    assert before.items() <= stamps(tiny_words).items()
+    assert len(stamps(tiny_words)) == 4
+    (study,) = studies(command)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    ledger = read_ledger(output_of(command), published=False)
+    for trial in study.trials:
+        lr = float(trial.params["train.lr"])
+        of_lr = [r for r in ledger if r["config"]["train"]["lr"] == lr]
+        assert sorted(trial.user_attrs["runs"]) == sorted(record["id"] for record in of_lr)
+        assert trial.value == pytest.approx(sum(record["result"]["protocols"]["paper"]["best"] for record in of_lr) / 2)
+
+
+def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatch, capsys):
+    command = [*tiny_words, "train.max_steps=1", "grid={train.lr: [1e-2, 2e-2, 3e-2], train.lr_head: [1e-2]}"]
+    real, calls = tune.sweep, []
+
+    def broken(runs, part):
+        calls.append(runs[0].config["train"]["lr"])
+        return Outcome(failed=[(runs[0], "it broke", "log.txt")]) if calls[-1] == 2e-2 else real(runs, part)
+
+    monkeypatch.setattr(tune, "sweep", broken)
+    assert tune.main(command) == 1
+    text = capsys.readouterr().out
+    assert sorted(calls) == [1e-2, 2e-2, 3e-2]
+    assert (
+        "failed, and tried again by the same command: train.lr=0.02 train.lr_head=0.01, VeRA r=8 on RTE, seed 0: it broke"
+        in text
+    )
+    assert [trial["state"] for trial in trials_of(command)] == ["complete", "complete", "fail"]
+    calls.clear()
+    assert tune.main(command) == 1
+    assert calls == [2e-2]
+    monkeypatch.setattr(tune, "sweep", real)
+    assert tune.main(command) == 0
+    assert [trial["state"] for trial in trials_of(command)] == ["complete"] * 3
+    (study,) = studies(command)
+    assert Counter(trial.state.name for trial in study.trials) == {"COMPLETE": 3, "FAIL": 2}
+    # For real: a run that cannot be done, alone in its trial.
+    sites = [*tiny_words, "train.max_steps=1", "train.lr=1e-2", "train.lr_head=1e-2", "grid={method.sites: [[query], [qeury]]}"]
+    capsys.readouterr()
+    assert tune.main(sites) == 1
+    text = capsys.readouterr().out
+    assert "method.sites=[qeury], VeRA r=8 on RTE, seed 0: no linear layer is a 'qeury' site" in text
+    assert text.count("[trial ") == 2
+
+
+def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
+    command = [w for w in e2e_words if not w.startswith("train.lr")]
+    command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
+    assert tune.main(command) == 0
+    text = capsys.readouterr().out
+    assert "vera on E2E (decoder): perplexity on 2 of 8 training rows held out, 1 seed" in text
+    trials = trials_of(command)
+    assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
+    assert float(trials[0]["perplexity"]) < float(trials[1]["perplexity"])
+    assert "train.lr=0.01 is the largest tried" in text
+    best = next(line for line in text.splitlines() if line.startswith("best: "))
+    assert "task.decode" not in best
+    assert all(record["texts"] is None for record in read_ledger(output_of(command), published=False))
+    with pytest.raises(UserError, match=r"task.holdout=0.25 with task.decode=test: texts of a trial are not decoded") as error:
+        tune.main([*command, "task.decode=test"])
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_words_search(tiny_words, e2e_words):
+    def axes(*words):
+        return {key: len(values) for cell in tune.cells([*tiny_words, *words]) for key, values in cell.axes.items()}
+
+    assert axes() == {"train.lr": 5, "train.lr_head": 3}
+    assert axes("train.lr=1e-2") == {"train.lr_head": 3}
+    assert axes("grid={method.rank: [4, 8]}", "train.lr_head=1") == {"train.lr": 5}  # method.rank=8 is among the words
+    plain = [w for w in tiny_words if not w.startswith("method.")]
+    searched = {cell.first.row: list(cell.axes) for cell in tune.cells([*plain, "method=head,adapter_h"])}
+    assert searched == {"head": ["train.lr_head"], "adapter_h": ["train.lr", "train.lr_head"]}
+    (cell,) = tune.cells([*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"])
+    assert cell.axes == {
+        "train.lr": ["0.01", "1"],
+        "train.lr_head": ["0.002", "0.004", "0.01"],
+        "method.sites": ["[query]", "[query,value]"],
+    }
+    point, (run,) = list(cell.trials.items())[-1]
+    assert cell.words_of(point) == ["train.lr=1", "train.lr_head=0.01", "method.sites=[query,value]"]
+    assert (run.config["train"]["lr"], run.config["train"]["lr_head"], run.method["sites"]) == (1.0, 0.01, ["query", "value"])
+    (cell,) = tune.cells([w for w in e2e_words if not w.startswith("train.lr")])
+    assert list(cell.axes) == ["train.lr"]
+    assert cell.first.config["task"]["decode"] == "none"
+    preset = tune.cells(["paper=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
+    assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
+    assert preset[0].words == ["method=vera", "model=roberta_base", "task=rte", "paper=table2_base", "train.lr_head=1e-2"]
+
+
+def test_the_grids_are_values_that_the_papers_print():
+    printed = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())
+    grids = tune._read((ROOT / "conf" / "tune.yaml").read_text())
+
+    def values(node, kind, key, inside=False):
+        """What stands under a key, somewhere below a method's name."""
+        for name, value in node.items() if isinstance(node, dict) else ():
+            if inside and name == key:
+                yield from map(float, value if isinstance(value, list) else [value])
+            yield from values(value, kind, key, inside or name == kind)
+
+    chosen = {("lora", "lr_head"): {1e-2}}  # this project's, as the file says
+    for kind in ("vera", "lora"):
+        for key in ("lr", "lr_head"):
+            ours = set(map(float, grids[kind][f"train.{key}"]))
+            assert ours - set(values(printed, kind, key)) == chosen.get((kind, key), set())
+
+
+def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
+    def name(*words):
+        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", "grid={train.lr: [1e-2, 3e-2]}", *words])
+        return cell.name
+
+    assert name("device=auto", "seed=0", "task.holdout=0.2", f"output={tmp_path}") == name()
+    others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"], ["grid={train.lr: [1e-2]}"]]
+    assert len({name(), *(name(*words) for words in others)}) == len(others) + 1
+
+
+def test_the_best_at_an_end_of_an_axis(tiny_words):
+    (cell,) = tune.cells([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
+    assert tune.edges(cell, ("0.03", "0.001")) == []
+    assert tune.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
+    assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
+
+
+def test_a_diverged_run_counts_by_its_best_epoch_or_as_the_worst():
+    def record(metric, best):
+        return {
+            "result": {"metric": metric, "protocols": {"paper": {"best": best}}} if best else {"metric": metric, "best": None}
+        }
+
+    assert [tune.value_of(record("accuracy", best)) for best in (0.8, None)] == [0.8, 0.0]
+    assert [tune.value_of(record("perplexity", best)) for best in (3.0, None)] == [3.0, float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["grid={train.lrr: [1]}"], "no key 'train.lrr'. Did you mean train.lr?"),
+        (["grid={train.lr: [fast]}"], "train.lr=fast: should be a number"),
+        (["grid={train.lr: 1e-2}"], "grid={train.lr: 1e-2}: should be a mapping of keys to lists"),
+        (["grid={train.lr: []}"], "should be a mapping of keys to lists"),
+        (["grid=[1, 2]"], "should be a mapping of keys to lists"),
+        (["grid={train.lr"], "should be a mapping of keys to lists"),
+        (["grid={seed: [0, 1]}"], "seed is a word of its own, seed=..."),
+        (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
+        (["task.holdout=null"], "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set"),
+        (["task.holdout=1"], "task.holdout=1: should be a number between 0 and 1"),
+        (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
+        (["grid={method.rank: [0], train.lr: [1]}"], "rank must be a whole number of at least 1, got 0"),
+        (["seed=0,0"], "appears twice in this sweep"),
+        (["--nonsense"], "no option --nonsense"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_words):
+    kept = [w for w in tiny_words if "method.rank" not in w]
+    with pytest.raises(Exception, match=re.escape(message)) as error:
+        tune.main([*kept, *change])
+    assert is_users(error.value)
+    assert "\n" not in str(error.value)
+    assert not output_of(tiny_words).exists()
+
+
+def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_named(tiny_words):
+    (cell,) = tune.cells(tiny_words)
+    tune.open_study(cell, "accuracy").ask()
+    path = cell.folder / "journal.log"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code": 4, "wor')
+    assert len(tune.open_study(cell, "accuracy").trials) == 1
+    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().count(b'"wor') == path.read_bytes().count(b'"worker_id"')
+    path.write_bytes(b"{\n" + whole)
+    with pytest.raises(UserError, match=r"journal.log: damaged"):
+        tune.open_study(cell, "accuracy")
+
+
+def test_the_first_run_of_a_start_holds_nothing_out(words):
+    plain = [w for w in words if not w.startswith("method.")]
+    (run,) = expand([*plain, "method=lora_mnli", "task.holdout=0.2"])
+    assert (run.config["task"]["holdout"], run.start.config["task"]["holdout"]) == (0.2, None)
+    (usual,) = expand([*plain, "method=lora_mnli"])
+    assert run_id(run.start) == run_id(usual.start)
