@@ -26,8 +26,10 @@ NOT_DEFINING = (
     "recipe",
     "init_from",  # by its id, below
 )
-PLACES = ("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision")
-PLACES += ("draw_seed", "workers", "bad_images")  # the first follows the seed
+PLACES = (
+    *("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision"),
+    *("draw_seed", "workers", "bad_images"),  # the first follows the seed
+)
 
 
 @dataclass

@@ -393,7 +393,9 @@ def _image_table(
     title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
 ) -> Table:
     mine = {key: cell for key, cell in found.items() if key[0] == model}
-    notes = ["Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training images."]
+    notes = [
+        "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training images."
+    ]
     notes.append("params: without the classification head, which every method trains.")
     if select == "unbiased":
         notes[0] = f"{notes[0]} --select unbiased: on one half of the evaluation images."
@@ -403,7 +405,9 @@ def _image_table(
     for task in tasks:
         shots = {r["config"]["task"]["shots"] for key, cell in mine.items() if key[2] == task for r in cell.records}
         if shots and shots != {10}:
-            notes.append(f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class")
+            notes.append(
+                f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class"
+            )
     header = ["method", "source", "params", *(IMAGES.get(task) or names.get(task, task) for task in tasks), "status"]
     return Table(title, header, rows, [*notes, *_about(mine)])
 
@@ -470,7 +474,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
-    parser.add_argument("--seeds", type=int, help="how many seeds a complete cell has (table2 and table5: 5, table3 and demo: 3)")
+    parser.add_argument(
+        "--seeds", type=int, help="how many seeds a complete cell has (table2 and table5: 5, table3 and demo: 3)"
+    )
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:

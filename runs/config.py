@@ -423,7 +423,9 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str
 
 @cache
 def _defaults(groups: tuple[str, ...]) -> DictConfig:
-    return OmegaConf.masked_copy(_compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"])
+    return OmegaConf.masked_copy(
+        _compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"]
+    )
 
 
 def _check_values(config: dict[str, Any]) -> None:

@@ -73,4 +73,6 @@ def _exact(training: "Training", head: nn.Module, seen: list[Tensor]) -> bool:
         return False
     unchanged = all(torch.equal(buffer, state[name]) for name, buffer in training.raw_model.named_buffers())
     with training.accelerator.autocast():
-        return unchanged and torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(head(seen[1]), logits)
+        return (
+            unchanged and torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(head(seen[1]), logits)
+        )

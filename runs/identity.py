@@ -21,8 +21,11 @@ from runs.record import cache_folder, write_atomically
 from tasks.hub import content
 
 #: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
-PLACES = ("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep")
-PLACES += ("workers", "bad_images")  # which decide whether there is a result, and not which
+#: Or whether there is a result at all, and not which (the last two).
+PLACES = (
+    *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
+    *("workers", "bad_images"),
+)
 #: Settings of a method that say how it is computed: the result is the same, to rounding.
 COMPUTED = ("path", "weights")
 

@@ -134,7 +134,9 @@ def load(
                 config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
             given["config"] = config
         model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
-        tokenizer = preprocessing(folder) if modality == "image" else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = (
+            preprocessing(folder) if modality == "image" else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        )
     except DataError:
         raise
     except (SafetensorError, ValueError, OSError, KeyError, RuntimeError, TypeError) as error:

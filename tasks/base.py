@@ -89,7 +89,7 @@ class Task(ABC):
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ..., labels (rows,)."""
 
-    def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:
+    def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:  # noqa: B027 - most need no notice
         """Told before an epoch's training: its number from 0, and the rows of this process's batches that are to come."""
 
     def units(self, batch: Mapping[str, Any]) -> int:
@@ -97,8 +97,12 @@ class Task(ABC):
         return int(batch["attention_mask"].sum())
 
     def fixed(self, split: str) -> bool:
-        """Whether a row of a split is the same each time that it is collated, and `logits` gives a head's output."""
+        """Whether a row of a split is the same each time that it is collated, and the task has `logits`."""
         return False
+
+    def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """A batch's logits, (rows, classes), from the model, or from its head alone where the batch holds "features"."""
+        raise NotImplementedError
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
         """Over how many units a batch's loss is a mean: its rows, or a language model's tokens."""
@@ -125,7 +129,7 @@ class Task(ABC):
     def labels(self, split: str) -> Array:
         """The labels of a split."""
 
-    def illustrate(self, folder: Path, predictions: Array) -> None:
+    def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - texts make no picture
         """Writes pictures of a finished run into its folder, from the last epoch's predictions of the dev rows."""
 
 

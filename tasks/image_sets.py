@@ -67,7 +67,9 @@ def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
                 return files
         for folder in (data_dir, data_dir / "cifar-100-python"):
             if all((folder / file).is_file() for file in ("train", "test", "meta")):
-                raise DataError(f"{folder} holds pickles, which can run code. Take CIFAR-100's binary version (cifar-100-binary)")
+                raise DataError(
+                    f"{folder} holds pickles, which can run code. Take CIFAR-100's binary version (cifar-100-binary)"
+                )
     if name == "food101":
         for folder in (data_dir, data_dir / "food-101"):
             if (folder / "meta" / "train.txt").is_file():
@@ -184,7 +186,7 @@ def _food101(files: dict[str, Path]) -> ImageSet:
 def _flowers102(files: dict[str, Path]) -> ImageSet:
     from scipy.io import loadmat
 
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("setid.mat", "imagelabels.mat"):
         try:
             found |= loadmat(files[name])
@@ -236,7 +238,9 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
                 lacking = {image, label} - set(opened.schema_arrow.names)
                 if lacking:
                     has = ", ".join(opened.schema_arrow.names)
-                    raise DataError(f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column, label_column)")
+                    raise DataError(
+                        f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column, label_column)"
+                    )
                 found = opened.read([label]).column(label).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None

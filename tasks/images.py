@@ -26,7 +26,7 @@ from tasks import image_sets
 from tasks.base import Array, DataError, Source, Task, fixed_subset
 from tasks.hub import content, snapshot
 from tasks.image_sets import ImageSet, Pool
-from tasks.pixels import BadImage, Preprocessing, attempt, augment, decode, parallel, prepared
+from tasks.pixels import BadImageError, Preprocessing, augment, parallel, prepared
 
 PROTOCOL = 1
 
@@ -194,9 +194,8 @@ class ImageTask(Task):
         pixels: dict[int, Array] = {}
         while todo := [row for have, more in zip(chosen, coming, strict=True) for row in _next(more, self.shots - len(have))]:
             todo.sort()  # a file of many images is read from its beginning to its end
-            read = attempt(lambda item: self.wanted.apply(decode(item)))
-            for row, result in zip(todo, parallel(read, pool.items(todo), self.workers), strict=True):
-                if isinstance(result, BadImage):
+            for row, result in zip(todo, parallel(self.wanted.read, pool.items(todo), self.workers), strict=True):
+                if isinstance(result, BadImageError):
                     bad[pool.names[row]] = str(result)
                 else:
                     pixels[row] = result
@@ -255,7 +254,7 @@ class ImageTask(Task):
         if split == "train" and self.settings["augment"] != "none":
             try:
                 pixels = np.stack([view.result() for view in self._views(indices)])
-            except BadImage as error:
+            except BadImageError as error:
                 raise DataError(f"{self.name}: an image cannot be read any more: {error}") from None
         else:
             pixels = self._pixels[split][self._at[split][list(indices)]]
@@ -270,7 +269,7 @@ class ImageTask(Task):
         while self._ahead and len(self._waiting) < 2 * len(rows) + 4 * self.workers:
             row = self._ahead.popleft()
             self._waiting[row] = self._threads.submit(self._view, row)
-        return [self._waiting.pop(row, None) or self._threads.submit(self._view, row) for row in rows]
+        return [self._waiting.pop(row) if row in self._waiting else self._threads.submit(self._view, row) for row in rows]
 
     def _view(self, row: int) -> Array:
         """A pure function of seed, epoch and row: a resumed run sees the same views, and so does any number of workers."""

@@ -27,10 +27,11 @@ from tasks.base import Array, DataError
 
 #: An image as it comes: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """An image that cannot be read. The message says why."""
 
 
@@ -67,6 +68,13 @@ class Preprocessing:
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return channels_first(image.crop((left, top, left + width, top + height)))
 
+    def read(self, item: Item) -> "Array | BadImageError":
+        """An image as the model sees it, uint8 (3, height, width); or why it cannot be read."""
+        try:
+            return self.apply(decode(item))
+        except BadImageError as error:
+            return error
+
 
 def preprocessing(folder: Path) -> Preprocessing:
     """What a model's folder says of it, in transformers' preprocessor_config.json or in timm's config.json.
@@ -99,7 +107,7 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
     edge = size.get("shortest_edge")
     if edge is not None and not (crop and config.get("do_center_crop", True)):
         raise ValueError("a shorter edge without a cut-out")
-    seen = crop if edge is not None else size
+    seen: Any = crop if edge is not None else size
     mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
     return Preprocessing((seen["height"], seen["width"]), edge, int(config.get("resample", 2)), mean, std)
 
@@ -122,9 +130,9 @@ def channels_first(image: Image.Image) -> Array:
 
 
 def decode(item: Item) -> Image.Image:
-    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImage."""
-    if isinstance(item, bytes) and not item or isinstance(item, Path) and item.is_file() and not item.stat().st_size:
-        raise BadImage("empty")
+    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError."""
+    if (isinstance(item, bytes) and not item) or (isinstance(item, Path) and item.is_file() and not item.stat().st_size):
+        raise BadImageError("empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a big image is none of our business until Pillow refuses it
@@ -132,7 +140,7 @@ def decode(item: Item) -> Image.Image:
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise whatever a broken file makes them stumble over
-        raise BadImage((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise BadImageError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
 
 def _opened(item: Path | bytes) -> Path | io.BytesIO:
@@ -154,11 +162,11 @@ def augment(item: Item, how: str, scale: Sequence[float], wanted: Preprocessing,
     """A drawn view of an image, uint8 (3, height, width).
 
     how: "flip" (left and right, half of the time), or "crop" (a part of the area, a share drawn from `scale`, in a shape
-    of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImage.
+    of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImageError.
     """
     image = decode(item)
     if how == "crop":
-        area = image.width * image.height * generator.uniform(*scale)
+        area = image.width * image.height * generator.uniform(scale[0], scale[1])
         shape = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         width = min(image.width, max(1, round(math.sqrt(area * shape))))
         height = min(image.height, max(1, round(math.sqrt(area / shape))))
@@ -187,18 +195,6 @@ def parallel(function: Callable[[In], Out], items: Iterable[In], workers: int, a
                 future.cancel()
 
 
-def attempt(function: Callable[[In], Out]) -> Callable[[In], Out | BadImage]:
-    """The function, whose BadImage is a result."""
-
-    def tried(item: In) -> Out | BadImage:
-        try:
-            return function(item)
-        except BadImage as error:
-            return error
-
-    return tried
-
-
 def prepared(
     items: Iterable[Item], count: int, key: str, wanted: Preprocessing, folder: Path, workers: int
 ) -> tuple[Array, dict[int, str]]:
@@ -220,10 +216,11 @@ def prepared(
             with open(partial, "wb") as file:
                 shape = (count, 3, *wanted.size)
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                read = attempt(lambda item: wanted.apply(decode(item)))
                 title = f"preparing {count} images, once"
-                for index, pixels in enumerate(tqdm(parallel(read, items, workers), title, count, leave=False, disable=None)):
-                    if isinstance(pixels, BadImage):
+                for index, pixels in enumerate(
+                    tqdm(parallel(wanted.read, items, workers), title, count, leave=False, disable=None)
+                ):
+                    if isinstance(pixels, BadImageError):
                         bad[index], pixels = str(pixels), np.zeros(shape[1:], np.uint8)
                     file.write(pixels.tobytes())
             said.write_text(json.dumps(bad))

@@ -304,7 +304,13 @@ def test_another_model_has_a_table_of_its_own_and_adalora_a_row():
 
 def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes):
     made = record(row, task, seed, last, model=model, **changes)
-    made["config"]["task"] |= {"family": "images", "shots": shots, "draw_seed": seed, "workers": seed, "cache_dir": f"/c/{seed}"}
+    made["config"]["task"] |= {
+        "family": "images",
+        "shots": shots,
+        "draw_seed": seed,
+        "workers": seed,
+        "cache_dir": f"/c/{seed}",
+    }
     made["label"]["task"] = name or task
     best = {"best": last + 0.05, "best_epoch": 1, "last": last}
     made["result"] |= {**best, "protocols": {"paper": best, "unbiased": best}}

@@ -24,7 +24,10 @@ def error_of(words) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=robertta_base"], "no model 'robertta_base'. Did you mean roberta_base? Known: decoder, dinov2_small, encoder, "),
+        (
+            ["model=robertta_base"],
+            "no model 'robertta_base'. Did you mean roberta_base? Known: decoder, dinov2_small, encoder, ",
+        ),
         (["model=gpt2_medium"], "model gpt2_medium takes text generation, task reviews is text"),
         (["model=vit_base", "task=rte"], "model vit_base takes image, task rte is text"),
         (["init_from=lora"], "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK"),

@@ -36,10 +36,13 @@ RATES = {"vera": "2e-2", "lora": "1e-2", "bitfit": "5e-3", "adapter_p": "5e-3", 
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"), [*(("tiny_vit", method) for method in RATES), *(("tiny_timm", method) for method in ("vera", "adapter_p"))]
+    ("kind", "method"),
+    [*(("tiny_vit", method) for method in RATES), *(("tiny_timm", method) for method in ("vera", "adapter_p"))],
 )
 def test_methods_learn_images(kind, method, image_words, request):
-    words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]})
+    words = elsewhere(
+        image_words, **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]}
+    )
     words = [w for w in words if not w.startswith("method.")]
     record = do([*words, f"method={method}", "train.lr_head=1e-2"])
     assert record["status"] == "done"
@@ -72,7 +75,8 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, image_word
     export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {}))
-    rows = list(csv.DictReader(open(run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv")))
+    text = (run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
     with torch.no_grad():
         inputs = processor([Image.open(images / row["image"]) for row in rows], return_tensors="pt")
         found = model(**inputs).logits.argmax(-1).tolist()

@@ -7,7 +7,14 @@ from runs.identity import run_id
 from runs.train import train
 
 #: How many cells each has.
-PRESETS = {"table2_base": 36, "table2_large": 36, "table2_base_mnli": 4, "table3_medium": 6, "table3_large": 5, "table5_base": 16}
+PRESETS = {
+    "table2_base": 36,
+    "table2_large": 36,
+    "table2_base_mnli": 4,
+    "table3_medium": 6,
+    "table3_large": 5,
+    "table5_base": 16,
+}
 PRESETS |= {"table5_large": 16}
 
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 
 from runs.wheels import DINOV2_IMAGES
 from tasks import DataError
-from tasks.pixels import BadImage, Preprocessing, augment, decode, parallel, prepared, preprocessing
+from tasks.pixels import BadImageError, Preprocessing, augment, decode, parallel, prepared, preprocessing
 
 SIZES = [(256, 256), (300, 401), (225, 500), (32, 32), (640, 333), (227, 229)]
 VIT = Preprocessing((16, 16), None, 2, (0.5,) * 3, (0.5,) * 3)
@@ -80,18 +80,15 @@ def test_another_size_keeps_the_share_of_the_cut_out():
     ("files", "message"),
     [
         ({}, "no preprocessor_config.json"),
-        ({"config.json": "{}"}, "no preprocessor_config.json"),
         ({"preprocessor_config.json": "{"}, "not understood"),
         ({"preprocessor_config.json": '{"size": 224}'}, "not understood"),
         ({"preprocessor_config.json": json.dumps({**VIT_IMAGES, "size": 224, "do_normalize": False})}, "not normalised"),
     ],
 )
 def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, message, tmp_path):
-    for name, text in files.items():
+    for name, text in {"config.json": "{}", **files}.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        if not files:
-            (tmp_path / "config.json").write_text("{}")
         preprocessing(tmp_path)
 
 
@@ -174,7 +171,7 @@ def test_a_broken_image_says_why(raw, why, tmp_path):
     path = tmp_path / "image.jpg"
     path.write_bytes(raw)
     for item in (raw, path):
-        with pytest.raises(BadImage, match=why):
+        with pytest.raises(BadImageError, match=why):
             decode(item)
 
 
@@ -185,7 +182,7 @@ def test_a_big_image_is_read_without_a_word(recwarn):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(BadImage, match="No such file"):
+    with pytest.raises(BadImageError, match="No such file"):
         decode(tmp_path / "gone.jpg")
 
 
