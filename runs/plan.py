@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import tasks
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
-from runs.identity import run_id
+from runs.identity import one_look, run_id
 from runs.record import Ledger, Record, read_ledger, run_folder
 from runs.starts import start_file
 from runs.text import duration, megabytes
@@ -36,6 +36,7 @@ class Planned:
     why: str = ""
 
 
+@one_look()
 def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     """Where each run stands, from the ledger and the files on this machine alone."""
     return [_state(run, ledger) for run in runs]

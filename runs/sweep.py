@@ -24,7 +24,7 @@ import tasks
 from runs import models
 from runs.config import Run
 from runs.errors import UserError, describe, is_users
-from runs.identity import hash_of, run_id
+from runs.identity import hash_of, one_look, run_id
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
 from runs.starts import start_file
 from runs.text import duration, shown
@@ -60,7 +60,8 @@ def sweep(runs: list[Run], part: bool = False) -> Outcome:
     # torchrun's processes stay what they are, and a debugger wants no child.
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     try:
-        finished = [finished_record(run) for run in runs]
+        with one_look():
+            finished = [finished_record(run) for run in runs]
         left = [run for run, record in zip(runs, finished, strict=True) if record is None]
         if left:
             if not here:
@@ -117,9 +118,10 @@ def preflight(runs: list[Run]) -> dict[str, str]:
             vera.check_start(vera.read_method(path), method, path)
     metrics, notes = {}, list[str]()
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
+    loaded: dict[str, tasks.Task] = {}
     for run in _distinct(runs, "task"):
         try:
-            task = tasks.load(run.config["task"])
+            task = loaded[hash_of(run.config["task"])] = tasks.load(run.config["task"])
             metrics[run.task] = task.metric
             notes += [*task.notes, *task.advice]
         except tasks.DataError as error:
@@ -134,7 +136,7 @@ def preflight(runs: list[Run]) -> dict[str, str]:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):
         if run.config["model"]["modality"] == "image":  # evaluation images are made ready once for all runs, and can be read
-            task = tasks.load(run.config["task"])
+            task = loaded[hash_of(run.config["task"])]
             task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
             notes += task.notes
     for note in dict.fromkeys(notes):  # each seed draws images of its own, and has the same to say of them
@@ -384,6 +386,7 @@ def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:
         print(f"  failed: {run.label}: {error} ({log})")
 
 
+@one_look()
 def check_ids(runs: list[Run]) -> None:
     """Raises UserError where two runs of a sweep are the same one."""
     seen: dict[str, Run] = {}
