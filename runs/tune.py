@@ -111,7 +111,7 @@ def cells(arguments: list[str]) -> list[Cell]:
         points = list(itertools.product(*axes.values()))
         size = len(runs) // len(points)
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
-        kept = [word for word in run.words if word not in own and not word.startswith(("task.holdout=", "task.decode=none"))]
+        kept = [word for word in run.words if word not in own and not word.startswith("task.holdout=")]
         found.append(Cell(kept, axes, trials))
     return found
 
