@@ -8,9 +8,9 @@ import json
 import re
 from pathlib import Path
 
-from runs.config import expand
+from runs.config import Run, expand
 from runs.errors import UserError, entry_point
-from runs.identity import run_id
+from runs.identity import one_look, run_id
 from runs.record import FINISHED, PUBLISHED, Record, read_ledger, write_atomically
 
 
@@ -26,6 +26,11 @@ def without_paths(record: Record) -> Record:
     return {**record, "config": config, "start": start}
 
 
+@one_look()
+def _ids(runs: list[Run]) -> set[str | None]:
+    return {run_id(run) for run in runs}
+
+
 def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -35,9 +40,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
     ledger = read_ledger(output, published=False)
-    wanted = (
-        {run_id(run) for run in expand(words)} if [w for w in words if not w.startswith("output=")] else set(ledger.records)
-    )
+    wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else set(ledger.records)
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]
