@@ -118,17 +118,21 @@ def load(
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for key in settings or {}:
-        if not hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), key):
+    own = dict(settings or {})
+    for key, value in own.items():
+        pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not hasattr(pretrained, key):
             raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
-    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **(settings or {})}
+        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):  # what it does not name stays
+            own[key] = getattr(pretrained, key) | value
+    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
     if num_labels:
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
     kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
     try:
         if modality == "image":
             kind = AutoModelForImageClassification
-            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *(settings or {}))}
+            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *own)}
             config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
             if config.model_type == "timm_wrapper":  # timm writes this number twice, and transformers then passes it twice
                 config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}

@@ -135,7 +135,7 @@ def cost(planned: list[Planned], ledger: Ledger) -> str:
 def _like(run: Run, done: list[Record]) -> list[Record]:
     """Finished runs to judge this one by: the same cell, or else other rows of the same model and task, as large a one."""
     same = [r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])]
-    sizes = ("train_rows", "dev_rows", "holdout", "items", "decode", "beams", "max_new_tokens")
+    sizes = ("train_rows", "dev_rows", "holdout", "items", "decode", "beams", "max_new_tokens", "shots", "image_size")
     same = [r for r in same if all(r["config"]["task"].get(k) == run.config["task"].get(k) for k in sizes)]
     return [r for r in same if r["cell"]["row"] == run.row] or [r for r in same if r["steps"]]
 

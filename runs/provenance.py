@@ -19,6 +19,8 @@ PACKAGES = (
     "spacy",
     "sacrebleu",
     "pycocoevalcap",
+    "timm",
+    "pillow",
     "numpy",
     "datasets",
     "evaluate",

@@ -86,7 +86,6 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     # The position table was split for the resampling: the class token's row, and the grid's.
     parts = [value for kind in ("Concat", "Reshape") for name, value in values.items() if name.startswith(f"onnx::{kind}_")]
     found["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
-    found["embeddings.mask_token"] = np.zeros((1, parts[0].shape[-1]), np.float32)  # of the pretraining: never read here
     ready.mkdir()
     config = AutoConfig.for_model(**model["architecture"])
     config.architectures = ["Dinov2Model"]

@@ -302,7 +302,13 @@ class ImageTask(Task):
             return model(batch["features"])
         pixels = batch["pixel_values"].float()
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.wanted.mean, self.wanted.std))
-        return model(pixel_values=(pixels / 255 - mean) / std, **self._resampling(model)).logits
+        try:
+            return model(pixel_values=(pixels / 255 - mean) / std, **self._resampling(model)).logits
+        except (AssertionError, ValueError) as error:
+            if self.settings["image_size"] is None:
+                raise
+            timms = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
+            raise DataError(f"task.image_size={self.settings['image_size']}: {str(error).splitlines()[0]} {timms}") from None
 
     def _resampling(self, model: Any) -> dict[str, bool]:
         """ViT resamples its table of positions for images of another size when it is asked to; DINOv2 always does."""

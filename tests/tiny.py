@@ -17,6 +17,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -74,6 +76,11 @@ def tiny_vit():
 TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
 
 
+def tiny_dinov2():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
+    return Dinov2ForImageClassification(Dinov2Config(**sizes, image_size=16, patch_size=8, num_labels=3, use_mask_token=False))
+
+
 def tiny_timm():
     return timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM)
 
@@ -90,6 +97,7 @@ ARCHITECTURES = {
     "GPT-2": tiny_gpt2,
     "Llama": tiny_llama,
     "ViT": tiny_vit,
+    "DINOv2": tiny_dinov2,
     "ViT of timm": tiny_timm,
     "ViT of timm in transformers": tiny_timm_wrapper,
 }

@@ -151,7 +151,8 @@ LAYOUTS = (
     Layout("attention", "ffn", "output_layer_norm"),  # DistilBERT
     Layout("attn", "mlp"),  # GPT-2, timm's ViT
     Layout("self_attn", "mlp"),  # Llama and its relatives
-    Layout("attention", "mlp"),  # transformers' ViT and DINOv2
+    Layout("layer_scale1", "layer_scale2"),  # DINOv2, which scales what it adds
+    Layout("attention", "mlp"),  # transformers' ViT
 )
 
 

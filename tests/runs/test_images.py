@@ -25,6 +25,7 @@ from runs.identity import run_id
 from runs.record import cache_folder, run_folder
 from runs.sweep import sweep
 from runs.train import Training
+from tasks import DataError
 
 
 def begin(words):
@@ -202,6 +203,14 @@ def test_images_of_another_size_than_the_weights_saw(image_words):
     record = do([*image_words, "task.image_size=24"])
     assert record["status"] == "done"
     assert "images of 24 pixels, not the 16 of the weights" in record["deviations"]
+
+
+def test_a_timm_model_takes_images_of_another_size_when_it_is_told_to(image_words, tiny_timm):
+    words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "task.image_size=24"]
+    with pytest.raises(DataError, match=r"task.image_size=24: .*dynamic_img_size"):
+        do(words)
+    record = do([*words, "model.settings={model_args:{dynamic_img_size:true}}"])
+    assert record["status"] == "done"
 
 
 def test_half_precision_trains_on_images(image_words):
