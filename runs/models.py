@@ -88,10 +88,14 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config}: not JSON ({error})") from None
-    for key, wanted in (model["architecture"] or {}).items():
-        if key in found and found[key] != wanted:
-            other = "decoder" if model["modality"] == "text generation" else "encoder"
-            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {wanted}. Another model? (model={other})")
+    wanted = dict(model["architecture"] or {})
+    if isinstance(found.get("architecture"), str) and wanted:  # of timm, which gives it a name, such as vit_base_patch16_224
+        wanted = {"architecture": model["name"], "num_features": wanted["hidden_size"]}
+        found["architecture"] = found["architecture"].partition("_patch")[0]
+    for key, value in wanted.items():
+        if key in found and found[key] != value:
+            other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
+            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model? (model={other})")
     return folder
 
 
@@ -146,10 +150,34 @@ def load(
     except (SafetensorError, ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}). Get the folder again") from None
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if modality == "image":
+        _suits(model, folder)
+        _renew(model, [name for name in head_parameters(model) if name not in unfilled])
     lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
     if lacking:
         raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
     return model, tokenizer
+
+
+def _suits(model: Any, folder: Path) -> None:
+    """Raises UserError for an image model that would not be trained, kept or judged rightly here."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from vera.sites import head_parameters
+
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps")
+    if not head_parameters(model):
+        raise UserError(f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)")
+
+
+def _renew(model: Any, names: list[str]) -> None:
+    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its seed."""
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(path)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # or transformers leaves alone what it has loaded
+        model._init_weights(module)
 
 
 def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:

@@ -581,7 +581,10 @@ def train(run: Run, run_id: str, report: Report) -> Record:
         training.predictions = training.evaluate()[1]
     if training.accelerator.is_main_process:
         if record["status"] == "done":
-            training.task.illustrate(training.folder, training.predictions)
+            try:
+                training.task.illustrate(training.folder, training.predictions)
+            except Exception as error:  # a picture is not worth a run
+                print(f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})", flush=True)
         write_record(run.config["output"], record)
         (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         if run.config["keep"] != "both":  # it was there to be decoded

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from tasks.base import Array, DataError
 from tasks.pixels import Item
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TEST_FOLDERS = ("test", "val", "validation", "dev")
 
 
 @dataclass
@@ -96,6 +96,10 @@ def _parquet(data_dir: Path, train_splits: Sequence[str], test_split: str | None
     found: dict[str, Path] = {}
     for split in wanted:
         files = sorted({*data_dir.rglob(f"{split}-*.parquet"), *data_dir.rglob(f"{split}.parquet")})
+        homes = sorted({path.parent for path in files})
+        if len(homes) > 1:
+            several = ", ".join(str(home.relative_to(data_dir)) for home in homes)
+            raise DataError(f"{data_dir}: parquet files of several configurations ({several}). Give one (task.data_dir=)")
         found |= {f"{split}/{number}.parquet": path for number, path in enumerate(files)}
     lacking = [split for split in wanted if not any(name.startswith(f"{split}/") for name in found)]
     if found and lacking:
@@ -103,20 +107,37 @@ def _parquet(data_dir: Path, train_splits: Sequence[str], test_split: str | None
     return found
 
 
+#: Names of folders that are splits, in small letters; of several that are there the first is the test split.
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
+
+
 def _folders(data_dir: Path) -> dict[str, Path]:
     """Image files by split/class/name, or class/name. Names that begin with . or __ are none of the data's."""
-    train = data_dir / "train"
-    test = next((data_dir / name for name in TEST_FOLDERS if (data_dir / name).is_dir()), None)
-    tops = {"": data_dir}
-    if train.is_dir():
+    homes = {path.name.lower(): path for path in sorted(data_dir.iterdir()) if path.is_dir() and not _hidden(path.name)}
+    train = next((homes[name] for name in TRAIN_FOLDERS if name in homes), None)
+    test = next((homes[name] for name in TEST_FOLDERS if name in homes), None)
+    others = [path.name for name, path in homes.items() if name not in (*TRAIN_FOLDERS, *TEST_FOLDERS)]
+    if train is None:
+        tops = {"": data_dir}
+    elif others:
+        which = f"{train.name} and also {', '.join(others[:3])}"
+        raise DataError(f"{data_dir}: is {train.name} a split or a class? It holds {which}: move one of them")
+    else:
         tops = {"train/": train, "test/": test} if test else {"": train}
-    files = {}
+    files: dict[str, Path] = {}
     for split, top in tops.items():
-        for folder in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
-            for path in sorted(folder.rglob("*")):
-                if path.suffix.lower() in ENDINGS and not path.name.startswith("."):
-                    files[f"{split}{path.relative_to(top).as_posix()}"] = path
+        for home in sorted(path for path in top.iterdir() if path.is_dir() and not _hidden(path.name)):
+            inside = []
+            for folder, inner, names in os.walk(home, followlinks=True):
+                inner[:] = [name for name in inner if not _hidden(name)]
+                inside += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and not _hidden(name)]
+            files |= {f"{split}{path.relative_to(top).as_posix()}": path for path in sorted(inside)}
     return files
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
 
 
 # --- what is in them
@@ -242,6 +263,9 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
                         f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column, label_column)"
                     )
                 found = opened.read([label]).column(label).to_pylist()
+                strange = next((row for row, x in enumerate(found) if not isinstance(x, int | str)), None)
+                if strange is not None:
+                    raise DataError(f"{path} row {strange}: label {found[strange]!r} is neither a number nor a word")
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
             names += [f"{path.stem}/{row}" for row in range(len(found))]
@@ -252,6 +276,8 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
                 raise DataError(f"{path}: its class names are not those of {train[0]}")
             classes = classes or here
         pools[split] = (names, labels, groups)
+    if not all(len(labels) for _, labels, _ in pools.values()):
+        raise DataError(f"{train[0].parent}: a split without rows")
     every = sorted({x for _, labels, _ in pools.values() for x in labels}, key=lambda x: (str(type(x)), x))
     if all(isinstance(x, int) for x in every):
         classes = classes or [str(n) for n in range(max(every) + 1)]
@@ -278,6 +304,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
 
 def _rows(groups: list[tuple[Path, int, int]], column: str, indices: Sequence[int]) -> Iterator[Item]:
     """The images of some rows; a row group is read once for as many as follow each other in it."""
+    import pyarrow
     import pyarrow.parquet as parquet
 
     starts = np.cumsum([0, *(rows for _, _, rows in groups)])
@@ -286,7 +313,11 @@ def _rows(groups: list[tuple[Path, int, int]], column: str, indices: Sequence[in
         group = int(np.searchsorted(starts, index, "right")) - 1
         if group != held:
             path, number, _ = groups[group]
-            held, values = group, parquet.ParquetFile(path).read_row_group(number, [column]).column(column).to_pylist()
+            try:
+                values = parquet.ParquetFile(path).read_row_group(number, [column]).column(column).to_pylist()
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+            held = group
         value = values[index - int(starts[group])]
         value = value["bytes"] if isinstance(value, dict) else value
         yield value if value is not None else b""

@@ -26,7 +26,7 @@ from tasks import image_sets
 from tasks.base import Array, DataError, Source, Task, fixed_subset
 from tasks.hub import content, snapshot
 from tasks.image_sets import ImageSet, Pool
-from tasks.pixels import BadImageError, Preprocessing, augment, parallel, prepared
+from tasks.pixels import BadImageError, Item, Preprocessing, augment, parallel, prepared
 
 PROTOCOL = 1
 
@@ -59,7 +59,8 @@ def load(settings: Any) -> "ImageTask":
         folder = Path(settings["data_dir"]) if settings.get("data_dir") else _fetched(settings)
         files = _local(settings, folder)
         found = image_sets.read(settings["name"], files, settings)
-        key = json.dumps([[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()])
+        stamps = [[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()]
+        key = json.dumps([settings["image_column"], stamps])
     else:
         found, key = image_sets.digits(), "digits"
     return ImageTask(settings, found, hashlib.sha256(key.encode()).hexdigest())
@@ -92,8 +93,9 @@ def _check(settings: Any) -> None:
     for key, words in (("augment", ("none", "flip", "crop")), ("bad_images", ("refuse", "skip"))):
         if settings[key] not in words:
             raise DataError(f"task.{key}={settings[key]}: should be one of {', '.join(words)}")
-    low, high = settings["crop_scale"] if len(settings["crop_scale"]) == 2 else (0, 0)
-    if not 0 < low <= high <= 1:
+    scale = settings["crop_scale"]
+    numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
+    if not (numbers and 0 < scale[0] <= scale[1] <= 1):
         raise DataError(f"task.crop_scale={list(settings['crop_scale'])}: should be two shares of the area, such as [0.25,1.0]")
 
 
@@ -116,6 +118,7 @@ class ImageTask(Task):
         self._pixels: dict[str, Array] = {}
         self._rows: dict[str, Array] = {}  # of each split: indices into its pool
         self._at: dict[str, Array] = {}  # and into its pixels
+        self._items: dict[int, Item] = {}  # of each training row, where more than one view of it is taken
         self._pool: dict[str, Pool] = {}
         self._epoch, self._ahead = 0, deque[int]()
         self._waiting: dict[int, Future[Array]] = {}
@@ -129,7 +132,8 @@ class ImageTask(Task):
         if counts[fewest] < (self.shots or 1):
             few = f"class {self.classes[fewest]} has {counts[fewest]} training images"
             raise DataError(f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller one, or more images")
-        if self.set.test is None and (self.shots is None or counts.sum() < self.shots * self.num_labels + 2):
+        whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
+        if self.set.test is None and whole and not self.settings["holdout"]:
             less = "task.shots=null leaves" if self.shots is None else f"task.shots={self.shots} leaves"
             raise DataError(f"{self.name}: there is no test split, and {less} nothing to evaluate on")
         test = 0 if self.set.test is None else len(self.set.test)
@@ -163,6 +167,8 @@ class ImageTask(Task):
         else:
             pixels, unreadable = self._file("test" if self.set.test else "train", whole)
             bad |= {whole.names[index]: why for index, why in unreadable.items()}
+            if len(whole) - len(unreadable) < 2:
+                self._tell(bad, f"{self.name}: fewer than two evaluation images can be read")
             away = {*unreadable, *(self._rows["train"].tolist() if self.set.test is None else ())}
             rows = [index for index in range(len(whole)) if index not in away]
             rows = [rows[i] for i in fixed_subset(len(rows), self.settings["dev_rows"], self.name)]
@@ -189,23 +195,28 @@ class ImageTask(Task):
             self._pixels["train"], unreadable = self._file("train", pool)
             bad |= {pool.names[index]: why for index, why in unreadable.items()}
             self._where = {index: index for index in range(len(pool))}
-            return [np.asarray([row for row in order if row not in unreadable], np.int64) for order in orders]
+            readable = [np.asarray([row for row in order if row not in unreadable], np.int64) for order in orders]
+            empty = next((name for name, rows in zip(self.classes, readable, strict=True) if not len(rows)), None)
+            if empty is not None:
+                self._tell(bad, f"{self.name}: class {empty} has no training image that can be read")
+            return readable
         coming, chosen = [iter(order.tolist()) for order in orders], [list[int]() for _ in orders]
         pixels: dict[int, Array] = {}
         while todo := [row for have, more in zip(chosen, coming, strict=True) for row in _next(more, self.shots - len(have))]:
             todo.sort()  # a file of many images is read from its beginning to its end
-            for row, result in zip(todo, parallel(self.wanted.read, pool.items(todo), self.workers), strict=True):
+            items = list(pool.items(todo))
+            for row, item, result in zip(todo, items, parallel(self.wanted.read, items, self.workers), strict=True):
                 if isinstance(result, BadImageError):
                     bad[pool.names[row]] = str(result)
-                else:
-                    pixels[row] = result
+                    continue
+                pixels[row] = result
+                if self.settings["augment"] != "none":
+                    self._items[row] = item
             chosen = [[row for row in order.tolist() if row in pixels] for order in orders]
         for label, have in enumerate(chosen):
             if len(have) < self.shots:
                 fewer = f"class {self.classes[label]} has {len(have)} training images that can be read"
-                if self.settings["bad_images"] == "refuse":
-                    self._tell(bad)
-                raise DataError(f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller one")
+                self._tell(bad, f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller one")
         every = [row for have in chosen for row in have]
         self._where = {row: position for position, row in enumerate(every)}
         self._pixels["train"] = np.stack([pixels[row] for row in every])
@@ -227,13 +238,17 @@ class ImageTask(Task):
         folder = Path(self.settings["cache_dir"])
         return prepared(items, len(pool), f"{self.key} {split}", self.wanted, folder, self.workers)
 
-    def _tell(self, bad: dict[str, str]) -> None:
-        first = "; ".join(f"{name} ({why})" for name, why in sorted(bad.items())[:3])
+    def _tell(self, bad: dict[str, str], fatal: str | None = None) -> None:
+        """Names the images that cannot be read: as an error where they are refused, else in a note. fatal: what is an error
+        even where they are skipped."""
+        first = "; ".join(f"{printable(name)} ({why})" for name, why in sorted(bad.items())[:3])
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         one = "1 image" if len(bad) == 1 else f"{len(bad)} images"
         if self.settings["bad_images"] == "refuse":
             leave = "Mend or remove them, or leave them out by task.bad_images=skip"
             raise DataError(f"{self.name}: {one} cannot be read: {first}{more}. {leave}")
+        if fatal:
+            raise DataError(fatal)
         self.notes.append(f"{one} that cannot be read left out: {first}{more}")
 
     # --- training and evaluation
@@ -275,7 +290,7 @@ class ImageTask(Task):
         """A pure function of seed, epoch and row: a resumed run sees the same views, and so does any number of workers."""
         index, settings = int(self._rows["train"][row]), self.settings
         generator = np.random.Generator(np.random.Philox(key=[settings["draw_seed"], (self._epoch << 32) + index]))
-        (item,) = self.set.train.items([index])
+        item = self._items[index] if index in self._items else next(self.set.train.items([index]))
         return augment(item, settings["augment"], settings["crop_scale"], self.wanted, generator)
 
     def fixed(self, split: str) -> bool:
@@ -331,7 +346,7 @@ class ImageTask(Task):
         """predictions.csv, confusion.png, and predictions.png: 40 evaluation images, the same for every method."""
         labels, pool = self.labels("dev"), self._pool["dev"]
         names = [pool.names[row] for row in self._rows["dev"]]
-        with open(folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
+        with open(folder / "predictions.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", "label", "predicted"])
             words = ([self.classes[n] for n in values] for values in (labels, predictions))
@@ -342,6 +357,11 @@ class ImageTask(Task):
         pixels = self._pixels["dev"][self._at["dev"][shown]]
         pictures.grid(folder / "predictions.png", pixels, labels[shown], predictions[shown], self.classes)
         pictures.confusion(folder / "confusion.png", labels, predictions, self.classes)
+
+
+def printable(name: str) -> str:
+    """A file's name whose bytes may be no UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _next(rows: Iterator[int], count: int) -> list[int]:

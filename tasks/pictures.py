@@ -26,7 +26,7 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
         axis.imshow(image.transpose(1, 2, 0))
         right = label == predicted
         words = _short(classes[predicted]) if right else f"{_short(classes[predicted])}\nnot {_short(classes[label])}"
-        axis.set_title(words, fontsize=8, color=RIGHT if right else WRONG, loc="left", pad=2, va="bottom")
+        axis.set_title(words, fontsize=8, color=RIGHT if right else WRONG, loc="left", pad=2, va="bottom", parse_math=False)
     _save(figure, path)
 
 
@@ -42,8 +42,8 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 9 if count <= 25 else max(3.0, 260 / count)
     names = [_short(name) for name in classes]
-    axis.set_xticks(range(count), names, rotation=90, fontsize=size)
-    axis.set_yticks(range(count), names, fontsize=size)
+    axis.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(range(count), names, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
     axis.set_title(f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%)")

@@ -4,11 +4,14 @@ Pillow does the work in threads (it lets go of the interpreter while it decodes 
 bytes until they are on the device.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,13 +42,15 @@ class BadImageError(Exception):
 class Preprocessing:
     """How a model wants its images. It is published beside the weights and part of them.
 
-    size: height and width that the model sees. shorter_edge: the image is resized until its shorter edge has this
-    length, and the middle is cut out; None: it is resized to `size`, whatever its shape. resample: Pillow's number of
-    the filter. mean, std: of each channel, of values between 0 and 1.
+    resize: the length of the shorter edge after resizing, or (height, width) whatever the image's shape. size: the
+    (height, width) that is then cut out of the middle, and that the model sees. rounds: whether an odd remainder is split
+    by Python's round, as torchvision does for timm, or down, as transformers does. resample: Pillow's number of the
+    filter. mean, std: of each channel, of values between 0 and 1.
     """
 
     size: tuple[int, int]
-    shorter_edge: int | None
+    resize: int | tuple[int, int]
+    rounds: bool
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -54,18 +59,21 @@ class Preprocessing:
         """The same for square images of another size; the cut-out keeps its share."""
         if size is None:
             return self
-        edge = None if self.shorter_edge is None else round(self.shorter_edge * size / min(self.size))
-        return replace(self, size=(size, size), shorter_edge=edge)
+        height, width = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        scaled = round(height * size / self.size[0]), round(width * size / self.size[1])
+        return replace(self, size=(size, size), resize=scaled[0] if isinstance(self.resize, int) else scaled)
 
     def apply(self, image: Image.Image) -> Array:
         """RGB image -> uint8 (3, height, width)."""
+        if isinstance(self.resize, int):
+            long = int(self.resize * max(image.size) / min(image.size))
+            wanted = (self.resize, long) if image.width <= image.height else (long, self.resize)
+        else:
+            wanted = (self.resize[1], self.resize[0])
+        image = image.resize(wanted, Image.Resampling(self.resample))
         height, width = self.size
-        filter_ = Image.Resampling(self.resample)
-        if self.shorter_edge is None:
-            return channels_first(image.resize((width, height), filter_))
-        scale = [self.shorter_edge, int(self.shorter_edge * max(image.size) / min(image.size))]
-        image = image.resize((scale[0], scale[1]) if image.width <= image.height else (scale[1], scale[0]), filter_)
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        gaps = (image.width - width) / 2, (image.height - height) / 2
+        left, top = (round(gap) if self.rounds else math.floor(gap) for gap in gaps)
         return channels_first(image.crop((left, top, left + width, top + height)))
 
     def read(self, item: Item) -> "Array | BadImageError":
@@ -79,7 +87,7 @@ class Preprocessing:
 def preprocessing(folder: Path) -> Preprocessing:
     """What a model's folder says of it, in transformers' preprocessor_config.json or in timm's config.json.
 
-    Raises DataError where it says nothing, or something that is not known here.
+    Raises DataError where it says nothing, or something that is not known here: wrong images would train without a word.
     """
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
     try:
@@ -89,27 +97,46 @@ def preprocessing(folder: Path) -> Preprocessing:
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: what it says of its images is not understood ({type(error).__name__}: {error})") from None
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
     raise DataError(f"{folder}: no preprocessor_config.json. How images are prepared belongs to the weights: copy it, too")
 
 
+#: Processors of transformers that resize, cut out, scale to [0, 1] and normalise, and do nothing else.
+KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+#: What changes nothing.
+IDLE = ("do_convert_rgb", "processor_class", "_valid_processor_keys", "feature_extractor_type", "image_processor_type")
+
+
 def _transformers(config: dict[str, Any]) -> Preprocessing:
-    size, crop = config["size"], config.get("crop_size")
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
-    if isinstance(size, int):  # as older files write it: ViT's resize to a square, the others' to a shorter edge
-        size = {"height": size, "width": size} if kind.startswith(("ViT", "Deit", "DeiT")) else {"shortest_edge": size}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
-    if not (config.get("do_resize", True) and config.get("do_normalize", True)):
-        raise ValueError("images that are not resized or not normalised")
+    named = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
+    if kind not in KINDS:
+        raise ValueError(f"image_processor_type {named}; known: {', '.join(KINDS)}")
+    known = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std", *STEPS, *IDLE)
+    unknown = sorted(key for key, value in config.items() if key not in known and value is not None)
+    if unknown:
+        raise ValueError(f"{unknown[0]}={config[unknown[0]]}")
+    crops = config.get("do_center_crop", kind not in ("ViT", "Siglip"))
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not config.get(step, True):
+            raise ValueError(f"{step}=false")
     if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise ValueError(f"rescale_factor {config['rescale_factor']}")
+        raise ValueError(f"rescale_factor={config['rescale_factor']}")
+    if config.get("resample") is None:
+        raise KeyError("resample")
+    size, crop = config["size"], config["crop_size"] if crops else None
+    if isinstance(size, int):  # as older files write it: of some the square's side, of others the shorter edge
+        size = {"shortest_edge": size} if kind in ("Bit", "CLIP") else {"height": size, "width": size}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     edge = size.get("shortest_edge")
-    if edge is not None and not (crop and config.get("do_center_crop", True)):
+    if edge is not None and crop is None:
         raise ValueError("a shorter edge without a cut-out")
-    seen: Any = crop if edge is not None else size
+    resize = edge if edge is not None else (size["height"], size["width"])
+    seen = size if crop is None else crop
     mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-    return Preprocessing((seen["height"], seen["width"]), edge, int(config.get("resample", 2)), mean, std)
+    return Preprocessing((seen["height"], seen["width"]), resize, False, config["resample"], mean, std)
 
 
 def _timm(config: dict[str, Any]) -> Preprocessing:
@@ -117,12 +144,11 @@ def _timm(config: dict[str, Any]) -> Preprocessing:
     mode, share = config.get("crop_mode") or "center", config.get("crop_pct") or 0.875
     filter_ = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[config.get("interpolation") or "bicubic"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    edge = math.floor(min(height, width) / share)
     if mode == "squash" and share == 1:
-        return Preprocessing((height, width), None, filter_, mean, std)
+        return Preprocessing((height, width), (height, width), True, filter_, mean, std)
     if mode != "center" or height != width:
         raise ValueError(f"crop_mode {mode}, crop_pct {share} of {height} x {width}")
-    return Preprocessing((height, width), edge, filter_, mean, std)
+    return Preprocessing((height, width), math.floor(height / share), True, filter_, mean, std)
 
 
 def channels_first(image: Image.Image) -> Array:
@@ -139,6 +165,10 @@ def decode(item: Item) -> Image.Image:
             image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(_opened(item))
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
+    except BadImageError:
+        raise
+    except PIL.UnidentifiedImageError:  # whose words name a place in memory
+        raise BadImageError("not an image") from None
     except Exception as error:  # decoders raise whatever a broken file makes them stumble over
         raise BadImageError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
@@ -148,10 +178,10 @@ def _opened(item: Path | bytes) -> Path | io.BytesIO:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):  # grey in more than 8 bits, which Pillow would clip
+        if not image.mode.startswith("I;16"):
+            raise BadImageError(f"{'floating-point' if image.mode == 'F' else '32-bit'} pixels, whose range is not known")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -195,36 +225,44 @@ def parallel(function: Callable[[In], Out], items: Iterable[In], workers: int, a
                 future.cancel()
 
 
+#: Raised by hand when a change of this file changes pixels: what was kept is then made anew.
+VERSION = 1
+
+
 def prepared(
     items: Iterable[Item], count: int, key: str, wanted: Preprocessing, folder: Path, workers: int
 ) -> tuple[Array, dict[int, str]]:
     """All of a set's images, uint8 (count, 3, height, width), from a file in `folder` that is made once; and which
     cannot be read (their pixels are zero), with the reason.
 
-    key: stands for the images' content. A kill leaves no half file; a full disk is an OSError.
+    key: stands for the images' content. A kill leaves no half file; a file that is damaged is made again; a full disk is
+    an OSError.
     """
-    made_with = repr((key, count, wanted.size, wanted.shorter_edge, wanted.resample, PIL.__version__))
+    made_with = repr((VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__))
     path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
-    said = path.with_suffix(".json")
-    if not (path.is_file() and said.is_file()):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f".{path.name}.*"):  # of a process that was killed
-            if time.time() - leftover.stat().st_mtime > 600:
-                leftover.unlink(missing_ok=True)
-        partial, bad = folder / f".{path.name}.{os.getpid()}", dict[int, str]()
+    said, shape = path.with_suffix(".json"), (count, 3, *wanted.size)
+    with contextlib.suppress(OSError, ValueError, EOFError, AttributeError):
+        pixels, bad = np.load(path, mmap_mode="r"), json.loads(said.read_text())
+        if pixels.shape == shape and pixels.dtype == np.uint8:
+            return pixels, {int(index): why for index, why in bad.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f".{path.name}.*"):  # of a process that was killed
+        if time.time() - leftover.stat().st_mtime > 600:
+            leftover.unlink(missing_ok=True)
+    unreadable = dict[int, str]()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
         try:
-            with open(partial, "wb") as file:
-                shape = (count, 3, *wanted.size)
-                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                title = f"preparing {count} images, once"
-                for index, pixels in enumerate(
-                    tqdm(parallel(wanted.read, items, workers), title, count, leave=False, disable=None)
-                ):
-                    if isinstance(pixels, BadImageError):
-                        bad[index], pixels = str(pixels), np.zeros(shape[1:], np.uint8)
-                    file.write(pixels.tobytes())
-            said.write_text(json.dumps(bad))
-            os.replace(partial, path)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            found = parallel(wanted.read, items, workers)
+            for index, image in enumerate(tqdm(found, f"preparing {count} images, once", count, leave=False, disable=None)):
+                if isinstance(image, BadImageError):
+                    unreadable[index], image = str(image), np.zeros(shape[1:], np.uint8)
+                file.write(image.tobytes())
+            file.flush()
+            partial = Path(f"{file.name}.json")
+            partial.write_text(json.dumps(unreadable))
+            os.replace(partial, said)
+            os.replace(file.name, path)
         finally:
-            partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r"), {int(index): why for index, why in json.loads(said.read_text()).items()}
+            Path(file.name).unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r"), unreadable

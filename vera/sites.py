@@ -195,6 +195,8 @@ def head_prefixes(model: nn.Module) -> list[str]:
         if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):  # timm, also inside TimmWrapper
             classifier = module.get_classifier()
             return [f"{name}." for name, m in module.named_modules(prefix=path) if m is classifier]
+    if not backbone and output is None and hasattr(model, "config") and "classifier" in dict(model.named_children()):
+        return ["classifier."]  # CLIP and SigLIP, whose backbone's name is not their prefix
     if not backbone or output is not None:
         return []
     outside = [f"{name}." for name, _ in model.named_children() if name != backbone]

@@ -12,8 +12,18 @@ import torch
 from PIL import Image
 from running import comparable, do, elsewhere
 from safetensors.torch import load_file
-from tiny import save_vit, write_images
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from tiny import VIT_IMAGES, save_vit, write_images
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import tasks.pip
 from runs import evaluate, models, wheels
@@ -23,7 +33,7 @@ from runs.export import main as export
 from runs.features import compute
 from runs.identity import run_id
 from runs.record import cache_folder, run_folder
-from runs.sweep import sweep
+from runs.sweep import preflight, sweep
 from runs.train import Training
 from tasks import DataError
 
@@ -142,6 +152,23 @@ def test_what_is_random_is_computed_in_each_step(change, image_words, tmp_path, 
     assert training.go()["status"] == "done"
 
 
+@pytest.mark.parametrize("where", ["vit", "classifier", ""])
+def test_features_are_not_taken_from_a_model_that_does_more(where, image_words):
+    """In training only, before the head; and after the head, inside it or outside."""
+    training = begin([*(w for w in image_words if not w.startswith("method.")), "method=head"])
+    assert compute(training) is not None
+
+    def more(module, arguments, output):
+        if where == "vit":
+            output.last_hidden_state = output.last_hidden_state * (2 if module.training else 1)
+        elif not where:
+            output.logits = output.logits + 1
+        return output if where != "classifier" else output + torch.rand(())
+
+    training.raw_model.get_submodule(where).register_forward_hook(more)
+    assert compute(training) is None
+
+
 def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_path):
     words = elsewhere(image_words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
     training = begin([*(w for w in words if not w.startswith("method.")), "method=head"])
@@ -178,6 +205,12 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, i
     for name in pictures:
         one, other = (run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed"))
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capfd):
+    monkeypatch.setattr("tasks.pictures.grid", lambda *_: 1 / 0)
+    assert do(image_words)["status"] == "done"
+    assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
 
 
 def test_a_run_killed_after_its_last_epoch_still_draws_its_pictures(image_words, monkeypatch):
@@ -222,6 +255,8 @@ def test_half_precision_trains_on_images(image_words):
 
 def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, capsys, tmp_path):
     runs = expand([*image_words, "seed=0,1"])
+    preflight(runs)
+    assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
     assert sweep(runs).exit_code == 0
     text = capsys.readouterr().out
     assert text.count("img/s") >= 4
@@ -247,6 +282,47 @@ def test_a_model_without_its_preprocessing_is_refused(image_words, tiny_vit, tmp
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="How images are prepared belongs to the weights"):
         sweep(expand(elsewhere(image_words, **{"model.path": folder})))
+
+
+def other_model(kind, folder):
+    """A tiny model of three classes, as its library saves it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"image_size": 16, "patch_size": 8}
+    vit = ViTForImageClassification(ViTConfig(**sizes, num_labels=3))
+    siglip = SiglipConfig(vision_config=sizes, text_config={**sizes, "vocab_size": 20}, num_labels=3)
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
+    made = {"vit": vit, "siglip": SiglipForImageClassification(siglip), "resnet": ResNetForImageClassification(resnet)}
+    made[kind].save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": 16}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+def test_a_head_trained_on_as_many_classes_is_drawn_anew_from_the_seed(kind, image_words, tmp_path):
+    folder = other_model(kind, tmp_path / "model")
+    words = elsewhere(image_words, **{"model.path": folder})
+    kept = load_file(folder / "model.safetensors")["classifier.weight"]
+    first, again, other = (begin([*words, f"seed={seed}"]) for seed in (1, 1, 2))
+    heads = [training.raw_model.classifier.weight for training in (first, again, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], kept)
+    assert {name: len(group) for name, group in first.method.parameter_groups(first.raw_model).items()} == {
+        "adapter": 8,
+        "head": 2,
+    }
+
+
+def test_batch_norm_is_refused(image_words, tmp_path):
+    with pytest.raises(UserError, match="a ResNetForImageClassification with batch norm"):
+        do(elsewhere(image_words, **{"model.path": other_model("resnet", tmp_path / "model")}))
+
+
+def test_another_vit_of_timm_is_no_vit_base(image_words, tiny_timm):
+    words = elsewhere(image_words, model="vit_base", **{"model.path": tiny_timm})
+    with pytest.raises(UserError, match="architecture is vit_tiny, vit_base has vit_base"):
+        do(words)
 
 
 # --- DINOv2-small, for real

@@ -18,7 +18,7 @@ from runs.config import expand
 from tasks import DataError
 from tasks.pixels import Preprocessing
 
-VIT = Preprocessing((16, 16), None, 2, (0.5,) * 3, (0.5,) * 3)
+VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
 def settings(name, tmp_path, *words):
@@ -165,6 +165,47 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
         load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2", "task.image_column=photo")
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["ant", None, "bee", "bee"], "row 1: label None is neither a number nor a word"),
+        ([[0], [1], [0], [1]], r"row 0: label \[0\] is neither"),
+        ([0, 1, 0, -1], "labels -1 to 1, but 2 class names"),
+        ([], "a split without rows"),
+    ],
+)
+def test_strange_labels_in_parquet_files_are_one_clear_line(labels, message, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        table = pyarrow.table({"image": [{"bytes": b"x", "path": None}] * len(labels), "label": labels})
+        pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
+    with pytest.raises(DataError, match=message):
+        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
+
+
+def test_parquet_files_of_two_configurations_are_not_mixed(tmp_path):
+    for name in ("a", "b"):
+        parquet(tmp_path / "data" / name, ["train", "test"])
+    with pytest.raises(DataError, match=r"several configurations \(a/data, b/data\)"):
+        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
+
+
+def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        columns = {}
+        for name, shade in (("image", 10), ("other", 200)):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8), (shade,) * 3).save(file, "PNG")
+            columns[name] = [{"bytes": file.getvalue(), "path": None}] * 4
+        pyarrow.parquet.write_table(pyarrow.table({**columns, "label": [0, 1] * 2}), tmp_path / "data" / f"{split}.parquet")
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=1"]
+    for column, shade in (("image", 10), ("other", 200)):
+        task = prepared("image_folder", tmp_path, *words, f"task.image_column={column}")
+        for split in ("train", "dev"):
+            assert (task.collate(split, [0])["pixel_values"] == shade).all()
+
+
 def test_digits_are_scikit_learns(tmp_path):
     task = prepared("digits", tmp_path, "task.image_size=null")
     assert len(task.lengths("train")) == 100
@@ -182,6 +223,7 @@ def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on
     first, again, other = (prepared("resisc45", tmp_path, where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4))
     assert names(first, "train") == names(again, "train")
     assert first.selection == again.selection != other.selection
+    assert first.selection != prepared("resisc45", tmp_path, where, "task.shots=3", "seed=3").selection  # it is the rows'
     assert set(names(first, "train")) != set(names(other, "train"))
     for task in (first, other):
         everything = {p.relative_to(tmp_path / "data").as_posix() for p in (tmp_path / "data").rglob("*.png")}
@@ -294,7 +336,7 @@ def change(folder, how):
         "renamed": lambda: (folder / "test" / "cow").rename(folder / "test" / "kow"),
         "one class": lambda: [shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")],
         "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
-        "pickles": lambda: [(folder / name).write_bytes(b"") for name in ("meta",)],
+        "ambiguous": lambda: write_images(folder, classes=("bus", "car"), train=5, test=0),
     }[how]()
 
 
@@ -306,6 +348,7 @@ def change(folder, how):
         ("renamed", "differ: only train has cow; only test has kow"),
         ("one class", "one class, cow. Two are needed"),
         ("empty", "no images. It should hold train/CLASS/"),
+        ("ambiguous", "is train a split or a class"),
     ],
 )
 def test_bad_folders_are_one_clear_line(how, message, tmp_path):
@@ -317,13 +360,34 @@ def test_bad_folders_are_one_clear_line(how, message, tmp_path):
 
 def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
     write_images(tmp_path / "data", test=0)
-    for name in (".ipynb_checkpoints/x.png", "__MACOSX/x.png", "ant/Thumbs.db", "ant/._ant_000.png", "README.md"):
+    hidden = (".ipynb_checkpoints/x.png", "__MACOSX/x.png", "ant/.ipynb_checkpoints/x.png", "ant/__MACOSX/deep/x.png")
+    for name in (*hidden, "ant/Thumbs.db", "ant/._ant_000.png", "README.md"):
         path = tmp_path / "data" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"x")
     task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    (tmp_path / "data" / "ant" / "album.png").mkdir()
     assert task.classes == ["ant", "bee", "cow"]
     assert len(task.set.train) == 18
+    assert len(load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3").set.train) == 18
+
+
+def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_path, images):
+    shutil.copytree(images / "train", tmp_path / "data")
+    (tmp_path / "data" / "ant" / "deep" / "er").mkdir(parents=True)
+    shutil.copy(images / "test" / "ant" / "ant_000.png", tmp_path / "data" / "ant" / "deep" / "er" / "X.PNG")
+    (tmp_path / "data" / "bee" / "more").symlink_to(images / "test" / "bee", target_is_directory=True)
+    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    assert np.bincount(task.set.train.labels).tolist() == [7, 10, 6]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")]
+)
+def test_splits_by_other_names(train, test, tmp_path, images):
+    shutil.copytree(images / "train", tmp_path / "data" / train)
+    shutil.copytree(images / "test", tmp_path / "data" / test)
+    check(prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, 4)
 
 
 def test_a_folder_with_train_alone_is_one_split(tmp_path, images):
@@ -370,6 +434,7 @@ def test_flowers_with_missing_files_are_refused(tmp_path):
         ("task.augment=mixup", "should be one of none, flip, crop"),
         ("task.bad_images=ignore", "should be one of refuse, skip"),
         ("task.crop_scale=[0.5,2.0]", "two shares of the area"),
+        ("task.crop_scale=[a,b]", "two shares of the area"),
         ("task.image_size=-3", "at least 1"),
         ("task.data_dir=/nowhere/at/all", "no such folder"),
     ],
@@ -393,6 +458,26 @@ def test_no_test_split_and_all_images_leave_nothing(tmp_path):
             load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
 
 
+def test_no_test_split_and_all_images_can_be_tuned_on(tmp_path):
+    write_images(tmp_path / "data", test=0)
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=null", "task.holdout=0.5"]
+    check(prepared("image_folder", tmp_path, *words), 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"), [("test", "fewer than two evaluation images"), ("train", "class ant has no training")]
+)
+def test_a_split_of_broken_images_is_told_even_where_they_are_skipped(split, message, tmp_path):
+    write_images(tmp_path / "data")
+    for path in (tmp_path / "data" / split).rglob("*.png"):
+        path.write_bytes(b"x")
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=null"]
+    with pytest.raises(DataError, match=message):
+        prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
+    with pytest.raises(DataError, match=f"cannot be read: {split}/ant/ant_000.png"):
+        prepared("image_folder", tmp_path, *words)
+
+
 def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):
     from runs.identity import data_content
 
@@ -412,6 +497,8 @@ def test_predictions_are_written_beside_their_images(tmp_path, images):
     assert lines[0] == "image,label,predicted"
     assert lines[1] == "test/ant/ant_000.png,ant,cow"
     assert len(lines) == 13
+    task.classes[:2] = ["price $1^$", "b$_$"]  # no mathematics
+    task.illustrate(tmp_path, predictions)
     for name in ("predictions.png", "confusion.png"):
         with Image.open(tmp_path / name) as picture_:
             assert picture_.width > 300
