@@ -41,9 +41,11 @@ class ImageSet:
 
 
 def local_files(name: str, data_dir: Path, train_splits: Sequence[str], test_split: str | None) -> dict[str, Path]:
-    """The files of a local copy by their names inside it. Raises DataError where there is nothing that can be read."""
+    """The files of a local copy by their names inside it. data_dir: the set's own folder, or for a published set the one
+    that holds them all by name. Raises DataError where there is nothing that can be read."""
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
+    data_dir = next((data_dir / inner for inner in HOMES.get(name, ()) if (data_dir / inner).is_dir()), data_dir)
     found = _upstream(name, data_dir) or _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
     if not found:
         kinds = f"{UPSTREAM[name]}, " if name in UPSTREAM else ""
@@ -51,7 +53,14 @@ def local_files(name: str, data_dir: Path, train_splits: Sequence[str], test_spl
     return found
 
 
-#: The files by which each published data set is known.
+#: What a published set's folder is called, in a folder that holds several.
+HOMES = {
+    "cifar100": ("cifar100", "cifar-100-binary"),
+    "food101": ("food101", "food-101"),
+    "flowers102": ("flowers102", "flowers-102"),
+    "resisc45": ("resisc45", "NWPU-RESISC45"),
+}
+#: The files by which each is known.
 UPSTREAM = {
     "cifar100": "train.bin, test.bin and fine_label_names.txt",
     "food101": "images/ and meta/",
@@ -61,26 +70,23 @@ UPSTREAM = {
 
 def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
     if name == "cifar100":
-        for folder in (data_dir, data_dir / "cifar-100-binary"):
-            files = {file: folder / file for file in ("train.bin", "test.bin", "fine_label_names.txt")}
-            if all(path.is_file() for path in files.values()):
-                return files
+        files = {file: data_dir / file for file in ("train.bin", "test.bin", "fine_label_names.txt")}
+        if all(path.is_file() for path in files.values()):
+            return files
         for folder in (data_dir, data_dir / "cifar-100-python"):
             if all((folder / file).is_file() for file in ("train", "test", "meta")):
                 raise DataError(
                     f"{folder} holds pickles, which can run code. Take CIFAR-100's binary version (cifar-100-binary)"
                 )
     if name == "food101":
-        for folder in (data_dir, data_dir / "food-101"):
-            if (folder / "meta" / "train.txt").is_file():
-                lists = {f"meta/{split}.txt": folder / "meta" / f"{split}.txt" for split in ("train", "test")}
-                lines = [line for path in lists.values() for line in _lines(path)]
-                return lists | {f"images/{line}.jpg": folder / "images" / f"{line}.jpg" for line in lines}
+        lists = {f"meta/{split}.txt": data_dir / "meta" / f"{split}.txt" for split in ("train", "test")}
+        if all(path.is_file() for path in lists.values()):
+            lines = [line for path in lists.values() for line in _lines(path)]
+            return lists | {f"images/{line}.jpg": data_dir / "images" / f"{line}.jpg" for line in lines}
     if name == "flowers102":
-        for folder in (data_dir, data_dir / "flowers-102"):
-            if (folder / "setid.mat").is_file():
-                images = {f"jpg/{path.name}": path for path in sorted((folder / "jpg").glob("*.jpg"))}
-                return {file: folder / file for file in ("setid.mat", "imagelabels.mat")} | images
+        files = {file: data_dir / file for file in ("setid.mat", "imagelabels.mat")}
+        if all(path.is_file() for path in files.values()):
+            return files | {f"jpg/{path.name}": path for path in sorted((data_dir / "jpg").glob("*.jpg"))}
     return {}
 
 

@@ -72,7 +72,7 @@ def _local(settings: Any, folder: Path) -> dict[str, Path]:
 
 def _fetched(settings: Any) -> Path:
     splits = [*settings["train_splits"], *([settings["test_split"]] if settings["test_split"] else [])]
-    instead = "Give a local copy: task.data_dir=/where/it/is (with make: DATA=/where/it/is)"
+    instead = "Give a local copy: task.data_dir=/its/folder, or the folder that holds several sets by name (with make: DATA=)"
     return snapshot(settings["hub"], settings.get("revision"), [f"*{split}-*.parquet" for split in splits], "dataset", instead)
 
 

@@ -127,6 +127,24 @@ def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
     assert any("published set has" in note for note in task.notes) == (name != "image_folder")
 
 
+def test_one_folder_may_hold_all_the_published_sets(tmp_path):
+    cifar(tmp_path / "all" / "cifar-100-binary")
+    food(tmp_path / "all" / "food-101")
+    flowers(tmp_path / "all" / "flowers102")
+    write_images(tmp_path / "all" / "NWPU-RESISC45", test=0)
+    for name in ("cifar100", "food101", "flowers102", "resisc45"):
+        task = load(name, tmp_path, f"task.data_dir={tmp_path / 'all'}", "task.shots=3")
+        assert len(task.classes) == 3
+        assert (
+            task.set.train.names
+            == load(name, tmp_path, f"task.data_dir={home(tmp_path, name)}", "task.shots=3").set.train.names
+        )
+
+
+def home(folder, name):
+    return next(path for path in (folder / "all").iterdir() if name[:4] in path.name.lower().replace("nwpu-", ""))
+
+
 @pytest.mark.parametrize("name", ["cifar100", "food101", "flowers102", "resisc45"])
 def test_the_published_sets_come_as_image_folders_too(name, tmp_path, images):
     check(prepared(name, tmp_path, f"task.data_dir={images}", "task.shots=3"), 3, 4)
