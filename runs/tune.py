@@ -223,9 +223,16 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
 
 
 def value_of(record: Record) -> float:
-    """The best epoch's metric on the held-out rows; of a run that diverged before its first epoch ended, the worst."""
-    metric, best = record["result"]["metric"], record["result"].get("protocols", {}).get("paper", {}).get("best")
-    return float(best) if best is not None else float("inf") if metric in LESS_IS_BETTER else 0.0
+    """The metric on the held-out rows, of the epoch that the family's table reports; of a run that diverged before its
+    first epoch ended, the worst."""
+    metric, reported = record["result"]["metric"], reported_epoch(record["config"])
+    value = record["result"].get("protocols", {}).get("paper", {}).get(reported)
+    return float(value) if value is not None else float("inf") if metric in LESS_IS_BETTER else 0.0
+
+
+def reported_epoch(config: dict[str, Any]) -> str:
+    """Table 2 reports the best epoch, tables 3 and 5 the last."""
+    return "best" if config["task"]["modality"] == "text" else "last"
 
 
 # --- what is seen
@@ -261,7 +268,8 @@ def report(cell: Cell, study: optuna.Study, metric: str) -> str:
     if best.value is None:
         return "\n".join([f"{title}: no trial has a value", "", *table([metric, "spread", *cell.axes, "runs"], rows)])
     held, rest = best.user_attrs["rows"]
-    judged = f"{held} of {held + rest} training rows held out, {plural(cell.seeds, 'seed')}"
+    which = f"{reported_epoch(cell.first.config)} epoch"
+    judged = f"{held} of {held + rest} training rows held out, {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric} on {judged}", "", *table([metric, "spread", *cell.axes, "runs"], rows), ""]
     lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
     lines += [f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}", *recipe(cell, point, judged)]

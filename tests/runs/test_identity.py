@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+import tasks
 from runs.config import expand
 from runs.errors import UserError
-from runs.identity import run_id
+from runs.identity import data_content, one_look, run_id
 from tasks import DataError
 
 
@@ -117,3 +118,14 @@ def test_another_model_than_the_configuration_names(tiny_roberta, glue):
 def test_missing_data(words, tmp_path):
     with pytest.raises(DataError, match="holds neither"):
         identity([f"task.data_dir={tmp_path}" if w.startswith("task.data_dir") else w for w in words])
+
+
+def test_within_one_look_a_data_set_is_read_once_whatever_the_seed_and_outside_each_time(monkeypatch, glue):
+    asked, source = [], tasks.source
+    monkeypatch.setattr(tasks, "source", lambda settings: asked.append(1) or source(settings))
+    runs = expand(["model=encoder", "model.path=/x", "task=rte,mrpc", f"task.data_dir={glue}", "seed=0,1,2"])
+    with one_look():
+        found = {data_content(run.config["task"] | {"draw_seed": run.seed}) for run in runs}
+    assert len(asked) == len(found) == 2
+    assert data_content(runs[0].config["task"]) in found
+    assert len(asked) == 3

@@ -188,7 +188,7 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
-    assert "vera on E2E (decoder): perplexity on 2 of 8 training rows held out, 1 seed" in text
+    assert "vera on E2E (decoder): perplexity on 2 of 8 training rows held out, last epoch, 1 seed" in text
     trials = trials_of(command)
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
     assert float(trials[0]["perplexity"]) < float(trials[1]["perplexity"])
@@ -263,14 +263,16 @@ def test_the_best_at_an_end_of_an_axis(tiny_words):
     assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
 
 
-def test_a_diverged_run_counts_by_its_best_epoch_or_as_the_worst():
-    def record(metric, best):
-        return {
-            "result": {"metric": metric, "protocols": {"paper": {"best": best}}} if best else {"metric": metric, "best": None}
-        }
+def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
+    def record(metric, modality, **found):
+        result = {"metric": metric, **({"protocols": {"paper": found}} if found else {"best": None})}
+        return {"result": result, "config": {"task": {"modality": modality}}}
 
-    assert [tune.value_of(record("accuracy", best)) for best in (0.8, None)] == [0.8, 0.0]
-    assert [tune.value_of(record("perplexity", best)) for best in (3.0, None)] == [3.0, float("inf")]
+    assert tune.value_of(record("accuracy", "text", best=0.8, last=0.7)) == 0.8
+    assert tune.value_of(record("accuracy", "image", best=0.8, last=0.7)) == 0.7
+    assert tune.value_of(record("perplexity", "text generation", best=3.0, last=4.0)) == 4.0
+    assert tune.value_of(record("accuracy", "text")) == 0.0
+    assert tune.value_of(record("perplexity", "text generation")) == float("inf")
 
 
 @pytest.mark.parametrize(
