@@ -385,7 +385,7 @@ def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str,
     shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
     whole = all(task in ours and ours[task].complete for task in wanted)
     diverged = sum(cell.diverged for cell in ours.values())
-    status = ("ours" if whole else "ours, incomplete: see make plan") + (f", {diverged} diverged" if diverged else "")
+    status = ("ours" if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
     return [first.label, "ours", f"{first.parameters:,}", *shown_, status]
 
 

@@ -170,6 +170,8 @@ def expand(arguments: list[str]) -> list[Run]:
     A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing 120 runs takes
     two seconds, so the answer is kept under a hash of conf/ and of the words.
     """
+    # Only at the start of a word would the shell have expanded it.
+    arguments = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1) for argument in arguments]
     digest = hashlib.sha256(repr(arguments).encode())
     for path in [Path(__file__), *sorted(CONF.rglob("*.yaml"))]:
         digest.update(path.read_bytes())

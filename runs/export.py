@@ -7,13 +7,14 @@ python -m runs.export RUN fp16 FILE        the adapter file in half precision (o
 RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
 """
 
-import shutil
 from pathlib import Path
 
 from runs import models
 from runs.errors import UserError, entry_point
 from runs.evaluate import find, restore
 from runs.text import LESS_IS_BETTER, megabytes
+from tasks.images import ImageTask
+from tasks.pixels import write_preprocessing
 
 FORMATS = ("peft", "merged", "fp16", "bf16")
 
@@ -48,9 +49,8 @@ def main(arguments: list[str]) -> int:
         if classes:
             model.config.id2label, model.config.label2id = dict(enumerate(classes)), {c: i for i, c in enumerate(classes)}
         model.save_pretrained(place)
-        if record["config"]["model"]["modality"] == "image":
-            for path in base.glob("preprocessor_config.json"):  # timm keeps it in config.json
-                shutil.copy(path, place)
+        if isinstance(training.task, ImageTask):
+            write_preprocessing(base, place, training.task.wanted)
         else:
             AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(place)
     else:

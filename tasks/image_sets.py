@@ -44,11 +44,13 @@ def local_files(name: str, data_dir: Path, train_splits: Sequence[str], test_spl
     """The files of a local copy by their names inside it. data_dir: the set's own folder, or for a published set the one
     that holds them all by name. Raises DataError where there is nothing that can be read."""
     if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder (task.data_dir)")
+        raise DataError(f"{data_dir}: {'no folder' if data_dir.exists() else 'no such folder'} (task.data_dir)")
     data_dir = next((data_dir / inner for inner in HOMES.get(name, ()) if (data_dir / inner).is_dir()), data_dir)
     found = _upstream(name, data_dir) or _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
     if not found:
         kinds = f"{UPSTREAM[name]}, " if name in UPSTREAM else ""
+        if any(path.name.lower().endswith(ENDINGS) for path in data_dir.iterdir()):
+            raise DataError(f"{data_dir}: images without folders for their classes. Is the folder above meant? (task.data_dir)")
         raise DataError(f"{data_dir}: no images. It should hold {kinds}train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg")
     return found
 

@@ -126,12 +126,14 @@ class ImageTask(Task):
 
     def _check_set(self) -> None:
         if self.num_labels < 2:
-            raise DataError(f"{self.name}: one class, {self.classes[0]}. Two are needed")
+            raise DataError(f"{self.name}: one class, {self.classes[0]}. Two are needed; is task.data_dir a folder too high?")
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
             few = f"class {self.classes[fewest]} has {counts[fewest]} training images"
-            raise DataError(f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller one, or more images")
+            raise DataError(
+                f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
+            )
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and whole and not self.settings["holdout"]:
             less = "task.shots=null leaves" if self.shots is None else f"task.shots={self.shots} leaves"
@@ -216,7 +218,9 @@ class ImageTask(Task):
         for label, have in enumerate(chosen):
             if len(have) < self.shots:
                 fewer = f"class {self.classes[label]} has {len(have)} training images that can be read"
-                self._tell(bad, f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller one")
+                self._tell(
+                    bad, f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller task.shots"
+                )
         every = [row for have in chosen for row in have]
         self._where = {row: position for position, row in enumerate(every)}
         self._pixels["train"] = np.stack([pixels[row] for row in every])

@@ -13,8 +13,7 @@ RIGHT, WRONG = "#1b7837", "#c51b1b"
 
 
 def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Images as the model sees them, uint8 (images, 3, height, width), each with its predicted class; below it, where that
-    is wrong, the right one."""
+    """Images as the model sees them, uint8 (images, 3, height, width), each with its class, and what was said instead of it."""
     columns = 8
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
@@ -25,7 +24,7 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
         axis.imshow(image.transpose(1, 2, 0))
         right = label == predicted
-        words = _short(classes[predicted]) if right else f"{_short(classes[predicted])}\nnot {_short(classes[label])}"
+        words = _short(classes[label]) if right else f"{_short(classes[label])}\nsaid: {_short(classes[predicted])}"
         axis.set_title(words, fontsize=8, color=RIGHT if right else WRONG, loc="left", pad=2, va="bottom", parse_math=False)
     _save(figure, path)
 
@@ -46,7 +45,7 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
     axis.set_yticks(range(count), names, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
-    axis.set_title(f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%)")
+    axis.set_title(f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%), last epoch")
     if count <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.5 else "black"

@@ -45,7 +45,7 @@ class Preprocessing:
     resize: the length of the shorter edge after resizing, or (height, width) whatever the image's shape. size: the
     (height, width) that is then cut out of the middle, and that the model sees. rounds: whether an odd remainder is split
     by Python's round, as torchvision does for timm, or down, as transformers does. resample: Pillow's number of the
-    filter. mean, std: of each channel, of values between 0 and 1.
+    filter. mean, std: of each channel, of values between 0 and 1. patch: the side of a ViT's patches, where that is known.
     """
 
     size: tuple[int, int]
@@ -54,11 +54,17 @@ class Preprocessing:
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    patch: int | None = None
 
     def at(self, size: int | None) -> "Preprocessing":
-        """The same for square images of another size; the cut-out keeps its share."""
+        """The same for square images of another size; the cut-out keeps its share. Raises DataError for parts of patches."""
         if size is None:
             return self
+        if self.patch and size % self.patch:
+            near = max(1, round(size / self.patch)) * self.patch
+            raise DataError(
+                f"task.image_size={size}: the model's patches are {self.patch} pixels. Give a multiple, such as {near}"
+            )
         height, width = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
         scaled = round(height * size / self.size[0]), round(width * size / self.size[1])
         return replace(self, size=(size, size), resize=scaled[0] if isinstance(self.resize, int) else scaled)
@@ -91,15 +97,39 @@ def preprocessing(folder: Path) -> Preprocessing:
     """
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
     try:
-        if theirs.is_file():
-            return _transformers(json.loads(theirs.read_text(encoding="utf-8")))
         config = json.loads(timms.read_text(encoding="utf-8"))
+        if theirs.is_file():
+            patch = config.get("patch_size")
+            found = _transformers(json.loads(theirs.read_text(encoding="utf-8")))
+            return replace(found, patch=patch if isinstance(patch, int) else None)
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
-    raise DataError(f"{folder}: no preprocessor_config.json. How images are prepared belongs to the weights: copy it, too")
+    kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
+    belongs = "How images are prepared belongs to the weights: copy it, too"
+    raise DataError(f"{folder}{kind}: no preprocessor_config.json. {belongs}")
+
+
+def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None:
+    """Writes into a model's folder how its images are prepared: what its base says, with `wanted`'s sizes."""
+    height, width = wanted.size
+    theirs, timms = base / "preprocessor_config.json", folder / "config.json"
+    if theirs.is_file():
+        config = json.loads(theirs.read_text(encoding="utf-8"))
+        seen = {"height": height, "width": width}
+        if isinstance(wanted.resize, int):
+            config["size"] = {"shortest_edge": wanted.resize}
+        else:
+            config["size"] = dict(zip(seen, wanted.resize, strict=True))
+        config |= {"crop_size": seen} if "crop_size" in config else {}
+        (folder / theirs.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    else:
+        config = json.loads(timms.read_text(encoding="utf-8"))
+        share = height / (wanted.resize + 0.5) if isinstance(wanted.resize, int) else 1.0  # timm rounds the quotient down
+        config["pretrained_cfg"] |= {"input_size": [3, height, width], "crop_pct": share}
+        timms.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 #: Processors of transformers that resize, cut out, scale to [0, 1] and normalise, and do nothing else.

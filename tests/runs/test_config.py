@@ -348,3 +348,15 @@ def test_neither_configuration_nor_plan_nor_reading_imports_torch():
     code = "import sys, runs.plan, runs.publish, analysis.tables; print('torch' in sys.modules, 'evaluate' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_home_folder_after_the_equals_sign_is_the_users():
+    (run,) = expand(["model=vit_base", "model.path=~/vit", "task=image_folder", "task.data_dir=~/birds"])
+    assert run.config["task"]["data_dir"] == str(Path.home() / "birds")
+    assert run.config["model"]["path"] == str(Path.home() / "vit")
+
+
+def test_dinov2_sees_digits_small_and_others_as_its_weights_want():
+    digits, other = (expand([f"task={task}", "model=dinov2_small", "method=vera"])[0] for task in ("digits", "cifar100"))
+    assert (digits.config["task"]["image_size"], other.config["task"]["image_size"]) == (56, None)
+    assert expand(["task=digits", "model=vit_base"])[0].config["task"]["image_size"] is None

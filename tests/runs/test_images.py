@@ -67,8 +67,7 @@ def test_methods_learn_images(kind, method, image_words, request):
 
 
 def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_timm, tmp_path):
-    words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "keep=last"]
-    record = do(words)
+    record = do(elsewhere(image_words, **{"model.path": tiny_timm}))
     assert export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"]) == 0
     before, after = load_file(tiny_timm / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     after = {name.removeprefix("timm_model."): weight for name, weight in after.items()}
@@ -80,16 +79,24 @@ def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_tim
         assert [torch.equal(a, b) for a, b in parts_] == [False, True, False]  # query, key, value
 
 
+@pytest.mark.parametrize("size", [None, 24])
 @pytest.mark.parametrize("kind", ["tiny_vit", "tiny_timm"])
-def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, image_words, images, request, tmp_path):
-    record = do([*elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)}), "keep=last"])
+def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, size, image_words, images, request, tmp_path):
+    words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)})
+    words += [
+        f"task.image_size={size}",
+        *["model.settings={model_args:{dynamic_img_size:true}}"] * (kind == "tiny_timm"),
+    ] * bool(size)
+    record = do(words)
     export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {}))
     text = (run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     with torch.no_grad():
-        inputs = processor([Image.open(images / row["image"]) for row in rows], return_tensors="pt")
+        inputs = dict(processor([Image.open(images / row["image"]) for row in rows], return_tensors="pt"))
+        assert inputs["pixel_values"].shape[-1] == (size or 16)
+        inputs |= {"interpolate_pos_encoding": True} if size and kind == "tiny_vit" else {}
         found = model(**inputs).logits.argmax(-1).tolist()
     assert [model.config.id2label[n] for n in found] == [row["predicted"] for row in rows]
 
@@ -230,6 +237,17 @@ def test_a_kept_adapter_is_checked_on_a_fresh_model(image_words, tmp_path, capsy
         record = do([*words, *method])
         assert evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"]) == 0
         assert "the same" in capsys.readouterr().out
+
+
+def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, capsys, tmp_path):
+    record = do([*elsewhere(image_words, **{"train.epochs": 4}), "task.dev_rows=7"])
+    evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"])
+    assert f"recorded {100 * record['result']['last']:.2f}: the same" in capsys.readouterr().out
+
+
+def test_a_size_that_cuts_patches_is_refused_before_a_sweep_starts(image_words):
+    with pytest.raises(UserError, match=r"task.image_size=20: the model's patches are 8 pixels. Give a multiple, such as 16"):
+        sweep(expand([*image_words, "task.image_size=20"]))
 
 
 def test_images_of_another_size_than_the_weights_saw(image_words):

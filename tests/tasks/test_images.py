@@ -224,6 +224,11 @@ def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
             assert (task.collate(split, [0])["pixel_values"] == shade).all()
 
 
+def test_a_folder_of_images_without_classes_is_told_apart_from_an_empty_one(tmp_path, images):
+    with pytest.raises(DataError, match="images without folders for their classes. Is the folder above meant"):
+        load("image_folder", tmp_path, f"task.data_dir={images / 'train' / 'ant'}")
+
+
 def test_digits_are_scikit_learns(tmp_path):
     task = prepared("digits", tmp_path, "task.image_size=null")
     assert len(task.lengths("train")) == 100
@@ -455,6 +460,7 @@ def test_flowers_with_missing_files_are_refused(tmp_path):
         ("task.crop_scale=[a,b]", "two shares of the area"),
         ("task.image_size=-3", "at least 1"),
         ("task.data_dir=/nowhere/at/all", "no such folder"),
+        (f"task.data_dir={__file__}", "no folder"),
     ],
 )
 def test_settings_out_of_range_are_one_clear_line(word, message, tmp_path, images):

@@ -57,12 +57,16 @@ def normalised(wanted, image):
 )
 @pytest.mark.parametrize(("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.06)])  # a few of 255 steps, over std
 def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
+    (tmp_path / "config.json").write_text('{"patch_size": 16}')
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     theirs, ours = AutoImageProcessor.from_pretrained(tmp_path, backend=backend), preprocessing(tmp_path)
     for size in SIZES:
         image = noise(*size)
         wanted = np.asarray(theirs(images=image, return_tensors="np")["pixel_values"][0])
         np.testing.assert_allclose(normalised(ours, image), wanted, atol=tolerance)
+    assert ours.patch == 16
+    with pytest.raises(DataError, match="Give a multiple, such as 112"):
+        ours.at(109)
 
 
 @pytest.mark.parametrize(
