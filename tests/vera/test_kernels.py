@@ -343,7 +343,7 @@ def test_matrices_of_one_input_compute_together_once_a_block(architecture, compu
     model = tiny(architecture)
     vera.VeRA(rank=12).adapt(model)
     answer(model)
-    separate = architecture in ("BERT", "RoBERTa", "Llama", "ViT")
+    separate = architecture in ("BERT", "RoBERTa", "Llama", "ViT", "DINOv2")
     assert computed == [2, 2] if separate else [1, 1]
     assert all(layer.group.call is None for layer in adapted_layers(model))
 

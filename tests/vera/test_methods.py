@@ -448,6 +448,7 @@ SITES = {  # architecture: (query and value sites, key sites, all linear layers)
     "GPT-2": ("transformer.h.{}.attn.c_attn", 1, 8),
     "Llama": ("model.layers.{}.self_attn.{}_proj", 2, 14),
     "ViT": ("vit.layers.{}.attention.{}_proj", 2, 12),
+    "DINOv2": ("dinov2.encoder.layer.{}.attention.{}_proj", 2, 12),
     "ViT of timm": ("blocks.{}.attn.qkv", 1, 8),
     "ViT of timm in transformers": ("timm_model.blocks.{}.attn.qkv", 1, 8),
 }
