@@ -577,10 +577,11 @@ def train(run: Run, run_id: str, report: Report) -> Record:
     """Does one run and writes its record; the checkpoint goes once the record is there."""
     training = Training(run, run_id, report)
     record = training.go()
-    if training.predictions is None and record["status"] == "done":  # resumed after the last epoch
+    draws = training.task.pictures and record["status"] == "done"
+    if draws and training.predictions is None:  # resumed after the last epoch
         training.predictions = training.evaluate()[1]
     if training.accelerator.is_main_process:
-        if record["status"] == "done":
+        if draws:
             try:
                 training.task.illustrate(training.folder, training.predictions)
             except Exception as error:  # a picture is not worth a run

@@ -54,6 +54,7 @@ class Task(ABC):
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
     batches of like lengths waste little on padding; 1: plain random batches.
     decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
+    pictures: whether a run ends with `illustrate`.
     unit: what `units` counts, as progress lines show it: tokens or images.
     selection: a hash that stands for the training rows, where they were drawn.
     """
@@ -66,6 +67,7 @@ class Task(ABC):
     advice: Sequence[str] = ()
     block: int = 8
     decodes: bool = False
+    pictures: bool = False
     unit: str = "tok"
     selection: str | None = None
 
@@ -129,8 +131,9 @@ class Task(ABC):
     def labels(self, split: str) -> Array:
         """The labels of a split."""
 
-    def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - texts make no picture
+    def illustrate(self, folder: Path, predictions: Array) -> None:
         """Writes pictures of a finished run into its folder, from the last epoch's predictions of the dev rows."""
+        raise NotImplementedError
 
 
 class Decoding(Task):

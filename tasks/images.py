@@ -104,6 +104,7 @@ class ImageTask(Task):
 
     metric = "accuracy"
     problem = "single_label_classification"
+    pictures = True
     unit = "img"
     block = 1
 
