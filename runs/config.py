@@ -469,13 +469,21 @@ def _check_values(config: dict[str, Any]) -> None:
     if config["keep"] == "both" and "decode" not in task:
         raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
     if model["modality"] != task["modality"]:
-        fitting = [
-            name for name in choices("model") if OmegaConf.load(CONF / "model" / f"{name}.yaml").modality == task["modality"]
-        ]
         mismatch = f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}"
-        raise UserError(f"{mismatch}. Models for it: {', '.join(fitting) or 'none yet'}")
+        fitting = [", ".join(_of(group, part["modality"])) for group, part in (("model", task), ("task", model))]
+        raise UserError(f"{mismatch}. Models for {task['name']}: {fitting[0]}. Tasks for {model['name']}: {fitting[1]}")
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
+
+
+def _of(group: str, modality: str) -> list[str]:
+    """The models or tasks of a modality, which their files name, or those that they begin with."""
+
+    def named(name: str) -> str:
+        found: Any = OmegaConf.load(CONF / group / f"{name}.yaml")
+        return str(found.get("modality") or named(found.defaults[0]))
+
+    return [name for name in choices(group) if named(name) == modality]
 
 
 def _parse(argument: str) -> Override:

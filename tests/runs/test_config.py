@@ -75,7 +75,7 @@ def error_of(words) -> str:
         ),
         (
             ["model.modality=images"],
-            "model minilm takes images, task reviews is text. Models for it: encoder, minilm, roberta_base",
+            "model minilm takes images, task reviews is text. Models for reviews: encoder, minilm, roberta_base",
         ),
     ],
 )
