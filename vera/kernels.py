@@ -405,12 +405,14 @@ def quicken(model: nn.Module, on: bool = True) -> None:
 def _onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes a product: float32 on a CPU, by the operator that torch.compile uses there.
 
-    torch itself takes MKL, which was a quarter slower on an AMD processor.
+    torch itself takes MKL, which was a quarter slower on an AMD processor. Of a slice such as A[:, :in], oneDNN has no fast
+    kernel: it took a thousand times as long.
     """
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() >= SMALLEST
+        and (weight.is_contiguous() or weight.T.is_contiguous())
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
         and not _traced()
