@@ -57,6 +57,7 @@ class Task(ABC):
     pictures: whether a run ends with `illustrate`.
     unit: what `units` counts, as progress lines show it: tokens or images.
     selection: a hash that stands for the training rows, where they were drawn.
+    unreadable: rows that were left out because they cannot be read, by name, with the reason.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task(ABC):
     pictures: bool = False
     unit: str = "tok"
     selection: str | None = None
+    unreadable: Mapping[str, str] = {}
 
     def hold_out(self, share: float) -> None:
         """Makes a fixed random share in (0, 1) of the training rows the dev rows, whatever the seed; the task's own dev rows

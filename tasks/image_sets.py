@@ -13,7 +13,7 @@ import numpy as np
 from tasks.base import Array, DataError
 from tasks.pixels import Item
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 
 
 @dataclass
@@ -140,8 +140,20 @@ def _folders(data_dir: Path) -> dict[str, Path]:
             for folder, inner, names in os.walk(home, followlinks=True):
                 inner[:] = [name for name in inner if not _hidden(name)]
                 inside += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and not _hidden(name)]
+            _one_class(home, inside)
             files |= {f"{split}{path.relative_to(top).as_posix()}": path for path in sorted(inside)}
     return files
+
+
+def _one_class(home: Path, images: list[Path]) -> None:
+    """Raises DataError for a folder that would be a class by its place, and by what it holds is none: its name would be
+    learnt in a class's stead."""
+    if not images:
+        raise DataError(f"{home}: a folder for a class without an image ({', '.join(ENDINGS[:6])}, ...). Remove it, or fill it")
+    inner = sorted({path.relative_to(home).parts[0] for path in images})
+    if len(inner) > 1 and all(path.parent != home for path in images):
+        where = f"{home} holds folders of images ({_some(inner)}), where images of one class are expected"
+        raise DataError(f"{where}. Splits are called train and test; or is task.data_dir a folder too high?")
 
 
 def _hidden(name: str) -> bool:

@@ -79,8 +79,8 @@ def _fetched(settings: Any) -> Path:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+    except OSError:  # an image that is not there is one that cannot be read
+        return -1, 0
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -116,6 +116,7 @@ class ImageTask(Task):
         self.workers: int = settings["workers"] or os.cpu_count() or 1
         self.holdout: float | None = None
         self.selection: str | None = None
+        self.unreadable: dict[str, str] = {}
         self._pixels: dict[str, Array] = {}
         self._rows: dict[str, Array] = {}  # of each split: indices into its pool
         self._at: dict[str, Array] = {}  # and into its pixels
@@ -246,14 +247,17 @@ class ImageTask(Task):
     def _tell(self, bad: dict[str, str], fatal: str | None = None) -> None:
         """Names the images that cannot be read: as an error where they are refused, else in a note. fatal: what is an error
         even where they are skipped."""
-        first = "; ".join(f"{printable(name)} ({why})" for name, why in sorted(bad.items())[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        refused = self.settings["bad_images"] == "refuse"
+        shown = sorted(bad.items())[: 20 if refused else 3]  # the record has them all
+        first = "; ".join(f"{printable(name)} ({why})" for name, why in shown)
+        more = f" and {len(bad) - len(shown)} more" if len(bad) > len(shown) else ""
         one = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-        if self.settings["bad_images"] == "refuse":
+        if refused:
             leave = "Mend or remove them, or leave them out by task.bad_images=skip"
             raise DataError(f"{self.name}: {one} cannot be read: {first}{more}. {leave}")
         if fatal:
             raise DataError(fatal)
+        self.unreadable = {printable(name): why for name, why in sorted(bad.items())}
         self.notes.append(f"{one} that cannot be read left out: {first}{more}")
 
     # --- training and evaluation

@@ -85,7 +85,11 @@ class Preprocessing:
     def read(self, item: Item) -> "Array | BadImageError":
         """An image as the model sees it, uint8 (3, height, width); or why it cannot be read."""
         try:
-            return self.apply(decode(item))
+            image = decode(item)
+            shape, limit = f"{image.width} x {image.height}", Image.MAX_IMAGE_PIXELS
+            if isinstance(self.resize, int) and limit and self.resize**2 * max(image.size) / min(image.size) > limit:
+                return BadImageError(f"too thin ({shape})")
+            return self.apply(image)
         except BadImageError as error:
             return error
 

@@ -345,11 +345,34 @@ def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
         prepared("image_folder", tmp_path, words[0], "task.shots=5", "task.bad_images=skip")
 
 
+def test_an_image_that_is_listed_and_not_there_is_one_that_cannot_be_read(tmp_path):
+    """A list may name what is not there, and a link may lead nowhere."""
+    write_images(tmp_path / "data", train=6, test=4)
+    (tmp_path / "data" / "test" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=4"]
+    with pytest.raises(DataError, match=r"1 image cannot be read: test/ant/gone.png \(.*No such file"):
+        prepared("image_folder", tmp_path, *words)
+    task = prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
+    assert list(task.unreadable) == ["test/ant/gone.png"]
+    assert len(task.labels("dev")) == 12
+
+
+def test_a_published_set_is_not_made_of_the_folders_of_others(tmp_path, images):
+    """A folder above the data sets would make them the classes of one of them."""
+    for name in ("birds", "fish"):
+        shutil.copytree(images, tmp_path / "all" / name)
+    with pytest.raises(DataError, match=r"birds holds folders of images \(test, train\).*a folder too high"):
+        load("flowers102", tmp_path, f"task.data_dir={tmp_path / 'all'}", "task.shots=4")
+
+
 def test_without_a_test_split_a_broken_image_is_named_once(tmp_path):
     write_images(tmp_path / "data", train=6, test=0)
     (tmp_path / "data" / "bee" / "bee_000.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 image cannot be read: bee/bee_000.png \(empty\)"):
         prepared("resisc45", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+
+
+OTHERS = (("train", "ing_set"), ("test", "_set"))
 
 
 def change(folder, how):
@@ -360,6 +383,8 @@ def change(folder, how):
         "one class": lambda: [shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")],
         "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
         "ambiguous": lambda: write_images(folder, classes=("bus", "car"), train=5, test=0),
+        "splits by other names": lambda: [(folder / s).rename(folder / f"{s}{end}") for s, end in OTHERS],
+        "a class without images": lambda: [p.unlink() for s in ("train", "test") for p in (folder / s / "bee").iterdir()],
     }[how]()
 
 
@@ -372,6 +397,8 @@ def change(folder, how):
         ("one class", "one class, cow. Two are needed"),
         ("empty", "no images. It should hold train/CLASS/"),
         ("ambiguous", "is train a split or a class"),
+        ("splits by other names", r"test_set holds folders of images \(ant, bee, cow\).*a folder too high"),
+        ("a class without images", r"train/bee: a folder for a class without an image"),
     ],
 )
 def test_bad_folders_are_one_clear_line(how, message, tmp_path):

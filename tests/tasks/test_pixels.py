@@ -319,3 +319,10 @@ def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_pat
     pixels, _ = prepared(items, 3, "key", VIT, tmp_path, 1)
     assert pixels.shape == (3, 3, 16, 16)
     assert not leftover.exists()
+
+
+def test_an_image_that_would_be_resized_to_gigapixels_cannot_be_read():
+    """Its shorter edge grows to the model's: 200,000 x 1 pixels would become 400,000,000 x 2,000."""
+    wanted = dataclasses.replace(VIT, resize=2000)
+    assert "too thin (200000 x 1)" in str(wanted.read(np.zeros((1, 200_000, 3), np.uint8)))
+    assert isinstance(dataclasses.replace(VIT, resize=16).read(np.zeros((1, 200, 3), np.uint8)), np.ndarray)
