@@ -16,6 +16,7 @@ NOT_DEFINING = (
     "data_seed",
     "device",
     "micro_batch",
+    "gradient_checkpointing",
     "eval_batch",
     "checkpoint_minutes",
     "output",
@@ -29,6 +30,7 @@ NOT_DEFINING = (
 PLACES = (
     *("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision"),
     *("draw_seed", "workers", "bad_images"),  # the first follows the seed
+    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # of the answers, which come after training
 )
 
 
@@ -130,7 +132,8 @@ def settings_of(record: Record) -> str:
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
     config |= {part: defining(config, part) for part in ("train", "task")}
-    config["model settings"] = record["config"].get("model", {}).get("settings") or {}
+    model = record["config"].get("model", {})
+    config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
     start = (record.get("start") or {}).get("id")
     parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

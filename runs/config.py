@@ -48,6 +48,7 @@ class Model:
     sha256: str | None = None
     architecture: dict[str, Any] | None = None  # checked against the folder's config.json; null: whatever it is
     settings: Any = None  # a mapping: of the configuration, other than the pretrained ones
+    quantise: str | None = None  # nf4: the linear layers in 4 bit
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Config:
     init_from: str | None
     device: str
     micro_batch: int | None
+    gradient_checkpointing: bool
     eval_batch: int
     checkpoint_minutes: float
     output: str
@@ -440,10 +442,11 @@ def _check_values(config: dict[str, Any]) -> None:
         "keep": (config["keep"], ("best", "last", "both", "none")),
         "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),
         "device": (config["device"], ("auto", "cpu", "cuda", "mps")),
+        "model.quantise": (config["model"]["quantise"], (None, "nf4")),
     }
     for key, (value, words) in allowed.items():
         if value not in words:
-            raise UserError(f"{key}={value}: should be one of {', '.join(words)}")
+            raise UserError(f"{key}={value}: should be one of {', '.join(word or 'null' for word in words)}")
     for key in ("epochs", "effective_batch", "max_length", "max_steps", "warmup_steps"):
         if train[key] is not None and train[key] < (key != "warmup_steps"):
             raise UserError(f"train.{key}={train[key]}: should be at least {int(key != 'warmup_steps')}")
@@ -466,6 +469,8 @@ def _check_values(config: dict[str, Any]) -> None:
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
+    if model["quantise"] and config["method"]["kind"] == "full":
+        raise UserError("method=full trains the model's own weights, which 4 bits cannot hold: model.quantise=null")
     if config["keep"] == "both" and "decode" not in task:
         raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
     if model["modality"] != task["modality"]:

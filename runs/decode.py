@@ -10,13 +10,12 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 import vera
 from tasks.base import Decoding
@@ -100,52 +99,70 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
 
 def _texts(training: "Training", which: str) -> Texts:
     """Every item's texts; those that an earlier try has saved are not decoded again."""
-    task, accelerator = cast(Decoding, training.task), training.accelerator
-    started = time.monotonic()
-    path = training.folder / f"decoded_{which}.jsonl"
-    trained = {name: p for name, p in training.raw_model.named_parameters() if p.requires_grad}
-    of = {"run": training.run_id, "weights": _weights(trained), "decoding": task.settings()}
-    saved = _saved(path, of, task.variants)
+    task, started = cast(Decoding, training.task), time.monotonic()
+    order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
+    size = max(1, training.config["eval_batch"] // task.settings()["beams"])
+    found = write_down(
+        training,
+        training.folder / f"decoded_{which}.jsonl",
+        {"run": training.run_id, "weights": weights(training), "decoding": task.settings()},
+        [order[i : i + size] for i in range(0, len(order), size)],
+        lambda items: task.decode(training.raw_model, items),
+        task.variants,
+        f"decoding ({which} epoch)",
+    )
+    seconds = training.state["seconds"]
+    seconds["decode"] = seconds.get("decode", 0.0) + time.monotonic() - started
+    return {variant: [found[i][variant] for i in range(len(task.items))] for variant in task.variants}
+
+
+def write_down(
+    training: "Training",
+    path: Path,
+    of: Mapping[str, Any],
+    batches: Sequence[Sequence[int]],
+    decode: Callable[[Sequence[int]], list[dict[str, str]]],
+    variants: Sequence[str],
+    phase: str,
+) -> dict[int, dict[str, str]]:
+    """Each item's texts by variant, saved in `path` as they come; processes share the batches. What an earlier try has
+    saved there is not decoded again, if it is of the same `of`: what defines the texts.
+
+    Items that meet in a batch meet again after a kill: sums of floats depend on the company.
+    """
+    accelerator, total = training.accelerator, sum(map(len, batches))
+    saved = _saved(path, of, variants)
     accelerator.wait_for_everyone()  # all have read before the first one writes
     file = None
     if accelerator.is_main_process:
         file = _continue(path, of, saved)
-    # Items that meet in a batch meet again after a kill: sums of floats depend on the company.
-    order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
-    size = max(1, training.config["eval_batch"] // task.settings()["beams"])
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
     left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index
     rounds = math.ceil(len(left) / world)
     if saved:
-        print(f"{len(saved)} of the {len(task.items)} texts ({which}) are there already", flush=True)
+        print(f"{len(saved)} of the {total} texts ({path.stem}) are there already", flush=True)
+
+    def report(turn: int, turns: int, seconds_left: float | None = None) -> None:
+        quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
+        event = {"phase": phase, "done": len(saved), "of": total, "milestone": quarter, "seconds_left": seconds_left}
+        training.report(event)
+
     training.raw_model.eval()
     begun = time.monotonic()
     with _merged(training), contextlib.closing(file) if file else contextlib.nullcontext():
         for turn in range(rounds):
-            seconds_left = (time.monotonic() - begun) / turn * (rounds - turn) if turn else None
-            _report(training, which, len(saved), len(task.items), turn, rounds, seconds_left)
+            report(turn, rounds, (time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
             with accelerator.autocast():
-                texts = task.decode(training.raw_model, mine) if mine else []
+                texts = decode(mine) if mine else []
             for item, written in gather_object(list(zip(mine, texts, strict=True))):
                 saved[item] = written
                 if file:
                     file.write(json.dumps({"item": item, "texts": written}, ensure_ascii=False) + "\n")
             if file:
                 file.flush()
-    seconds = training.state["seconds"]
-    seconds["decode"] = seconds.get("decode", 0.0) + time.monotonic() - started
-    _report(training, which, len(saved), len(task.items), 1, 1)
-    return {variant: [saved[i][variant] for i in range(len(task.items))] for variant in task.variants}
-
-
-def _report(
-    training: "Training", which: str, done: int, of: int, turn: int, turns: int, seconds_left: float | None = None
-) -> None:
-    quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
-    phase = f"decoding ({which} epoch)"
-    training.report({"phase": phase, "done": done, "of": of, "milestone": quarter, "seconds_left": seconds_left})
+    report(1, 1)
+    return saved
 
 
 @contextlib.contextmanager
@@ -163,10 +180,10 @@ def _merged(training: "Training") -> Any:
         method.unmerge(model)
 
 
-def _weights(parameters: Mapping[str, Tensor]) -> str:
+def weights(training: "Training") -> str:
     """A hash of the trained values: texts of other values are no part of this run."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(parameters.items()):
+    for name, tensor in sorted((name, p) for name, p in training.raw_model.named_parameters() if p.requires_grad):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -25,6 +25,7 @@ from tasks.hub import content
 PLACES = (
     *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
     *("workers", "bad_images"),
+    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # by its words; and what comes after training
 )
 #: Settings of a method that say how it is computed: the result is the same, to rounding.
 COMPUTED = ("path", "weights")
@@ -56,8 +57,9 @@ def run_id(run: Run) -> str | None:
         "train": record.defining(config, "train"),
         "seeds": [config["seed"], config["data_seed"]],
     }
-    if config["model"].get("settings"):
-        defining["model settings"] = config["model"]["settings"]
+    for key in ("settings", "quantise"):
+        if config["model"].get(key):
+            defining[f"model {key}"] = config["model"][key]
     if start:
         defining["start"] = start
     return hash_of(defining)[:12]
@@ -117,17 +119,33 @@ def hash_files(files: Mapping[str, Path]) -> str:
         return kept.read_text()
     parts = {}
     for name, path in tqdm(files.items(), "reading the data, once", leave=False, disable=None):
-        with open(path, "rb") as file:
-            parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        parts[name] = _digest(path)
     digest = f"sha256:{hash_of(parts)}"
-    with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-        write_atomically(kept, digest)
+    if MISSING not in parts.values():
+        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
+            write_atomically(kept, digest)
     return digest
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+#: In the place of a hash, for a file that cannot be read.
+MISSING = "missing"
+
+
+def _digest(path: Path) -> str:
+    """SHA-256. What a list names and is not there counts as such: the task says whether it can do without."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return MISSING
 
 
 @cache
@@ -135,8 +153,8 @@ def _file_hash(path: str, size: int, modified: int) -> str:
     kept = cache_folder() / "sha256" / f"{hash_of([path, size, modified])[:24]}"
     if kept.is_file():
         return kept.read_text()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-        write_atomically(kept, digest)
+    digest = _digest(Path(path))
+    if digest != MISSING:
+        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
+            write_atomically(kept, digest)
     return digest

@@ -3,18 +3,24 @@
 torch and transformers are imported where they are used: the plan asks this file where a model lies.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runs.errors import UserError
+from runs.text import megabytes
 from runs.wheels import convert, converted
 from tasks import DataError
 from tasks.hub import cached, snapshot
 from tasks.pixels import preprocessing
+
+if TYPE_CHECKING:
+    import torch
 
 #: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
 PATTERNS = [
@@ -99,12 +105,72 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     return folder
 
 
+#: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et al. 2023, QLoRA).
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+#: Parts of the names of matrices that stay as they are: embeddings, and the output layer.
+NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "shared")
+
+
+def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device") -> None:
+    """Raises UserError for a model that cannot fit the device's free memory, before it is loaded.
+
+    Its weights, and where all of them are trained their gradients and moments; what activations take is not known before.
+    """
+    from safetensors import safe_open
+
+    quantise, size = config["model"].get("quantise"), {"whole": 0.0, "nf4": 0.0}
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "np") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        except Exception:  # a damaged file has its own message when it is loaded
+            return
+        for name, shape in shapes.items():
+            whole = len(shape) != 2 or any(part in name for part in NOT_QUANTISED)
+            size["whole"] += 4 * math.prod(shape)
+            size["nf4"] += (4 if whole else NF4_BYTES) * math.prod(shape)
+    everything = config["method"]["kind"] == "full"
+    needed, free = size[quantise or "whole"] * (4 if everything else 1), free_memory(device)
+    if needed > free:
+        what = "weights, gradients and AdamW's moments" if everything else f"weights alone{' in 4 bit' if quantise else ''}"
+        smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if not quantise and not everything else ""
+        raise UserError(
+            f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free on "
+            f"{device.type}.{smaller} Choose a smaller model, or another device (device=)"
+        )
+
+
+def free_memory(device: "torch.device") -> float:
+    """Bytes that are free on a device; on a CPU no more than the container may have."""
+    if device.type == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limits = [int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current")]
+        free = min(free, max(limits[0] - limits[1], 0))
+    return free
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def load(
-    folder: Path, num_labels: int, problem: str, settings: Mapping[str, Any] | None = None, modality: str = "text"
+    folder: Path,
+    num_labels: int,
+    problem: str,
+    settings: Mapping[str, Any] | None = None,
+    modality: str = "text",
+    quantise: "torch.dtype | None" = None,
+    device: "torch.device | None" = None,
 ) -> tuple[Any, Any]:
     """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed, or, for
     num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained ones. modality:
-    for "image" the backbone sees images, and its preprocessing comes in the tokenizer's place.
+    for "image" the backbone sees images, and its preprocessing comes in the tokenizer's place. quantise: the linear
+    layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this dtype; then on `device`.
 
     Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
     """
@@ -132,6 +198,10 @@ def load(
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
     if num_labels:
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+    if quantise is not None:
+        given |= {"quantization_config": _nf4(quantise)}
+        if device is not None and device.type == "cuda":  # where its weights never lie whole
+            given["device_map"] = {"": device.index or 0}
     kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
     try:
         if modality == "image":
@@ -157,6 +227,13 @@ def load(
     if lacking:
         raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
     return model, tokenizer
+
+
+def _nf4(compute: "torch.dtype") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+    return BitsAndBytesConfig(load_in_4bit=True, **how)  # type: ignore[no-untyped-call]
 
 
 def _suits(model: Any, folder: Path) -> None:

@@ -17,7 +17,8 @@ from runs.record import FINISHED, PUBLISHED, Record, read_ledger, write_atomical
 def without_paths(record: Record) -> Record:
     """The record with the last part of each local path only: where files lay is nobody's business, and proves nothing."""
     config = {**record["config"], "output": "outputs"}
-    for part, keys in (("model", ("path",)), ("task", ("data_dir", "train_file", "dev_file", "cache_dir"))):
+    places = ("data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template")
+    for part, keys in (("model", ("path",)), ("task", places)):
         config[part] = {k: Path(v).name if k in keys and v else v for k, v in config[part].items()}
     start = record["start"]
     if start:

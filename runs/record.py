@@ -5,12 +5,13 @@ No torch and no Hydra: analysis/ reads the ledger through this file.
 A record (schema 1): schema, id, status (done, failed, diverged), error; cell (paper preset, row, model, task, seed);
 label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
 recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data (content
-hash, rows; selection: a hash of the training rows, where they were drawn); parameters (adapter, head, frozen_extra,
-total, formula); groups with learning rates; effective_batch, steps; curve in columns (epoch, step, train_loss,
-dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best, best_epoch, last, and both
-protocols); texts (null, or: the split and number of items, how they were decoded, and the scores by epoch, last or
-best, and variant); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory, adapter
-bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
+hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
+parameters (adapter, head, frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in
+columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best,
+best_epoch, last, and both protocols); texts (null, or: the split and number of items, how they were decoded, and the
+scores by epoch, last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and
+judge, see tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory,
+adapter bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes.
 """
 

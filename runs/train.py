@@ -52,17 +52,22 @@ class Built:
     method: vera.Method
 
 
-def build(run: Run, start: bool = True) -> Built:
+def build(run: Run, device: torch.device, start: bool = True) -> Built:
     """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965).
 
-    start: fill the adapter from the run or file that init_from names.
+    start: fill the adapter from the run or file that init_from names. device: where a 4-bit model is loaded.
     """
     config = run.config
     method = vera.make_method(**run.method)
     task = tasks.load(config["task"])
     folder, modality = models.fetch(config["model"]), config["model"]["modality"]
+    models.check_memory(folder, config, device)
     seed_everything(config["seed"])
-    model, tokenizer = models.load(folder, task.num_labels, task.problem, config["model"].get("settings"), modality)
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
+    quantise = compute if config["model"].get("quantise") else None
+    model, tokenizer = models.load(
+        folder, task.num_labels, task.problem, config["model"].get("settings"), modality, quantise, device
+    )
     if modality == "image":
         task.prepare(tokenizer, 0)
     else:  # RoBERTa's positions begin after its padding index.
@@ -148,9 +153,11 @@ class Training:
         unused = DistributedDataParallelKwargs(find_unused_parameters=bool(run.method.get("drop_per_batch")))
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[unused])
         report({"phase": "loading"})
-        built = build(run, start)
+        built = build(run, self.accelerator.device, start)
         self.task, self.method = built.task, built.method
         self.raw_model = built.model
+        if self.config.get("gradient_checkpointing"):
+            self._checkpoint_gradients()
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # Where nothing trains (method=none), the model is judged as it is.
@@ -389,6 +396,7 @@ class Training:
                 "train_rows": train_rows,
                 "dev_rows": dev_rows,
                 **({"selection": self.task.selection} if self.task.selection else {}),
+                **({"unreadable": self.task.unreadable} if self.task.unreadable else {}),
             },
             "parameters": {
                 **parts,
@@ -427,6 +435,14 @@ class Training:
         }
 
     # --- small helpers
+
+    def _checkpoint_gradients(self) -> None:
+        try:
+            self.raw_model.gradient_checkpointing_enable({"use_reentrant": False})
+        except (ValueError, AttributeError):
+            raise UserError(
+                f"gradient_checkpointing=true: a {type(self.raw_model).__name__} cannot do that, set it to false"
+            ) from None
 
     def _mine(self, rows: list[int]) -> list[int]:
         """This process's share of an effective batch."""

@@ -19,10 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tasks.base import Array, DataError, Decoding, Source, fixed_subset, held_out
+from tasks.base import DataError, Decoding, Source, fixed_subset, held_out
 from tasks.beam import Search, beam_search
+from tasks.continuations import Continuations
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.hub import content, snapshot
 from tasks.text import open_text, read_parquet
@@ -58,21 +57,18 @@ PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new
 Pair = tuple[str, str]
 
 
-class E2ETask(Decoding):
-    """See the module. The metric of an epoch is the perplexity of the dev references."""
-
-    metric = "perplexity"
-    num_labels = 0
-    problem = "generation"
+class E2ETask(Continuations, Decoding):
+    """See the module."""
 
     def __init__(self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]) -> None:
         self.name, self.how = settings["name"], settings
         self.splits, self.items, self.split = splits, items, settings["decode"]
         self.decodes = self.split != "none"
         self.block = 8 if settings["length_grouped"] else 1
+        self.label_smoothing = settings["label_smoothing"]
         self.variants = [f"{penalty:g}" for penalty in settings["length_penalty"]]
         self.notes: list[str] = []
-        self._rows: dict[str, list[tuple[list[int], int]]] = {}  # token ids, and how many of them are the MR's
+        self._rows = {}
         self._prompts: list[list[int]] = []
 
     def hold_out(self, share: float) -> None:
@@ -115,62 +111,6 @@ class E2ETask(Decoding):
             raise DataError(f"task.max_new_tokens={new}: {room}")
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
-
-    def lengths(self, split: str) -> Sequence[int]:
-        return [len(ids) for ids, _ in self._rows[split]]
-
-    def labels(self, split: str) -> Array:
-        return np.zeros(len(self._rows[split]), dtype=np.int64)  # a text has no label; there is one for each row
-
-    def weight(self, split: str, indices: Sequence[int]) -> float:
-        return sum(len(ids) - 1 - separator for ids, separator in (self._rows[split][i] for i in indices))
-
-    def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """input_ids, attention_mask and targets (rows, tokens): what each position should predict, -100 where none is."""
-        rows = [self._rows[split][i] for i in indices]
-        width = max(len(ids) for ids, _ in rows)
-        batch = {
-            "input_ids": np.zeros((len(rows), width), dtype=np.int64),
-            "attention_mask": np.zeros((len(rows), width), dtype=np.int64),
-            "targets": np.full((len(rows), width), -100, dtype=np.int64),
-        }
-        for row, (ids, separator) in enumerate(rows):
-            batch["input_ids"][row, : len(ids)] = ids
-            batch["attention_mask"][row, : len(ids)] = 1
-            batch["targets"][row, separator : len(ids) - 1] = ids[separator + 1 :]
-        return batch
-
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        return self._token_losses(model, batch, self.how["label_smoothing"])[0].mean()
-
-    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
-        """The mean loss over the batch's tokens, and for each row the sum of its losses and their number."""
-        losses, wanted = self._token_losses(model, batch, 0.0)
-        counts = wanted.sum(1).tolist()
-        sums = [float(part.double().sum()) for part in losses.split(counts)]
-        return float(losses.mean()), np.array([sums, counts]).T
-
-    def _token_losses(self, model: Any, batch: Mapping[str, Any], smoothing: float) -> tuple[Any, Any]:
-        """The losses (predicted tokens,) of a batch, row by row, and where they stand (rows, tokens)."""
-        from torch.nn.functional import cross_entropy
-
-        wanted = batch["targets"] != -100
-        # The output layer is half of a small model's work: it gets what predicts a reference, not what fills an MR.
-        head = getattr(model, "module", model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
-        try:
-            # No mask: padding stands to the right, where no token before it looks.
-            logits = model(input_ids=batch["input_ids"]).logits.float()
-        finally:
-            hook.remove()
-        return cross_entropy(logits, batch["targets"][wanted], reduction="none", label_smoothing=smoothing), wanted
-
-    def predict(self, outputs: Array) -> Array:
-        return outputs
-
-    def score(self, predictions: Array, labels: Array) -> float:
-        losses, tokens = predictions.sum(0)
-        return float(np.exp(min(losses / tokens, 700.0)))
 
     # --- texts
 

@@ -1,0 +1,88 @@
+"""What tasks of a prompt and its continuation share: E2E's references, instructions' responses.
+
+A row is token ids, of which the first are the prompt's. Only what predicts the continuation is trained, and a loss is a
+mean over these tokens. The metric of an epoch is the perplexity of the dev rows' continuations.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.base import Array, Task
+
+#: Token ids, and the index of the prompt's last one, which predicts the first of the continuation.
+Row = tuple[list[int], int]
+
+
+class Continuations(Task):
+    """See the module. `prepare` fills `_rows`.
+
+    label_smoothing: of the training loss, over the whole vocabulary; the dev loss has none.
+    """
+
+    metric = "perplexity"
+    num_labels = 0
+    problem = "generation"
+    label_smoothing = 0.0
+    _rows: dict[str, list[Row]]
+
+    @abstractmethod
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None: ...
+
+    def lengths(self, split: str) -> Sequence[int]:
+        return [len(ids) for ids, _ in self._rows[split]]
+
+    def labels(self, split: str) -> Array:
+        return np.zeros(len(self._rows[split]), dtype=np.int64)  # a text has no label; there is one for each row
+
+    def weight(self, split: str, indices: Sequence[int]) -> float:
+        return sum(len(ids) - 1 - last for ids, last in (self._rows[split][i] for i in indices))
+
+    def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
+        """input_ids, attention_mask and targets (rows, tokens): what each position should predict, -100 where none is."""
+        rows = [self._rows[split][i] for i in indices]
+        width = max(len(ids) for ids, _ in rows)
+        batch = {
+            "input_ids": np.zeros((len(rows), width), dtype=np.int64),
+            "attention_mask": np.zeros((len(rows), width), dtype=np.int64),
+            "targets": np.full((len(rows), width), -100, dtype=np.int64),
+        }
+        for row, (ids, last) in enumerate(rows):
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["attention_mask"][row, : len(ids)] = 1
+            batch["targets"][row, last : len(ids) - 1] = ids[last + 1 :]
+        return batch
+
+    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        return self._token_losses(model, batch, self.label_smoothing)[0].mean()
+
+    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
+        """The mean loss over the batch's tokens, and for each row the sum of its losses and their number."""
+        losses, wanted = self._token_losses(model, batch, 0.0)
+        counts = wanted.sum(1).tolist()
+        sums = [float(part.double().sum()) for part in losses.split(counts)]
+        return float(losses.mean()), np.array([sums, counts]).T
+
+    def _token_losses(self, model: Any, batch: Mapping[str, Any], smoothing: float) -> tuple[Any, Any]:
+        """The losses (predicted tokens,) of a batch, row by row, and where they stand (rows, tokens)."""
+        from torch.nn.functional import cross_entropy
+
+        wanted = batch["targets"] != -100
+        # The output layer is half of a small model's work: it gets what predicts a continuation, not what fills a prompt.
+        head = getattr(model, "module", model).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
+        try:
+            # No mask: padding stands to the right, where no token before it looks.
+            logits = model(input_ids=batch["input_ids"]).logits.float()
+        finally:
+            hook.remove()
+        return cross_entropy(logits, batch["targets"][wanted], reduction="none", label_smoothing=smoothing), wanted
+
+    def predict(self, outputs: Array) -> Array:
+        return outputs
+
+    def score(self, predictions: Array, labels: Array) -> float:
+        losses, tokens = predictions.sum(0)
+        return float(np.exp(min(losses / tokens, 700.0)))

@@ -1,0 +1,237 @@
+"""Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in the VeRA paper's tables 4, 9, 12 and 13.
+
+A row is BOS (where the tokenizer writes one), prompt, response, end token. The prompt is a template's: see Template. Only
+what predicts the response and its end is trained (tasks/continuations.py). The paper names no dev set: `dev_rows` rows
+are held out from the published ones, the same for every run.
+
+What a trained model says to MT-Bench's questions is asked by runs/answer.py, in the template's own words: a conversation
+goes on after the end token of the answer before it.
+"""
+
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.base import DataError, Source, fixed_subset, held_out
+from tasks.continuations import Continuations, Row
+from tasks.hub import content, snapshot
+from tasks.text import open_text
+
+PROTOCOL = 1
+
+#: Rows of yahma/alpaca-cleaned.
+PUBLISHED = 51760
+OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
+#: An answer that goes on with an instruction of its own, by Alpaca's marker.
+STOP = "### Instruction"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around an instruction, in the keys of alpaca-lora's template files: prompt_input, prompt_no_input; and,
+    both of which upstream's files lack, next_turn (for want of it, prompt_no_input from its last heading before the
+    instruction on) and stop (Alpaca's marker, where the prompt has it)."""
+
+    prompt_input: str
+    prompt_no_input: str
+    next_turn: str
+    stop: str | None
+
+    def prompt(self, instruction: str, input: str = "") -> str:
+        """The text before a response."""
+        form = self.prompt_input if input.strip() else self.prompt_no_input
+        return form.format(instruction=instruction, input=input)
+
+    def turn(self, instruction: str) -> str:
+        """The text between the end of an answer and the next one."""
+        return self.next_turn.format(instruction=instruction)
+
+
+def read_template(path: Path) -> Template:
+    """A template file (JSON). Raises DataError for a missing form, or a placeholder that is missing or not known."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON ({error})"
+        raise DataError(f"{path}: {reason} (task.template)") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object with prompt_input and prompt_no_input (task.template)")
+    plain = found.get("prompt_no_input")
+    if isinstance(plain, str) and "{instruction}" in plain:
+        heading = plain.rfind("#" * 3, 0, plain.index("{instruction}"))
+        found = {"next_turn": "\n\n" + plain[max(heading, 0) :], "stop": STOP if STOP in plain else None} | found
+    for key, wanted in (
+        ("prompt_input", "instruction input"),
+        ("prompt_no_input", "instruction"),
+        ("next_turn", "instruction"),
+    ):
+        text = found.get(key)
+        if not isinstance(text, str):
+            raise DataError(f"{path}: no text {key!r} (task.template)")
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise DataError(f"{path}: {key}: {error}. A brace of the text is written twice") from None
+        if fields != set(wanted.split()):
+            names = ", ".join(f"{{{name}}}" for name in wanted.split())
+            raise DataError(f"{path}: {key} has the placeholders {sorted(fields)}, it should have {names}")
+    return Template(*(found[key] for key in ("prompt_input", "prompt_no_input", "next_turn", "stop")))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row: what is asked, what it is about (often nothing), and the response."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+class InstructTask(Continuations):
+    """See the module."""
+
+    def __init__(self, settings: Any, template: Template, splits: dict[str, list[Example]]) -> None:
+        self.name, self.template, self.splits = settings["name"], template, splits
+        self.block = 8 if settings["length_grouped"] else 1
+        self.notes: list[str] = []
+        self._rows = {}
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out."""
+        rows = self.splits["train"]
+        held = set(held_out([0] * len(rows), share, self.name))
+        parts = [[row for i, row in enumerate(rows) if (i in held) is dev] for dev in (False, True)]
+        self.splits = {"train": parts[0], "dev": parts[1]}
+        self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
+
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token, which ends a response")
+        self.tokenizer, self.positions = tokenizer, positions
+        short = 0
+        for split, rows in self.splits.items():
+            prompts = [self.template.prompt(row.instruction, row.input) for row in rows]
+            asked = self._ids(prompts)
+            whole = self._ids([prompt + row.output for prompt, row in zip(prompts, rows, strict=True)])
+            found: list[Row] = []
+            for prompt, both, row in zip(asked, whole, rows, strict=True):
+                # As one text, for a response begins with another token after a line's end than by itself; but what the
+                # model is asked with must be what it was trained with.
+                if both[: len(prompt)] != prompt:
+                    both = prompt + tokenizer(row.output, add_special_tokens=False)["input_ids"]
+                ids = [*both, tokenizer.eos_token_id][:max_length]
+                if len(ids) > len(prompt):
+                    found.append((ids, len(prompt) - 1))
+            short += len(rows) - len(found)
+            self._rows[split] = found
+            if not found:
+                raise DataError(f"{self.name}: train.max_length={max_length} leaves no room for a response in any {split} row")
+        if short:
+            self.notes.append(f"{short} rows left out, whose prompt fills train.max_length={max_length}")
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids with what the tokenizer writes before a text, without an end token behind it."""
+        found: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
+        end = self.tokenizer.eos_token_id
+        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
+
+    def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        """Token ids of a conversation up to where the next answer begins: a turn more than there are answers."""
+        ids = self._ids([self.template.prompt(turns[0]) + (answers[0] if answers else "")])[0]
+        for number, turn in enumerate(turns[1:], 1):
+            text = self.template.turn(turn) + (answers[number] if number < len(answers) else "")
+            ids = [*ids, self.tokenizer.eos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return ids
+
+
+def source(settings: Any) -> Source:
+    """See tasks.source. The template's words belong to the data."""
+    _check(settings)
+    template = Path(settings["template"] or OWN_TEMPLATE)
+    if settings.get("data_dir"):
+        if not template.is_file():
+            raise DataError(f"{template}: no such file (task.template)")
+        return Source(files={"rows.json": _local(Path(settings["data_dir"])), "template.json": template})
+    pinned = content(settings["hub"], settings.get("revision"), "dataset")
+    try:
+        words = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"{template}: {error.strerror} (task.template)") from None
+    return Source(pinned=pinned and f"{pinned} template:{words}")
+
+
+def load(settings: Any) -> InstructTask:
+    """See tasks.load. Raises DataError with file and row for what is no instruction with a response."""
+    _check(settings)
+    template = read_template(Path(settings["template"] or OWN_TEMPLATE))
+    if settings.get("data_dir"):
+        folder = Path(settings["data_dir"])
+    else:
+        instead = "Give a local copy: task.data_dir=/where/alpaca (with make: DATA=/where/alpaca)"
+        folder = snapshot(settings["hub"], settings.get("revision"), ["*.json"], "dataset", instead)
+    path = _local(folder)
+    rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
+    if len(rows) < count + 2:
+        raise DataError(f"{path}: {len(rows)} rows, of which task.dev_rows={count} are held out: too few are left")
+    held = set(fixed_subset(len(rows), count, f"{name}, held out"))
+    rest = [row for i, row in enumerate(rows) if i not in held]
+    train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
+    task = InstructTask(settings, template, {"train": train, "dev": [rows[i] for i in sorted(held)]})
+    if len(rows) != PUBLISHED:
+        task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
+    if len(train) < len(rest):
+        task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
+    if settings["template"]:
+        task.notes.append(f"prompts by the template {Path(settings['template']).name}")
+    return task
+
+
+def _check(settings: Any) -> None:
+    if type(settings["dev_rows"]) is not int or settings["dev_rows"] < 2:
+        raise DataError(f"task.dev_rows={settings['dev_rows']}: should be at least 2 rows, which are held out from training")
+
+
+def _local(folder: Path) -> Path:
+    """The file of rows: the one given, or the only JSON file of a folder (or of the folders in it)."""
+    if folder.is_file():
+        return folder
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder (task.data_dir)")
+    for pattern in ("*.json", "*/*.json"):
+        found = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != "dataset_infos.json")
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
+            raise DataError(f"{folder}: {len(found)} JSON files ({names}). Give one (task.data_dir=/its/file.json)")
+    raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
+
+
+def read_rows(path: Path) -> list[Example]:
+    """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object a line."""
+    with open_text(path) as file:
+        text = file.read()
+    lines = text.splitlines() if path.suffix == ".jsonl" else []
+    try:
+        rows = json.loads(text) if not lines else [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: not a list of rows with instruction, input and output")
+    return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]
+
+
+def _example(row: Any, where: str) -> Example:
+    if not isinstance(row, Mapping) or not {"instruction", "output"} <= row.keys():
+        keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise DataError(f"{where}: no instruction with an output. It has: {keys or 'nothing'}")
+    parts = row["instruction"], row.get("input") or "", row["output"]
+    if not all(isinstance(part, str) for part in parts):
+        raise DataError(f"{where}: instruction, input and output should be texts")
+    if not parts[0].strip() or not parts[2].strip():
+        raise DataError(f"{where}: an empty {'instruction' if not parts[0].strip() else 'output'}")
+    return Example(*parts)
