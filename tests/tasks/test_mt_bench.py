@@ -1,0 +1,848 @@
+"""MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in every way."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judge_server import DROP, JudgeServer, Reply, error, score
+
+from tasks.base import DataError
+from tasks.mt_bench import (
+    BENCHES,
+    Judge,
+    Judgment,
+    Question,
+    data_folder,
+    judge,
+    main,
+    prompts,
+    rating,
+    read_answers,
+    read_judgments,
+    read_questions,
+    summary,
+    temperature,
+    write_answers,
+)
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-quite-secret-0123456789"
+
+#: Questions of our own. The second bench has one turn each.
+QUESTIONS = {
+    "mt_bench": [
+        (81, "writing", ["Tell of a {red} boat.", "Now make it rhyme."]),
+        (101, "reasoning", ["Ann is older than Bo. Who is younger?", "And if they were twins?"]),
+        (111, "math", ["What is 2 + 3?", "And twice that?"]),
+        (151, "humanities", ["Who was Ashoka?", "Name one of his edicts."]),
+    ],
+    "vicuna_bench": [
+        (1, "generic", ["How do I save time?"]),
+        (68, "math", ["What is 7 - 4?"]),
+        (70, "coding", ["Print a line."]),
+    ],
+}
+REFERENCES = {
+    "mt_bench": {101: ["Bo.", "Neither."], 111: ["5", "10"]},
+    "vicuna_bench": {68: ["3"], 70: ["print('a {line}')"]},
+}
+PROMPTS = {
+    "single-v1": "plain: {question} / {answer}",
+    "single-math-v1": "known {ref_answer_1}: {question} / {answer}",
+    "single-v1-multi-turn": "plain 2: {question_1} / {answer_1} / {question_2} / {answer_2}",
+    "single-math-v1-multi-turn": "known 2 {ref_answer_1}, {ref_answer_2}: "
+    "{question_1} / {answer_1} / {question_2} / {answer_2}",
+}
+
+
+def jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answer_row(number, turns, model="own"):
+    return {
+        "question_id": number,
+        "answer_id": "a",
+        "model_id": model,
+        "choices": [{"index": 0, "turns": turns}],
+        "tstamp": 0.5,
+    }
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder in FastChat's layout."""
+    folder = tmp_path / "data"
+    rows = [{"name": n, "type": "single", "system_prompt": f"You are {n}.", "prompt_template": t} for n, t in PROMPTS.items()]
+    jsonl(folder / "judge_prompts.jsonl", rows)
+    for bench, questions in QUESTIONS.items():
+        names = ("question_id", "category", "turns")
+        jsonl(folder / bench / "question.jsonl", [dict(zip(names, q, strict=True)) for q in questions])
+        rows = [answer_row(number, turns, "gpt-4") for number, turns in REFERENCES[bench].items()]
+        jsonl(folder / bench / "reference_answer" / "gpt-4.jsonl", rows)
+    return folder
+
+
+def answers_of(model, bench="mt_bench"):
+    return {number: [f"{model} on {number}.{n}" for n, _ in enumerate(turns, 1)] for number, _, turns in QUESTIONS[bench]}
+
+
+@pytest.fixture
+def answers(data, tmp_path):
+    """An answer file of the model "own"."""
+    path = tmp_path / "own.jsonl"
+    write_answers(path, "own", answers_of("own"), read_questions(data, "mt_bench"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+# --- files
+
+
+def test_questions(data):
+    assert BENCHES == {"mt_bench": 2, "vicuna_bench": 1}
+    found = read_questions(data, "mt_bench")
+    assert found[0] == Question(81, "writing", ("Tell of a {red} boat.", "Now make it rhyme."))
+    assert [q.id for q in found] == [81, 101, 111, 151]
+    assert len(read_questions(data, "vicuna_bench")) == 3
+
+
+def test_temperatures_are_those_of_fastchat():
+    by_category = {"writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1}
+    by_category |= {"humanities": 0.1, "fermi": 0.7}
+    assert {category: temperature(category) for category in by_category} == by_category
+
+
+GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + '{"question_id": 82,\n', "question.jsonl line 2: not JSON"),
+        (GOOD + '{"question_id": 82, "turns": ["a", "b"]}', "line 2: no 'category'"),
+        ("[1]", "line 1: no 'question_id'"),
+        (GOOD.replace(', "b"', ""), "line 1: question 81 has 1 turn, mt_bench has 2"),
+        (GOOD.replace('"b"', '"b", "c"'), "line 1: question 81 has 3 turns, mt_bench has 2"),
+        (GOOD + "\n" + GOOD, "line 3: question 81 a second time"),
+        (GOOD.replace('"b"', '" "'), "line 1: question 81 has an empty turn"),
+        (GOOD.replace('["a", "b"]', '"ab"'), "line 1: question_id is to be a whole number, turns a list of texts"),
+        (GOOD.replace('"b"', "2"), "turns a list of texts"),
+        (GOOD.replace("81", '"81"'), "question_id is to be a whole number"),
+        ("", "question.jsonl: no questions"),
+    ],
+)
+def test_questions_that_are_wrong(text, message, data):
+    (data / "mt_bench" / "question.jsonl").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_questions(data, "mt_bench")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_benches_and_files_that_are_not_there(data):
+    with pytest.raises(DataError, match=r"no bench 'arena'. Known: mt_bench, vicuna_bench"):
+        read_questions(data, "arena")
+    (data / "mt_bench" / "question.jsonl").unlink()
+    with pytest.raises(DataError, match=r"question.jsonl: No such file"):
+        read_questions(data, "mt_bench")
+
+
+def test_where_the_data_are(data, tmp_path, monkeypatch):
+    assert data_folder({"mt_bench_dir": str(data)}) == data
+    assert data_folder({"mt_bench_dir": str(tmp_path)}) == data
+    with pytest.raises(DataError, match=r"no judge_prompts.jsonl in it. Give a local copy"):
+        data_folder({"mt_bench_dir": str(data / "mt_bench")})
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"cannot be reached. Give a local copy .* task.mt_bench_dir="):
+        data_folder({})
+    asked = []
+    monkeypatch.setattr("tasks.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
+    assert data_folder({"mt_bench_dir": None}) == data
+    assert asked[0][0] == "lmsys/mt-bench"
+    assert asked[0][3] == "space"
+    assert "data/vicuna_bench/reference_answer/gpt-4.jsonl" in asked[0][2]
+
+
+def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
+    questions = read_questions(data, "mt_bench")
+    odd = answers_of("own") | {81: ["", 'Curly {braces} "quotes"\n\u2028é 🚣 [[9]]']}
+    write_answers(tmp_path / "new" / "odd.jsonl", "own", odd, questions)
+    assert read_answers(tmp_path / "new" / "odd.jsonl", questions) == ("own", odd)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["odd.jsonl"]
+    row = json.loads(answers.read_text().splitlines()[0])
+    assert row.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert row["choices"] == [{"index": 0, "turns": ["own on 81.1", "own on 81.2"]}]
+
+
+def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
+    before = answers.read_bytes()
+    for wrong in ({81: ["a", "b"]}, answers_of("own") | {81: ["a"]}):
+        with pytest.raises(ValueError, match="do not fit"):
+            write_answers(answers, "own", wrong, read_questions(data, "mt_bench"))
+    with pytest.raises(TypeError):
+        write_answers(answers, "own", answers_of("own") | {151: ["a", object()]}, read_questions(data, "mt_bench"))
+    assert answers.read_bytes() == before
+    assert [p.name for p in answers.parent.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other' in an answer file of 'own'"),
+        (lambda rows: [rows.pop(), rows.pop(1)], "no answer to 2 of 4 questions: 101, 151"),
+        (lambda rows: rows.clear(), "no answer to 4 of 4 questions: 81, 101, 111, 151"),
+        (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
+        (lambda rows: rows.append(rows[0]), "line 5: an answer to question 81 a second time"),
+        (lambda rows: rows[1]["choices"][0]["turns"].pop(), "line 2: 1 turn for question 101, which has 2"),
+        (lambda rows: rows[1].pop("model_id"), "line 2: no 'model_id'"),
+        (lambda rows: rows[1]["choices"].clear(), "line 2: question_id is to be a whole number, turns a list of texts"),
+        (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: question_id is to be"),
+        (lambda rows: rows[1]["choices"][0]["turns"].append("\ud83d"), "line 2: half a character"),
+    ],
+)
+def test_answers_that_are_wrong(edit, message, data, answers, capsys):
+    rows = [json.loads(text) for text in answers.read_text().splitlines()]
+    edit(rows)
+    jsonl(answers, rows)
+    assert main(["show", str(answers), "--data", str(data)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {answers}")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_an_answer_file_of_another_model(data, answers):
+    questions = read_questions(data, "mt_bench")
+    assert read_answers(answers, questions, "own")[0] == "own"
+    with pytest.raises(DataError, match="line 1: an answer of 'own' in an answer file of 'mine'"):
+        read_answers(answers, questions, "mine")
+
+
+# --- prompts and ratings
+
+
+def asked_for(data, bench="mt_bench", given=None):
+    questions = read_questions(data, bench)
+    return prompts(data, bench, questions, given or answers_of("own", bench))
+
+
+def test_each_category_and_turn_has_its_prompt(data):
+    found = asked_for(data)
+    assert list(found) == [(number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)]
+    assert found[81, 1] == [
+        {"role": "system", "content": "You are single-v1."},
+        {"role": "user", "content": "plain: Tell of a {red} boat. / own on 81.1"},
+    ]
+    last = {place: messages[-1]["content"] for place, messages in found.items()}
+    assert last[81, 2] == "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2"
+    assert last[111, 1] == "known 5: What is 2 + 3? / own on 111.1"
+    assert last[111, 2] == "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2"
+    assert last[101, 1].startswith("known Bo.:")
+    assert last[151, 1].startswith("plain: Who")
+    one = {place: m[-1]["content"] for place, m in asked_for(data, "vicuna_bench").items()}
+    assert one[1, 1] == "plain: How do I save time? / own on 1.1"
+    assert one[70, 1] == "known print('a {line}'): Print a line. / own on 70.1"
+    assert len(one) == 3
+
+
+def test_braces_in_an_answer_are_text(data):
+    odd = answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]}
+    found = asked_for(data, given=odd)
+    assert found[81, 1][-1]["content"].endswith("/ {answer} {0} {")
+    assert found[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
+
+
+def test_an_empty_system_prompt_is_left_out(data):
+    jsonl(data / "judge_prompts.jsonl", [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items()])
+    assert [m["role"] for m in asked_for(data)[81, 1]] == ["user"]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_that_is_missing(name, data):
+    rows = [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items() if n != name]
+    jsonl(data / "judge_prompts.jsonl", rows)
+    with pytest.raises(DataError, match=f"judge_prompts.jsonl: no prompt '{name}'"):
+        asked_for(data)
+
+
+@pytest.mark.parametrize("template", ["{question} {reference}", "{0}", "{question", "{question.x}"])
+def test_a_prompt_that_cannot_be_filled(template, data):
+    rows = [{"name": n, "system_prompt": "", "prompt_template": template} for n in PROMPTS]
+    jsonl(data / "judge_prompts.jsonl", rows)
+    with pytest.raises(DataError, match="prompt 'single-v1' has a placeholder that cannot be filled"):
+        asked_for(data)
+
+
+def test_a_reference_answer_that_is_missing(data):
+    known = data / "mt_bench" / "reference_answer" / "gpt-4.jsonl"
+    jsonl(known, [answer_row(101, ["Bo.", "Neither."])])
+    with pytest.raises(DataError, match=r"no reference answer to each turn of question 111 \(math\)"):
+        asked_for(data)
+    jsonl(known, [answer_row(101, ["Bo."]), answer_row(111, ["5", "10"])])
+    with pytest.raises(DataError, match="each turn of question 101"):
+        asked_for(data)
+    known.unlink()
+    with pytest.raises(DataError, match=r"gpt-4.jsonl: No such file"):
+        asked_for(data)
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("Rating: [[7]]", 7),
+        ("Rating: [[7.5]]", 7.5),
+        ("[[10]] or [[3]]", 10),
+        ("[4] at first, but in the end [[6]]", 6),
+        ("Rating: [8]", 8),
+        ("see [2], [9]", 2),
+        ("[[1]]", 1),
+        ("Rating: 7", None),
+        ("Rating: [[7/10]]", None),
+        ("Rating: [[ 7 ]]", None),
+        ("[[rating]]", None),
+        ("", None),
+        ("[[0]]", None),
+        ("[[11]] not [[5]]", None),
+        ("[100]", None),
+        ("[[" + "9" * 400 + "]]", None),
+        ("[[\u0667]]", None),
+    ],
+)
+def test_ratings(reply, value):
+    assert rating(reply) == value
+
+
+# --- scores
+
+
+def saved_for(data, given, by, scores):
+    """Judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without rating; absent: not judged."""
+    found = {}
+    for (number, turn), messages in asked_for(data, given=given).items():
+        for sitting, key in enumerate(by.keys(messages), 1):
+            if (number, turn, sitting) in scores:
+                value = scores[number, turn, sitting]
+                found[key] = Judgment("no" if value is None else f"[[{value}]]", value, 10, 3)
+    return found
+
+
+def test_scores_by_hand(data):
+    by, given = Judge("j", passes=2), answers_of("own")
+    scores = {(81, 1, 1): 8, (81, 1, 2): 7, (81, 2, 1): 6, (81, 2, 2): 5, (101, 1, 1): 2, (101, 1, 2): None}
+    scores |= {(101, 2, 1): None, (111, 1, 1): 3, (111, 1, 2): 4, (111, 2, 1): 1, (111, 2, 2): None}
+    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    assert (found["n"], found["judged"], found["n_valid"]) == (16, 11, 8)
+    assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
+    assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
+    assert found["categories"] == {"writing": 6.5, "reasoning": 2.0, "math": pytest.approx(8 / 3), "humanities": None}
+    assert found["pass_means"] == pytest.approx([(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3])
+    assert found["tokens"] == {"prompt": 110, "completion": 33}
+    assert (found["bench"], found["judge"], found["passes"]) == ("mt_bench", "j", 2)
+    # Whole questions are drawn: 3 of them with sums 26, 2, 8 and counts 4, 1, 3. Each of the 27 draws is as likely; the
+    # lowest (the second thrice) and the highest (the first thrice) have 3.7% each, above the 2.5% that are cut off.
+    assert (found["low"], found["high"]) == (2.0, 6.5)
+    json.dumps(found)
+
+
+def test_the_interval_pools_what_is_drawn(data):
+    """Questions with 1 to 4 scores, held beside all 256 draws of four questions, each as likely."""
+    by, given = Judge(passes=2), answers_of("own")
+    values = {81: [2], 101: [9, 9, 9, 9], 111: [4, 5], 151: [7, 7, 6]}
+    places = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    scores = {(n, *place): v for n, some in values.items() for place, v in zip(places, some, strict=False)}
+    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    draws = sorted(np.mean([v for n in draw for v in values[n]]) for draw in itertools.product(values, repeat=4))
+    assert found["low"] == pytest.approx(draws[6])
+    assert found["high"] == pytest.approx(draws[-7])
+
+
+def test_nothing_valid_is_none(data):
+    by, given = Judge(), answers_of("own")
+    for scores in ({}, {(81, 1, 1): None}):
+        found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+        assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
+        assert set(found["turns"].values()) == set(found["categories"].values()) == set(found["pass_means"]) == {None}
+        assert found["judged"] == len(scores)
+
+
+def test_the_interval_is_that_of_the_mean_of_many_questions(tmp_path, data):
+    """As wide as the standard error says, and of whole questions: two equal turns narrow nothing."""
+    rng = np.random.default_rng(5)
+    numbers, values = range(200, 280), rng.uniform(1, 10, 80)
+    rows = [{"question_id": n, "category": "stem", "turns": ["q", f"r{n}"]} for n in numbers]
+    jsonl(data / "mt_bench" / "question.jsonl", rows)
+    given, by = {n: [f"a{n}", "b"] for n in numbers}, Judge()
+    scores = {(n, turn, 1): round(float(v), 3) for n, v in zip(numbers, values, strict=True) for turn in (1, 2)}
+    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    half = 1.96 * values.std() / 80**0.5
+    assert found["low"] == pytest.approx(values.mean() - half, abs=0.03)
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.03)
+    again = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    assert again == found
+
+
+def test_the_hash_of_the_answers_tells_them_apart(data):
+    first = summary(data, "mt_bench", answers_of("own"), Judge(), {})["answers"]
+    assert len(first) == 16
+    assert summary(data, "mt_bench", dict(reversed(answers_of("own").items())), Judge(), {})["answers"] == first
+    assert summary(data, "mt_bench", answers_of("own") | {81: ["", ""]}, Judge(), {})["answers"] != first
+
+
+# --- judging
+
+
+def run(data, server, *words, judge_name="gpt-4"):
+    """The judge command in this process: 0 or more answer files and options."""
+    url = server if isinstance(server, str) else server.url
+    fast = ["--data", str(data), "--base-url", url, "--retries", "1", "--timeout", "5", "--judge", judge_name]
+    return main(["judge", *fast, *map(str, words)])
+
+
+def test_a_model_is_judged_and_shown(data, answers, capsys):
+    scores = iter([8, 6, 5, 5, 9, 3, 7, 7])
+    with JudgeServer(lambda prompt, nth: score(next(scores))) as server:
+        assert run(data, server, answers, "--concurrency", "1") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0] == "8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed"
+    heading = [
+        "model",
+        "judge",
+        "mean",
+        "95% interval",
+        "turn 1",
+        "turn 2",
+        "writing",
+        "reasoning",
+        "math",
+        "humanities",
+        "valid",
+    ]
+    assert re.split("  +", lines[1]) == heading
+    cells = re.split("  +", lines[2])
+    assert cells[:3] == ["own", "gpt-4", "6.25"]
+    assert cells[4:] == ["7.25", "5.25", "7.00", "5.00", "6.00", "7.00", "8 of 8"]
+    assert len(lines) == 3
+    assert [r["messages"] for r in server.requests] == list(asked_for(data).values())
+    fixed = {"model": "gpt-4", "temperature": 0, "max_tokens": 2048}
+    assert all({k: v for k, v in r.items() if k != "messages"} == fixed for r in server.requests)
+    assert server.keys == {f"Bearer {KEY}"}
+    rows = [json.loads(line) for line in Path("outputs/judgments/gpt-4.jsonl").read_text().splitlines()]
+    assert rows[0]["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
+    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens", "judge")] == [8.0, 100, 20, "gpt-4"]
+    # Shown again without a server, and without a key.
+    os.environ.pop("OPENAI_API_KEY")
+    assert main(["show", str(answers), "--data", str(data)]) == 0
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+    assert main(["show", str(answers), "--data", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"]
+    assert [(m["model"], m["mean"], m["file"]) for m in found] == [("own", 6.25, str(answers))]
+    assert found[0]["tokens"] == {"prompt": 800, "completion": 160}
+    # Judged again: nothing to pay, so no key, and no server.
+    assert run(data, "http://127.0.0.1:9/v1", answers) == 0
+    assert capsys.readouterr().out.startswith("0 judged anew, 8 taken from")
+
+
+def test_vicuna_bench_has_one_turn(data, tmp_path, capsys):
+    path = tmp_path / "v.jsonl"
+    write_answers(path, "own", answers_of("own", "vicuna_bench"), read_questions(data, "vicuna_bench"))
+    with JudgeServer() as server:
+        assert run(data, server, path, "--bench", "vicuna_bench", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judging"] == {"asked": 3, "cached": 0, "failed": 0, "reasons": {}}
+    assert found["models"][0]["turns"] == {"1": 7.0}
+    assert (found["models"][0]["low"], found["models"][0]["high"]) == (7.0, 7.0)
+
+
+def test_the_address_and_the_key_of_the_environment(data, answers, monkeypatch):
+    with JudgeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        assert main(["judge", str(answers), "--data", str(data)]) == 0
+        assert len(server.requests) == 8
+        outcome = judge([[{"role": "user", "content": "x"}]], Judge(), Path("f"), api_key="another")
+    assert (outcome.asked, server.keys) == (1, {f"Bearer {KEY}", "Bearer another"})
+
+
+def test_concurrency_is_used_and_kept(data, answers):
+    with JudgeServer(lambda prompt, nth: Reply("[[5]]", wait=0.15)) as server:
+        assert run(data, server, answers, "--concurrency", "3") == 0
+    assert server.busiest == 3
+
+
+def test_passes_are_asked_anew_and_kept_apart(data, answers, capsys):
+    with JudgeServer(lambda prompt, nth: score(nth)) as server:
+        assert run(data, server, answers) == 0
+        assert run(data, server, answers, "--passes", "3", "--json") == 0
+        assert set(server.paid.values()) == {3}
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["judging"]["asked"] == 16
+    assert found["judging"]["cached"] == 8
+    assert found["models"][0]["pass_means"][0] == 1
+    assert sorted(found["models"][0]["pass_means"])[0] == 1
+    assert found["models"][0]["mean"] == 2
+    assert found["models"][0]["n"] == 24
+
+
+def test_two_judges_have_a_file_each_and_may_share_one(data, answers, tmp_path, capsys):
+    with JudgeServer() as server:
+        assert run(data, server, answers) == 0
+        assert run(data, server, answers, judge_name="org/judge:7b") == 0
+        assert sorted(p.name for p in Path("outputs/judgments").iterdir()) == ["gpt-4.jsonl", "org_judge_7b.jsonl"]
+        for name in ("a", "b"):
+            assert run(data, server, answers, "--judgments", tmp_path / "all.jsonl", judge_name=name) == 0
+        assert len(server.requests) == 32
+        assert run(data, server, answers, "--judgments", tmp_path / "all.jsonl", "--max-tokens", "9", judge_name="a") == 0
+        assert len(server.requests) == 40
+    assert len(read_judgments(tmp_path / "all.jsonl")) == 24
+
+
+def test_an_answer_is_judged_once_whatever_file_it_is_in(data, answers, tmp_path, capsys):
+    questions = read_questions(data, "mt_bench")
+    write_answers(tmp_path / "copy.jsonl", "copy", answers_of("own"), questions)
+    write_answers(tmp_path / "near.jsonl", "near", answers_of("own") | {151: ["own on 151.1", "new"]}, questions)
+    with JudgeServer() as server:
+        assert run(data, server, answers, tmp_path / "copy.jsonl", tmp_path / "near.jsonl") == 0
+    assert len(server.requests) == 9
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["own", "copy", "near"]
+
+
+def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, capsys):
+    def reply(prompt, nth):
+        return Reply("I would rather not.") if "own on 81.2" in prompt else score(4)
+
+    with JudgeServer(reply) as server:
+        assert run(data, server, answers, "--json") == 0
+        assert run(data, server, answers) == 0
+        assert len(server.requests) == 8
+    found = json.loads(capsys.readouterr().out.splitlines()[0])["models"][0]
+    assert [found[key] for key in ("n", "judged", "n_valid", "mean")] == [8, 8, 7, 4.0]
+
+
+def test_a_reply_of_null_is_a_reply(data, answers, capsys):
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
+    with JudgeServer(lambda prompt, nth: Reply(body=body)) as server:
+        assert run(data, server, answers) == 0
+    assert "0 of 8" in capsys.readouterr().out
+
+
+# --- a server that misbehaves
+
+
+@pytest.mark.parametrize(
+    ("trouble", "least"),
+    [
+        (error(429, retry_after="0.8"), 0.8),
+        (error(500), 0.3),
+        (error(503, retry_after="0.01"), 0),
+        (DROP, 0.3),
+        (Reply("half of it", status=0), 0.3),
+        (Reply("late", wait=0.9), 0.9),
+    ],
+    ids=["429", "500", "503", "dropped", "dropped half-way", "late"],
+)
+def test_trouble_that_passes_is_retried(trouble, least, data, answers, capsys):
+    """By the openai package, whose own pause is half a second; a server may ask for another."""
+
+    def reply(prompt, nth):
+        return trouble if "own on 111.1" in prompt and "own on 111.2" not in prompt and nth == 1 else score(7)
+
+    with JudgeServer(reply) as server:
+        assert run(data, server, answers, "--timeout", "0.6" if trouble.wait else "5") == 0
+    assert capsys.readouterr().out.startswith("8 judged anew, 0 taken from")
+    asked = [t for t, r in zip(server.times, server.requests, strict=True) if "own on 111" in r["messages"][1]["content"]]
+    again = [r["messages"][1]["content"] for r in server.requests]
+    assert len(again) == 9
+    assert max(asked) - min(asked) >= least
+
+
+def test_the_prompt_that_goes_ahead_is_tried_again(data, answers, capsys):
+    with JudgeServer(lambda prompt, nth: error(500, retry_after="0.01") if len(server.requests) < 3 else score(7)) as server:
+        assert run(data, server, answers, "--concurrency", "1") == 0
+    assert "8 judged anew" in capsys.readouterr().out
+
+
+def failing(*texts):
+    return lambda prompt, nth: error(500, "out of\nmemory", retry_after="0.01") if prompt.endswith(texts) else score(7)
+
+
+def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, capsys):
+    with JudgeServer(failing("own on 81.1", "own on 111.2")) as server:
+        assert run(data, server, answers) == 1
+        assert len(server.requests) == 6 + 2 + 3  # of each that fails, one retry, and the first went ahead before that
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("6 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 2 failed")
+        assert lines[1] == "  2 not judged: HTTP 500: out of memory"
+        assert lines[-1] == "own: incomplete, 6 of 8 judged by gpt-4"
+        assert "6 of 8" in lines[-2]
+        assert main(["show", str(answers), "--data", str(data)]) == 0
+        assert capsys.readouterr().out.splitlines() == lines[2:]
+        server.answer = lambda prompt, nth: score(3)
+        before = len(server.requests)
+        assert run(data, server, answers) == 0
+        assert len(server.requests) == before + 2
+    assert set(server.paid.values()) == {1}
+    assert capsys.readouterr().out.startswith("2 judged anew, 6 taken from")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (error(400, "too long a prompt"), "HTTP 400: too long a prompt"),
+        (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
+        (error(429, "slower", retry_after="0.01"), "HTTP 429: slower"),
+        (Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}), "the reply is no chat completion"),
+        (Reply(body=b"{", headers={}), "the reply is no chat completion"),
+        (Reply(body={"choices": []}), "the reply is no chat completion"),
+        (Reply(body=[1]), "the reply is no chat completion"),
+        (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
+        (Reply(wait=2.0), "no reply in time"),
+        (DROP, "the connection broke off"),
+        (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
+    ],
+)
+def test_reasons_are_one_line_each_and_the_others_go_on(trouble, reason, data, answers, capsys):
+    with JudgeServer(lambda prompt, nth: trouble if prompt.endswith("own on 81.1") else score(7)) as server:
+        assert run(data, server, answers, "--timeout", "0.5" if trouble.wait else "5", "--json") == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["judging"]["asked"] == 7
+    (told,) = found["judging"]["reasons"]
+    assert told.startswith(reason)
+    assert "\n" not in told
+    assert KEY[:8] not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (error(401, f"wrong key {KEY}"), "refuses the key in OPENAI_API_KEY (HTTP 401)"),
+        (error(403), "refuses the key in OPENAI_API_KEY (HTTP 403)"),
+        (error(404, "no such model"), "knows no judge 'gpt-4' (HTTP 404)"),
+        (error(400, "no such model", "model_not_found"), "knows no judge 'gpt-4' (HTTP 400)"),
+        (error(429, "pay first", "insufficient_quota", retry_after="0.01"), "the quota of this key is used up"),
+    ],
+)
+@pytest.mark.parametrize("judged", [0, 3])
+def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(judged, trouble, message, data, answers, capsys):
+    with JudgeServer(lambda prompt, nth: score(7) if len(server.requests) <= judged else trouble) as server:
+        assert run(data, server, answers, "--concurrency", "1") == 2
+        retried = judged > 0 and trouble.status == 429
+        assert len(server.requests) == judged + 1 + retried
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {server.url}")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert KEY not in said.out + said.err
+    assert len(read_judgments(Path("outputs/judgments/gpt-4.jsonl"))) == judged
+
+
+def test_an_address_without_the_path_is_an_unknown_judge(data, answers, capsys):
+    with JudgeServer() as server:
+        assert run(data, server.url.removesuffix("/v1"), answers) == 2
+    assert "Most addresses end in /v1" in capsys.readouterr().err
+
+
+def test_nothing_listens(data, answers, capsys):
+    with JudgeServer() as server:
+        url = server.url
+    began = time.monotonic()
+    assert main(["judge", str(answers), "--data", str(data), "--base-url", url]) == 2
+    assert time.monotonic() - began < 15  # ten retries would take 50 s
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: nothing listens at {url} (")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://", "ftp://x/v1", "http://x:y/v1", "http://a b/v1", "http://x:99999/v1"]
+)
+def test_addresses_that_are_none(url, data, answers, capsys):
+    assert run(data, url, answers) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_password_in_the_address_is_not_printed(data, answers, capsys):
+    with JudgeServer() as server:
+        for url in (server.url.replace("/v1", ""), "http://x:y/v1"):
+            assert run(data, url.replace("//", "//user:hidden@"), answers) == 2
+            assert "hidden" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("", "Set OPENAI_API_KEY; a local server takes any word"), (" ", "Set OPENAI"), ("ключ", "a character that no key has")],
+)
+def test_keys_that_are_none(key, message, data, answers, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with JudgeServer() as server:
+        assert run(data, server, answers) == 2
+        assert not server.requests
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    with JudgeServer() as server:
+        assert run(data, server, answers) == 0
+        assert server.keys == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    "words", [["--passes", "0"], ["--concurrency", "0"], ["--retries", "-1"], ["--timeout", "0"], ["--judge", ""]]
+)
+def test_options_that_make_no_sense(words, data, answers, capsys):
+    assert main(["judge", str(answers), "--data", str(data), "--base-url", "http://127.0.0.1:9/v1", *words]) == 2
+    said = capsys.readouterr().err
+    assert "above 0" in said
+    assert said.count("\n") == 1
+
+
+# --- the file of judgments
+
+
+def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answers, capsys):
+    file = Path("outputs/judgments/gpt-4.jsonl")
+    with JudgeServer() as server:
+        assert run(data, server, answers) == 0
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-30])
+        assert main(["show", str(answers), "--data", str(data)]) == 0
+        assert "7 of 8 judged" in capsys.readouterr().out
+        assert file.read_bytes() == whole[:-30]
+        assert run(data, server, answers) == 0
+        assert sorted(server.paid.values()) == [1] * 7 + [2]
+        assert run(data, server, answers) == 0
+        assert len(server.requests) == 9
+    assert file.read_bytes().startswith(whole[:-30] + b"\n")
+
+
+def test_the_first_of_two_judgments_counts(tmp_path):
+    row = {"key": "k", "reply": "[[3]]", "prompt_tokens": 1, "completion_tokens": 1}
+    file = jsonl(tmp_path / "j", [row, row | {"reply": "[[9]]"}])
+    assert read_judgments(file) == {"k": Judgment("[[3]]", 3.0, 1, 1)}
+
+
+def test_a_file_of_something_else_is_not_written_to(data, answers, tmp_path, capsys):
+    before = answers.read_bytes()
+    with JudgeServer() as server:
+        assert run(data, server, answers, "--judgments", answers) == 2
+        assert f"{answers} line 1: not a judgment" in capsys.readouterr().err
+        assert run(data, server, answers, "--judgments", tmp_path) == 2
+        assert f"error: {tmp_path}: Is a directory" in capsys.readouterr().err
+        assert run(data, server, answers, "--judgments", answers / "below.jsonl") == 2
+        assert "Not a directory" in capsys.readouterr().err
+        assert not server.requests
+    assert answers.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_nothing_is_paid_that_cannot_be_saved(data, answers, tmp_path, monkeypatch, capsys):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr("tasks.mt_bench.read_judgments", lambda file: {})  # it would never end
+    with JudgeServer() as server:
+        assert run(data, server, answers, "--judgments", tmp_path / "full.jsonl") == 2
+        assert not server.requests
+    assert capsys.readouterr().err == f"error: {tmp_path}/full.jsonl: No space left on device\n"
+
+
+def test_a_disk_that_is_full_half_way_stops_the_judging(data, answers, monkeypatch, capsys):
+    write = os.write
+    with JudgeServer() as server, monkeypatch.context() as patch:
+        patch.setattr(
+            os, "write", lambda f, line: write(f, line[:40] if b'"key"' in line and len(server.requests) > 2 else line)
+        )
+        assert run(data, server, answers, "--concurrency", "1") == 2
+        assert len(server.requests) == 3
+    said = capsys.readouterr().err
+    assert "could not be written in full" in said
+    assert said.count("\n") == 1
+    with JudgeServer() as server:
+        assert run(data, server, answers) == 0
+        assert len(server.requests) == 6
+
+
+# --- processes
+
+
+def start(data, server, *words):
+    command = [sys.executable, "-m", "tasks.mt_bench", "judge", *map(str, words), "--data", str(data), "--base-url", server.url]
+    return subprocess.Popen(
+        [*command, "--timeout", "20"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Holding:
+    """Answers a number of requests, and holds on to the others until they are let go, unpaid."""
+
+    def __init__(self, number):
+        self.count, self.number, self.free, self.held = itertools.count(), number, threading.Event(), threading.Event()
+
+    def __call__(self, prompt, nth):
+        if next(self.count) < self.number or self.free.is_set():
+            return score(7)
+        self.held.set()
+        self.free.wait(30)
+        return DROP
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, answers, tmp_path):
+    file = tmp_path / "saved.jsonl"
+    with JudgeServer(Holding(5)) as server:
+        running = start(data, server, answers, "--judgments", file, "--concurrency", "2")
+        assert server.answer.held.wait(30)
+        while not file.exists() or file.read_bytes().count(b"\n") < 5:
+            time.sleep(0.01)
+        running.send_signal(how)
+        out, err = running.communicate(timeout=20)
+        server.answer.free.set()
+        assert len(read_judgments(file)) == 5
+        if how == signal.SIGINT:
+            assert running.returncode == 130
+            assert err.splitlines()[-1].startswith(f"stopped. What was judged is saved in {file}")
+            assert "Traceback" not in err
+        again = start(data, server, answers, "--judgments", file)
+        out, err = again.communicate(timeout=30)
+        assert again.returncode == 0, err
+        assert out.startswith("3 judged anew, 5 taken from")
+        assert len(server.paid) == 8
+        assert set(server.paid.values()) == {1}
+
+
+def test_two_processes_share_a_file(data, tmp_path):
+    questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
+    for name in ("a", "b"):
+        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(name).items()}
+        write_answers(tmp_path / f"{name}.jsonl", name, long, questions)
+    with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
+        both = [start(data, server, tmp_path / f"{name}.jsonl", "--judgments", file, "--passes", "4") for name in ("a", "b")]
+        for running in both:
+            out, err = running.communicate(timeout=60)
+            assert running.returncode == 0, err
+            assert out.startswith("32 judged anew, 0 taken from")
+    assert len(file.read_text().splitlines()) == len(read_judgments(file)) == 64
