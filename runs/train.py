@@ -437,12 +437,12 @@ class Training:
     # --- small helpers
 
     def _checkpoint_gradients(self) -> None:
+        model = self.raw_model
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # before 5.24
         try:
-            self.raw_model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable({"use_reentrant": False})
         except (ValueError, AttributeError):
-            raise UserError(
-                f"gradient_checkpointing=true: a {type(self.raw_model).__name__} cannot do that, set it to false"
-            ) from None
+            raise UserError(f"gradient_checkpointing=true: a {type(model).__name__} cannot do that, set it to false") from None
 
     def _mine(self, rows: list[int]) -> list[int]:
         """This process's share of an effective batch."""

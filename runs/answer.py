@@ -1,0 +1,270 @@
+"""Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for runs.judge.
+
+python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in outputs/records
+python -m runs.answer paper=table4_llama2_7b                       every finished run of a preset, or of other such words
+python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
+python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 eval_batch=8
+
+Answers are saved as they come; the same command goes on after a kill. They lie in outputs/runs/RUN/BENCH.jsonl, in
+FastChat's format. Each answer's tokens are drawn from random numbers of its own (question, turn, the run's seed).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import yaml
+
+from runs.config import Run, expand
+from runs.errors import UserError, entry_point
+from runs.identity import run_id
+from runs.record import FINISHED, Record, read_ledger, run_folder
+from tasks.instruct import InstructTask
+from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
+
+if TYPE_CHECKING:
+    from runs.train import Training
+
+#: What may be set for the answers, beside what names the runs, with its type.
+SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "task.bench": str,
+    "task.mt_bench_dir": str,
+    "task.answer_tokens": int,
+    "task.top_p": (int, float),
+    "task.top_k": int,
+    "eval_batch": int,
+    "device": str,
+    "output": str,
+}
+#: Rows that are answered at once, at most: an answer is many times as long as a row of the evaluation.
+LARGEST_BATCH = 16
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    from runs.sweep import Display
+
+    records = chosen(arguments, SETTINGS)
+    settings = [given(record, arguments, SETTINGS) for record in records]
+    for config in settings:  # every question file before the first model
+        read_questions(data_folder(config["task"]), config["task"]["bench"])
+    display = Display(len(records), name_task=False)
+    for position, (record, config) in enumerate(zip(records, settings, strict=True), 1):
+        display.start(position, as_run(record))
+        path = answer(record, config, display.show)
+        display.line(f"answers: {path}")
+    return 0
+
+
+def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
+    """The finished records that words name: run ids, or whatever names runs. own: keys of the command that name none.
+
+    Raises UserError where there is none, or for a task that is no instruction tuning.
+    """
+    words = [word for word in arguments if word.partition("=")[0] not in own]
+    output = next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
+    ids = [word for word in words if "=" not in word]
+    if ids:
+        from runs.evaluate import find
+
+        if len(words) > len(ids):
+            other = next(word for word in words if "=" in word)
+            raise UserError(f"{other}: beside run ids this command knows {', '.join(f'{key}=' for key in own)}")
+        found = [find(name, output) for name in ids]
+    else:
+        runs = expand([*words, *(word for word in arguments if word.startswith("output="))])
+        there = read_ledger(output, published=False).records
+        records = [there.get(run_id(run) or "") for run in runs]
+        for run, record in zip(runs, records, strict=True):
+            if record is None or record["status"] not in FINISHED:
+                print(f"left out: {run.label} has not finished here", flush=True)
+        found = [record for record in records if record is not None and record["status"] == "done"]
+        if not found:
+            raise UserError(
+                f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs {' '.join(words)}"
+            )
+    for record in found:
+        if record["config"]["task"].get("family") != "instruct":
+            raise UserError(
+                f"run {record['id']} is on {record['label']['task']}: questions are for instruction tuning, such as alpaca"
+            )
+    return found
+
+
+def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's configuration with the command's own words in it. Raises UserError for a value of another type."""
+    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}}
+    for word in arguments:
+        key, equals, text = word.partition("=")
+        if not equals or key not in own:
+            continue
+        value = text if own[key] is str else yaml.safe_load(text)
+        if value == "null" or value is None:
+            value = None
+        elif isinstance(value, bool) or not isinstance(value, own[key]):
+            raise UserError(f"{word}: should be {'a whole number' if own[key] is int else 'a number'}")
+        part = config["task"] if key.startswith("task.") else config
+        part[key.rpartition(".")[2]] = value
+    task = config["task"]
+    if task["bench"] not in BENCHES:
+        raise UserError(f"task.bench={task['bench']}: should be one of {', '.join(BENCHES)}")
+    if not (task["answer_tokens"] or 0) > 0:
+        raise UserError(f"task.answer_tokens={task['answer_tokens']}: should be at least 1")
+    if not 0 < (task["top_p"] or 0) <= 1:
+        raise UserError(f"task.top_p={task['top_p']}: should be above 0 and at most 1 (which samples from all)")
+    if task["top_k"] is not None and task["top_k"] < 1:
+        raise UserError(f"task.top_k={task['top_k']}: should be at least 1, or null for all")
+    if not (config["eval_batch"] or 0) > 0:
+        raise UserError(f"eval_batch={config['eval_batch']}: should be at least 1")
+    return config
+
+
+def as_run(record: Record) -> Run:
+    """The run of a record."""
+    cell = record["cell"]
+    return Run(
+        cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"]
+    )
+
+
+def answers_path(output: str, run: str, bench: str) -> Path:
+    """Where a run's answers lie."""
+    return run_folder(output, run) / f"{bench}.jsonl"
+
+
+def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Path:
+    """Answers every question that has no answer yet; the file's path."""
+    from runs.decode import weights, write_down
+    from runs.evaluate import restore
+
+    how = config["task"]
+    questions = read_questions(data_folder(how), how["bench"])
+    path = answers_path(config["output"], record["id"], how["bench"])
+    report({"phase": "loading"})
+    training = restore({**record, "config": config}, config["output"])
+    training.report = report
+    task = cast(InstructTask, training.task)
+    tokens = {key: how[key] for key in ("answer_tokens", "top_p", "top_k")}
+    about = {"run": record["id"], "weights": weights(training), "bench": how["bench"], **tokens}
+    size, said = min(config["eval_batch"], LARGEST_BATCH), [list[str]() for _ in questions]
+    for turn in range(BENCHES[how["bench"]]):
+        prompts = [task.conversation(q.turns[: turn + 1], texts) for q, texts in zip(questions, said, strict=True)]
+        # By temperature, since greedy answers need no random numbers, and by length, since they are padded to the longest.
+        order = sorted(range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i])))
+        found = write_down(
+            training,
+            path.with_name(f"{path.stem}_turn{turn + 1}.jsonl"),
+            {**about, "turn": turn + 1, "prompts": _hash(prompts)},
+            [order[start : start + size] for start in range(0, len(order), size)],
+            lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
+                {"text": text} for text in _sample(training, [(questions[i], turn, prompts[i]) for i in rows], how)
+            ],
+            ["text"],
+            f"answering {how['bench']}" + (f" turn {turn + 1}" if BENCHES[how["bench"]] > 1 else ""),
+        )
+        for i, texts in enumerate(said):
+            texts.append(found[i]["text"])
+    if training.accelerator.is_main_process:
+        write_answers(path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions)
+    return path
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+# --- sampling
+
+
+def uniforms(question: int, turn: int, seed: int, count: int) -> Any:
+    """The random numbers of an answer, in [0, 1): one for each token, whatever it is batched with."""
+    return np.random.Generator(np.random.Philox(key=[seed, 100 * question + turn])).random(count)
+
+
+def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, numbers: Any) -> Any:
+    """A token of each row: the likeliest at temperature 0, else where a row's random number falls in the distribution.
+
+    logits (rows, vocabulary); temperatures and numbers (rows,) in float64. top_p and top_k leave the likeliest tokens.
+    """
+    import torch
+
+    greedy = logits.argmax(-1)
+    if not temperatures.any():
+        return greedy
+    chances, tokens = (logits.double() / temperatures.clamp(min=1e-6)[:, None]).softmax(-1), None
+    if top_p < 1 or top_k is not None:
+        chances, tokens = chances.sort(-1, descending=True, stable=True)
+        left_out = chances.cumsum(-1) - chances >= top_p
+        left_out[:, top_k:] |= top_k is not None
+        chances = chances.masked_fill(left_out, 0.0)
+    reached = chances.cumsum(-1)
+    place = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
+    drawn = place if tokens is None else tokens.gather(-1, place)
+    return torch.where(temperatures == 0, greedy, drawn[:, 0])
+
+
+def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]) -> Iterator[str]:
+    """The answers to questions, each given as (question, turn from 0, prompt)."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+    model, task = training.raw_model, cast(InstructTask, training.task)
+    device, seed = training.accelerator.device, training.config["seed"]
+    longest, end, stop = max(len(ids) for _, _, ids in asked), task.tokenizer.eos_token_id, task.template.stop
+    room = math.inf if task.positions is None else task.positions - longest
+    count = int(min(how["answer_tokens"], room))
+    if count < 1:
+        return iter(["" for _ in asked])
+    numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in asked])
+    temperatures = torch.tensor(
+        [temperature(question.category) for question, _, _ in asked], dtype=torch.float64, device=device
+    )
+
+    class Draw(LogitsProcessor):
+        """Leaves each row the one token that is drawn, which the greedy search then takes."""
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(device)
+            tokens = draw(scores.float(), temperatures, how["top_p"], how["top_k"], step)
+            return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
+
+    class RunOn(StoppingCriteria):
+        """A row ends where its answer goes on with an instruction."""
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            tail = input_ids[:, max(longest, input_ids.shape[1] - 16) :]
+            ended = [bool(stop) and stop in text for text in task.tokenizer.batch_decode(tail)]
+            return torch.tensor(ended, device=input_ids.device)
+
+    batch = torch.full((len(asked), longest), end, device=device)
+    mask = torch.zeros_like(batch)
+    for row, (_, _, ids) in enumerate(asked):
+        batch[row, longest - len(ids) :] = torch.tensor(ids, device=device)
+        mask[row, longest - len(ids) :] = 1
+    plain = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
+    usual, model.generation_config = model.generation_config, plain  # or the model's own would fill what is not said here
+    try:
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=batch, attention_mask=mask, logits_processor=[Draw()], stopping_criteria=[RunOn()]
+            )
+    finally:
+        model.generation_config = usual
+    return iter([_text(task, row) for row in output[:, longest:].tolist()])
+
+
+def _text(task: InstructTask, ids: list[int]) -> str:
+    """An answer up to its end token, or to where it goes on with an instruction."""
+    end = task.tokenizer.eos_token_id
+    text: str = task.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True)
+    return text.partition(task.template.stop)[0].strip() if task.template.stop else text.strip()
+
+
+if __name__ == "__main__":
+    entry_point(main)

@@ -1,0 +1,90 @@
+"""Lets a judge score the answers of finished runs (runs.answer), and writes the scores into their records, for table 4.
+
+python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
+python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that name runs
+python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
+python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
+
+The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the same command
+goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other system's answers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from runs.answer import answers_path, chosen, given
+from runs.errors import UserError, entry_point
+from runs.record import Record, write_record
+from tasks.mt_bench import (
+    Judge,
+    JudgeError,
+    data_folder,
+    judge,
+    prompts,
+    read_answers,
+    read_judgments,
+    read_questions,
+    summary,
+    table,
+)
+
+#: What may be set, beside what names the runs, with its type.
+SETTINGS: dict[str, type] = {
+    "task.bench": str,
+    "task.mt_bench_dir": str,
+    "output": str,
+    "judge": str,
+    "base_url": str,
+    "passes": int,
+    "max_tokens": int,
+    "concurrency": int,
+    "retries": int,
+    "timeout": int,
+}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    records = chosen(arguments, SETTINGS)
+    config = given(records[0], arguments, SETTINGS)
+    by = Judge(config.get("judge", "gpt-4"), config.get("passes", 1), max_tokens=config.get("max_tokens", 2048))
+    file = Path(config["output"], "judgments", by.file().name)
+    answered = [_answers(record, given(record, arguments, SETTINGS)) for record in records]
+    messages = [m for bench, folder, answers in answered for m in _prompts(folder, bench, answers).values()]
+    how = {key: config[key] for key in ("base_url", "concurrency", "retries", "timeout") if key in config}
+    try:
+        outcome = judge(messages, by, file, progress=True, **how)
+    except JudgeError as error:
+        raise UserError(str(error)) from None
+    failed = outcome.failed.total()
+    print(f"{outcome.asked} judged anew, {outcome.cached} taken from {file}, {failed} failed")
+    for reason, count in outcome.failed.most_common():
+        print(f"  {count} not judged: {reason}")
+    saved, shown = read_judgments(file), list[dict[str, Any]]()
+    for record, (bench, folder, answers) in zip(records, answered, strict=True):
+        found = summary(folder, bench, answers, by, saved)
+        others = [j for j in record.get("judged", []) if (j["bench"], j["judge"]) != (bench, by.name)]
+        if found["judged"] == found["n"]:  # a part of the scores is no result
+            write_record(config["output"], {**record, "judged": [*others, found]})
+        shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
+    print(table(shown))
+    return 1 if failed else 0
+
+
+def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:
+    """The bench, its data folder, and a run's answers. Raises UserError where they are not there."""
+    bench, folder = config["task"]["bench"], data_folder(config["task"])
+    path = answers_path(config["output"], record["id"], bench)
+    if not path.is_file():
+        raise UserError(f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}")
+    return bench, folder, read_answers(path, read_questions(folder, bench), record["id"])[1]
+
+
+def _prompts(folder: Path, bench: str, answers: dict[int, list[str]]) -> dict[tuple[int, int], list[dict[str, str]]]:
+    return prompts(folder, bench, read_questions(folder, bench), answers)
+
+
+if __name__ == "__main__":
+    entry_point(main)
