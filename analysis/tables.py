@@ -1,9 +1,7 @@
 """Prints a table from the records, beside the paper's where there is one.
 
     python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs] [--save]
-    python -m analysis.tables table3
-    python -m analysis.tables table5
-    python -m analysis.tables demo
+    python -m analysis.tables table3     (and table4, table5, table12, table13, demo)
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
 the protocol's says so and enters no average.
@@ -24,7 +22,7 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells
-from runs.record import Ledger, read_ledger, write_atomically
+from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
@@ -412,6 +410,132 @@ def _image_table(
     return Table(title, header, rows, [*notes, *_about(mine)])
 
 
+# --- tables 4, 12 and 13
+
+LLAMAS = {"llama_7b": "Llama 7B", "llama_13b": "Llama 13B", "llama2_7b": "Llama 2 7B", "llama2_13b": "Llama 2 13B"}
+BENCHES = {"mt_bench": "MT-Bench", "vicuna_bench": "Vicuna-bench"}
+#: Rows of table 13's training rows; table 4 takes all of Alpaca-cleaned.
+TABLE_13_ROWS = 10000
+
+
+def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """MT-Bench: a table for each of the paper's models, and one for each other model that has records."""
+    printed: dict[str, list[list[Any]]] = defaultdict(list)
+    for name, *row in paper()["table4"]["rows"]:
+        printed[name.replace("-", "_")].append(row)
+    found = cells([r for r in _instructed(ledger) if not _part(r)], seeds or 1, select)
+    return _judged_tables("Table 4", "mt_bench", found, {model: printed[model] for model in LLAMAS})
+
+
+def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Vicuna-bench after 10,000 rows of Alpaca-cleaned, and other models with what they were trained on."""
+    rows = [["lora", *paper()["table13"]["rows"][0][1:]], ["vera_r256", *paper()["table13"]["rows"][1][1:]]]
+    records = [r for r in _instructed(ledger) if _part(r) or r["cell"]["model"] not in LLAMAS]
+    sized = [[row, f"{params} ({size})", score] for row, params, size, score in rows]
+    return _judged_tables("Table 13", "vicuna_bench", cells(records, seeds or 1, select), {"llama_7b": sized})
+
+
+def _instructed(ledger: Ledger) -> list[Record]:
+    return [r for r in ledger if r["config"]["task"].get("family") == "instruct"]
+
+
+def _part(record: Record) -> bool:
+    """Whether it was trained on table 13's part of the rows."""
+    return record["cell"]["model"] in LLAMAS and record["config"]["task"]["train_rows"] == TABLE_13_ROWS
+
+
+def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[str, list[list[Any]]]) -> list[Table]:
+    order = [*("none", "lora", "vera", "vera_r256"), *sorted(key[1] for key in found)]
+    tables = []
+    for model in dict.fromkeys([*printed, *sorted(key[0] for key in found)]):
+        rows: list[list[str]] = []
+        for row, size, score in printed.get(model, []):
+            method = "none" if row == "none" else NAMES[row.partition("_")[0]]
+            rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
+            rows += [line for cell in _of(found, model, row) for line in _judged_rows(cell, bench, score)]
+        told = {row for row, *_ in printed.get(model, [])}
+        mine = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
+        rows += [line for cell in mine for line in _judged_rows(cell, bench, None)]
+        label = LLAMAS.get(model)
+        title = f"{name}, {label}" if label else f"{name}'s protocol on {model}, a model that the paper does not use"
+        tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, {k: c for k, c in found.items() if k[0] == model}))
+    return tables
+
+
+def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
+    """A row's cells, of each task (a user's own instructions are another)."""
+    return [cell for key, cell in sorted(found.items()) if key[:2] == (model, row)]
+
+
+def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str]]:
+    """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
+    head = [cell.label, "ours", f"{cell.parameters:,}"]
+    judges = dict.fromkeys(j["judge"] for r in cell.records for j in r.get("judged", []) if j["bench"] == bench)
+    if not judges:
+        state = "diverged" if cell.diverged else f"ours, not judged by {BENCHES[bench]}"
+        return [[*head, *["-"] * 4, "", state]]
+    lines = []
+    for judge in judges:
+        found = [j for r in cell.records for j in r.get("judged", []) if (j["bench"], j["judge"]) == (bench, judge)]
+        scores = [j["mean"] for j in found if j["mean"] is not None]
+        share = f" ({len(found)}/{cell.wanted})" if len(found) < cell.wanted else ""
+        if len(scores) > 1:
+            share = f" +-{statistics.stdev(scores):.2f}{share}"
+        single = found[0] if len(found) == 1 else None
+        interval = f"{single['low']:.2f} to {single['high']:.2f}" if single and single["low"] is not None else "-"
+        turns = [statistics.median([j["turns"][t] or 0.0 for j in found]) for t in found[0]["turns"]]
+        valid = f"{sum(j['n_valid'] for j in found)} of {sum(j['n'] for j in found)}"
+        score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
+        by_turn = " / ".join(f"{turn:.2f}" for turn in turns)
+        status = "ours" if not share.endswith(")") else "ours, incomplete"
+        lines.append([*head, score, interval, by_turn, valid, judge, status])
+        if printed is not None and scores and judge.startswith("gpt-4") and status == "ours":
+            gap = f"{statistics.median(scores) - printed:+.2f}"
+            lines.append(["", "difference", "", gap, "", "", "", "", ""])
+        head = ["", "ours", ""]
+    return lines
+
+
+def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell]) -> Table:
+    notes = ["The judge's scores from 1 to 10, pooled over questions, turns and passes; 95% by resampling questions."]
+    if any(row[1] == "ours" and row[7] for row in rows):
+        notes.append("valid: replies of the judge that hold a score. Others are counted here and enter no mean.")
+    if any(row[1] == "ours" and row[7] and not row[7].startswith("gpt-4") for row in rows):
+        notes.append("A judge that is no GPT-4 has a scale of its own: no difference to the paper's is shown.")
+    if any("not judged" in row[-1] for row in rows):
+        notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
+    if any("quoted" in row[-1] for row in rows):
+        notes.append("quoted: the paper's number, not run here.")
+    header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
+    return Table(title, header, rows, [*notes, *_about(mine)])
+
+
+def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Time and memory of instruction tuning, LoRA and VeRA of rank 64."""
+    found = cells([r for r in _instructed(ledger) if not _part(r)], seeds or 1, select)
+    tables = []
+    for model in dict.fromkeys(["llama_7b", *sorted(key[0] for key in found)]):
+        rows: list[list[str]] = []
+        for row, minutes, memory in paper()["table12"]["rows"]:
+            if model == "llama_7b":
+                rows.append([f"{NAMES[row]} r=64", "paper", "", f"{minutes:.1f}", "", "", f"{memory:.2f}", "", "quoted"])
+            for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
+                first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
+                seconds, steps = cell.cost("train_seconds"), first["steps"]
+                sizes = [f"{cell.parameters:,}", f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
+                rows.append(
+                    [cell.label, "ours", *sizes, f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", first["device"]["name"], "ours"]
+                )
+        if not rows:
+            continue
+        mine = {k: c for k, c in found.items() if k[0] == model and k[1] in ("lora", "vera_r64")}
+        notes = ["minutes: of training alone, the median over seeds. GB: the device's largest memory, on a CPU the process's."]
+        title = f"Table 12, {LLAMAS['llama_7b']}" if model == "llama_7b" else f"Table 12's protocol on {model}"
+        header = ["method", "source", "params", "minutes", "s/step", "tok/s", "GB", "device", "status"]
+        tables.append(Table(f"{title}: time and memory, rank 64", header, rows, [*notes, *_about(mine)]))
+    return tables
+
+
 # --- the demo
 
 
@@ -463,7 +587,8 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     return tables
 
 
-TABLES = {"table2": table2, "table3": table3, "table5": table5, "demo": demo}
+TABLES = {"table2": table2, "table3": table3, "table4": table4, "table5": table5, "table12": table12, "table13": table13}
+TABLES |= {"demo": demo}
 
 
 def main(arguments: list[str]) -> int:
@@ -475,7 +600,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument(
-        "--seeds", type=int, help="how many seeds a complete cell has (table2 and table5: 5, table3 and demo: 3)"
+        "--seeds", type=int, help="how many seeds a complete cell has (table2 and 5: 5, table3 and demo: 3, the others: 1)"
     )
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)

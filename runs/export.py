@@ -39,6 +39,10 @@ def main(arguments: list[str]) -> int:
 
     import vera
 
+    quantised = form == "merged" and record["config"]["model"].get("quantise")
+    if quantised:  # whole weights take the adapter in; 4-bit ones would round it away
+        record = {**record, "config": {**record["config"], "model": {**record["config"]["model"], "quantise": None}}}
+        print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     training = restore(record, output)
     model, method = training.raw_model, training.method
     if form == "peft":

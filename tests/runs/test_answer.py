@@ -1,0 +1,475 @@
+"""A run answers MT-Bench's questions and is judged: whatever kills it or shares its batch, the answers are the same."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from bench import QUESTIONS
+from judge_server import JudgeServer, Reply, error, score
+from running import comparable, do, elsewhere
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from analysis.tables import main as tables
+from runs import answer, decode, evaluate, judge, models
+from runs.answer import draw, uniforms
+from runs.config import expand
+from runs.errors import UserError
+from runs.record import read_record, record_path, run_folder
+from runs.train import Training
+from tasks import DataError
+from tasks.mt_bench import read_answers, read_questions
+
+COUNT = len(QUESTIONS["mt_bench"])
+
+
+@pytest.fixture
+def done(alpaca_words, tmp_path):
+    """A finished run: its record and its output folder."""
+    return do(alpaca_words), tmp_path / "outputs"
+
+
+def asked(record, output, *words):
+    assert answer.main([record["id"], f"output={output}", *words]) == 0
+    return read(record, output)
+
+
+def read(record, output, bench="mt_bench"):
+    path = run_folder(output, record["id"]) / f"{bench}.jsonl"
+    return {row["question_id"]: row["choices"][0]["turns"] for row in map(json.loads, path.read_text().splitlines())}
+
+
+# --- training
+
+
+def test_a_run_on_instructions(done):
+    record, _ = done
+    assert record["status"] == "done"
+    assert record["result"]["metric"] == "perplexity"
+    assert record["curve"]["dev_loss"][1] < record["curve"]["dev_loss"][0]
+    assert (record["data"]["train_rows"], record["data"]["dev_rows"], record["config"]["keep"]) == (8, 2, "last")
+    assert record["cost"]["tokens_per_second"] > 0
+    assert record["texts"] is None
+
+
+def test_where_the_questions_lie_and_how_they_are_answered_is_no_part_of_a_run(alpaca_words, done):
+    from runs.identity import run_id
+
+    record, _ = done
+    words = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
+    assert run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5"])[0]) == record["id"]
+    assert run_id(expand([*alpaca_words, "model.quantise=nf4"])[0]) != record["id"]
+
+
+def test_the_template_belongs_to_a_run(alpaca_words, done, tmp_path):
+    from runs.identity import run_id
+
+    forms = {"prompt_input": "{instruction} {input} =", "prompt_no_input": "{instruction} ="}
+    (tmp_path / "t.json").write_text(json.dumps(forms))
+    ids = [run_id(expand([*alpaca_words, f"task.template={tmp_path / name}"])[0]) for name in ("t.json", "t.json")]
+    (tmp_path / "u.json").write_text(json.dumps(forms))
+    assert ids[0] == ids[1] == run_id(expand([*alpaca_words, f"task.template={tmp_path / 'u.json'}"])[0])
+    assert ids[0] != done[0]["id"]
+
+
+@pytest.mark.parametrize("method", [["method=vera"], ["method=lora"], ["method=adapter_p", "method.bottleneck=4"]])
+def test_every_adapter_over_4_bit_weights_trains_after_an_evaluation(method, alpaca_words, tmp_path):
+    """bitsandbytes packs the weights in an evaluation where the processor has avx512_bf16, and gradients would end there."""
+    words = [w for w in alpaca_words if not w.startswith("method.")]
+    sites = ["method.sites=[all-linear]"] if "adapter" not in method[0] else []
+    (run,) = expand([*words, *method, *sites, "model.quantise=nf4"])
+    training = Training(run, "0" * 12, lambda event: None)
+    linear = [m for m in training.raw_model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(linear) == 2 * 7
+    rows = list(range(4))
+    for _ in range(2):  # the first step moves LoRA's B and VeRA's b away from zero, where the others have no gradient
+        training.step(rows)
+        training.evaluate()
+    before = {name: p.detach().clone() for name, p in training.parameters.items()}
+    training.scheduler.last_epoch = 1
+    for group in training.optimizer.param_groups:
+        group["lr"] = 1e-2
+    training.step(rows)
+    still = [name for name, p in training.parameters.items() if torch.equal(p, before[name])]
+    assert before
+    assert not still
+
+
+def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_refused(alpaca_words, tiny_llama):
+    (run,) = expand([*alpaca_words, "model.quantise=nf4"])
+    model = Training(run, "0" * 12, lambda event: None).raw_model
+    up = model.model.layers[0].mlp.up_proj
+    assert getattr(up, "base", up).weight.numel() * 2 == 64 * 128
+    with pytest.raises(UserError, match="method=full trains the model's own weights, which 4 bits cannot hold"):
+        expand([*(w for w in alpaca_words if not w.startswith("method")), "method=full", "model.quantise=nf4"])
+    with pytest.raises(UserError, match="should be one of null, nf4"):
+        expand([*alpaca_words, "model.quantise=int8"])
+
+
+@pytest.mark.parametrize("method", ["vera", "lora"])
+def test_checkpointing_and_micro_batches_change_no_gradient(method, alpaca_words, tmp_path):
+    words = [*alpaca_words, f"method={method}", "method.sites=[all-linear]"]
+    plain = do(words)
+    other = do(elsewhere([*words, "gradient_checkpointing=true", "micro_batch=2"], output=tmp_path / "other"))
+    assert other["id"] == plain["id"]
+    assert other["curve"]["dev_loss"] == pytest.approx(plain["curve"]["dev_loss"], rel=1e-5)
+    assert other["curve"]["train_loss"] == pytest.approx(plain["curve"]["train_loss"], rel=1e-5)
+
+
+def test_checkpointing_does_recompute(alpaca_words):
+    (run,) = expand([*alpaca_words, "gradient_checkpointing=true"])
+    training = Training(run, "0" * 12, lambda event: None)
+    calls = []
+    training.raw_model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    training.step([0, 1])
+    assert len(calls) == 2
+
+
+def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(alpaca_words, monkeypatch, tiny_llama):
+    loaded = []
+    monkeypatch.setattr(models, "load", lambda *_: loaded.append(1))
+    monkeypatch.setattr(models, "free_memory", lambda device: 1e6)
+    (run,) = expand(alpaca_words)
+    with pytest.raises(UserError, match=r"its weights alone take \d+ MB, and 1.0 MB are free on cpu. model.quantise=nf4 takes"):
+        Training(run, "0" * 12, lambda event: None)
+    (run,) = expand([*(w for w in alpaca_words if not w.startswith("method.")), "method=full"])
+    with pytest.raises(UserError, match="weights, gradients and AdamW's moments take"):
+        Training(run, "0" * 12, lambda event: None)
+    assert not loaded
+
+
+def test_the_estimate_is_what_the_weights_take(tiny_llama, alpaca_words, monkeypatch):
+    """In whole and in 4 bit, of the model that is loaded; bitsandbytes keeps a little more for its tables."""
+    for quantise in ("null", "nf4"):
+        (run,) = expand([*alpaca_words, f"model.quantise={quantise}"])
+        model = models.load(tiny_llama, 0, "generation", quantise=torch.float32 if quantise == "nf4" else None)[0]
+        taken = sum(p.numel() * p.element_size() for p in model.parameters())
+        for free, fits in ((taken * 1.02, True), (taken * 0.98, False)):
+            monkeypatch.setattr(models, "free_memory", lambda device, free=free: free)
+            if fits:
+                models.check_memory(tiny_llama, run.config, torch.device("cpu"))
+            else:
+                with pytest.raises(UserError):
+                    models.check_memory(tiny_llama, run.config, torch.device("cpu"))
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "CGROUP", tmp_path)
+    whole = models.free_memory(torch.device("cpu"))
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert models.free_memory(torch.device("cpu")) == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert models.free_memory(torch.device("cpu")) > whole / 2
+
+
+# --- answers
+
+
+def test_every_turn_is_answered_in_fastchats_format(done, mt_bench):
+    record, output = done
+    texts = asked(record, output)
+    questions = read_questions(mt_bench, "mt_bench")
+    model, found = read_answers(run_folder(output, record["id"]) / "mt_bench.jsonl", questions)
+    assert model == record["id"]
+    assert found == texts == {q.id: found[q.id] for q in questions}
+    assert all(len(turns) == 2 for turns in texts.values())
+    assert len({text for turns in texts.values() for text in turns}) > COUNT
+
+
+def test_batches_change_no_answer(done):
+    record, output = done
+    one = asked(record, output, "eval_batch=1")
+    for path in run_folder(output, record["id"]).glob("mt_bench*"):
+        path.unlink()
+    assert asked(record, output, "eval_batch=16") == one
+
+
+def test_a_kill_changes_no_answer_and_nothing_is_asked_twice(done, monkeypatch):
+    record, output = done
+    whole = asked(record, output)
+    folder = run_folder(output, record["id"])
+    (folder / "mt_bench.jsonl").unlink()
+    (folder / "mt_bench_turn2.jsonl").unlink()
+    lines = (folder / "mt_bench_turn1.jsonl").read_text().splitlines(keepends=True)
+    (folder / "mt_bench_turn1.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])  # a kill cut the last line
+    batches, sample = [], answer._sample
+    monkeypatch.setattr(
+        answer, "_sample", lambda t, rows, how: batches.append([(q.id, n) for q, n, _ in rows]) or sample(t, rows, how)
+    )
+    assert asked(record, output) == whole
+    assert sum(turn == 0 for batch in batches for _, turn in batch) == 1  # COUNT is 4: batches of 3 and 1
+    assert sum(turn == 1 for batch in batches for _, turn in batch) == COUNT
+
+
+def test_other_settings_and_weights_are_answered_anew(done):
+    record, output = done
+    first = asked(record, output)
+    shorter = asked(record, output, "task.answer_tokens=2")
+    assert shorter != first
+    assert asked(record, output) == first
+
+
+def test_the_second_turn_sees_the_first_answer(done, monkeypatch):
+    record, output = done
+    prompts, sample = {}, answer._sample
+    monkeypatch.setattr(
+        answer, "_sample", lambda t, rows, how: prompts.update({(q.id, n): ids for q, n, ids in rows}) or sample(t, rows, how)
+    )
+    texts = asked(record, output)
+    tokenizer = AutoTokenizer.from_pretrained(record["config"]["model"]["path"])
+    for number, _, turns in QUESTIONS["mt_bench"]:
+        shown = tokenizer.decode(prompts[number, 1], clean_up_tokenization_spaces=False)
+        assert shown.startswith(
+            tokenizer.decode(prompts[number, 0], clean_up_tokenization_spaces=False) + texts[number][0] + "</s>"
+        )
+        assert shown.endswith(f"### Instruction:\n{turns[1]}\n\n### Response:\n")
+
+
+def test_greedy_answers_are_transformers_own(done, tiny_llama):
+    """Of reasoning and math, which have temperature 0, from the base model with the adapter merged in."""
+    record, output = done
+    texts = asked(record, output)
+    training = evaluate.restore(record, output)
+    tokenizer, task = training.task.tokenizer, training.task
+    for number, category, turns in QUESTIONS["mt_bench"]:
+        if category not in ("reasoning", "math"):
+            continue
+        ids = torch.tensor([task.conversation(turns[:1], [])])
+        with torch.no_grad():
+            row = training.raw_model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=6,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=0,
+            )
+        assert texts[number][0] == tokenizer.decode(row[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_vicuna_bench_and_a_model_as_it_is(alpaca_words, tmp_path):
+    record = do([*(w for w in alpaca_words if not w.startswith("method.")), "method=none"])
+    output = tmp_path / "outputs"
+    assert answer.main([record["id"], f"output={output}", "task.bench=vicuna_bench"]) == 0
+    texts = read(record, output, "vicuna_bench")
+    assert {number: len(turns) for number, turns in texts.items()} == {1: 1, 68: 1, 70: 1}
+
+
+def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done, capsys):
+    record, output = done
+    words = [w for w in alpaca_words if not w.startswith("output=")]
+    assert answer.main([*words, "seed=0,1", f"output={output}"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: VeRA r=8 on Alpaca, seed 1 has not finished here" in printed
+    assert len(read(record, output)) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
+        ("task.answer_tokens=0", "should be at least 1"),
+        ("task.answer_tokens=many", "should be a whole number"),
+        ("task.top_p=0", "should be above 0 and at most 1"),
+        ("task.top_k=-1", "should be at least 1, or null"),
+        ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
+        ("train.lr=1", "beside run ids this command knows task.bench="),
+    ],
+)
+def test_wrong_words_are_one_line(word, message, done):
+    record, output = done
+    with pytest.raises((UserError, DataError), match=message) as refused:
+        answer.main([record["id"], f"output={output}", word])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_question_with_a_turn_too_few_is_told_before_the_model_is_loaded(done, mt_bench, tmp_path, monkeypatch):
+    record, output = done
+    shutil.copytree(mt_bench, tmp_path / "short")
+    path = tmp_path / "short" / "mt_bench" / "question.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["turns"].pop()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(models, "load", None)
+    with pytest.raises(DataError, match="line 2: question 101 has 1 turn, mt_bench has 2"):
+        answer.main([record["id"], f"output={output}", f"task.mt_bench_dir={tmp_path / 'short'}"])
+
+
+# --- sampling
+
+
+def test_drawn_tokens_follow_the_distribution():
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
+    numbers = torch.from_numpy(uniforms(81, 0, 0, 40000))
+    temperatures = torch.full((40000,), 0.7, dtype=torch.float64)
+    drawn = draw(logits.expand(40000, -1), temperatures, 1.0, None, numbers)
+    shares = torch.bincount(drawn, minlength=12) / 40000
+    torch.testing.assert_close(shares, (logits[0] / 0.7).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_top_p_and_top_k_leave_the_likeliest():
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3]])).expand(2000, -1)
+    numbers, warm = torch.from_numpy(uniforms(1, 0, 0, 2000)), torch.ones(2000, dtype=torch.float64)
+    for top_p, top_k, left in ((1.0, 2, {1: 4 / 7, 3: 3 / 7}), (0.65, None, {1: 4 / 7, 3: 3 / 7}), (0.4, None, {1: 1.0})):
+        drawn = draw(logits, warm, top_p, top_k, numbers)
+        assert {int(token) for token in drawn} == set(left)
+        assert float((drawn == 1).float().mean()) == pytest.approx(left[1], abs=0.04)
+
+
+def test_a_random_number_at_the_end_draws_a_possible_token():
+    logits = torch.tensor([[5.0, 1.0, -torch.inf]])
+    for number in (0.0, np.nextafter(1.0, 0.0)):
+        token = draw(logits, torch.ones(1, dtype=torch.float64), 1.0, None, torch.tensor([number], dtype=torch.float64))
+        assert int(token) in (0, 1)
+    assert int(draw(logits, torch.zeros(1, dtype=torch.float64), 1.0, None, torch.tensor([0.99]))) == 0
+
+
+def test_each_answer_has_random_numbers_of_its_own():
+    streams = [uniforms(q, t, s, 4).tolist() for q in (81, 82) for t in (0, 1) for s in (0, 1)]
+    assert len({tuple(stream) for stream in streams}) == 8
+    assert uniforms(81, 0, 0, 9)[:4].tolist() == streams[0]
+
+
+def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done):
+    task = evaluate.restore(*done).task
+    end, ids = task.tokenizer.eos_token_id, lambda text: task.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert answer._text(task, [*ids("Yes.\n"), end, *ids("more")]) == "Yes."
+    assert answer._text(task, ids("Yes.\n\n### Instruction:\nNow")) == "Yes."
+
+
+def test_a_run_on_answer_stops_being_written(done, monkeypatch):
+    """A model that only ever writes Alpaca's marker is not asked for all of answer_tokens."""
+    record, output = done
+    training = evaluate.restore(record, output)
+    task = training.task
+    marker = task.tokenizer("### Instruction", add_special_tokens=False)["input_ids"]
+    steps = []
+
+    def forced(logits, temperatures, top_p, top_k, numbers):
+        steps.append(1)
+        return torch.full((len(logits),), marker[(len(steps) - 1) % len(marker)])
+
+    monkeypatch.setattr(answer, "draw", forced)
+    question = read_questions(
+        record["config"]["task"]["mt_bench_dir"] and evaluate.Path(record["config"]["task"]["mt_bench_dir"]), "mt_bench"
+    )[0]
+    how = {**record["config"]["task"], "answer_tokens": 60}
+    assert list(answer._sample(training, [(question, 0, task.conversation(question.turns[:1], []))], how)) == [""]
+    assert len(steps) == len(marker)
+
+
+# --- judging
+
+
+def judged(server, *words):
+    return judge.main([*words, f"base_url={server.url}", "judge=own-judge"])
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "any word")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_scores_go_into_the_record_and_the_table(done, key, capsys):
+    record, output = done
+    asked(record, output)
+    with JudgeServer(lambda prompt, nth: score(9 if "known" in prompt else 4)) as server:
+        assert judged(server, record["id"], f"output={output}") == 0
+        assert sum(server.paid.values()) == 2 * COUNT
+        assert judged(server, record["id"], f"output={output}") == 0
+        assert sum(server.paid.values()) == 2 * COUNT  # nothing is paid for twice
+    again = read_record(record_path(output, record["id"]))
+    (found,) = again["judged"]
+    assert (found["mean"], found["n_valid"], found["judge"], found["bench"]) == (6.5, 2 * COUNT, "own-judge", "mt_bench")
+    assert comparable({**again, "judged": None}) == comparable({**record, "judged": None})
+    capsys.readouterr()
+    assert tables(["table4", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("| VeRA r=8"))
+    assert [cell.strip() for cell in line.split("|")[4:10]] == [
+        "6.50",
+        f"{found['low']:.2f} to {found['high']:.2f}",
+        "6.50 / 6.50",
+        "8 of 8",
+        "own-judge",
+        "ours",
+    ]
+    assert "A judge that is no GPT-4" in printed
+
+
+def test_a_reply_without_a_score_enters_no_mean_and_a_part_of_the_judgments_no_record(done, key, capsys):
+    record, output = done
+    asked(record, output)
+    with JudgeServer(lambda prompt, nth: Reply("I cannot say.") if "known 5" in prompt else score(4)) as server:
+        assert judged(server, record["id"], f"output={output}") == 0
+    (found,) = read_record(record_path(output, record["id"]))["judged"]
+    assert (found["n"], found["n_valid"], found["mean"]) == (8, 7, 4.0)
+    with JudgeServer(lambda prompt, nth: error(500) if "known 5" in prompt else score(3)) as server:
+        words = [record["id"], f"output={output}", f"base_url={server.url}", "judge=other", "retries=0"]
+        assert judge.main(words) == 1
+    assert "1 not judged: HTTP 500" in capsys.readouterr().out
+    assert [j["judge"] for j in read_record(record_path(output, record["id"]))["judged"]] == ["own-judge"]
+
+
+def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
+    record, output = done
+    with pytest.raises(UserError, match=r"has no answers yet. First: python -m runs.answer"):
+        judge.main([record["id"], f"output={output}"])
+    asked(record, output)
+    path = run_folder(output, record["id"]) / "mt_bench.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace(record["id"], "another"))
+    with pytest.raises(DataError, match=f"an answer of 'another' in an answer file of '{record['id']}'"):
+        judge.main([record["id"], f"output={output}"])
+    path.write_text(text)
+    with (
+        JudgeServer(lambda prompt, nth: error(404, code="model_not_found")) as server,
+        pytest.raises(UserError, match="knows no judge"),
+    ):
+        judged(server, record["id"], f"output={output}")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match="Set OPENAI_API_KEY"):
+        judge.main([record["id"], f"output={output}"])
+
+
+def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_path):
+    """A difference is shown with a judge that is a GPT-4, for a run of the paper's own row."""
+    words = ["paper=table4_llama_7b", *(w for w in alpaca_words if not w.startswith(("model=", "task=", "method", "train.")))]
+    record = do([*words, "method=vera", "model.architecture=null", "model.quantise=null"])
+    output = tmp_path / "outputs"
+    asked(record, output)
+    with JudgeServer(lambda prompt, nth: score(5)) as server:
+        assert judge.main([record["id"], f"output={output}", f"base_url={server.url}"]) == 0
+    capsys.readouterr()
+    assert tables(["table4", "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("| VeRA r=1024"))
+    assert "5.00" in lines[place]
+    assert "+0.23" in lines[place + 1]
+
+
+def test_texts_of_e2e_go_the_same_way(e2e_words, monkeypatch):
+    """write_down serves both: of another header nothing is taken up."""
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
+    record = do([*e2e_words, "task.items=2"])
+    (run,) = expand([*e2e_words, "task.items=2"])
+    path = run_folder(run.config["output"], record["id"]) / "decoded_last.jsonl"
+    header = json.loads(path.read_text().splitlines()[0])
+    assert decode._saved(path, header, ["0.9"]).keys() == {0, 1}
+    assert decode._saved(path, {**header, "weights": "other"}, ["0.9"]) == {}
+
+
+def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(alpaca_words, tmp_path):
+    from runs import export
+
+    record = do([*alpaca_words, "model.quantise=nf4"])
+    output, folder = tmp_path / "outputs", tmp_path / "merged"
+    assert export.main([record["id"], "merged", str(folder), f"output={output}"]) == 0
+    merged, base = load_file(folder / "model.safetensors"), load_file(f"{record['config']['model']['path']}/model.safetensors")
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert changed == {f"model.layers.{i}.self_attn.{m}_proj.weight" for i in range(2) for m in "qv"}
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
