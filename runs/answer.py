@@ -199,7 +199,7 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
         return greedy
     chances, tokens = (logits.double() / temperatures.clamp(min=1e-6)[:, None]).softmax(-1), None
     if top_p < 1 or top_k is not None:
-        chances, tokens = chances.sort(-1, descending=True, stable=True)
+        chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
         left_out = chances.cumsum(-1) - chances >= top_p
         left_out[:, top_k:] |= top_k is not None
         chances = chances.masked_fill(left_out, 0.0)

@@ -122,7 +122,7 @@ def test_checkpointing_does_recompute(alpaca_words):
     (run,) = expand([*alpaca_words, "gradient_checkpointing=true"])
     training = Training(run, "0" * 12, lambda event: None)
     calls = []
-    training.raw_model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    training.raw_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     training.step([0, 1])
     assert len(calls) == 2
 
@@ -340,7 +340,7 @@ def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done):
     assert answer._text(task, ids("Yes.\n\n### Instruction:\nNow")) == "Yes."
 
 
-def test_a_run_on_answer_stops_being_written(done, monkeypatch):
+def test_a_run_on_answer_stops_being_written(done, mt_bench, monkeypatch):
     """A model that only ever writes Alpaca's marker is not asked for all of answer_tokens."""
     record, output = done
     training = evaluate.restore(record, output)
@@ -353,9 +353,7 @@ def test_a_run_on_answer_stops_being_written(done, monkeypatch):
         return torch.full((len(logits),), marker[(len(steps) - 1) % len(marker)])
 
     monkeypatch.setattr(answer, "draw", forced)
-    question = read_questions(
-        record["config"]["task"]["mt_bench_dir"] and evaluate.Path(record["config"]["task"]["mt_bench_dir"]), "mt_bench"
-    )[0]
+    question = read_questions(mt_bench, "mt_bench")[0]
     how = {**record["config"]["task"], "answer_tokens": 60}
     assert list(answer._sample(training, [(question, 0, task.conversation(question.turns[:1], []))], how)) == [""]
     assert len(steps) == len(marker)
