@@ -7,17 +7,19 @@ OUTPUT ?= outputs
 # What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
 WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(TASKS),task=$(TASKS)) \
         $(if $(MODEL),model=$(MODEL)) $(if $(MODEL_PATH),model.path=$(MODEL_PATH)) $(if $(DATA),task.data_dir=$(DATA)) \
-        output=$(OUTPUT) $(ARGS)
+        $(if $(MT_BENCH),task.mt_bench_dir=$(MT_BENCH)) output=$(OUTPUT) $(ARGS)
 PAPER ?= demo
 
 .PHONY: help setup demo test lint docs plan tune counts publish bench bench-serving bench-decoding glue-base glue-large \
-        e2e-medium e2e-large vit-base vit-large
+        e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
-	@echo "  redirect demo, glue-*, e2e-*, vit-*, plan and tune; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, plan and tune; PAPER=table2_base picks the preset that plan shows."
+	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
+	@echo "  judged (JUDGE=gpt-4)."
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
@@ -89,3 +91,19 @@ vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, 
 vit-large: setup ## table 5, ViT-L/16
 	@$(BIN)/python -m runs paper=table5_large $(WORDS)
 	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
+
+llama-7b: PAPER := table4_llama_7b
+llama-13b: PAPER := table4_llama_13b
+llama2-7b: PAPER := table4_llama2_7b
+llama2-13b: PAPER := table4_llama2_13b
+
+llama-7b: setup ## table 4, Llama 7B on Alpaca-cleaned, judged by MT-Bench (4-bit weights: a GPU with 24 GB)
+llama-13b: setup ## table 4, Llama 13B
+llama2-7b: setup ## table 4, Llama 2 7B
+llama2-13b: setup ## table 4, Llama 2 13B
+llama-7b llama-13b llama2-7b llama2-13b:
+	@$(BIN)/python -m runs paper=$(PAPER) $(WORDS)
+	@$(BIN)/python -m runs.answer paper=$(PAPER) $(WORDS)
+	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge paper=$(PAPER) $(WORDS) $(if $(JUDGE),judge=$(JUDGE)); \
+	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
+	@$(BIN)/python -m analysis.tables table4 --output $(OUTPUT) --save

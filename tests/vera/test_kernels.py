@@ -606,6 +606,16 @@ def test_inference_merges_from_one_crossover_on():
     assert choose(513, 768, 1536, 1024, training=False).path != "factor"
 
 
+def test_a_slice_is_no_matter_for_onednn():
+    """A[:, :in] of a model whose layers differ in width: oneDNN has no fast kernel for rows that do not follow each other."""
+    x, a = torch.randn(300, 64), torch.randn(32, 96)
+    assert kernels._onednn(torch.randn(300, 96), a)
+    assert not kernels._onednn(x, a[:, :64])
+    assert not kernels._onednn(torch.randn(300, 32), a[:, :64].T)
+    assert kernels._onednn(x, torch.randn(96, 64)[:32])  # of B the leading rows, which are whole
+    assert torch.equal(kernels.product(x, a[:, :64]), F.linear(x, a[:, :64]))
+
+
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
