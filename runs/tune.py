@@ -231,7 +231,7 @@ def value_of(record: Record) -> float:
 
 
 def reported_epoch(config: dict[str, Any]) -> str:
-    """Table 2 reports the best epoch, tables 3 and 5 the last."""
+    """Table 2 reports the best epoch, tables 3, 4 and 5 the last."""
     return "best" if config["task"]["modality"] == "text" else "last"
 
 

@@ -296,6 +296,7 @@ def _append(file: Path, line: bytes) -> None:
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
+            # A line that another process is in the middle of writing looks cut off, too: an empty line more does no harm.
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line
             if os.write(descriptor, line) != len(line):
