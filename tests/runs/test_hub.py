@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,7 +51,7 @@ class Hub(BaseHTTPRequestHandler):
                 return self.json(
                     {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p.relative_to(folder).as_posix()} for p in files]}
                 )
-            prefix = repo if kind == "models" else f"datasets/{repo}"
+            prefix = repo if kind == "models" else f"{kind}/{repo}"
             for revision in ("main", COMMIT):
                 if path.startswith(f"{prefix}/resolve/{revision}/"):
                     return self.file(folder / path.removeprefix(f"{prefix}/resolve/{revision}/"))
@@ -83,9 +84,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny_bert, tiny_gpt2, tiny_timm, glue, tmp_path):
-    """The server's address; it holds three models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its parquet branch, and
-    uoft-cs/cifar100."""
+def hub(tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp_path):
+    """The server's address; it holds four models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its parquet branch,
+    uoft-cs/cifar100, yahma/alpaca-cleaned, and the space lmsys/mt-bench."""
     task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})
     data = tmp_path / "served" / "rte"
     data.mkdir(parents=True)
@@ -112,6 +113,13 @@ def hub(tiny_bert, tiny_gpt2, tiny_timm, glue, tmp_path):
         table = pyarrow.table({"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12})
         pyarrow.parquet.write_table(table, cifar / f"{split}-00000-of-00001.parquet")
     Hub.repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
+    space = tmp_path / "served_space"
+    shutil.copytree(mt_bench, space / "data")
+    Hub.repositories |= {
+        "models/own/llama": tiny_llama,
+        "datasets/yahma/alpaca-cleaned": alpaca,
+        "spaces/lmsys/mt-bench": space,
+    }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -175,6 +183,20 @@ def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
     assert record["model"] == f"timm/tiny@{COMMIT}"
     assert record["data"]["content"] == f"uoft-cs/cifar100@{COMMIT}"
     assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (6, 12)
+
+
+def test_instructions_and_questions_come_from_the_hub(hub, tmp_path):
+    words = ["model=decoder", "model.hub=own/llama", f"model.revision={COMMIT}", "task=alpaca", f"task.revision={COMMIT}"]
+    words += ["task.dev_rows=2", "train.epochs=1", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
+    done = call(hub, tmp_path / "home", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    assert record["data"]["content"].startswith(f"yahma/alpaca-cleaned@{COMMIT} template:")
+    words = [record["id"], "task.answer_tokens=2", f"output={tmp_path / 'out'}"]
+    answered = call(hub, tmp_path / "home", *words, module="runs.answer")
+    assert answered.returncode == 0, answered.stdout + answered.stderr
+    assert len((tmp_path / "out" / "runs" / record["id"] / "mt_bench.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):
