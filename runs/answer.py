@@ -9,6 +9,7 @@ Answers are saved as they come; the same command goes on after a kill. They lie 
 FastChat's format. Each answer's tokens are drawn from random numbers of its own (question, turn, the run's seed).
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import yaml
 
-from runs.config import Run, expand
+from runs.config import expand
 from runs.errors import UserError, entry_point
+from runs.evaluate import as_run, find, restore
 from runs.identity import run_id
 from runs.record import FINISHED, Record, read_ledger, run_folder
 from tasks.instruct import InstructTask
@@ -68,11 +69,9 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
     Raises UserError where there is none, or for a task that is no instruction tuning.
     """
     words = [word for word in arguments if word.partition("=")[0] not in own]
-    output = next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
+    output = _output(arguments)
     ids = [word for word in words if "=" not in word]
     if ids:
-        from runs.evaluate import find
-
         if len(words) > len(ids):
             other = next(word for word in words if "=" in word)
             raise UserError(f"{other}: beside run ids this command knows {', '.join(f'{key}=' for key in own)}")
@@ -99,15 +98,13 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
 
 def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> dict[str, Any]:
     """The record's configuration with the command's own words in it. Raises UserError for a value of another type."""
-    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}}
+    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}, "output": _output(arguments)}
     for word in arguments:
         key, equals, text = word.partition("=")
         if not equals or key not in own:
             continue
-        value = text if own[key] is str else yaml.safe_load(text)
-        if value == "null" or value is None:
-            value = None
-        elif isinstance(value, bool) or not isinstance(value, own[key]):
+        value = None if text == "null" else text if own[key] is str else _number(text)
+        if value is not None and not isinstance(value, own[key]):
             raise UserError(f"{word}: should be {'a whole number' if own[key] is int else 'a number'}")
         part = config["task"] if key.startswith("task.") else config
         part[key.rpartition(".")[2]] = value
@@ -125,12 +122,16 @@ def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> d
     return config
 
 
-def as_run(record: Record) -> Run:
-    """The run of a record."""
-    cell = record["cell"]
-    return Run(
-        cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"]
-    )
+def _output(arguments: Sequence[str]) -> str:
+    return next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
+
+
+def _number(text: str) -> int | float | str:
+    """A number that a text stands for, or the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def answers_path(output: str, run: str, bench: str) -> Path:
@@ -141,7 +142,6 @@ def answers_path(output: str, run: str, bench: str) -> Path:
 def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Path:
     """Answers every question that has no answer yet; the file's path."""
     from runs.decode import weights, write_down
-    from runs.evaluate import restore
 
     how = config["task"]
     questions = read_questions(data_folder(how), how["bench"])

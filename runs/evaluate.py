@@ -95,9 +95,7 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
         if not (folder / name).is_file():
             again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
             raise UserError(f"{folder}/{name} is not there: the run kept none. To have it, {again}")
-    cell = record["cell"]
-    run = Run(cell["row"], cell["model"], cell["task"], cell["seed"], record["recipe"]["name"], cell["paper"], record["config"])
-    training = Training(run, record["id"], lambda event: None, start=False)
+    training = Training(as_run(record), record["id"], lambda event: None, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
@@ -114,7 +112,14 @@ def _kept_result(record: Record, best: bool) -> float:
     return float(curve["metric"][epoch])
 
 
+def as_run(record: Record) -> Run:
+    """The run of a record."""
+    cell, recipe = record["cell"], record["recipe"]["name"]
+    return Run(cell["row"], cell["model"], cell["task"], cell["seed"], recipe, cell["paper"], record["config"])
+
+
 def find(name: str, output: str) -> Record:
+    """The finished record whose id begins so. Raises UserError for none, several, or one that has failed."""
     found = [record for record in read_ledger(output) if record["id"].startswith(name)]
     if len(found) != 1:
         raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records")
