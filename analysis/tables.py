@@ -469,7 +469,8 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
 
 def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
-    head = [cell.label, "ours", f"{cell.parameters:,}"]
+    task = cell.records[0]["cell"]["task"]
+    head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", f"{cell.parameters:,}"]
     judges = dict.fromkeys(j["judge"] for r in cell.records for j in r.get("judged", []) if j["bench"] == bench)
     if not judges:
         state = "diverged" if cell.diverged else f"ours, not judged by {BENCHES[bench]}"

@@ -181,7 +181,7 @@ def load(settings: Any) -> InstructTask:
     rest = [row for i, row in enumerate(rows) if i not in held]
     train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
     task = InstructTask(settings, template, {"train": train, "dev": [rows[i] for i in sorted(held)]})
-    if len(rows) != PUBLISHED:
+    if name == "alpaca" and len(rows) != PUBLISHED:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
     if len(train) < len(rest):
         task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
