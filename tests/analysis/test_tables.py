@@ -218,7 +218,7 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert tables.main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
     assert tables.main(["table99"]) == 2
-    assert "no table 'table99'. Known: table2, table3, table5, demo" in capsys.readouterr().err
+    assert "no table 'table99'. Known: table2, table3, table4, table5, table12, table13, demo" in capsys.readouterr().err
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records in" in capsys.readouterr().err
@@ -342,3 +342,93 @@ def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
     assert small.header[3:5] == ["digits", "my birds"]
     assert rows(small)["LoRA r=8", "ours"]["my birds"] == "70.0 +-0.0"
     assert any("mine: 5 images a class" in note for note in small.notes)
+
+
+# --- tables 4, 12 and 13
+
+
+def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(), bench="mt_bench", **changes):
+    """A record of instruction tuning, judged with a mean by each judge."""
+    found = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
+    found["id"] += f"-{train_rows}"
+    found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
+    found |= {"steps": 100, "device": {"name": "Own GPU"}}
+    found["judged"] = [
+        {
+            "bench": bench,
+            "judge": judge,
+            "mean": mean,
+            "low": mean - 0.5,
+            "high": mean + 0.5,
+            "n": 160,
+            "n_valid": 159,
+            "turns": {"1": mean + 0.25, "2": mean - 0.25},
+        }
+        for judge, mean in scores
+    ]
+    return found
+
+
+def llama(found, label="Llama 7B"):
+    return next(table for table in found if f", {label}:" in table.title)
+
+
+def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
+    ours = instructed(scores=[("gpt-4-0613", 5.0), ("own", 7.0)])
+    table = llama(tables.table4(ledger(ours), "paper"))
+    lines = [row for row in table.rows if row[1] != "paper"]
+    assert lines[0] == [
+        *("VeRA r=1024", "ours", "43,008", "5.00", "4.50 to 5.50"),
+        *("5.25 / 4.75", "159 of 160", "gpt-4-0613", "ours"),
+    ]
+    assert lines[1][1:4] == ["difference", "", "+0.23"]  # to 4.77
+    assert lines[2] == ["", "ours", "", "7.00", "6.50 to 7.50", "7.25 / 6.75", "159 of 160", "own", "ours"]
+    assert len(lines) == 3
+    assert any("A judge that is no GPT-4" in note for note in table.notes)
+    assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").rows] == ["none", "LoRA", "VeRA"]
+
+
+def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
+    records = [instructed(seed=seed, scores=[("gpt-4", mean)]) for seed, mean in enumerate((5.0, 6.0, 4.0))]
+    line = next(r for r in llama(tables.table4(ledger(*records), "paper", 3)).rows if r[1] == "ours")
+    assert (line[3], line[4], line[6], line[8]) == ("5.00 +-1.00", "-", "477 of 480", "ours")
+    records[1]["judged"] = []
+    found = llama(tables.table4(ledger(*records), "paper", 3))
+    line = next(r for r in found.rows if r[1] == "ours")
+    assert (line[3], line[8]) == ("4.50 +-0.71 (2/3)", "ours, incomplete")
+    assert not any(row[1] == "difference" for row in found.rows)
+
+
+def test_what_is_not_judged_says_how_to_have_it_judged():
+    table = llama(tables.table4(ledger(instructed("none"), instructed(status="diverged", seed=1)), "paper", 1))
+    states = {row[0]: row[-1] for row in table.rows if row[1] == "ours"}
+    assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
+    assert any("python -m runs.judge ID" in note for note in table.notes)
+
+
+def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
+    part = instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")
+    whole = instructed("lora", scores=[("gpt-4", 5.0)])
+    four, thirteen = (llama(make(ledger(part, whole), "paper")) for make in (tables.table4, tables.table13))
+    assert [row[0] for row in four.rows if row[1] == "ours"] == ["LoRA r=8"]
+    ours = [row for row in thirteen.rows if row[1] != "paper"]
+    assert [row[3] for row in ours] == ["7.00", "-0.48"]  # to 7.48
+    assert [row[2] for row in thirteen.rows if row[1] == "paper"] == ["159.9M (610MB)", "1.4M (5.4MB)"]
+
+
+def test_time_and_memory_stand_beside_the_papers():
+    found = tables.table12(ledger(instructed("vera_r64"), instructed("lora"), instructed("vera")), "paper")
+    table = found[0]
+    assert [(row[0], row[1]) for row in table.rows] == [
+        *(("LoRA r=64", "paper"), ("LoRA r=8", "ours"), ("VeRA r=64", "paper"), ("vera_r64", "ours"))
+    ]
+    ours = rows(table)["vera_r64", "ours"]
+    assert (ours["minutes"], ours["s/step"], ours["tok/s"], ours["device"]) == ("0.2", "0.10", "5", "Own GPU")
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv"])
+def test_judged_tables_in_every_format(form):
+    for make in (tables.table4, tables.table12, tables.table13):
+        for table in make(ledger(instructed(scores=[("gpt-4", 5.0)], model="own")), "paper"):
+            assert table.title in table.render(form)
