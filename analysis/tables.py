@@ -430,7 +430,8 @@ def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Vicuna-bench after 10,000 rows of Alpaca-cleaned, and other models with what they were trained on."""
     rows = [["lora", *paper()["table13"]["rows"][0][1:]], ["vera_r256", *paper()["table13"]["rows"][1][1:]]]
-    records = [r for r in _instructed(ledger) if _part(r) or r["cell"]["model"] not in LLAMAS]
+    judged = [r for r in _instructed(ledger) if any(j["bench"] == "vicuna_bench" for j in r.get("judged", []))]
+    records = [r for r in _instructed(ledger) if _part(r) or r in judged or r["cell"]["model"] not in LLAMAS]
     sized = [[row, f"{params} ({size})", score] for row, params, size, score in rows]
     return _judged_tables("Table 13", "vicuna_bench", cells(records, seeds or 1, select), {"llama_7b": sized})
 
@@ -454,11 +455,12 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
             rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
             rows += [line for cell in _of(found, model, row) for line in _judged_rows(cell, bench, score)]
         told = {row for row, *_ in printed.get(model, [])}
-        mine = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
-        rows += [line for cell in mine for line in _judged_rows(cell, bench, None)]
+        others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
+        rows += [line for cell in others for line in _judged_rows(cell, bench, None)]
         label = LLAMAS.get(model)
         title = f"{name}, {label}" if label else f"{name}'s protocol on {model}, a model that the paper does not use"
-        tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, {k: c for k, c in found.items() if k[0] == model}))
+        mine = {key: cell for key, cell in found.items() if key[0] == model}
+        tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, mine, bench))
     return tables
 
 
@@ -479,7 +481,8 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
     for judge in judges:
         found = [j for r in cell.records for j in r.get("judged", []) if (j["bench"], j["judge"]) == (bench, judge)]
         scores = [j["mean"] for j in found if j["mean"] is not None]
-        share = f" ({len(found)}/{cell.wanted})" if len(found) < cell.wanted else ""
+        wanted = max(cell.wanted, cell.seeds)
+        share = f" ({len(found)}/{wanted})" if len(found) < wanted else ""
         if len(scores) > 1:
             share = f" +-{statistics.stdev(scores):.2f}{share}"
         single = found[0] if len(found) == 1 else None
@@ -490,30 +493,51 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         by_turn = " / ".join(f"{turn:.2f}" for turn in turns)
         status = "ours" if not share.endswith(")") else "ours, incomplete"
         lines.append([*head, score, interval, by_turn, valid, judge, status])
-        if printed is not None and scores and judge.startswith("gpt-4") and status == "ours":
+        if printed is not None and scores and _is_gpt_4(judge) and status == "ours":
             gap = f"{statistics.median(scores) - printed:+.2f}"
             lines.append(["", "difference", "", gap, "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
 
 
-def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell]) -> Table:
+def _is_gpt_4(judge: str) -> bool:
+    """The paper's judge, or a snapshot of it; gpt-4o and its like are other models."""
+    return bool(re.fullmatch(r"gpt-4(-32k)?(-\d{4})?", judge))
+
+
+def _ways(mine: dict[Key, Cell], bench: str) -> list[str]:
+    """How answers were made, where that is not FastChat's way."""
+    words: dict[str, list[str]] = defaultdict(list)
+    for cell in mine.values():
+        for j in (j for r in cell.records for j in r.get("judged", []) if j["bench"] == bench):
+            how = j["answering"]
+            said = {
+                f"answers of at most {how['answer_tokens']} tokens, not 1024": how["answer_tokens"] != 1024,
+                f"sampled with top_p {how['top_p']}, top_k {how['top_k']}": how["top_p"] != 1 or how["top_k"] is not None,
+                f"{how['without_room']} answers cut short or empty for want of positions": how["without_room"] > 0,
+            }
+            for word in (word for word, holds in said.items() if holds):
+                words[word] += [cell.label] if cell.label not in words[word] else []
+    return [f"deviation: {word} ({', '.join(labels)})" for word, labels in words.items()]
+
+
+def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell], bench: str) -> Table:
     notes = ["The judge's scores from 1 to 10, pooled over questions, turns and passes; 95% by resampling questions."]
     if any(row[1] == "ours" and row[7] for row in rows):
         notes.append("valid: replies of the judge that hold a score. Others are counted here and enter no mean.")
-    if any(row[1] == "ours" and row[7] and not row[7].startswith("gpt-4") for row in rows):
+    if any(row[1] == "ours" and row[7] and not _is_gpt_4(row[7]) for row in rows):
         notes.append("A judge that is no GPT-4 has a scale of its own: no difference to the paper's is shown.")
     if any("not judged" in row[-1] for row in rows):
         notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here.")
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
-    return Table(title, header, rows, [*notes, *_about(mine)])
+    return Table(title, header, rows, [*notes, *_about(mine), *_ways(mine, bench)])
 
 
 def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Time and memory of instruction tuning, LoRA and VeRA of rank 64."""
-    found = cells([r for r in _instructed(ledger) if not _part(r)], seeds or 1, select)
+    found = cells(_instructed(ledger), seeds or 1, select)
     tables = []
     for model in dict.fromkeys(["llama_7b", *sorted(key[0] for key in found)]):
         rows: list[list[str]] = []

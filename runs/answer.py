@@ -6,14 +6,15 @@ python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy 
 python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 eval_batch=8
 
 Answers are saved as they come; the same command goes on after a kill. They lie in outputs/runs/RUN/BENCH.jsonl, in
-FastChat's format. Each answer's tokens are drawn from random numbers of its own (question, turn, the run's seed).
+FastChat's format, and BENCH.json says how they were made. Each answer's tokens are drawn from random numbers of its own
+(question, turn, the run's seed): what it is batched with changes it only by rounding, in half precision.
 """
 
 import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,9 +23,9 @@ import numpy as np
 from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.evaluate import as_run, find, restore
-from runs.identity import run_id
-from runs.record import FINISHED, Record, read_ledger, run_folder
-from tasks.instruct import InstructTask
+from runs.identity import data_content, run_id
+from runs.record import FINISHED, Record, read_ledger, run_folder, write_atomically
+from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
     "device": str,
     "output": str,
 }
+DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Rows that are answered at once, at most: an answer is many times as long as a row of the evaluation.
 LARGEST_BATCH = 16
 
@@ -58,8 +60,10 @@ def main(arguments: list[str]) -> int:
     display = Display(len(records), name_task=False)
     for position, (record, config) in enumerate(zip(records, settings, strict=True), 1):
         display.start(position, as_run(record))
-        path = answer(record, config, display.show)
-        display.line(f"answers: {path}")
+        path, short = answer(record, config, display.show)
+        display.line(
+            f"answers: {path}" + (f" ({short} cut short or left empty: the model has no more positions)" if short else "")
+        )
     return 0
 
 
@@ -108,17 +112,11 @@ def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> d
             raise UserError(f"{word}: should be {'a whole number' if own[key] is int else 'a number'}")
         part = config["task"] if key.startswith("task.") else config
         part[key.rpartition(".")[2]] = value
-    task = config["task"]
-    if task["bench"] not in BENCHES:
-        raise UserError(f"task.bench={task['bench']}: should be one of {', '.join(BENCHES)}")
-    if not (task["answer_tokens"] or 0) > 0:
-        raise UserError(f"task.answer_tokens={task['answer_tokens']}: should be at least 1")
-    if not 0 < (task["top_p"] or 0) <= 1:
-        raise UserError(f"task.top_p={task['top_p']}: should be above 0 and at most 1 (which samples from all)")
-    if task["top_k"] is not None and task["top_k"] < 1:
-        raise UserError(f"task.top_k={task['top_k']}: should be at least 1, or null for all")
+    check_answers(config["task"])
     if not (config["eval_batch"] or 0) > 0:
         raise UserError(f"eval_batch={config['eval_batch']}: should be at least 1")
+    if config["device"] not in DEVICES:
+        raise UserError(f"device={config['device']}: should be one of {', '.join(DEVICES)}")
     return config
 
 
@@ -139,28 +137,37 @@ def answers_path(output: str, run: str, bench: str) -> Path:
     return run_folder(output, run) / f"{bench}.jsonl"
 
 
-def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Path:
-    """Answers every question that has no answer yet; the file's path."""
+def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> tuple[Path, int]:
+    """Answers every question that has no answer yet; the file's path, and how many answers the model had no room for.
+
+    Beside the answers BENCH.json says how they were made. Raises UserError where the prompt's words, or the rows, are not
+    those that the model was trained with.
+    """
     from runs.decode import weights, write_down
 
-    how = config["task"]
+    how, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
     questions = read_questions(data_folder(how), how["bench"])
     path = answers_path(config["output"], record["id"], how["bench"])
+    if data_content(record["config"]["task"]) != record["data"]["content"]:
+        words = how["template"] or "the template"
+        raise UserError(f"{words} or the rows have changed since run {record['id']}: it would be asked in words it never saw")
     report({"phase": "loading"})
     training = restore({**record, "config": config}, config["output"])
     training.report = report
     task = cast(InstructTask, training.task)
-    tokens = {key: how[key] for key in ("answer_tokens", "top_p", "top_k")}
-    about = {"run": record["id"], "weights": weights(training), "bench": how["bench"], **tokens}
-    size, said = min(config["eval_batch"], LARGEST_BATCH), [list[str]() for _ in questions]
+    about = {"run": record["id"], "weights": weights(training), "bench": how["bench"]}
+    about |= {key: how[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
+    said, short = [list[str]() for _ in questions], 0
     for turn in range(BENCHES[how["bench"]]):
         prompts = [task.conversation(q.turns[: turn + 1], texts) for q, texts in zip(questions, said, strict=True)]
+        short += sum(_room(task, ids, how["answer_tokens"]) < how["answer_tokens"] for ids in prompts)
         # By temperature, since greedy answers need no random numbers, and by length, since they are padded to the longest.
         order = sorted(range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i])))
+        of = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
         found = write_down(
             training,
-            path.with_name(f"{path.stem}_turn{turn + 1}.jsonl"),
-            {**about, "turn": turn + 1, "prompts": _hash(prompts)},
+            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(of)[:8]}.jsonl"),  # other settings leave these answers be
+            of,
             [order[start : start + size] for start in range(0, len(order), size)],
             lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
                 {"text": text} for text in _sample(training, [(questions[i], turn, prompts[i]) for i in rows], how)
@@ -172,7 +179,8 @@ def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, A
             texts.append(found[i]["text"])
     if training.accelerator.is_main_process:
         write_answers(path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions)
-    return path
+        write_atomically(path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n")
+    return path, short
 
 
 def _hash(value: Any) -> str:
@@ -209,18 +217,21 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
     return torch.where(temperatures == 0, greedy, drawn[:, 0])
 
 
-def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]) -> Iterator[str]:
+def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]) -> list[str]:
     """The answers to questions, each given as (question, turn from 0, prompt)."""
     import torch
     from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
     model, task = training.raw_model, cast(InstructTask, training.task)
     device, seed = training.accelerator.device, training.config["seed"]
-    longest, end, stop = max(len(ids) for _, _, ids in asked), task.tokenizer.eos_token_id, task.template.stop
-    room = math.inf if task.positions is None else task.positions - longest
-    count = int(min(how["answer_tokens"], room))
-    if count < 1:
-        return iter(["" for _ in asked])
+    end, stop = task.tokenizer.eos_token_id, task.template.stop
+    rooms = [_room(task, ids, how["answer_tokens"]) for _, _, ids in asked]
+    if not all(rooms):  # a prompt that fills the model's positions has no answer, and shortens none beside it
+        able = (
+            iter(_sample(training, [row for row, room in zip(asked, rooms, strict=True) if room], how)) if any(rooms) else None
+        )
+        return ["" if able is None or not room else next(able) for room in rooms]
+    longest, count = max(len(ids) for _, _, ids in asked), max(rooms)
     numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in asked])
     temperatures = torch.tensor(
         [temperature(question.category) for question, _, _ in asked], dtype=torch.float64, device=device
@@ -235,11 +246,12 @@ def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]
             return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
 
     class RunOn(StoppingCriteria):
-        """A row ends where its answer goes on with an instruction."""
+        """A row ends where its answer goes on with an instruction, or where it has filled its room."""
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             tail = input_ids[:, max(longest, input_ids.shape[1] - 16) :]
-            ended = [bool(stop) and stop in text for text in task.tokenizer.batch_decode(tail)]
+            step, texts = input_ids.shape[1] - longest, task.tokenizer.batch_decode(tail)
+            ended = [step >= room or bool(stop and stop in text) for room, text in zip(rooms, texts, strict=True)]
             return torch.tensor(ended, device=input_ids.device)
 
     batch = torch.full((len(asked), longest), end, device=device)
@@ -256,7 +268,12 @@ def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]
             )
     finally:
         model.generation_config = usual
-    return iter([_text(task, row) for row in output[:, longest:].tolist()])
+    return [_text(task, row[:room]) for row, room in zip(output[:, longest:].tolist(), rooms, strict=True)]
+
+
+def _room(task: InstructTask, prompt: Sequence[int], most: int) -> int:
+    """Tokens that an answer may have: `most`, or what the model's positions leave after the prompt."""
+    return most if task.positions is None else max(0, min(most, task.positions - len(prompt)))
 
 
 def _text(task: InstructTask, ids: list[int]) -> str:

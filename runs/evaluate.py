@@ -93,7 +93,8 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     adapter = f"adapter{'_best' if best else ''}.safetensors"
     for name in [{"adapter": adapter, "head": "head.safetensors"}[name] for name in needed]:
         if not (folder / name).is_file():
-            again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
+            keep = record["config"]["task"].get("keep") or "best"
+            again = f"delete {record_path(output, record['id'])} and run it again with keep={keep}"
             raise UserError(f"{folder}/{name} is not there: the run kept none. To have it, {again}")
     training = Training(as_run(record), record["id"], lambda event: None, start=False)
     if "adapter" in needed:

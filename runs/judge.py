@@ -9,11 +9,12 @@ The key is read from OPENAI_API_KEY. Judgments are saved as they come, in output
 goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other system's answers.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from runs.answer import answers_path, chosen, given
-from runs.errors import UserError, entry_point
+from runs.errors import UserError, describe, entry_point
 from runs.record import Record, write_record
 from tasks.mt_bench import (
     Judge,
@@ -29,7 +30,7 @@ from tasks.mt_bench import (
 )
 
 #: What may be set, beside what names the runs, with its type.
-SETTINGS: dict[str, type] = {
+SETTINGS: dict[str, type | tuple[type, ...]] = {
     "task.bench": str,
     "task.mt_bench_dir": str,
     "output": str,
@@ -39,7 +40,7 @@ SETTINGS: dict[str, type] = {
     "max_tokens": int,
     "concurrency": int,
     "retries": int,
-    "timeout": int,
+    "timeout": (int, float),
 }
 
 
@@ -64,10 +65,15 @@ def main(arguments: list[str]) -> int:
         print(f"  {count} not judged: {reason}")
     saved, shown = read_judgments(file), list[dict[str, Any]]()
     for record, (bench, folder, answers) in zip(records, answered, strict=True):
-        found = summary(folder, bench, answers, by, saved)
-        others = [j for j in record.get("judged", []) if (j["bench"], j["judge"]) != (bench, by.name)]
+        found = {**summary(folder, bench, answers, by, saved), "answering": _answering(config["output"], record, bench)}
+        # What stays: of other benches, and of other judges that judged the same answers.
+        judged = [j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == found["answers"]]
+        before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
+        if before and before["passes"] > by.passes:
+            print(f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and keeps them")
+            found = before
         if found["judged"] == found["n"]:  # a part of the scores is no result
-            write_record(config["output"], {**record, "judged": [*others, found]})
+            write_record(config["output"], {**record, "judged": [*(j for j in judged if j is not before), found]})
         shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
     print(table(shown))
     return 1 if failed else 0
@@ -80,6 +86,16 @@ def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[in
     if not path.is_file():
         raise UserError(f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}")
     return bench, folder, read_answers(path, read_questions(folder, bench), record["id"])[1]
+
+
+def _answering(output: str, record: Record, bench: str) -> dict[str, Any]:
+    """How the answers were made. Raises UserError where that is not there to be read."""
+    path = answers_path(output, record["id"], bench).with_suffix(".json")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {describe(error)}. Again: python -m runs.answer {record['id']}") from None
+    return {key: about[key] for key in ("answer_tokens", "top_p", "top_k", "batch", "without_room")}
 
 
 def _prompts(folder: Path, bench: str, answers: dict[int, list[str]]) -> dict[tuple[int, int], list[dict[str, str]]]:

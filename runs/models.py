@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PATTERNS = [
     "config.json",
     "preprocessor_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",  # and no second copy in another library's layout (consolidated.safetensors)
+    "model.safetensors.index.json",
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -87,9 +87,9 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("model*.safetensors")):
         pickled = " It holds pickled weights (pytorch_model.bin): save them as safetensors" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"{folder}: no weights (*.safetensors).{pickled or ' Put model.safetensors beside config.json'}")
+        raise UserError(f"{folder}: no weights (model*.safetensors).{pickled or ' Put model.safetensors beside config.json'}")
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -119,7 +119,7 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
     from safetensors import safe_open
 
     quantise, size = config["model"].get("quantise"), {"whole": 0.0, "nf4": 0.0}
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("model*.safetensors"):
         try:
             with safe_open(path, "np") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -133,7 +133,8 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
     needed, free = size[quantise or "whole"] * (4 if everything else 1), free_memory(device)
     if needed > free:
         what = "weights, gradients and AdamW's moments" if everything else f"weights alone{' in 4 bit' if quantise else ''}"
-        smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if not quantise and not everything else ""
+        fits = not quantise and not everything and size["nf4"] < free
+        smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if fits else ""
         raise UserError(
             f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free on "
             f"{device.type}.{smaller} Choose a smaller model, or another device (device=)"

@@ -19,6 +19,7 @@ from typing import Any
 from tasks.base import DataError, Source, fixed_subset, held_out
 from tasks.continuations import Continuations, Row
 from tasks.hub import content, snapshot
+from tasks.mt_bench import BENCHES
 from tasks.text import open_text
 
 PROTOCOL = 1
@@ -61,8 +62,8 @@ def read_template(path: Path) -> Template:
     if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object with prompt_input and prompt_no_input (task.template)")
     plain = found.get("prompt_no_input")
-    if isinstance(plain, str) and "{instruction}" in plain:
-        heading = plain.rfind("#" * 3, 0, plain.index("{instruction}"))
+    if isinstance(plain, str):
+        heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
         found = {"next_turn": "\n\n" + plain[max(heading, 0) :], "stop": STOP if STOP in plain else None} | found
     for key, wanted in (
         ("prompt_input", "instruction input"),
@@ -73,12 +74,16 @@ def read_template(path: Path) -> Template:
         if not isinstance(text, str):
             raise DataError(f"{path}: no text {key!r} (task.template)")
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
         except ValueError as error:
             raise DataError(f"{path}: {key}: {error}. A brace of the text is written twice") from None
-        if fields != set(wanted.split()):
+        fields = {str(name) for name, _, _ in parts}
+        if fields != set(wanted.split()) or any(form or conversion for _, form, conversion in parts):
             names = ", ".join(f"{{{name}}}" for name in wanted.split())
-            raise DataError(f"{path}: {key} has the placeholders {sorted(fields)}, it should have {names}")
+            raise DataError(f"{path}: {key} has the placeholders {sorted(fields)}, it should have {names} and nothing in them")
+        _whole(f"{path}: {key}", text)
+    if not isinstance(found["stop"], str | None) or found["stop"] == "":
+        raise DataError(f"{path}: stop is {found['stop']!r}, it should be a text or null (task.template)")
     return Template(*(found[key] for key in ("prompt_input", "prompt_no_input", "next_turn", "stop")))
 
 
@@ -190,7 +195,20 @@ def load(settings: Any) -> InstructTask:
     return task
 
 
+def check_answers(settings: Any) -> None:
+    """Raises DataError for a setting of the answers that cannot be: told before the training that comes first."""
+    if settings["bench"] not in BENCHES:
+        raise DataError(f"task.bench={settings['bench']}: should be one of {', '.join(BENCHES)}")
+    if type(settings["answer_tokens"]) is not int or settings["answer_tokens"] < 1:
+        raise DataError(f"task.answer_tokens={settings['answer_tokens']}: should be a whole number of at least 1")
+    if type(settings["top_p"]) not in (int, float) or not 0 < settings["top_p"] <= 1:
+        raise DataError(f"task.top_p={settings['top_p']}: should be above 0 and at most 1 (which samples from all)")
+    if settings["top_k"] is not None and (type(settings["top_k"]) is not int or settings["top_k"] < 1):
+        raise DataError(f"task.top_k={settings['top_k']}: should be a whole number of at least 1, or null for all")
+
+
 def _check(settings: Any) -> None:
+    check_answers(settings)
     if type(settings["dev_rows"]) is not int or settings["dev_rows"] < 2:
         raise DataError(f"task.dev_rows={settings['dev_rows']}: should be at least 2 rows, which are held out from training")
 
@@ -215,14 +233,20 @@ def read_rows(path: Path) -> list[Example]:
     """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object a line."""
     with open_text(path) as file:
         text = file.read()
-    lines = text.splitlines() if path.suffix == ".jsonl" else []
-    try:
-        rows = json.loads(text) if not lines else [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+    if path.suffix == ".jsonl":  # not splitlines: a text may hold other ends of lines
+        rows = [_json(line, f"{path} row {number}") for number, line in enumerate(text.split("\n")) if line.strip()]
+    else:
+        rows = _json(text, str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: not a list of rows with instruction, input and output")
     return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
 
 
 def _example(row: Any, where: str) -> Example:
@@ -234,4 +258,12 @@ def _example(row: Any, where: str) -> Example:
         raise DataError(f"{where}: instruction, input and output should be texts")
     if not parts[0].strip() or not parts[2].strip():
         raise DataError(f"{where}: an empty {'instruction' if not parts[0].strip() else 'output'}")
+    _whole(where, "".join(parts))
     return Example(*parts)
+
+
+def _whole(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half a character (a lone surrogate), which no tokenizer takes") from None

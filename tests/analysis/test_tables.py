@@ -363,6 +363,7 @@ def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(),
             "n": 160,
             "n_valid": 159,
             "turns": {"1": mean + 0.25, "2": mean - 0.25},
+            "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0},
         }
         for judge, mean in scores
     ]
@@ -374,7 +375,7 @@ def llama(found, label="Llama 7B"):
 
 
 def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
-    ours = instructed(scores=[("gpt-4-0613", 5.0), ("own", 7.0)])
+    ours = instructed(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)])
     table = llama(tables.table4(ledger(ours), "paper"))
     lines = [row for row in table.rows if row[1] != "paper"]
     assert lines[0] == [
@@ -382,7 +383,7 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
         *("5.25 / 4.75", "159 of 160", "gpt-4-0613", "ours"),
     ]
     assert lines[1][1:4] == ["difference", "", "+0.23"]  # to 4.77
-    assert lines[2] == ["", "ours", "", "7.00", "6.50 to 7.50", "7.25 / 6.75", "159 of 160", "own", "ours"]
+    assert lines[2] == ["", "ours", "", "7.00", "6.50 to 7.50", "7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
     assert len(lines) == 3
     assert any("A judge that is no GPT-4" in note for note in table.notes)
     assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").rows] == ["none", "LoRA", "VeRA"]
@@ -397,6 +398,20 @@ def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
     line = next(r for r in found.rows if r[1] == "ours")
     assert (line[3], line[8]) == ("4.50 +-0.71 (2/3)", "ours, incomplete")
     assert not any(row[1] == "difference" for row in found.rows)
+    line = next(r for r in llama(tables.table4(ledger(*records), "paper")).rows if r[1] == "ours")
+    assert line[3] == "4.50 +-0.71 (2/3)"  # also where one seed would do
+
+
+def test_answers_of_another_way_are_told():
+    ours = instructed(scores=[("gpt-4", 5.0)])
+    assert not any("answers of at most" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
+    ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "without_room": 3}
+    notes = llama(tables.table4(ledger(ours), "paper")).notes
+    assert notes[-3:] == [
+        "deviation: answers of at most 64 tokens, not 1024 (VeRA r=1024)",
+        "deviation: sampled with top_p 0.9, top_k None (VeRA r=1024)",
+        "deviation: 3 answers cut short or empty for want of positions (VeRA r=1024)",
+    ]
 
 
 def test_what_is_not_judged_says_how_to_have_it_judged():
@@ -413,6 +428,8 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
     assert [row[0] for row in four.rows if row[1] == "ours"] == ["LoRA r=8"]
     ours = [row for row in thirteen.rows if row[1] != "paper"]
     assert [row[3] for row in ours] == ["7.00", "-0.48"]  # to 7.48
+    fewer = instructed("lora", train_rows=64, scores=[("gpt-4", 6.0)], bench="vicuna_bench")
+    assert any(row[3] == "6.00" for row in llama(tables.table13(ledger(fewer), "paper")).rows)
     assert [row[2] for row in thirteen.rows if row[1] == "paper"] == ["159.9M (610MB)", "1.4M (5.4MB)"]
 
 
@@ -425,6 +442,8 @@ def test_time_and_memory_stand_beside_the_papers():
     ours = rows(table)["vera_r64", "ours"]
     assert (ours["minutes"], ours["s/step"], ours["tok/s"], ours["device"]) == ("0.2", "0.10", "5", "Own GPU")
     assert len(found) == 1
+    part = [row[1] for row in tables.table12(ledger(instructed("lora", train_rows=10000)), "paper")[0].rows]
+    assert part == ["paper", "ours", "paper"]
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "csv"])

@@ -10,6 +10,7 @@ from bench import QUESTIONS
 from judge_server import JudgeServer, Reply, error, score
 from running import comparable, do, elsewhere
 from safetensors.torch import load_file
+from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.tables import main as tables
@@ -20,6 +21,7 @@ from runs.errors import UserError
 from runs.record import read_record, record_path, run_folder
 from runs.train import Training
 from tasks import DataError
+from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions
 
 COUNT = len(QUESTIONS["mt_bench"])
@@ -130,9 +132,14 @@ def test_checkpointing_does_recompute(alpaca_words):
 def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(alpaca_words, monkeypatch, tiny_llama):
     loaded = []
     monkeypatch.setattr(models, "load", lambda *_: loaded.append(1))
-    monkeypatch.setattr(models, "free_memory", lambda device: 1e6)
+    monkeypatch.setattr(models, "free_memory", lambda device: 26.0e6)
     (run,) = expand(alpaca_words)
-    with pytest.raises(UserError, match=r"its weights alone take \d+ MB, and 1.0 MB are free on cpu. model.quantise=nf4 takes"):
+    with pytest.raises(
+        UserError, match=r"its weights alone take 26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26"
+    ):
+        Training(run, "0" * 12, lambda event: None)
+    monkeypatch.setattr(models, "free_memory", lambda device: 1e6)
+    with pytest.raises(UserError, match=r"and 1\.0 MB are free on cpu\. Choose a smaller model"):  # 4 bits would not do
         Training(run, "0" * 12, lambda event: None)
     (run,) = expand([*(w for w in alpaca_words if not w.startswith("method.")), "method=full"])
     with pytest.raises(UserError, match="weights, gradients and AdamW's moments take"):
@@ -192,9 +199,10 @@ def test_a_kill_changes_no_answer_and_nothing_is_asked_twice(done, monkeypatch):
     whole = asked(record, output)
     folder = run_folder(output, record["id"])
     (folder / "mt_bench.jsonl").unlink()
-    (folder / "mt_bench_turn2.jsonl").unlink()
-    lines = (folder / "mt_bench_turn1.jsonl").read_text().splitlines(keepends=True)
-    (folder / "mt_bench_turn1.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])  # a kill cut the last line
+    (first,), (second,) = (list(folder.glob(f"mt_bench_turn{turn}_*.jsonl")) for turn in (1, 2))
+    second.unlink()
+    lines = first.read_text().splitlines(keepends=True)
+    first.write_text("".join(lines[:-1]) + lines[-1][:9])  # a kill cut the last line
     batches, sample = [], answer._sample
     monkeypatch.setattr(
         answer, "_sample", lambda t, rows, how: batches.append([(q.id, n) for q, n, _ in rows]) or sample(t, rows, how)
@@ -204,12 +212,42 @@ def test_a_kill_changes_no_answer_and_nothing_is_asked_twice(done, monkeypatch):
     assert sum(turn == 1 for batch in batches for _, turn in batch) == COUNT
 
 
-def test_other_settings_and_weights_are_answered_anew(done):
+def test_other_settings_are_answered_anew_and_lose_nothing(done, monkeypatch):
     record, output = done
     first = asked(record, output)
     shorter = asked(record, output, "task.answer_tokens=2")
     assert shorter != first
+    monkeypatch.setattr(answer, "_sample", None)  # what was answered is there
     assert asked(record, output) == first
+    about = json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())
+    assert (about["answer_tokens"], about["top_p"], about["top_k"], about["without_room"]) == (6, 1.0, None, 0)
+
+
+def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, tmp_path, capsys):
+    """In a model of few positions each answer has what its own prompt leaves, whatever it is batched with."""
+    tokenizer, template = AutoTokenizer.from_pretrained(tiny_llama), read_template(OWN_TEMPLATE)
+    prompts = {q: len(tokenizer(template.prompt(turns[0]))["input_ids"]) for q, _, turns in QUESTIONS["mt_bench"]}
+    positions = max(prompts.values())  # one prompt fills them
+    assert len(set(prompts.values())) > 2
+    small = save_llama(tmp_path / "small", max_position_embeddings=positions)
+    record, output = do(elsewhere(alpaca_words, **{"model.path": small})), tmp_path / "outputs"
+    one = asked(record, output, "eval_batch=1", "task.answer_tokens=50")
+    assert f"({2 * COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
+    assert asked(record, output, "eval_batch=16", "task.answer_tokens=50") == one
+    for q, length in prompts.items():
+        assert (one[q][0] == "") == (length == positions)
+        assert len(tokenizer(one[q][0], add_special_tokens=False)["input_ids"]) <= positions - length
+        assert one[q][1] == ""
+    assert json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"] == 2 * COUNT
+
+
+def test_words_that_have_changed_since_are_refused(alpaca_words, tmp_path):
+    forms = {"prompt_input": "{instruction} {input} =", "prompt_no_input": "{instruction} ="}
+    (tmp_path / "t.json").write_text(json.dumps(forms))
+    record = do([*alpaca_words, f"task.template={tmp_path / 't.json'}"])
+    (tmp_path / "t.json").write_text(json.dumps({**forms, "prompt_no_input": "{instruction} ->"}))
+    with pytest.raises(UserError, match=r"t.json or the rows have changed since run .* in words it never saw"):
+        answer.main([record["id"], f"output={tmp_path / 'outputs'}"])
 
 
 def test_the_second_turn_sees_the_first_answer(done, monkeypatch):
@@ -271,10 +309,11 @@ def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done
     ("word", "message"),
     [
         ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
-        ("task.answer_tokens=0", "should be at least 1"),
+        ("task.answer_tokens=0", "should be a whole number of at least 1"),
         ("task.answer_tokens=many", "should be a whole number"),
+        ("device=xyz", "should be one of auto, cpu, cuda, mps"),
         ("task.top_p=0", "should be above 0 and at most 1"),
-        ("task.top_k=-1", "should be at least 1, or null"),
+        ("task.top_k=-1", "should be a whole number of at least 1, or null"),
         ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
         ("train.lr=1", "beside run ids this command knows task.bench="),
     ],
@@ -411,6 +450,27 @@ def test_a_reply_without_a_score_enters_no_mean_and_a_part_of_the_judgments_no_r
         assert judge.main(words) == 1
     assert "1 not judged: HTTP 500" in capsys.readouterr().out
     assert [j["judge"] for j in read_record(record_path(output, record["id"]))["judged"]] == ["own-judge"]
+
+
+def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
+    """More passes of the same answers stay; what judged other answers goes."""
+    record, output = done
+    asked(record, output)
+    with JudgeServer(lambda prompt, nth: score(4 + nth % 2)) as server:
+        words = [record["id"], f"output={output}", f"base_url={server.url}"]
+        for more in (["judge=a", "passes=3"], ["judge=a"], ["judge=b"]):
+            assert judge.main([*words, *more]) == 0
+        found = {j["judge"]: j for j in read_record(record_path(output, record["id"]))["judged"]}
+        assert {name: j["passes"] for name, j in found.items()} == {"a": 3, "b": 1}
+        assert "has 3 passes of a already" in capsys.readouterr().out
+        assert found["a"]["answering"] == {"answer_tokens": 6, "top_p": 1.0, "top_k": None, "batch": 3, "without_room": 0}
+        asked(record, output, "task.answer_tokens=2")
+        assert judge.main([*words, "judge=b"]) == 0
+    (only,) = read_record(record_path(output, record["id"]))["judged"]
+    assert (only["judge"], only["answering"]["answer_tokens"]) == ("b", 2)
+    capsys.readouterr()
+    assert tables(["table4", "--output", str(output)]) == 0
+    assert "deviation: answers of at most 2 tokens, not 1024 (VeRA r=8)" in capsys.readouterr().out
 
 
 def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):

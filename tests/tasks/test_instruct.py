@@ -142,6 +142,7 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
         ('[{"instruction": "x", "output": 3}]', "row 0: instruction, input and output should be texts"),
         ('[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]', "row 1: an empty output"),
         ('[{"instruction": "", "output": "y"}]', "row 0: an empty instruction"),
+        ('[{"instruction": "\\ud800", "output": "y"}]', "row 0: half a character"),
         ('["x"]', "row 0: no instruction with an output. It has: str"),
         ('[{"instruction": "x", "output": "y"}]', "1 rows, of which task.dev_rows=2 are held out"),
     ],
@@ -169,8 +170,14 @@ def test_bad_folders_and_settings_are_one_line(tmp_path):
 
 def test_rows_a_line_each(tmp_path):
     lines = [json.dumps({"instruction": a, "input": b, "output": c}) for a, b, c in INSTRUCTIONS]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    assert [(r.instruction, r.input, r.output) for r in read_rows(tmp_path / "rows.jsonl")] == INSTRUCTIONS
+    lines.append(json.dumps({"instruction": "Break\u2028here.", "output": "As\x85it is."}, ensure_ascii=False))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    *rows, last = read_rows(tmp_path / "rows.jsonl")
+    assert [(r.instruction, r.input, r.output) for r in rows] == INSTRUCTIONS
+    assert (last.instruction, last.output) == ("Break\u2028here.", "As\x85it is.")
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
+    with pytest.raises(DataError, match=f"rows.jsonl row {len(lines)}: not JSON"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,10 @@ def test_rows_a_line_each(tmp_path):
         ('{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}', r"it should have {instruction}, {input}"),
         ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{question}"}', r"\['question'\], it should have"),
         ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction} }"}', "A brace of the text"),
+        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction:d}"}', "and nothing in them"),
+        ('{"prompt_input": "{instruction!r}{input}", "prompt_no_input": "{instruction}"}', "and nothing in them"),
+        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}", "stop": 5}', "stop is 5"),
+        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}\\ud800"}', "half a character"),
     ],
 )
 def test_bad_templates_are_one_line(template, message, alpaca, tmp_path):
