@@ -230,7 +230,7 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, tm
     positions = max(prompts.values())  # one prompt fills them
     assert len(set(prompts.values())) > 2
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
-    record, output = do(elsewhere(alpaca_words, **{"model.path": small})), tmp_path / "outputs"
+    record, output = do(elsewhere(alpaca_words, **{"model.path": small, "task.dev_rows": 5})), tmp_path / "outputs"
     one = asked(record, output, "eval_batch=1", "task.answer_tokens=50")
     assert f"({2 * COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
     assert asked(record, output, "eval_batch=16", "task.answer_tokens=50") == one
