@@ -223,22 +223,27 @@ def test_other_settings_are_answered_anew_and_lose_nothing(done, monkeypatch):
     assert (about["answer_tokens"], about["top_p"], about["top_k"], about["without_room"]) == (6, 1.0, None, 0)
 
 
-def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, tmp_path, capsys):
+def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt_bench, tmp_path, capsys):
     """In a model of few positions each answer has what its own prompt leaves, whatever it is batched with."""
+    shutil.copytree(mt_bench, tmp_path / "long")
+    path = tmp_path / "long" / "mt_bench" / "question.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["turns"][0] = "Tell of a boat. " * 20
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer, template = AutoTokenizer.from_pretrained(tiny_llama), read_template(OWN_TEMPLATE)
-    prompts = {q: len(tokenizer(template.prompt(turns[0]))["input_ids"]) for q, _, turns in QUESTIONS["mt_bench"]}
-    positions = max(prompts.values())  # one prompt fills them
+    prompts = {row["question_id"]: len(tokenizer(template.prompt(row["turns"][0]))["input_ids"]) for row in rows}
+    positions = max(prompts.values())  # the long one fills them
     assert len(set(prompts.values())) > 2
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
-    record, output = do(elsewhere(alpaca_words, **{"model.path": small, "task.dev_rows": 5})), tmp_path / "outputs"
-    one = asked(record, output, "eval_batch=1", "task.answer_tokens=50")
-    assert f"({2 * COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
-    assert asked(record, output, "eval_batch=16", "task.answer_tokens=50") == one
+    words = elsewhere(alpaca_words, **{"model.path": small, "task.mt_bench_dir": tmp_path / "long"})
+    record, output = do(words), tmp_path / "outputs"
+    one = asked(record, output, "eval_batch=1", "task.answer_tokens=90")
+    assert f"({1 + COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
+    assert asked(record, output, "eval_batch=16", "task.answer_tokens=90") == one
     for q, length in prompts.items():
         assert (one[q][0] == "") == (length == positions)
         assert len(tokenizer(one[q][0], add_special_tokens=False)["input_ids"]) <= positions - length
-        assert one[q][1] == ""
-    assert json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"] == 2 * COUNT
+    assert json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"] == 1 + COUNT
 
 
 def test_words_that_have_changed_since_are_refused(alpaca_words, tmp_path):
