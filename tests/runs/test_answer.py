@@ -242,7 +242,6 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt
     assert asked(record, output, "eval_batch=16", "task.answer_tokens=90") == one
     for q, length in prompts.items():
         assert (one[q][0] == "") == (length == positions)
-        assert len(tokenizer(one[q][0], add_special_tokens=False)["input_ids"]) <= positions - length
     assert json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"] == 1 + COUNT
 
 
