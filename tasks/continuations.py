@@ -4,7 +4,6 @@ A row is token ids, of which the first are the prompt's. Only what predicts the 
 mean over these tokens. The metric of an epoch is the perplexity of the dev rows' continuations.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +26,6 @@ class Continuations(Task):
     problem = "generation"
     label_smoothing = 0.0
     _rows: dict[str, list[Row]]
-
-    @abstractmethod
-    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None: ...
 
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids, _ in self._rows[split]]
