@@ -227,22 +227,21 @@ def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]
     end, stop = task.tokenizer.eos_token_id, task.template.stop
     rooms = [_room(task, ids, how["answer_tokens"]) for _, _, ids in asked]
     if not all(rooms):  # a prompt that fills the model's positions has no answer, and shortens none beside it
-        able = (
-            iter(_sample(training, [row for row, room in zip(asked, rooms, strict=True) if room], how)) if any(rooms) else None
-        )
-        return ["" if able is None or not room else next(able) for room in rooms]
+        left = [row for row, room in zip(asked, rooms, strict=True) if room]
+        able = iter(_sample(training, left, how) if left else [])
+        return [next(able) if room else "" for room in rooms]
     longest, count = max(len(ids) for _, _, ids in asked), max(rooms)
     numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in asked])
-    temperatures = torch.tensor(
-        [temperature(question.category) for question, _, _ in asked], dtype=torch.float64, device=device
-    )
+    where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    warmth = [temperature(question.category) for question, _, _ in asked]
+    temperatures = torch.tensor(warmth, dtype=torch.float64, device=where)
 
     class Draw(LogitsProcessor):
         """Leaves each row the one token that is drawn, which the greedy search then takes."""
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
-            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(device)
-            tokens = draw(scores.float(), temperatures, how["top_p"], how["top_k"], step)
+            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(where)
+            tokens = draw(scores.float().to(where), temperatures, how["top_p"], how["top_k"], step).to(device)
             return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
 
     class RunOn(StoppingCriteria):
