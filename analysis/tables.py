@@ -537,7 +537,8 @@ def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell], benc
 
 def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Time and memory of instruction tuning, LoRA and VeRA of rank 64."""
-    found = cells(_instructed(ledger), seeds or 1, select)
+    ranked = [r for r in _instructed(ledger) if r["config"]["method"].get("rank") == 64]
+    found = cells(ranked, seeds or 1, select)
     tables = []
     for model in dict.fromkeys(["llama_7b", *sorted(key[0] for key in found)]):
         rows: list[list[str]] = []

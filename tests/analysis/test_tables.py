@@ -352,6 +352,7 @@ def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(),
     found = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
     found["id"] += f"-{train_rows}"
     found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
+    found["config"]["method"]["rank"] = {"vera": 1024, "lora": 64, "vera_r64": 64}.get(row)
     found |= {"steps": 100, "device": {"name": "Own GPU"}}
     found["judged"] = [
         {
