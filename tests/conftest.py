@@ -5,6 +5,7 @@ import os
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from bench import write_mt_bench
 from tiny import save_gpt2, save_llama, save_timm, save_tiny, save_vit, write_alpaca, write_e2e, write_glue, write_images
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are stopped by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -255,7 +255,7 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
     assert 5 <= saved < 40
     resumed = do(killed)
     assert comparable(resumed) == comparable(do(straight))
-    assert f"{saved} of the 40 texts (last) are there already" in capfd.readouterr().out
+    assert f"{saved} of the 40 texts (decoded_last) are there already" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["keep=best", "select=unbiased"])
