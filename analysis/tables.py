@@ -414,7 +414,7 @@ def _image_table(
 
 LLAMAS = {"llama_7b": "Llama 7B", "llama_13b": "Llama 13B", "llama2_7b": "Llama 2 7B", "llama2_13b": "Llama 2 13B"}
 BENCHES = {"mt_bench": "MT-Bench", "vicuna_bench": "Vicuna-bench"}
-#: Rows of table 13's training rows; table 4 takes all of Alpaca-cleaned.
+#: Rows of Alpaca-cleaned that table 13 trains on; table 4 takes all.
 TABLE_13_ROWS = 10000
 
 
@@ -487,10 +487,10 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
             share = f" +-{statistics.stdev(scores):.2f}{share}"
         single = found[0] if len(found) == 1 else None
         interval = f"{single['low']:.2f} to {single['high']:.2f}" if single and single["low"] is not None else "-"
-        turns = [statistics.median([j["turns"][t] or 0.0 for j in found]) for t in found[0]["turns"]]
+        turns = [[j["turns"][t] for j in found if j["turns"][t] is not None] for t in found[0]["turns"]]
         valid = f"{sum(j['n_valid'] for j in found)} of {sum(j['n'] for j in found)}"
         score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
-        by_turn = " / ".join(f"{turn:.2f}" for turn in turns)
+        by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         status = "ours" if not share.endswith(")") else "ours, incomplete"
         lines.append([*head, score, interval, by_turn, valid, judge, status])
         if printed is not None and scores and _is_gpt_4(judge) and status == "ours":

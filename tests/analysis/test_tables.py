@@ -403,6 +403,13 @@ def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
     assert line[3] == "4.50 +-0.71 (2/3)"  # also where one seed would do
 
 
+def test_a_judge_that_gives_no_score_has_none():
+    ours = instructed(scores=[("gpt-4", 5.0)])
+    ours["judged"][0] |= {"mean": None, "low": None, "high": None, "n_valid": 0, "turns": {"1": None, "2": None}}
+    line = next(r for r in llama(tables.table4(ledger(ours), "paper")).rows if r[1] == "ours")
+    assert line[3:8] == ["-", "-", "- / -", "0 of 160", "gpt-4"]
+
+
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
     assert not any("answers of at most" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
