@@ -469,6 +469,10 @@ def _check_values(config: dict[str, Any]) -> None:
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
+    if model["quantise"] and model["modality"] != "text generation":
+        raise UserError(
+            f"model.quantise={model['quantise']} is for language models: the head of {model['name']} is new, and trains"
+        )
     if model["quantise"] and config["method"]["kind"] == "full":
         raise UserError("method=full trains the model's own weights, which 4 bits cannot hold: model.quantise=null")
     if config["keep"] == "both" and "decode" not in task:

@@ -150,9 +150,10 @@ def free_memory(device: "torch.device") -> float:
     import psutil
 
     free = float(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        limits = [int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current")]
-        free = min(free, max(limits[0] - limits[1], 0))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit
+        limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, max(limit - taken + int(told["file"]), 0))  # of files there are copies that can go
     return free
 
 
