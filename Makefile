@@ -97,7 +97,7 @@ llama-13b: PAPER := table4_llama_13b
 llama2-7b: PAPER := table4_llama2_7b
 llama2-13b: PAPER := table4_llama2_13b
 
-llama-7b: setup ## table 4, Llama 7B on Alpaca-cleaned, judged by MT-Bench (4-bit weights: a GPU with 24 GB)
+llama-7b: setup ## table 4, Llama 7B on Alpaca-cleaned, judged by MT-Bench (4-bit weights; the paper names 23.4 GB of GPU memory for a 7B)
 llama-13b: setup ## table 4, Llama 13B
 llama2-7b: setup ## table 4, Llama 2 7B
 llama2-13b: setup ## table 4, Llama 2 13B
