@@ -4,12 +4,15 @@ python -m runs model=roberta_base task=rte method=vera seed=3      one run
 python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: every combination
 python -m runs paper=table2_base                                   a preset: a whole table of the paper
 python -m runs paper=table2_base method=vera seed=0                part of it
+python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray: see the README)
 python -m runs --cfg task=cola                                     the configuration, without running
 python -m runs --help task=text                                    the keys of a task, model or method
 """
 
 import json
+from dataclasses import fields
 
+from runs import launch
 from runs.config import GROUPS, choices, expand, known_keys, with_starts
 from runs.errors import UserError, entry_point
 from runs.sweep import check_ids, sweep
@@ -23,11 +26,13 @@ def main(arguments: list[str]) -> int:
         picked = tuple(word for word in arguments if word.partition("=")[0] in GROUPS)
         print(f"\nKeys with {' '.join(picked) or 'the defaults'} (--help task=rte lists another's; see conf/config.yaml):")
         print("  " + "\n  ".join(key for key in known_keys(picked) if key not in GROUPS))
+        print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launch.Launch))}")
         return 0
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise UserError(f"no option {flags[0]}. Known: -m, --cfg, --help")
+    how, hydra, words = launch.take(words)
     runs = expand(words)
     if "--cfg" in arguments:
         for run in runs:
@@ -35,7 +40,7 @@ def main(arguments: list[str]) -> int:
         return 0
     runs = with_starts(runs)
     check_ids(runs)
-    outcome = sweep(runs)
+    outcome = sweep(runs, launch=how, words=hydra)
     return outcome.exit_code
 
 

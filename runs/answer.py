@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0 if arguments else 2
-    from runs.sweep import Display
+    from runs.display import Display
 
     records = chosen(arguments, SETTINGS)
     settings = [given(record, arguments, SETTINGS) for record in records]

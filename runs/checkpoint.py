@@ -1,9 +1,11 @@
 """The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the same record.
 
 Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON: the step,
-the scheduler, Python's and numpy's generators, and the curve so far. Never pickle.
+the scheduler, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over all of it: a run that
+went on from a damaged file would end with a record like any other.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -44,7 +46,8 @@ def save(
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"header": json.dumps(header)})
+        text = json.dumps(header)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"header": text, "sha256": _digest(text, tensors)})
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -52,6 +55,14 @@ def save(
         raise OSError(f"{path}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load(
@@ -62,8 +73,11 @@ def load(
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["header"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if _digest(metadata["header"], tensors) != metadata["sha256"]:
+            raise ValueError("its checksum is another")
+        header = json.loads(metadata["header"])
         if header["run_id"] != run_id or {f"parameter/{name}" for name in parameters} - set(tensors):
             raise ValueError("of another run")
         python, numpy_state = header["python"], header["numpy"]

@@ -2,7 +2,8 @@
 
 No torch and no Hydra: analysis/ reads the ledger through this file.
 
-A record (schema 1): schema, id, status (done, failed, diverged), error; cell (paper preset, row, model, task, seed);
+A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in words;
+since schema 2); cell (paper preset, row, model, task, seed);
 label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
 recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data (content
 hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
@@ -15,14 +16,19 @@ adapter bytes); predictions (hash of the best and of the last epoch's); deviatio
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
+#: From each older schema to the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record | {"schema": 2, "tries": []}}
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 PUBLISHED = Path(__file__).parent / "records"
@@ -49,14 +55,42 @@ def cache_folder() -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all: a reader, or a kill in between, never meets half of it."""
+    partial = _partial(path, text)
+    try:
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path, text: str) -> Path:
+    """The text on disk, beside the file that it is for, under a name that no other process takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def link_or_fail(path: Path, text: str) -> None:
+    """Creates a file whole, or raises FileExistsError where one of that name is: of many that try at once, one succeeds."""
+    partial = _partial(path, text)
+    try:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            if not os.path.samefile(partial, path):  # a network file system may do it, and answer that it is done already
+                raise
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            with open(path, "x", encoding="utf-8") as file:  # a file system without hard links
+                file.write(text)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -79,19 +113,28 @@ def run_folder(output: str | Path, run_id: str) -> Path:
 def write_record(output: str | Path, record: Record) -> Path:
     """Writes a record to outputs/records, compact and atomically. NaN and infinity have no place in JSON: ValueError."""
     path = record_path(output, record["id"])
-    write_atomically(path, json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+    write_atomically(path, record_text(record))
     return path
 
 
+def record_text(record: Record) -> str:
+    """A record as it stands in its file. ValueError as above."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+
+
 def read_record(path: Path) -> Record:
-    """One record. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a record ({error})") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("id"), str):
-        found = record.get("schema") if isinstance(record, dict) else None
-        raise ValueError(f"{path}: not a record of schema {SCHEMA} (schema {found})")
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str) or type(record.get("schema")) is not int:
+        raise ValueError(f"{path}: not a record")
+    while record["schema"] in MIGRATIONS:
+        record = MIGRATIONS[record["schema"]](record)
+    if record["schema"] != SCHEMA:
+        newer = "made by a newer version; update this one" if record["schema"] > SCHEMA else "not known"
+        raise ValueError(f"{path}: a record of schema {record['schema']}, {newer} (here: {SCHEMA})")
     return record
 
 

@@ -1,104 +1,75 @@
-"""Many runs, one after another, each in a process of its own: no state leaks from one to the next.
+"""Many runs: what is checked before the first one, who does them, and what is told at the end.
 
-The child processes are forked from a server that has torch imported already, so a run starts in a fraction of a second.
 A finished run is skipped, a broken one resumed; a failed one never stops the others.
 """
 
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
-import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any
-
-from tqdm import tqdm
+from pathlib import Path
+from types import FrameType
 
 import tasks
 from runs import models
+from runs.begun import read_progress
+from runs.claims import Heart, Watcher
 from runs.config import Run
-from runs.errors import UserError, describe, is_users
+from runs.display import Board, Display, result_words
+from runs.errors import UserError, is_users
+from runs.executor import GRACE, Executor, Job, Outcome, Sweep, settled_record, start_fork_server
 from runs.identity import hash_of, one_look, run_id
-from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_record
+from runs.launch import HYDRA, DeviceLease, Hydra, Launch, Launcher, Local, devices
+from runs.record import FINISHED, Record, read_record, record_path, run_folder
 from runs.starts import start_file
-from runs.text import duration, shown
+from runs.text import duration
 from tasks.pixels import preprocessing
 
-Event = dict[str, Any]
-#: What transformers imports for any model: three seconds.
-HEAVY = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto", "models.bert.modeling_bert")
+#: Executors that end at once, so many times in a row without a run begun, are not started again.
+EMPTY_STARTS = 3
 
 
-@dataclass
-class Outcome:
-    """How the runs of one command ended."""
-
-    done: int = 0
-    skipped: int = 0
-    diverged: int = 0
-    failed: list[tuple[Run, str, str]] = field(default_factory=list)  # the run, its error, its log
-
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.failed else 0
-
-
-def sweep(runs: list[Run], part: bool = False) -> Outcome:
+def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, words: list[str] | None = None) -> Outcome:
     """Does every run that has no record yet. Raises UserError or DataError before anything starts.
 
     part: of a longer command, which has done the preflight, sums up itself, and goes on after a failed run.
+    launch, words: where and how (runs/launch.py), and Hydra's words for its launcher; else one after another, here.
     """
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    started = time.monotonic()
+    started, launch = time.monotonic(), launch or Launch()
     # torchrun's processes stay what they are, and a debugger wants no child.
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     try:
+        if here and launch.launcher != "serial":
+            raise UserError(f"launcher={launch.launcher} has processes of its own: leave out torchrun and debug=true")
         with one_look():
             finished = [finished_record(run) for run in runs]
         left = [run for run, record in zip(runs, finished, strict=True) if record is None]
         if left:
-            if not here:
+            if not here and launch.launcher == "serial":
+                _take_device(left[0], launch)
                 start_fork_server()
             if not part:
                 preflight(left)
+        jobs = [Job(position, run, settled_id(run)) for position, run in enumerate(runs, 1)]
     except Exception as error:
         if not is_users(error):
             raise
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
-    outcome, spent = Outcome(), dict[str, list[float]]()
-    display = Display(len(runs), name_task=len(runs) == 1 or len({run.task for run in runs}) > 1)
-    for position, (run, record) in enumerate(zip(runs, finished, strict=True), 1):
-        display.start(position, run)
-        if record:
-            outcome.skipped += 1
-            display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
-            continue
-        left = left[1:]
-        display.later = estimate(left, spent)
-        begun = time.monotonic()
-        record = _do_here(run, display.show) if here else _do_in_child(run, display.show, alone=len(runs) == 1 and not part)
-        seconds = time.monotonic() - begun
-        spent.setdefault(run.row, []).append(seconds)
-        if record["status"] == "failed":
-            log = str(run_folder(run.config["output"], record["id"]) / "log.txt")
-            outcome.failed.append((run, record["error"], log))
-            display.line(f"FAILED: {record['error']} ({log})")
-        elif record["status"] == "diverged":
-            outcome.diverged += 1
-            display.line(f"DIVERGED: {record['error']}")
-        else:
-            outcome.done += 1
-            display.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
-    display.close()
+    many = len(runs) == 1 or len({run.task for run in runs}) > 1
+    plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
+    if here:
+        outcome = _do_here(plan, Display(len(runs), many), finished)
+    elif launch.launcher == "serial" or not left:
+        outcome = Executor(plan, Display(len(runs), many), alone=len(runs) == 1 and not part).go()
+    else:
+        outcome = supervise(plan, Board(len(runs), many), launch, words or [])
     if not part:
         _summary(runs, outcome, time.monotonic() - started)
+    if outcome.interrupted and part:
+        raise SystemExit(outcome.exit_code)
     return outcome
 
 
@@ -160,230 +131,160 @@ def finished_record(run: Run) -> Record | None:
         return None
     try:
         record = read_record(path)
-    except ValueError as error:
-        print(f"{error}: the run is done again", file=sys.stderr)
-        return None
+    except ValueError:
+        return None  # which the executor says
     return record if record["status"] in FINISHED else None
 
 
-def result_words(record: Record) -> str:
-    """A record's result in a few words."""
-    result = record["result"]
-    if record["status"] == "diverged":
-        return f"diverged: {record['error']}"
-    best, last = (shown(result["metric"], result[which]) for which in ("best", "last"))
-    words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
-    scores = record["texts"]["scores"][0] if record.get("texts") else None  # of the last epoch, by the protocol
-    return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words
+def _failed(jobs: list[Job]) -> dict[str, str | None]:
+    """Whose failed records are there, by run: another one of the same run is a try of this sweep."""
+    found = {}
+    for job in jobs:
+        record = settled_record(job, {}, quiet=True)
+        if record and record["status"] not in FINISHED:
+            found[job.id] = record.get("claim")
+    return found
 
 
-def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
-    """Seconds for the runs that are left: each row's median so far, or the median over all rows."""
-    every = [seconds for row in spent.values() for seconds in row]
-    if left and not every:
-        return float("nan")
-    return sum(statistics.median(spent.get(run.row, every)) for run in left)
+def _take_device(run: Run, launch: Launch) -> None:
+    """For the rest of this process, where there is a choice: two commands do not meet on one GPU by accident."""
+    names = devices(run.config["device"])
+    if not {"cpu", "mps"} & set(names):
+        DeviceLease(names, launch.runs_per_device).use()
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:
     return list({json.dumps([run.config[part] for part in parts], sort_keys=True): run for run in runs}.values())
 
 
-# --- one run
-
-
-def _do_here(run: Run, show: Callable[[Event], None]) -> Record:
+def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Outcome:
+    """Every run in this process: under torchrun, whose first process holds the claim, and for a debugger."""
     from runs.train import train
 
-    settled = settled_id(run)
-    return train(run, settled, show)
-
-
-def start_fork_server() -> None:
-    """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs.train", *(f"transformers.{m}" for m in HEAVY)])
-    multiprocessing.forkserver.ensure_running()
-
-
-def _do_in_child(run: Run, show: Callable[[Event], None], alone: bool) -> Record:
-    settled = settled_id(run)
-    context = multiprocessing.get_context("forkserver")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(run, settled, sender), daemon=True)
-    child.start()
-    sender.close()
-    error, mistake = None, False
-    try:
-        while True:
-            try:
-                event = receiver.recv()
-            except EOFError:
-                break
-            if "error" in event:
-                error, mistake = event["error"], event["mistake"]
-            else:
-                show(event)
-        child.join()
-    except BaseException:
-        child.terminate()
-        child.join(5)
-        if child.is_alive():  # or its end was lost between it and the fork server
-            child.kill()
-            child.join(5)
-        raise
-    if mistake and alone:
-        raise UserError(error)
-    record = finished_record(run)
-    if error is None and record:
-        return record
-    if error is None:
-        code = child.exitcode or 0
-        ending = (
-            f"signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "") if code < 0 else f"exit code {code}"
-        )
-        error = f"the process ended with {ending}"
-    failed = {
-        "schema": SCHEMA,
-        "id": settled,
-        "status": "failed",
-        "error": error,
-        "cell": {"paper": run.paper, "row": run.row, "model": run.model, "task": run.config["task"]["name"], "seed": run.seed},
-        "label": {part: run.config[name]["label"] for part, name in (("row", "method"), ("model", "model"), ("task", "task"))},
-        "config": run.config,
-        "config_hash": hash_of(run.config)[:16],
-    }
-    write_record(run.config["output"], failed)
-    return failed
-
-
-def _child(run: Run, settled: str, events: Connection) -> None:
-    """The child's whole life: output into the run's log, progress to the parent, one line for an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    folder = run_folder(run.config["output"], settled)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {settled}", flush=True)
-    from runs.train import train
-
-    last = 0.0
-
-    def report(event: Event) -> None:
-        nonlocal last
-        if event["phase"] != "training" or time.monotonic() - last > 0.25:
-            last = time.monotonic()
-            try:
-                events.send(event)
-            except OSError:  # the sweep was killed: see _end_with_parent
-                os._exit(1)
-
-    try:
-        train(run, settled, report)
-    except BaseException as error:
-        if not is_users(error):
-            import traceback
-
-            traceback.print_exc()
-        mistake = is_users(error) or isinstance(error, OSError)
-        words = describe(error)
-        events.send({"error": words if mistake else f"{type(error).__name__}: {words}", "mistake": mistake})
-        sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """Ends this process soon after the sweep was killed: the fork server goes with it, and the parent's id changes."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-# --- what is seen
-
-
-class Display:
-    """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
-
-    def __init__(self, total: int, name_task: bool) -> None:
-        self.total, self.name_task = total, name_task
-        self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
-        self.bar: Any = None
-        self.head = ""
-        self.later = 0.0  # seconds for the runs after this one; NaN: not known
-
-    def start(self, position: int, run: Run) -> None:
-        width = len(str(self.total))
-        task = f"{run.config['task']['label']} " if self.name_task else ""
-        self.head = f"[{position:>{width}}/{self.total}] {task}{run.config['method']['label']} seed {run.seed}"
-
-    def show(self, event: Event) -> None:
-        if self.live:
-            self._bar(event)
-        elif event["phase"] == "evaluated":
-            print(f"{self.head}  {self._words(event)}", flush=True)
-        elif event["phase"].startswith("resuming") or event.get("milestone"):
-            print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
-
-    def _bar(self, event: Event) -> None:
-        if self.bar is None:
-            # The words go where tqdm's unit stands: before a postfix it would put a comma.
-            self.bar = tqdm(
-                total=1, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
-            )
-        if "steps" in event:
-            self.bar.total, self.bar.n = event["steps"], event["step"]
-            epoch, _, self.bar.unit = self._words(event).partition("  ")
-            self.bar.set_description_str(f"{self.head}  {epoch}")
-        elif "of" in event:
-            self.bar.total, self.bar.n = event["of"], event["done"]
-            self.bar.unit = self._count(event).strip()
-            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+    outcome, first = Outcome(), not int(os.environ.get("RANK", "0"))
+    for job, record in zip(plan.jobs, finished, strict=True):
+        display.start(job.position, job.run)
+        if record:
+            outcome.skipped += 1
+            display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
+            continue
+        begun = time.monotonic()
+        if first:
+            watcher = Watcher(job.run.config["output"], plan.lease_seconds)
+            claim = watcher.take(job.id)
+            while claim is None:
+                display.show({"phase": "waiting for another process that does this run"})
+                time.sleep(min(1.0, plan.lease_seconds / 8))
+                claim = watcher.take(job.id)
+            with Heart(claim, plan.lease_seconds):
+                record = train(job.run, job.id, display.show, claim)
         else:
-            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+            record = train(job.run, job.id, display.show)
+        if record["status"] == "diverged":
+            outcome.diverged.append((job.run, record["error"], str(run_folder(job.run.config["output"], job.id) / "log.txt")))
+            display.line(f"DIVERGED: {record['error']}")
+        else:
+            outcome.done += 1
+            display.line(f"{result_words(record)}  {duration(time.monotonic() - begun)}  run {record['id']}")
+    display.close()
+    return outcome
 
-    @staticmethod
-    def _count(event: Event) -> str:
-        """How many of an event's items are done, and the time that the others take."""
-        if "of" not in event:
-            return ""
-        left = event["seconds_left"]
-        return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
 
-    def _words(self, event: Event) -> str:
-        words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
-        if event["metric"] is not None:
-            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
-            words.append(f"dev {event['metric_name']} {now} (best {best})")
-        pace, unit = event["pace"], event["unit"]
-        words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
-        everything = event["seconds_left"] + self.later
-        known = everything == everything
-        texts = f" and {event['texts']} texts" if event.get("texts") else ""
-        all_ = f", all {duration(everything)}" if known and not texts else ""
-        words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
-        return "  ".join(words)
+# --- many executors
 
-    def line(self, text: str) -> None:
-        self.close()
-        print(f"{self.head}  {text}", flush=True)
 
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Outcome:
+    """Starts executors until no run is left, and shows what they do. What ends them or this command loses nothing."""
+    output = Path(plan.jobs[0].run.config["output"])
+    name = f"vera-bench-{hash_of([str(output.resolve()), [job.id for job in plan.jobs]])[:8]}"
+    path = (output / "sweeps" / name / "sweep.json").resolve()
+    plan.save(path)
+    pending, outcome = list(plan.jobs), Outcome()
+    watcher = Watcher(output, plan.lease_seconds)
+    for job in list(pending):
+        if _seen(job, plan, board, outcome, here=False):
+            pending.remove(job)
+    board.say(f"{outcome.skipped} already done, {len(pending)} to do: {launch.launcher}")
+    launcher: Launcher
+    if launch.launcher in HYDRA:
+        launcher = Hydra(path, launch, words, name, len(pending))
+    else:
+        launcher = Local(path, launch, plan.jobs[0].run.config["device"])
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    empty = 0
+    try:
+        while pending and not asked:
+            count = len(pending)
+            for job in list(pending):
+                if _seen(job, plan, board, outcome, here=True):
+                    pending.remove(job)
+            busy = [job for job in pending if watcher.holder(job.id)]
+            empty = 0 if len(pending) < count or busy else empty
+            free = [job for job in pending if job not in busy or watcher.free(job.id)]
+            alive = launcher.alive()
+            wanted = min(launcher.size, len(free) + alive) - alive
+            if free and wanted > 0:
+                if empty == EMPTY_STARTS:
+                    raise UserError(f"executors end without having begun a run. They say why: {launcher.logs}")
+                empty += 1
+                launcher.start(wanted)
+            board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
+            time.sleep(1.0 if pending else 0.0)
+        outcome.interrupted = bool(asked)
+        end = time.monotonic() + GRACE
+        while not asked and launcher.alive() and time.monotonic() < end:  # they tell the tracker of their last runs
+            time.sleep(0.5)
+    except BaseException:
+        outcome.interrupted = True
+        raise
+    finally:
+        board.close()
+        left = launcher.stop(GRACE)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if left and pending:
+            print(left, file=sys.stderr)
+    return outcome
+
+
+def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, here: bool) -> bool:
+    """Whether a job has its record; counts it and shows it."""
+    record = settled_record(job, plan.failed_before)
+    if record is None:
+        return False
+    board.start(job.position, job.run)
+    log = str(run_folder(job.run.config["output"], job.id) / "log.txt")
+    if record["status"] == "failed":
+        outcome.failed.append((job.run, record["error"], log))
+        board.line(f"FAILED: {record['error']} ({log})")
+    elif not here:
+        outcome.skipped += 1
+    elif record["status"] == "diverged":
+        outcome.diverged.append((job.run, record["error"], log))
+        board.line(f"DIVERGED: {record['error']}")
+    else:
+        outcome.done += 1
+        seconds = sum(record["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode"))
+        board.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
+    return True
 
 
 def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:
     parts = [f"{outcome.done} done", f"{outcome.skipped} already there"]
-    parts += [f"{outcome.diverged} diverged"] if outcome.diverged else []
+    parts += [f"{len(outcome.diverged)} diverged"] if outcome.diverged else []
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     where = record_path(runs[0].config["output"], "x").parent
     print(f"{len(runs)} run{'s' * (len(runs) > 1)} in {duration(seconds)}: {', '.join(parts)}. Records: {where}")
-    for run, error, log in outcome.failed:
-        print(f"  failed: {run.label}: {error} ({log})")
+    for status, found in (("diverged", outcome.diverged), ("failed", outcome.failed)):
+        for run, error, log in found:
+            print(f"  {status}: {run.label}: {error} ({log})")
+    if outcome.interrupted:
+        print("interrupted. Finished runs are kept; the same command goes on where it was.", file=sys.stderr)
 
 
 @one_look()

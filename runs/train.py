@@ -30,6 +30,8 @@ from torch import nn
 import tasks
 import vera
 from runs import checkpoint, models
+from runs.begun import clear, read_tries
+from runs.claims import Claim
 from runs.config import Run
 from runs.decode import decode, rehearse
 from runs.errors import UserError
@@ -41,6 +43,24 @@ from runs.starts import start_file, start_id
 from runs.text import LESS_IS_BETTER, shown
 
 Report = Callable[[dict[str, Any]], None]
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has saved what it needs to go on."""
+
+
+@dataclass
+class Stop:
+    """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between steps, and while
+    it evaluates. Elsewhere there is nothing to save, and its process may end at once."""
+
+    wanted: bool = False
+    listens: bool = False
+
+    def check(self) -> None:
+        """Raises StoppedError where it is wanted."""
+        if self.wanted:
+            raise StoppedError
 
 
 @dataclass
@@ -138,8 +158,12 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
 class Training:
     """One run: what the loop needs, and what it has learnt so far (`state`, which a checkpoint keeps)."""
 
-    def __init__(self, run: Run, run_id: str, report: Report, start: bool = True) -> None:
+    def __init__(
+        self, run: Run, run_id: str, report: Report, start: bool = True, claim: Claim | None = None, stop: Stop | None = None
+    ) -> None:
         self.run, self.run_id, self.report = run, run_id, report
+        self.claim, self.stop = claim, stop or Stop()
+        self.tries = read_tries(run.config["output"], run_id)
         self.config, self.settings = run.config, run.config["train"]
         self.folder = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,8 +246,22 @@ class Training:
             self.report({"phase": f"resuming at step {self.state['step']} of {self.total_steps}"})
         elif self.task.decodes:
             rehearse(self)
+        self.stop.listens = True
+        try:
+            self._epochs(path)
+        except StoppedError:
+            self._save(path)
+            raise
+        self.stop.listens = False
+        self.stop.check()
+        texts = decode(self) if self.task.decodes and self.state["status"] == "done" else None
+        return self.finish(texts)
+
+    def _epochs(self, path: Path) -> None:
+        """Trains and evaluates, epoch by epoch, from where `state` stands to the end."""
+        self.report({"phase": "training, first step"})
         saved = time.monotonic()
-        while self.state["step"] < self.total_steps and self.state["status"] == "done":
+        while self.state["epoch"] < math.ceil(self.total_steps / self.steps_per_epoch) and self.state["status"] == "done":
             epoch = self.state["epoch"]
             size, seed = self.settings["effective_batch"], self.config["data_seed"]
             batches = epoch_batches(self.lengths, size, seed, epoch, self.task.block)
@@ -246,6 +284,7 @@ class Training:
                 self.state["loss_sum"] += loss * weight
                 self.state["rows"] += weight
                 self._progress(loss)
+                self.stop.check()
                 if self.state["step"] == self.total_steps:
                     break
                 if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
@@ -257,8 +296,6 @@ class Training:
             saved = time.monotonic()
         if not self.total_steps:
             self.end_epoch()
-        texts = decode(self) if self.task.decodes and self.state["status"] == "done" else None
-        return self.finish(texts)
 
     def step(self, rows: list[int]) -> float:
         """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's mean."""
@@ -334,6 +371,7 @@ class Training:
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         loss_sum, outputs = 0.0, dict[int, Any]()
         for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            self.stop.check()
             with self.accelerator.autocast():
                 loss, answers = self.task.answers(self.trained, self._inputs("dev", part))
             loss_sum += loss * self.task.weight("dev", part)
@@ -361,6 +399,7 @@ class Training:
             "id": self.run_id,
             "status": state["status"],
             "error": state["error"],
+            "tries": self.tries["ended"],
             "cell": {
                 "paper": self.run.paper,
                 "row": self.run.row,
@@ -431,7 +470,7 @@ class Training:
                 "best": state["predictions"][self.best()] if state["predictions"] else None,
                 "last": state["predictions"][-1] if state["predictions"] else None,
             },
-            "deviations": deviations(self.run, self.task.notes),
+            "deviations": deviations(self.run, self.task.notes) + self.tries["deviations"],
         }
 
     # --- small helpers
@@ -466,8 +505,14 @@ class Training:
         scaler = self.accelerator.scaler
         self.state["scaler"] = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
+            self._own()
             method_state = self.method.training_state(self.raw_model)
             checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state)
+
+    def _own(self) -> None:
+        """Raises LostClaimError where another executor has taken the run over: it writes these files now."""
+        if self.claim:
+            self.claim.check()
 
     def best(self) -> int:
         """Index of the epoch that is best so far."""
@@ -492,6 +537,7 @@ class Training:
         """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless another is given."""
         if not self.accelerator.is_main_process:
             return
+        self._own()
         if self.method.adapter_parameters(self.raw_model):
             dtypes = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
             vera.save(self.raw_model, self.method, adapter, dtypes[precision or self.config["adapter_precision"]])
@@ -589,9 +635,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train(run: Run, run_id: str, report: Report) -> Record:
-    """Does one run and writes its record; the checkpoint goes once the record is there."""
-    training = Training(run, run_id, report)
+def train(run: Run, run_id: str, report: Report, claim: Claim | None = None, stop: Stop | None = None) -> Record:
+    """Does one run and writes its record; the checkpoint goes once the record is there.
+
+    Raises StoppedError where `stop` asks for it, and LostClaimError where another executor has the run.
+    """
+    training = Training(run, run_id, report, claim=claim, stop=stop)
     record = training.go()
     draws = training.task.pictures and record["status"] == "done"
     if draws and training.predictions is None:  # resumed after the last epoch
@@ -602,12 +651,15 @@ def train(run: Run, run_id: str, report: Report) -> Record:
                 training.task.illustrate(training.folder, training.predictions)
             except Exception as error:  # a picture is not worth a run
                 print(f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})", flush=True)
-        write_record(run.config["output"], record)
-        (training.folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        if run.config["keep"] != "both":  # it was there to be decoded
-            training.best_file.unlink(missing_ok=True)
-        elif training.task.decodes and run.config["adapter_precision"] != "fp32":
-            training.write(training.best_file)  # the model carries it since then
+        both = run.config["keep"] == "both" and training.task.decodes
+        if both and record["status"] == "done" and run.config["adapter_precision"] != "fp32":
+            # The model carries it since it was decoded. In its place it would be decoded again, rounded, after a kill.
+            training.write(training.folder / "adapter_best_rounded.safetensors")
+        if claim:
+            claim.write(run.config["output"], record)
+        else:
+            write_record(run.config["output"], record)
+        clear(run.config["output"], run_id, run.config["keep"])
     training.accelerator.wait_for_everyone()
     training.accelerator.free_memory()
     return record

@@ -36,9 +36,10 @@ from yaml import YAMLError
 
 from runs.config import CONF, GROUPS, Run, expand, with_starts
 from runs.errors import UserError, entry_point
+from runs.executor import start_fork_server
 from runs.identity import hash_of
 from runs.record import Record, write_atomically
-from runs.sweep import check_ids, finished_record, preflight, settled_id, start_fork_server, sweep
+from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
 from runs.text import LESS_IS_BETTER, duration, shown
 
 #: Words that a trial needs and the best setting's command does not.

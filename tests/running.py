@@ -16,9 +16,9 @@ def do(words):
 
 
 def comparable(record):
-    """A record without times, costs, and the place where it was made."""
+    """A record without times, costs, how earlier tries ended, and the place where it was made."""
     record = copy.deepcopy(record)
-    for key in ("cost", "code", "config_hash"):
+    for key in ("cost", "code", "config_hash", "tries"):
         del record[key]
     for key in ("output", "checkpoint_minutes", "micro_batch"):
         del record["config"][key]

@@ -231,6 +231,8 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
         with open(partial, "r+b") as file:
             file.seek(place.start(1))
             file.write(hashlib.sha256(content).hexdigest().encode())
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)  # safetensors writes for the owner alone; a shared folder is for others too

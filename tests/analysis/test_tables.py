@@ -17,7 +17,7 @@ def record(row="vera", task="rte", seed=0, best=0.8, last=0.79, model="roberta_b
     both = {"best": best, "best_epoch": 2.0, "last": last}
     other = {"best": best - 0.05, "best_epoch": 1.0, "last": last}
     return {
-        "schema": 1,
+        "schema": 2,
         "id": f"{model}-{row}-{task}-{seed}-{lr}",
         "status": status,
         "cell": {"paper": None, "row": row, "model": model, "task": task, "seed": seed},

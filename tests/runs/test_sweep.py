@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from running import elsewhere
 
-from runs import config, evaluate, plan, publish, sweep
+from runs import config, evaluate, executor, plan, publish, sweep
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
@@ -152,8 +152,9 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
     monkeypatch.setattr("runs.checkpoint.os.fsync", full)
+    monkeypatch.setattr(executor, "ROOM", (0,))
     monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
     with pytest.raises(SystemExit) as ended:
         errors.entry_point(main)
@@ -185,17 +186,17 @@ def test_a_file_that_cannot_grow_is_one_line_too(words):
 def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkeypatch):
     runs = expand([*words, "seed=0,1", "train.max_steps=1"])
 
-    def kill_the_first(run, settled, events):
+    def kill_the_first(run, settled, claim, events):
         if run.seed == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        sweep_child(run, settled, events)
+        sweep_child(run, settled, claim, events)
 
-    sweep_child = sweep._child
-    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda _: ForkNow())
-    monkeypatch.setattr(sweep, "_child", kill_the_first)
+    sweep_child = executor._child
+    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(executor, "_child", kill_the_first)
     outcome = sweep.sweep(runs)
     assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
-    assert "signal 9 (out of memory?)" in outcome.failed[0][1]
+    assert "killed (signal 9; out of memory?)" in outcome.failed[0][1]
     assert read_record(record_path(output_of(words), run_id(runs[0])))["status"] == "failed"
 
 

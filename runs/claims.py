@@ -1,0 +1,235 @@
+"""Who does a run: leases as files, so that of all executors that see the same folder one does it, on whatever machine.
+
+outputs/claims/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it lives. Each
+is created whole and by one alone (a hard link fails where the name is taken). A lease whose counter has stood still for
+`lease_seconds` of the watcher's own monotonic clock is taken over by creating the next generation: no two clocks are ever
+compared, so none of them may jump and change anything. The highest generation owns the run; an owner that comes back
+late finds a higher one, or its own gone, and is refused before it writes. Its counter goes through an open file, so it
+can raise nobody else's.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runs.record import FINISHED, Record, link_or_fail, read_record, record_path, record_text, write_atomically
+
+#: Where the counter stands in a lease, as a text of fixed width.
+BEAT = b'{"beat": "'
+WIDTH = 12
+
+
+class LostClaimError(Exception):
+    """Another executor does this run now, or has done it: what this one has is not written."""
+
+
+@dataclass
+class Claim:
+    """A lease that was taken. It goes to the run's process, which asks `check` before it writes."""
+
+    path: Path
+    token: str
+    _file: int = field(default=-1, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": -1}  # the counter is the executor's to raise
+
+    @property
+    def run_id(self) -> str:
+        return self.path.stem
+
+    @property
+    def generation(self) -> int:
+        """1 for a run's first owner; each one more is an owner that fell silent."""
+        return int(self.path.suffix[1:])
+
+    def check(self) -> None:
+        """Raises LostClaimError unless this is still the run's owner."""
+        held = generations(self.path.parent, self.run_id)
+        owner = _read(self.path)
+        if not held or max(held) != self.generation or owner is None or owner["token"] != self.token:
+            raise LostClaimError(f"run {self.run_id} was taken over by another executor, since this one was silent for too long")
+
+    def beat(self, count: int) -> None:
+        """Raises the counter; a file system that is gone for a moment is asked again by the next beat."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, f"{count:0{WIDTH}}".encode(), len(BEAT))
+            os.fsync(self._file)  # which is what shows it to other machines
+
+    def release(self) -> None:
+        """Gives the run back; what earlier owners left goes first, or it would count as a lease of its own."""
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+        owner = _read(self.path)
+        if owner is None or owner["token"] != self.token:
+            return
+        for generation in sorted(generations(self.path.parent, self.run_id)):
+            if generation <= self.generation:
+                self.path.with_suffix(f".{generation}").unlink(missing_ok=True)
+
+    def write(self, output: str | Path, record: Record) -> None:
+        """Writes the run's record, whole or not at all. Raises LostClaimError for a late owner, and where a finished record is
+        there already: the first one stays."""
+        self.check()
+        path, text = record_path(output, self.run_id), record_text(record)
+        try:
+            there = read_record(path)["status"] in FINISHED
+        except ValueError:
+            there = False
+        if not there and path.exists():  # one that failed, or is damaged
+            write_atomically(path, text)
+            return
+        try:
+            link_or_fail(path, text)
+        except FileExistsError:
+            raise LostClaimError(f"run {self.run_id} has a record already") from None
+
+
+class Heart:
+    """Raises a claim's counter from a thread of its own; `lost` once the run has another owner."""
+
+    def __init__(self, claim: Claim, lease_seconds: float) -> None:
+        self.claim, self.lost = claim, False
+        self._every, self._end = lease_seconds / 6, threading.Event()
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self.claim.release()
+
+    def _go(self) -> None:
+        count = 0
+        while not self._end.wait(self._every):
+            count += 1
+            self.claim.beat(count)
+            try:
+                self.claim.check()
+            except LostClaimError:
+                self.lost = True
+            except OSError:
+                pass
+
+
+class Watcher:
+    """Sees leases age and takes what is free."""
+
+    def __init__(self, output: str | Path, lease_seconds: float) -> None:
+        self.folder, self.lease_seconds = claims_folder(output), lease_seconds
+        self._seen: dict[str, tuple[Any, float, float]] = {}  # what was seen, when last, and for how long unchanged
+
+    def take(self, run_id: str) -> Claim | None:
+        """The run, unless another executor has it and lives."""
+        held = generations(self.folder, run_id)
+        top = max(held, default=0)
+        before = _read(self._path(run_id, top)) if held else None
+        if held and (before is None or not self._silent(run_id, top, before)):
+            return None
+        claim = self._create(self._path(run_id, top + 1))
+        if claim is None:
+            return None
+        # Of two that came at once the higher generation has it, and what was judged silent must not have ended well since.
+        after = _read(self._path(run_id, top)) if held else None
+        same = (before and before["token"]) == (after and after["token"])
+        if max(generations(self.folder, run_id), default=0) != claim.generation or not same:
+            claim.release()
+            return None
+        self._seen.pop(run_id, None)
+        return claim
+
+    def free(self, run_id: str) -> bool:
+        """Whether `take` would try to have the run."""
+        held = generations(self.folder, run_id)
+        owner = _read(self._path(run_id, max(held))) if held else None
+        return not held or (owner is not None and self._silent(run_id, max(held), owner))
+
+    def holder(self, run_id: str) -> dict[str, Any] | None:
+        """Who has the run: token, host and process."""
+        held = generations(self.folder, run_id)
+        return _read(self._path(run_id, max(held))) if held else None
+
+    def _silent(self, run_id: str, generation: int, owner: dict[str, Any]) -> bool:
+        if owner.get("boot") and owner["boot"] == _boot() and _started(owner["pid"]) != owner["started"]:
+            return True  # a process of this very machine, which is gone
+        now, what = time.monotonic(), (generation, owner)
+        seen, last, age = self._seen.get(run_id, (None, now, 0.0))
+        # One look counts for a quarter at most: if this process and the owner slept together, the owner gets its chance.
+        age = age + min(now - last, self.lease_seconds / 4) if seen == what else 0.0
+        self._seen[run_id] = (what, now, age)
+        return age >= self.lease_seconds
+
+    def _path(self, run_id: str, generation: int) -> Path:
+        return self.folder / f"{run_id}.{generation}"
+
+    def _create(self, path: Path) -> Claim | None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        token = uuid.uuid4().hex[:16]
+        owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        text = BEAT.decode() + "0" * WIDTH + '", ' + json.dumps(owner | {"boot": _boot()})[1:] + "\n"
+        try:
+            link_or_fail(path, text)
+            return Claim(path, token, os.open(path, os.O_WRONLY))
+        except FileExistsError:
+            return None
+
+
+def claims_folder(output: str | Path) -> Path:
+    """Where leases lie."""
+    return Path(output) / "claims"
+
+
+def generations(folder: Path, run_id: str) -> list[int]:
+    """The generations of a run's leases that exist."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    found = (name.rpartition(".") for name in names)
+    return [int(number) for stem, _, number in found if stem == run_id and number.isdecimal()]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A lease: who holds it, and its counter. None where there is none (any more)."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {"token": found["token"], **found}
+    except (ValueError, KeyError, TypeError):
+        return {"token": f"? {text}"}  # nobody's: it grows old like any other
+
+
+@cache
+def _boot() -> str | None:
+    """This start of this machine, and the set of processes that are seen from here. None where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's own ticks since the machine's start; None if there is none of that number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,119 @@
+"""What a sweep shows while it runs."""
+
+import os
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from runs.config import Run
+from runs.record import Record
+from runs.text import duration, shown
+
+Event = dict[str, Any]
+
+
+class Display:
+    """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
+
+    def __init__(self, total: int, name_task: bool) -> None:
+        self.total, self.name_task = total, name_task
+        self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
+        self.bar: Any = None
+        self.head = ""
+        self.later = 0.0  # seconds for the runs after this one; NaN: not known
+
+    def start(self, position: int, run: Run) -> None:
+        width = len(str(self.total))
+        task = f"{run.config['task']['label']} " if self.name_task else ""
+        self.head = f"[{position:>{width}}/{self.total}] {task}{run.config['method']['label']} seed {run.seed}"
+
+    def show(self, event: Event) -> None:
+        if self.live:
+            self._bar(event)
+        elif event["phase"] == "evaluated":
+            print(f"{self.head}  {self._words(event)}", flush=True)
+        elif event["phase"].startswith("resuming") or event.get("milestone"):
+            print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
+
+    def _bar(self, event: Event) -> None:
+        if self.bar is None:
+            # The words go where tqdm's unit stands: before a postfix it would put a comma.
+            self.bar = tqdm(
+                total=1, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
+            )
+        if "steps" in event:
+            self.bar.total, self.bar.n = event["steps"], event["step"]
+            epoch, _, self.bar.unit = self._words(event).partition("  ")
+            self.bar.set_description_str(f"{self.head}  {epoch}")
+        elif "of" in event:
+            self.bar.total, self.bar.n = event["of"], event["done"]
+            self.bar.unit = self._count(event).strip()
+            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+        else:
+            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+
+    @staticmethod
+    def _count(event: Event) -> str:
+        """How many of an event's items are done, and the time that the others take."""
+        if "of" not in event:
+            return ""
+        left = event["seconds_left"]
+        return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
+
+    def _words(self, event: Event) -> str:
+        words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
+        if event["metric"] is not None:
+            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
+            words.append(f"dev {event['metric_name']} {now} (best {best})")
+        pace, unit = event["pace"], event["unit"]
+        words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
+        everything = event["seconds_left"] + self.later
+        known = everything == everything
+        texts = f" and {event['texts']} texts" if event.get("texts") else ""
+        all_ = f", all {duration(everything)}" if known and not texts else ""
+        words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
+        return "  ".join(words)
+
+    def line(self, text: str) -> None:
+        self.close()
+        print(f"{self.head}  {text}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Board(Display):
+    """A line for each run that ends, whoever does it; on a terminal, one live line about all of them."""
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.close()
+        print(text, flush=True)
+
+    def state(self, left: int, running: list[dict[str, Any]], executors: int) -> None:
+        """How many runs are left, the last event of those that are on, and how many executors do them."""
+        if not self.live:
+            return
+        if self.bar is None:
+            self.bar = tqdm(
+                total=self.total, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
+            )
+        self.bar.n = self.total - left
+        longest = max((event.get("seconds_left") or 0.0 for event in running), default=0.0)
+        last = f"  the longest of them: {duration(longest)}" if longest else ""
+        self.bar.unit = f"{len(running)} running on {executors} executors{last}"
+        self.bar.set_description_str(f"[{self.total - left}/{self.total}]")
+
+
+def result_words(record: Record) -> str:
+    """A record's result in a few words."""
+    result = record["result"]
+    if record["status"] == "diverged":
+        return f"diverged: {record['error']}"
+    best, last = (shown(result["metric"], result[which]) for which in ("best", "last"))
+    words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
+    scores = record["texts"]["scores"][0] if record.get("texts") else None  # of the last epoch, by the protocol
+    return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words

@@ -1,0 +1,513 @@
+"""One executor: claims a run, does it in a process of its own, judges how that ended, and tries again where the cause says so.
+
+Whatever the launcher, this is who does the runs. The processes are forked from a server that has torch imported already,
+so a run starts in a fraction of a second, and no state leaks from one to the next.
+
+python -m runs.executor SWEEP.json      what launchers start (runs/launch.py)
+"""
+
+import errno
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from runs import begun
+from runs.claims import Claim, Heart, LostClaimError, Watcher
+from runs.config import Run
+from runs.display import Display, Event, result_words
+from runs.errors import UserError, describe, entry_point, is_users
+from runs.identity import hash_of
+from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_atomically
+from runs.text import duration
+from runs.tracking import Tracker
+
+#: What transformers imports for any model: three seconds.
+HEAVY = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto", "models.bert.modeling_bert")
+#: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
+INTERRUPTED = 75
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+#: How often a run is tried again after a cause, while nothing is won in between.
+RETRIES = {"killed": 3, "device": 2}
+#: A run that took so many executors with it is not given to another one.
+LOST_EXECUTORS = 10
+#: Pauses before a run is tried again on a full disk, in seconds: somebody may make room.
+ROOM = (30, 60, 120, 240)
+#: What a run's process may take to save when it is asked to stop, in seconds.
+GRACE = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: its place in it from 1, and its id."""
+
+    position: int
+    run: Run
+    id: str
+
+
+@dataclass
+class Outcome:
+    """How the runs of one command ended."""
+
+    done: int = 0
+    skipped: int = 0
+    diverged: list[tuple[Run, str, str]] = field(default_factory=list)
+    failed: list[tuple[Run, str, str]] = field(default_factory=list)  # the run, its error, its log
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return 143 if self.interrupted else 1 if self.failed else 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What executors are given: the jobs, and whose failed records stood there before (these are tried again)."""
+
+    jobs: list[Job]
+    failed_before: dict[str, str | None]
+    lease_seconds: float
+    tracking: str | None
+
+    def save(self, path: Path) -> None:
+        """For executors that are other processes, maybe on other machines, and the folder that paths begin at."""
+        write_atomically(path, json.dumps(asdict(self) | {"folder": os.getcwd()}))
+
+    @staticmethod
+    def load(path: Path) -> "Sweep":
+        """Reads what `save` wrote, and goes to its folder."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        os.chdir(found.pop("folder"))
+        return Sweep(**found | {"jobs": [Job(job["position"], run_from(job["run"]), job["id"]) for job in found["jobs"]]})
+
+
+def run_from(plain: dict[str, Any]) -> Run:
+    """A run from the plain values that dataclasses.asdict makes of it."""
+    return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a try of a run ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or lost."""
+
+    cause: str
+    error: str = ""
+    phase: str = ""
+
+
+class Executor:
+    """Does the runs of a sweep that nobody else does.
+
+    waits: for runs that others hold, too, and takes them over where these fall silent. alone: a user's mistake in the one
+    run of a command ends it (UserError), without a record.
+    """
+
+    def __init__(self, sweep: Sweep, display: Display, waits: bool = True, alone: bool = False) -> None:
+        self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
+        self.output = sweep.jobs[0].run.config["output"]
+        self.watcher = Watcher(self.output, sweep.lease_seconds)
+        self.tracker = Tracker(sweep.tracking, self.output)
+        self.outcome = Outcome()
+        self.child: Any = None  # the process of the run that is on
+        self.signal: int | None = None  # that asked for an end
+
+    def go(self) -> Outcome:
+        """Until no run is left that this executor could do."""
+        pending, spent = list(self.sweep.jobs), dict[str, list[float]]()
+        told: set[str] = set()
+        before = {number: _listen(number, self._stop) for number in STOPPING}
+        try:
+            while pending and self.signal is None:
+                count = len(pending)
+                for job in list(pending):
+                    if self.signal is None and self._look(job, pending, spent):
+                        pending.remove(job)
+                if len(pending) == count and pending and self.signal is None:
+                    if not self.waits:
+                        break
+                    self._tell_waiting(pending, told)
+                    time.sleep(min(1.0, self.sweep.lease_seconds / 8))
+        finally:
+            for number, handler in before.items():
+                _listen(number, handler)
+            self.display.close()
+            self.tracker.close()
+        self.outcome.interrupted = self.signal is not None
+        return self.outcome
+
+    def _look(self, job: Job, pending: list[Job], spent: dict[str, list[float]]) -> bool:
+        """Does a job if it is free. Whether it needs no more looks."""
+        self.display.start(job.position, job.run)
+        if self._settled(job, done_here=False):
+            return True
+        if any(other.run == job.run.start for other in pending):
+            return False  # it starts from that one's adapter
+        claim = self.watcher.take(job.id)
+        if claim is None:
+            return False
+        begun_at = time.monotonic()
+        with Heart(claim, self.sweep.lease_seconds) as heart:
+            if self._settled(job, done_here=False):  # by its owner, between the two looks
+                return True
+            begun.sweep_up(self.output, job.id)
+            left = [other.run for other in pending if other.position > job.position]
+            self.display.later = estimate(left, spent)
+            self._do(job, claim, heart)
+        seconds = time.monotonic() - begun_at
+        if not self._settled(job, done_here=True, seconds=seconds):
+            return False
+        spent.setdefault(job.run.row, []).append(seconds)
+        return True
+
+    def _settled(self, job: Job, done_here: bool, seconds: float = 0.0) -> bool:
+        """Whether a job has its record, which then counts, and is shown."""
+        record = settled_record(job, self.sweep.failed_before)
+        if record is None:
+            return False
+        log = str(run_folder(self.output, job.id) / "log.txt")
+        if record["status"] == "failed":
+            self.outcome.failed.append((job.run, record["error"], log))
+            self.display.line(f"FAILED: {record['error']} ({log})")
+        elif not done_here:
+            begun.clear(self.output, job.id, job.run.config["keep"])
+            self.outcome.skipped += 1
+            self.display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
+        elif record["status"] == "diverged":
+            self.outcome.diverged.append((job.run, record["error"], log))
+            self.display.line(f"DIVERGED: {record['error']}")
+        else:
+            self.outcome.done += 1
+            self.display.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
+        return True
+
+    def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
+        for job in pending:
+            holder = self.watcher.holder(job.id)
+            if holder and job.id not in told and "host" in holder:
+                told.add(job.id)
+                self.display.start(job.position, job.run)
+                self.display.line(f"is being done by process {holder['pid']} on {holder['host']}: waiting for it")
+
+    # --- one run
+
+    def _do(self, job: Job, claim: Claim, heart: Heart) -> None:
+        """Tries until the run has a record, or has none for now: interrupted, or taken over."""
+        tries, counts = begun.read_tries(self.output, job.id), dict[str, int]()
+        saved = begun.saved(self.output, job.id)
+        if claim.generation > 1:
+            tries["ended"].append("its executor fell silent")
+            begun.write_tries(self.output, job.id, tries)
+        if claim.generation > LOST_EXECUTORS:
+            self._fail(job, claim, f"{LOST_EXECUTORS} executors fell silent over it", tries)
+            return
+        self.tracker.begin(job.run, job.id)
+        while True:
+            run = replace(job.run, config=job.run.config | tries["settings"])
+            ending = self._try(run, job.id, claim, heart)
+            if ending.cause == "mistake" and self.alone:
+                raise UserError(ending.error)
+            if ending.cause in ("record", "interrupted", "lost"):
+                break
+            before, saved = saved, begun.saved(self.output, job.id)
+            counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
+            counts[ending.cause] = counts.get(ending.cause, 0) + 1
+            words = self._again(ending, run, tries, counts[ending.cause])
+            if words is None:
+                self._fail(job, claim, ending.error, tries)
+                break
+            tries["ended"].append(ending.error)
+            self.display.line(f"{ending.error}: {words}")
+            if ending.cause != "disk":
+                begun.write_tries(self.output, job.id, tries)
+        record = settled_record(job, {})
+        self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
+
+    def _again(self, ending: Ending, run: Run, tries: dict[str, Any], count: int) -> str | None:
+        """How the run is tried again, in words; None where that would not help."""
+        if ending.cause == "memory":
+            smaller = with_less_memory(run.config, ending.phase)
+            if smaller is None:
+                return None
+            key, before, after = smaller
+            tries["settings"][key] = after
+            kept = "; the effective batch stays" if key == "micro_batch" else ""
+            name = {"micro_batch": "micro-batch", "eval_batch": "evaluation batch"}[key]
+            tries["deviations"] = [words for words in tries["deviations"] if not words.startswith(name)]
+            tries["deviations"].append(f"{name} {after}, since memory ran out at {before}{kept}")
+            return f"tried again with {name} {after}"
+        if ending.cause == "disk" and count <= len(ROOM):
+            for _ in range(10 * ROOM[count - 1]):  # in small pieces, so that a signal ends it
+                if self.signal is None:
+                    time.sleep(0.1)
+            return "tried again"
+        return "tried again" if count <= RETRIES.get(ending.cause, 0) else None
+
+    def _fail(self, job: Job, claim: Claim, error: str, tries: dict[str, Any]) -> None:
+        """Writes a record that says so; the same command tries again."""
+        run = job.run
+        parts = {"row": "method", "model": "model", "task": "task"}
+        try:
+            claim.write(
+                self.output,
+                {
+                    "schema": SCHEMA,
+                    "id": job.id,
+                    "status": "failed",
+                    "error": error,
+                    "tries": tries["ended"],
+                    "claim": claim.token,
+                    "cell": {
+                        "paper": run.paper,
+                        "row": run.row,
+                        "model": run.model,
+                        "task": run.config["task"]["name"],
+                        "seed": run.seed,
+                    },
+                    "label": {part: run.config[name]["label"] for part, name in parts.items()},
+                    "config": run.config,
+                    "config_hash": hash_of(run.config)[:16],
+                },
+            )
+        except LostClaimError:
+            return
+        (run_folder(self.output, job.id) / "tries.json").unlink(missing_ok=True)
+
+    def _try(self, run: Run, run_id: str, claim: Claim, heart: Heart) -> Ending:
+        """Does the run in a process of its own."""
+        context = multiprocessing.get_context("forkserver")
+        receiver, sender = context.Pipe(duplex=False)
+        killed_before = _kernel_kills()
+        self.child = child = context.Process(target=_child, args=(run, run_id, claim, sender), daemon=True)
+        child.start()
+        sender.close()
+        ended: Event | None = None
+        phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
+        try:
+            while True:
+                if self.signal is not None and child.is_alive():
+                    child.terminate()  # it may have come before there was a process to ask
+                if heart.lost:
+                    child.kill()
+                try:
+                    if not receiver.poll(1.0):
+                        continue
+                    event = receiver.recv()
+                except EOFError:
+                    break
+                if "cause" in event:
+                    ended = event
+                    continue
+                phase = event["phase"]
+                self.display.show(event)
+                self.tracker.event(event)
+                if phase != "training" or time.monotonic() - written > 2:
+                    written = time.monotonic()
+                    begun.write_progress(self.output, run_id, event | here)
+            child.join()
+        except BaseException:
+            self._end(child)
+            raise
+        finally:
+            self.child = None
+            receiver.close()
+        if heart.lost:
+            return Ending("lost")
+        if ended:
+            return Ending(ended["cause"], ended["error"], phase)
+        code = child.exitcode or 0
+        if code == INTERRUPTED or (self.signal is not None and code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)):
+            return Ending("interrupted")
+        if code == 0:
+            return Ending("record")
+        if code == -signal.SIGKILL and _kernel_kills() > killed_before:
+            return Ending("memory", "out of memory: the kernel ended the process", phase)
+        if code == -signal.SIGKILL:
+            return Ending("killed", "the process was killed (signal 9; out of memory?)", phase)
+        words = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Ending("killed" if code < 0 else "error", f"the process ended with {words}", phase)
+
+    def _end(self, child: Any) -> None:
+        """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
+        child.terminate()
+        try:
+            child.join(GRACE)
+        finally:
+            if child.is_alive():
+                child.kill()
+                child.join(5)
+
+    def _stop(self, number: int, frame: FrameType | None = None) -> None:
+        self.signal = number
+        if self.child is not None:
+            self.child.terminate()
+
+
+def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
+    """The record of a job that needs no more: finished, or failed since the sweep began. A damaged one counts as none."""
+    path = record_path(job.run.config["output"], job.id)
+    try:
+        record = read_record(path)
+    except ValueError as error:
+        if path.is_file() and not quiet:
+            print(f"{error}: the run is done again", file=sys.stderr)
+        return None
+    before = job.id in failed_before and failed_before[job.id] == record.get("claim")
+    return record if record["status"] in FINISHED or not before else None
+
+
+def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int] | None:
+    """What is halved after memory ran out, its value before, and after; None where that would not help.
+
+    The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
+    """
+    if phase.startswith("training"):
+        key, before = "micro_batch", min(config["micro_batch"] or sys.maxsize, config["train"]["effective_batch"])
+    elif phase.startswith(("evaluat", "decoding")):
+        key, before = "eval_batch", config["eval_batch"]
+    else:
+        return None
+    return (key, before, before // 2) if before > 1 else None
+
+
+def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
+    """Seconds for the runs that are left: each row's median so far, or the median over all rows."""
+    every = [seconds for row in spent.values() for seconds in row]
+    if left and not every:
+        return float("nan")
+    return sum(statistics.median(spent.get(run.row, every)) for run in left)
+
+
+def start_fork_server() -> None:
+    """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs.train", *(f"transformers.{m}" for m in HEAVY)])
+    multiprocessing.forkserver.ensure_running()
+
+
+def _listen(number: int, handler: Any) -> Any:
+    """Sets a signal's handler and returns the one before, in the main thread; elsewhere signals are somebody else's."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, handler)
+
+
+def _kernel_kills() -> int:
+    """How often the kernel has ended a process of this machine or container for want of memory."""
+    count = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return count
+
+
+# --- the run's process
+
+
+def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
+    """The process's whole life: output into the run's log, progress to the executor, one line for an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends this process
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    stop: Any = None
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop is not None and stop.listens:
+            stop.wanted = True
+        else:
+            os._exit(INTERRUPTED)
+
+    for number in STOPPING:
+        signal.signal(number, asked)
+    folder = run_folder(run.config["output"], run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
+    from runs.train import StoppedError, Stop, train
+
+    stop = Stop()
+    last = 0.0
+
+    def report(event: Event) -> None:
+        nonlocal last
+        if event["phase"] != "training" or time.monotonic() - last > 0.25:
+            last = time.monotonic()
+            try:
+                events.send(event)
+            except OSError:  # the executor was killed: see end_with_parent
+                os._exit(1)
+
+    try:
+        train(run, run_id, report, claim, stop)
+    except StoppedError:
+        os._exit(INTERRUPTED)
+    except BaseException as error:
+        if not is_users(error):
+            import traceback
+
+            traceback.print_exc()
+        cause, words = cause_of(error)
+        events.send({"cause": cause, "error": words})
+        sys.exit(1)
+
+
+def cause_of(error: BaseException) -> tuple[str, str]:
+    """Why a run's process gave up, and in one line."""
+    words, name = describe(error), type(error).__name__
+    if isinstance(error, LostClaimError):
+        return "lost", words
+    if is_users(error):
+        return "mistake", words
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOMEM:
+        return "memory", "out of memory"
+    if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
+        return "memory", "out of memory"
+    if isinstance(error, OSError):
+        return ("disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mistake"), words
+    if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+        return "device", f"{name}: {words}"
+    return "error", f"{name}: {words}"
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after its parent was killed: the parent's id changes."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main(arguments: list[str]) -> int:
+    """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It leaves waiting
+    for others to whoever started it."""
+    if not arguments:
+        print(__doc__)
+        return 2
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    sweep = Sweep.load(Path(arguments[0]))
+    if len(arguments) > 1:
+        from runs.launch import DeviceLease
+
+        DeviceLease(arguments[1:-1], int(arguments[-1])).use()
+    start_fork_server()
+    tasks = {job.run.task for job in sweep.jobs}
+    outcome = Executor(sweep, Display(len(sweep.jobs), name_task=len(tasks) > 1), waits=False).go()
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    entry_point(main)

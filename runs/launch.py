@@ -1,0 +1,327 @@
+"""Launchers, chosen by one word: they start executors (runs/executor.py) and know nothing of runs.
+
+serial  in this process          local  one process a device          slurm, ray  Hydra's launchers, with their own settings
+"""
+
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from runs.config import CONF
+from runs.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Launch:
+    """The words of a command that say where and how its runs are done. See conf/launch.yaml."""
+
+    launcher: str = "serial"
+    executors: int | None = None
+    runs_per_device: int = 1
+    lease_seconds: float = 30.0
+    tracking: str | None = None
+
+
+ConfigStore.instance().store(name="launch_schema", node=Launch)
+
+#: Hydra's launcher behind a word, what installs it, and settings of it that suit executors, which go on where they were.
+HYDRA = {
+    "slurm": ("submitit_slurm", "hydra-submitit-launcher", ["hydra.launcher.max_num_timeout=1000"]),
+    "ray": ("ray", "'vera-bench[ray]'", []),
+}
+LAUNCHERS = ("serial", "local", *HYDRA)
+TRACKING = (None, "online", "offline", "off")
+#: Of a sweep with more runs, so many executors are started unless `executors` says otherwise.
+EXECUTORS = 8
+
+
+def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
+    """Where and how, Hydra's words for the launcher, and the other words of a command. UserError for what is wrong."""
+    names = {f.name for f in fields(Launch)}
+    own = [word for word in words if word.partition("=")[0] in names]
+    hydra = [word for word in words if word.startswith(("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher."))]
+    rest = [word for word in words if word not in own and word not in hydra]
+    cfg = _compose(own)
+    launch = Launch(**{name: cfg[name] for name in names})
+    if launch.launcher not in LAUNCHERS:
+        raise UserError(f"launcher={launch.launcher}: should be one of {', '.join(LAUNCHERS)}")
+    if launch.tracking not in TRACKING:
+        raise UserError(f"tracking={launch.tracking}: should be one of online, offline, off, or null")
+    if launch.runs_per_device < 1 or (launch.executors is not None and launch.executors < 1):
+        raise UserError("runs_per_device and executors should be at least 1")
+    if not 1 <= launch.lease_seconds < float("inf"):
+        raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
+    if launch.launcher in HYDRA:
+        _compose(_hydra_words(launch.launcher, hydra))
+    elif hydra:
+        raise UserError(f"{hydra[0]} is for launcher=slurm and launcher=ray")
+    return launch, hydra, rest
+
+
+def _compose(words: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("launch", words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line for e in (error, error.__cause__) if e for line in str(e).splitlines() if line.strip()]
+        if "Could not find 'hydra/launcher/" in lines[0]:
+            name = lines[0].partition("hydra/launcher/")[2].partition("'")[0]
+            missing = next(package for known, package, _ in HYDRA.values() if known == name)
+            raise UserError(f"launcher={name} is not installed: pip install {missing}") from None
+        raise UserError(" ".join(dict.fromkeys(lines[:2]))) from None
+
+
+def _hydra_words(launcher: str, words: list[str]) -> list[str]:
+    name, _, own = HYDRA[launcher]
+    given = {word.partition("=")[0] for word in words}
+    return [f"hydra/launcher={name}", *(word for word in own if word.partition("=")[0] not in given), *words]
+
+
+# --- devices
+
+
+def devices(device: str) -> list[str]:
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu, or mps."""
+    if device in ("cpu", "mps"):
+        return [device]
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.cuda.is_available():
+        return ["cpu"]
+    uuids: dict[str, str] = {}
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+        uuids = dict(line.split(", ") for line in lines if line)
+    if visible is not None:
+        return [uuids.get(word, word) for word in visible.split(",") if word]
+    return list(uuids.values()) or [str(index) for index in range(torch.cuda.device_count())]
+
+
+class DeviceLease:
+    """A device for as many runs as `runs_per_device` says, over all commands of this machine. The kernel gives it back when
+    the process ends, however it does."""
+
+    def __init__(self, names: list[str], runs_per_device: int) -> None:
+        """Takes a place on the least shared of the devices, and waits while there is none."""
+        told = False
+        while True:
+            for place in range(runs_per_device):
+                for name in names:
+                    file = _lock(f"{name}.{place}")
+                    if file is not None:
+                        self.name, self._file = name, file
+                        return
+            if not told:
+                told = True
+                print(
+                    f"every device is in use by another command here ({', '.join(names)}): waiting for one. "
+                    f"runs_per_device={runs_per_device + 1} shares them",
+                    flush=True,
+                )
+            time.sleep(2)
+
+    def use(self) -> None:
+        """Makes this the one device that processes begun from here on see."""
+        if self.name not in ("cpu", "mps"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.name
+
+    def release(self) -> None:
+        """For the next one."""
+        os.close(self._file)
+
+
+def _lock(name: str) -> int | None:
+    folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o1777)  # other users' runs count, too
+    path = folder / name
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):
+            os.fchmod(file, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    os.set_inheritable(file, False)
+    return file
+
+
+# --- launchers
+
+
+class Launcher(Protocol):
+    """Starts executors on a sweep's file, and knows how many of them live."""
+
+    size: int  # how many there should be, at most
+    logs: str  # where their output is
+
+    def start(self, count: int) -> None:
+        """Starts so many more. Raises UserError where that is refused."""
+
+    def alive(self) -> int:
+        """How many live, or wait to be started."""
+
+    def stop(self, grace: float) -> str:
+        """At the end, or at Ctrl-C: what becomes of them, in words."""
+
+
+class Local:
+    """A process for each place on each device of this machine."""
+
+    def __init__(self, sweep: Path, launch: Launch, device: str) -> None:
+        self.sweep, self.launch, self.devices = sweep, launch, devices(device)
+        self.size, self.logs = len(self.devices) * launch.runs_per_device, str(sweep.parent / "executor-*.log")
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, count: int) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        if self.devices == ["cpu"] and self.size > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
+        command = [sys.executable, "-m", "runs.executor", str(self.sweep), *self.devices, str(self.launch.runs_per_device)]
+        for _ in range(count):
+            with open(self.sweep.parent / f"executor-{len(self._processes)}.log", "ab") as log:
+                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                # A group of its own: Ctrl-C reaches it through `stop`, and so once.
+                self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))  # type: ignore[call-overload]
+
+    def alive(self) -> int:
+        return sum(process.poll() is None for process in self._processes)
+
+    def stop(self, grace: float) -> str:
+        living = [process for process in self._processes if process.poll() is None]
+        for process in living:
+            process.terminate()
+        try:
+            end = time.monotonic() + grace
+            for process in living:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+        finally:
+            for process in living:
+                if process.poll() is None:
+                    process.kill()
+        return ""
+
+
+class Hydra:
+    """Hydra's launcher for Slurm or Ray. It waits for its jobs in a thread that nobody waits for: without a working sacct,
+    Slurm's would never hear of a job that was killed."""
+
+    def __init__(self, sweep: Path, launch: Launch, words: list[str], name: str, jobs: int) -> None:
+        self.size = min(jobs, launch.executors or EXECUTORS)
+        self.logs = str(sweep.parent / "**" / "*.{out,err}") if launch.launcher == "slurm" else str(sweep.parent / "*.log")
+        self.name, self._slurm, self._sweep = name, launch.launcher == "slurm", sweep
+        here = [f"hydra.sweep.dir={sweep.parent}", "hydra.sweep.subdir=${hydra.job.num}", "hydra.output_subdir=null"]
+        here += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", f"hydra.job.name={name}"]
+        self._words = [*_hydra_words(launch.launcher, words), *here]
+        self._threads: list[threading.Thread] = []
+        self._error: BaseException | None = None
+        self._started, self._seen, self._count = -1e9, 0, 0
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # which warns of a missing sacct at each look
+
+    def start(self, count: int) -> None:
+        self._started, self._error = time.monotonic(), None
+        before = self._jobs()
+        thread = threading.Thread(target=self._launch, args=(count,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        while thread.is_alive() and time.monotonic() - self._started < 60:  # until it is known whether it was accepted
+            jobs = self._jobs()
+            if not self._slurm or (jobs is not None and jobs > (before or 0)):
+                return
+            time.sleep(0.5)
+        if isinstance(self._error, Exception):
+            text = str(self._error).strip().splitlines()
+            raise UserError(f"{'Slurm' if self._slurm else 'Ray'} took no job: {text[-1] if text else self._error!r}")
+
+    def alive(self) -> int:
+        if not self._slurm:
+            return self.size if any(thread.is_alive() for thread in self._threads) else 0
+        jobs = self._jobs()
+        if jobs is not None:  # else the controller does not answer now: as it was
+            self._seen = jobs
+        return self._seen
+
+    def stop(self, grace: float) -> str:
+        jobs = self._jobs() if self._slurm else 0
+        return f"{jobs} jobs go on without this command. To end them: scancel --name={self.name}" if jobs else ""
+
+    def _jobs(self) -> int | None:
+        """How many of this sweep's jobs wait or run, by squeue."""
+        if not self._slurm:
+            return None
+        # A line for each task of an array; those that have ended are not among them.
+        command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%T"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return sum(state not in ("COMPLETING",) for state in done.stdout.split())
+
+    def _launch(self, count: int) -> None:
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("launch", self._words, return_hydra_config=True)
+                loader = GlobalHydra.instance().config_loader()
+                launcher = instantiate(cfg.hydra.launcher)
+                from hydra._internal.callbacks import Callbacks
+
+                task = functools.partial(run_executor, sweep=str(self._sweep))
+                context = HydraContext(config_loader=loader, callbacks=Callbacks())
+                launcher.setup(hydra_context=context, task_function=task, config=cfg)
+                first, self._count = self._count, self._count + count
+                launcher.launch([[] for _ in range(count)], initial_job_idx=first)
+        except BaseException as error:  # how the jobs ended is read from the records; what refused them is told by `start`
+            self._error = error
+
+
+def run_executor(_: Any, sweep: str) -> int:
+    """What Hydra's launchers call on the other machine: an executor in a process of its own, which hears of the end of the
+    job's time in good time. Slurm's launcher then puts the job into the queue again."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen([sys.executable, "-m", "runs.executor", sweep], env=os.environ | {"PYTHONPATH": path})
+    asked: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        process.terminate()
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in numbers} if main else {}
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    again = before.get(signal.SIGUSR2)
+    if asked and asked[0] != signal.SIGTERM and callable(again):
+        again(asked[0], None)
+    return code
