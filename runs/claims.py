@@ -57,7 +57,9 @@ class Claim:
         held = generations(self.path.parent, self.run_id)
         owner = _read(self.path)
         if not held or max(held) != self.generation or owner is None or owner["token"] != self.token:
-            raise LostClaimError(f"run {self.run_id} was taken over by another executor, since this one was silent for too long")
+            raise LostClaimError(
+                f"run {self.run_id} was taken over by another executor, since this one was silent for too long"
+            )
 
     def beat(self, count: int) -> None:
         """Raises the counter; a file system that is gone for a moment is asked again by the next beat."""

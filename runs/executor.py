@@ -332,7 +332,7 @@ class Executor:
             return Ending("record")
         if code == -signal.SIGKILL and _kernel_kills() > killed_before:
             return Ending("memory", "out of memory: the kernel ended the process", phase)
-        if code == -signal.SIGKILL:
+        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from is gone, too
             return Ending("killed", "the process was killed (signal 9; out of memory?)", phase)
         words = f"signal {-code}" if code < 0 else f"exit code {code}"
         return Ending("killed" if code < 0 else "error", f"the process ended with {words}", phase)
@@ -437,7 +437,7 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
-    from runs.train import StoppedError, Stop, train
+    from runs.train import Stop, StoppedError, train
 
     stop = Stop()
     last = 0.0

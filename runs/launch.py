@@ -6,9 +6,10 @@ serial  in this process          local  one process a device          slurm, ray
 import contextlib
 import fcntl
 import functools
-import logging
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -53,6 +56,8 @@ HYDRA = {
 }
 LAUNCHERS = ("serial", "local", *HYDRA)
 TRACKING = (None, "online", "offline", "off")
+#: What executors may take to end, or to save when they are asked to stop, in seconds.
+GRACE = 60
 #: Of a sweep with more runs, so many executors are started unless `executors` says otherwise.
 EXECUTORS = 8
 
@@ -190,8 +195,8 @@ class Launcher(Protocol):
     def alive(self) -> int:
         """How many live, or wait to be started."""
 
-    def stop(self, grace: float) -> str:
-        """At the end, or at Ctrl-C: what becomes of them, in words."""
+    def stop(self, done: bool) -> str:
+        """At the end, where all is done, or at Ctrl-C: what becomes of them, in words. Returns in bounded time."""
 
 
 class Local:
@@ -216,12 +221,12 @@ class Local:
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)
 
-    def stop(self, grace: float) -> str:
+    def stop(self, done: bool) -> str:
         living = [process for process in self._processes if process.poll() is None]
-        for process in living:
+        for process in living if not done else []:  # else they tell the tracker of their last runs, and end
             process.terminate()
         try:
-            end = time.monotonic() + grace
+            end = time.monotonic() + GRACE
             for process in living:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, end - time.monotonic()))
@@ -232,83 +237,116 @@ class Local:
         return ""
 
 
-class Hydra:
-    """Hydra's launcher for Slurm or Ray. It waits for its jobs in a thread that nobody waits for: without a working sacct,
-    Slurm's would never hear of a job that was killed."""
+def _launch(sweep: Path, words: list[str], count: int, first: int) -> None:
+    """Has Hydra's launcher start so many executors, numbered from `first`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("launch", words, return_hydra_config=True)
+        launcher = instantiate(cfg.hydra.launcher)
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        task = functools.partial(run_executor, sweep=str(sweep))
+        launcher.setup(hydra_context=context, task_function=task, config=cfg)
+        launcher.launch([[] for _ in range(count)], initial_job_idx=first)
 
-    def __init__(self, sweep: Path, launch: Launch, words: list[str], name: str, jobs: int) -> None:
-        self.size = min(jobs, launch.executors or EXECUTORS)
-        self.logs = str(sweep.parent / "**" / "*.{out,err}") if launch.launcher == "slurm" else str(sweep.parent / "*.log")
-        self.name, self._slurm, self._sweep = name, launch.launcher == "slurm", sweep
-        here = [f"hydra.sweep.dir={sweep.parent}", "hydra.sweep.subdir=${hydra.job.num}", "hydra.output_subdir=null"]
-        here += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", f"hydra.job.name={name}"]
-        self._words = [*_hydra_words(launch.launcher, words), *here]
-        self._threads: list[threading.Thread] = []
-        self._error: BaseException | None = None
-        self._started, self._seen, self._count = -1e9, 0, 0
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # which warns of a missing sacct at each look
+
+def _quiet(sweep: Path, name: str) -> list[str]:
+    """Hydra's files stay in the sweep's folder, and few."""
+    folder = [f"hydra.sweep.dir={sweep.parent}", "hydra.sweep.subdir=${hydra.job.num}", "hydra.output_subdir=null"]
+    return [*folder, f"hydra.job.name={name}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
+class Slurm:
+    """An array of Slurm jobs, by Hydra's submitit launcher. Which of them live is asked of squeue: without accounting, sacct
+    would never tell of a job that was killed."""
+
+    def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
+        self.sweep, self.name, self.size = sweep, sweep.parent.name, min(runs, launch.executors or EXECUTORS)
+        self.logs = f"{sweep.parent}/executor-*.log, and {sweep.parent}/.submitit"
+        self._words = [*_hydra_words("slurm", words), *_quiet(sweep, self.name)]
+        self._started, self._seen = 0, 0
 
     def start(self, count: int) -> None:
-        self._started, self._error = time.monotonic(), None
-        before = self._jobs()
-        thread = threading.Thread(target=self._launch, args=(count,), daemon=True)
-        thread.start()
-        self._threads.append(thread)
-        while thread.is_alive() and time.monotonic() - self._started < 60:  # until it is known whether it was accepted
-            jobs = self._jobs()
-            if not self._slurm or (jobs is not None and jobs > (before or 0)):
-                return
-            time.sleep(0.5)
-        if isinstance(self._error, Exception):
-            text = str(self._error).strip().splitlines()
-            raise UserError(f"{'Slurm' if self._slurm else 'Ray'} took no job: {text[-1] if text else self._error!r}")
+        from submitit.slurm.slurm import SlurmJob
+
+        # Hydra's launcher would wait for results, which are records here; and what sbatch says is said once.
+        unwatched = mock.patch.object(SlurmJob, "results", lambda job: [None])
+        try:
+            with unwatched, contextlib.redirect_stderr(io.StringIO()):
+                _launch(self.sweep, self._words, count, self._started)
+        except Exception as error:
+            told = (str(error).strip() or repr(error)).splitlines()[-1]
+            raise UserError(f"Slurm takes no job: {told}") from None
+        self._started += count
+        self._seen += count
 
     def alive(self) -> int:
-        if not self._slurm:
-            return self.size if any(thread.is_alive() for thread in self._threads) else 0
-        jobs = self._jobs()
-        if jobs is not None:  # else the controller does not answer now: as it was
-            self._seen = jobs
-        return self._seen
-
-    def stop(self, grace: float) -> str:
-        jobs = self._jobs() if self._slurm else 0
-        return f"{jobs} jobs go on without this command. To end them: scancel --name={self.name}" if jobs else ""
-
-    def _jobs(self) -> int | None:
-        """How many of this sweep's jobs wait or run, by squeue."""
-        if not self._slurm:
-            return None
         # A line for each task of an array; those that have ended are not among them.
         command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%T"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+            self._seen = len(done.stdout.split())
         except (OSError, subprocess.SubprocessError):
-            return None
-        return sum(state not in ("COMPLETING",) for state in done.stdout.split())
+            pass  # the controller does not answer now: as it was
+        return self._seen
 
-    def _launch(self, count: int) -> None:
+    def stop(self, done: bool) -> str:
+        if done:  # those that were to go on after their time limit have nothing left to do
+            subprocess.run(["scancel", f"--name={self.name}", "--state=PENDING"], capture_output=True, check=False)
+            return ""
+        jobs = self.alive()
+        return f"{jobs} jobs go on without this command. To end them: scancel --name={self.name}" if jobs else ""
+
+
+class Ray:
+    """Ray's workers, by Hydra's Ray launcher, which waits for them: in a thread, and for each lot in one of its own."""
+
+    def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
+        self.sweep, self.size = sweep, min(runs, launch.executors or EXECUTORS)
+        self.logs = str(sweep.parent / "executor-*.log")
+        self._words = [*_hydra_words("ray", words), *_quiet(sweep, sweep.parent.name)]
+        self._lots: list[tuple[threading.Thread, int]] = []
+        self._error: Exception | None = None
+
+    def start(self, count: int) -> None:
+        first = sum(size for _, size in self._lots)
+        thread = threading.Thread(target=self._wait, args=(count, first), daemon=True)
+        thread.start()
+        self._lots.append((thread, count))
+
+    def alive(self) -> int:
+        if self._error is not None:
+            told = (str(self._error).strip() or repr(self._error)).splitlines()[-1]
+            raise UserError(f"Ray: {told}")
+        return sum(size for thread, size in self._lots if thread.is_alive())
+
+    def stop(self, done: bool) -> str:
+        import ray
+
+        for thread, _ in self._lots if done else []:
+            thread.join(GRACE)
+        ray.shutdown()  # which ends the workers; an executor ends with its worker
+        return ""
+
+    def _wait(self, count: int, first: int) -> None:
         try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("launch", self._words, return_hydra_config=True)
-                loader = GlobalHydra.instance().config_loader()
-                launcher = instantiate(cfg.hydra.launcher)
-                from hydra._internal.callbacks import Callbacks
-
-                task = functools.partial(run_executor, sweep=str(self._sweep))
-                context = HydraContext(config_loader=loader, callbacks=Callbacks())
-                launcher.setup(hydra_context=context, task_function=task, config=cfg)
-                first, self._count = self._count, self._count + count
-                launcher.launch([[] for _ in range(count)], initial_job_idx=first)
-        except BaseException as error:  # how the jobs ended is read from the records; what refused them is told by `start`
+            _launch(self.sweep, self._words, count, first)
+        except Exception as error:
             self._error = error
+
+
+def make_launcher(sweep: Path, launch: Launch, words: list[str], device: str, runs: int) -> Launcher:
+    """The launcher that `launch` names, for so many runs; it has started nothing yet."""
+    if launch.launcher == "local":
+        return Local(sweep, launch, device)
+    return {"slurm": Slurm, "ray": Ray}[launch.launcher](sweep, launch, words, runs)
 
 
 def run_executor(_: Any, sweep: str) -> int:
     """What Hydra's launchers call on the other machine: an executor in a process of its own, which hears of the end of the
     job's time in good time. Slurm's launcher then puts the job into the queue again."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen([sys.executable, "-m", "runs.executor", sweep], env=os.environ | {"PYTHONPATH": path})
+    with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
+        command = [sys.executable, "-m", "runs.executor", sweep]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
     asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:

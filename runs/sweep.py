@@ -18,9 +18,9 @@ from runs.claims import Heart, Watcher
 from runs.config import Run
 from runs.display import Board, Display, result_words
 from runs.errors import UserError, is_users
-from runs.executor import GRACE, Executor, Job, Outcome, Sweep, settled_record, start_fork_server
+from runs.executor import Executor, Job, Outcome, Sweep, settled_record, start_fork_server
 from runs.identity import hash_of, one_look, run_id
-from runs.launch import HYDRA, DeviceLease, Hydra, Launch, Launcher, Local, devices
+from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.record import FINISHED, Record, read_record, record_path, run_folder
 from runs.starts import start_file
 from runs.text import duration
@@ -205,11 +205,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
         if _seen(job, plan, board, outcome, here=False):
             pending.remove(job)
     board.say(f"{outcome.skipped} already done, {len(pending)} to do: {launch.launcher}")
-    launcher: Launcher
-    if launch.launcher in HYDRA:
-        launcher = Hydra(path, launch, words, name, len(pending))
-    else:
-        launcher = Local(path, launch, plan.jobs[0].run.config["device"])
+    launcher = make_launcher(path, launch, words, plan.jobs[0].run.config["device"], len(pending))
     asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -236,18 +232,15 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
             board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
             time.sleep(1.0 if pending else 0.0)
         outcome.interrupted = bool(asked)
-        end = time.monotonic() + GRACE
-        while not asked and launcher.alive() and time.monotonic() < end:  # they tell the tracker of their last runs
-            time.sleep(0.5)
     except BaseException:
         outcome.interrupted = True
         raise
     finally:
         board.close()
-        left = launcher.stop(GRACE)
+        left = launcher.stop(done=not pending)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if left and pending:
+        if left:
             print(left, file=sys.stderr)
     return outcome
 
