@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from runs import begun
-from runs.claims import Claim, Heart, LostClaimError, Watcher
+from runs.claims import Claim, Heart, LostClaimError, Watcher, holder_words
 from runs.config import Run
 from runs.display import Display, Event, result_words
 from runs.errors import UserError, describe, entry_point, is_users
@@ -194,10 +194,10 @@ class Executor:
     def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
         for job in pending:
             holder = self.watcher.holder(job.id)
-            if holder and job.id not in told and "host" in holder:
+            if holder and job.id not in told:
                 told.add(job.id)
                 self.display.start(job.position, job.run)
-                self.display.line(f"is being done by process {holder['pid']} on {holder['host']}: waiting for it")
+                self.display.line(f"is being done by {holder_words(holder)}: waiting for it")
 
     # --- one run
 
@@ -292,6 +292,7 @@ class Executor:
         child.start()
         sender.close()
         ended: Event | None = None
+        latest: Event = {}
         phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
         try:
             while True:
@@ -311,9 +312,10 @@ class Executor:
                 phase = event["phase"]
                 self.display.show(event)
                 self.tracker.event(event)
+                latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
                 if phase != "training" or time.monotonic() - written > 2:
                     written = time.monotonic()
-                    begun.write_progress(self.output, run_id, event | here)
+                    begun.write_progress(self.output, run_id, latest | here)
             child.join()
         except BaseException:
             self._end(child)

@@ -268,7 +268,7 @@ class Slurm:
         from submitit.slurm.slurm import SlurmJob
 
         # Hydra's launcher would wait for results, which are records here; and what sbatch says is said once.
-        unwatched = mock.patch.object(SlurmJob, "results", lambda job: [None])
+        unwatched = mock.patch.object(SlurmJob, "results", return_value=[None])
         try:
             with unwatched, contextlib.redirect_stderr(io.StringIO()):
                 _launch(self.sweep, self._words, count, self._started)
