@@ -337,7 +337,7 @@ def make_launcher(sweep: Path, launch: Launch, words: list[str], device: str, ru
     """The launcher that `launch` names, for so many runs; it has started nothing yet."""
     if launch.launcher == "local":
         return Local(sweep, launch, device)
-    return {"slurm": Slurm, "ray": Ray}[launch.launcher](sweep, launch, words, runs)
+    return (Slurm if launch.launcher == "slurm" else Ray)(sweep, launch, words, runs)
 
 
 def run_executor(_: Any, sweep: str) -> int:
