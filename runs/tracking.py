@@ -1,0 +1,488 @@
+"""Weights & Biases, told of each run by a process of its own: whatever happens there never hurts a run.
+
+    python -m runs.tracking sync [output=outputs]      uploads what was written offline (make sync)
+
+W&B is a view; the records are what counts. A run of W&B has the run's id, its cell as group, its row, model, task, kind
+of method and preset as tags, the status as one more at the end, and exit code 1 where it failed or diverged (a failed
+run would look finished otherwise). Its points lie over `epoch`, and W&B's own step counts lines: a run that goes on, or
+is repeated, may tell an epoch twice or late, and W&B drops what comes at a step that it has passed.
+"""
+
+import configparser
+import contextlib
+import fcntl
+import json
+import netrc
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from runs.errors import UserError, describe, entry_point
+from runs.record import Record, is_trial
+
+if TYPE_CHECKING:
+    from runs.config import Run
+
+PROJECT = "vera-bench"
+#: Seconds that close() waits, and that the process takes at most once its input has ended.
+PATIENCE = {"online": 30.0, "offline": 10.0}
+#: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together with one start
+#: of W&B they stay below PATIENCE: what could not be sent is on disk by then.
+INIT_TIMEOUT, FINISH_TIMEOUT = 14.0, 8.0
+#: After a failure runs are written offline for so many seconds, and then online is tried again.
+RETRY = 600.0
+#: Exit codes of the process: something is on disk only; something is not even there.
+UNSENT, LOST = 3, 4
+#: A file in the folder of a run that is on, locked as long as its process lives: sync leaves it alone.
+OPEN = "open"
+#: W&B's limits.
+LONGEST_TAG, LONGEST_NAME = 64, 128
+
+
+class Tracker:
+    """Tells Weights & Biases of runs, from a process of its own: whatever happens there never hurts a run.
+
+    begin, event and end never raise and never wait. The process starts with the first run, takes one run after another,
+    and ends by itself when this one does.
+    """
+
+    def __init__(self, mode: str | None, output: str) -> None:
+        """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet."""
+        later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
+        self.mode = "off" if later_process else mode or mode_here()
+        self.output = output
+        self.log = Path(output) / "wandb" / "tracking.log"
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._trouble = ""
+
+    def begin(self, run: "Run", run_id: str) -> None:
+        """A run starts, or goes on."""
+        self._tell("begin", lambda: about(run, run_id) | {"mode": self.mode})
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Something happened in it; only evaluated epochs are logged."""
+        if event.get("phase") == "evaluated":
+            self._tell("point", lambda: point_of(event))
+
+    def end(self, record: Record | None) -> None:
+        """It ended with this record. None: it was interrupted, and goes on later."""
+        self._tell("end", lambda: record)
+
+    def close(self) -> None:
+        """Waits until W&B has everything, no longer than PATIENCE, and ends the process. One line if something is missing."""
+        if self._writer is None:
+            return
+        deadline = time.monotonic() + PATIENCE[self.mode]
+        self._lines.put(None)
+        self._writer.join(PATIENCE[self.mode])
+        code: int | None = LOST
+        if self._process:
+            try:
+                code = self._process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(OSError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)
+        self.mode, self._writer = "off", None
+        again = "make sync" if self.output == "outputs" else f"make sync OUTPUT={self.output}"
+        if code == UNSENT and not self._trouble:
+            print(f"note: W&B could not be reached: {again} uploads what was not sent ({self.log})", file=sys.stderr)
+        elif code or self._trouble:
+            why = f"{self._trouble}; " if self._trouble else ""
+            print(f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr)
+
+    def _tell(self, word: str, value: Callable[[], Any]) -> None:
+        if self.mode == "off":
+            return
+        try:
+            # Made into text here and now: the caller may change it.
+            self._lines.put(json.dumps([word, value()], default=str).encode() + b"\n")
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="tracker", daemon=True)
+                self._writer.start()
+        except Exception as error:
+            self._trouble = self._trouble or describe(error)
+
+    def _write(self) -> None:
+        """The thread's whole life: starts the process and feeds it. A pipe that is full or broken stops nobody else."""
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            root = str(Path(__file__).parents[1])
+            places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            with open(self.log, "ab") as log:
+                process = self._process = subprocess.Popen(
+                    [sys.executable, "-m", "runs.tracking", "serve", self.mode, self.output],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | {"PYTHONPATH": places},
+                    start_new_session=True,  # Ctrl-C is the parent's, which says what becomes of the run
+                )
+            pipe = process.stdin
+            assert pipe is not None
+            try:
+                for line in iter(self._lines.get, None):
+                    pipe.write(line)
+                    pipe.flush()
+            finally:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        except Exception as error:
+            self._trouble = self._trouble or describe(error)
+
+
+# --- what is told
+
+
+def about(run: "Run", run_id: str) -> dict[str, Any]:
+    """What W&B is told of a run at its beginning. Where files lie on this machine is left out, as from published records."""
+    from runs.publish import without_paths
+
+    config = run.config
+    cell = {"paper": run.paper, "row": run.row, "model": run.model, "task": config["task"]["name"], "seed": run.seed}
+    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.paper, "trial" if is_trial(config) else None]
+    start = {"from": config["init_from"]} if config["init_from"] else None
+    return {
+        "id": run_id,
+        "name": run.label[:LONGEST_NAME],
+        "group": f"{run.row}@{run.model}@{cell['task']}"[:LONGEST_NAME],
+        "tags": [tag[:LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
+        "config": without_paths({"config": config, "start": start})["config"] | {"cell": cell, "trial": is_trial(config)},
+    }
+
+
+def point_of(event: dict[str, Any]) -> dict[str, Any]:
+    """A point from the event of an evaluated epoch."""
+    return _point(event["epoch"], event["step"], event["loss"], event["metric_name"], event["metric"])
+
+
+def points_of(record: Record) -> list[dict[str, Any]]:
+    """All points of a record's curve. A failed run has none."""
+    curve = record.get("curve") or {"epoch": []}
+    columns = [curve.get(key, []) for key in ("epoch", "step", "train_loss", "metric")]
+    return [
+        _point(epoch, step, loss, record["result"]["metric"], metric)
+        for epoch, step, loss, metric in zip(*columns, strict=True)
+    ]
+
+
+def _point(epoch: float, step: int, loss: float, metric_name: str, metric: float | None) -> dict[str, Any]:
+    point = {"epoch": epoch, "step": step, "train/loss": loss, f"dev/{metric_name}": metric}
+    return {key: value for key, value in point.items() if value is not None}
+
+
+def summary_of(record: Record) -> dict[str, Any]:
+    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the protocol."""
+    result = record.get("result") or {}
+    found = {"status": record["status"], "error": record["error"]}
+    found |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
+    found |= {f"{part}/{key}": value for part in ("parameters", "cost") for key, value in (record.get(part) or {}).items()}
+    scores = (record.get("texts") or {}).get("scores") or []
+    for entry in scores:  # of the last epoch and of the best one, with the protocol's length penalty
+        if entry["variant"] == scores[0]["variant"]:
+            where = "texts" if entry["which"] == "last" else f"texts/{entry['which']}"
+            found |= {f"{where}/{key}": value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+# --- the process
+
+
+class Server:
+    """The process's side. A run that W&B fails to take is told again from its beginning, offline: nothing is missing then."""
+
+    def __init__(self, mode: str, output: str) -> None:
+        self.mode, self.output = mode, output
+        self.code = 0
+        self.over = False
+        self.offline_until = 0.0
+        self.told: list[tuple[str, Any]] = []  # of the run that is on
+        self.online = self.again = False  # how it is told; whether for the second time
+        self.run: Any = None
+        self.seen: set[int] = set()
+        self.lock: Any = None
+
+    def handle(self, word: str, value: Any) -> None:
+        """One line of the input. Raises nothing."""
+        if word == "begin":
+            if self.told:
+                self.handle("end", None)
+            self.told, self.again = [], False
+            self.online = self.mode == "online" and time.monotonic() > self.offline_until
+        elif not self.told:
+            return  # a run that is lost already
+        self.told.append((word, value))
+        try:
+            self._do(word, value)
+        except Exception:
+            self._failed()
+        if word == "end":
+            self.told = []
+
+    def _failed(self) -> None:
+        """Tells the run once more, offline; a second failure loses it."""
+        log(traceback.format_exc())
+        # The service behind wandb may be dead, or stuck on the way to the server: what comes now gets another one.
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()
+        if self.online:
+            self.code, self.offline_until = max(self.code, UNSENT), time.monotonic() + RETRY
+        if self.again:
+            self.code, self.told = LOST, []
+            return
+        log("this run is told again, offline")
+        self.again, self.online = True, False
+        try:
+            for word, value in self.told:
+                self._do(word, value)
+        except Exception:
+            self._failed()
+
+    def _do(self, word: str, value: Any) -> None:
+        if word == "begin":
+            self._begin(value)
+        elif word == "point":
+            self.seen.add(value["step"])
+            self.run.log(value)
+        elif word == "end":
+            self._end(value)
+
+    def _begin(self, about: dict[str, Any]) -> None:
+        import wandb
+
+        self.seen = set()
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # a killed process has lost no more than that
+            # The record has versions, commit and device; the log is the run's own; the rest is not this process's to tell.
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            save_code=False,
+            silent=True,
+            symlink=False,
+            x_disable_machine_info=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            id=about["id"],
+            resume="allow",
+            name=about["name"],
+            group=about["group"],
+            tags=about["tags"],
+            config=about["config"] | {"mode": about["mode"]},
+            dir=self.output,
+            mode="online" if self.online else "offline",
+            settings=settings,
+        )
+        for name in ("train/*", "dev/*"):
+            self.run.define_metric(name, step_metric="epoch")
+        if not self.online:
+            self.lock = open(Path(self.run.dir).parent / OPEN, "w")  # noqa: SIM115 - locked until the run's end
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _end(self, record: Record | None) -> None:
+        status = record["status"] if record else "interrupted"
+        if record:
+            for point in points_of(record):  # a resumed run: what came before, and may never have reached W&B
+                if point["step"] not in self.seen:
+                    self.run.log(point)
+            self.run.summary.update(summary_of(record))
+        else:
+            self.run.mark_preempting()  # W&B's word for a run that was stopped and goes on later
+            self.run.summary.update({"status": status})
+        self.run.tags = (*self.run.tags, status)
+        self.run.finish(exit_code=0 if status == "done" else 1)
+        if self.lock:
+            self.lock.close()
+            self.lock = None
+            (Path(self.run.dir).parent / OPEN).unlink(missing_ok=True)
+
+
+def serve(mode: str, output: str) -> int:
+    """The process's whole life: reads lines until they end, or until this command's parent has gone."""
+    words = os.fdopen(os.dup(0), "rb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # nobody may ask a question here, nor read what is not for them
+    for key in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):  # the parent has decided
+        os.environ.pop(key, None)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crashes are told to a server elsewhere otherwise
+    with contextlib.suppress(OSError):
+        os.nice(5)  # the run comes first
+    server = Server(mode, output)
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in words:
+            lines.put(line)
+        lines.put(b"")
+        time.sleep(PATIENCE[mode] - 2)
+        os._exit(server.code if server.over else LOST)  # whatever hangs
+
+    threading.Thread(target=read, daemon=True).start()
+    while line := lines.get():
+        try:
+            word, value = json.loads(line)
+        except ValueError:
+            break  # half a line: the parent was killed
+        server.handle(word, value)
+    if server.told:  # the parent was killed in the middle of a run
+        server.handle("end", None)
+    server.over = True
+    with contextlib.suppress(Exception):
+        wandb = sys.modules.get("wandb")
+        if wandb:
+            wandb.teardown()
+    return server.code
+
+
+def log(text: str) -> None:
+    """To the process's log; a full disk stops nothing."""
+    with contextlib.suppress(OSError):
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text.rstrip(), flush=True)
+
+
+# --- how W&B is set up here
+
+
+def wandb_settings() -> dict[str, str]:
+    """What `wandb login` and `wandb offline` have set, and the environment over it: as wandb reads it, which takes half a
+    second to import."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    found: dict[str, str] = {}
+    for path in (Path(folder) / "settings", Path("wandb") / "settings"):
+        parser = configparser.ConfigParser(interpolation=None)
+        with contextlib.suppress(OSError, ValueError, configparser.Error):
+            parser.read(path)
+            found |= dict(parser["default"]) if parser.has_section("default") else {}
+    named = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("mode", "base_url", "api_key", "identity_token_file")}
+    return found | {key: value for key, value in named.items() if value}
+
+
+def mode_here() -> str:
+    """off, offline or online: WANDB_MODE or `wandb offline` says it; else online if the user is logged in."""
+    said = wandb_settings().get("mode", "")
+    known = {"disabled": "off", "offline": "offline", "dryrun": "offline", "online": "online", "run": "online"}
+    return known.get(said) or ("online" if logged_in() else "offline")
+
+
+def base_url() -> str:
+    """The address of W&B's server."""
+    return wandb_settings().get("base_url", "https://api.wandb.ai").rstrip("/")
+
+
+def logged_in() -> bool:
+    """Whether W&B would find a key for its server, without asking it."""
+    settings = wandb_settings()
+    if settings.get("api_key") or settings.get("identity_token_file"):
+        return True
+    named = os.environ.get("NETRC")
+    try:
+        places = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
+        path = next((p for place in places if (p := place.expanduser()).exists()), None)
+        entry = netrc.netrc(path).authenticators(urlsplit(base_url()).netloc) if path else None
+    except (OSError, ValueError, RuntimeError, netrc.NetrcParseError):
+        return False
+    return bool(entry and entry[2])
+
+
+# --- make sync
+
+
+def sync(output: str) -> int:
+    """Uploads the runs that were written offline, each once. Exit code 1 where some are left; the same command goes on."""
+    folder = Path(output) / "wandb"
+    files = sorted(folder.glob("offline-run-*/*.wandb"))
+    waiting = [file for file in files if not _synced(file)]
+    on = [file for file in waiting if _is_on(file.parent / OPEN)]
+    waiting = [file for file in waiting if file not in on]
+    also = f", {len(on)} still on" if on else ""
+    if not waiting:
+        print(f"no offline runs to upload in {folder} ({len(files) - len(on)} uploaded before{also})")
+        return 0
+    if not logged_in():
+        raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded.")
+    _reach(base_url())
+    # A run that was interrupted has a folder for each time that it was on: one after another, as they were written.
+    turns: dict[int, list[Path]] = defaultdict(list)
+    before: dict[str, int] = defaultdict(int)
+    for file in waiting:
+        turns[before[file.name]].append(file)
+        before[file.name] += 1
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
+    environment = {"WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "4"} | environment | {"WANDB_DIR": output}
+    for turn in turns.values():
+        for first in range(0, len(turn), 200):  # what a command line holds
+            command = [sys.executable, "-m", "wandb", "sync", *map(str, turn[first : first + 200])]
+            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+    left = [file for file in waiting if not _synced(file)]
+    again = "; the same command tries again" if left else ""
+    print(f"{len(waiting) - len(left)} uploaded, {len(left)} left{also}{again}")
+    return 1 if left else 0
+
+
+def _synced(file: Path) -> bool:
+    return file.with_name(f"{file.name}.synced").exists()
+
+
+def _is_on(path: Path) -> bool:
+    """Whether a living process holds the lock of a run."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # not there, or no locks on this file system
+        return False
+    return False
+
+
+def _reach(url: str) -> None:
+    """Raises UserError where the server does not answer: wandb itself would try for many minutes."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, ValueError) as error:
+        why = describe(
+            error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
+        )
+        raise UserError(f"{url} cannot be reached ({why}). Nothing was uploaded, and nothing is lost.") from None
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) == 3 and arguments[0] == "serve":
+        return serve(*arguments[1:])
+    words = [word for word in arguments[1:] if not word.startswith("output=")]
+    if not arguments or arguments[0] != "sync" or words or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    return sync(next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs"))
+
+
+if __name__ == "__main__":
+    entry_point(main)
