@@ -8,11 +8,9 @@ run would look finished otherwise). Its points lie over `epoch`, and W&B's own s
 is repeated, may tell an epoch twice or late, and W&B drops what comes at a step that it has passed.
 """
 
-import configparser
 import contextlib
 import fcntl
 import json
-import netrc
 import os
 import queue
 import signal
@@ -21,21 +19,18 @@ import sys
 import threading
 import time
 import traceback
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from runs.errors import UserError, describe, entry_point
 from runs.record import Record, is_trial
+from runs.wandb_setup import base_url, cell_key, logged_in, mode_here, project, unreachable
 
 if TYPE_CHECKING:
     from runs.config import Run
 
-PROJECT = "vera-bench"
 #: Seconds that close() waits, and that the process takes at most once its input has ended.
 PATIENCE = {"online": 30.0, "offline": 10.0}
 #: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together with one start
@@ -68,15 +63,16 @@ class Tracker:
         self._writer: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._trouble = ""
+        self._cell = ""  # of the run that is on
 
     def begin(self, run: "Run", run_id: str) -> None:
         """A run starts, or goes on."""
-        self._tell("begin", lambda: about(run, run_id) | {"mode": self.mode})
+        self._tell("begin", lambda: self._about(run, run_id))
 
     def event(self, event: dict[str, Any]) -> None:
         """Something happened in it; only evaluated epochs are logged."""
         if event.get("phase") == "evaluated":
-            self._tell("point", lambda: point_of(event))
+            self._tell("point", lambda: point_of(event, self._cell))
 
     def end(self, record: Record | None) -> None:
         """It ended with this record. None: it was interrupted, and goes on later."""
@@ -105,6 +101,10 @@ class Tracker:
         elif code or self._trouble:
             why = f"{self._trouble}; " if self._trouble else ""
             print(f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr)
+
+    def _about(self, run: "Run", run_id: str) -> dict[str, Any]:
+        self._cell = cell_key(run.model, run.config["task"]["name"])
+        return about(run, run_id) | {"mode": self.mode}
 
     def _tell(self, word: str, value: Callable[[], Any]) -> None:
         if self.mode == "off":
@@ -162,41 +162,46 @@ def about(run: "Run", run_id: str) -> dict[str, Any]:
         "name": run.label[:LONGEST_NAME],
         "group": f"{run.row}@{run.model}@{cell['task']}"[:LONGEST_NAME],
         "tags": [tag[:LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
-        "config": without_paths({"config": config, "start": start})["config"] | {"cell": cell, "trial": is_trial(config)},
+        "config": without_paths({"config": config, "start": start})["config"] | {"cell": cell},
     }
 
 
-def point_of(event: dict[str, Any]) -> dict[str, Any]:
-    """A point from the event of an evaluated epoch."""
-    return _point(event["epoch"], event["step"], event["loss"], event["metric_name"], event["metric"])
+def point_of(event: dict[str, Any], cell: str) -> dict[str, Any]:
+    """A point from the event of an evaluated epoch. cell: see cell_key."""
+    return _point(cell, event["metric_name"], *(event[key] for key in ("epoch", "step", "loss", "metric")))
 
 
 def points_of(record: Record) -> list[dict[str, Any]]:
     """All points of a record's curve. A failed run has none."""
-    curve = record.get("curve") or {"epoch": []}
-    columns = [curve.get(key, []) for key in ("epoch", "step", "train_loss", "metric")]
-    return [
-        _point(epoch, step, loss, record["result"]["metric"], metric)
-        for epoch, step, loss, metric in zip(*columns, strict=True)
-    ]
+    curve, cell = record.get("curve"), cell_key(record["cell"]["model"], record["cell"]["task"])
+    columns = [curve[key] for key in ("epoch", "step", "train_loss", "metric")] if curve else []
+    return [_point(cell, record["result"]["metric"], *values) for values in zip(*columns, strict=True)]
 
 
-def _point(epoch: float, step: int, loss: float, metric_name: str, metric: float | None) -> dict[str, Any]:
-    point = {"epoch": epoch, "step": step, "train/loss": loss, f"dev/{metric_name}": metric}
+def _point(cell: str, name: str, epoch: float, step: int, loss: float, metric: float | None) -> dict[str, Any]:
+    point = {"epoch": epoch, "step": step, "train/loss": loss, f"dev/{name}": metric, f"{cell}/dev": metric}
     return {key: value for key, value in point.items() if value is not None}
 
 
 def summary_of(record: Record) -> dict[str, Any]:
-    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the protocol."""
-    result = record.get("result") or {}
+    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the protocol.
+
+    What tables are made of stands there twice: once more under the name of the cell.
+    """
+    result, cost, texts = record.get("result") or {}, record.get("cost") or {}, record.get("texts") or {}
     found = {"status": record["status"], "error": record["error"]}
     found |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
-    found |= {f"{part}/{key}": value for part in ("parameters", "cost") for key, value in (record.get(part) or {}).items()}
-    scores = (record.get("texts") or {}).get("scores") or []
-    for entry in scores:  # of the last epoch and of the best one, with the protocol's length penalty
-        if entry["variant"] == scores[0]["variant"]:
-            where = "texts" if entry["which"] == "last" else f"texts/{entry['which']}"
-            found |= {f"{where}/{key}": value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
+    found |= {f"parameters/{key}": value for key, value in (record.get("parameters") or {}).items()}
+    found |= {f"cost/{key}": value for key, value in cost.items()}
+    shown = {key: result.get(key) for key in ("best", "last")}
+    shown |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
+    for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
+        if entry["variant"] == texts["scores"][0]["variant"]:
+            scores = {key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
+            found |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
+            shown |= scores if entry["which"] == "last" else {}
+    cell = cell_key(record["cell"]["model"], record["cell"]["task"])
+    found |= {f"{cell}/{key}": value for key, value in shown.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -287,7 +292,7 @@ class Server:
             x_save_requirements=False,
         )
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            project=project(),
             id=about["id"],
             resume="allow",
             name=about["name"],
@@ -298,7 +303,7 @@ class Server:
             mode="online" if self.online else "offline",
             settings=settings,
         )
-        for name in ("train/*", "dev/*"):
+        for name in ("train/*", "dev/*", "cells/*"):
             self.run.define_metric(name, step_metric="epoch")
         if not self.online:
             self.lock = open(Path(self.run.dir).parent / OPEN, "w")  # noqa: SIM115 - locked until the run's end
@@ -366,50 +371,6 @@ def log(text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text.rstrip(), flush=True)
 
 
-# --- how W&B is set up here
-
-
-def wandb_settings() -> dict[str, str]:
-    """What `wandb login` and `wandb offline` have set, and the environment over it: as wandb reads it, which takes half a
-    second to import."""
-    folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
-    found: dict[str, str] = {}
-    for path in (Path(folder) / "settings", Path("wandb") / "settings"):
-        parser = configparser.ConfigParser(interpolation=None)
-        with contextlib.suppress(OSError, ValueError, configparser.Error):
-            parser.read(path)
-            found |= dict(parser["default"]) if parser.has_section("default") else {}
-    named = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("mode", "base_url", "api_key", "identity_token_file")}
-    return found | {key: value for key, value in named.items() if value}
-
-
-def mode_here() -> str:
-    """off, offline or online: WANDB_MODE or `wandb offline` says it; else online if the user is logged in."""
-    said = wandb_settings().get("mode", "")
-    known = {"disabled": "off", "offline": "offline", "dryrun": "offline", "online": "online", "run": "online"}
-    return known.get(said) or ("online" if logged_in() else "offline")
-
-
-def base_url() -> str:
-    """The address of W&B's server."""
-    return wandb_settings().get("base_url", "https://api.wandb.ai").rstrip("/")
-
-
-def logged_in() -> bool:
-    """Whether W&B would find a key for its server, without asking it."""
-    settings = wandb_settings()
-    if settings.get("api_key") or settings.get("identity_token_file"):
-        return True
-    named = os.environ.get("NETRC")
-    try:
-        places = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
-        path = next((p for place in places if (p := place.expanduser()).exists()), None)
-        entry = netrc.netrc(path).authenticators(urlsplit(base_url()).netloc) if path else None
-    except (OSError, ValueError, RuntimeError, netrc.NetrcParseError):
-        return False
-    return bool(entry and entry[2])
-
-
 # --- make sync
 
 
@@ -426,7 +387,8 @@ def sync(output: str) -> int:
         return 0
     if not logged_in():
         raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded.")
-    _reach(base_url())
+    if why := unreachable():
+        raise UserError(f"{base_url()} cannot be reached ({why}). Nothing was uploaded, and nothing is lost")
     # A run that was interrupted has a folder for each time that it was on: one after another, as they were written.
     turns: dict[int, list[Path]] = defaultdict(list)
     before: dict[str, int] = defaultdict(int)
@@ -439,6 +401,8 @@ def sync(output: str) -> int:
         for first in range(0, len(turn), 200):  # what a command line holds
             command = [sys.executable, "-m", "wandb", "sync", *map(str, turn[first : first + 200])]
             subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+        if not all(map(_synced, turn)):  # what comes after it may not come before it
+            break
     left = [file for file in waiting if not _synced(file)]
     again = "; the same command tries again" if left else ""
     print(f"{len(waiting) - len(left)} uploaded, {len(left)} left{also}{again}")
@@ -459,19 +423,6 @@ def _is_on(path: Path) -> bool:
     except OSError:  # not there, or no locks on this file system
         return False
     return False
-
-
-def _reach(url: str) -> None:
-    """Raises UserError where the server does not answer: wandb itself would try for many minutes."""
-    try:
-        urllib.request.urlopen(url, timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # an answer
-    except (OSError, ValueError) as error:
-        why = describe(
-            error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
-        )
-        raise UserError(f"{url} cannot be reached ({why}). Nothing was uploaded, and nothing is lost.") from None
 
 
 def main(arguments: list[str]) -> int:
