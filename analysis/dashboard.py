@@ -43,7 +43,7 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
         sections=[_section(name, table, ledger) for name, table in tables],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Tags().notin(["trial"])],
+            filters="Tags() not in ['trial']",
             groupby=[ws.Metric("Group")],
             order=[ws.Ordering(ws.Metric("Group"))],
             pinned_columns=COLUMNS,

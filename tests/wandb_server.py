@@ -16,7 +16,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({})
 
-    do_PUT = do_GET
+    def do_PUT(self):
+        self.body()
+        self.answer({})
 
     def do_POST(self):
         body = self.body()
@@ -31,8 +33,6 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def answer(self, value):
-        if self.command == "PUT":
-            self.body()
         text = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def data(self, asked):
-        query, variables = asked["query"], asked["variables"] if "variables" in asked else {}
+        query, variables = asked["query"], asked.get("variables", {})
         entity = {"id": "RW50", "name": "me"}
         if "upsertBucket" in query:
             project = {"id": "UHI=", "name": variables["project"], "entity": entity}
@@ -63,11 +63,17 @@ class Handler(BaseHTTPRequestHandler):
         return {}
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Nothing: a client that hangs up is no news."""
+
+
 @contextlib.contextmanager
 def good():
     """The server: .told (every GraphQL request), .streams (run id and what was streamed), .url."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     server.told, server.streams, server.url = [], [], f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
