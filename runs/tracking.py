@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -389,19 +388,14 @@ def sync(output: str) -> int:
         raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded.")
     if why := unreachable():
         raise UserError(f"{base_url()} cannot be reached ({why}). Nothing was uploaded, and nothing is lost")
-    # A run that was interrupted has a folder for each time that it was on: one after another, as they were written.
-    turns: dict[int, list[Path]] = defaultdict(list)
-    before: dict[str, int] = defaultdict(int)
-    for file in waiting:
-        turns[before[file.name]].append(file)
-        before[file.name] += 1
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
     environment = {"WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "4"} | environment | {"WANDB_DIR": output}
-    for turn in turns.values():
-        for first in range(0, len(turn), 200):  # what a command line holds
-            command = [sys.executable, "-m", "wandb", "sync", *map(str, turn[first : first + 200])]
-            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
-        if not all(map(_synced, turn)):  # what comes after it may not come before it
+    for first in range(0, len(waiting), 200):  # what a command line holds; wandb keeps the order of a run's own folders
+        part = waiting[first : first + 200]
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *map(str, part)], env=environment, stdin=subprocess.DEVNULL, check=False
+        )
+        if not all(map(_synced, part)):
             break
     left = [file for file in waiting if not _synced(file)]
     again = "; the same command tries again" if left else ""

@@ -13,6 +13,7 @@ from runs.record import Ledger
 from runs.tracking import points_of, summary_of
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own affair
 
 
 @pytest.fixture(autouse=True)
