@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -79,11 +80,12 @@ class Tracker:
 
     def close(self) -> None:
         """Waits until W&B has everything, no longer than PATIENCE, and ends the process. One line if something is missing."""
-        if self._writer is None:
+        if self._writer is None and not self._trouble:
             return
         deadline = time.monotonic() + PATIENCE[self.mode]
         self._lines.put(None)
-        self._writer.join(PATIENCE[self.mode])
+        if self._writer:
+            self._writer.join(PATIENCE[self.mode])
         code: int | None = LOST
         if self._process:
             try:
@@ -93,12 +95,12 @@ class Tracker:
                     os.killpg(self._process.pid, signal.SIGKILL)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(1)
-        self.mode, self._writer = "off", None
+        self.mode, self._writer, trouble, self._trouble = "off", None, self._trouble, ""
         again = "make sync" if self.output == "outputs" else f"make sync OUTPUT={self.output}"
-        if code == UNSENT and not self._trouble:
+        if code == UNSENT and not trouble:
             print(f"note: W&B could not be reached: {again} uploads what was not sent ({self.log})", file=sys.stderr)
-        elif code or self._trouble:
-            why = f"{self._trouble}; " if self._trouble else ""
+        elif code or trouble:
+            why = f"{trouble}; " if trouble else ""
             print(f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr)
 
     def _about(self, run: "Run", run_id: str) -> dict[str, Any]:
@@ -379,10 +381,12 @@ def sync(output: str) -> int:
     files = sorted(folder.glob("offline-run-*/*.wandb"))
     waiting = [file for file in files if not _synced(file)]
     on = [file for file in waiting if _is_on(file.parent / OPEN)]
-    waiting = [file for file in waiting if file not in on]
+    damaged = [file for file in waiting if file not in on and not _whole(file)]
+    waiting = [file for file in waiting if file not in (*on, *damaged)]
     also = f", {len(on)} still on" if on else ""
+    also += f", {len(damaged)} cut off by a kill and left out" if damaged else ""
     if not waiting:
-        print(f"no offline runs to upload in {folder} ({len(files) - len(on)} uploaded before{also})")
+        print(f"no offline runs to upload in {folder} ({len(files) - len(on) - len(damaged)} uploaded before{also})")
         return 0
     if not logged_in():
         raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded.")
@@ -395,8 +399,6 @@ def sync(output: str) -> int:
         subprocess.run(
             [sys.executable, "-m", "wandb", "sync", *map(str, part)], env=environment, stdin=subprocess.DEVNULL, check=False
         )
-        if not all(map(_synced, part)):
-            break
     left = [file for file in waiting if not _synced(file)]
     again = "; the same command tries again" if left else ""
     print(f"{len(waiting) - len(left)} uploaded, {len(left)} left{also}{again}")
@@ -405,6 +407,24 @@ def sync(output: str) -> int:
 
 def _synced(file: Path) -> bool:
     return file.with_name(f"{file.name}.synced").exists()
+
+
+def _whole(file: Path) -> bool:
+    """Whether a run's file (LevelDB's log format) ends where a message ends: one that does not stops wandb from uploading
+    any that is named beside it."""
+    data, place, kind = file.read_bytes(), 7, 0
+    while place < len(data):
+        room = 32768 - place % 32768  # a header of 7 bytes never crosses a block's end
+        if room < 7:
+            place += room
+            continue
+        if place + 7 > len(data):
+            return False
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        if kind not in (1, 2, 3, 4):  # a whole message, or its first, middle or last part
+            return False
+        place += 7 + length
+    return data[:4] == b":W&B" and place == len(data) and kind in (1, 4)
 
 
 def _is_on(path: Path) -> bool:

@@ -434,6 +434,13 @@ def test_what_cannot_be_written_down_stops_nothing(output, capfd, tmp_path):
     assert "the records are whole" in err
 
 
+def test_a_run_that_cannot_be_told_is_one_line(output, capfd):
+    tracker = Tracker("offline", output)
+    at_once(tracker.begin, None, "a" * 12)
+    tracker.close()
+    assert capfd.readouterr().err.count("\n") == 1
+
+
 def test_sync_uploads_each_run_once(output, online, capfd):
     run, other = runs_of(output, seeds=2)
     tracker = Tracker("offline", output)
@@ -469,8 +476,18 @@ def test_sync_uploads_each_run_once(output, online, capfd):
         ended = [(run_id, body["exitcode"]) for run_id, body in server.streams if body.get("complete")]
         assert ended == [("a" * 12, 1), ("a" * 12, 0), ("b" * 12, 1)]  # the first part before the second
         server.streams.clear()
+        # What a kill may leave: wandb itself would upload nothing at all with one of these among the rest.
+        whole = next(iter(before.values()))
+        for name, left in (("x", b""), ("y", whole[:7]), ("z", whole[:-9]), ("a" * 12, whole)):
+            (Path(output) / "wandb" / f"offline-run-0-{name}").mkdir()
+            (Path(output) / "wandb" / f"offline-run-0-{name}" / f"run-{name}.wandb").write_bytes(left)
         assert tracking.sync(output) == 0
-        assert capfd.readouterr().out == f"no offline runs to upload in {output}/wandb (3 uploaded before)\n"
+        assert capfd.readouterr().out == "1 uploaded, 0 left, 3 cut off by a kill and left out\n"
+        for name in "xyz":
+            (Path(output) / "wandb" / f"offline-run-0-{name}" / f"run-{name}.wandb").unlink()
+        server.streams.clear()
+        assert tracking.sync(output) == 0
+        assert capfd.readouterr().out == f"no offline runs to upload in {output}/wandb (4 uploaded before)\n"
         assert server.streams == []
 
 
