@@ -493,7 +493,7 @@ def test_sync_uploads_each_run_once(output, online, capfd):
 
 def test_syncs_errors_are_one_line_and_exit_code_2(output):
     (Path(output) / "wandb" / "offline-run-1").mkdir(parents=True)
-    (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").touch()
+    (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").write_bytes(b":W&B\xe1\xbe\0" + struct.pack("<IHB", 0, 0, 1))
     command = [sys.executable, "-m", "runs.tracking", "sync", f"output={output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
