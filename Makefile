@@ -12,7 +12,7 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
 LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRACKING))
 PAPER ?= demo
 
-.PHONY: help setup demo test lint docs plan tune counts publish bench bench-serving bench-decoding glue-base glue-large \
+.PHONY: help setup demo test lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
         e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
 
 help: ## this list
@@ -70,6 +70,13 @@ bench-decoding: setup ## beam search beside transformers' own, in a minute or tw
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
 	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
+
+sync: setup ## uploads to Weights & Biases what runs have written offline, each once
+	@$(BIN)/python -m runs.tracking sync output=$(OUTPUT)
+
+dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
+	@$(BIN)/python -m analysis.dashboard --output $(OUTPUT) $(if $(ENTITY),--entity $(ENTITY)) $(if $(PROJECT),--project $(PROJECT)) \
+	    $(if $(JSON),--json $(JSON))
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)

@@ -52,6 +52,11 @@ def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
     return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
 
 
+def is_trial(config: dict[str, Any]) -> bool:
+    """Whether a run was stopped early by train.max_steps, or judged on training rows (task.holdout): no result."""
+    return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
+
+
 def cache_folder() -> Path:
     """What can be made anew and is worth keeping between calls, for this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
