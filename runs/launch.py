@@ -6,8 +6,10 @@ serial  in this process          local  one process a device          slurm, ray
 import contextlib
 import fcntl
 import functools
+import glob
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +113,8 @@ def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu, or mps."""
     if device in ("cpu", "mps"):
         return [device]
+    if not (shutil.which("nvidia-smi") or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))):
+        return ["cpu"]  # without waiting for torch, which takes two seconds to say so
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -215,7 +215,8 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
                     pending.remove(job)
             busy = [job for job in pending if watcher.holder(job.id)]
             empty = 0 if len(pending) < count or busy else empty
-            free = [job for job in pending if job not in busy or watcher.free(job.id)]
+            waiting = [job for job in pending if any(other.run == job.run.start for other in pending)]
+            free = [job for job in pending if job not in waiting and (job not in busy or watcher.free(job.id))]
             alive = launcher.alive()
             wanted = min(launcher.size, len(free) + alive) - alive
             if free and wanted > 0:

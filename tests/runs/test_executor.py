@@ -149,6 +149,43 @@ def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_pat
     assert "resuming at step 5 of 10" in capsys.readouterr().out
 
 
+def test_a_process_that_is_killed_with_its_record_written_is_done(words, fork, monkeypatch):
+    from runs import train
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(train, "clear", kill)
+    outcome = sweep.sweep(expand(words))
+    assert (outcome.done, outcome.failed) == (1, [])
+    (record,) = records_of(words)
+    assert record["tries"] == []
+    assert not (run_folder(output_of(words), record["id"]) / "checkpoint.safetensors").exists()
+
+
+def test_a_full_disk_is_waited_for(words, fork, monkeypatch, capsys):
+    """Once where the lease is to be written, once in the run itself."""
+    full = iter([OSError(errno.ENOSPC, "No space left on device")])
+    link, fsync, once = Watcher._create, os.fsync, Path(f"{output_of(words)}-once")
+
+    def no_lease(self, path):
+        for error in full:
+            raise error
+        return link(self, path)
+
+    def no_checkpoint(file):
+        if not once.exists() and "checkpoint" in os.readlink(f"/proc/self/fd/{file}"):
+            once.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(Watcher, "_create", no_lease)
+    monkeypatch.setattr("runs.checkpoint.os.fsync", no_checkpoint)
+    monkeypatch.setattr(executor, "ROOM", (0.1,))
+    assert sweep.sweep(expand(words)).done == 1
+    assert capsys.readouterr().out.count("No space left on device") == 2
+
+
 def test_a_diverged_run_is_kept_and_not_tried_again(words, fork, monkeypatch, capsys):
     monkeypatch.setattr(Training, "step", lambda self, rows: float("nan"))
     outcome = sweep.sweep(expand(words))
