@@ -13,7 +13,13 @@ best_epoch, last, and both protocols); texts (null, or: the split and number of 
 scores by epoch, last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and
 judge, see tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory,
 adapter bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
-fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes.
+fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes. protocol (the version of the
+task family's; a record without it is of the first).
+
+A measure (runs/measure.py: what finished runs' adapters, or a small fit, say for a figure) is no run and has a file and a
+schema of its own: measures/ID.json beside records/, or in a published study's folder; tables never see it. schema, id,
+kind (magnitude, similarity, matrix_fit), of (the runs measured: id, cell, label, adapter's checksum and which epoch's it
+is), settings, seeds, code, versions, device, seconds, values (columns of equal length).
 """
 
 import contextlib
@@ -33,6 +39,8 @@ import orjson
 SCHEMA = 2
 #: From each older schema to the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record | {"schema": 2, "tries": []}}
+#: Of measures.
+MEASURE_SCHEMA = 1
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 PUBLISHED = Path(__file__).parent / "records"
@@ -114,6 +122,11 @@ def record_path(output: str | Path, run_id: str) -> Path:
     return records_folder(output) / f"{run_id}.json"
 
 
+def measure_path(output: str | Path, measure_id: str) -> Path:
+    """The file of a measure."""
+    return Path(output) / "measures" / f"{measure_id}.json"
+
+
 def run_folder(output: str | Path, run_id: str) -> Path:
     """A run's log, checkpoint, adapter and head."""
     return Path(output) / "runs" / run_id
@@ -148,37 +161,75 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def read_measure(path: Path) -> Record:
+    """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    try:
+        with open(path, "rb") as file:
+            measure = orjson.loads(file.read())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a measure ({error})") from None
+    columns = measure.get("values") if isinstance(measure, dict) else None
+    if not isinstance(columns, dict) or not all(isinstance(measure.get(key), str) for key in ("id", "kind")):
+        raise ValueError(f"{path}: not a measure")
+    if measure.get("schema") != MEASURE_SCHEMA:
+        raise ValueError(f"{path}: a measure of schema {measure.get('schema')}, not known (here: {MEASURE_SCHEMA})")
+    if len({len(column) if isinstance(column, list) else -1 for column in columns.values()}) > 1:
+        raise ValueError(f"{path}: a measure whose columns differ in length")
+    return measure
+
+
 @dataclass
 class Ledger:
-    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be read."""
+    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be read.
+
+    measures: by their own ids; what figures are drawn from that is no run.
+    """
 
     records: dict[str, Record] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    measures: dict[str, Record] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
 
 
 def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
-    """All records of this machine and, unless switched off, the published ones. This machine's own come first."""
+    """All records of this machine and, unless switched off, the published ones. This machine's own come first.
+
+    A second record of a run with the same result is the same run, published; one with another result is a problem.
+    """
     ledger = Ledger()
-    folders = [("ours", records_folder(output))]
+    folders = [("ours", records_folder(output), Path(output) / "measures")]
     if published and PUBLISHED.is_dir():
-        folders += [(folder.name, folder) for folder in sorted(PUBLISHED.iterdir()) if folder.is_dir()]
+        folders += [(folder.name, folder, folder / "measures") for folder in sorted(PUBLISHED.iterdir()) if folder.is_dir()]
     with _no_garbage():
-        for origin, folder in folders:
-            names = sorted(os.listdir(folder)) if folder.is_dir() else []
-            for path in (folder / name for name in names if name.endswith(".json") and not name.startswith(".")):
+        for origin, folder, measures in folders:
+            for path in _json_files(folder):
                 try:
                     record = read_record(path)
                 except ValueError as error:
                     ledger.problems.append(str(error))
                     continue
-                if record["id"] not in ledger.records:
-                    ledger.records[record["id"]] = record
+                first = ledger.records.setdefault(record["id"], record)
+                if first is record:
                     ledger.origin[record["id"]] = origin
+                elif first.get("result") != record.get("result"):
+                    whose = ledger.origin[record["id"]]
+                    ledger.problems.append(f"{path}: a second record of run {record['id']}, with another result than {whose}")
+            for path in _json_files(measures):
+                try:
+                    measure = read_measure(path)
+                except ValueError as error:
+                    ledger.problems.append(str(error))
+                    continue
+                ledger.measures.setdefault(measure["id"], measure)
     return ledger
+
+
+def _json_files(folder: Path) -> list[Path]:
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 @contextlib.contextmanager

@@ -430,6 +430,7 @@ class Training:
                 "processes": self.accelerator.num_processes,
             },
             "model": model_content(config["model"]),
+            "protocol": tasks.family(config["task"]).PROTOCOL,
             "data": {
                 "content": data_content(config["task"]),
                 "train_rows": train_rows,

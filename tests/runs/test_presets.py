@@ -17,13 +17,16 @@ PRESETS = {
 }
 PRESETS |= {"table5_large": 16, "table4_llama_7b": 2, "table4_llama_13b": 3, "table4_llama2_7b": 2, "table4_llama2_13b": 2}
 PRESETS |= {"table12": 2, "table13": 2}
+PRESETS |= {"table6_scaling_vectors": 6, "table6_matrix_init": 6, "table6_d_init": 6, "table7": 8}
+PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
 
 
 @pytest.mark.parametrize("paper", PRESETS)
 def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
-    kinds = {"table2": ("tiny_roberta", "glue"), "table3": ("tiny_gpt2", "e2e"), "table5": ("tiny_vit", "images")}
+    kinds = dict.fromkeys(("table2", "table6", "table7", "figure2", "figure3", "figure4", "figure5"), ("tiny_roberta", "glue"))
+    kinds |= {"table3": ("tiny_gpt2", "e2e"), "table5": ("tiny_vit", "images")}
     model, data = (request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca")))
     words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
     words += ["task.items=1", "task.max_new_tokens=4"] if paper.startswith("table3") else []
