@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runs.record import Record, defining, is_trial
@@ -46,6 +47,7 @@ class Cell:
     wanted: int
     select: str = "paper"
     left_out: int = 0  # records of the same row with other settings
+    problems: list[str] = field(default_factory=list)  # records that are no part of it and should have been, in words
 
     @property
     def seeds(self) -> int:
@@ -62,10 +64,13 @@ class Cell:
     def values(self, which: str = "best") -> list[float]:
         """The metric of each seed, at the selected ("best") or the last epoch."""
         results = [record["result"].get("protocols", {}).get(self.select, {}) for record in self.records]
-        return [100 * (result.get(which) or 0.0) for result in results]
+        return [100 * (result.get(which) if _is_number(result.get(which)) else 0.0) for result in results]
 
     def median(self, which: str = "best") -> float:
         return statistics.median(self.values(which))
+
+    def mean(self, which: str = "best") -> float:
+        return statistics.fmean(self.values(which))
 
     def spread(self, which: str = "best") -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
@@ -104,10 +109,21 @@ class Cell:
 Key = tuple[str, str, str]  # model, row, task
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def ids(records: Iterable[Record]) -> list[str]:
+    """Their run ids."""
+    return [str(record["id"]) for record in records]
+
+
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
     """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
-    mixed with a cell's: the settings that follow the recipe count, and among equals those with more seeds. A run that
-    was stopped early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result."""
+    mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its settings those that
+    follow the recipe, and among equals those with more seeds. A run that was stopped early by train.max_steps, or judged
+    on training rows (task.holdout), was a trial, and is no result. A second run of one seed, and one that is done without
+    a finite metric, enter no median: the cell's problems name them."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
@@ -115,11 +131,32 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
             groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
     found = {}
     for key, variants in groups.items():
-        chosen = max(variants.values(), key=lambda v: (-len(v[0]["deviations"]), len(v), max(r["id"] for r in v)))
-        seeds: dict[int, Record] = {record["cell"]["seed"]: record for record in chosen}
+        chosen = max(
+            variants.values(), key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v))
+        )
         others = sum(map(len, variants.values())) - len(chosen)
-        found[key] = Cell([seeds[seed] for seed in sorted(seeds)], wanted, select, others)
+        seeds: dict[int, Record] = {}
+        problems = []
+        for record in sorted(chosen, key=lambda r: (r["cell"]["seed"], r["id"])):
+            name = f"run {record['id']} ({key[1]} on {key[2]}, seed {record['cell']['seed']})"
+            results = record["result"].get("protocols", {}).values()
+            if record["status"] == "done" and not all(_is_number(r.get(w)) for r in results for w in ("best", "last")):
+                problems.append(f"{name} has no finite metric: left out.")
+            elif record["cell"]["seed"] in seeds:
+                problems.append(f"{name} repeats run {seeds[record['cell']['seed']]['id']}, which counts: left out.")
+            else:
+                seeds[record["cell"]["seed"]] = record
+        if older := {protocol(r) for v in variants.values() for r in v} - {protocol(chosen[0])}:
+            versions, newest = ", ".join(map(str, sorted(older))), protocol(chosen[0])
+            problems.append(f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}.")
+        if seeds:
+            found[key] = Cell(list(seeds.values()), wanted, select, others, problems)
     return found
+
+
+def protocol(record: Record) -> int:
+    """The version of the task family's protocol that a run followed."""
+    return int(record.get("protocol") or 1)
 
 
 def settings_of(record: Record) -> str:
@@ -133,5 +170,5 @@ def settings_of(record: Record) -> str:
     model = record["config"].get("model", {})
     config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
     start = (record.get("start") or {}).get("id")
-    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start]
+    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start, protocol(record)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

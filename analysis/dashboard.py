@@ -35,7 +35,7 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
     """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
     import wandb_workspaces.workspaces as ws
 
-    tables = [(name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None)]
+    tables = [(name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None) if table.tasks]
     return ws.Workspace(
         entity=entity,
         project=project,

@@ -1,84 +1,658 @@
-"""Draws a figure from the records.
+"""Draws a figure from the records, beside what the paper prints of it.
 
-python -m analysis.figures demo [--output outputs]
+    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, demo; all: whatever there is)
+
+The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run ids (or the
+measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
 """
 
 import argparse
+import csv
+import io
+import math
+import os
+import statistics
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from analysis.cells import Cell, cells
-from runs.record import Ledger, read_ledger
+from analysis.tables import NAMES, ROWS, paper
+from runs.record import Ledger, Record, read_ledger, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
+COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
+OTHER = "#CC79A7"
+MARKERS = {"vera": "D", "lora": "o"}
+#: Of a figure across the text of a paper, in inches.
+SIZE = (5.5, 3.3)
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vera-bench",  # the same data give the same file
+}
+#: The model and task of the paper's figures 2 to 4.
+LARGE, RTE = "roberta_large", "rte"
 
 
-def demo(ledger: Ledger, folder: Path) -> list[Path]:
-    """The metric against trainable parameters, one picture a model; bars span the seeds. Returns the files."""
-    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
+@dataclass
+class Figure:
+    """A figure: its name and title, the data behind it as text, what is missing, and how it is drawn.
+
+    The last column of the data, "runs", names the run ids (or the measure) of each point. Without rows there is nothing to
+    draw, and the notes say why. size: inches.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = field(default=SIZE)
+
+
+def colour(row: str) -> str:
+    """Of a row of conf/method, by its method: vera_r64 has VeRA's."""
+    return COLOURS.get(row) or COLOURS.get(row.partition("_")[0], OTHER)
+
+
+# --- files
+
+
+def _canvas(figure: Figure) -> Canvas:
+    canvas = Canvas(figsize=figure.size, layout="constrained")
+    if figure.rows:
+        figure.draw(canvas)
+    else:
+        canvas.text(0.5, 0.5, "\n".join([figure.title, "", *figure.notes]), ha="center", va="center", wrap=True)
+    return canvas
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element (without an XML header), for a page of HTML."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
+        _canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def save(figure: Figure, folder: Path) -> list[Path]:
+    """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    with matplotlib.rc_context(STYLE):
+        for form, unstable in (("pdf", {"CreationDate": None, "ModDate": None}), ("png", {})):
+            path = folder / f"{figure.name}.{form}"
+            partial_ = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                _canvas(figure).savefig(partial_, format=form, dpi=200, metadata=unstable)
+                os.replace(partial_, path)
+            finally:
+                partial_.unlink(missing_ok=True)
+            paths.append(path)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([figure.header, *figure.rows])
+    write_atomically(folder / f"{figure.name}.csv", text.getvalue())
+    return [*paths, folder / f"{figure.name}.csv"]
+
+
+# --- what figures share
+
+
+def _finite(values: Iterable[Any]) -> list[float]:
+    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _ids(records: Iterable[Record]) -> str:
+    return " ".join(record["id"] for record in records)
+
+
+def _interval(seeds: int) -> str:
+    """What the range of n seeds is: it holds the median of such runs with probability 1 - 2^(1 - n)."""
+    return f"lines from the lowest to the highest seed (of {seeds} seeds: a {100 * (1 - 2 ** (1 - seeds)):.0f}% interval)"
+
+
+def _seed_notes(found: dict[str, Cell]) -> list[str]:
+    """Fewer seeds than wanted, diverged ones, and what cells() has left out."""
+    notes = []
+    for cell in found.values():
+        if not cell.complete:
+            notes.append(f"{cell.label}: {cell.seeds} of {cell.wanted} seeds (hollow).")
+        if cell.diverged:
+            notes.append(f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch before.")
+        if cell.left_out:
+            notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
+        notes += cell.problems
+    return notes
+
+
+def _point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None, which: str = "best") -> None:
+    """A cell's median and the range of its seeds; hollow where seeds are missing."""
+    values, tint = cell.values(which), colour(row)
+    axes.plot([x, x], [min(values), max(values)], color=tint, alpha=0.6)
+    face = tint if cell.complete else "white"
+    marker = MARKERS.get(row.partition("_")[0], "s")
+    axes.plot(x, cell.median(which), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
+
+
+def _models(found: Iterable[str]) -> list[str]:
+    """The paper's model first."""
+    return sorted(set(found), key=lambda model: (model != LARGE, model))
+
+
+def _suffix(model: str) -> str:
+    return "" if model == LARGE else f"_{model}"
+
+
+def _name(model: str, records: Iterable[Record]) -> str:
+    return next((str(r["label"]["model"]) for r in records), "RoBERTa-large" if model == LARGE else model)
+
+
+def _empty(_: Any) -> None:
+    """Draws nothing."""
+
+
+# --- figure 2
+
+
+def figure2(ledger: Ledger) -> list[Figure]:
+    """RTE against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and for each other."""
+    by_rank = []
+    for record in ledger:
+        method, row = record["config"]["method"], record["cell"]["row"]
+        plain = row in ("vera", "lora") or row.removeprefix("vera_r").removeprefix("lora_r").isdecimal()
+        if record["cell"]["task"] == RTE and plain and method.get("rank"):
+            # A rank set on the command line and a row of that rank are one point: cells() is told so.
+            by_rank.append(record | {"cell": record["cell"] | {"row": f"{method['kind']}_r{method['rank']:04d}"}})
+    found = cells(by_rank, wanted=5)
+    several = {m for m in {key[0] for key in found} if len({key[1] for key in found if key[0] == m}) > 1}
+    printed = {row[0]: row for row in paper()["table2"]["roberta-large"]}
+    figures = []
+    for model in _models([LARGE, *several]):
+        mine = {key[1]: cell for key, cell in sorted(found.items()) if key[0] == model}
+        rows, quoted = [], []
+        for row, cell in mine.items():
+            kind, rank = row.split("_r")
+            values = cell.values()
+            numbers = [f"{v:.1f}" for v in (cell.median(), min(values), max(values))]
+            seeds = f"{cell.seeds}/{cell.wanted}"
+            rows.append([NAMES[kind], str(int(rank)), "ours", str(cell.parameters), *numbers, seeds, _ids(cell.records)])
+        notes = _seed_notes(mine)
+        if model == LARGE:
+            for kind, usual, count in (("vera", 256, 61440), ("lora", 8, 786432)):
+                value = printed[kind][6][0]
+                quoted.append((kind, count, value))
+                rows.append([NAMES[kind], str(usual), "paper, table 2 (quoted)", str(count), f"{value:.1f}", "", "", "", ""])
+            notes.append("The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8.")
+            ranks = paper()["figure2"]
+            for kind in ("vera", "lora"):
+                missing = [r for r in ranks[f"{kind}_ranks"] if f"{kind}_r{r:04d}" not in mine]
+                if missing:
+                    notes.append(f"{NAMES[kind]}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
+            notes.append(f"The paper's finding: {ranks['finding']}.")
+        else:
+            notes.insert(0, f"{model} is a model that the paper does not use.")
+        title = f"Figure 2: RTE by trainable parameters, {_name(model, (r for c in mine.values() for r in c.records))}"
+        header = ["method", "rank", "source", "parameters", "median", "low", "high", "seeds", "runs"]
+        draw = partial(_draw_ranks, mine, quoted, title)
+        figures.append(Figure(f"figure2{_suffix(model)}", title, header, rows, notes, draw))
+    return figures
+
+
+def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    for kind in ("vera", "lora"):
+        line = [(cell.parameters, cell.median()) for row, cell in mine.items() if row.startswith(kind)]
+        if line:
+            axes.plot(*zip(*sorted(line), strict=True), color=colour(kind), linewidth=1, alpha=0.8)
+        for row, cell in mine.items():
+            if row.startswith(kind):
+                _point(axes, cell.parameters, cell, row)
+                rank = f"r={int(row.split('_r')[1])}"
+                place = (cell.parameters, max(cell.values()))
+                axes.annotate(rank, place, (0, 4), textcoords="offset points", ha="center", fontsize=6, color=colour(kind))
+        if line:
+            axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=NAMES[kind])
+    for kind, count, value in quoted:
+        label = f"{NAMES[kind]}, paper's table 2 (quoted)"
+        axes.plot(count, value, "x", color=colour(kind), markersize=7, markeredgewidth=1.5, label=label, linestyle="none")
+    axes.set_xscale("log")
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xlabel("trainable parameters, without the classification head")
+    axes.set_ylabel("RTE dev accuracy, %")
+    most = max((cell.seeds for cell in mine.values()), default=0)
+    axes.set_title(f"{title}\nmedian, best epoch; {_interval(most)}" if most > 1 else title)
+    axes.legend(loc="best")
+
+
+# --- figure 3
+
+
+def figure3(ledger: Ledger) -> list[Figure]:
+    """How far d has moved, by layer and site: a figure for each model and task with measures of the row vera."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for measure in ledger.measures.values():
+        if measure["kind"] == "magnitude" and measure["of"][0]["cell"]["row"] == "vera":
+            cell = measure["of"][0]["cell"]
+            groups[cell["model"], cell["task"]].append(measure)
+    finding = f"The paper's finding: {paper()['figure3']['finding']}."
+    figures = []
+    for model, task in sorted({(LARGE, RTE), *groups}, key=lambda key: (key != (LARGE, RTE), key)):
+        measures, notes = _one_each(groups.get((model, task), []), ledger)
+        points: dict[tuple[str, int], list[tuple[float | None, float | None, str]]] = defaultdict(list)
+        for measure in measures:
+            values = measure["values"]
+            for layer, site, d, b in zip(*(values[key] for key in ("layer", "site", "d", "b")), strict=True):
+                points[site, layer].append((d, b, measure["of"][0]["id"]))
+        rows, lines = [], defaultdict[str, list[tuple[int, float, float, float]]](list)
+        for (site, layer), found in sorted(points.items()):
+            d, b = _finite(p[0] for p in found), _finite(p[1] for p in found)
+            if len(d) < len(found):
+                notes.append(f"layer {layer}, {site}: {len(found) - len(d)} of {len(found)} runs have no finite change of d.")
+            numbers = [statistics.median(d), min(d), max(d)] if d else []
+            shown = [f"{v:.4g}" for v in numbers] or ["-"] * 3
+            of_b = f"{statistics.median(b):.4g}" if b else "-"
+            rows.append([site, str(layer), *shown, of_b, str(len(d)), " ".join(p[2] for p in found)])
+            if numbers:
+                lines[site].append((layer, numbers[0], numbers[1], numbers[2]))
+        if not measures:
+            notes.append("Nothing measured: python -m runs paper=figure3, then python -m runs.measure magnitude.")
+        if (model, task) == (LARGE, RTE):
+            notes += ["The paper prints no numbers of this figure.", finding]
+        else:
+            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
+        label = measures[0]["of"][0]["label"] if measures else {"model": "RoBERTa-large", "task": "RTE"}
+        title = f"Figure 3: change of d by layer, {label['model']} on {label['task']}"
+        header = ["site", "layer", "d median", "d low", "d high", "b median", "n", "runs"]
+        name = "figure3" if (model, task) == (LARGE, RTE) else f"figure3_{model}_{task}"
+        draw = partial(_draw_layers, dict(lines), title, len(measures))
+        figures.append(Figure(name, title, header, rows, notes, draw))
+    return figures
+
+
+def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], list[str]]:
+    """The measures of the settings that most runs have, one for each run, in order of seeds; and what that leaves out."""
+    notes, settings = [], defaultdict[str, list[Record]](list)
+    for measure in sorted(measures, key=lambda m: [run["cell"]["seed"] for run in m["of"]]):
+        unknown = [run["id"] for run in measure["of"] if run["id"] not in ledger.records]
+        if unknown:
+            notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here.")
+        settings[" ".join([str(measure["settings"]), *(run["label"]["row"] for run in measure["of"])])].append(measure)
+    if not settings:
+        return [], notes
+    chosen = max(settings.values(), key=len)
+    others = len(measures) - len(chosen)
+    if others:
+        notes.append(f"{others} measures of other settings are left out.")
+    by_runs = {tuple(run["id"] for run in measure["of"]): measure for measure in chosen}
+    if len(by_runs) < len(chosen):
+        notes.append(f"{len(chosen) - len(by_runs)} measures of a run that is measured twice are left out.")
+    return list(by_runs.values()), notes
+
+
+#: Of sites: query and value of one method are told apart by shade, dash and marker.
+SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key": ("#CC79A7", "-.", "^")}
+
+
+def _draw_layers(lines: dict[str, list[tuple[int, float, float, float]]], title: str, runs: int, canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    spare = iter(["#009E73", "#56B4E9", "#0072B2", "#000000", "#777777", "#F0E442"] * 9)
+    for site, points in sorted(lines.items(), key=lambda item: (item[0] not in SITES, item[0])):
+        tint, dash, marker = SITES.get(site) or (next(spare), ":", "o")
+        layers, middle, low, high = zip(*points, strict=True)
+        axes.fill_between(layers, low, high, color=tint, alpha=0.15, linewidth=0)
+        axes.plot(layers, middle, dash, marker=marker, markersize=4, color=tint, label=site)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(r"$\|d - d_{init}\|_2$")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{title}\n" + (f"median of {runs} runs, bands from the lowest to the highest" if runs > 1 else "one run"))
+    axes.legend()
+
+
+# --- figure 4
+
+
+def figure4(ledger: Ledger) -> list[Figure]:
+    """Performance gain per 1,000 parameters over the head alone, on RTE (VeRA paper, appendix B)."""
+    found = cells([r for r in ledger if r["cell"]["task"] == RTE], wanted=5)
+    with_head = {key[0] for key in found if key[1] == "head"}
+    figures = []
+    for model in _models([LARGE, *with_head]):
+        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+        head = mine.pop("head", None)
+        mine = {row: cell for row, cell in mine.items() if cell.parameters}
+        rows, ours, quoted = [], {}, {}
+        notes = _seed_notes({**mine, **({"head": head} if head else {})})
+        if model == LARGE:
+            for row, (name, accuracy, value, parameters) in _printed_gains().items():
+                quoted[row] = (name, value)
+                implied = 100 * accuracy / value / (parameters / 1000)
+                rows.append([name, "paper (quoted)", str(parameters), f"{accuracy:.1f}", f"{implied:.1f}", f"{value:.2f}", ""])
+            notes.append(
+                "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy. "
+                "The printed values do not follow from one such accuracy."
+            )
+        else:
+            notes.insert(0, f"{model} is a model that the paper does not use.")
+        if head is None and mine:
+            notes.append("No run of the head alone on RTE is here, so that no gain of ours can be computed (paper=figure4).")
+        if model == LARGE and not mine:
+            notes.append("Nothing has run here: paper=figure4 runs it.")
+        for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+            if head is None or not head.median():
+                continue
+            gain = 100 * cell.median() / head.median() / (cell.parameters / 1000)
+            ours[row] = (cell.label, gain, cell.complete and head.complete)
+            ids = _ids([*cell.records, *head.records])
+            numbers = [f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
+            rows.append([cell.label, "ours", str(cell.parameters), *numbers, ids])
+        records = (record for cell in mine.values() for record in cell.records)
+        title = f"Figure 4: gain per 1K trainable parameters on RTE, {_name(model, records)}"
+        header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
+        draw = partial(_draw_gains, ours, quoted, title)
+        figures.append(Figure(f"figure4{_suffix(model)}", title, header, rows, notes, draw))
+    return figures
+
+
+def _printed_gains() -> dict[str, tuple[str, float, float, int]]:
+    """By row: name, table 2's accuracy on RTE, the printed gain, and the exact count."""
+    counts = {"adapter_p_3m": 3171840, "adapter_p_800k": 811392, "adapter_h_6m": 6343680, "adapter_h_800k": 835968}
+    counts |= {"lora": 786432, "vera": 61440}
+    printed = {ROWS.get((m, size), m): (m, size, values[4][0]) for m, size, *values in _table2_large()}
+    gains = paper()["figure4"]["printed"]
+    found = {}
+    for row, count in counts.items():
+        method, size, accuracy = printed[row]
+        name = NAMES[method] if method in ("lora", "vera") else f"{NAMES[method]} {size}"
+        found[row] = (name, float(accuracy), float(gains[method if method in gains else f"{method}_{size}"]), count)
+    return found
+
+
+def _table2_large() -> list[list[Any]]:
+    return [row for row in paper()["table2"]["roberta-large"] if isinstance(row[6], list)]
+
+
+def _draw_gains(
+    ours: dict[str, tuple[str, float, bool]], quoted: dict[str, tuple[str, float]], title: str, canvas: Canvas
+) -> None:
+    axes = canvas.subplots()
+    order = [*quoted, *(row for row in ours if row not in quoted)]
+    wide = 0.38 if ours and quoted else 0.6
+    for i, row in enumerate(order):
+        bars: list[tuple[float, float, dict[str, Any]]] = []
+        if row in quoted:
+            bars.append((-wide / 2 if row in ours else 0, quoted[row][1], {"facecolor": "white", "hatch": "////"}))
+        if row in ours:
+            look: dict[str, Any] = {"facecolor": colour(row), "alpha": 1.0 if ours[row][2] else 0.4}
+            bars.append((wide / 2 if row in quoted else 0, ours[row][1], look))
+        for shift, value, style in bars:
+            axes.bar(i + shift, value, wide * 0.92, edgecolor=colour(row), linewidth=0.8, **style)
+            place = (i + shift, value)
+            axes.annotate(f"{value:.2f}", place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
+    names = [quoted[row][0] if row in quoted else ours[row][0] for row in order]
+    axes.set_xticks(range(len(order)), names, rotation=20 if len(order) > 5 else 0, ha="right" if len(order) > 5 else "center")
+    axes.grid(visible=False, axis="x")
+    axes.set_yscale("log")
+    axes.margins(y=0.15)
+    axes.set_ylabel("gain per 1K parameters, % (log)")
+    axes.set_title(title)
+    pale = "" if all(whole for *_, whole in ours.values()) else " (pale: fewer seeds)"
+    keys = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")] if quoted else []
+    axes.legend(handles=[*keys, *([Patch(facecolor="#555555", label=f"ours{pale}")] if ours else [])], loc="upper left")
+
+
+# --- figure 5
+
+PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
+
+
+def figure5(ledger: Ledger) -> list[Figure]:
+    """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix D)."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for measure in ledger.measures.values():
+        if measure["kind"] == "similarity":
+            groups[measure["of"][0]["cell"]["model"], measure["of"][0]["cell"]["task"]].append(measure)
+    printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
+    header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
+    quoted = [
+        ["LoRA and VeRA", "paper (quoted)", "query", "mean", f"{printed['mean_lora_vera']:.1e}", "", "", "", ""],
+        ["LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""],
+    ]
+    figures = []
+    for model, task in sorted({(LARGE, RTE), *groups}, key=lambda key: (key != (LARGE, RTE), key)):
+        measures, notes = _one_each(groups.get((model, task), []), ledger)
+        points: dict[tuple[str, str, int], list[tuple[Any, str]]] = defaultdict(list)
+        for measure in measures:
+            values, ids = measure["values"], " ".join(run["id"] for run in measure["of"])
+            for i, (layer, site) in enumerate(zip(values["layer"], values["site"], strict=True)):
+                for pair in PAIRS:
+                    points[pair, site, layer].append((values[pair][i], ids))
+        rows, lines = [], defaultdict[str, list[tuple[int, float, float, float]]](list)
+        sites = {site for _, site, _ in points}
+        for (pair, site, layer), found in sorted(points.items()):
+            numbers = _finite(value for value, _ in found)
+            if len(numbers) < len(found):
+                lost = f"{len(found) - len(numbers)} of {len(found)}"
+                notes.append(f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero).")
+            middle = [statistics.median(numbers), min(numbers), max(numbers)] if numbers else []
+            shown = [f"{v:.3e}" for v in middle] or ["-"] * 3
+            ids = " ".join(ids for _, ids in found)
+            rows.append([PAIRS[pair], "ours", site, str(layer), *shown, str(len(numbers)), ids])
+            if middle and (site == "query" or "query" not in sites):
+                lines[pair].append((layer, middle[0], middle[1], middle[2]))
+        means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
+        notes += [f"{PAIRS[pair]}: mean over layers {mean:.1e}." for pair, mean in means.items()]
+        if not measures:
+            notes.append("Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity.")
+        if (model, task) == (LARGE, RTE):
+            rows += quoted
+            notes.append("The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value by layer.")
+            notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
+        else:
+            notes.insert(0, f"{model} on {task} is not in the paper: no comparison with its means.")
+        label = measures[0]["of"][0]["label"] if measures else {"model": "RoBERTa-large", "task": "RTE"}
+        title = f"Figure 5: cosine of weight differences, {label['model']} on {label['task']}"
+        name = "figure5" if (model, task) == (LARGE, RTE) else f"figure5_{model}_{task}"
+        where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
+        means_ = printed if (model, task) == (LARGE, RTE) else {}
+        draw = partial(_draw_cosines, dict(lines), means_, title, len(measures), where)
+        figures.append(Figure(name, title, header, rows, notes, draw))
+    return figures
+
+
+def _draw_cosines(
+    lines: dict[str, list[tuple[int, float, float, float]]],
+    printed: dict[str, float],
+    title: str,
+    measured: int,
+    where: str,
+    canvas: Canvas,
+) -> None:
+    axes = canvas.subplots()
+    looks = {"lora_vera": (COLOURS["vera"], "-", "D"), "lora_random": (COLOURS["lora"], "--", "o")}
+    looks |= {"vera_random": (COLOURS["random"], ":", "^")}
+    for pair, (tint, dash, marker) in looks.items():
+        if pair in lines:
+            layers, middle, low, high = zip(*sorted(lines[pair]), strict=True)
+            axes.fill_between(layers, low, high, color=tint, alpha=0.15, linewidth=0)
+            axes.plot(layers, middle, dash, marker=marker, markersize=4, color=tint, label=PAIRS[pair])
+    for key, value in printed.items():
+        tint, _, _ = looks[key.removeprefix("mean_")]
+        label = f"{PAIRS[key.removeprefix('mean_')]}, paper's mean (quoted)"
+        axes.axhline(value, color=tint, linestyle=(0, (1, 2)), linewidth=1, label=label)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("cosine")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
+    axes.set_title(f"{title}\n{pairs}")
+    axes.legend()
+
+
+# --- figure 6
+
+
+def figure6(ledger: Ledger) -> list[Figure]:
+    """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix E)."""
+    measures = [m for m in ledger.measures.values() if m["kind"] == "matrix_fit"]
+    rows: list[list[str]] = []
+    lines: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
+    notes: list[str] = []
+    title, settings = "Figure 6: fitting random 10 x 10 matrices", None
+    if measures:
+        # Of several, the one with the lowest seed; each is whole in itself.
+        chosen = min(measures, key=lambda m: (m["seeds"]["random"], m["id"]))
+        settings, values = chosen["settings"], chosen["values"]
+        title = f"Figure 6: fitting random {settings['size']} x {settings['size']} matrices"
+        for method, rank, count, errors, best in zip(*values.values(), strict=True):
+            finite = _finite(errors)
+            if len(finite) < len(errors):
+                lost = f"{len(errors) - len(finite)} of {len(errors)}"
+                notes.append(f"{NAMES[method]} at rank {rank}: {lost} errors are not finite.")
+            if not finite:
+                continue
+            mean, spread = statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else 0.0
+            least = f"{statistics.fmean(best):.3e}" if best else ""
+            rows.append([NAMES[method], str(rank), str(count), f"{mean:.3e}", f"{spread:.3e}", least, chosen["id"]])
+            lines[method].append((count, mean, min(finite), max(finite)))
+        keys = ("matrices", "target", "steps", "lr", "optimizer")
+        notes.append("Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + ".")
+        notes.append("least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same.")
+        if len(measures) > 1:
+            notes.append(f"{len(measures) - 1} other fits are left out: measure {chosen['id']} is shown.")
+    else:
+        notes.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
+    notes += ["The paper prints no numbers of this figure.", f"The paper's finding: {paper()['figure6']['finding']}."]
+    header = ["method", "rank", "parameters", "mse mean", "mse spread", "least", "runs"]
+    return [Figure("figure6", title, header, rows, notes, partial(_draw_fit, dict(lines), title, settings or {}))]
+
+
+def _draw_fit(
+    lines: dict[str, list[tuple[int, float, float, float]]], title: str, settings: dict[str, Any], canvas: Canvas
+) -> None:
+    axes = canvas.subplots()
+    for method in ("lora", "vera"):
+        counts, mean, low, high = zip(*sorted(lines[method]), strict=True)
+        axes.fill_between(counts, low, high, color=colour(method), alpha=0.15, linewidth=0)
+        dash = "--" if method == "lora" else "-"
+        axes.plot(counts, mean, dash, marker=MARKERS[method], markersize=4, color=colour(method), label=NAMES[method])
+    least = min(count for count, *_ in lines["lora"])
+    axes.axvline(least, color="#555555", linestyle=":", linewidth=0.8)
+    axes.annotate("LoRA, rank 1", (least, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top")
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel("mean squared error")
+    axes.set_ylim(bottom=-0.02)
+    axes.set_title(f"{title}\nmean of {settings['matrices']} matrices, bands from the lowest to the highest")
+    axes.legend()
+
+
+# --- the demo
+
+
+def demo(ledger: Ledger) -> list[Figure]:
+    """The metric against trainable parameters, one picture a model; bars span the seeds."""
+    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
+    header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
+    figures = []
     for model in sorted({key[0] for key in found}):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
-        name = "accuracy_vs_parameters.png" if model == "minilm" else f"accuracy_vs_parameters_{model}.png"
-        paths.append(_metric_against_parameters(mine, folder / name))
-    return paths
+        rows = []
+        for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+            values = cell.values()
+            numbers = [f"{v:.1f}" for v in (cell.median(), min(values), max(values))]
+            seeds = f"{cell.seeds}/{cell.wanted}"
+            rows.append([cell.label, str(cell.parameters), *numbers, seeds, _ids(cell.records)])
+        name = "accuracy_vs_parameters" if model == "minilm" else f"accuracy_vs_parameters_{model}"
+        label = next(iter(mine.values())).records[0]["label"]
+        seeds = str(max(cell.seeds for cell in mine.values()))
+        title = f"{label['model']} on {label['task']}: median of {seeds} seeds, best epoch; lines span the seeds"
+        draw = partial(_draw_parameters, mine, title)
+        figures.append(Figure(name, title, header, rows, _seed_notes(mine), draw, (7, 4)))
+    if not figures:
+        why = ["Nothing has run: make demo."]
+        figures = [Figure("accuracy_vs_parameters", "The demo: dev metric by parameters", header, [], why, _empty, (7, 4))]
+    return figures
 
 
-def _metric_against_parameters(mine: dict[str, Cell], path: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
+    axes = canvas.subplots()
     for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-        values, x, colour = cell.values(), cell.parameters, COLOURS.get(row, "#CC79A7")
-        axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1.5, alpha=0.6)
-        axes.plot([x] * len(values), values, "o", color=colour, markersize=3, alpha=0.6)
-        axes.plot(x, cell.median(), "D", color=colour, markersize=8)
+        values, x = cell.values(), cell.parameters
+        axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
+        _point(axes, x, cell, row)
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height.
         label, place = f"{cell.label}\n{cell.median():.1f}", (x, max(values))
-        axes.annotate(label, place, (0, 7), textcoords="offset points", ha="center", va="bottom", color=colour, fontsize=9)
+        axes.annotate(label, place, (0, 7), textcoords="offset points", ha="center", va="bottom", color=colour(row), fontsize=8)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)
-    axes.margins(y=0.15)
+    axes.margins(y=0.18)
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
     first = next(iter(mine.values())).records[0]
     axes.set_xlabel("trainable parameters, without the classification head")
     axes.set_ylabel(f"dev {first['result']['metric']}, %")
-    seeds = max(cell.seeds for cell in mine.values())
-    axes.set_title(
-        f"{first['label']['model']} on {first['label']['task']}: median of {seeds} seeds, best epoch; lines span the seeds",
-        fontsize=10,
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    axes.set_title(title)
 
 
-FIGURES = {"demo": demo}
+FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
+    "figure2": figure2,
+    "figure3": figure3,
+    "figure4": figure4,
+    "figure5": figure5,
+    "figure6": figure6,
+    "demo": demo,
+}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help=", ".join(FIGURES))
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/; the picture goes to its NAME/")
+    parser.add_argument("name", help=f"{', '.join(FIGURES)}, all")
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/; the files go to its NAME/")
     options = parser.parse_args(arguments)
-    if options.name not in FIGURES:
-        print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}", file=sys.stderr)
+    if options.name not in (*FIGURES, "all"):
+        print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}, all", file=sys.stderr)
         return 2
-    paths = FIGURES[options.name](read_ledger(options.output), Path(options.output) / options.name)
-    if not paths:
+    ledger = read_ledger(options.output)
+    for problem in ledger.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    drawn = 0
+    for name in FIGURES if options.name == "all" else [options.name]:
+        for figure in FIGURES[name](ledger):
+            notes = [f"  {note}" for note in figure.notes]
+            if figure.rows:
+                paths = save(figure, Path(options.output) / name)
+                png = next(str(path) for path in paths if path.suffix == ".png")
+                print("\n".join([f"{figure.title}", *notes, f"Plot: {png} (.pdf, .csv beside it)"]))
+                drawn += 1
+            else:
+                print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
+    if not drawn:
         print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
         return 2
-    print(f"Plot: {', '.join(map(str, paths))}")
     return 0
 
 

@@ -1,15 +1,17 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 [--format md|latex|csv] [--select paper|unbiased] [--output outputs] [--save]
-    python -m analysis.tables table3     (and table4, table5, table12, table13, demo)
+    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|unbiased] [--output outputs] [--save]
+    python -m analysis.tables table6     (table1 to table13, demo)
 
-Each cell is the median over the seeds of the best epoch, +- the sample standard deviation. A cell with fewer seeds than
-the protocol's says so and enters no average.
+Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7 the mean). A cell
+with fewer seeds than the protocol's says so and enters no average. --runs lists the run ids behind each cell. Table 1 is
+computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
 """
 
 import argparse
 import csv
 import io
+import math
 import re
 import statistics
 import sys
@@ -21,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from analysis.cells import Cell, Key, cells
+from analysis.cells import Cell, Key, cells, ids
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes
 
@@ -47,6 +49,17 @@ NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "A
 NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
 
 
+class Shown(str):
+    """A cell's text, and the ids of the runs that it is made from."""
+
+    runs: list[str]
+
+    def __new__(cls, text: str, runs: list[str]) -> "Shown":
+        made = super().__new__(cls, text)
+        made.runs = runs
+        return made
+
+
 @dataclass
 class Table:
     """A table as text: a title, a header, rows of equal length, and notes under it.
@@ -62,8 +75,24 @@ class Table:
     tasks: dict[str, str]
     shows: tuple[str, ...]
 
-    def render(self, form: str) -> str:
-        return {"md": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
+    @property
+    def runs(self) -> dict[tuple[int, int], list[str]]:
+        """The run ids behind each cell, by its row and column."""
+        return {(i, j): cell.runs for i, row in enumerate(self.rows) for j, cell in enumerate(row) if isinstance(cell, Shown)}
+
+    def render(self, form: str, runs: bool = False) -> str:
+        """As md, latex or csv. runs: with a list of the run ids of each cell under it (csv has a column of them anyway)."""
+        text = {"md": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
+        if not runs or form == "csv":
+            return text
+        mark = "% " if form == "latex" else ""
+        lines = [f"{mark}{self._of_row(i)} / {self.header[j]}: {' '.join(found)}" for (i, j), found in self.runs.items()]
+        return "\n".join([text, *([] if form == "latex" else [""]), *lines]) if lines else text
+
+    def _of_row(self, i: int) -> str:
+        """A row's name for the list of runs: a row without one is of the row above it."""
+        named = next((row[0] for row in reversed(self.rows[: i + 1]) if row[0]), "")
+        return f"{named}, {self.rows[i][1]}" if len(self.rows[i]) > 1 and not self.rows[i][0] else named
 
     def _markdown(self) -> str:
         widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
@@ -92,23 +121,27 @@ class Table:
         header = ["table"]
         for name, splits in zip(self.header, wide, strict=True):
             header += [name, f"{name} spread", f"{name} mark"] if splits else [name]
-        lines = [header]
+        lines = [[*header, "runs"]]
         for row in self.rows:
             line = [self.title]
             for cell, splits in zip(row, wide, strict=True):
                 number = re.fullmatch(r"(-?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
                 parts = [part or "" for part in number.groups()] if number else ["", "", cell]
                 line += [part.strip() for part in parts] if splits else [cell.replace(",", "") if cell[:1].isdigit() else cell]
-            lines.append(line)
+            found = [(name, cell.runs) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Shown)]
+            lines.append([*line, "; ".join(f"{name}: {' '.join(runs)}" for name, runs in found)])
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue().rstrip("\n")
 
 
+#: What LaTeX takes for its own.
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$"}
+_LATEX |= {"<": "$<$", ">": "$>$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
+
+
 def _escape(text: str) -> str:
-    for plain, latex in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("+-", r"$\pm$")):
-        text = text.replace(plain, latex)
-    return text
+    return re.sub(r"\+-|[\\~^<>&%$#_{}]", lambda found: _LATEX[found[0]], text)
 
 
 @cache
@@ -116,6 +149,68 @@ def paper() -> dict[str, Any]:
     """The numbers that the paper prints."""
     found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "paper" / "tables.yaml").read_text())
     return found
+
+
+# --- table 1
+
+#: Adapted matrices (query and key of each block) and their width.
+SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
+MODELS = {"roberta-base": "RoBERTa-base", "roberta-large": "RoBERTa-large", "gpt-3": "GPT-3"}
+
+
+def memory(model: str, rank: int) -> dict[str, int]:
+    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d + r), and the
+    frozen elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes each."""
+    matrices, width = SHAPES[model]
+    return {"lora": matrices * 2 * width * rank, "vera": matrices * (width + rank), "frozen": 2 * width * rank}
+
+
+def follows(printed: str, value: float) -> bool:
+    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers of 1024."""
+    number, unit = re.fullmatch(r"([\d.]+)([KMG])B?", printed).groups()  # type: ignore[union-attr]
+    base = 1024 if printed.endswith("B") else 1000
+    scale = 10 ** len(number.partition(".")[2])
+    exact = value / base ** (" KMG".index(unit)) * scale
+    return round(float(number) * scale) in (round(exact), math.floor(exact))
+
+
+def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Trained parameters and bytes of LoRA and VeRA on query and key, by formula, beside the printed ones. Needs no record."""
+    header = ["model", "rank", "LoRA", "printed", "LoRA bytes", "printed", "VeRA", "printed", "VeRA bytes", "printed", "status"]
+    rows = []
+    for model, rank, *printed in paper()["table1"]["rows"]:
+        exact = memory(model, rank)
+        values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
+        differing = [i for i, (text, value) in enumerate(zip(printed, values, strict=True)) if not follows(text, value)]
+        whole = exact["vera"] + exact["frozen"]
+        status = ", ".join(_told(printed, differing, whole)) or "as printed"
+        shown_ = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
+        marked = [text + ("*" if i in differing else "") for i, text in enumerate(printed)]
+        pairs = [cell for pair in zip(shown_, marked, strict=True) for cell in pair]
+        rows.append([MODELS[model], str(rank), *pairs, status])
+    notes = [
+        "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
+        "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",
+        "VeRA with A and B: the printed number counts the frozen matrices too, 2 d r elements that a seed brings back.",
+        "RoBERTa-large at rank 16 has 49,920 parameters, and its printed bytes are right; GPT-3's 4608 MB are 4.5 GB.",
+    ]
+    return [Table("Table 1: trained parameters and their memory, by formula", header, rows, notes, "", {}, ())]
+
+
+def _told(printed: list[str], differing: list[int], whole: int) -> list[str]:
+    """In words, which of LoRA's and VeRA's two printed numbers do not follow. whole: VeRA's parameters with A and B."""
+    told = ["LoRA differs"] if any(i < 2 for i in differing) else []
+    of_vera = [i for i in differing if i > 1]
+    if of_vera:
+        counted = all(follows(printed[i], (whole, 4 * whole)[i - 2]) for i in of_vera)
+        told.append("VeRA with A and B" if counted else "VeRA differs")
+    return told
+
+
+def _binary(size: float) -> str:
+    """Bytes in powers of 1024."""
+    unit, scale = next((u, s) for u, s in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)) if size >= s)
+    return f"{size / scale:.1f} {unit}"
 
 
 # --- table 2
@@ -179,6 +274,7 @@ def _about(found: dict[Key, Cell]) -> list[str]:
     if left_out:
         one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
         notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
+    notes += [problem for cell in found.values() for problem in cell.problems]
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         for word in (word for record in cell.records for word in record["deviations"]):
@@ -209,7 +305,12 @@ def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, A
 
 def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], average: float | None) -> list[str]:
     comparable = {task: cell for task, cell in ours.items() if task in alike and cell.complete}
-    gaps = [f"{comparable[task].median() - _value(printed[task]):+.1f}" if task in comparable else "-" for task in GLUE]
+    gaps: list[str] = [
+        Shown(f"{comparable[task].median() - _value(printed[task]):+.1f}", ids(comparable[task].records))
+        if task in comparable
+        else "-"
+        for task in GLUE
+    ]
     return ["", "difference", "", *gaps, f"{average - printed['avg']:+.1f}" if average is not None else "-", ""]
 
 
@@ -232,12 +333,13 @@ def _average(ours: dict[str, Cell]) -> float | None:
     return sum(cell.median() for cell in ours.values()) / len(GLUE)
 
 
-def shown(cell: Cell, which: str = "best") -> str:
-    """A cell's median and spread, with the number of seeds where it is not complete and of those that diverged."""
+def shown(cell: Cell, which: str = "best", middle: str = "median") -> Shown:
+    """A cell's median (or mean) and spread, with the number of seeds where it is not complete and of those that diverged."""
     spread = cell.spread(which)
-    text = f"{cell.median(which):.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
+    value = cell.mean(which) if middle == "mean" else cell.median(which)
+    text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
     text += f" ({cell.seeds}/{cell.wanted})" if not cell.complete else ""
-    return text + (f" {cell.diverged}d" if cell.diverged else "")
+    return Shown(text + (f" {cell.diverged}d" if cell.diverged else ""), ids(cell.records))
 
 
 def _value(printed: Any) -> float:
@@ -289,11 +391,12 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None) -> list[list[str]]
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
-        gaps = []
+        gaps: list[str] = []
         for key, (_, decimals) in SCORES.items():
             values = cell.scores(key)
             whole = len(values) >= cell.wanted
-            gaps.append(f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-")
+            gap = f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-"
+            gaps.append(Shown(gap, ids(cell.records)) if whole else gap)
         lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
@@ -306,12 +409,13 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[str]:
-    shown_ = []
+    shown_: list[str] = []
     for key, (_, decimals) in SCORES.items():
         values = cell.scores(key, which, variant or None)
         spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
         part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-        shown_.append(f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-")
+        text = f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-"
+        shown_.append(Shown(text, ids(cell.records)) if values else text)
     status = "ours" if cell.complete else f"ours, {cell.seeds} of {cell.wanted} seeds"
     status += f", {cell.diverged} diverged" if cell.diverged else ""
     status = "" if again else status
@@ -356,8 +460,10 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
                 rows.append(_image_row(ours, more, tuple(IMAGES)))
-                gaps = [
-                    f"{ours[task].median('last') - value:+.1f}" if task in ours and ours[task].complete else "-"
+                gaps: list[str] = [
+                    Shown(f"{ours[task].median('last') - value:+.1f}", ids(ours[task].records))
+                    if task in ours and ours[task].complete
+                    else "-"
                     for task, value in zip(IMAGES, values, strict=True)
                 ]
                 rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
@@ -495,12 +601,13 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         interval = f"{single['low']:.2f} to {single['high']:.2f}" if single and single["low"] is not None else "-"
         turns = [[j["turns"][t] for j in found if j["turns"][t] is not None] for t in found[0]["turns"]]
         valid = f"{sum(j['n_valid'] for j in found)} of {sum(j['n'] for j in found)}"
-        score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
+        judged = [r for r in cell.records if any((j["bench"], j["judge"]) == (bench, judge) for j in r.get("judged", []))]
+        score = Shown(f"{statistics.median(scores):.2f}{share}", ids(judged)) if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         status = "ours" if not share.endswith(")") else "ours, incomplete"
         lines.append([*head, score, interval, by_turn, valid, judge, status])
         if printed is not None and scores and _is_gpt_4(judge) and status == "ours":
-            gap = f"{statistics.median(scores) - printed:+.2f}"
+            gap = Shown(f"{statistics.median(scores) - printed:+.2f}", ids(judged))
             lines.append(["", "difference", "", gap, "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
@@ -559,9 +666,13 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
             for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
                 first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
-                sizes = [f"{cell.parameters:,}", f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
+                of = ids(cell.records)
+                sizes = [f"{cell.parameters:,}", Shown(f"{seconds / 60:.1f}", of), f"{seconds / max(steps, 1):.2f}", pace]
                 rows.append(
-                    [cell.label, "ours", *sizes, f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", first["device"]["name"], "ours"]
+                    [
+                        *(cell.label, "ours", *sizes),
+                        *(Shown(f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", of), first["device"]["name"], "ours"),
+                    ]
                 )
         if not rows:
             continue
@@ -572,6 +683,203 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
         shows = ("train_seconds", "peak_memory_bytes")
         title = f"{title}: time and memory, rank 64"
         tables.append(Table(title, header, rows, [*notes, *_about(mine)], model, _instructions(mine), shows))
+    return tables
+
+
+# --- tables 6 and 7
+
+#: The rows of conf/method, in the order of the paper's.
+ABLATIONS: dict[str, tuple[str, dict[Any, str]]] = {
+    "scaling_vectors": ("scaling vectors", {"vera": "d and b", "only_d": "only d", "only_b": "only b"}),
+    "matrix_init": ("matrix initialisation", {"kaiming_uniform": "Kaiming uniform", "kaiming_normal": "Kaiming normal"}),
+    "d_init": ("initial d", {0.1: "0.1", 1e-7: "1e-7", 1.0: "1.0"}),
+}
+ABLATIONS["matrix_init"][1]["uniform_0_0.1"] = "uniform [0, 0.1]"
+SETTINGS: dict[Any, str] = {"vera": "vera", "only_d": "vera_only_d", "only_b": "vera_only_b", "kaiming_uniform": "vera"}
+SETTINGS |= {"kaiming_normal": "vera_kaiming_normal", "uniform_0_0.1": "vera_uniform"}
+SETTINGS |= {0.1: "vera", 1e-7: "vera_d_init_1e-7", 1.0: "vera_d_init_1", "shared": "vera", "unique": "vera_unique"}
+
+
+def table6(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Ablations: a table for each of the paper's three on RoBERTa-large, and for each other model that has such runs."""
+    tables = []
+    for key, (title, names) in ABLATIONS.items():
+        tables += _ablation(f"Table 6, {title}", paper()["table6"][key], names, ("mrpc", "rte"), ledger, select, seeds)
+    return tables
+
+
+def table7(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """Shared or unique random matrices, on RoBERTa-large, and on each other model that has such runs."""
+    names = {"shared": "shared A, B", "unique": "unique A, B"}
+    rows = paper()["table7"]["rows"]
+    return _ablation("Table 7, random matrices", rows, names, ("mrpc", "rte", "cola", "stsb"), ledger, select, seeds)
+
+
+def _ablation(
+    title: str,
+    printed: list[list[Any]],
+    names: dict[Any, str],
+    tasks: tuple[str, ...],
+    ledger: Ledger,
+    select: str,
+    seeds: int | None,
+) -> list[Table]:
+    wanted = {SETTINGS[setting] for setting, *_ in printed}
+    rows_of = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[1] in wanted and key[2] in tasks}
+    varied = {key[0] for key in rows_of if key[1] != "vera"}
+    tables = []
+    for model in ["roberta_large", *sorted(varied - {"roberta_large"})]:
+        found = {key: cell for key, cell in rows_of.items() if key[0] == model}
+        rows: list[list[str]] = []
+        for setting, *values in printed:
+            ours = {task: found[model, SETTINGS[setting], task] for task in tasks if (model, SETTINGS[setting], task) in found}
+            if model == "roberta_large":
+                rows.append([names[setting], "paper", *map(_printed, values), "quoted"])
+            if not ours:
+                continue
+            whole = all(task in ours and ours[task].complete for task in tasks)
+            diverged = sum(cell.diverged for cell in ours.values())
+            status = ("ours" if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
+            name = names[setting] if model != "roberta_large" else ""
+            rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), status])
+            if model == "roberta_large":
+                gaps: list[str] = [
+                    Shown(f"{ours[t].mean() - _value(value):+.1f}", ids(ours[t].records))
+                    if t in ours and ours[t].complete
+                    else "-"
+                    for t, value in zip(tasks, values, strict=True)
+                ]
+                rows.append(["", "difference", *gaps, ""])
+        notes = ["Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table 6."]
+        if select == "unbiased":
+            notes[0] = "Means over seeds; the epoch is selected on one half of dev and the other half is reported."
+        if model == "roberta_large":
+            notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
+        if title.startswith("Table 7"):
+            notes.append("The paper's shared row is not its table 6's row of the same settings.")
+        if model != "roberta_large":
+            notes.append(f"{model} is a model that the paper does not use.")
+        whose = "RoBERTa-large" if model == "roberta_large" else model
+        header = ["setting", "source", *(GLUE[task] for task in tasks), "status"]
+        tables.append(
+            Table(f"{title}, {whose}", header, rows, [*notes, *_about(found)], model, {t: GLUE[t] for t in tasks}, ("best",))
+        )
+    return tables
+
+
+# --- tables 8 to 11: the recipes
+
+CONF = Path(__file__).parent.parent / "conf"
+ORDER = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")  # of the columns in paper/recipes.yaml
+#: Keys of a recipe as tables call them.
+KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs", "lr": "learning rate"}
+KEYS |= {"lr_head": "learning rate, head", "warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps"}
+KEYS |= {"schedule": "schedule", "weight_decay": "weight decay", "label_smoothing": "label smoothing"}
+
+
+@cache
+def recipes() -> dict[str, Any]:
+    """The hyperparameters that the papers print."""
+    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "paper" / "recipes.yaml").read_text())
+    return found
+
+
+@cache
+def _recipe_file(row: str, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CONF / "recipe" / row / f"{model}.yaml").read_text())
+    return found
+
+
+def recipe(row: str, model: str, task: str, key: str) -> Any:
+    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where the file names none. Numbers as numbers."""
+    file = _recipe_file(row, model)
+    value = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 4e-3 for a word
+    except ValueError:
+        return value
+
+
+Column = tuple[str, str, str]  # row, model, task
+
+
+def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, list[Any]], notes: list[str]) -> Table:
+    """The recipe's values, a line a key, with a last column that says whether the paper prints the same.
+
+    printed: the paper's values by key, one for each column; None where it prints none.
+    """
+    rows = []
+    for key, values in printed.items():
+        ours = [recipe(*column, key) for column in columns.values()]
+        pairs = [(a, b) for a, b in zip(ours, values, strict=True) if b is not None]
+        wrong = ", ".join(str(b) for _, b in pairs) if any(a != b for a, b in pairs) else ""
+        status = f"DIFFERS: {wrong}" if wrong else "as printed" if pairs else "not printed"
+        rows.append([KEYS[key], *map(_plain, ours), status])
+    chosen: dict[str, None] = {}
+    for row, model, _ in columns.values():
+        chosen |= dict.fromkeys(f"{key}: {why}" for key, why in (_recipe_file(row, model).get("chosen") or {}).items())
+    notes = [*notes, *(f"this project's choice: {line}" for line in chosen)]
+    return Table(title, ["hyperparameter", *columns, "paper"], rows, notes, "", {}, ())
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def table8(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """The recipes of VeRA on GLUE. Needs no record."""
+    tables, common = [], recipes()["glue"]["common"]
+    for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
+        paper_ = recipes()["glue"]["vera"][name]
+        printed = {key: [paper_[other]] * 6 for key, other in (("rank", "rank"), ("effective_batch", "batch"))}
+        printed |= {"max_length": [paper_["max_length"]] * 6, "epochs": paper_["epochs"]}
+        printed |= {"lr": paper_["lr"], "lr_head": paper_["lr_head"]}
+        printed |= {key: [common[key]] * 6 for key in ("warmup_ratio", "schedule")} | {"weight_decay": [None] * 6}
+        columns = {GLUE[task]: ("vera", name.replace("-", "_"), task) for task in ORDER}
+        tables.append(_recipe_table(f"Table 8, {label}: VeRA on GLUE, from conf/recipe", columns, printed, ["AdamW."]))
+    return tables
+
+
+def table9(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """The recipes of instruction tuning, the same for each Llama. Needs no record."""
+    paper_ = recipes()["instruct"]
+    common = paper_["common"]
+    tables = []
+    for model, label in LLAMAS.items():
+        columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
+        printed = {key: [paper_[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
+        printed |= {"effective_batch": [common["batch"] * common["accumulation"]] * 2}
+        printed |= {key: [common[key]] * 2 for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": [None] * 2}
+        notes = [f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."]
+        tables.append(_recipe_table(f"Table 9, {label}: instruction tuning, from conf/recipe", columns, printed, notes))
+    return tables
+
+
+def table10(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """The recipes of VeRA on E2E. Needs no record."""
+    paper_ = recipes()["e2e"]
+    columns = {label: ("vera", model, "e2e") for label, model in (("medium", "gpt2_medium"), ("large", "gpt2_large"))}
+    printed = {key: [paper_["vera"][name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")}
+    printed |= {"effective_batch": [paper_["common"]["batch"]] * 2}
+    keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
+    printed |= {key: [paper_["common"][key]] * 2 for key in keys}
+    return [_recipe_table("Table 10: VeRA on E2E with GPT-2, from conf/recipe", columns, printed, ["AdamW."])]
+
+
+def table11(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """The recipes of image classification. Needs no record."""
+    common = recipes()["images"]["common"]
+    tables = []
+    for name, label in (("vit-base", "ViT-B/16"), ("vit-large", "ViT-L/16")):
+        for row in ("head", "full", "lora", "vera"):
+            paper_ = recipes()["images"][name][row]
+            columns = {IMAGES[task]: (row, name.replace("-", "_"), task) for task in IMAGES}
+            printed = {"rank": [paper_["rank"]] * 4} if "rank" in paper_ else {}
+            printed |= {key: paper_[key] for key in ("lr", "lr_head") if key in paper_}
+            printed |= {key: [common[key]] * 4 for key in ("epochs", "schedule", "weight_decay")}
+            printed |= {key: [None] * 4 for key in ("effective_batch", "warmup_ratio")}
+            title = f"Table 11, {label}, {NAMES[row]}: images, from conf/recipe"
+            tables.append(_recipe_table(title, columns, printed, ["AdamW. 10 training images a class."]))
     return tables
 
 
@@ -596,7 +904,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
                     cell.label + (f" ({cell.seeds}/{cell.wanted} seeds)" if not cell.complete else ""),
                     f"{cell.parameters:,}",
                     ratio,
-                    f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""),
+                    Shown(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), ids(cell.records)),
                     f"{spread:.1f}" if spread is not None else "-",
                     f"{cell.median('last'):.1f}",
                     f"{cell.seconds:.0f}",
@@ -626,8 +934,11 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     return tables
 
 
-TABLES = {"table2": table2, "table3": table3, "table4": table4, "table5": table5, "table12": table12, "table13": table13}
-TABLES |= {"demo": demo}
+TABLES = {"table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5, "table6": table6}
+TABLES |= {"table7": table7, "table8": table8, "table9": table9, "table10": table10, "table11": table11}
+TABLES |= {"table12": table12, "table13": table13, "demo": demo}
+#: Those that need no record.
+WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11")
 
 
 def main(arguments: list[str]) -> int:
@@ -639,8 +950,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument(
-        "--seeds", type=int, help="how many seeds a complete cell has (table2 and 5: 5, table3 and demo: 3, the others: 1)"
+        "--seeds", type=int, help="seeds of a complete cell (table2, 5, 6 and 7: 5, table3 and demo: 3, the others: 1)"
     )
+    parser.add_argument("--runs", action="store_true", help="also list the run ids behind each cell (CSV has them anyway)")
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:
@@ -650,7 +962,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: --seeds {options.seeds}: should be at least 1", file=sys.stderr)
         return 2
     ledger = read_ledger(options.output)
-    if not ledger.records:
+    if not ledger.records and options.name not in WITHOUT_RECORDS:
         print(f"note: no records in {options.output}/records yet", file=sys.stderr)
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
@@ -658,7 +970,7 @@ def main(arguments: list[str]) -> int:
     if not tables:
         print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
         return 2
-    text = "\n\n".join(table.render(options.format) for table in tables)
+    text = "\n\n".join(table.render(options.format, options.runs) for table in tables)
     print(text)
     if options.save:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[options.format]

@@ -66,9 +66,9 @@ def names_in(section):
 def test_every_table_has_a_section_with_its_own_tasks():
     ledger = ledger_of(record())
     sections, spec = sections_of(ledger)
-    made = [table for make in tables.TABLES.values() for table in make(ledger, "paper", None)]
+    made = [table for make in tables.TABLES.values() for table in make(ledger, "paper", None) if table.tasks]
     assert list(sections) == [table.title for table in made]
-    assert len(sections) == 13  # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 12, 13, and the demo
+    assert len(sections) == 17  # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
     base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
     assert [f"cells/roberta_base/{task}/dev" for task in tables.GLUE] == [n for n in names_in(base) if n.endswith("/dev")]
     assert "cells/gpt2_medium/e2e/rouge_l" in names_in(sections["Table 3, GPT-2 medium: E2E NLG"])
