@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.cells import Cell, cells
 from analysis.tables import NAMES, ROWS, paper
@@ -130,7 +130,7 @@ def _ids(records: Iterable[Record]) -> str:
 
 def _interval(seeds: int) -> str:
     """What the range of n seeds is: it holds the median of such runs with probability 1 - 2^(1 - n)."""
-    return f"lines from the lowest to the highest seed (of {seeds} seeds: a {100 * (1 - 2 ** (1 - seeds)):.0f}% interval)"
+    return f"lines: lowest to highest seed (a {100 * (1 - 2 ** (1 - seeds)):.0f}% interval)"
 
 
 def _seed_notes(found: dict[str, Cell]) -> list[str]:
@@ -167,6 +167,11 @@ def _suffix(model: str) -> str:
 
 def _name(model: str, records: Iterable[Record]) -> str:
     return next((str(r["label"]["model"]) for r in records), "RoBERTa-large" if model == LARGE else model)
+
+
+def _count(value: float, _: Any) -> str:
+    """Parameters at an axis: 50K, 2M."""
+    return next((f"{value / scale:g}{unit}" for unit, scale in (("M", 1e6), ("K", 1e3)) if value >= scale), f"{value:g}")
 
 
 def _empty(_: Any) -> None:
@@ -229,20 +234,27 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
         for row, cell in mine.items():
             if row.startswith(kind):
                 _point(axes, cell.parameters, cell, row)
+                # VeRA's lowest ranks have nearly the same count: their labels stand beside the points, not above.
+                beside = kind == "vera"
+                place = (cell.parameters, cell.median() if beside else max(cell.values()))
+                look: dict[str, Any] = {"ha": "right", "va": "center"} if beside else {"ha": "center"}
+                shift = (-5, 0) if beside else (0, 4)
                 rank = f"r={int(row.split('_r')[1])}"
-                place = (cell.parameters, max(cell.values()))
-                axes.annotate(rank, place, (0, 4), textcoords="offset points", ha="center", fontsize=6, color=colour(kind))
+                axes.annotate(rank, place, shift, textcoords="offset points", fontsize=6, color=colour(kind), **look)
         if line:
             axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=NAMES[kind])
     for kind, count, value in quoted:
         label = f"{NAMES[kind]}, paper's table 2 (quoted)"
         axes.plot(count, value, "x", color=colour(kind), markersize=7, markeredgewidth=1.5, label=label, linestyle="none")
     axes.set_xscale("log")
-    axes.margins(x=0.08, y=0.12)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("trainable parameters, without the classification head")
     axes.set_ylabel("RTE dev accuracy, %")
     most = max((cell.seeds for cell in mine.values()), default=0)
-    axes.set_title(f"{title}\nmedian, best epoch; {_interval(most)}" if most > 1 else title)
+    axes.set_title(f"{title}\nmedian of {most} seeds, best epoch; {_interval(most)}" if most > 1 else title)
     axes.legend(loc="best")
 
 
@@ -342,7 +354,8 @@ def figure4(ledger: Ledger) -> list[Figure]:
     for model in _models([LARGE, *with_head]):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
         head = mine.pop("head", None)
-        mine = {row: cell for row, cell in mine.items() if cell.parameters}
+        # Table 2's rows; ranks and ablations have figures and tables of their own.
+        mine = {row: cell for row, cell in mine.items() if cell.parameters and not row.startswith(("vera_", "lora_"))}
         rows, ours, quoted = [], {}, {}
         notes = _seed_notes({**mine, **({"head": head} if head else {})})
         if model == LARGE:
@@ -506,6 +519,8 @@ def _draw_cosines(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("cosine")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    if not lines:
+        axes.set_xticks([])
     pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
     axes.set_title(f"{title}\n{pairs}")
     axes.legend()
