@@ -137,7 +137,7 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
         others = sum(map(len, variants.values())) - len(chosen)
         seeds: dict[int, Record] = {}
         problems = []
-        for record in sorted(chosen, key=lambda r: (r["cell"]["seed"], r["id"])):
+        for record in sorted(chosen, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
             name = f"run {record['id']} ({key[1]} on {key[2]}, seed {record['cell']['seed']})"
             results = record["result"].get("protocols", {}).values()
             if record["status"] == "done" and not all(_is_number(r.get(w)) for r in results for w in ("best", "last")):

@@ -340,7 +340,8 @@ def _draw_layers(lines: dict[str, list[tuple[int, float, float, float]]], title:
     axes.set_ylabel(r"$\|d - d_{init}\|_2$")
     axes.set_ylim(bottom=0)
     axes.set_title(f"{title}\n" + (f"median of {runs} runs, bands from the lowest to the highest" if runs > 1 else "one run"))
-    axes.legend()
+    if lines:
+        axes.legend()
 
 
 # --- figure 4
@@ -520,10 +521,11 @@ def _draw_cosines(
     axes.set_ylabel("cosine")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     if not lines:
-        axes.set_xticks([])
+        axes.set_xticks([])  # the paper's two means, and no layers
     pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
     axes.set_title(f"{title}\n{pairs}")
-    axes.legend()
+    if lines or printed:
+        axes.legend()
 
 
 # --- figure 6
@@ -568,14 +570,16 @@ def _draw_fit(
     lines: dict[str, list[tuple[int, float, float, float]]], title: str, settings: dict[str, Any], canvas: Canvas
 ) -> None:
     axes = canvas.subplots()
-    for method in ("lora", "vera"):
+    for method in (method for method in ("lora", "vera") if method in lines):
         counts, mean, low, high = zip(*sorted(lines[method]), strict=True)
         axes.fill_between(counts, low, high, color=colour(method), alpha=0.15, linewidth=0)
         dash = "--" if method == "lora" else "-"
         axes.plot(counts, mean, dash, marker=MARKERS[method], markersize=4, color=colour(method), label=NAMES[method])
-    least = min(count for count, *_ in lines["lora"])
-    axes.axvline(least, color="#555555", linestyle=":", linewidth=0.8)
-    axes.annotate("LoRA, rank 1", (least, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top")
+    if "lora" in lines:
+        least = min(count for count, *_ in lines["lora"])
+        axes.axvline(least, color="#555555", linestyle=":", linewidth=0.8)
+        at: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        axes.annotate("LoRA, rank 1", (least, 1), (4, -2), va="top", **at)
     axes.set_xlabel("trained parameters")
     axes.set_ylabel("mean squared error")
     axes.set_ylim(bottom=-0.02)

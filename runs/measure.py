@@ -32,10 +32,16 @@ if TYPE_CHECKING:
     from vera import VeRA
 
 #: Figure 6 (VeRA paper, appendix E). The paper's size; the other settings are this project's choice.
-FIT = {"size": 10, "matrices": 20, "steps": 1000, "lr": 0.1, "optimizer": "adam, linear to zero", "target": "normal(0, 1)"}
+FIT: dict[str, Any] = {
+    "size": 10,
+    "matrices": 20,
+    "steps": 1000,
+    "lr": 0.1,
+    "optimizer": "adam, linear to zero",
+    "target": "normal(0, 1)",
+}
 #: VeRA has rank + 10 parameters and LoRA 20 rank: VeRA at each of LoRA's counts, and at some that LoRA cannot have.
-LORA_RANKS = tuple(range(1, 11))
-VERA_RANKS = (1, 2, 5, *range(10, 191, 20))
+FIT["ranks"] = {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 20))}
 
 
 def main(arguments: list[str]) -> int:
@@ -199,7 +205,8 @@ def magnitude(record: Record, output: str) -> Record:
     adapter = Adapter(record, output, "vera")
     if record.get("start"):
         raise UserError(f"run {record['id']} started from another adapter: its change from d_init is not its own")
-    initial = {"d": adapter.method.d_init, "b": 0.0}
+    # As float32 had it, or a d that never moved would have moved by a rounding.
+    initial = {"d": float(np.float32(adapter.method.d_init)), "b": 0.0}
     values: dict[str, list[Any]] = {"layer": [], "site": [], "d": [], "b": []}
     for matrix, vectors in adapter.matrices.items():
         layer, site = place(matrix)
@@ -208,7 +215,7 @@ def magnitude(record: Record, output: str) -> Record:
         for name, start in initial.items():
             values[name].append(float((vectors[name] - start).norm()) if name in vectors else None)
     means = {f"mean change of {n}": fmean(values[n]) for n in initial if None not in values[n]}
-    settings = {"d_init": initial["d"], "precision": record["config"]["adapter_precision"]}
+    settings = {"d_init": adapter.method.d_init, "precision": record["config"]["adapter_precision"]}
     return _measure("magnitude", started, [adapter.told()], settings, {}, values, means)
 
 
@@ -303,7 +310,7 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
     targets = torch.randn(n, size, size, generator=generator)
     tails = torch.linalg.svdvals(targets) ** 2
     values: dict[str, list[Any]] = {key: [] for key in ("method", "rank", "parameters", "mse", "best")}
-    for method, rank in [*(("lora", r) for r in LORA_RANKS), *(("vera", r) for r in VERA_RANKS)]:
+    for method, rank in [(name, rank) for name in ("lora", "vera") for rank in settings["ranks"][name]]:
         if method == "lora":
             trained = [torch.zeros(n, size, rank), uniform(1 / math.sqrt(size), n, rank, size)]
             frozen, count, best = [], 2 * size * rank, (tails[:, rank:].sum(1) / size**2).tolist()

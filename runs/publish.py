@@ -2,6 +2,8 @@
 
 python -m runs.publish STUDY                        every finished record of this machine
 python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
+
+Measures (runs/measure.py) go with the runs that they measure.
 """
 
 import json
@@ -11,7 +13,7 @@ from pathlib import Path
 from runs.config import Run, expand
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
-from runs.record import FINISHED, PUBLISHED, Record, read_ledger, write_atomically
+from runs.record import FINISHED, PUBLISHED, Record, read_ledger, record_text, write_atomically
 
 
 def without_paths(record: Record) -> Record:
@@ -50,8 +52,14 @@ def main(arguments: list[str]) -> int:
     for record in records:
         text = json.dumps(without_paths(record), separators=(",", ":"), allow_nan=False)
         write_atomically(PUBLISHED / study / f"{record['id']}.json", text + "\n")
+    published = {record["id"] for record in records}
+    measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
+    for measure in measures:
+        write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", record_text(measure))
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
     print(f"{len(records)} records in runs/records/{study}" + (f" ({dirty} made with uncommitted changes)" if dirty else ""))
+    if measures:
+        print(f"{len(measures)} measures in runs/records/{study}/measures")
     if trials:
         print(f"{len(trials)} left out: trials that train.max_steps stopped early")
     return 0

@@ -39,8 +39,13 @@ import orjson
 SCHEMA = 2
 #: From each older schema to the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record | {"schema": 2, "tries": []}}
-#: Of measures.
+#: Of measures, and the columns that each kind has.
 MEASURE_SCHEMA = 1
+MEASURES = {
+    "magnitude": ("layer", "site", "d", "b"),
+    "similarity": ("layer", "site", "lora_vera", "lora_random", "vera_random"),
+    "matrix_fit": ("method", "rank", "parameters", "mse", "best"),
+}
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 PUBLISHED = Path(__file__).parent / "records"
@@ -168,13 +173,17 @@ def read_measure(path: Path) -> Record:
             measure = orjson.loads(file.read())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a measure ({error})") from None
-    columns = measure.get("values") if isinstance(measure, dict) else None
-    if not isinstance(columns, dict) or not all(isinstance(measure.get(key), str) for key in ("id", "kind")):
+    kinds = {"id": str, "kind": str, "of": list, "settings": dict, "seeds": dict, "values": dict}
+    if not isinstance(measure, dict) or not all(isinstance(measure.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(f"{path}: not a measure")
+    columns = measure["values"]
     if measure.get("schema") != MEASURE_SCHEMA:
         raise ValueError(f"{path}: a measure of schema {measure.get('schema')}, not known (here: {MEASURE_SCHEMA})")
     if len({len(column) if isinstance(column, list) else -1 for column in columns.values()}) > 1:
         raise ValueError(f"{path}: a measure whose columns differ in length")
+    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}.get(measure["kind"])
+    if tuple(columns) != MEASURES.get(measure["kind"]) or len(measure["of"]) != runs:
+        raise ValueError(f"{path}: a measure of kind {measure['kind']!r} with columns {', '.join(columns)}: not known here")
     return measure
 
 

@@ -4,48 +4,12 @@ import copy
 import statistics
 
 import pytest
+from ledgers import ledger, record
 
 from analysis import figures, tables
 from analysis.cells import cells
-from runs.record import Ledger
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
-
-
-def record(row="vera", task="rte", seed=0, best=0.8, last=0.79, model="roberta_base", status="done", lr=1e-2, deviations=()):
-    """A record as runs/ writes it, with what tables read."""
-    both = {"best": best, "best_epoch": 2.0, "last": last}
-    other = {"best": best - 0.05, "best_epoch": 1.0, "last": last}
-    return {
-        "schema": 2,
-        "id": f"{model}-{row}-{task}-{seed}-{lr}",
-        "status": status,
-        "cell": {"paper": None, "row": row, "model": model, "task": task, "seed": seed},
-        "label": {"row": {"vera": "VeRA r=1024", "lora": "LoRA r=8"}.get(row, row), "model": "M", "task": task},
-        "config": {
-            "train": {"lr": lr},
-            "method": {"kind": row},
-            "task": {"name": task, "data_dir": f"/somewhere/{seed}"},
-            "seed": seed,
-        },
-        "recipe": {"name": "r"},
-        "model": "hash",
-        "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
-        "parameters": {"adapter": 43008, "head": 10, "formula": 43008},
-        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "unbiased": other}},
-        "cost": {
-            "train_seconds": 10.0,
-            "evaluate_seconds": 1.0,
-            "adapter_bytes": 172032,
-            "tokens_per_second": 5,
-            "peak_memory_bytes": 1,
-        },
-        "deviations": list(deviations),
-    }
-
-
-def ledger(*records) -> Ledger:
-    return Ledger({r["id"]: r for r in records}, {r["id"]: "ours" for r in records})
 
 
 def rows(table):
@@ -205,7 +169,10 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["VeRA r=1024"]["s/run"] == "11"
     assert found["VeRA r=1024"]["adapter"] == "172 KB"
     assert found["head"]["adapter"] == "-"
-    (path,) = figures.demo(ledger(*records), tmp_path)
+    (figure,) = figures.demo(ledger(*records))
+    assert [row[:5] for row in figure.rows][1] == ["VeRA r=1024", "7680", "71.0", "70.0", "72.0"]
+    _, path, _ = figures.save(figure, tmp_path)
+    assert path.name == "accuracy_vs_parameters.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "the best epoch is chosen on the rows reported" in table.notes[2]
     assert "the other half is reported" in tables.demo(ledger(*records), "unbiased")[0].notes[2]
@@ -218,7 +185,9 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert tables.main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
     assert tables.main(["table99"]) == 2
-    assert "no table 'table99'. Known: table2, table3, table4, table5, table12, table13, demo" in capsys.readouterr().err
+    assert (
+        "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
+    )
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records in" in capsys.readouterr().err
@@ -459,3 +428,154 @@ def test_judged_tables_in_every_format(form):
     for make in (tables.table4, tables.table12, tables.table13):
         for table in make(ledger(instructed(scores=[("gpt-4", 5.0)], model="own")), "paper"):
             assert table.title in table.render(form)
+
+
+# --- table 1
+
+
+def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
+    (table,) = tables.table1(ledger(), "paper")
+    assert tables.memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
+    found = {(row[0], row[1]): row for row in table.rows}
+    assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
+    assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
+    assert found["GPT-3", "256"][2:6] == ["1,207,959,552", "1207.9M", "4.5 GB", "4.6GB*"]
+    states = [row[-1] for row in table.rows]
+    assert states == [
+        *["as printed"] * 4,
+        *("VeRA differs", "as printed", "VeRA with A and B", "VeRA with A and B", "LoRA differs, VeRA with A and B"),
+    ]
+    assert [row for row in table.rows if "*" in "".join(row)] == [row for row in table.rows if row[-1] != "as printed"]
+
+
+def test_a_printed_number_may_be_rounded_or_cut_off():
+    assert tables.follows("18.4K", 18456)
+    assert tables.follows("18.5K", 18456)
+    assert not tables.follows("18.6K", 18456)
+    assert tables.follows("72KB", 72.9 * 1024)
+    assert not tables.follows("2.8M", 2362368)
+
+
+# --- tables 6 and 7
+
+
+def test_table_6_shows_means_beside_the_papers():
+    values = (0.80, 0.75, 0.90, 0.70, 0.95)
+    rows_ = ("vera", "vera_only_d", "vera_uniform", "vera_d_init_1")
+    records = [record(row, "rte", s, v, model="roberta_large") for row in rows_ for s, v in enumerate(values)]
+    found = tables.table6(ledger(*records), "paper")
+    assert [table.title for table in found] == [
+        f"Table 6, {part}, RoBERTa-large" for part in ("scaling vectors", "matrix initialisation", "initial d")
+    ]
+    spread = statistics.stdev([100 * v for v in values])
+    vectors = found[0].rows
+    assert vectors[0] == ["d and b", "paper", "90.5 +-0.7", "85.8 +-0.7", "quoted"]
+    assert vectors[1] == ["", "ours", "missing", f"82.0 +-{spread:.1f}", "ours, incomplete"]  # the median is 80.0
+    assert vectors[2] == ["", "difference", "-", "-3.8", ""]
+    assert vectors[3:5] == [["only d", "paper", "89.7 +-0.0", "67.0 +-13.9", "quoted"], vectors[1]]
+    assert vectors[6] == ["only b", "paper", "81.6 +-10.1", "64.3 +-11.5", "quoted"]
+    assert [row[0] for row in found[1].rows if row[1] == "paper"] == ["Kaiming uniform", "Kaiming normal", "uniform [0, 0.1]"]
+    assert [row[3] for row in found[2].rows if row[1] == "difference"] == ["-3.8", "+21.7"]
+    part = [r for r in records if r["cell"]["seed"] < 3]
+    assert tables.table6(ledger(*part), "paper")[0].rows[1][3].endswith("(3/5)")
+    assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].rows)
+
+
+def test_table_7_and_other_models_with_ablations():
+    records = [record(row, t, s, 0.9, model="roberta_large") for row in ("vera", "vera_unique") for t in GLUE for s in range(5)]
+    small = [record(row, "mrpc", 0, 0.8, model="minilm") for row in ("vera", "vera_unique")]
+    large, own = tables.table7(ledger(*records, *small, record("vera", "rte", 0, 0.8, model="other")), "paper")
+    assert [row[2] for row in large.rows if row[1] == "difference"] == ["+0.0", "-0.7"]
+    assert large.rows[3] == ["unique A, B", "paper", "90.7 +-0.3", "84.6 +-0.8", "68.3 +-1.8", "91.5 +-0.2", "quoted"]
+    assert own.title == "Table 7, random matrices, minilm"
+    assert [row[:3] for row in own.rows] == [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
+
+
+# --- tables 8 to 11
+
+
+def test_the_recipes_of_conf_are_the_papers():
+    made = [
+        table for make in (tables.table8, tables.table9, tables.table10, tables.table11) for table in make(ledger(), "paper")
+    ]
+    assert len(made) == 2 + 4 + 1 + 8
+    states = {row[-1] for table in made for row in table.rows}
+    assert states == {"as printed", "not printed"}
+    # And by eye, from the paper's tables 8 to 11.
+    base = {row[0]: row[1:-1] for row in made[0].rows}
+    assert base["learning rate"] == ["0.004", "0.01", "0.01", "0.01", "0.004", "0.01"]
+    assert base["epochs"] == ["60", "30", "80", "25", "160", "80"]
+    large = {row[0]: row[1:-1] for row in made[1].rows}
+    assert large["learning rate, head"] == ["0.006", "0.003", "0.006", "0.0002", "0.002", "0.002"]
+    assert {row[0]: row[1:-1] for row in made[6].rows}["learning rate"] == ["0.1", "0.02"]
+    assert {row[0]: row[1:-1] for row in made[10].rows}["learning rate"] == ["0.02", "0.04", "0.04", "0.07"]
+
+
+def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
+    other = copy.deepcopy(tables._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
+    whole = tables._recipe_file
+    monkeypatch.setattr(tables, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
+    (table,) = tables.table10(ledger(), "paper")
+    (line,) = [row for row in table.rows if row[0] == "learning rate"]
+    assert line == ["learning rate", "0.03", "0.02", "DIFFERS: 0.1, 0.02"]
+
+
+# --- from a number to its records, and bad input
+
+
+def test_every_cell_of_ours_names_its_runs():
+    records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
+    table = tables.table2(ledger(*records), "paper")[0]
+    of_rte = [r["id"] for r in records if r["cell"]["task"] == "rte"]
+    (i,) = [i for i, row in enumerate(table.rows) if row[1] == "ours"]
+    j = table.header.index("RTE")
+    assert table.runs[i, j] == of_rte
+    assert table.runs[i + 1, table.header.index("CoLA")] == [r["id"] for r in records if r["cell"]["task"] == "cola"]
+    assert all(table.rows[row][1] in ("ours", "difference") for row, _ in table.runs)
+    assert f"VeRA r=1024 / RTE: {' '.join(of_rte)}" in table.render("md", runs=True).splitlines()
+    assert f"% VeRA r=1024 / RTE: {' '.join(of_rte)}" in table.render("latex", runs=True).splitlines()
+    assert of_rte[0] not in table.render("md")
+    assert f"RTE: {' '.join(of_rte)};" in table.render("csv")
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_number_of_ours_in_every_table_has_its_runs(name):
+    models = {"table3": "gpt2_medium", "table4": "llama_7b", "table5": "vit_base", "table12": "llama_7b", "table13": "llama_7b"}
+    model = models.get(name, "roberta_large")
+    made = {
+        "table3": [texts("vera")],
+        "table4": [instructed(scores=[("gpt-4", 5.0)])],
+        "table5": [shot("vera", "cifar100", 0, 0.8)],
+        "table12": [instructed("vera_r64")],
+        "table13": [instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")],
+        "demo": [record("vera", "reviews", model=model)],
+    }
+    records = made.get(name, [record("vera", "rte", model=model)])
+    found = tables.TABLES[name](ledger(*records), "paper", None)
+    ours = {run for table in found for runs in table.runs.values() for run in runs}
+    assert ours == (set() if name in tables.WITHOUT_RECORDS else {records[0]["id"]})
+
+
+def test_runs_that_repeat_a_seed_or_have_no_metric_are_told_and_not_averaged():
+    again = record("vera", "rte", 0, 0.99) | {"id": "zz again"}
+    lost = record("vera", "rte", 5, float("nan")) | {"id": "lost"}
+    (cell,) = cells([*(record("vera", "rte", s, 0.8) for s in range(5)), again, lost], 6).values()
+    assert (cell.seeds, cell.median(), cell.complete) == (5, 80.0, False)
+    table = tables.table2(ledger(*(r for r in cell.records), again, lost), "paper")[0]
+    assert "run lost (vera on rte, seed 5) has no finite metric: left out." in table.notes
+    assert any(note.startswith("run zz again (vera on rte, seed 0) repeats run") for note in table.notes)
+    assert "nan" not in table.render("md").replace("finance", "")
+    assert cells([lost], 5) == {}
+
+
+def test_protocols_are_never_mixed():
+    old, new = [record(seed=s) for s in range(3)], record(seed=3, best=0.5) | {"protocol": 2}
+    (cell,) = cells([*old, new], 5).values()
+    assert ([r["cell"]["seed"] for r in cell.records], cell.left_out) == ([3], 3)
+    assert cell.problems == ["vera on rte: runs of protocol 1 are not mixed with those of 2."]
+    (same,) = cells([*old, record(seed=3) | {"protocol": 1}], 5).values()  # a record from before it was written is of the first
+    assert same.seeds == 4
+
+
+def test_latex_keeps_what_is_latex_own():
+    assert tables._escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"

@@ -1,0 +1,222 @@
+"""Figures from small ledgers: the data behind them by hand, and what is odd or missing said in words."""
+
+import csv
+import statistics
+import xml.etree.ElementTree as ET
+
+import pytest
+from ledgers import ledger, record
+
+from analysis import figures, tables
+from runs.record import Ledger
+
+
+def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=None, **changes):
+    usual = {"vera": 256, "lora": 8}[kind]
+    made = record(row or (kind if rank == usual else f"{kind}_r{rank}"), "rte", seed, best, model=model, **changes)
+    made["config"]["method"] |= {"kind": kind, "rank": rank}
+    made["id"] += f"-{rank}"
+    made["label"] |= {"row": f"{tables.NAMES[kind]} r={rank}", "model": "A model"}
+    made["parameters"]["adapter"] = parameters or (48 * (1024 + rank) if kind == "vera" else 48 * 2048 * rank)
+    return made
+
+
+def measure(kind, values, ids=("a",), row="vera", seed=0, model="roberta_large", **changes):
+    """A measure as runs/measure.py writes it."""
+    label = {"row": row, "model": "A model", "task": "RTE"}
+    of = [{"id": i, "cell": {"row": row, "model": model, "task": "rte", "seed": seed}, "label": label} for i in ids]
+    made = {"schema": 1, "id": f"{kind}-{'-'.join(ids)}-{seed}", "kind": kind, "of": of, "settings": {}, "seeds": {}}
+    return made | {"values": values, "summary": {}} | changes
+
+
+def measured(*measures, records=()):
+    made = ledger(*records)
+    made.measures = {m["id"]: m for m in measures}
+    return made
+
+
+def lines(figure, **wanted):
+    """The rows of a figure's data, as dicts, that have these values."""
+    found = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+
+
+# --- figure 2
+
+
+def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
+    values = [0.80, 0.75, 0.90, 0.70, 0.85]
+    records = [ranked("vera", 4, s, v) for s, v in enumerate(values)] + [ranked("lora", 8, s, 0.8) for s in range(3)]
+    (figure,) = figures.figure2(ledger(*records))
+    (vera,) = lines(figure, method="VeRA", rank="4")
+    assert (vera["parameters"], vera["median"], vera["low"], vera["high"]) == ("49344", "80.0", "70.0", "90.0")
+    assert (vera["seeds"], vera["runs"].split()) == ("5/5", [r["id"] for r in records[:5]])
+    (lora,) = lines(figure, method="LoRA", source="ours")
+    assert (lora["parameters"], lora["seeds"]) == ("786432", "3/5")
+    assert "LoRA r=8: 3 of 5 seeds (hollow)." in figure.notes
+    assert "VeRA: not run here at rank 1, 16, 64, 256, 1024 (make rank-scaling)." in figure.notes
+    quoted = [row for row in lines(figure) if "quoted" in row["source"]]
+    assert [(q["median"], q["runs"]) for q in quoted] == [("85.9", ""), ("85.2", "")]
+
+
+def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_twice():
+    twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera")]
+    twice[1]["deviations"] = ["method.rank=64 instead of 256"]
+    (figure,) = figures.figure2(ledger(*twice, ranked("vera", 64, 1, 0.8)))
+    (point,) = lines(figure, source="ours")
+    assert (point["median"], point["low"], point["high"], point["seeds"]) == ("75.0", "70.0", "80.0", "2/5")
+    assert any(f"{twice[1]['id']}" in note and "repeats run" in note for note in figure.notes)
+
+
+def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
+    small = [ranked("vera", r, 0, 0.8, model="minilm") for r in (1, 64)] + [ranked("lora", 8, 0, 0.8, model="lone")]
+    found = figures.figure2(ledger(*small))
+    assert [f.name for f in found] == ["figure2", "figure2_minilm"]
+    assert not any("quoted" in row["source"] for row in lines(found[1]))
+    assert found[1].notes[0] == "minilm is a model that the paper does not use."
+
+
+# --- figures 3 and 5
+
+
+def test_figure_3_is_the_median_over_runs_by_layer_and_site():
+    made = [
+        measure("magnitude", {"layer": [0, 0], "site": ["query", "value"], "d": [q, 0.1], "b": [0.5, None]}, (name,), seed=s)
+        for s, (name, q) in enumerate((("a", 0.3), ("b", 0.1), ("c", 0.7)))
+    ]
+    ablation = measure("magnitude", {"layer": [0], "site": ["query"], "d": [9.0], "b": [9.0]}, ("z",), row="vera_only_d")
+    (figure,) = figures.figure3(measured(*made, ablation, records=[record() | {"id": i} for i in "abc"]))
+    (query,) = lines(figure, site="query", layer="0")
+    assert [query[key] for key in ("d median", "d low", "d high", "b median", "n")] == ["0.3", "0.1", "0.7", "0.5", "3"]
+    assert query["runs"] == "a b c"
+    assert lines(figure, site="value")[0]["b median"] == "-"
+    assert figures.svg(figure).count("<svg") == 1
+
+
+def test_odd_measures_are_told_and_never_averaged_in():
+    values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
+    odd = [measure("magnitude", values | {"d": [float("nan")]}, ("a",), seed=0), measure("magnitude", values, ("b",), seed=1)]
+    other = measure("magnitude", values | {"d": [5.0]}, ("c",), seed=2, settings={"d_init": 1.0})
+    again = measure("magnitude", values, ("b",), seed=1, id="again")
+    (figure,) = figures.figure3(measured(*odd, other, again, records=[record() | {"id": i} for i in "ac"]))
+    (query,) = lines(figure)
+    assert (query["d median"], query["d high"], query["n"]) == ("0.2", "0.2", "1")
+    notes = "\n".join(figure.notes)
+    for words in ("1 of 2 runs have no finite change", "no record of run b", "1 measures of other settings", "measured twice"):
+        assert words in notes
+
+
+def test_figure_5_is_over_query_matrices_and_quotes_two_means():
+    values = {"layer": [0, 0, 1], "site": ["query", "value", "query"], "lora_vera": [0.2, 0.9, 0.4]}
+    values |= {"lora_random": [0.01, 0.02, -0.01], "vera_random": [0.0, None, 0.0]}
+    of = [record() | {"id": i} for i in "ab"]
+    (figure,) = figures.figure5(measured(measure("similarity", values, ("a", "b")), records=of))
+    (first,) = lines(figure, pair="LoRA and VeRA", site="query", layer="0", source="ours")
+    assert (first["median"], first["n"], first["runs"]) == ("2.000e-01", "1", "a b")
+    assert "LoRA and VeRA: mean over layers 3.0e-01." in figure.notes
+    assert "VeRA and random, layer 0, value: 1 of 1 have no cosine (a change that is zero)." in figure.notes
+    quoted = lines(figure, source="paper (quoted)")
+    assert [(q["pair"], q["median"]) for q in quoted] == [("LoRA and VeRA", "2.0e-03"), ("LoRA and random", "-8.0e-05")]
+
+
+# --- figure 4
+
+
+def test_figure_4_is_the_papers_formula_beside_its_printed_values():
+    records = [record("head", "rte", s, 0.5 + 0.01 * s, model="roberta_large") for s in range(5)]
+    records += [ranked("vera", 256, s, 0.8) for s in range(5)] + [ranked("vera", 4, s, 0.8) for s in range(5)]
+    for r in records[:5]:
+        r["parameters"]["adapter"] = 0
+    (figure,) = figures.figure4(ledger(*records))
+    (ours,) = lines(figure, source="ours")  # and no row for another rank
+    assert float(ours["gain"]) == pytest.approx(100 * 80 / 52 / 61.44, rel=1e-3)
+    assert (ours["accuracy"], ours["head"], len(ours["runs"].split())) == ("80.0", "52.0", 10)
+    printed = {row["method"]: row for row in lines(figure, source="paper (quoted)")}
+    assert {name: row["gain"] for name, row in printed.items()} == {
+        "Adapter P 3M": "0.05",
+        "Adapter P 0.8M": "0.17",
+        "Adapter H 6M": "0.02",
+        "Adapter H 0.8M": "0.15",
+        "LoRA": "0.18",
+        "VeRA": "2.64",
+    }
+    assert printed["VeRA"]["head"] == "53.0"  # 100 * 85.9 / 2.64 / 61.44
+    assert printed["LoRA"]["head"] == "60.2"
+    (alone,) = figures.figure4(ledger(*records[5:]))
+    assert not lines(alone, source="ours")
+    assert any("No run of the head alone" in note for note in alone.notes)
+
+
+# --- figure 6
+
+
+def fit(seed=0, errors=(0.5, 0.7)):
+    values = {"method": ["lora", "vera"], "rank": [1, 10], "parameters": [20, 20], "mse": [list(errors), [0.4, 0.4]]}
+    settings = {"size": 10, "matrices": 2, "steps": 5, "lr": 0.1, "optimizer": "adam", "target": "normal"}
+    values["best"] = [[0.5, 0.6], None]
+    return measure("matrix_fit", values, (), seed=seed, settings=settings, seeds={"random": seed}, id=f"fit {seed}")
+
+
+def test_figure_6_is_the_mean_over_matrices():
+    (figure,) = figures.figure6(measured(fit(1), fit(0, (0.5, 0.9))))
+    lora, vera = lines(figure)
+    spread = f"{statistics.stdev([0.5, 0.9]):.3e}"
+    assert (lora["mse mean"], lora["mse spread"], lora["least"]) == ("7.000e-01", spread, "5.500e-01")
+    assert (vera["mse mean"], vera["least"], vera["runs"]) == ("4.000e-01", "", "fit 0")
+    assert "1 other fits are left out: measure fit 0 is shown." in figure.notes
+    assert figures.svg(figure).startswith("<svg")
+
+
+# --- all
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_an_empty_ledger_never_raises_and_says_why(name):
+    for figure in figures.FIGURES[name](Ledger()):
+        assert figure.notes
+        assert all(row[-1] == "" for row in figure.rows)  # quoted: no runs
+        assert bool(figure.rows) == (name in ("figure2", "figure4", "figure5"))
+        ET.fromstring(figures.svg(figure))
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_an_odd_ledger_never_raises(name):
+    odd = [
+        *(ranked("vera", 4, 0, 0.7, status="failed"), ranked("vera", 4, 1, float("nan")), ranked("lora", 8, 0, 0.5)),
+        *(ranked("lora", 1, 0, 0.0, status="diverged"), record("head", "rte", 0, 0.0, model="roberta_large")),
+        *(record("vera", "reviews", 0, float("inf"), model="minilm"), record("lora", "reviews", 0, 0.5, model="minilm")),
+    ]
+    odd[2]["result"]["protocols"]["paper"]["best"] = None
+    bad = measure("magnitude", {"layer": [0], "site": ["query"], "d": [None], "b": [None]})
+    empty = measure("similarity", {key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")})
+    for figure in figures.FIGURES[name](measured(bad, empty, fit(0, (float("nan"), None)), records=odd)):
+        ET.fromstring(figures.svg(figure))
+        assert "nan" not in str(figure.rows)
+        assert "inf" not in str(figure.rows)
+
+
+def test_files_are_whole_and_the_same_each_time(tmp_path):
+    (figure,) = figures.figure6(measured(fit()))
+    first = {path.name: path.read_bytes() for path in figures.save(figure, tmp_path / "a")}
+    second = {path.name: path.read_bytes() for path in figures.save(figure, tmp_path / "b")}
+    assert sorted(first) == ["figure6.csv", "figure6.pdf", "figure6.png"]
+    assert first == second
+    assert first["figure6.pdf"].startswith(b"%PDF")
+    assert list(csv.reader(first["figure6.csv"].decode().splitlines())) == [figure.header, *figure.rows]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(first)  # nothing half-written is left
+    assert figures.svg(figure) == figures.svg(figure)
+
+
+def test_a_method_has_one_colour_and_they_are_apart():
+    assert figures.colour("vera_r64") == figures.colour("vera") != figures.colour("lora") == figures.colour("lora_mnli")
+    assert figures.colour("adapter_p_3m") == figures.colour("adapter_h_6m")
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+
+
+def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
+    assert figures.main(["figure4", "--output", str(tmp_path)]) == 0
+    assert "figure4.png" in capsys.readouterr().out
+    assert figures.main(["figure3", "--output", str(tmp_path)]) == 2
+    assert "error: no records of figure3" in capsys.readouterr().err
+    assert figures.main(["figure7"]) == 2
+    assert "Known: figure2, figure3, figure4, figure5, figure6, demo, all" in capsys.readouterr().err

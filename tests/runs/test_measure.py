@@ -1,0 +1,213 @@
+"""What figures are drawn from: measured on tiny runs, beside what a whole model says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from running import do
+
+from runs import measure, publish
+from runs.errors import UserError
+from runs.evaluate import restore
+from runs.record import read_ledger, record_path, run_folder, write_record
+from vera.methods.base import changes
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_roberta, glue, tmp_path_factory):
+    """The output folder with a LoRA and a VeRA run of one rank and seed, and their records."""
+    output = tmp_path_factory.mktemp("pair")
+    words = ["model=encoder", f"model.path={tiny_roberta}", "task=rte", f"task.data_dir={glue}", "train.epochs=2"]
+    words += ["train.effective_batch=8", "train.max_length=32", "train.lr=1e-2", "method.rank=8", "device=cpu"]
+    return (str(output), *(do([*words, f"method={row}", f"output={output}"]) for row in ("lora", "vera")))
+
+
+def test_magnitude_is_the_distance_from_the_initial_values(pair):
+    output, _, record = pair
+    found = measure.magnitude(record, output)
+    model = restore(record, output).raw_model
+    expected = [(float((c.d.detach() - 0.1).double().norm()), float(c.b.detach().double().norm())) for c in changes(model)]
+    assert list(zip(found["values"]["d"], found["values"]["b"], strict=True)) == [pytest.approx(e, rel=1e-6) for e in expected]
+    assert min(found["values"]["d"]) > 0
+    assert found["values"]["layer"] == [0, 0, 1, 1]
+    assert found["values"]["site"] == ["query", "value"] * 2
+    assert found["of"][0]["id"] == record["id"]
+    assert found["of"][0]["adapter"]["epoch"] == record["result"]["best_epoch"]
+    assert found["settings"]["d_init"] == 0.1
+
+
+def merged(record, output):
+    """What a whole model's adapted weights have become, less what they were."""
+    model = restore(record, output).raw_model
+    weights = {n: p.detach().double().clone() for n, p in model.named_parameters() if n.endswith("base.weight")}
+    model._adaptation.method.merge(model)
+    return [(p.detach().double() - weights[n]).flatten() for n, p in model.named_parameters() if n in weights]
+
+
+def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
+    output, lora, vera = pair
+    found = measure.similarity(lora, vera, output, seed=3)
+    expected = [
+        float(torch.cosine_similarity(a, b, 0)) for a, b in zip(merged(lora, output), merged(vera, output), strict=True)
+    ]
+    assert found["values"]["lora_vera"] == pytest.approx(expected, abs=1e-4)
+    noise = np.random.default_rng([3, 1]).standard_normal((32, 32)).ravel()
+    change = merged(lora, output)[1].numpy()
+    cosine = change @ noise / np.linalg.norm(change) / np.linalg.norm(noise)
+    assert found["values"]["lora_random"][1] == pytest.approx(cosine, abs=1e-4)
+    query = [v for v, site in zip(found["values"]["lora_vera"], found["values"]["site"], strict=True) if site == "query"]
+    assert found["summary"]["mean lora_vera"] == pytest.approx(sum(query) / len(query))
+    # Either order; another seed is another measure, with the same cosine of the two runs.
+    assert measure.similarity(vera, lora, output, seed=3)["values"] == found["values"]
+    other = measure.similarity(lora, vera, output, seed=4)
+    assert other["id"] != found["id"]
+    assert other["values"]["lora_vera"] == found["values"]["lora_vera"]
+    assert other["values"]["lora_random"] != found["values"]["lora_random"]
+
+
+def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, capsys, monkeypatch, tmp_path):
+    output, lora, vera = pair
+    assert measure.main(["magnitude", f"output={output}"]) == 0
+    assert measure.main(["similarity", f"output={output}"]) == 0
+    assert measure.main(["similarity", f"output={output}"]) == 0  # again: the same file
+    told = capsys.readouterr().out
+    assert "similarity of LoRA r=8 on RTE, seed 0 and VeRA r=8 on RTE, seed 0: mean lora_vera" in told
+    ledger = read_ledger(output)
+    assert sorted(m["kind"] for m in ledger.measures.values()) == ["magnitude", "similarity"]
+    assert {lora["id"], vera["id"]} <= set(ledger.records)
+    assert not ledger.problems
+    for found in ledger.measures.values():
+        assert {"code", "versions", "device", "seconds", "seeds", "settings"} <= found.keys()
+        assert str(output) not in json.dumps(found)
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path)
+    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path)
+    assert publish.main(["mine", f"output={output}"]) == 0
+    assert "2 measures in runs/records/mine/measures" in capsys.readouterr().out
+    assert len(read_ledger(tmp_path / "none").measures) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not a measure"),
+        ("[]", "not a measure"),
+        ('{"schema": 1, "id": "a", "kind": "magnitude", "values": {}}', "not a measure"),
+        ('{"schema": 9, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {}}', "schema 9"),
+        ('{"schema": 1, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {"d": [1]}}', "kind 'x'"),
+        (
+            '{"schema": 1, "id": "a", "kind": "matrix_fit", "of": [], "settings": {}, "seeds": {}, '
+            '"values": {"method": [], "rank": [1], "parameters": [], "mse": [], "best": []}}',
+            "differ in length",
+        ),
+    ],
+)
+def test_a_damaged_measure_is_a_problem_and_no_more(text, words, tmp_path):
+    (tmp_path / "measures").mkdir()
+    (tmp_path / "measures" / "a.json").write_text(text)
+    ledger = read_ledger(tmp_path, published=False)
+    assert not ledger.measures
+    (problem,) = ledger.problems
+    assert words in problem
+
+
+def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_path, monkeypatch):
+    _, lora, _ = pair
+    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
+    write_record(tmp_path, lora)
+    copy = tmp_path / "published" / "study" / "a.json"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(json.dumps(lora))
+    assert not read_ledger(tmp_path).problems  # the same run, published
+    copy.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
+    (problem,) = read_ledger(tmp_path).problems
+    assert f"a second record of run {lora['id']}, with another result than ours" in problem
+    assert read_ledger(tmp_path).records[lora["id"]] == lora
+
+
+# --- figure 6
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return measure.matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})
+
+
+def test_the_fit_reaches_what_a_matrix_of_its_rank_can(fit):
+    values = fit["values"]
+    lora = [i for i, method in enumerate(values["method"]) if method == "lora"]
+    assert [values["parameters"][i] for i in lora] == [20, 100, 200]
+    for i in lora:
+        assert values["mse"][i] == pytest.approx(values["best"][i], abs=2e-3)
+        assert all(e > b - 1e-5 for e, b in zip(values["mse"][i], values["best"][i], strict=True))
+    assert min(values["best"][lora[0]]) > 0.1
+
+
+def test_vera_reaches_counts_below_loras_and_fits_with_as_many(fit):
+    values = fit["values"]
+    vera = {n: e for m, n, e in zip(values["method"], values["parameters"], values["mse"], strict=True) if m == "vera"}
+    assert sorted(vera) == [11, 20, 200]
+    assert max(vera[200]) < 1e-3 < 0.1 < min(vera[20])
+    assert np.mean(vera[20]) < np.mean(vera[11])
+
+
+def test_the_fit_is_its_seeds():
+    few = {"matrices": 2, "steps": 3, "ranks": {"lora": (1,), "vera": (2,)}}
+    first, again, other = (measure.matrix_fit(seed, **few) for seed in (0, 0, 1))
+    assert first["values"] == again["values"] != other["values"]
+    assert first["id"] == again["id"] != other["id"]
+
+
+# --- mistakes
+
+
+def test_a_users_mistake_is_one_line(pair, tmp_path):
+    output, lora, vera = pair
+    for words, wanted in (
+        (["magnitudes"], "no measure 'magnitudes'. Known: magnitude, similarity, matrix_fit"),
+        (["similarity", lora["id"]], "similarity compares two runs"),
+        (["matrix_fit", "abc"], "measures no run"),
+        (["magnitude", "seed=1"], "seed=1: magnitude knows output= only"),
+        (["matrix_fit", "seed=x"], "seed=x: should be a whole number"),
+        (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
+        (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),
+        (["magnitude", "nothing", f"output={output}"], "no records begin with 'nothing'"),
+        (["magnitude", f"output={tmp_path}"], "has no finished VeRA run to measure"),
+        (["similarity", f"output={tmp_path}"], "has no pair of a LoRA and a VeRA run"),
+    ):
+        with pytest.raises(UserError) as error:
+            measure.main(words)
+        assert wanted in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="started from another adapter"):
+        measure.magnitude(vera | {"start": {"from": "x", "id": "y"}}, output)
+
+
+def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, tmp_path, capsys):
+    output, _, vera = pair
+    write_record(tmp_path, vera)
+    with pytest.raises(UserError, match="none of 1 could be measured"):
+        measure.main(["magnitude", f"output={tmp_path}"])
+    assert "left out: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="kept no adapter"):
+        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+    assert record_path(tmp_path, vera["id"]).is_file()
+    folder = run_folder(tmp_path, vera["id"])
+    folder.mkdir(parents=True)
+    damaged = bytearray((run_folder(output, vera["id"]) / "adapter.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (folder / "adapter.safetensors").write_bytes(damaged)
+    with pytest.raises(Exception, match="damaged") as error:
+        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+    assert type(error.value).__name__ == "AdapterError"
+
+
+def test_layers_and_sites_are_read_from_names():
+    for name, wanted in (
+        ("roberta.encoder.layer.11.attention.self.query", (11, "query")),
+        ("model.layers.3.self_attn.q_proj", (3, "query")),
+        ("transformer.h.5.attn.c_attn.value", (5, "value")),
+        ("encoder.layer.2.attention.output.dense", (2, "attention.output.dense")),
+        ("pooler.dense", (-1, "pooler.dense")),
+    ):
+        assert measure.place(name) == wanted
