@@ -13,13 +13,13 @@ LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRAC
 PAPER ?= demo
 
 .PHONY: help setup demo test lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
-        e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
+        e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
-	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, plan and tune; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; PAPER=table2_base picks the preset that plan shows."
 	@echo "  LAUNCHER=local (or slurm, ray) says where their runs are done, TRACKING=online (offline, off) who hears of them."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
 	@echo "  judged (JUDGE=gpt-4)."
@@ -117,3 +117,21 @@ llama-7b llama-13b llama2-7b llama2-13b:
 	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge paper=$(PAPER) $(WORDS) $(if $(JUDGE),judge=$(JUDGE)); \
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
 	@$(BIN)/python -m analysis.tables table4 --output $(OUTPUT) --save
+
+# Each part is run whatever becomes of the one before it; the exit code says whether one failed.
+ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
+	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
+	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
+	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(OUTPUT) --save || failed=$$?; echo; done; exit $$failed
+
+rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA and 7 of LoRA; and figure 5, of rank 64
+	@$(BIN)/python -m runs paper=figure2 $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.figures figure2 --output $(OUTPUT)
+	@$(BIN)/python -m runs.measure similarity output=$(OUTPUT)
+	@$(BIN)/python -m analysis.figures figure5 --output $(OUTPUT)
+
+figures: setup ## figures 2 to 6 from the records there are, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
+	@$(BIN)/python -m runs.measure matrix_fit output=$(OUTPUT)
+	@$(BIN)/python -m runs.measure magnitude output=$(OUTPUT) || true
+	@$(BIN)/python -m runs.measure similarity output=$(OUTPUT) || true
+	@$(BIN)/python -m analysis.figures all --output $(OUTPUT)

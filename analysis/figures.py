@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, cells
+from analysis.cells import Cell, cells, settings_of
 from analysis.tables import NAMES, ROWS, paper
 from runs.record import Ledger, Record, read_ledger, write_atomically
 
@@ -304,17 +304,28 @@ def figure3(ledger: Ledger) -> list[Figure]:
 
 
 def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], list[str]]:
-    """The measures of the settings that most runs have, one for each run, in order of seeds; and what that leaves out."""
-    notes, settings = [], defaultdict[str, list[Record]](list)
+    """The measures of runs of one setting, one for each run, in order of seeds; and what that leaves out, in words.
+
+    Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then the most runs.
+    """
+    notes: list[str] = []
+    groups: dict[str, list[Record]] = defaultdict(list)
     for measure in sorted(measures, key=lambda m: [run["cell"]["seed"] for run in m["of"]]):
         unknown = [run["id"] for run in measure["of"] if run["id"] not in ledger.records]
         if unknown:
-            notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here.")
-        settings[" ".join([str(measure["settings"]), *(run["label"]["row"] for run in measure["of"])])].append(measure)
-    if not settings:
+            notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here: left out.")
+            continue
+        records = [ledger.records[run["id"]] for run in measure["of"]]
+        groups[" ".join([str(measure["settings"]), *map(settings_of, records)])].append(measure)
+    if not groups:
         return [], notes
-    chosen = max(settings.values(), key=len)
-    others = len(measures) - len(chosen)
+
+    def rank(group: list[Record]) -> tuple[bool, int, int]:
+        deviations = sum(len(ledger.records[run["id"]]["deviations"]) for run in group[0]["of"])
+        return group[0]["settings"].get("ranks") == [64, 64], -deviations, len(group)
+
+    chosen = max(groups.values(), key=rank)
+    others = sum(map(len, groups.values())) - len(chosen)
     if others:
         notes.append(f"{others} measures of other settings are left out.")
     by_runs = {tuple(run["id"] for run in measure["of"]): measure for measure in chosen}

@@ -252,7 +252,7 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         numbers = [values[key][i] for i in chosen if values[key][i] is not None]
         means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     over = "query" if "query" in values["site"] else "all"
-    settings = {"random": "normal(0, 1)", "mean over": over}
+    settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
     return _measure("similarity", started, [lora.told(), vera.told()], settings, {"random": seed}, values, means)
 
 

@@ -98,11 +98,14 @@ def test_odd_measures_are_told_and_never_averaged_in():
     odd = [measure("magnitude", values | {"d": [float("nan")]}, ("a",), seed=0), measure("magnitude", values, ("b",), seed=1)]
     other = measure("magnitude", values | {"d": [5.0]}, ("c",), seed=2, settings={"d_init": 1.0})
     again = measure("magnitude", values, ("b",), seed=1, id="again")
-    (figure,) = figures.figure3(measured(*odd, other, again, records=[record() | {"id": i} for i in "ac"]))
+    gone = measure("magnitude", values | {"d": [7.0]}, ("d",), seed=3)
+    faster = measure("magnitude", values | {"d": [8.0]}, ("e",), seed=4)
+    records = [record() | {"id": i} for i in "abc"] + [record(lr=5e-2, deviations=["lr"]) | {"id": "e"}]
+    (figure,) = figures.figure3(measured(*odd, other, again, gone, faster, records=records))
     (query,) = lines(figure)
     assert (query["d median"], query["d high"], query["n"]) == ("0.2", "0.2", "1")
     notes = "\n".join(figure.notes)
-    for words in ("1 of 2 runs have no finite change", "no record of run b", "1 measures of other settings", "measured twice"):
+    for words in ("1 of 2 runs have no finite change", "no record of run d", "2 measures of other settings", "measured twice"):
         assert words in notes
 
 
