@@ -85,7 +85,9 @@ def test_figure_3_is_the_median_over_runs_by_layer_and_site():
         for s, (name, q) in enumerate((("a", 0.3), ("b", 0.1), ("c", 0.7)))
     ]
     ablation = measure("magnitude", {"layer": [0], "site": ["query"], "d": [9.0], "b": [9.0]}, ("z",), row="vera_only_d")
-    (figure,) = figures.figure3(measured(*made, ablation, records=[record() | {"id": i} for i in "abc"]))
+    records = [record() | {"id": i} for i in "abc"] + [record("vera_only_d") | {"id": "z"}]
+    (figure,) = figures.figure3(measured(*made, ablation, records=records))
+    assert not any("left out" in note for note in figure.notes)  # an ablation is no part of it
     (query,) = lines(figure, site="query", layer="0")
     assert [query[key] for key in ("d median", "d low", "d high", "b median", "n")] == ["0.3", "0.1", "0.7", "0.5", "3"]
     assert query["runs"] == "a b c"
