@@ -220,6 +220,8 @@ class Executor:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
                 break
+            if settled_record(job, self.sweep.failed_before, quiet=True):
+                break  # it ended after it had written that: another try would begin anew
             before, saved = saved, begun.saved(self.output, job.id)
             counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
@@ -289,14 +291,14 @@ class Executor:
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         killed_before = _kernel_kills()
-        self.child = child = context.Process(target=_child, args=(run, run_id, claim, sender), daemon=True)
+        child = context.Process(target=_child, args=(run, run_id, claim, sender), daemon=True)
         try:
             child.start()
         except (OSError, EOFError):  # of a connection: the server was killed at this moment
-            self.child = None
             return Ending("killed", "the process that runs are forked from was killed", "loading")
         finally:
             sender.close()
+        self.child = child  # which can be asked to stop from here on
         ended: Event | None = None
         phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
         try:

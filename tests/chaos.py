@@ -33,32 +33,16 @@ ROOT = Path(__file__).parent.parent
 LEASE = 2  # seconds
 #: Who is killed while a run does what, and how often of 100 times. "run": its own process; "server": what it is forked from.
 AIMS = {
-    "run": {
-        "loading": 2,
-        "training": 9,
-        "evaluating": 8,
-        "writing a checkpoint": 8,
-        "writing an adapter": 5,
-        "decoding": 10,
-        "scoring": 2,
-        "writing a record": 9,
-        "clearing up": 3,
-    },
-    "executor": {
-        "training": 3,
-        "evaluating": 2,
-        "decoding": 3,
-        "writing a record": 3,
-        "clearing up": 2,
-        "writing a lease": 4,
-        "giving back a lease": 3,
-        "writing progress": 2,
-        "writing tries": 2,
-    },
-    "command": {"training": 3, "decoding": 2, "writing the sweep's file": 2},
+    "run": {"loading": 2, "training": 9, "evaluating": 8, "writing a checkpoint": 8, "writing an adapter": 5}
+    | {"decoding": 10, "scoring": 2, "writing a record": 9, "clearing up": 3},
+    "executor": {"starting": 1, "training": 3, "evaluating": 2, "decoding": 2, "writing a record": 3, "clearing up": 2}
+    | {"writing a lease": 4, "giving back a lease": 3, "writing progress": 2, "writing tries": 2},
+    "command": {"starting": 2, "training": 2, "decoding": 1, "writing the sweep's file": 2},
     "server": {"loading": 2, "training": 2},
     "everything": {"training": 3, "decoding": 3, "writing a record": 2, "writing a checkpoint": 1},
 }
+#: How a stopped executor may end up without another one having its run.
+LATE = "not taken over in time"
 #: Launchers of the commands that are on at once.
 ROUNDS = (["serial"], ["local"], ["serial", "local"], ["serial", "serial"], ["local", "local"])
 #: For how many kills a command, or two, are left running.
@@ -94,7 +78,7 @@ class Tally:
 class Campaign:
     def __init__(self, home: Path, number: int, seed: int) -> None:
         self.home, self.number, self.seed = home, number, seed
-        self.dice, self.tally = random.Random(seed), Tally()
+        self.dice, self.tally, self.begun = random.Random(seed), Tally(), time.monotonic()
         for name in ("phase", "bin", "tmp", "logs"):
             (home / name).mkdir(parents=True)
         # Without Java: a tenth of a second of scoring instead of ten.
@@ -176,7 +160,7 @@ class Campaign:
 
     def kill(self, commands: list[subprocess.Popen], closing: bool) -> bool:
         """Waits until one of the next aims is met, and kills. closing: everything at once. False: every command has ended."""
-        end = time.monotonic() + (3 if closing else 20)
+        end = time.monotonic() + 3  # what comes next will do after that
         coming = self.aims[:15] if not closing else [aim for aim in self.aims if aim[0] == "everything"][:3]
         while True:
             every = self.processes()
@@ -187,7 +171,7 @@ class Campaign:
             met = [(p, (p.role, self.phase_of(p, every))) for p in every]
             met += [(p, ("everything", aim[1])) for p, aim in met if p.role == "run"] if closing else []
             chosen = [(process, aim) for process, aim in met if aim in coming]
-            if late and not chosen:  # what comes next will do
+            if late and not chosen:
                 chosen = [(p, ("everything" if closing else p.role, phase)) for p, (_, phase) in met if p.role == "run"]
             if chosen:
                 break
@@ -202,7 +186,8 @@ class Campaign:
         target = aim[0]
         self.aims.remove(aim if aim in self.aims else next((a for a in self.aims if a[0] == target), self.aims[0]))
         self.tally.kills[target, phase] += 1
-        print(f"kill {self.tally.kills.total():3d}/{self.number}: {target}, {phase}", flush=True)
+        seconds = time.monotonic() - self.begun
+        print(f"{seconds:4.0f} s  kill {self.tally.kills.total():3d}/{self.number}: {target}, {phase}", flush=True)
         return True
 
     def signal(self, pid: int, number: int) -> None:
@@ -249,7 +234,7 @@ class Campaign:
         while time.monotonic() < end and any(p.pid in runs for p in self.processes()):
             time.sleep(0.05)
         gone = not any(p.pid in runs for p in self.processes())
-        outcome = "refused" if taken and gone else "not taken over in time" if not taken else "went on"
+        outcome = "refused" if taken and gone else LATE if not taken else "went on"
         if outcome == "went on":
             self.tally.problem(f"a late owner of run {run_id} went on")
         self.tally.disturbances["an executor is stopped for longer than its lease, then goes on"] += 1
@@ -276,7 +261,8 @@ class Campaign:
             ],
             "garbage in progress.json": [(folder / "progress.json", noise) for folder in unfinished],
         }
-        possible = sorted((self.tally.disturbances[kind], self.dice.random(), kind) for kind, places in kinds.items() if places)
+        counts = {kind: self.tally.disturbances[kind] for kind, places in kinds.items() if places}
+        possible = sorted((count, self.dice.random(), kind) for kind, count in counts.items() if count < 1 + self.number // 30)
         for _, _, kind in possible[:2]:
             path, how = self.dice.choice(kinds[kind])
             path.write_bytes(how if isinstance(how, bytes) else how(path.read_bytes()))
@@ -500,9 +486,9 @@ at once. Windows of microseconds (a file that is written and not yet renamed) we
 
 {disturbed}
 
-{len(tally.takeovers)} times an executor took over a run whose owner was silent. Of {len(tally.stops)} executors that were stopped for longer
-than their lease, {refused["refused"]} were refused when they went on, and another one had taken over; {refused["not taken over in time"]} went on before
-another one came.
+{len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)} executors were stopped for
+longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over; {refused[LATE]} went on
+before another one came.
 """
 
 
