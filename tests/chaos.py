@@ -172,7 +172,11 @@ class Campaign:
             met += [(p, ("everything", aim[1])) for p, aim in met if p.role == "run"] if closing else []
             chosen = [(process, aim) for process, aim in met if aim in coming]
             if late and not chosen:
-                chosen = [(p, ("everything" if closing else p.role, phase)) for p, (_, phase) in met if p.role == "run"]
+                chosen = [
+                    (p, ("everything" if closing else p.role, phase))
+                    for p, (_, phase) in met
+                    if p.role == "run" and phase != "loading"
+                ]
             if chosen:
                 break
             if late and closing:
@@ -207,13 +211,13 @@ class Campaign:
             if not name.endswith(".1"):
                 self.tally.takeovers.add(owner["token"])
 
-    def stop_an_executor(self) -> None:
-        """SIGSTOP for longer than its lease, until another has its run; then SIGCONT: it has to give up."""
+    def stop_an_executor(self) -> bool:
+        """SIGSTOP for longer than its lease, until another has its run; then SIGCONT: it has to give up. False: none was on."""
         every = self.processes()
         holders = {owner["pid"]: name for name, owner in self.leases()}
         executors = [p for p in every if p.pid in holders and self.phase_of(p, every) in ("training", "evaluating", "decoding")]
         if not executors or len({p.pid for p in every if p.role == "executor"}) < 2:
-            return
+            return False
         executor = self.dice.choice(executors)
         run_id, _, generation = holders[executor.pid].partition(".")
         servers = [p.pid for p in every if p.role == "server" and p.parent == executor.pid]
@@ -240,6 +244,7 @@ class Campaign:
         self.tally.disturbances["an executor is stopped for longer than its lease, then goes on"] += 1
         self.tally.stops.append(outcome)
         print(f"stopped the executor of run {run_id} ({len(stopped)} processes): {outcome}", flush=True)
+        return True
 
     def damage(self) -> None:
         """Damages one thing of each kind that is there, the kinds that had least of it first."""
@@ -308,10 +313,10 @@ class Campaign:
             commands.append(self.start([*words, f"launcher={launcher}", "runs_per_device=2"], self.output, clock=clock))
         self.tally.disturbances["two commands race"] += len(commands) > 1
         print(f"commands: {' and '.join(launchers)}, {len(finished(self.output))} runs done", flush=True)
-        stop_at = self.dice.randrange(1, KILLS_A_ROUND - 1) if len(commands) > 1 else -1
+        to_stop = len(commands) > 1
         for number in range(KILLS_A_ROUND):
-            if number == stop_at:
-                self.stop_an_executor()
+            if to_stop and number and self.dice.random() < 0.5:
+                to_stop = not self.stop_an_executor()
             if not self.aims or not self.kill(commands, closing=number == KILLS_A_ROUND - 1):
                 break
             time.sleep(self.dice.random() * 0.6)
