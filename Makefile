@@ -8,9 +8,11 @@ OUTPUT ?= outputs
 WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(TASKS),task=$(TASKS)) \
         $(if $(MODEL),model=$(MODEL)) $(if $(MODEL_PATH),model.path=$(MODEL_PATH)) $(if $(DATA),task.data_dir=$(DATA)) \
         $(if $(MT_BENCH),task.mt_bench_dir=$(MT_BENCH)) output=$(OUTPUT) $(ARGS)
+# And for python -m runs alone: where and how.
+LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRACKING))
 PAPER ?= demo
 
-.PHONY: help setup demo test lint docs plan tune counts publish bench bench-serving bench-decoding glue-base glue-large \
+.PHONY: help setup demo test lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
         e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
 
 help: ## this list
@@ -18,6 +20,7 @@ help: ## this list
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, plan and tune; PAPER=table2_base picks the preset that plan shows."
+	@echo "  LAUNCHER=local (or slurm, ray) says where their runs are done, TRACKING=online (offline, off) who hears of them."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
 	@echo "  judged (JUDGE=gpt-4)."
 
@@ -31,7 +34,7 @@ help: ## this list
 setup: .venv/.installed ## .venv with everything in it
 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
-	@$(BIN)/python -m runs paper=demo $(WORDS)
+	@$(BIN)/python -m runs paper=demo $(WORDS) $(LAUNCH)
 	@echo
 	@$(BIN)/python -m analysis.tables demo --output $(OUTPUT) --save
 	@$(BIN)/python -m analysis.figures demo --output $(OUTPUT)
@@ -46,8 +49,8 @@ lint: setup ## ruff, mypy, and the arrows between the rooms
 docs: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
-plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base
-	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS)
+plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base; WATCH=1: again and again while it runs
+	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS) $(if $(WATCH),--watch)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
 	@$(BIN)/python -m runs.tune $(WORDS) $(if $(GRID),'grid=$(GRID)')
@@ -68,28 +71,35 @@ publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
 	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
 
+sync: setup ## uploads to Weights & Biases what runs have written offline, each once
+	@$(BIN)/python -m runs.tracking sync output=$(OUTPUT)
+
+dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
+	@$(BIN)/python -m analysis.dashboard --output $(OUTPUT) $(if $(ENTITY),--entity $(ENTITY)) $(if $(PROJECT),--project $(PROJECT)) \
+	    $(if $(JSON),--json $(JSON))
+
 glue-base: setup ## table 2, RoBERTa-base
-	@$(BIN)/python -m runs paper=table2_base $(WORDS)
+	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
 
 glue-large: setup ## table 2, RoBERTa-large
-	@$(BIN)/python -m runs paper=table2_large $(WORDS)
+	@$(BIN)/python -m runs paper=table2_large $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
-	@$(BIN)/python -m runs paper=table3_medium $(WORDS)
+	@$(BIN)/python -m runs paper=table3_medium $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
 
 e2e-large: setup ## table 3, GPT-2 large
-	@$(BIN)/python -m runs paper=table3_large $(WORDS)
+	@$(BIN)/python -m runs paper=table3_large $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
-	@$(BIN)/python -m runs paper=table5_base $(WORDS)
+	@$(BIN)/python -m runs paper=table5_base $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
 
 vit-large: setup ## table 5, ViT-L/16
-	@$(BIN)/python -m runs paper=table5_large $(WORDS)
+	@$(BIN)/python -m runs paper=table5_large $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
 
 llama-7b: PAPER := table4_llama_7b
@@ -102,7 +112,7 @@ llama-13b: setup ## table 4, Llama 13B
 llama2-7b: setup ## table 4, Llama 2 7B
 llama2-13b: setup ## table 4, Llama 2 13B
 llama-7b llama-13b llama2-7b llama2-13b:
-	@$(BIN)/python -m runs paper=$(PAPER) $(WORDS)
+	@$(BIN)/python -m runs paper=$(PAPER) $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m runs.answer paper=$(PAPER) $(WORDS)
 	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge paper=$(PAPER) $(WORDS) $(if $(JUDGE),judge=$(JUDGE)); \
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runs.record import Record, defining
+from runs.record import Record, defining, is_trial
 
 #: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
 NOT_DEFINING = (
@@ -110,9 +110,7 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
     was stopped early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        config = record["config"]
-        trial = config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
-        if record["status"] in ("done", "diverged") and not trial:
+        if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
             cell = record["cell"]
             groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
     found = {}

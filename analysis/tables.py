@@ -49,12 +49,18 @@ NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
 
 @dataclass
 class Table:
-    """A table as text: a title, a header, rows of equal length, and notes under it."""
+    """A table as text: a title, a header, rows of equal length, and notes under it.
+
+    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that its cells show.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    model: str
+    tasks: dict[str, str]
+    shows: tuple[str, ...]
 
     def render(self, form: str) -> str:
         return {"md": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
@@ -163,7 +169,7 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
     notes += _about({key: cell for key, cell in found.items() if key[0] == model})
-    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes)
+    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes, model, GLUE, ("best",))
 
 
 def _about(found: dict[Key, Cell]) -> list[str]:
@@ -326,9 +332,8 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
         notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]
-    return Table(
-        title, ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"], rows, [*notes, *_about(mine)]
-    )
+    header = ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"]
+    return Table(title, header, rows, [*notes, *_about(mine)], model, {"e2e": "E2E"}, tuple(SCORES))
 
 
 # --- table 5
@@ -406,8 +411,9 @@ def _image_table(
             notes.append(
                 f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class"
             )
-    header = ["method", "source", "params", *(IMAGES.get(task) or names.get(task, task) for task in tasks), "status"]
-    return Table(title, header, rows, [*notes, *_about(mine)])
+    labels = {task: IMAGES.get(task) or names.get(task, task) for task in tasks}
+    header = ["method", "source", "params", *labels.values(), "status"]
+    return Table(title, header, rows, [*notes, *_about(mine)], model, labels, ("last",))
 
 
 # --- tables 4, 12 and 13
@@ -460,7 +466,7 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
         label = LLAMAS.get(model)
         title = f"{name}, {label}" if label else f"{name}'s protocol on {model}, a model that the paper does not use"
         mine = {key: cell for key, cell in found.items() if key[0] == model}
-        tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, mine, bench))
+        tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, model, mine, bench))
     return tables
 
 
@@ -521,7 +527,7 @@ def _ways(mine: dict[Key, Cell], bench: str) -> list[str]:
     return [f"deviation: {word} ({', '.join(labels)})" for word, labels in words.items()]
 
 
-def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell], bench: str) -> Table:
+def _judged_table(title: str, rows: list[list[str]], model: str, mine: dict[Key, Cell], bench: str) -> Table:
     notes = ["The judge's scores from 1 to 10, pooled over questions, turns and passes; 95% by resampling questions."]
     if any(row[1] == "ours" and row[7] for row in rows):
         notes.append("valid: replies of the judge that hold a score. Others are counted here and enter no mean.")
@@ -532,7 +538,12 @@ def _judged_table(title: str, rows: list[list[str]], mine: dict[Key, Cell], benc
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here.")
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
-    return Table(title, header, rows, [*notes, *_about(mine), *_ways(mine, bench)])
+    return Table(title, header, rows, [*notes, *_about(mine), *_ways(mine, bench)], model, _instructions(mine), ())
+
+
+def _instructions(mine: dict[Key, Cell]) -> dict[str, str]:
+    """The tasks of a table of instruction tuning: Alpaca, and a user's own."""
+    return {"alpaca": "Alpaca"} | {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
 
 
 def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
@@ -558,7 +569,9 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
         notes = ["minutes: of training alone, the median over seeds. GB: the device's largest memory, on a CPU the process's."]
         title = f"Table 12, {LLAMAS['llama_7b']}" if model == "llama_7b" else f"Table 12's protocol on {model}"
         header = ["method", "source", "params", "minutes", "s/step", "tok/s", "GB", "device", "status"]
-        tables.append(Table(f"{title}: time and memory, rank 64", header, rows, [*notes, *_about(mine)]))
+        shows = ("train_seconds", "peak_memory_bytes")
+        title = f"{title}: time and memory, rank 64"
+        tables.append(Table(title, header, rows, [*notes, *_about(mine)], model, _instructions(mine), shows))
     return tables
 
 
@@ -609,7 +622,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
             f"{data['train_rows']} training and {data['dev_rows']} dev rows; {chosen}.",
         ]
         notes += _about({key: cell for key, cell in found.items() if key[0] == model})
-        tables.append(Table(title, header, rows, notes))
+        tables.append(Table(title, header, rows, notes, model, {"reviews": names["task"]}, ("best",)))
     return tables
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from runs.claims import held
 from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.evaluate import as_run, find, restore
@@ -60,7 +61,8 @@ def main(arguments: list[str]) -> int:
     display = Display(len(records), name_task=False)
     for position, (record, config) in enumerate(zip(records, settings, strict=True), 1):
         display.start(position, as_run(record))
-        path, short = answer(record, config, display.show)
+        with held(config["output"], f"{record['id']}-{config['task']['bench']}"):
+            path, short = answer(record, config, display.show)
         display.line(
             f"answers: {path}" + (f" ({short} cut short or left empty: the model has no more positions)" if short else "")
         )

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -127,6 +128,25 @@ class Heart:
                 self.lost = True
             except OSError:
                 pass
+
+
+@contextlib.contextmanager
+def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator[Claim]:
+    """Holds a claim for a block. Waits for whoever has it, and says so."""
+    watcher, told = Watcher(output, lease_seconds), False
+    while (claim := watcher.take(name)) is None:
+        holder = watcher.holder(name)
+        if holder and not told:
+            told = True
+            print(f"{name}: {holder_words(holder)} has it: waiting", flush=True)
+        time.sleep(min(1.0, lease_seconds / 8))
+    with Heart(claim, lease_seconds):
+        yield claim
+
+
+def holder_words(holder: dict[str, Any]) -> str:
+    """Who holds a lease: process 12 on host."""
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 class Watcher:

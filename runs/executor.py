@@ -7,6 +7,7 @@ python -m runs.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what
 """
 
 import errno
+import functools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -16,6 +17,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from runs import begun
-from runs.claims import Claim, Heart, LostClaimError, Watcher
+from runs.claims import Claim, Heart, LostClaimError, Watcher, holder_words
 from runs.config import Run
 from runs.display import Display, Event, result_words
 from runs.errors import UserError, describe, entry_point, is_users
@@ -41,6 +43,8 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 RETRIES = {"killed": 3, "device": 2}
 #: A run that took so many executors with it is not given to another one.
 LOST_EXECUTORS = 10
+#: How the operating system says that the disk, or the user's part of it, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Pauses before a run is tried again on a full disk, in seconds: somebody may make room.
 ROOM = (30, 60, 120, 240)
 #: What a run's process may take to save when it is asked to stop, in seconds.
@@ -153,7 +157,7 @@ class Executor:
             return True
         if any(other.run == job.run.start for other in pending):
             return False  # it starts from that one's adapter
-        claim = self.watcher.take(job.id)
+        claim = self._with_room(lambda: self.watcher.take(job.id))
         if claim is None:
             return False
         begun_at = time.monotonic()
@@ -195,10 +199,10 @@ class Executor:
     def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
         for job in pending:
             holder = self.watcher.holder(job.id)
-            if holder and job.id not in told and "host" in holder:
+            if holder and job.id not in told:
                 told.add(job.id)
                 self.display.start(job.position, job.run)
-                self.display.line(f"is being done by process {holder['pid']} on {holder['host']}: waiting for it")
+                self.display.line(f"is being done by {holder_words(holder)}: waiting for it")
 
     # --- one run
 
@@ -208,7 +212,7 @@ class Executor:
         saved = begun.saved(self.output, job.id)
         if claim.generation > 1:
             tries["ended"].append("its executor fell silent")
-            begun.write_tries(self.output, job.id, tries)
+            self._with_room(lambda: begun.write_tries(self.output, job.id, tries))
         if claim.generation > LOST_EXECUTORS:
             self._fail(job, claim, f"{LOST_EXECUTORS} executors fell silent over it", tries)
             return
@@ -220,8 +224,8 @@ class Executor:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
                 break
-            if settled_record(job, self.sweep.failed_before, quiet=True):
-                break  # it ended after it had written that: another try would begin anew
+            if settled_record(job, self.sweep.failed_before):  # killed with the record written
+                break
             before, saved = saved, begun.saved(self.output, job.id)
             counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
@@ -231,8 +235,7 @@ class Executor:
                 break
             tries["ended"].append(ending.error)
             self.display.line(f"{ending.error}: {words}")
-            if ending.cause != "disk":
-                begun.write_tries(self.output, job.id, tries)
+            self._with_room(lambda: begun.write_tries(self.output, job.id, tries))
         record = settled_record(job, {})
         self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
 
@@ -250,11 +253,26 @@ class Executor:
             tries["deviations"].append(f"{name} {after}, since memory ran out at {before}{kept}")
             return f"tried again with {name} {after}"
         if ending.cause == "disk" and count <= len(ROOM):
-            for _ in range(10 * ROOM[count - 1]):  # in small pieces, so that a signal ends it
-                if self.signal is None:
-                    time.sleep(0.1)
+            self._pause(ROOM[count - 1])
             return "tried again"
         return "tried again" if count <= RETRIES.get(ending.cause, 0) else None
+
+    def _with_room(self, write: Callable[[], Any]) -> Any:
+        """Writes something of the executor's own; a full disk is given time to be emptied."""
+        for pause in (*ROOM, None):
+            try:
+                return write()
+            except OSError as error:
+                if pause is None or error.errno not in FULL or self.signal is not None:
+                    raise
+                self.display.line(f"{describe(error)}: tried again in {duration(pause)}")
+                self._pause(pause)
+        return None
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self.signal is None and time.monotonic() < end:  # a signal ends it
+            time.sleep(0.1)
 
     def _fail(self, job: Job, claim: Claim, error: str, tries: dict[str, Any]) -> None:
         """Writes a record that says so; the same command tries again."""
@@ -300,6 +318,7 @@ class Executor:
             sender.close()
         self.child = child  # which can be asked to stop from here on
         ended: Event | None = None
+        latest: Event = {}
         phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
         try:
             while True:
@@ -319,9 +338,10 @@ class Executor:
                 phase = event["phase"]
                 self.display.show(event)
                 self.tracker.event(event)
+                latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
                 if phase != "training" or time.monotonic() - written > 2:
                     written = time.monotonic()
-                    begun.write_progress(self.output, run_id, event | here)
+                    begun.write_progress(self.output, run_id, latest | here)
             child.join()
         except BaseException:
             self._end(child)
@@ -349,7 +369,10 @@ class Executor:
         """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
         child.terminate()
         try:
-            child.join(GRACE)
+            child.join(1)
+            if child.is_alive():
+                print("\nsaving where the run is. Ctrl-C again does not wait for it", file=sys.stderr, flush=True)
+                child.join(GRACE)
         finally:
             if child.is_alive():
                 child.kill()
@@ -368,10 +391,15 @@ def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool =
         record = read_record(path)
     except ValueError as error:
         if path.is_file() and not quiet:
-            print(f"{error}: the run is done again", file=sys.stderr)
+            _say_once(f"{error}: the run is done again")
         return None
     before = job.id in failed_before and failed_before[job.id] == record.get("claim")
     return record if record["status"] in FINISHED or not before else None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def tidy(job: Job, record: Record, watcher: Watcher) -> None:
@@ -493,7 +521,7 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
         return "memory", "out of memory"
     if isinstance(error, OSError):
-        return ("disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mistake"), words
+        return ("disk" if error.errno in FULL else "mistake"), words
     if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
         return "device", f"{name}: {words}"
     return "error", f"{name}: {words}"

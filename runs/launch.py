@@ -6,8 +6,10 @@ serial  in this process          local  one process a device          slurm, ray
 import contextlib
 import fcntl
 import functools
+import glob
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +113,8 @@ def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu, or mps."""
     if device in ("cpu", "mps"):
         return [device]
+    if not (shutil.which("nvidia-smi") or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))):
+        return ["cpu"]  # without waiting for torch, which takes two seconds to say so
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -269,7 +273,7 @@ class Slurm:
         from submitit.slurm.slurm import SlurmJob
 
         # Hydra's launcher would wait for results, which are records here; and what sbatch says is said once.
-        unwatched = mock.patch.object(SlurmJob, "results", lambda job: [None])
+        unwatched = mock.patch.object(SlurmJob, "results", return_value=[None])
         try:
             with unwatched, contextlib.redirect_stderr(io.StringIO()):
                 _launch(self.sweep, self._words, count, self._started)
@@ -338,7 +342,7 @@ def make_launcher(sweep: Path, launch: Launch, words: list[str], device: str, ru
     """The launcher that `launch` names, for so many runs; it has started nothing yet."""
     if launch.launcher == "local":
         return Local(sweep, launch, device)
-    return {"slurm": Slurm, "ray": Ray}[launch.launcher](sweep, launch, words, runs)
+    return (Slurm if launch.launcher == "slurm" else Ray)(sweep, launch, words, runs)
 
 
 def run_executor(_: Any, sweep: str) -> int:

@@ -1,24 +1,33 @@
-"""What a command would do: done, failed, missing or blocked, and what it would cost. Runs nothing and needs no torch.
+"""What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing, needs no torch.
 
 python -m runs.plan paper=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
+python -m runs.plan paper=table2_base --watch      again and again while a sweep runs, here or on a cluster
 """
 
+import contextlib
 import math
 import statistics
+import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import tasks
+from runs import launch
+from runs.begun import read_progress
+from runs.claims import claims_folder
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
-from runs.record import Ledger, Record, read_ledger, run_folder
+from runs.record import Ledger, Record, read_ledger, read_record, records_folder, run_folder
 from runs.starts import start_file
-from runs.text import duration, megabytes
+from runs.text import duration, megabytes, shown
 
-MARKS = {"failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
+MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
 LEGEND = {
+    "*": "running",
     "f": "failed (the same command tries again)",
     "d": "diverged (a result)",
     "r": "begun, goes on from its checkpoint",
@@ -29,20 +38,35 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and where it stands: done, diverged, failed, partial, missing, blocked or unknown; `why` in one line."""
+    """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why` in one line.
+
+    progress: of one that runs, the last event of its training (runs/train.py), and on which host.
+    """
 
     run: Run
     state: str
     why: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
 
 
 @one_look()
 def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     """Where each run stands, from the ledger and the files on this machine alone."""
-    return [_state(run, ledger) for run in runs]
+    held = running(runs[0].config["output"]) if runs else set()
+    return [_state(run, ledger, held) for run in runs]
 
 
-def _state(run: Run, ledger: Ledger) -> Planned:
+def running(output: str) -> set[str]:
+    """The runs whose executors gave a sign of life within the last minute. To show, by the clock: nothing is decided by it."""
+    found = set()
+    for path in claims_folder(output).glob("*.*"):
+        with contextlib.suppress(OSError):
+            if abs(time.time() - path.stat().st_mtime) < 60:
+                found.add(path.stem)
+    return found
+
+
+def _state(run: Run, ledger: Ledger, held: set[str]) -> Planned:
     try:
         found = run_id(run)
     except (UserError, tasks.DataError) as error:
@@ -52,6 +76,8 @@ def _state(run: Run, ledger: Ledger) -> Planned:
     record = ledger.records.get(found)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
+    if found in held:
+        return Planned(run, "running", progress=read_progress(run.config["output"], found))
     folder = run_folder(run.config["output"], found)
     if run.config["init_from"]:
         try:
@@ -99,8 +125,9 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     if used:
         lines.append("; ".join(f"{mark}: {LEGEND[mark]}" for mark in LEGEND if mark in used))
     totals = Counter(p.state for p in planned)
-    order = ("done", "diverged", "failed", "partial", "missing", "blocked", "unknown")
+    order = ("done", "diverged", "running", "failed", "partial", "missing", "blocked", "unknown")
     lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
+    lines += [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
     for state in ("failed", "blocked", "unknown"):
         reasons: Counter[str] = Counter()
@@ -111,25 +138,57 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     return "\n".join(lines)
 
 
+def progress_words(event: dict[str, Any]) -> str:
+    """How a run stands, in a few words: epoch, metric, time left, host."""
+    words = [str(event.get("phase", "begins"))]
+    if "epoch" in event:
+        words = [f"epoch {event['epoch']}/{event['epochs']}"]
+        if event["metric"] is not None:
+            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
+            words.append(f"{event['metric_name']} {now} (best {best})")
+    if "of" in event:
+        words.append(f"{event['done']}/{event['of']}")
+    if event.get("seconds_left") is not None:
+        words.append(f"left: {duration(event['seconds_left'])}")
+    return ", ".join(words) + (f" (on {event['host']})" if "host" in event else "")
+
+
 def cost(planned: list[Planned], ledger: Ledger) -> str:
-    """Time and disk that are left on one device, from finished runs of the same model and task."""
-    coming = [p.run for p in planned if p.state not in ("done", "diverged", "blocked")]
+    """Time and disk that are left, from finished runs of the same model and task, and from what running ones say."""
+    coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
     # A run that waits for one of these can be done after it, by the same command.
-    left = [*coming, *(p.run for p in planned if p.state == "blocked" and p.run.start in coming)]
+    left = [*coming, *(p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming])]
     if not left:
         return "nothing left to do" if all(p.state != "blocked" for p in planned) else "nothing that can be done yet"
     done = [record for record in ledger if record["status"] == "done"]
-    guesses = [(run, guess) for run in left if (guess := _like(run, done))]
-    if not guesses:
+    likes = [_like(p.run, done) for p in left]
+    guesses = [_time_left(p, like) for p, like in zip(left, likes, strict=True)]
+    known = [seconds for seconds in guesses if seconds is not None]
+    if not known:
         return "no estimate: none of these models and tasks has a finished run yet"
-    seconds = sum(statistics.median(_seconds(run, r) for r in guess) for run, guess in guesses)
-    size = sum(
-        statistics.median(r["cost"]["adapter_bytes"] + 4 * r["parameters"]["head"] for r in guess) for _, guess in guesses
+    basis = {record["id"] for like in likes for record in like}
+    share = "" if len(known) == len(left) else f" for {len(known)} of the {len(left)} runs left"
+    words = f"est. {duration(sum(known))} left on one device{share}"
+    words += f" (from {len(basis)} finished run{'s' * (len(basis) > 1)})" if basis else ""
+    at_once = sum(p.state == "running" for p in left)
+    if at_once > 1:
+        words += f", {duration(max(sum(known) / at_once, *known))} with {at_once} at once as now"
+    return words + (
+        f", {megabytes(sum(statistics.median(map(_bytes, like)) for like in likes if like))} on disk" if basis else ""
     )
-    basis = len({r["id"] for _, guess in guesses for r in guess})
-    share = "" if len(guesses) == len(left) else f" for {len(guesses)} of the {len(left)} runs left"
-    time = f"est. {duration(seconds)} left on one device{share} (from {basis} finished run{'s' * (basis > 1)})"
-    return f"{time}, {megabytes(size)} of adapters and heads"
+
+
+def _time_left(planned: Planned, like: list[Record]) -> float | None:
+    """Seconds, as a running one says itself, or else from finished runs."""
+    says = planned.progress.get("seconds_left")
+    return says if says is not None or not like else statistics.median(_seconds(planned.run, record) for record in like)
+
+
+def _bytes(record: Record) -> int:
+    """What a finished run takes on disk: by its folder, or where that is elsewhere, by its adapter and head."""
+    folder = run_folder(record["config"]["output"], record["id"])
+    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return sum(files) or int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
 
 
 def _like(run: Run, done: list[Record]) -> list[Record]:
@@ -153,17 +212,50 @@ def _seconds(run: Run, record: Record) -> float:
     return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch) + decoding)
 
 
+def text(planned: list[Planned], ledger: Ledger) -> str:
+    """The whole plan of a command."""
+    runs = [p.run for p in planned]
+    first = [run for run in starts(runs) if run not in runs]
+    return show(planned, ledger, f"paper={runs[0].paper}" if runs[0].paper else "plan", plan(first, ledger))
+
+
+def watch(runs: list[Run], every: float = 2.0) -> None:
+    """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or Ctrl-C."""
+    output, live, before = runs[0].config["output"], sys.stdout.isatty(), ""
+    ledger, stamps = Ledger(), dict[str, int]()
+    while True:
+        for path in records_folder(output).glob("*.json"):  # a ledger of thousands is read once, and then what is new
+            stamp = path.stat().st_mtime_ns
+            if stamps.get(path.name) != stamp:
+                stamps[path.name] = stamp
+                with contextlib.suppress(ValueError):
+                    record = read_record(path)
+                    ledger.records[record["id"]] = record
+        planned = plan(runs, ledger)
+        now = text(planned, ledger)
+        if now != before:
+            before = now
+            clear = "\x1b[H\x1b[2J" if live else ""
+            print(f"{clear}{now}" + ("\n\nCtrl-C ends the watch, not the sweep" if live else "\n"), flush=True)
+        if not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}:
+            return
+        time.sleep(every)
+
+
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    runs = expand([word for word in arguments if word not in ("-m", "--multirun")])
-    first = [run for run in starts(runs) if run not in runs]
+    _, _, words = launch.take([word for word in arguments if word not in ("-m", "--multirun", "--watch")])
+    runs = expand(words)
+    if "--watch" in arguments:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(runs)
+        return 0
     ledger = read_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
     for problem in ledger.problems:
         print(f"left out: {problem}")
-    title = f"paper={runs[0].paper}" if runs[0].paper else "plan"
-    print(show(plan(runs, ledger), ledger, title, plan(first, ledger)))
+    print(text(plan(runs, ledger), ledger))
     return 0
 
 

@@ -3,7 +3,7 @@
 No torch and no Hydra: analysis/ reads the ledger through this file.
 
 A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in words;
-since schema 2); cell (paper preset, row, model, task, seed);
+since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task, seed);
 label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
 recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data (content
 hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
@@ -16,7 +16,9 @@ adapter bytes); predictions (hash of the best and of the last epoch's); deviatio
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes.
 """
 
+import contextlib
 import errno
+import gc
 import json
 import os
 import socket
@@ -25,6 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 SCHEMA = 2
 #: From each older schema to the next.
@@ -46,6 +50,11 @@ def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
     """The settings of a part of the configuration (train, task) that tell runs apart."""
     later = LATER[part]
     return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
+
+
+def is_trial(config: dict[str, Any]) -> bool:
+    """Whether a run was stopped early by train.max_steps, or judged on training rows (task.holdout): no result."""
+    return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
 
 
 def cache_folder() -> Path:
@@ -136,7 +145,8 @@ def record_text(record: Record) -> str:
 def read_record(path: Path) -> Record:
     """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
     try:
-        record = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            record = orjson.loads(file.read())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a record ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("id"), str) or type(record.get("schema")) is not int:
@@ -167,14 +177,28 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     folders = [("ours", records_folder(output))]
     if published and PUBLISHED.is_dir():
         folders += [(folder.name, folder) for folder in sorted(PUBLISHED.iterdir()) if folder.is_dir()]
-    for origin, folder in folders:
-        for path in sorted(folder.glob("*.json")):
-            try:
-                record = read_record(path)
-            except ValueError as error:
-                ledger.problems.append(str(error))
-                continue
-            if record["id"] not in ledger.records:
-                ledger.records[record["id"]] = record
-                ledger.origin[record["id"]] = origin
+    with _no_garbage():
+        for origin, folder in folders:
+            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+            for path in (folder / name for name in names if name.endswith(".json") and not name.startswith(".")):
+                try:
+                    record = read_record(path)
+                except ValueError as error:
+                    ledger.problems.append(str(error))
+                    continue
+                if record["id"] not in ledger.records:
+                    ledger.records[record["id"]] = record
+                    ledger.origin[record["id"]] = origin
     return ledger
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Without the search for cycles, which JSON has none of: over thousands of records it takes longer than reading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -14,7 +14,7 @@ from types import FrameType
 import tasks
 from runs import models
 from runs.begun import read_progress
-from runs.claims import Heart, Watcher
+from runs.claims import Watcher, held
 from runs.config import Run
 from runs.display import Board, Display, result_words
 from runs.errors import UserError, is_users
@@ -171,13 +171,7 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
             continue
         begun = time.monotonic()
         if first:
-            watcher = Watcher(job.run.config["output"], plan.lease_seconds)
-            claim = watcher.take(job.id)
-            while claim is None:
-                display.show({"phase": "waiting for another process that does this run"})
-                time.sleep(min(1.0, plan.lease_seconds / 8))
-                claim = watcher.take(job.id)
-            with Heart(claim, plan.lease_seconds):
+            with held(job.run.config["output"], job.id, plan.lease_seconds) as claim:
                 record = train(job.run, job.id, display.show, claim)
         else:
             record = train(job.run, job.id, display.show)
@@ -222,7 +216,8 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
                     pending.remove(job)
             busy = [job for job in pending if watcher.holder(job.id)]
             empty = 0 if len(pending) < count or busy else empty
-            free = [job for job in pending if job not in busy or watcher.free(job.id)]
+            waiting = [job for job in pending if any(other.run == job.run.start for other in pending)]
+            free = [job for job in pending if job not in waiting and (job not in busy or watcher.free(job.id))]
             alive = launcher.alive()
             wanted = min(launcher.size, len(free) + alive) - alive
             if free and wanted > 0:

@@ -38,6 +38,7 @@ from runs.config import CONF, GROUPS, Run, expand, with_starts
 from runs.errors import UserError, entry_point
 from runs.executor import start_fork_server
 from runs.identity import hash_of
+from runs.launch import Launch
 from runs.record import Record, write_atomically
 from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
 from runs.text import LESS_IS_BETTER, duration, shown
@@ -208,7 +209,7 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         left = f"  left: {duration(pace * (total - number + 1))}" if number > done + 1 else ""
         print(f"[trial {number}/{total}] {' '.join(cell.words_of(point))}{left}", flush=True)
         runs = cell.trials[point]
-        outcome = sweep(with_starts(runs), part=True)
+        outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking="off"))
         trial.set_user_attr("runs", [settled_id(run) for run in runs])
         if outcome.failed:
             study.tell(trial, state=TrialState.FAIL)

@@ -4,6 +4,8 @@ import os
 
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor does a run tell Weights & Biases anything, whoever is logged in here: test_tracking.py says otherwise for its own.
+os.environ["WANDB_MODE"] = "disabled"
 
 import signal
 from pathlib import Path

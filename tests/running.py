@@ -1,11 +1,18 @@
-"""Runs in this process, and their records, for tests."""
+"""Runs in this process, commands in others, and their records, for tests."""
 
 import copy
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.train import train
+
+ROOT = Path(__file__).parents[1]
 
 
 def do(words):
@@ -28,3 +35,34 @@ def comparable(record):
 
 def elsewhere(words, **changes):
     return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
+
+
+def call(module, *words, check=None, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def output_of(words) -> str:
+    return next(w.partition("=")[2] for w in words if w.startswith("output="))
+
+
+class ForkNow:
+    """A context that forks this process, so that a child sees what the test has replaced."""
+
+    def __init__(self):
+        self.context = multiprocessing.context.ForkContext()
+
+    def set_forkserver_preload(self, modules):
+        pass
+
+    def __getattr__(self, name):
+        return getattr(self.context, name)

@@ -9,32 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from running import elsewhere
+from running import ROOT, ForkNow, call, elsewhere, output_of
 
 from runs import config, evaluate, executor, plan, publish, sweep
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-
-ROOT = Path(__file__).parents[2]
-
-
-def call(module, *words, check=None, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if check is not None:
-        assert done.returncode == check, done.stdout + done.stderr
-    return done
-
-
-def output_of(words) -> str:
-    return next(w.partition("=")[2] for w in words if w.startswith("output="))
 
 
 def test_a_sweep_runs_skips_and_survives_a_failure(words):
@@ -198,21 +178,6 @@ def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkey
     assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
     assert "killed (signal 9; out of memory?)" in outcome.failed[0][1]
     assert read_record(record_path(output_of(words), run_id(runs[0])))["status"] == "failed"
-
-
-class ForkNow:
-    """A context that forks this process, so that a child sees what the test has replaced."""
-
-    def __init__(self):
-        import multiprocessing
-
-        self.context = multiprocessing.context.ForkContext()
-
-    def set_forkserver_preload(self, modules):
-        pass
-
-    def __getattr__(self, name):
-        return getattr(self.context, name)
 
 
 # --- plan, publish, evaluate

@@ -1,0 +1,153 @@
+"""Builds a workspace of Weights & Biases for the tables, from the same definitions as analysis.tables.
+
+    python -m analysis.dashboard [--entity NAME] [--project vera-bench] [--output outputs]    (make dashboard)
+    python -m analysis.dashboard --json FILE     (or -: to the terminal) what it would save, without W&B
+
+A section for each table: the table itself as the records give it, and for each of its columns the dev metric by epoch and
+the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved before. What a run
+is called in W&B, and under which names its numbers are there, is in runs/tracking.py.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from analysis.tables import SCORES, TABLES, Table
+from runs.record import Ledger, read_ledger, write_atomically
+from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
+
+#: Panels for the numbers that tables show.
+NUMBERS = {"best": "best epoch", "last": "last epoch", "train_seconds": "seconds of training", "peak_memory_bytes": "memory"}
+NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
+#: W&B shows ten runs a panel unless told otherwise; a table has up to 250.
+RUNS_SHOWN = 1000
+COLUMNS = [
+    *("summary:status", "summary:best", "summary:last", "summary:best_epoch", "summary:metric"),
+    *("summary:parameters/adapter", "config:train.value.lr", "config:cell.value.seed"),
+]
+
+
+def workspace(ledger: Ledger, entity: str, project: str) -> Any:
+    """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
+    import wandb_workspaces.workspaces as ws
+
+    tables = [(name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None)]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="vera-bench: the paper's tables",
+        sections=[_section(name, table, ledger) for name, table in tables],
+        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
+        runset_settings=ws.RunsetSettings(
+            filters="Tags() not in ['trial']",
+            groupby=[ws.Metric("Group")],
+            order=[ws.Ordering(ws.Metric("Group"))],
+            pinned_columns=COLUMNS,
+        ),
+    )
+
+
+def _section(name: str, table: Table, ledger: Ledger) -> Any:
+    """A table's section: open where there are records of its own."""
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median", "groupby_rangefunc": "minmax"}
+    alike |= {"max_runs_to_show": RUNS_SHOWN}
+    panels: list[Any] = [wr.MarkdownPanel(markdown=_words(name, table))]
+    for task, label in table.tasks.items():
+        cell = cell_key(table.model, task)
+        panels.append(wr.LinePlot(title=f"{label}: dev metric by epoch", x="epoch", y=[f"{cell}/dev"], **alike))
+        for number in table.shows:
+            title, metric = f"{label}: {NUMBERS[number]}", f"{cell}/{number}"
+            panels.append(wr.BarPlot(title=title, metrics=[metric], max_bars_to_show=100, **alike))
+            if number in ("best", "last"):
+                x, y = wr.SummaryMetric("parameters/adapter"), wr.SummaryMetric(metric)
+                panels.append(wr.ScatterPlot(title=f"{title} by trainable parameters", x=x, y=y, log_x=True))
+    ours = any(r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks for r in ledger)
+    layout = ws.SectionLayoutSettings(columns=3, rows=3)
+    return ws.Section(name=table.title, panels=panels, is_open=ours, layout_settings=layout)
+
+
+def _words(name: str, table: Table) -> str:
+    """The table as it is in the records, and what the panels beside it are."""
+    return (
+        f"{table.render('md')}\n\n"
+        f"Made from the records on {time.strftime('%Y-%m-%d')}; `python -m analysis.tables {name}` makes it anew. "
+        "The panels are W&B's view of the runs that were sent to it: one line or bar a cell (row@model@task), W&B's own median "
+        "over its runs, whatever their settings; it samples long histories, and its own panels show means. "
+        "Numbers for a paper come from the records."
+    )
+
+
+def spec(workspace: Any) -> dict[str, Any]:
+    """The workspace as W&B stores it, without asking W&B."""
+    view = workspace._to_model()
+    found: dict[str, Any] = view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": found}
+
+
+def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
+    """Saves the workspace to W&B, in place of the one saved before; its address."""
+    import wandb
+    import wandb_workspaces.workspaces as ws
+
+    entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+    if not entity:
+        raise ValueError("no entity: name one with --entity (ENTITY=)")
+    made = workspace(ledger, entity, project)
+    remembered = Path(output) / "wandb" / "dashboard.url"
+    try:
+        before = ws.Workspace.from_url(remembered.read_text().strip())
+        if (before.entity, before.project) == (entity, project):
+            before.name, before.sections = made.name, made.sections
+            before.settings, before.runset_settings = made.settings, made.runset_settings
+            made = before
+    except Exception:  # none was saved, or it has been deleted
+        pass
+    made.save()
+    write_atomically(remembered, f"{made.url}\n")
+    return str(made.url)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the workspace here, and do not save it to W&B")
+    parser.add_argument("--entity", help="the user or team it belongs to (WANDB_ENTITY, or the user's own)")
+    parser.add_argument("--project", default=project(), help="(WANDB_PROJECT, or vera-bench)")
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
+    options = parser.parse_args(arguments)
+    if not options.json and not logged_in():
+        print(f"error: not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY", file=sys.stderr)
+        return 2
+    if not options.json and (why := unreachable()):
+        print(f"error: {base_url()} cannot be reached ({why})", file=sys.stderr)
+        return 2
+    os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    ledger = read_ledger(options.output)
+    try:
+        if options.json:
+            made = workspace(ledger, options.entity or os.environ.get("WANDB_ENTITY") or "", options.project)
+            text = json.dumps(spec(made), indent=1) + "\n"
+            if options.json == "-":
+                print(text, end="")
+            else:
+                write_atomically(Path(options.json), text)
+        else:
+            print(f"Dashboard: {save(ledger, options.entity, options.project, options.output)}")
+    except Exception as error:
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"error: the dashboard was not saved ({words})", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""The workspace of Weights & Biases for the tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wandb_server import good, refusing
+
+from analysis import dashboard, tables
+from runs.record import Ledger
+from runs.tracking import points_of, summary_of
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own affair
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch, tmp_path):
+    for key in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT", "NETRC"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", refusing())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+
+
+def record(task="reviews", model="minilm", row="vera", seed=0):
+    both = {"best": 0.8, "best_epoch": 1.0, "last": 0.7}
+    return {
+        "schema": 1,
+        "id": f"{model}-{row}-{task}-{seed}",
+        "status": "done",
+        "error": None,
+        "cell": {"paper": None, "row": row, "model": model, "task": task, "seed": seed},
+        "label": {"row": row, "model": "MiniLM", "task": "reviews"},
+        "config": {"train": {}, "method": {"kind": row}, "task": {"name": task}, "seed": seed},
+        "recipe": {"name": "r"},
+        "model": "hash",
+        "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
+        "parameters": {"adapter": 7680, "head": 10, "formula": 7680},
+        "curve": {"epoch": [1.0, 2.0], "step": [1, 2], "train_loss": [0.5, 0.4], "metric": [0.8, 0.7]},
+        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "unbiased": both}},
+        "cost": {"train_seconds": 1.0, "evaluate_seconds": 1.0, "adapter_bytes": 1, "peak_memory_bytes": 1},
+        "deviations": [],
+    }
+
+
+def ledger_of(*records):
+    return Ledger({r["id"]: r for r in records}, {r["id"]: "ours" for r in records})
+
+
+def sections_of(ledger):
+    spec = dashboard.spec(dashboard.workspace(ledger, "me", "vera-bench"))["spec"]["section"]
+    return {section["name"]: section for section in spec["panelBankConfig"]["sections"]}, spec
+
+
+def names_in(section):
+    """The names of logged numbers that a section's panels show."""
+    configs = [panel["config"] for panel in section["panels"][1:]]
+    names = [name for config in configs for name in (*config.get("metrics", []), config.get("yAxis"))]
+    return [name.removeprefix("summary:") for name in names if name]
+
+
+def test_every_table_has_a_section_with_its_own_tasks():
+    ledger = ledger_of(record())
+    sections, spec = sections_of(ledger)
+    made = [table for make in tables.TABLES.values() for table in make(ledger, "paper", None)]
+    assert list(sections) == [table.title for table in made]
+    assert len(sections) == 13  # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 12, 13, and the demo
+    base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
+    assert [f"cells/roberta_base/{task}/dev" for task in tables.GLUE] == [n for n in names_in(base) if n.endswith("/dev")]
+    assert "cells/gpt2_medium/e2e/rouge_l" in names_in(sections["Table 3, GPT-2 medium: E2E NLG"])
+    assert "cells/vit_base/food101/last" in names_in(sections["Table 5, ViT-B/16: 10 training images a class"])
+    demo = sections["reviews (MiniLM, median over the seeds there are): dev accuracy"]
+    assert demo["isOpen"]
+    assert not base["isOpen"]
+    # One group a cell, by the median; trials are left out, as from the tables.
+    for panel in (p["config"] for s in sections.values() for p in s["panels"] if "metrics" in p["config"]):
+        assert (panel["groupBy"], panel["groupAgg"]) == ("group", "median")
+    (runs,) = spec["runSets"]
+    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+    (only,) = runs["filters"]["filters"]
+    assert (only["key"]["name"], only["op"], only["value"]) == ("tags", "NIN", ["trial"])
+
+
+def test_a_panel_asks_for_what_a_run_logs():
+    """The names on both sides: a panel that asks for another one would stay empty."""
+    done = record()
+    logged = set(summary_of(done)) | {name for point in points_of(done) for name in point}
+    sections, _ = sections_of(ledger_of(done))
+    demo = next(section for name, section in sections.items() if name.startswith("reviews"))
+    assert names_in(demo)
+    assert set(names_in(demo)) <= logged
+    assert {"epoch", "parameters/adapter"} <= logged
+
+
+def test_each_section_holds_the_table_from_the_records():
+    sections, _ = sections_of(ledger_of(record()))
+    demo = next(section for name, section in sections.items() if name.startswith("reviews"))
+    words = demo["panels"][0]["config"]["value"]
+    assert "|     80.0 |" in words
+    assert "`python -m analysis.tables demo`" in words
+    assert "Numbers for a paper come from the records" in words
+
+
+def test_json_needs_no_network_and_no_login(tmp_path, capsys):
+    file = tmp_path / "dashboard.json"
+    assert dashboard.main(["--json", str(file), "--entity", "team"]) == 0
+    assert json.loads(file.read_text())["entity"] == "team"
+    assert dashboard.main(["--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["project"] == "vera-bench"
+
+
+def test_errors_are_one_line_and_exit_code_2(monkeypatch, capsys):
+    assert dashboard.main([]) == 2
+    assert "Run `wandb login`, or set WANDB_API_KEY" in one_line(capsys)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert dashboard.main([]) == 2
+    assert "cannot be reached (Connection refused)" in one_line(capsys)
+    monkeypatch.setattr(dashboard, "unreachable", lambda: "")
+    monkeypatch.setattr(dashboard, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore")))
+    assert dashboard.main([]) == 2
+    assert "the dashboard was not saved (no such team)" in one_line(capsys)
+
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
+    """In processes of their own: wandb keeps an address for the life of one."""
+    with good() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        command = [sys.executable, "-m", "analysis.dashboard", "--output", str(tmp_path / "outputs"), "--project", "p"]
+        said = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    saved = [told["variables"] for told in server.told if "upsertView" in told["query"]]
+    assert [view.get("id") for view in saved] == [None, "VjE="]
+    assert (saved[0]["entityName"], saved[0]["projectName"]) == ("me", "p")
+    assert said[0] == said[1]
+    assert said[0].startswith(f"Dashboard: {server.url}/me/p?nw=")
+    assert said[0].count("\n") == 1
+    sections = json.loads(saved[1]["spec"])["section"]["panelBankConfig"]["sections"]
+    assert "Table 2, RoBERTa-base: GLUE dev sets" in [section["name"] for section in sections]
+
+
+def test_tables_do_without_wandb():
+    code = "import analysis.tables, analysis.dashboard, sys; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,230 @@
+"""Leases: one owner at a time, whatever clocks do; a late one is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import claims
+from runs.claims import Heart, LostClaimError, Watcher, generations, held
+from runs.record import SCHEMA, link_or_fail, read_record, record_path, write_record
+
+LEASE = 20.0
+
+
+class Clock:
+    """In the place of this process's monotonic clock."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(claims.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(claims, "_boot", lambda: None)  # as if the owner were on another machine
+    return Clock(monkeypatch)
+
+
+def look(watcher, clock, seconds, step=1.0):
+    """Looks every `step` seconds; the claim, once it is given."""
+    for _ in range(int(seconds / step)):
+        clock.now += step
+        claim = watcher.take("run")
+        if claim:
+            return claim
+    return None
+
+
+def done(run_id="run", **more):
+    return {"schema": SCHEMA, "id": run_id, "status": "done", "tries": [], **more}
+
+
+def test_a_run_has_one_owner_until_it_is_released(tmp_path):
+    first, second = Watcher(tmp_path, LEASE), Watcher(tmp_path, LEASE)
+    claim = first.take("run")
+    claim.check()
+    assert second.take("run") is None
+    assert first.take("run") is None  # nor the same executor again
+    assert second.holder("run")["pid"] == os.getpid()
+    claim.release()
+    assert not list(tmp_path.glob("claims/*"))
+    assert second.take("run").generation == 1
+
+
+def test_of_many_that_come_at_once_one_has_it(tmp_path):
+    for number in range(40):
+        barrier, taken = threading.Barrier(8), []
+
+        def come(number=number, barrier=barrier, taken=taken):
+            watcher = Watcher(tmp_path, LEASE)
+            barrier.wait()
+            taken.append(watcher.take(f"run{number}"))
+
+        threads = [threading.Thread(target=come) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        owners = [claim for claim in taken if claim]
+        assert len(owners) <= 1  # two that see each other may both withdraw, and come again
+        for claim in owners:
+            claim.check()
+            assert generations(claim.path.parent, claim.run_id) == [claim.generation]
+
+
+def test_a_silent_owner_is_followed_and_one_that_lives_is_not(tmp_path, clock):
+    owner = Watcher(tmp_path, LEASE).take("run")
+    watcher = Watcher(tmp_path, LEASE)
+    for beat in range(1, 10):
+        owner.beat(beat)
+        assert look(watcher, clock, LEASE - 2) is None
+    claim = look(watcher, clock, LEASE + 2)
+    assert claim.generation == 2
+    claim.check()
+    with pytest.raises(LostClaimError, match="taken over by another executor"):
+        owner.check()
+
+
+def test_wall_clocks_and_file_times_change_nothing(tmp_path, clock, monkeypatch):
+    owner = Watcher(tmp_path, LEASE).take("run")
+    watcher = Watcher(tmp_path, LEASE)
+    monkeypatch.setattr(claims.time, "time", lambda: 1e12)
+    os.utime(owner.path, (0, 0))
+    assert look(watcher, clock, LEASE - 2) is None
+    monkeypatch.setattr(claims.time, "time", lambda: 0.0)
+    os.utime(owner.path, (2e9, 2e9))
+    assert look(watcher, clock, 4) is not None
+
+
+def test_a_watcher_that_slept_gives_the_owner_its_chance(tmp_path, clock):
+    """A suspended machine wakes both: one long gap between two looks is no proof of silence."""
+    owner = Watcher(tmp_path, LEASE).take("run")
+    watcher = Watcher(tmp_path, LEASE)
+    assert watcher.take("run") is None
+    clock.now += 1e6
+    assert watcher.take("run") is None
+    owner.beat(1)
+    clock.now += 1e6
+    assert watcher.take("run") is None
+    owner.check()
+
+
+def test_a_late_owner_writes_nothing(tmp_path, clock):
+    owner = Watcher(tmp_path, LEASE).take("run")
+    claim = look(Watcher(tmp_path, LEASE), clock, LEASE + 3)
+    before = claim.path.read_bytes()
+    owner.beat(7)
+    assert claim.path.read_bytes() == before
+    for status in ("done", "failed"):
+        with pytest.raises(LostClaimError):
+            owner.write(tmp_path, done() | {"status": status})
+    assert not record_path(tmp_path, "run").exists()
+    claim.write(tmp_path, done(by="the new owner"))
+    owner.release()  # which leaves the new owner's lease be
+    claim.check()
+    claim.release()
+    # Even if it had not looked: the first finished record stays.
+    third = Watcher(tmp_path, LEASE).take("run")
+    with pytest.raises(LostClaimError, match="has a record already"):
+        third.write(tmp_path, done(by="a third"))
+    assert read_record(record_path(tmp_path, "run"))["by"] == "the new owner"
+
+
+def test_a_counter_never_lands_in_the_lease_of_a_later_owner(tmp_path, clock):
+    """Generation 1 is used again after a release: an executor that slept all the while still has the old file open."""
+    owner = Watcher(tmp_path, LEASE).take("run")
+    look(Watcher(tmp_path, LEASE), clock, LEASE + 3).release()
+    later = Watcher(tmp_path, LEASE).take("run")
+    assert later.path == owner.path
+    owner.beat(9)
+    assert json.loads(later.path.read_text())["beat"] == "0" * claims.WIDTH
+    with pytest.raises(LostClaimError):
+        owner.check()
+    later.check()
+
+
+def test_failed_and_damaged_records_are_replaced(tmp_path):
+    claim = Watcher(tmp_path, LEASE).take("run")
+    write_record(tmp_path, done() | {"status": "failed"})
+    claim.write(tmp_path, done())
+    assert read_record(record_path(tmp_path, "run"))["status"] == "done"
+    record_path(tmp_path, "run").write_text("{")
+    claim.write(tmp_path, done())
+    assert read_record(record_path(tmp_path, "run"))["status"] == "done"
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
+
+
+def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
+    script = (
+        f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-uc", script],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "has it\n"
+    watcher = Watcher(tmp_path, 1000)
+    assert watcher.take("run") is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if claims._boot() is None:
+        pytest.skip("this system does not tell which processes live")
+    assert watcher.take("run").generation == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe garbage", b'{"beat": "000000000000"}', b"[1]"])
+def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, clock):
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    (folder / "run.1").write_bytes(content)
+    (folder / "run.x").write_bytes(content)
+    watcher = Watcher(tmp_path, LEASE)
+    assert look(watcher, clock, LEASE - 2) is None
+    assert look(watcher, clock, 5).generation == 2
+
+
+def test_a_heart_beats_and_hears_of_its_loss(tmp_path, monkeypatch):
+    claim = Watcher(tmp_path, 0.3).take("run")
+    with Heart(claim, 0.3) as heart:
+        begun = time.monotonic()
+        while json.loads(claim.path.read_text())["beat"] < "000000000003":
+            assert time.monotonic() < begun + 30
+            time.sleep(0.01)
+        assert not heart.lost
+        link_or_fail(claim.path.with_suffix(".2"), '{"beat": "000000000000", "token": "another"}')
+        while not heart.lost:
+            assert time.monotonic() < begun + 60
+            time.sleep(0.01)
+
+
+def test_whoever_wants_it_next_waits_and_says_for_whom(tmp_path, capsys):
+    claim = Watcher(tmp_path, 8.0).take("answers")
+    threading.Timer(0.5, claim.release).start()
+    with held(tmp_path, "answers", 8.0):
+        assert f"answers: process {os.getpid()} on " in capsys.readouterr().out
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_file_is_created_whole_and_once(tmp_path, monkeypatch):
+    link_or_fail(tmp_path / "a", "first")
+    with pytest.raises(FileExistsError):
+        link_or_fail(tmp_path / "a", "second")
+
+    def no_links(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("runs.record.os.link", no_links)
+    link_or_fail(tmp_path / "b", "first")
+    with pytest.raises(FileExistsError):
+        link_or_fail(tmp_path / "b", "second")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "first", "b": "first"}

@@ -1,0 +1,497 @@
+"""Executors and launchers: how runs end, what is tried again, and who starts what. Slurm and Ray for real, where they are."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, ForkNow, call, comparable, do, elsewhere, output_of
+
+from runs import executor, launch, plan, sweep
+from runs.begun import write_progress
+from runs.claims import Heart, LostClaimError, Watcher
+from runs.config import expand
+from runs.errors import UserError
+from runs.executor import cause_of, with_less_memory
+from runs.identity import run_id
+from runs.record import Ledger, read_record, record_path, run_folder, write_record
+from runs.train import Training
+
+
+@pytest.fixture
+def fork(monkeypatch):
+    """Children are forked from this process, so that they see what a test has replaced."""
+    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
+
+
+def records_of(words):
+    return [read_record(record_path(output_of(words), run_id(run))) for run in expand(words)]
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "runs", *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(there, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# --- what is tried again
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
+        (OSError(errno.EACCES, "Permission denied"), "mistake"),
+        (UserError("no"), "mistake"),
+        (LostClaimError("gone"), "lost"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "device"),
+        (RuntimeError("shapes do not fit"), "error"),
+    ],
+)
+def test_the_cause_of_an_error(error, cause):
+    assert cause_of(error)[0] == cause
+
+
+def test_less_memory_is_half_the_rows_at_once_until_there_is_one():
+    config = {"micro_batch": None, "eval_batch": 64, "train": {"effective_batch": 24}}
+    assert with_less_memory(config, "training, first step") == ("micro_batch", 24, 12)
+    assert with_less_memory(config | {"micro_batch": 3}, "training") == ("micro_batch", 3, 1)
+    assert with_less_memory(config | {"micro_batch": 64}, "training") == ("micro_batch", 24, 12)
+    assert with_less_memory(config | {"micro_batch": 1}, "training") is None
+    assert with_less_memory(config, "evaluating") == ("eval_batch", 64, 32)
+    assert with_less_memory(config, "decoding (last epoch)") == ("eval_batch", 64, 32)
+    assert with_less_memory(config, "loading") is None  # the model alone is too large
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(words, fork, monkeypatch, tmp_path, capsys):
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    collate = Training.batch
+
+    def too_much(self, split, rows):
+        if len(rows) > (2 if split == "train" else 6):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return collate(self, split, rows)
+
+    monkeypatch.setattr(Training, "batch", too_much)
+    tight = [*words, "eval_batch=16"]
+    assert sweep.sweep(expand(tight)).exit_code == 0
+    printed = capsys.readouterr().out
+    assert "out of memory: tried again with micro-batch 4" in printed
+    assert "out of memory: tried again with micro-batch 2" in printed
+    (record,) = records_of(tight)
+    assert record["config"]["micro_batch"] == 2
+    assert record["effective_batch"] == straight["effective_batch"] == 8
+    assert record["tries"] == ["out of memory"] * 4
+    assert record["deviations"][-2:] == [
+        "micro-batch 2, since memory ran out at 4; the effective batch stays",
+        "evaluation batch 4, since memory ran out at 8",
+    ]
+    assert record["curve"]["train_loss"] == pytest.approx(straight["curve"]["train_loss"], abs=1e-5)
+    assert not (run_folder(output_of(words), record["id"]) / "tries.json").exists()
+
+
+def test_memory_that_one_row_exceeds_is_a_failure(words, fork, monkeypatch):
+    def too_much(self, split, rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "batch", too_much)
+    outcome = sweep.sweep(expand(words))
+    assert outcome.exit_code == 1
+    (record,) = records_of(words)
+    assert (record["status"], record["error"]) == ("failed", "out of memory")
+    assert record["tries"] == ["out of memory"] * 3  # 8, 4, 2
+
+
+def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_path, capsys):
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    end_epoch, once = Training.end_epoch, tmp_path / "once"
+
+    def kill_once(self):
+        if self.state["epoch"] == 1 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        end_epoch(self)
+
+    monkeypatch.setattr(Training, "end_epoch", kill_once)
+    assert sweep.sweep(expand(words)).exit_code == 0
+    (record,) = records_of(words)
+    assert comparable(record) == comparable(straight)
+    assert len(record["tries"]) == 1
+    assert "resuming at step 5 of 10" in capsys.readouterr().out
+
+
+def test_a_process_that_is_killed_with_its_record_written_is_done(words, fork, monkeypatch):
+    from runs import train
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(train, "clear", kill)
+    outcome = sweep.sweep(expand(words))
+    assert (outcome.done, outcome.failed) == (1, [])
+    (record,) = records_of(words)
+    assert record["tries"] == []
+    assert not (run_folder(output_of(words), record["id"]) / "checkpoint.safetensors").exists()
+
+
+def test_a_full_disk_is_waited_for(words, fork, monkeypatch, capsys):
+    """Once where the lease is to be written, once in the run itself."""
+    full = iter([OSError(errno.ENOSPC, "No space left on device")])
+    link, fsync, once = Watcher._create, os.fsync, Path(f"{output_of(words)}-once")
+
+    def no_lease(self, path):
+        for error in full:
+            raise error
+        return link(self, path)
+
+    def no_checkpoint(file):
+        if not once.exists() and "checkpoint" in os.readlink(f"/proc/self/fd/{file}"):
+            once.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(Watcher, "_create", no_lease)
+    monkeypatch.setattr("runs.checkpoint.os.fsync", no_checkpoint)
+    monkeypatch.setattr(executor, "ROOM", (0.1,))
+    assert sweep.sweep(expand(words)).done == 1
+    assert capsys.readouterr().out.count("No space left on device") == 2
+
+
+def test_a_diverged_run_is_kept_and_not_tried_again(words, fork, monkeypatch, capsys):
+    monkeypatch.setattr(Training, "step", lambda self, rows: float("nan"))
+    outcome = sweep.sweep(expand(words))
+    assert (outcome.exit_code, len(outcome.diverged)) == (0, 1)
+    assert records_of(words)[0]["status"] == "diverged"
+    assert re.search(r"diverged: VeRA .* seed 0: loss became nan at epoch 1, step 1 \(.*log.txt\)", capsys.readouterr().out)
+    assert sweep.sweep(expand(words)).skipped == 1
+
+
+def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(words, fork, monkeypatch):
+    tried = []
+    child = executor._child
+
+    def count(run, settled, claim, events):
+        with open(f"{output_of(words)}-tried", "a") as file:
+            file.write(f"{run.seed} ")
+        child(run, settled, claim, events)
+
+    monkeypatch.setattr(executor, "_child", count)
+    wrong = [w for w in words if not w.startswith("method.")] + ["method.sites=[qeury]", "seed=0,1"]
+    for times in (1, 2):
+        outcome = sweep.sweep(expand(wrong))
+        assert [run.seed for run, _, _ in outcome.failed] == [0, 1]
+        tried = Path(f"{output_of(words)}-tried").read_text().split()
+        assert tried == ["0", "1"] * times
+
+
+def test_a_run_that_took_ten_executors_with_it_is_given_up(words, fork, tmp_path):
+    (run,) = expand(words)
+    folder = Path(output_of(words)) / "claims"
+    folder.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    owner = {"beat": "0" * 12, "token": "x", "host": "here", "pid": dead.pid, "started": "1", "boot": executor_boot()}
+    (folder / f"{run_id(run)}.10").write_text(json.dumps(owner))
+    if owner["boot"] is None:
+        pytest.skip("this system does not tell which processes live")
+    outcome = sweep.sweep([run])
+    assert outcome.failed[0][1] == "10 executors fell silent over it"
+    assert not list(folder.iterdir())
+
+
+def executor_boot():
+    from runs.claims import _boot
+
+    return _boot()
+
+
+def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
+    """The executor was stopped for longer than its lease; the other one is done by the time it looks again."""
+    (run,) = expand(words)
+    end_epoch = Training.end_epoch
+
+    def lose(self):
+        if self.state["epoch"] == 1:
+            later = self.claim.path.with_suffix(".2")
+            later.write_text('{"beat": "000000000000", "token": "another"}')
+            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+            later.unlink()
+            self.claim.path.unlink()
+        end_epoch(self)
+
+    result = {"result": {"metric": "accuracy", "best": 1.0, "best_epoch": 1, "last": 1.0}}
+    monkeypatch.setattr(Training, "end_epoch", lose)
+    assert sweep.sweep([run]).exit_code == 0
+    assert read_record(record_path(output_of(words), run_id(run)))["result"]["best"] == 1.0
+
+
+# --- signals, and several executors
+
+
+def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
+    """SIGTERM in the middle of an epoch, as a scheduler sends it: the step is saved, not the five minutes before it."""
+    slow = [*words, "train.effective_batch=1", "train.epochs=8"]
+    (run,) = expand(slow)
+    process = start(*slow)
+    progress = run_folder(output_of(words), run_id(run)) / "progress.json"
+    wait_for(lambda: progress.is_file() and '"step"' in progress.read_text(), process)
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
+    assert "interrupted. Finished runs are kept; the same command goes on where it was." in printed
+    assert "Traceback" not in printed
+    assert (run_folder(output_of(words), run_id(run)) / "checkpoint.safetensors").is_file()
+    assert not list((Path(output_of(words)) / "claims").iterdir())
+    call("runs", *slow, check=0)
+    assert "resumed at step" in (run_folder(output_of(words), run_id(run)) / "log.txt").read_text()
+    assert comparable(records_of(slow)[0]) == comparable(do(elsewhere(slow, output=tmp_path / "straight")))
+
+
+def test_a_stop_within_an_evaluation_evaluates_again(words, monkeypatch, tmp_path):
+    """At the end of the last epoch, where no step is left to be done after it."""
+    from runs.train import StoppedError, train
+
+    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    (run,) = expand(words)
+    evaluate = Training.evaluate
+
+    def stop(self):
+        self.stop.wanted = self.state["epoch"] == 1
+        return evaluate(self)
+
+    monkeypatch.setattr(Training, "evaluate", stop)
+    with pytest.raises(StoppedError):
+        train(run, run_id(run), lambda event: None)
+    monkeypatch.setattr(Training, "evaluate", evaluate)
+    assert comparable(do(words)) == comparable(straight)
+
+
+def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path):
+    """launcher=local: one executor is killed with its run on, and one run fails."""
+    many = [*words, "seed=0,1,2", "train.epochs=12", "method.sites=[query],[qeury]", "lease_seconds=3"]
+    runs = expand([w for w in many if not w.startswith("lease_seconds")])
+    process = start(*many, "launcher=local", "runs_per_device=2")
+    wait_for(lambda: len(list(Path(output_of(words)).glob("claims/*"))) == 2, process)
+    holder = json.loads(next(Path(output_of(words)).glob("claims/*")).read_text())
+    os.kill(holder["pid"], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, printed
+    assert "0 already done, 6 to do: local" in printed
+    assert "3 done, 0 already there, 3 failed" in printed
+    assert len(re.findall(r"^  failed: .*no linear layer is a 'qeury' site.*log\.txt\)$", printed, re.MULTILINE)) == 3
+    found = [read_record(record_path(output_of(words), run_id(run))) for run in runs]
+    assert sorted(record["status"] for record in found) == ["done"] * 3 + ["failed"] * 3
+    assert not list((Path(output_of(words)) / "claims").iterdir())
+    again = call("runs", *many, check=1)  # another launcher: what is done stays, what failed is tried again
+    assert "0 done, 3 already there, 3 failed" in again.stdout
+
+
+def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch):
+    monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"):
+        sweep.sweep(expand(words), launch=launch.Launch("local"))
+
+
+# --- devices
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """A machine with two GPUs, by what nvidia-smi prints there."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+
+
+def test_devices_are_those_that_are_visible(two_gpus, monkeypatch):
+    assert launch.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
+    assert launch.devices("cpu") == ["cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert launch.devices("cuda") == ["GPU-bbbb"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,GPU-aaaa")
+    assert launch.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert launch.devices("auto") == ["cpu"]
+
+
+def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys):
+    names = launch.devices("auto")
+    first, second = launch.DeviceLease(names, 1), launch.DeviceLease(names, 1)
+    assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
+    first.use()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
+    shared = launch.DeviceLease(names, 2)
+    assert shared.name == "GPU-aaaa"
+    waits = iter([None])
+
+    def sleep(_):
+        next(waits)  # once: or the lease would not have been taken after the first one's end
+        second.release()
+
+    monkeypatch.setattr(launch.time, "sleep", sleep)
+    assert launch.DeviceLease(names, 1).name == "GPU-bbbb"
+    assert "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting" in capsys.readouterr().out
+
+
+def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
+    script = (
+        f"from runs import launch; launch.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
+        "lease = launch.DeviceLease(['x'], 1); print('has it', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "has it\n"
+    assert launch._lock("x.0") is None
+    process.kill()
+    process.wait()
+    assert launch._lock("x.0") is not None
+
+
+# --- words
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("launcher=slrum", "launcher=slrum: should be one of serial, local, slurm, ray"),
+        ("tracking=yes", "tracking=yes: should be one of online, offline, off, or null"),
+        ("runs_per_device=0", "runs_per_device and executors should be at least 1"),
+        ("lease_seconds=0", "lease_seconds=0: should be at least 1"),
+        ("executors=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray"),
+    ],
+)
+def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        launch.take([word])
+    assert "\n" not in str(caught.value)
+
+
+def test_hydras_own_settings_are_checked_before_anything_starts():
+    how, hydra, rest = launch.take(["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"])
+    assert (how.launcher, how.executors, hydra, rest) == ("slurm", 3, ["hydra.launcher.partition=gpu"], ["seed=1"])
+    with pytest.raises(UserError, match=r"hydra\.launcher\.partitoin"):
+        launch.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
+
+
+# --- the plan while a sweep runs
+
+
+def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
+    runs = expand([*words, "seed=0,1"])
+    output = output_of(words)
+    event = {"phase": "training", "epoch": 2, "epochs": 5, "step": 9, "steps": 25, "seconds_left": 61.0, "host": "node7"}
+    event |= {"metric_name": "accuracy", "metric": 0.75, "best": 0.8}
+    write_progress(output, run_id(runs[0]), event)
+    with Heart(Watcher(output, 30.0).take(run_id(runs[0])), 30.0):
+        shown = plan.text(plan.plan(runs, Ledger()), Ledger())
+        assert "0/2 *" in shown
+        assert "running 1 · missing 1" in shown
+        assert "running: VeRA r=8 on RTE, seed 0: epoch 2/5, accuracy 75.0 (best 80.0), left: 1m01s (on node7)" in shown
+        assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
+    assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
+
+    def finish(_):
+        for run in runs:
+            result = {"result": {"metric": "accuracy"}, "cell": {"model": run.model, "task": run.task, "row": run.row}}
+            write_record(output, {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+
+    monkeypatch.setattr(plan.time, "sleep", finish)
+    assert plan.main([*words, "seed=0,1", "--watch"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("missing 2") < printed.index("done 2")
+
+
+# --- Slurm and Ray, for real
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh."""
+    if not (os.environ.get("CI") or os.environ.get("SLURM_TEST")):
+        pytest.skip("a Slurm is started with CI=true or SLURM_TEST=1 only")
+    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
+    yield
+    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
+
+
+def jobs(name):
+    """Ids of a sweep's jobs that run."""
+    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=RUNNING", "--format=%i"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, words, tmp_path):
+    """Two jobs, one killed, one told that its time is over: another job goes on with what they had."""
+    many = [*words, "seed=0,1", "train.epochs=120"]
+    runs = expand(many)
+    process = start(*many, "launcher=slurm", "executors=2", "lease_seconds=5", "hydra.launcher.cpus_per_task=1")
+    folder = Path(output_of(words))
+    wait_for(lambda: len(list(folder.glob("runs/*/checkpoint.safetensors"))) == 2, process)
+    name = next(folder.glob("sweeps/*")).name
+    first, second = jobs(name)
+    subprocess.run(["scancel", "--signal=KILL", first], check=True)
+    subprocess.run(["scancel", "--signal=USR2", second], check=True)  # as Slurm does before the limit
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    assert "2 done, 0 already there" in printed
+    assert "Traceback" not in printed
+    logs = [run_folder(output_of(words), run_id(run)) / "log.txt" for run in runs]
+    assert all("resumed at step" in log.read_text() for log in logs)
+    straight = do(elsewhere([*words, "train.epochs=120"], output=tmp_path / "straight"))
+    assert comparable(records_of(many)[0]) == comparable(straight)
+    left = subprocess.run(["squeue", "--noheader", f"--name={name}", "--states=PENDING"], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_a_job_that_slurm_refuses_is_one_line(slurm, words):
+    done = call("runs", *words, "launcher=slurm", "hydra.launcher.partition=nowhere", check=2)
+    assert done.stderr.splitlines()[-1].startswith("error: Slurm takes no job: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_on_ray_two_workers_do_a_sweep(words, tmp_path):
+    with contextlib.suppress(ImportError):
+        import ray  # noqa: F401
+    if "ray" not in sys.modules:
+        pytest.skip("Ray is an extra: pip install -e '.[ray]'")
+    many = [*words, "seed=0,1"]
+    done = call("runs", *many, "launcher=ray", "executors=2", check=0)
+    assert "2 done, 0 already there" in done.stdout
+    assert comparable(records_of(many)[1]) == comparable(do([*elsewhere(words, output=tmp_path / "straight"), "seed=1"]))
