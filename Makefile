@@ -11,8 +11,9 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
 # And for python -m runs alone: where and how.
 LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRACKING))
 PAPER ?= demo
+N ?= 100
 
-.PHONY: help setup demo test lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
+.PHONY: help setup demo test chaos lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
         e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
 
 help: ## this list
@@ -42,6 +43,9 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 
 test: setup ## the tests
 	@$(BIN)/python -m pytest -n auto
+
+chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(N) $(SEED)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

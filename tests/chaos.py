@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -106,15 +107,17 @@ class Campaign:
 
     # --- commands and their processes
 
-    def start(self, words: list[str], output: Path, slow: float = 0.02, clock: bool = False) -> subprocess.Popen:
+    def start(
+        self, words: list[str], output: Path, slow: float = 0.02, clock: bool = False, home: Path | None = None
+    ) -> subprocess.Popen:
         """A command in a session of its own. slow: how far windows are widened, in seconds; 0: nothing is changed."""
         self.tally.commands += 1
         path = os.pathsep.join([*([str(ROOT / "tests" / "chaos_shim")] if slow else []), str(ROOT)])
-        environment = os.environ | {"PYTHONPATH": path, "CHAOS_HOME": str(self.home), "CHAOS_SLOW": str(slow)}
+        environment = os.environ | {"PYTHONPATH": path, "CHAOS_HOME": str(home or self.home), "CHAOS_SLOW": str(slow)}
         environment |= {"XDG_CACHE_HOME": str(self.home / "cache"), "TMPDIR": str(self.home / "tmp"), "HF_HUB_OFFLINE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "PATH": str(self.home / "bin")} | ({"CHAOS_CLOCK": "1"} if clock else {})
         command = [sys.executable, "-m", "runs", *words, f"output={output}"]
-        with open(self.home / "logs" / f"{self.tally.commands:03d}.txt", "wb") as log:
+        with open(self.home / "logs" / f"{self.tally.commands:03d}.txt", "ab") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def processes(self) -> list[Process]:
@@ -290,7 +293,8 @@ class Campaign:
                 raise SystemExit(f"the undisturbed sweep failed: {self.home}/logs")
         self.expected = state_of(self.reference)
         print(f"{len(self.expected[0])} runs, undisturbed", flush=True)
-        self.full_disk()
+        disk = threading.Thread(target=self.full_disk)  # which waits most of the time
+        disk.start()
         lap = 0
         while self.aims:
             lap += 1
@@ -299,7 +303,8 @@ class Campaign:
                 if not self.aims or len(finished(self.output)) == len(self.expected[0]):
                     break
                 self.round(ROUNDS[(number + lap) % len(ROUNDS)])
-            self.conclude(self.sweeps, self.expected, f"folder {lap}")
+            self.conclude(self.sweeps, self.expected, self.output, f"folder {lap}")
+        disk.join()
 
     def round(self, launchers: list[str]) -> None:
         """Some commands at once, disturbed, and damage after them."""
@@ -342,65 +347,49 @@ class Campaign:
             self.signal(process.pid, signal.SIGKILL)
 
     def full_disk(self) -> None:
-        """A disk that is full before a command, and one that fills while a run trains; later there is room again."""
-        self.output = output = self.home / "outputs" / "disk"
-        output.mkdir(parents=True)
+        """A disk that is full before a command, and again while a run trains: the command waits for room, and ends well."""
+        home = self.home / "disk"
+        output = home / "outputs" / "disk"
+        for folder in (output, home / "phase"):
+            folder.mkdir(parents=True)
         real = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", output], capture_output=True).returncode == 0
-        kind = "tmpfs" if real else "os.fsync that fails"
+        full = output / "ballast" if real else home / "full"  # the latter: see chaos_shim
+        kind = "a tmpfs" if real else "os.fsync that fails"
         words = [word for word in self.sweeps[0] if not word.startswith(("seed=", "method="))] + ["method=vera", "seed=0,1"]
         try:
-            self.fill(real)
-            code = self.start(words, output).wait()
-            self.empty(real)
-            print(f"a full disk ({kind}) before the start: exit code {code}", flush=True)
-            command = self.start([*words, "launcher=serial"], output)
-            while command.poll() is None and not list(output.glob("runs/*/checkpoint.safetensors")):
-                time.sleep(0.002)
-            self.fill(real)
+            fill(full, real)
+            command = self.start(words, output, slow=0 if real else 0.001, home=home)
             log = self.home / "logs" / f"{self.tally.commands:03d}.txt"
-            while command.poll() is None and "No space left" not in log.read_text():
-                time.sleep(0.05)
-            waited = command.poll() is None
-            self.empty(real)
-            print(f"the disk fills while a run trains: the command {'waits' if waited else 'has ended'}", flush=True)
-            code = command.wait()
-            self.tally.disturbances[f"full disk ({kind}): before the start"] += 1
-            self.tally.disturbances[f"full disk ({kind}): while a run trains"] += 1
-            if not waited or code != 0:
-                self.tally.problem(f"a full disk: the command ended with exit code {code}, waited: {waited}")
+            for number, when in enumerate(("before the start", "while a run trains"), 1):
+                while command.poll() is None and log.read_text().count("No space left") < number:
+                    time.sleep(0.02)
+                full.unlink()
+                self.tally.disturbances[f"a full disk ({kind}) {when}"] += 1
+                print(f"full disk {when}: the command {'waits' if command.poll() is None else 'has ended'}", flush=True)
+                while number == 1 and command.poll() is None and not list(output.glob("runs/*/checkpoint.safetensors")):
+                    time.sleep(0.002)
+                if number == 1:
+                    fill(full, real)
+            if code := command.wait():
+                self.tally.problem(f"a full disk: the command ended with exit code {code}")
+            ours = [path.stem for path in records_folder(output).glob("*.json")]
             records, files = self.expected
-            ours = finished(output)
-            expected = (
-                {i: r for i, r in records.items() if i in ours},
-                {n: c for n, c in files.items() if n.split("/")[0] in ours},
-            )
+            expected = {i: r for i, r in records.items() if i in ours}, {n: c for n, c in files.items() if n[:12] in ours}
             if len(ours) != 2:
                 self.tally.problem(f"after a full disk {len(ours)} of 2 records are there")
-            self.conclude([words], expected, "full disk")
+            self.conclude([words], expected, output, "full disk")
         finally:
             if real:
                 subprocess.run(["umount", "-l", output], check=False)
 
-    def fill(self, real: bool) -> None:
-        if not real:
-            (self.home / "full").touch()
-            return
-        with contextlib.suppress(OSError), open(self.output / "ballast", "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-
-    def empty(self, real: bool) -> None:
-        ((self.output / "ballast") if real else self.home / "full").unlink()
-
     # --- the verdict
 
-    def conclude(self, sweeps: list[list[str]], expected: tuple[dict, dict], name: str) -> None:
+    def conclude(self, sweeps: list[list[str]], expected: tuple[dict, dict], output: Path, name: str) -> None:
         """The plain command once more; then records and files are compared, and what is left is looked for."""
         for words in sweeps:
-            code = self.start(words, self.output, slow=0).wait()
-            if code != 0:
-                self.tally.problem(f"{name}: the plain command ended with exit code {code}: log {self.tally.commands:03d}")
-        records, files = state_of(self.output)
+            if code := self.start(words, output, slow=0).wait():
+                self.tally.problem(f"{name}: the plain command ended with exit code {code}")
+        records, files = state_of(output)
         for run_id, record in expected[0].items():
             if run_id not in records:
                 self.tally.problem(f"{name}: no record of run {run_id}")
@@ -412,12 +401,19 @@ class Campaign:
                 self.tally.problem(f"{name}: {file} is {'missing' if file not in files else 'left over'}")
             elif files[file] != expected[1][file]:
                 self.tally.problem(f"{name}: {file} differs")
-        for path in [*claims_folder(self.output).glob("*"), *self.output.rglob(".*")]:
-            self.tally.problem(f"{name}: {path.relative_to(self.output)} is left over")
-        for path in [*(self.home / "logs").glob("*.txt"), *self.output.glob("sweeps/*/executor-*.log")]:
+        for path in {*claims_folder(output).glob("*"), *output.rglob(".*")}:
+            self.tally.problem(f"{name}: {path.relative_to(output)} is left over")
+        for path in [*(self.home / "logs").glob("*.txt"), *output.glob("sweeps/*/executor-*.log")]:
             if "Traceback" in path.read_text(errors="replace"):
                 self.tally.problem(f"{name}: a traceback in {path.relative_to(self.home)}")
         print(f"{name}: {len(records)} records, {len(files)} files compared", flush=True)
+
+
+def fill(full: Path, real: bool) -> None:
+    """Takes all the room there is on a small disk, or says that there is none."""
+    with contextlib.suppress(OSError), open(full, "wb", buffering=0) as file:
+        while real:
+            file.write(bytes(4096))
 
 
 def finished(output: Path) -> dict[str, dict]:
@@ -463,7 +459,8 @@ def page(campaign: Campaign, seconds: float) -> str:
         if not tally.problems
         else "These differed:\n\n" + "\n".join(f"- {words}" for words in tally.problems)
     )
-    disturbed = "\n".join(f"- {kind}: {count}" for kind, count in sorted(tally.disturbances.items()) if count)
+    kinds = sorted(tally.disturbances.items())
+    disturbed = "\n".join(f"- {kind}: {count}" for kind, count in kinds if count)
     return f"""# A fault campaign
 
 `make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {len(campaign.expected[0])} tiny runs again and
@@ -492,8 +489,8 @@ at once. Windows of microseconds (a file that is written and not yet renamed) we
 {disturbed}
 
 {len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)} executors were stopped for
-longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over; {refused[LATE]} went on
-before another one came.
+longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over;
+{refused[LATE]} went on before another one came.
 """
 
 
