@@ -405,7 +405,8 @@ def _say_once(text: str) -> None:
 def tidy(job: Job, record: Record, watcher: Watcher) -> None:
     """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its record may."""
     output = job.run.config["output"]
-    begun.clear(output, job.id, record["config"]["keep"])  # the command at hand may keep another epoch
+    kept = record.get("config", job.run.config)["keep"]  # the command at hand may keep another epoch
+    begun.clear(output, job.id, kept)
     begun.sweep_up(output, job.id)
     watcher.forget(job.id)
 

@@ -9,7 +9,6 @@ those of the undisturbed sweep, with nothing else left. What happened stands in 
 """
 
 import contextlib
-import datetime
 import json
 import os
 import random
@@ -20,15 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from running import comparable
+from chaos_report import LATE, State, Tally, differences, finished, page, state_of
 from tiny import save_gpt2, save_tiny, write_e2e, write_glue
 
 from runs.claims import claims_folder
-from runs.record import FINISHED, read_record, records_folder
+from runs.record import records_folder
 
 ROOT = Path(__file__).parent.parent
 LEASE = 2  # seconds
@@ -42,8 +40,6 @@ AIMS = {
     "server": {"loading": 2, "training": 2},
     "everything": {"training": 3, "decoding": 3, "writing a record": 2, "writing a checkpoint": 1},
 }
-#: How a stopped executor may end up without another one having its run.
-LATE = "not taken over in time"
 #: Launchers of the commands that are on at once.
 ROUNDS = (["serial"], ["local"], ["serial", "local"], ["serial", "serial"], ["local", "local"])
 #: For how many kills a command, or two, are left running.
@@ -59,23 +55,6 @@ class Process:
     parent: int
 
 
-@dataclass
-class Tally:
-    """What happened."""
-
-    kills: Counter = field(default_factory=Counter)  # by target and phase
-    disturbances: Counter = field(default_factory=Counter)
-    takeovers: set = field(default_factory=set)
-    stops: list = field(default_factory=list)
-    commands: int = 0
-    endings: Counter = field(default_factory=Counter)
-    problems: list = field(default_factory=list)
-
-    def problem(self, words: str) -> None:
-        print(f"PROBLEM: {words}", flush=True)
-        self.problems.append(words)
-
-
 class Campaign:
     def __init__(self, home: Path, number: int, seed: int) -> None:
         self.home, self.number, self.seed = home, number, seed
@@ -86,6 +65,7 @@ class Campaign:
         for name in ("git", "uname"):
             if found := shutil.which(name):
                 (home / "bin" / name).symlink_to(found)
+        self.logs: dict[int, Path] = {}
         self.sweeps = self.material()
         wanted = [(role, phase) for role, phases in AIMS.items() for phase, times in phases.items() for _ in range(times)]
         self.aims: list[tuple[str, str]] = []
@@ -112,13 +92,16 @@ class Campaign:
     ) -> subprocess.Popen:
         """A command in a session of its own. slow: how far windows are widened, in seconds; 0: nothing is changed."""
         self.tally.commands += 1
-        path = os.pathsep.join([*([str(ROOT / "tests" / "chaos_shim")] if slow else []), str(ROOT)])
-        environment = os.environ | {"PYTHONPATH": path, "CHAOS_HOME": str(home or self.home), "CHAOS_SLOW": str(slow)}
+        places = os.pathsep.join([*([str(ROOT / "tests" / "chaos_shim")] if slow else []), str(ROOT)])
+        environment = os.environ | {"PYTHONPATH": places, "CHAOS_HOME": str(home or self.home), "CHAOS_SLOW": str(slow)}
         environment |= {"XDG_CACHE_HOME": str(self.home / "cache"), "TMPDIR": str(self.home / "tmp"), "HF_HUB_OFFLINE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "PATH": str(self.home / "bin")} | ({"CHAOS_CLOCK": "1"} if clock else {})
         command = [sys.executable, "-m", "runs", *words, f"output={output}"]
-        with open(self.home / "logs" / f"{self.tally.commands:03d}.txt", "ab") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        path = self.home / "logs" / f"{self.tally.commands:03d}.txt"
+        with open(path, "wb") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.logs[process.pid] = path
+        return process
 
     def processes(self) -> list[Process]:
         """Those of the campaign that live, however they came to be: each has a file that says its phase."""
@@ -133,14 +116,13 @@ class Campaign:
             except (OSError, IndexError):
                 path.unlink(missing_ok=True)
                 continue
-            role = (
-                "executor" if "runs.executor" in words or "launcher=serial" in words else "command" if "runs" in words else ""
-            )
-            role = role or ("server" if any("forkserver" in word for word in words) else "helper")
+            kinds = {"executor": "runs.executor" in words or "launcher=serial" in words, "command": "runs" in words}
+            kinds |= {"server": any("forkserver" in word for word in words), "helper": True}
+            role = next(kind for kind, fits in kinds.items() if fits)
             found.append(Process(int(path.name), role, parent))
-        servers = {process.pid for process in found if process.role == "server"}
-        for process in found:
-            process.role = "run" if process.parent in servers else process.role
+        for process in found:  # a server says nothing of itself; the runs' processes that it forks do
+            if process.role == "server" and self.phase(process.pid) != "starting":
+                process.role = "run"
         return [process for process in found if process.role != "helper"]
 
     def phase(self, pid: int) -> str:
@@ -172,14 +154,10 @@ class Campaign:
             if all(command.poll() is not None for command in commands):
                 return False
             met = [(p, (p.role, self.phase_of(p, every))) for p in every]
-            met += [(p, ("everything", aim[1])) for p, aim in met if p.role == "run"] if closing else []
-            chosen = [(process, aim) for process, aim in met if aim in coming]
-            if late and not chosen:
-                chosen = [
-                    (p, ("everything" if closing else p.role, phase))
-                    for p, (_, phase) in met
-                    if p.role == "run" and phase != "loading"
-                ]
+            if closing:
+                met = [(p, ("everything", phase)) for p, (role, phase) in met if role == "run"]
+            chosen = [(p, aim) for p, aim in met if aim in coming]
+            chosen = chosen or [(p, aim) for p, aim in met if late and p.role == "run" and aim[1] != "loading"]
             if chosen:
                 break
             if late and closing:
@@ -313,6 +291,8 @@ class Campaign:
         for number, launcher in enumerate(launchers):
             # Two that race do the same sweep, or one each.
             words = self.sweeps[(first + (number and self.dice.random() < 0.3)) % 2]
+            # In another order each time, or the kills would meet the first runs alone.
+            words = [self.shuffled(word) if word.startswith(("method=", "seed=")) else word for word in words]
             clock = self.dice.random() < 0.5
             self.tally.disturbances["a command whose clock jumps"] += clock
             commands.append(self.start([*words, f"launcher={launcher}", "runs_per_device=2"], self.output, clock=clock))
@@ -330,6 +310,11 @@ class Campaign:
         self.await_end(commands)
         if self.aims:
             self.damage()
+
+    def shuffled(self, word: str) -> str:
+        key, _, values = word.partition("=")
+        choices = values.split(",")
+        return f"{key}={','.join(self.dice.sample(choices, len(choices)))}"
 
     def await_end(self, commands: list[subprocess.Popen]) -> None:
         """Every process ends by itself within seconds of its command."""
@@ -359,7 +344,7 @@ class Campaign:
         try:
             fill(full, real)
             command = self.start(words, output, slow=0 if real else 0.001, home=home)
-            log = self.home / "logs" / f"{self.tally.commands:03d}.txt"
+            log = self.logs[command.pid]
             for number, when in enumerate(("before the start", "while a run trains"), 1):
                 while command.poll() is None and log.read_text().count("No space left") < number:
                     time.sleep(0.02)
@@ -384,29 +369,17 @@ class Campaign:
 
     # --- the verdict
 
-    def conclude(self, sweeps: list[list[str]], expected: tuple[dict, dict], output: Path, name: str) -> None:
+    def conclude(self, sweeps: list[list[str]], expected: State, output: Path, name: str) -> None:
         """The plain command once more; then records and files are compared, and what is left is looked for."""
         for words in sweeps:
             if code := self.start(words, output, slow=0).wait():
                 self.tally.problem(f"{name}: the plain command ended with exit code {code}")
-        records, files = state_of(output)
-        for run_id, record in expected[0].items():
-            if run_id not in records:
-                self.tally.problem(f"{name}: no record of run {run_id}")
-            elif records[run_id] != record:
-                keys = [key for key in record if records[run_id].get(key) != record[key]]
-                self.tally.problem(f"{name}: the record of run {run_id} differs in {', '.join(keys)}")
-        for file in sorted(expected[1].keys() | files.keys()):
-            if file not in files or file not in expected[1]:
-                self.tally.problem(f"{name}: {file} is {'missing' if file not in files else 'left over'}")
-            elif files[file] != expected[1][file]:
-                self.tally.problem(f"{name}: {file} differs")
-        for path in {*claims_folder(output).glob("*"), *output.rglob(".*")}:
-            self.tally.problem(f"{name}: {path.relative_to(output)} is left over")
+        for words in differences(expected, output):
+            self.tally.problem(f"{name}: {words}")
         for path in [*(self.home / "logs").glob("*.txt"), *output.glob("sweeps/*/executor-*.log")]:
             if "Traceback" in path.read_text(errors="replace"):
                 self.tally.problem(f"{name}: a traceback in {path.relative_to(self.home)}")
-        print(f"{name}: {len(records)} records, {len(files)} files compared", flush=True)
+        print(f"{name}: {len(expected[0])} records and {len(expected[1])} files compared", flush=True)
 
 
 def fill(full: Path, real: bool) -> None:
@@ -414,84 +387,6 @@ def fill(full: Path, real: bool) -> None:
     with contextlib.suppress(OSError), open(full, "wb", buffering=0) as file:
         while real:
             file.write(bytes(4096))
-
-
-def finished(output: Path) -> dict[str, dict]:
-    """The finished records of a folder, by run; damaged ones count as none."""
-    found = {}
-    for path in records_folder(output).glob("[!.]*.json"):
-        with contextlib.suppress(ValueError):
-            record = read_record(path)
-            if record["status"] in FINISHED:
-                found[path.stem] = record
-    return found
-
-
-def state_of(output: Path) -> tuple[dict[str, dict], dict[str, object]]:
-    """What has to be equal: the records without times and places, and the files of each run (adapters and heads as they are,
-    decoded texts by item), but for its log."""
-    records = {run_id: comparable(record) for run_id, record in finished(output).items()}
-    files: dict[str, object] = {}
-    for path in sorted(output.glob("runs/*/*")):
-        if path.name == "log.txt":
-            continue
-        content: object = path.read_bytes()
-        if path.suffix == ".jsonl":
-            head, *lines = map(json.loads, path.read_text().splitlines())
-            content = head, {line["item"]: line["texts"] for line in lines}
-        files[f"{path.parent.name}/{path.name}"] = content
-    return records, files
-
-
-def page(campaign: Campaign, seconds: float) -> str:
-    """docs/chaos.md, from what this campaign has counted."""
-    tally = campaign.tally
-    targets, phases = list(AIMS), sorted({phase for _, phase in tally.kills})
-    rows = [[phase, *(tally.kills[target, phase] for target in targets)] for phase in phases]
-    rows = [[*row, sum(row[1:])] for row in rows]
-    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(targets) + 2))])
-    table = [["while a run, or who does it, was", *targets, "all"], ["---"] + ["---:"] * (len(targets) + 1), *rows]
-    lines = [f"| {' | '.join(str(cell or '') for cell in row)} |" for row in table]
-    refused = Counter(tally.stops)
-    verdict = (
-        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none half-written. No "
-        "checkpoint, lease or partial file was left."
-        if not tally.problems
-        else "These differed:\n\n" + "\n".join(f"- {words}" for words in tally.problems)
-    )
-    kinds = sorted(tally.disturbances.items())
-    disturbed = "\n".join(f"- {kind}: {count}" for kind, count in kinds if count)
-    return f"""# A fault campaign
-
-`make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {len(campaign.expected[0])} tiny runs again and
-again (VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes texts),
-kills their processes with SIGKILL at random times, and damages their files. The launchers are serial and local with two
-runs on a device. Then the plain command is run once more, and everything is compared with a sweep that nobody disturbed:
-records but for times, costs and places; adapters and heads byte for byte; texts.
-
-Measured on {datetime.date.today()}, 2 CPU cores, seed {campaign.seed}: {tally.kills.total()} kills of {tally.commands}
-commands in {seconds / 60:.0f} minutes.
-
-## Verdict
-
-{verdict}
-
-## Kills
-
-{chr(10).join(lines)}
-
-run: the run's own process. executor: who does the runs and holds their leases (with launcher=serial the command itself).
-command: the one that supervises executors. server: what the runs' processes are forked from. everything: all processes
-at once. Windows of microseconds (a file that is written and not yet renamed) were widened to hundredths of a second.
-
-## Other disturbances
-
-{disturbed}
-
-{len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)} executors were stopped for
-longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over;
-{refused[LATE]} went on before another one came.
-"""
 
 
 def main(arguments: list[str]) -> int:
@@ -502,7 +397,9 @@ def main(arguments: list[str]) -> int:
     campaign = Campaign(home, number, seed)
     campaign.go()
     seconds, problems = time.monotonic() - started, campaign.tally.problems
-    (ROOT / "docs" / "chaos.md").write_text(page(campaign, seconds), encoding="utf-8")
+    (ROOT / "docs" / "chaos.md").write_text(
+        page(campaign.tally, list(AIMS), len(campaign.expected[0]), seed, seconds), encoding="utf-8"
+    )
     print(f"exit codes: {dict(campaign.tally.endings)}")
     print(
         f"{campaign.tally.kills.total()} kills in {seconds:.0f} s: {len(problems)} problems"
