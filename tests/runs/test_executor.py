@@ -243,7 +243,7 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
         if self.state["epoch"] == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
-            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "config": run.config, **result})
             later.unlink()
             self.claim.path.unlink()
         end_epoch(self)
