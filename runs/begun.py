@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from runs.record import records_folder, run_folder, write_atomically
+from runs.record import run_folder, write_atomically
 
 
 def read_tries(output: str | Path, run_id: str) -> dict[str, Any]:
@@ -58,10 +58,11 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
 
 
 def sweep_up(output: str | Path, run_id: str) -> None:
-    """Removes half-written files of a killed process. For the owner of the run, and for all once it has a record."""
-    for folder, pattern in ((run_folder(output, run_id), ".*"), (records_folder(output), f".{run_id}.json.*")):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    """Removes half-written files of a run's killed processes. For the owner of the run, and for all once it has a record.
+
+    Not in the folder of records, which may be large: see sweep_up_dead."""
+    for path in run_folder(output, run_id).glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -224,8 +224,8 @@ class Executor:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
                 break
-            if settled_record(job, self.sweep.failed_before):  # killed with the record written
-                break
+            if settled_record(job, self.sweep.failed_before, quiet=True):
+                break  # it ended after it had written that: another try would begin anew
             before, saved = saved, begun.saved(self.output, job.id)
             counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
@@ -501,7 +501,7 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     except StoppedError:
         os._exit(INTERRUPTED)
     except BaseException as error:
-        if not is_users(error):
+        if not is_users(error) and not isinstance(error, LostClaimError):
             import traceback
 
             traceback.print_exc()

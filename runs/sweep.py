@@ -58,7 +58,8 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
         if not is_users(error):
             raise
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
-    sweep_up_dead(Path(runs[0].config["output"]) / "sweeps")
+    for folder in ("records", "sweeps"):
+        sweep_up_dead(Path(runs[0].config["output"]) / folder)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:

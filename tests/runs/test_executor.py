@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -243,7 +244,7 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
         if self.state["epoch"] == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
-            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "config": run.config, **result})
             later.unlink()
             self.claim.path.unlink()
         end_epoch(self)
@@ -273,7 +274,8 @@ def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkey
     folder, output = run_folder(output_of(e2e_words), run_id(run)), Path(output_of(e2e_words))
     whole = {path.name for path in folder.iterdir()}
     left = [folder / "checkpoint.safetensors", folder / "progress.json", folder / ".adapter.safetensors.12"]
-    left += [output / "records" / f".{run_id(run)}.json.host.1.2", output / "claims" / f".{run_id(run)}.1.host.1.2"]
+    here = f"{socket.gethostname()}.{2**22 + 1}.3"  # no process has this number
+    left += [output / "records" / f".{run_id(run)}.json.{here}", output / "claims" / f".{run_id(run)}.1.{here}"]
     for path in left:
         path.touch()
     assert sweep.sweep(expand([*e2e_words, "keep=best"])).skipped == 1
