@@ -87,7 +87,7 @@ class Claim:
         if path.exists() and not _finished(path):
             # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this process looked, it
             # may have slept, and another owner may have written.
-            aside = path.with_name(f".{path.name}.{self.token}")
+            aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.aside")  # see sweep_up_dead
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, aside)
                 if _finished(aside):
