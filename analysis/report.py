@@ -28,19 +28,9 @@ from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_a
 from runs.text import megabytes
 
 #: Parts of a record that a cell's view shows as keys and values.
-SHOWN = (
-    "config",
-    "recipe",
-    "seeds",
-    "start",
-    "code",
-    "versions",
-    "device",
-    "determinism",
-    "model",
-    "data",
-    "parameters",
-    "groups",
+SHOWN: tuple[str, ...] = (
+    *("config", "recipe", "seeds", "start", "code", "versions", "device", "determinism", "model", "data", "parameters"),
+    *("groups", "effective_batch", "micro_batch", "steps", "config_hash", "predictions", "tries", "schema", "judged"),
 )
 SHOWN += ("effective_batch", "micro_batch", "steps", "config_hash", "predictions", "tries", "schema", "judged")
 #: Where things lay is nobody's business: of a path the last part is shown.
@@ -253,14 +243,23 @@ def _link(text: str, ids: Sequence[str], place: Mapping[str, int]) -> str:
     return f'<a href="#{target}">{_e(text)}</a>'
 
 
-def _grid(title: str, header: Sequence[str], rows: Iterable[str], words: Iterable[int] = ()) -> str:
-    """A table in a frame that scrolls by itself, also by keyboard."""
-    left = set(words)
-    head = "".join(f'<th scope="col"{" class=text" if i in left else ""}>{_e(name)}</th>' for i, name in enumerate(header))
+#: Columns of words, which stand to the left.
+WORDS = {"source", "status", "task", "model", "number", "metric", "judge", "device", "verdict", "deviations"}
+
+
+def _grid(title: str, header: Sequence[str], rows: Iterable[str], titled: bool = True) -> str:
+    """A table in a frame that scrolls by itself, also by keyboard. titled: a heading above it says the same already."""
+    head = "".join(f'<th scope="col"{_class(name)}>{_e(name)}</th>' for name in header)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{_e(title)}"><table><caption>{_e(title)}</caption>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{_e(title)}"><table>'
+        f"<caption{' class=unseen' if titled else ''}>{_e(title)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _class(column: str) -> str:
+    wide = column in ("status", "deviations")
+    return ' class="words"' if wide else ' class="text"' if column in WORDS else ""
 
 
 def _table(table: Any, place: Mapping[str, int]) -> str:
@@ -268,10 +267,10 @@ def _table(table: Any, place: Mapping[str, int]) -> str:
     rows, behind = [], []
     for row in table.rows:
         cells = []
-        for i, text in enumerate(row):
+        for i, (text, column) in enumerate(zip(row, table.header, strict=True)):
             ids = getattr(text, "ids", ())
             shown = _link(text, ids, place)
-            cells.append(f'<th scope="row">{shown}</th>' if i == 0 and text else f"<td>{shown}</td>")
+            cells.append(f'<th scope="row">{shown}</th>' if i == 0 and text else f"<td{_class(column)}>{shown}</td>")
         ids = list(dict.fromkeys(name for text in row for name in getattr(text, "ids", ()) if name in place))
         if ids and row[0]:
             links = " ".join(f'<a href="#run-{_e(name)}">{_e(name)}</a>' for name in ids)
@@ -336,7 +335,7 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     others = sum(not entry.kind and entry.key[0] not in verdicts.MODELS for entry in parts)
     counts["other model"] = others
     finished = sum(record["status"] in FINISHED for record in ledger)
-    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished) in {len(parts):,} cells."]
+    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished) in {len(parts):,} cells. "]
     lines.append(
         "The paper's numbers, cell by cell:</p>"
         if ledger.records
@@ -358,7 +357,7 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     for (table, model), mine in groups.items():
         cells = "".join(f"<td>{sum(f.verdict.word == word for f in mine) or '·'}</td>" for word in words)
         rows.append(f'<tr><th scope="row"><a href="#v-{table}-{model}">{_e(_name(table, model))}</a></th>{cells}</tr>')
-    return "".join(lines) + _grid("Numbers of the paper by verdict", ["table", *words], rows)
+    return "".join(lines) + _grid("Numbers of the paper by verdict", ["table", *words], rows, titled=False)
 
 
 def _name(table: str, model: str) -> str:
@@ -378,15 +377,17 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
             _, column, paper, ours, gap, allowed, between, word = _beside(f)
             numbers = [_e(paper), _link(ours, said.ids, place), _e(gap), _e(allowed), _e(between), str(said.seeds)]
             attributes = {"model": f.model, "task": f.task, "row": f.row, "word": word}
+            deviations = _e("; ".join(said.deviations)) or "-"
+            dim = "" if said.ids else " class=paper"
             data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in attributes.items())
             rows.append(
-                f'<tr {data}><th scope="row">{_e(f.method)}</th><td class="text">{_e(column)}</td>'
+                f'<tr {data}{dim}><th scope="row">{_e(f.method)}</th><td class="text">{_e(column)}</td>'
                 + "".join(f"<td>{one}</td>" for one in numbers)
-                + f'<td class="text">{_word(word)}</td><td class="words">{_e("; ".join(said.deviations)) or "-"}</td></tr>'
+                + f'<td class="text">{_word(word)}</td><td class="words">{deviations}</td></tr>'
             )
         ran = sum(bool(f.verdict.ids) for f in mine)
         name = _name(table, model)
-        grid = _grid(f"Verdicts: {name}", header, rows, words=(1, 8, 9))
+        grid = _grid(f"Verdicts: {name}", header, rows)
         made.append(
             f'<details class="group" id="v-{table}-{model}"{" open" if ran else ""}>'
             f"<summary>{_e(name)}: {ran} of {len(mine)} numbers have runs</summary>{grid}</details>"
@@ -401,7 +402,7 @@ def _statistics(ledger: Ledger, place: Mapping[str, int], parts: list[Entry], pr
         problems.append(f"the statistics could not be made: {type(error).__name__}: {error}")
         made = []
     folded = "".join(
-        f"<details {_about(table, '', [], parts, place)}{' open' if len(made) < 5 else ''}><summary>{_e(table.title)}</summary>"
+        f"<details {_about(table, '', [], parts, place)}{' open' if len(made) < 8 else ''}><summary>{_e(table.title)}</summary>"
         f"{_table(table, place)}</details>"
         for table in made
     )
