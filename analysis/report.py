@@ -55,12 +55,37 @@ class Entry:
         return Cell([done[seed] for seed in sorted(done)], verdicts.wanted(self.key)) if done else None
 
 
+def sound(ledger: Ledger) -> Ledger:
+    """The records that have what the tables read; the others join the files that are no record, with what they lack."""
+    kept = Ledger({}, ledger.origin, list(ledger.problems))
+    for record in ledger:
+        try:
+            is_trial(record["config"])
+            _ = [record["cell"][part] for part in ("model", "row", "task", "seed", "paper")]
+            if record["status"] in FINISHED:
+                settings_of(record)
+                _ = (
+                    record["result"]["metric"],
+                    record["parameters"]["adapter"],
+                    record["parameters"]["head"],
+                    record["label"]["row"],
+                )
+                _ = record["cost"].items(), iter(record["deviations"]), record["data"]["train_rows"], record["data"]["dev_rows"]
+        except (KeyError, TypeError, AttributeError) as error:
+            kept.problems.append(f"{record['id']}: a record without what the tables read ({type(error).__name__}: {error})")
+            continue
+        kept.records[record["id"]] = record
+    return kept
+
+
 def entries(ledger: Ledger) -> list[Entry]:
     """Every record is in one of them."""
     groups: dict[tuple[Key, str, bool], list[Record]] = defaultdict(list)
     for record in ledger:
         cell = record["cell"]
-        groups[(cell["model"], cell["row"], cell["task"]), settings_of(record), is_trial(record["config"])].append(record)
+        # A failed run's record has no model, data or recipe: it may have failed before they were known.
+        settings = settings_of(record) if record["status"] in FINISHED else ""
+        groups[(cell["model"], cell["row"], cell["task"]), settings, is_trial(record["config"])].append(record)
     chosen = {record["id"] for cell in verdicts.all_cells(ledger).values() for record in cell.records}
     found = []
     for (key, _, trial), records in groups.items():
@@ -416,7 +441,7 @@ def _where(record: Record) -> str:
 
 def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
     """What is in no number above, and why."""
-    lists: dict[str, list[str]] = {"Files that are no record": list(ledger.problems), "Parts of this page": problems}
+    lists: dict[str, list[str]] = {"Files that are no whole record": list(ledger.problems), "Parts of this page": problems}
     lists["Runs that have not finished"] = [
         f"{_where(r)}: {r['status']}" + (f": {r['error']}" if r.get("error") else "")
         for r in ledger
@@ -445,7 +470,8 @@ def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
 
 def page(ledger: Ledger) -> str:
     """The whole page."""
-    problems: list[str] = []
+    problems: list[str]
+    ledger, problems = sound(ledger), []
     parts, findings = entries(ledger), verdicts.verdicts(ledger)
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
     text = json.dumps(_data(ledger, parts, findings), separators=(",", ":"), ensure_ascii=False)

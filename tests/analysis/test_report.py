@@ -1,6 +1,7 @@
 """The report: what is in the page, and what a browser makes of it."""
 
 import base64
+import itertools
 import json
 import re
 import time
@@ -52,7 +53,8 @@ def mixed():
     """Two methods on two tasks, a cell with too few seeds, other settings, a failed run, a trial, a demo, a bad file."""
     records = [*seeds(), *seeds("lora", "cola", (0.60, 0.61, 0.62, 0.63, 0.64), deviations=["max_length 128"])]
     records += [*seeds("vera", "cola", (0.65, 0.66)), *seeds(bests=(0.5, 0.5), lr=0.5, deviations=["lr 0.5"])]
-    records += [record("full", status="failed", values=(), error="out of memory at batch 32", result=None)]
+    failed = record("full", status="failed", values=(), error="out of memory at batch 32")
+    records += [{key: failed[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}]
     trial = record(seed=7, lr=0.1)
     trial["config"]["train"]["max_steps"] = 5
     records += [trial, *demo("vera", 7680, (0.84, 0.85, 0.83)), *demo("lora", 73728, (0.85, 0.86, 0.84))]
@@ -122,6 +124,16 @@ def test_records_of_one_seed_and_numbers_that_are_none_are_said():
     assert "roberta_base-vera-rte-1-0.01-done" in text
 
 
+def test_a_record_that_lacks_something_is_named_and_the_rest_is_shown():
+    half, empty = record(seed=8), record(seed=9) | {"result": None}
+    del half["recipe"]
+    page = Page(report.page(ledger(*seeds(), half, empty)))
+    text = " ".join(page.words)
+    assert f"{half['id']}: a record without what the tables read (KeyError: 'recipe')" in text
+    assert f"{empty['id']}: a record without what the tables read (TypeError" in text
+    assert page.data["cells"][0]["seeds"] == "5/5"
+
+
 def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
     def broken(*_):
         raise KeyError("judged")
@@ -180,7 +192,7 @@ def test_the_markup_is_readable_by_a_screen_reader(page):
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     ids = [a["id"] for _, a in page.elements if a.get("id")]
     assert len(ids) == len(set(ids))
     assert page.all("html")[0]["lang"] == "en"
