@@ -15,7 +15,7 @@ from analysis import report, tables
 from runs.record import write_record
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-EVIL = "</script><img src=x onerror=alert(1)>"
+EVIL = "</script ><img src=x onerror=alert(1)>"
 
 
 class Page(HTMLParser):
