@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from analysis import notebooks
 from runs.record import write_atomically
@@ -15,7 +16,6 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.starts
 def build(name: str, output: Path) -> Path:
     """Runs one notebook on the records in `output`; its .ipynb. Raises nbclient's CellExecutionError where a cell fails."""
     import jupytext
-    import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
     from traitlets.config import Config
@@ -30,10 +30,11 @@ def build(name: str, output: Path) -> Path:
     client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": root}})
     client.execute(env=os.environ | more)
     path = output / "notebooks" / f"{name}.ipynb"
-    write_atomically(path, nbformat.writes(notebook) + "\n")
+    write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
-    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
+    exporter: Any = HTMLExporter  # without annotations of its own
+    pages = exporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
+    text, _ = pages.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
 

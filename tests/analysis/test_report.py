@@ -15,7 +15,7 @@ from analysis import report, tables
 from runs.record import write_record
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-EVIL = "</script ><img src=x onerror=alert(1)>"
+EVIL = "</script ><img src=x onerror=alert(1)>&lt;"
 
 
 class Page(HTMLParser):
@@ -163,6 +163,8 @@ def test_labels_cannot_write_into_the_page():
         r["cell"]["task"] = "reviews"
     found = Page(report.page(ledger(*records, problems=[EVIL])))
     assert found.data["cells"][0]["lr"] == EVIL
+    raw = found.text.partition('id="data">')[2].partition("</script>")[0]
+    assert not set(raw) & set("<>&")
     assert not [a for tag, a in found.elements if "onerror" in a or (tag == "img" and a.get("src") == "x")]
     assert len(found.all("script")) == 2
 
