@@ -13,7 +13,7 @@ LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRAC
 PAPER ?= demo
 N ?= 100
 
-.PHONY: help setup demo test chaos lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
+.PHONY: help setup demo test chaos lint docs plan tune counts publish sync dashboard report notebooks bench bench-serving bench-decoding glue-base glue-large \
         e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b
 
 help: ## this list
@@ -81,6 +81,12 @@ sync: setup ## uploads to Weights & Biases what runs have written offline, each 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
 	@$(BIN)/python -m analysis.dashboard --output $(OUTPUT) $(if $(ENTITY),--entity $(ENTITY)) $(if $(PROJECT),--project $(PROJECT)) \
 	    $(if $(JSON),--json $(JSON))
+
+report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
+	@$(BIN)/python -m analysis.report --output $(OUTPUT)
+
+notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
+	@$(BIN)/python -m analysis.notebooks --output $(OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)

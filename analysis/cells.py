@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -39,13 +40,15 @@ class Cell:
     """The records of one cell, a seed each, and how many seeds a complete cell has.
 
     Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a diverged
-    one by its best epoch before it diverged, or 0 where it had none.
+    one by its best epoch before it diverged, or 0 where it had none. One that finished without its metric is not a number,
+    and so is whatever is made of it.
     """
 
     records: list[Record]
     wanted: int
     select: str = "paper"
     left_out: int = 0  # records of the same row with other settings
+    again: tuple[str, ...] = ()  # ids of records of the same settings and seed as one that is here (another protocol version)
 
     @property
     def seeds(self) -> int:
@@ -53,7 +56,12 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        return self.seeds >= self.wanted
+        return self.seeds - self.unknown >= self.wanted
+
+    @property
+    def unknown(self) -> int:
+        """How many of its seeds finished without the metric."""
+        return sum(math.isnan(value) for value in self.values())
 
     @property
     def diverged(self) -> int:
@@ -61,16 +69,18 @@ class Cell:
 
     def values(self, which: str = "best") -> list[float]:
         """The metric of each seed, at the selected ("best") or the last epoch."""
-        results = [record["result"].get("protocols", {}).get(self.select, {}) for record in self.records]
-        return [100 * (result.get(which) or 0.0) for result in results]
+        results = [(r, r["result"].get("protocols", {}).get(self.select, {}).get(which)) for r in self.records]
+        return [100 * value if value is not None else 0.0 if r["status"] == "diverged" else math.nan for r, value in results]
 
     def median(self, which: str = "best") -> float:
-        return statistics.median(self.values(which))
+        values = self.values(which)
+        return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
     def spread(self, which: str = "best") -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
         values = self.values(which)
-        return statistics.stdev(values) if len(values) > 1 else None
+        known = not any(map(math.isnan, values))
+        return statistics.stdev(values) if len(values) > 1 and known else None
 
     def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
         """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the protocol's).
@@ -118,7 +128,8 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
         chosen = max(variants.values(), key=lambda v: (-len(v[0]["deviations"]), len(v), max(r["id"] for r in v)))
         seeds: dict[int, Record] = {record["cell"]["seed"]: record for record in chosen}
         others = sum(map(len, variants.values())) - len(chosen)
-        found[key] = Cell([seeds[seed] for seed in sorted(seeds)], wanted, select, others)
+        again = tuple(record["id"] for record in chosen if seeds[record["cell"]["seed"]] is not record)
+        found[key] = Cell([seeds[seed] for seed in sorted(seeds)], wanted, select, others, again)
     return found
 
 

@@ -14,6 +14,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells
+from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes
 
@@ -45,6 +47,24 @@ ROWS = {
 NAMES = {"full": "full", "bitfit": "BitFit", "lora": "LoRA", "vera": "VeRA", "head": "head", "lora_fa": "LoRA-FA"}
 NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H", "adapter_l": "Adapter L"}
 NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
+
+
+class Number(str):
+    """The text of a table's number, with the ids of the records behind it."""
+
+    ids: tuple[str, ...]
+
+    def __new__(cls, text: str, ids: Iterable[str]) -> "Number":
+        made = super().__new__(cls, text)
+        made.ids = tuple(ids)
+        return made
+
+
+#: What the word in the last column of a table means.
+VERDICTS = (
+    f"reproduced n/m: of m cells, n lie within the larger of the paper's spread and {TOLERANCE} ({TOLERANCE_OF_10} for NIST and"
+    f" CIDEr), over at least {VERDICT_SEEDS} seeds."
+)
 
 
 @dataclass
@@ -144,7 +164,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
             ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
             if ours:
-                rows.append(_our_row(row, ours))
+                rows.append(_our_row(row, ours, said=["other model"]))
         tables.append(
             _glue_table(f"Table 2's protocol on {model}, a model that the paper does not use", rows, found, model, select)
         )
@@ -164,6 +184,7 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
         notes[0] = (
             "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
         )
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
@@ -179,6 +200,12 @@ def _about(found: dict[Key, Cell]) -> list[str]:
     if left_out:
         one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
         notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
+    again = [name for cell in found.values() for name in cell.again]
+    if again:
+        notes.append(f"more than one record of the same settings and seed; not counted twice, left out: {', '.join(again)}.")
+    unknown = sum(cell.unknown for cell in found.values())
+    if unknown:
+        notes.append(f"nan: {unknown} of the runs finished without that number.")
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         for word in (word for record in cell.records for word in record["deviations"]):
@@ -197,32 +224,58 @@ def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, A
     alike = tuple(task for task in GLUE if task not in started)  # what may be compared
     if plain:
         average = _average(plain)
-        rows.append(_our_row(row, plain))
+        rows.append(_our_row(row, plain, said=_said(plain, printed, alike)))
         rows.append(_difference(plain, printed, alike, average if not started else None))
     if from_mnli:
         # The paper's average is over both kinds of cells, and so is this one.
         average = _average({**{task: cell for task, cell in plain.items() if task in alike}, **from_mnli})
-        rows.append(_our_row(f"{row}_mnli", from_mnli, started, average))
+        rows.append(_our_row(f"{row}_mnli", from_mnli, started, average, _said(from_mnli, printed, started)))
         rows.append(_difference(from_mnli, printed, started, average))
     return rows
 
 
 def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], average: float | None) -> list[str]:
     comparable = {task: cell for task, cell in ours.items() if task in alike and cell.complete}
-    gaps = [f"{comparable[task].median() - _value(printed[task]):+.1f}" if task in comparable else "-" for task in GLUE]
-    return ["", "difference", "", *gaps, f"{average - printed['avg']:+.1f}" if average is not None else "-", ""]
+    gaps = [
+        _of_cells(f"{comparable[task].median() - _value(printed[task]):+.1f}", comparable[task]) if task in comparable else "-"
+        for task in GLUE
+    ]
+    whole = _of_cells(f"{average - printed['avg']:+.1f}", *ours.values()) if average is not None else "-"
+    return ["", "difference", "", *gaps, whole, ""]
 
 
-def _our_row(row: str, ours: dict[str, Cell], tasks: tuple[str, ...] = tuple(GLUE), average: float | None = None) -> list[str]:
+def _said(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...]) -> list[str]:
+    """The verdicts of the cells that may be compared."""
+    told = [(cell, printed[task]) for task, cell in ours.items() if task in alike]
+    return [verdict(cell, _value(p), p[1] if isinstance(p, list) else None).word for cell, p in told]
+
+
+def _status(said: Sequence[str], found: Iterable[Cell]) -> str:
+    """ "reproduced 5/6", by the paper's protocol and with the seeds that a verdict needs."""
+    if not said or "incomplete" in said or any(cell.select != "paper" for cell in found):
+        return "ours"
+    if "other model" in said:
+        return "other model"
+    return f"reproduced {said.count('reproduced')}/{len(said)}"
+
+
+def _our_row(
+    row: str,
+    ours: dict[str, Cell],
+    tasks: tuple[str, ...] = tuple(GLUE),
+    average: float | None = None,
+    said: Sequence[str] = (),
+) -> list[str]:
     first = next(iter(ours.values()))
     average = _average(ours) if average is None else average
     missing = [task for task in tasks if task not in ours]
     incomplete = [task for task, cell in ours.items() if not cell.complete]
-    status = "ours" if not missing and not incomplete else "ours, incomplete: see make plan"
+    status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete: see make plan"
     diverged = sum(cell.diverged for cell in ours.values())
     status += f", {diverged} diverged" if diverged else ""
     cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in GLUE]
-    return [first.label, "ours", f"{first.parameters:,}", *cells_, f"{average:.1f}" if average is not None else "-", status]
+    whole = _of_cells(f"{average:.1f}", *ours.values()) if average is not None else "-"
+    return [first.label, "ours", f"{first.parameters:,}", *cells_, whole, status]
 
 
 def _average(ours: dict[str, Cell]) -> float | None:
@@ -236,8 +289,13 @@ def shown(cell: Cell, which: str = "best") -> str:
     """A cell's median and spread, with the number of seeds where it is not complete and of those that diverged."""
     spread = cell.spread(which)
     text = f"{cell.median(which):.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
-    text += f" ({cell.seeds}/{cell.wanted})" if not cell.complete else ""
-    return text + (f" {cell.diverged}d" if cell.diverged else "")
+    text += f" ({cell.seeds - cell.unknown}/{cell.wanted})" if not cell.complete else ""
+    return _of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
+
+
+def _of_cells(text: str, *found: Cell) -> Number:
+    """A number that is made of these cells."""
+    return Number(text, (record["id"] for cell in found for record in cell.records))
 
 
 def _value(printed: Any) -> float:
@@ -289,11 +347,16 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None) -> list[list[str]]
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
-        gaps = []
+        found = [
+            verdict(cell, printed[key], values=cell.scores(key), least=TOLERANCE if decimals == 1 else TOLERANCE_OF_10)
+            for key, (_, decimals) in SCORES.items()
+        ]
+        lines[0][-1] = lines[0][-1].replace("ours", _status([one.word for one in found], []), 1)
+        gaps: list[str] = []
         for key, (_, decimals) in SCORES.items():
             values = cell.scores(key)
             whole = len(values) >= cell.wanted
-            gaps.append(f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-")
+            gaps.append(_of_cells(f"{statistics.median(values) - printed[key]:+.{decimals}f}", cell) if whole else "-")
         lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
@@ -306,12 +369,12 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[str]:
-    shown_ = []
+    shown_: list[str] = []
     for key, (_, decimals) in SCORES.items():
         values = cell.scores(key, which, variant or None)
         spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
         part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-        shown_.append(f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-")
+        shown_.append(_of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell) if values else "-")
     status = "ours" if cell.complete else f"ours, {cell.seeds} of {cell.wanted} seeds"
     status += f", {cell.diverged} diverged" if cell.diverged else ""
     status = "" if again else status
@@ -324,6 +387,7 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
     if any("/" in cell for row in rows for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if select == "unbiased":
         notes.append("--select changes nothing here: the last epoch is reported.")
     if any("quoted" in row[-1] for row in rows):
@@ -355,9 +419,13 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             rows.append([NAMES[row], "paper", str(size), *printed, "quoted"])
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
-                rows.append(_image_row(ours, more, tuple(IMAGES)))
+                pairs = [(task, value) for task, value in zip(IMAGES, values, strict=True) if task in ours]
+                said = [verdict(ours[task], value, values=ours[task].values("last")).word for task, value in pairs]
+                rows.append(_image_row(ours, more, tuple(IMAGES), said))
                 gaps = [
-                    f"{ours[task].median('last') - value:+.1f}" if task in ours and ours[task].complete else "-"
+                    _of_cells(f"{ours[task].median('last') - value:+.1f}", ours[task])
+                    if task in ours and ours[task].complete
+                    else "-"
                     for task, value in zip(IMAGES, values, strict=True)
                 ]
                 rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
@@ -368,7 +436,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         more = _tasks(found, model, ())
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
         mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
-        rows = [_image_row(ours, more, more) for ours in mine if ours]
+        rows = [_image_row(ours, more, more, ["other model"]) for ours in mine if ours]
         title = f"Table 5's protocol on {model}, a model that the paper does not use"
         tables.append(_image_table(title, rows, found, model, more, select))
     return tables
@@ -383,12 +451,12 @@ def _place(task: str) -> tuple[int, str]:
     return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
 
 
-def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], said: Sequence[str] = ()) -> list[str]:
     first = next(iter(ours.values()))
     shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
     whole = all(task in ours and ours[task].complete for task in wanted)
     diverged = sum(cell.diverged for cell in ours.values())
-    status = ("ours" if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
+    status = (_status(said, ours.values()) if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
     return [first.label, "ours", f"{first.parameters:,}", *shown_, status]
 
 
@@ -402,6 +470,7 @@ def _image_table(
     notes.append("params: without the classification head, which every method trains.")
     if select == "unbiased":
         notes[0] = f"{notes[0]} --select unbiased: on one half of the evaluation images."
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
@@ -498,7 +567,7 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         status = "ours" if not share.endswith(")") else "ours, incomplete"
-        lines.append([*head, score, interval, by_turn, valid, judge, status])
+        lines.append([*head, _of_cells(score, cell), interval, by_turn, valid, judge, status])
         if printed is not None and scores and _is_gpt_4(judge) and status == "ours":
             gap = f"{statistics.median(scores) - printed:+.2f}"
             lines.append(["", "difference", "", gap, "", "", "", "", ""])
@@ -559,9 +628,18 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
             for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
                 first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
-                sizes = [f"{cell.parameters:,}", f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
+                memory = _of_cells(f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", cell)
+                times = [f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
+                sizes = [f"{cell.parameters:,}", *(_of_cells(text, cell) for text in times)]
                 rows.append(
-                    [cell.label, "ours", *sizes, f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", first["device"]["name"], "ours"]
+                    [
+                        cell.label,
+                        "ours",
+                        *sizes,
+                        _of_cells(f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", cell),
+                        first["device"]["name"],
+                        "ours",
+                    ]
                 )
         if not rows:
             continue
@@ -596,10 +674,10 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
                     cell.label + (f" ({cell.seeds}/{cell.wanted} seeds)" if not cell.complete else ""),
                     f"{cell.parameters:,}",
                     ratio,
-                    f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""),
-                    f"{spread:.1f}" if spread is not None else "-",
-                    f"{cell.median('last'):.1f}",
-                    f"{cell.seconds:.0f}",
+                    _of_cells(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), cell),
+                    _of_cells(f"{spread:.1f}", cell) if spread is not None else "-",
+                    _of_cells(f"{cell.median('last'):.1f}", cell),
+                    _of_cells(f"{cell.seconds:.0f}", cell),
                     size,
                     megabytes(4 * cell.records[0]["parameters"]["head"]),
                 ]

@@ -63,7 +63,7 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     assert ours["RTE"] == f"80.0 +-{spread:.1f}"
     assert ours["params"] == "43,008"
     assert ours["Avg"] == "80.0"
-    assert ours["status"] == "ours"
+    assert ours["status"] == "reproduced 0/6"
     paper = rows(base)["VeRA", "paper"]
     assert (paper["RTE"], paper["Avg"], paper["status"]) == ("78.7 +-0.7", "85.2", "quoted")
     difference = rows(base)["", "difference"]
@@ -107,7 +107,7 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     table = tables.table2(ledger(*complete("lora"), *from_mnli), "paper")[0]
     found = rows(table)
     ours = found["lora_mnli", "ours"]
-    assert (ours["RTE"], ours["CoLA"], ours["Avg"], ours["status"]) == ("90.0 +-0.0", "-", "85.0", "ours")
+    assert (ours["RTE"], ours["CoLA"], ours["Avg"], ours["status"]) == ("90.0 +-0.0", "-", "85.0", "reproduced 1/3")
     last = dict(zip(table.header, table.rows[[r[0] for r in table.rows].index("lora_mnli") + 1], strict=True))
     assert (last["source"], last["RTE"], last["CoLA"], last["Avg"]) == ("difference", "+3.4", "-", "-1.6")
     assert any("takes the other tasks from the same method without that start" in note for note in table.notes)
@@ -171,6 +171,7 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert len(found) == 3
     assert "minilm" in found[2].title
     assert list(rows(found[2])) == [("VeRA r=1024", "ours")]
+    assert rows(found[2])["VeRA r=1024", "ours"]["status"] == "other model"
     assert all(row[1].startswith("paper") for row in found[0].rows)
 
 
@@ -323,7 +324,7 @@ def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
     base, large = tables.table5(ledger(*records), "paper")
     ours = rows(base)["VeRA r=1024", "ours"]
     assert ours["CIFAR-100"] == f"82.0 +-{statistics.stdev([80, 81, 82, 83, 84]):.1f}"
-    assert ours["status"] == "ours"
+    assert ours["status"] == "reproduced 0/4"
     assert rows(base)["", "difference"]["CIFAR-100"] == "-2.8"
     assert rows(base)["VeRA", "paper"]["RESISC45"] == "77.0"
     assert [row[1] for row in large.rows] == ["paper"] * 4
