@@ -11,9 +11,11 @@ WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(T
 # And for python -m runs alone: where and how.
 LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRACKING))
 PAPER ?= demo
+N ?= 100
 
-.PHONY: help setup demo test lint docs plan tune counts publish sync dashboard bench bench-serving bench-decoding glue-base glue-large \
-        e2e-medium e2e-large vit-base vit-large llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
+.PHONY: help setup demo test chaos lint docs plan tune counts publish sync dashboard report notebooks \
+        bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
+        llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -42,6 +44,9 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 
 test: setup ## the tests
 	@$(BIN)/python -m pytest -n auto
+
+chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(N) $(SEED)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -77,6 +82,12 @@ sync: setup ## uploads to Weights & Biases what runs have written offline, each 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
 	@$(BIN)/python -m analysis.dashboard --output $(OUTPUT) $(if $(ENTITY),--entity $(ENTITY)) $(if $(PROJECT),--project $(PROJECT)) \
 	    $(if $(JSON),--json $(JSON))
+
+report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
+	@$(BIN)/python -m analysis.report --output $(OUTPUT)
+
+notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
+	@$(BIN)/python -m analysis.notebooks --output $(OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)

@@ -40,13 +40,15 @@ class Cell:
     """The records of one cell, a seed each, and how many seeds a complete cell has.
 
     Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a diverged
-    one by its best epoch before it diverged, or 0 where it had none.
+    one by its best epoch before it diverged, or 0 where it had none. One that finished without its metric is not a number,
+    and so is whatever is made of it.
     """
 
     records: list[Record]
     wanted: int
     select: str = "paper"
     left_out: int = 0  # records of the same row with other settings
+    again: tuple[str, ...] = ()  # ids of records of the same settings and seed as one that is here
     problems: list[str] = field(default_factory=list)  # records that are no part of it and should have been, in words
 
     @property
@@ -55,7 +57,12 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        return self.seeds >= self.wanted
+        return self.seeds - self.unknown >= self.wanted
+
+    @property
+    def unknown(self) -> int:
+        """How many of its seeds finished without the metric."""
+        return sum(math.isnan(value) for value in self.values())
 
     @property
     def diverged(self) -> int:
@@ -63,19 +70,22 @@ class Cell:
 
     def values(self, which: str = "best") -> list[float]:
         """The metric of each seed, at the selected ("best") or the last epoch."""
-        results = [record["result"].get("protocols", {}).get(self.select, {}) for record in self.records]
-        return [100 * (result.get(which) if _is_number(result.get(which)) else 0.0) for result in results]
+        results = [(r, r["result"].get("protocols", {}).get(self.select, {}).get(which)) for r in self.records]
+        return [100 * v if _is_number(v) else 0.0 if r["status"] == "diverged" else math.nan for r, v in results]
 
     def median(self, which: str = "best") -> float:
-        return statistics.median(self.values(which))
+        values = self.values(which)
+        return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
     def mean(self, which: str = "best") -> float:
+        """Not a number where a seed's is none, as the median."""
         return statistics.fmean(self.values(which))
 
     def spread(self, which: str = "best") -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
         values = self.values(which)
-        return statistics.stdev(values) if len(values) > 1 else None
+        known = not any(map(math.isnan, values))
+        return statistics.stdev(values) if len(values) > 1 and known else None
 
     def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
         """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the protocol's).
@@ -118,12 +128,22 @@ def ids(records: Iterable[Record]) -> list[str]:
     return [str(record["id"]) for record in records]
 
 
+def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """One record for each seed, of several the one that deviates least and then of the first id; and the others."""
+    kept: dict[int, Record] = {}
+    again = []
+    for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
+        if kept.setdefault(record["cell"]["seed"], record) is not record:
+            again.append(record)
+    return list(kept.values()), again
+
+
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
     """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
     mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its settings those that
     follow the recipe, and among equals those with more seeds. A run that was stopped early by train.max_steps, or judged
-    on training rows (task.holdout), was a trial, and is no result. A second run of one seed, and one that is done without
-    a finite metric, enter no median: the cell's problems name them."""
+    on training rows (task.holdout), was a trial, and is no result. A second run of one seed counts nowhere; the cell
+    names it."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
@@ -135,22 +155,12 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
             variants.values(), key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v))
         )
         others = sum(map(len, variants.values())) - len(chosen)
-        seeds: dict[int, Record] = {}
+        kept, again = one_each(chosen)
         problems = []
-        for record in sorted(chosen, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
-            name = f"run {record['id']} ({key[1]} on {key[2]}, seed {record['cell']['seed']})"
-            results = record["result"].get("protocols", {}).values()
-            if record["status"] == "done" and not all(_is_number(r.get(w)) for r in results for w in ("best", "last")):
-                problems.append(f"{name} has no finite metric: left out.")
-            elif record["cell"]["seed"] in seeds:
-                problems.append(f"{name} repeats run {seeds[record['cell']['seed']]['id']}, which counts: left out.")
-            else:
-                seeds[record["cell"]["seed"]] = record
         if older := {protocol(r) for v in variants.values() for r in v} - {protocol(chosen[0])}:
             versions, newest = ", ".join(map(str, sorted(older))), protocol(chosen[0])
             problems.append(f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}.")
-        if seeds:
-            found[key] = Cell(list(seeds.values()), wanted, select, others, problems)
+        found[key] = Cell(kept, wanted, select, others, tuple(ids(again)), problems)
     return found
 
 

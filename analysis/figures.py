@@ -25,8 +25,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, cells, settings_of
-from analysis.tables import NAMES, ROWS, paper
+from analysis.cells import Cell, cells, ids, settings_of
+from analysis.tables import NAMES, ROWS, Number, paper
 from runs.record import Ledger, Record, read_ledger, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
@@ -59,8 +59,8 @@ LARGE, RTE = "roberta_large", "rte"
 class Figure:
     """A figure: its name and title, the data behind it as text, what is missing, and how it is drawn.
 
-    The last column of the data, "runs", names the run ids (or the measure) of each point. Without rows there is nothing to
-    draw, and the notes say why. size: inches.
+    The last column of the data, "runs", names the run ids (or the measure) of each point, as each of its numbers does.
+    Without rows there is nothing to draw, and the notes say why. size: inches.
     """
 
     name: str
@@ -124,8 +124,21 @@ def _finite(values: Iterable[Any]) -> list[float]:
     return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _ids(records: Iterable[Record]) -> str:
-    return " ".join(record["id"] for record in records)
+def _numbers(texts: Iterable[str], of: Iterable[str]) -> list[str]:
+    """Numbers that are made of these runs (or measures), which the last column, "runs", names."""
+    names = list(dict.fromkeys(of))
+    return [*(text if text in ("", "-") else Number(text, names) for text in texts), " ".join(names)]
+
+
+def _middle(cell: Cell) -> list[str]:
+    """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
+    values = [math.nan] if cell.unknown else cell.values()
+    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
+
+
+def _drawn(mine: dict[str, Cell]) -> dict[str, Cell]:
+    """Those whose every seed has its number."""
+    return {row: cell for row, cell in mine.items() if not cell.unknown}
 
 
 def _interval(seeds: int) -> str:
@@ -138,7 +151,12 @@ def _seed_notes(found: dict[str, Cell]) -> list[str]:
     notes = []
     for cell in found.values():
         if not cell.complete:
-            notes.append(f"{cell.label}: {cell.seeds} of {cell.wanted} seeds (hollow).")
+            notes.append(f"{cell.label}: {cell.seeds - cell.unknown} of {cell.wanted} seeds (hollow).")
+        if cell.unknown:
+            notes.append(f"{cell.label}: {cell.unknown} of {cell.seeds} runs finished without the number (nan): not drawn.")
+        if cell.again:
+            more = "more than one record of the same settings and seed; not counted twice, left out"
+            notes.append(f"{cell.label}: {more}: {', '.join(cell.again)}.")
         if cell.diverged:
             notes.append(f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch before.")
         if cell.left_out:
@@ -199,10 +217,8 @@ def figure2(ledger: Ledger) -> list[Figure]:
         rows, quoted = [], []
         for row, cell in mine.items():
             kind, rank = row.split("_r")
-            values = cell.values()
-            numbers = [f"{v:.1f}" for v in (cell.median(), min(values), max(values))]
-            seeds = f"{cell.seeds}/{cell.wanted}"
-            rows.append([NAMES[kind], str(int(rank)), "ours", str(cell.parameters), *numbers, seeds, _ids(cell.records)])
+            numbers = _numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))
+            rows.append([NAMES[kind], str(int(rank)), "ours", *numbers])
         notes = _seed_notes(mine)
         if model == LARGE:
             for kind, usual, count in (("vera", 256, 61440), ("lora", 8, 786432)):
@@ -220,7 +236,7 @@ def figure2(ledger: Ledger) -> list[Figure]:
             notes.insert(0, f"{model} is a model that the paper does not use.")
         title = f"Figure 2: RTE by trainable parameters, {_name(model, (r for c in mine.values() for r in c.records))}"
         header = ["method", "rank", "source", "parameters", "median", "low", "high", "seeds", "runs"]
-        draw = partial(_draw_ranks, mine, quoted, title)
+        draw = partial(_draw_ranks, _drawn(mine), quoted, title)
         figures.append(Figure(f"figure2{_suffix(model)}", title, header, rows, notes, draw))
     return figures
 
@@ -285,7 +301,7 @@ def figure3(ledger: Ledger) -> list[Figure]:
             numbers = [statistics.median(d), min(d), max(d)] if d else []
             shown = [f"{v:.4g}" for v in numbers] or ["-"] * 3
             of_b = f"{statistics.median(b):.4g}" if b else "-"
-            rows.append([site, str(layer), *shown, of_b, str(len(d)), " ".join(p[2] for p in found)])
+            rows.append([site, str(layer), *_numbers([*shown, of_b, str(len(d))], (p[2] for p in found))])
             if numbers:
                 lines[site].append((layer, numbers[0], numbers[1], numbers[2]))
         if not measures:
@@ -389,10 +405,10 @@ def figure4(ledger: Ledger) -> list[Figure]:
             if head is None or not head.median():
                 continue
             gain = 100 * cell.median() / head.median() / (cell.parameters / 1000)
-            ours[row] = (cell.label, gain, cell.complete and head.complete)
-            ids = _ids([*cell.records, *head.records])
-            numbers = [f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
-            rows.append([cell.label, "ours", str(cell.parameters), *numbers, ids])
+            if math.isfinite(gain):
+                ours[row] = (cell.label, gain, cell.complete and head.complete)
+            numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
+            rows.append([cell.label, "ours", *_numbers(numbers, ids([*cell.records, *head.records]))])
         records = (record for cell in mine.values() for record in cell.records)
         title = f"Figure 4: gain per 1K trainable parameters on RTE, {_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
@@ -468,12 +484,12 @@ def figure5(ledger: Ledger) -> list[Figure]:
     figures = []
     for model, task in sorted({(LARGE, RTE), *groups}, key=lambda key: (key != (LARGE, RTE), key)):
         measures, notes = _one_each(groups.get((model, task), []), ledger)
-        points: dict[tuple[str, str, int], list[tuple[Any, str]]] = defaultdict(list)
+        points: dict[tuple[str, str, int], list[tuple[Any, list[str]]]] = defaultdict(list)
         for measure in measures:
-            values, ids = measure["values"], " ".join(run["id"] for run in measure["of"])
+            values, of = measure["values"], ids(measure["of"])
             for i, (layer, site) in enumerate(zip(values["layer"], values["site"], strict=True)):
                 for pair in PAIRS:
-                    points[pair, site, layer].append((values[pair][i], ids))
+                    points[pair, site, layer].append((values[pair][i], of))
         rows, lines = [], defaultdict[str, list[tuple[int, float, float, float]]](list)
         sites = {site for _, site, _ in points}
         for (pair, site, layer), found in sorted(points.items()):
@@ -483,8 +499,8 @@ def figure5(ledger: Ledger) -> list[Figure]:
                 notes.append(f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero).")
             middle = [statistics.median(numbers), min(numbers), max(numbers)] if numbers else []
             shown = [f"{v:.3e}" for v in middle] or ["-"] * 3
-            ids = " ".join(ids for _, ids in found)
-            rows.append([PAIRS[pair], "ours", site, str(layer), *shown, str(len(numbers)), ids])
+            runs = (name for _, of in found for name in of)
+            rows.append([PAIRS[pair], "ours", site, str(layer), *_numbers([*shown, str(len(numbers))], runs)])
             if middle and (site == "query" or "query" not in sites):
                 lines[pair].append((layer, middle[0], middle[1], middle[2]))
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
@@ -563,7 +579,8 @@ def figure6(ledger: Ledger) -> list[Figure]:
                 continue
             mean, spread = statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else 0.0
             least = f"{statistics.fmean(best):.3e}" if best else ""
-            rows.append([NAMES[method], str(rank), str(count), f"{mean:.3e}", f"{spread:.3e}", least, chosen["id"]])
+            numbers = _numbers([str(count), f"{mean:.3e}", f"{spread:.3e}", least], [chosen["id"]])
+            rows.append([NAMES[method], str(rank), *numbers])
             lines[method].append((count, mean, min(finite), max(finite)))
         keys = ("matrices", "target", "steps", "lr", "optimizer")
         notes.append("Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + ".")
@@ -610,15 +627,12 @@ def demo(ledger: Ledger) -> list[Figure]:
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
         rows = []
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-            values = cell.values()
-            numbers = [f"{v:.1f}" for v in (cell.median(), min(values), max(values))]
-            seeds = f"{cell.seeds}/{cell.wanted}"
-            rows.append([cell.label, str(cell.parameters), *numbers, seeds, _ids(cell.records)])
+            rows.append([cell.label, *_numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))])
         name = "accuracy_vs_parameters" if model == "minilm" else f"accuracy_vs_parameters_{model}"
         label = next(iter(mine.values())).records[0]["label"]
         seeds = str(max(cell.seeds for cell in mine.values()))
         title = f"{label['model']} on {label['task']}: median of {seeds} seeds, best epoch; lines span the seeds"
-        draw = partial(_draw_parameters, mine, title)
+        draw = partial(_draw_parameters, _drawn(mine), title)
         figures.append(Figure(name, title, header, rows, _seed_notes(mine), draw, (7, 4)))
     if not figures:
         why = ["Nothing has run: make demo."]
@@ -640,9 +654,9 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     axes.margins(y=0.18)
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
-    first = next(iter(mine.values())).records[0]
+    metric = next((cell.records[0]["result"]["metric"] for cell in mine.values()), "metric")
     axes.set_xlabel("trainable parameters, without the classification head")
-    axes.set_ylabel(f"dev {first['result']['metric']}, %")
+    axes.set_ylabel(f"dev {metric}, %")
     axes.set_title(title)
 
 

@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells, ids
+from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes
 
@@ -49,15 +51,22 @@ NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "A
 NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
 
 
-class Shown(str):
-    """A cell's text, and the ids of the runs that it is made from."""
+class Number(str):
+    """The text of a table's number, with the ids of the records behind it."""
 
-    runs: list[str]
+    ids: tuple[str, ...]
 
-    def __new__(cls, text: str, runs: list[str]) -> "Shown":
+    def __new__(cls, text: str, ids: Iterable[str]) -> "Number":
         made = super().__new__(cls, text)
-        made.runs = runs
+        made.ids = tuple(ids)
         return made
+
+
+#: What the word in the last column of a table means.
+VERDICTS = (
+    f"reproduced n/m: of m cells, n lie within the larger of the paper's spread and {TOLERANCE} ({TOLERANCE_OF_10} for NIST and"
+    f" CIDEr), over at least {VERDICT_SEEDS} seeds."
+)
 
 
 @dataclass
@@ -76,9 +85,9 @@ class Table:
     shows: tuple[str, ...]
 
     @property
-    def runs(self) -> dict[tuple[int, int], list[str]]:
+    def runs(self) -> dict[tuple[int, int], tuple[str, ...]]:
         """The run ids behind each cell, by its row and column."""
-        return {(i, j): cell.runs for i, row in enumerate(self.rows) for j, cell in enumerate(row) if isinstance(cell, Shown)}
+        return {(i, j): cell.ids for i, row in enumerate(self.rows) for j, cell in enumerate(row) if isinstance(cell, Number)}
 
     def render(self, form: str, runs: bool = False) -> str:
         """As md, latex or csv. runs: with a list of the run ids of each cell under it (csv has a column of them anyway)."""
@@ -128,7 +137,7 @@ class Table:
                 number = re.fullmatch(r"(-?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
                 parts = [part or "" for part in number.groups()] if number else ["", "", cell]
                 line += [part.strip() for part in parts] if splits else [cell.replace(",", "") if cell[:1].isdigit() else cell]
-            found = [(name, cell.runs) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Shown)]
+            found = [(name, cell.ids) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Number)]
             lines.append([*line, "; ".join(f"{name}: {' '.join(runs)}" for name, runs in found)])
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
@@ -239,7 +248,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
             ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
             if ours:
-                rows.append(_our_row(row, ours))
+                rows.append(_our_row(row, ours, said=["other model"]))
         tables.append(
             _glue_table(f"Table 2's protocol on {model}, a model that the paper does not use", rows, found, model, select)
         )
@@ -259,6 +268,7 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
         notes[0] = (
             "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
         )
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
@@ -275,6 +285,12 @@ def _about(found: dict[Key, Cell]) -> list[str]:
         one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
         notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
     notes += [problem for cell in found.values() for problem in cell.problems]
+    again = [name for cell in found.values() for name in cell.again]
+    if again:
+        notes.append(f"more than one record of the same settings and seed; not counted twice, left out: {', '.join(again)}.")
+    unknown = sum(cell.unknown for cell in found.values())
+    if unknown:
+        notes.append(f"nan: {unknown} of the runs finished without that number.")
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         for word in (word for record in cell.records for word in record["deviations"]):
@@ -292,38 +308,65 @@ def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, A
     from_mnli = {task: found[model, f"{row}_mnli", task] for task in started if (model, f"{row}_mnli", task) in found}
     alike = tuple(task for task in GLUE if task not in started)  # what may be compared
     if plain:
-        average = _average(plain)
-        rows.append(_our_row(row, plain))
-        rows.append(_difference(plain, printed, alike, average if not started else None))
+        rows.append(_our_row(row, plain, said=_said(plain, printed, alike)))
+        rows.append(_difference(plain, printed, alike, plain if not started else {}))
     if from_mnli:
         # The paper's average is over both kinds of cells, and so is this one.
-        average = _average({**{task: cell for task, cell in plain.items() if task in alike}, **from_mnli})
-        rows.append(_our_row(f"{row}_mnli", from_mnli, started, average))
-        rows.append(_difference(from_mnli, printed, started, average))
+        averaged = {**{task: cell for task, cell in plain.items() if task in alike}, **from_mnli}
+        rows.append(_our_row(f"{row}_mnli", from_mnli, started, averaged, _said(from_mnli, printed, started)))
+        rows.append(_difference(from_mnli, printed, started, averaged))
     return rows
 
 
-def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], average: float | None) -> list[str]:
+def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], averaged: dict[str, Cell]) -> list[str]:
     comparable = {task: cell for task, cell in ours.items() if task in alike and cell.complete}
-    gaps: list[str] = [
-        Shown(f"{comparable[task].median() - _value(printed[task]):+.1f}", ids(comparable[task].records))
-        if task in comparable
-        else "-"
+    gaps = [
+        _of_cells(f"{comparable[task].median() - _value(printed[task]):+.1f}", comparable[task]) if task in comparable else "-"
         for task in GLUE
     ]
-    return ["", "difference", "", *gaps, f"{average - printed['avg']:+.1f}" if average is not None else "-", ""]
+    average = _average(averaged)
+    whole = _of_cells(f"{average - printed['avg']:+.1f}", *averaged.values()) if average is not None else "-"
+    return ["", "difference", "", *gaps, whole, ""]
 
 
-def _our_row(row: str, ours: dict[str, Cell], tasks: tuple[str, ...] = tuple(GLUE), average: float | None = None) -> list[str]:
+def _said(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...]) -> list[str]:
+    """The verdicts of the cells that may be compared."""
+    told = [(cell, printed[task]) for task, cell in ours.items() if task in alike]
+    return [verdict(cell, _value(p), p[1] if isinstance(p, list) else None).word for cell, p in told]
+
+
+def _status(said: Sequence[str], found: Iterable[Cell]) -> str:
+    """ "reproduced 5/6", by the paper's protocol and with the seeds that a verdict needs."""
+    if not said or "incomplete" in said or any(cell.select != "paper" for cell in found):
+        return "ours"
+    if "other model" in said:
+        return "other model"
+    return f"reproduced {said.count('reproduced')}/{len(said)}"
+
+
+def _our_row(
+    row: str,
+    ours: dict[str, Cell],
+    tasks: tuple[str, ...] = tuple(GLUE),
+    averaged: dict[str, Cell] | None = None,
+    said: Sequence[str] = (),
+) -> list[str]:
     first = next(iter(ours.values()))
-    average = _average(ours) if average is None else average
+    averaged = ours if averaged is None else averaged
+    average = _average(averaged)
     missing = [task for task in tasks if task not in ours]
     incomplete = [task for task, cell in ours.items() if not cell.complete]
-    status = "ours" if not missing and not incomplete else "ours, incomplete: see make plan"
+    status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete: see make plan"
     diverged = sum(cell.diverged for cell in ours.values())
     status += f", {diverged} diverged" if diverged else ""
     cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in GLUE]
-    return [first.label, "ours", f"{first.parameters:,}", *cells_, f"{average:.1f}" if average is not None else "-", status]
+    whole = _of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
+    return [first.label, "ours", _size(first), *cells_, whole, status]
+
+
+def _size(cell: Cell) -> Number:
+    """Its trained parameters."""
+    return _of_cells(f"{cell.parameters:,}", cell)
 
 
 def _average(ours: dict[str, Cell]) -> float | None:
@@ -333,13 +376,18 @@ def _average(ours: dict[str, Cell]) -> float | None:
     return sum(cell.median() for cell in ours.values()) / len(GLUE)
 
 
-def shown(cell: Cell, which: str = "best", middle: str = "median") -> Shown:
+def shown(cell: Cell, which: str = "best", middle: str = "median") -> Number:
     """A cell's median (or mean) and spread, with the number of seeds where it is not complete and of those that diverged."""
     spread = cell.spread(which)
     value = cell.mean(which) if middle == "mean" else cell.median(which)
     text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
-    text += f" ({cell.seeds}/{cell.wanted})" if not cell.complete else ""
-    return Shown(text + (f" {cell.diverged}d" if cell.diverged else ""), ids(cell.records))
+    text += f" ({cell.seeds - cell.unknown}/{cell.wanted})" if not cell.complete else ""
+    return _of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
+
+
+def _of_cells(text: str, *found: Cell) -> Number:
+    """A number that is made of these cells."""
+    return Number(text, (name for cell in found for name in ids(cell.records)))
 
 
 def _value(printed: Any) -> float:
@@ -391,12 +439,16 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None) -> list[list[str]]
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
+        found = [
+            verdict(cell, printed[key], values=cell.scores(key), least=TOLERANCE if decimals == 1 else TOLERANCE_OF_10)
+            for key, (_, decimals) in SCORES.items()
+        ]
+        lines[0][-1] = lines[0][-1].replace("ours", _status([one.word for one in found], []), 1)
         gaps: list[str] = []
         for key, (_, decimals) in SCORES.items():
             values = cell.scores(key)
             whole = len(values) >= cell.wanted
-            gap = f"{statistics.median(values) - printed[key]:+.{decimals}f}" if whole else "-"
-            gaps.append(Shown(gap, ids(cell.records)) if whole else gap)
+            gaps.append(_of_cells(f"{statistics.median(values) - printed[key]:+.{decimals}f}", cell) if whole else "-")
         lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
@@ -414,12 +466,11 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
         values = cell.scores(key, which, variant or None)
         spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
         part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-        text = f"{statistics.median(values):.{decimals}f}{spread}{part}" if values else "-"
-        shown_.append(Shown(text, ids(cell.records)) if values else text)
-    status = "ours" if cell.complete else f"ours, {cell.seeds} of {cell.wanted} seeds"
+        shown_.append(_of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell) if values else "-")
+    status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
     status += f", {cell.diverged} diverged" if cell.diverged else ""
     status = "" if again else status
-    name, size = ("", "") if again else (cell.label, f"{cell.parameters:,}")
+    name, size = ("", "") if again else (cell.label, _size(cell))
     return [name, source, size, *shown_, status]
 
 
@@ -428,6 +479,7 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
     if any("/" in cell for row in rows for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if select == "unbiased":
         notes.append("--select changes nothing here: the last epoch is reported.")
     if any("quoted" in row[-1] for row in rows):
@@ -459,9 +511,11 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             rows.append([NAMES[row], "paper", str(size), *printed, "quoted"])
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
-                rows.append(_image_row(ours, more, tuple(IMAGES)))
-                gaps: list[str] = [
-                    Shown(f"{ours[task].median('last') - value:+.1f}", ids(ours[task].records))
+                pairs = [(task, value) for task, value in zip(IMAGES, values, strict=True) if task in ours]
+                said = [verdict(ours[task], value, values=ours[task].values("last")).word for task, value in pairs]
+                rows.append(_image_row(ours, more, tuple(IMAGES), said))
+                gaps = [
+                    _of_cells(f"{ours[task].median('last') - value:+.1f}", ours[task])
                     if task in ours and ours[task].complete
                     else "-"
                     for task, value in zip(IMAGES, values, strict=True)
@@ -474,7 +528,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         more = _tasks(found, model, ())
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
         mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
-        rows = [_image_row(ours, more, more) for ours in mine if ours]
+        rows = [_image_row(ours, more, more, ["other model"]) for ours in mine if ours]
         title = f"Table 5's protocol on {model}, a model that the paper does not use"
         tables.append(_image_table(title, rows, found, model, more, select))
     return tables
@@ -489,13 +543,13 @@ def _place(task: str) -> tuple[int, str]:
     return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
 
 
-def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], said: Sequence[str] = ()) -> list[str]:
     first = next(iter(ours.values()))
     shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
     whole = all(task in ours and ours[task].complete for task in wanted)
     diverged = sum(cell.diverged for cell in ours.values())
-    status = ("ours" if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
-    return [first.label, "ours", f"{first.parameters:,}", *shown_, status]
+    status = (_status(said, ours.values()) if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
+    return [first.label, "ours", _size(first), *shown_, status]
 
 
 def _image_table(
@@ -508,6 +562,7 @@ def _image_table(
     notes.append("params: without the classification head, which every method trains.")
     if select == "unbiased":
         notes[0] = f"{notes[0]} --select unbiased: on one half of the evaluation images."
+    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
@@ -584,7 +639,7 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
 def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
-    head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", f"{cell.parameters:,}"]
+    head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", _size(cell)]
     judges = dict.fromkeys(j["judge"] for r in cell.records for j in r.get("judged", []) if j["bench"] == bench)
     if not judges:
         state = "diverged" if cell.diverged else f"ours, not judged by {BENCHES[bench]}"
@@ -602,12 +657,13 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         turns = [[j["turns"][t] for j in found if j["turns"][t] is not None] for t in found[0]["turns"]]
         valid = f"{sum(j['n_valid'] for j in found)} of {sum(j['n'] for j in found)}"
         judged = [r for r in cell.records if any((j["bench"], j["judge"]) == (bench, judge) for j in r.get("judged", []))]
-        score = Shown(f"{statistics.median(scores):.2f}{share}", ids(judged)) if scores else "-"
+        score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         status = "ours" if not share.endswith(")") else "ours, incomplete"
-        lines.append([*head, score, interval, by_turn, valid, judge, status])
+        numbers = [Number(text, ids(judged)) if text != "-" else text for text in (score, interval, by_turn, valid)]
+        lines.append([*head, *numbers, judge, status])
         if printed is not None and scores and _is_gpt_4(judge) and status == "ours":
-            gap = Shown(f"{statistics.median(scores) - printed:+.2f}", ids(judged))
+            gap = Number(f"{statistics.median(scores) - printed:+.2f}", ids(judged))
             lines.append(["", "difference", "", gap, "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
@@ -666,14 +722,10 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
             for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
                 first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
-                of = ids(cell.records)
-                sizes = [f"{cell.parameters:,}", Shown(f"{seconds / 60:.1f}", of), f"{seconds / max(steps, 1):.2f}", pace]
-                rows.append(
-                    [
-                        *(cell.label, "ours", *sizes),
-                        *(Shown(f"{cell.cost('peak_memory_bytes') / 1e9:.2f}", of), first["device"]["name"], "ours"),
-                    ]
-                )
+                memory = f"{cell.cost('peak_memory_bytes') / 1e9:.2f}"
+                times = [f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
+                numbers = [_of_cells(text, cell) for text in (*times, memory)]
+                rows.append([cell.label, "ours", _size(cell), *numbers, first["device"]["name"], "ours"])
         if not rows:
             continue
         mine = {k: c for k, c in found.items() if k[0] == model and k[1] in ("lora", "vera_r64")}
@@ -743,10 +795,8 @@ def _ablation(
             name = names[setting] if model != "roberta_large" else ""
             rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), status])
             if model == "roberta_large":
-                gaps: list[str] = [
-                    Shown(f"{ours[t].mean() - _value(value):+.1f}", ids(ours[t].records))
-                    if t in ours and ours[t].complete
-                    else "-"
+                gaps = [
+                    _of_cells(f"{ours[t].mean() - _value(value):+.1f}", ours[t]) if t in ours and ours[t].complete else "-"
                     for t, value in zip(tasks, values, strict=True)
                 ]
                 rows.append(["", "difference", *gaps, ""])
@@ -893,23 +943,24 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     tables = []
     for model in sorted({key[0] for key in found}):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
-        lora = mine["lora"].parameters if "lora" in mine else 0
+        lora = mine.get("lora")
         rows = []
-        for cell in sorted(mine.values(), key=lambda cell: -cell.median()):
-            ratio = f"{cell.parameters / lora:.2f}x" if lora and cell.parameters else "-"
+        for cell in sorted(mine.values(), key=lambda cell: (cell.unknown, -cell.median())):
+            both = lora and lora.parameters and cell.parameters
+            ratio = _of_cells(f"{cell.parameters / lora.parameters:.2f}x", cell, lora) if lora and both else "-"
             spread = cell.spread()
-            size = megabytes(cell.cost("adapter_bytes")) if cell.parameters else "-"
+            size = _of_cells(megabytes(cell.cost("adapter_bytes")), cell) if cell.parameters else "-"
             rows.append(
                 [
-                    cell.label + (f" ({cell.seeds}/{cell.wanted} seeds)" if not cell.complete else ""),
-                    f"{cell.parameters:,}",
+                    cell.label + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
+                    _size(cell),
                     ratio,
-                    Shown(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), ids(cell.records)),
-                    f"{spread:.1f}" if spread is not None else "-",
-                    f"{cell.median('last'):.1f}",
-                    f"{cell.seconds:.0f}",
+                    _of_cells(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), cell),
+                    _of_cells(f"{spread:.1f}", cell) if spread is not None else "-",
+                    _of_cells(f"{cell.median('last'):.1f}", cell),
+                    _of_cells(f"{cell.seconds:.0f}", cell),
                     size,
-                    megabytes(4 * cell.records[0]["parameters"]["head"]),
+                    _of_cells(megabytes(4 * cell.records[0]["parameters"]["head"]), cell),
                 ]
             )
         first = next(iter(mine.values())).records[0]

@@ -9,13 +9,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from runs.record import records_folder, run_folder, write_atomically
+from runs.record import run_folder, write_atomically
 
 
 def read_tries(output: str | Path, run_id: str) -> dict[str, Any]:
     """ended: how earlier tries ended, in words. settings: of the configuration, that came of it (a smaller micro_batch).
     deviations: these in words."""
-    return {"ended": [], "settings": {}, "deviations": []} | _read(run_folder(output, run_id) / "tries.json")
+    none: dict[str, Any] = {"ended": [], "settings": {}, "deviations": []}
+    found = _read(run_folder(output, run_id) / "tries.json")
+    return found if all(type(found.get(key)) is type(value) for key, value in none.items()) else none
 
 
 def write_tries(output: str | Path, run_id: str, tries: dict[str, Any]) -> None:
@@ -50,15 +52,17 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
     best, rounded = folder / "adapter_best.safetensors", folder / "adapter_best_rounded.safetensors"
     if keep != "both":  # it was there to be decoded
         best.unlink(missing_ok=True)
-    elif rounded.is_file():
-        os.replace(rounded, best)
+    else:
+        with contextlib.suppress(FileNotFoundError):  # others may do the same at this moment
+            os.replace(rounded, best)
 
 
 def sweep_up(output: str | Path, run_id: str) -> None:
-    """Removes half-written files of a killed process. For the owner of the run only."""
-    for folder, pattern in ((run_folder(output, run_id), ".*"), (records_folder(output), f".{run_id}.json.*")):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    """Removes half-written files of a run's killed processes. For the owner of the run, and for all once it has a record.
+
+    Not in the folder of records, which may be large: see sweep_up_dead."""
+    for path in run_folder(output, run_id).glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vera.checkpoint import system_error
+
 
 def save(
     path: Path,
@@ -51,8 +53,8 @@ def save(
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
-        raise OSError(f"{path}: {error}") from None
+    except SafetensorError as error:
+        raise system_error(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
 

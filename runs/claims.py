@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs.record import FINISHED, Record, link_or_fail, read_record, record_path, record_text, write_atomically
+from runs.record import FINISHED, Record, link_or_fail, read_record, record_path, record_text
 
 #: Where the counter stands in a lease, as a text of fixed width.
 BEAT = b'{"beat": "'
@@ -84,16 +84,19 @@ class Claim:
         there already: the first one stays."""
         self.check()
         path, text = record_path(output, self.run_id), record_text(record)
-        try:
-            there = read_record(path)["status"] in FINISHED
-        except ValueError:
-            there = False
-        if not there and path.exists():  # one that failed, or is damaged
-            write_atomically(path, text)
-            return
+        if path.exists() and not _finished(path):
+            # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this process looked, it
+            # may have slept, and another owner may have written.
+            aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.aside")  # see sweep_up_dead
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, aside)
+                if _finished(aside):
+                    with contextlib.suppress(FileExistsError):
+                        os.link(aside, path)
+            aside.unlink(missing_ok=True)
         try:
             link_or_fail(path, text)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the latter: a later owner has swept up what was to be linked
             raise LostClaimError(f"run {self.run_id} has a record already") from None
 
 
@@ -178,14 +181,24 @@ class Watcher:
         owner = _read(self._path(run_id, max(held))) if held else None
         return not held or (owner is not None and self._silent(run_id, max(held), owner))
 
+    def forget(self, run_id: str) -> None:
+        """Removes what dead executors left of a run that has its record. One that may live gives its lease back itself."""
+        for partial in self.folder.glob(f".{run_id}.*"):
+            partial.unlink(missing_ok=True)
+        held = generations(self.folder, run_id)
+        owner = _read(self._path(run_id, max(held))) if held else None
+        if owner and ("pid" not in owner or _dead(owner)):
+            for generation in sorted(held):
+                self._path(run_id, generation).unlink(missing_ok=True)
+
     def holder(self, run_id: str) -> dict[str, Any] | None:
         """Who has the run: token, host and process."""
         held = generations(self.folder, run_id)
         return _read(self._path(run_id, max(held))) if held else None
 
     def _silent(self, run_id: str, generation: int, owner: dict[str, Any]) -> bool:
-        if owner.get("boot") and owner["boot"] == _boot() and _started(owner["pid"]) != owner["started"]:
-            return True  # a process of this very machine, which is gone
+        if _dead(owner):
+            return True
         now, what = time.monotonic(), (generation, owner)
         seen, last, age = self._seen.get(run_id, (None, now, 0.0))
         # One look counts for a quarter at most: if this process and the owner slept together, the owner gets its chance.
@@ -204,7 +217,7 @@ class Watcher:
         try:
             link_or_fail(path, text)
             return Claim(path, token, os.open(path, os.O_WRONLY))
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the latter: it was swept up, since the run has its record now
             return None
 
 
@@ -236,6 +249,18 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {"token": found["token"], **found}
     except (ValueError, KeyError, TypeError):
         return {"token": f"? {text}"}  # nobody's: it grows old like any other
+
+
+def _dead(owner: dict[str, Any]) -> bool:
+    """Whether a lease's owner was a process of this very machine, which is gone."""
+    return bool(owner.get("boot")) and owner["boot"] == _boot() and _started(owner["pid"]) != owner["started"]
+
+
+def _finished(path: Path) -> bool:
+    try:
+        return read_record(path).get("status") in FINISHED
+    except ValueError:
+        return False
 
 
 @cache

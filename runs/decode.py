@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ def decode(training: "Training") -> dict[str, Any]:
     training.report({"phase": "scoring"})
     if not training.accelerator.is_main_process:  # which writes no record
         return {}
+    training.check_owner()
     write(task, training.folder, found)
     entries = scores(task, found, epochs)
     for entry in entries:
@@ -135,6 +137,7 @@ def write_down(
     accelerator.wait_for_everyone()  # all have read before the first one writes
     file = None
     if accelerator.is_main_process:
+        training.check_owner()
         file = _continue(path, of, saved)
     left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -210,7 +213,7 @@ def _lines(path: Path) -> list[Any]:
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
     """The file, open at its end, with the header and what is saved: written anew, since a kill may have cut a line."""
-    partial = path.with_suffix(".part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
     partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     partial.replace(path)

@@ -3,7 +3,7 @@
 Whatever the launcher, this is who does the runs. The processes are forked from a server that has torch imported already,
 so a run starts in a fraction of a second, and no state leaks from one to the next.
 
-python -m runs.executor SWEEP.json      what launchers start (runs/launch.py)
+python -m runs.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what launchers start (runs/launch.py)
 """
 
 import errno
@@ -183,8 +183,9 @@ class Executor:
         if record["status"] == "failed":
             self.outcome.failed.append((job.run, record["error"], log))
             self.display.line(f"FAILED: {record['error']} ({log})")
-        elif not done_here:
-            begun.clear(self.output, job.id, job.run.config["keep"])
+            return True
+        tidy(job, record, self.watcher)
+        if not done_here:
             self.outcome.skipped += 1
             self.display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
         elif record["status"] == "diverged":
@@ -223,9 +224,8 @@ class Executor:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
                 break
-            if settled_record(job, self.sweep.failed_before):  # killed with the record written
-                begun.clear(self.output, job.id, run.config["keep"])
-                break
+            if settled_record(job, self.sweep.failed_before, quiet=True):
+                break  # it ended after it had written that: another try would begin anew
             before, saved = saved, begun.saved(self.output, job.id)
             counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
@@ -309,9 +309,14 @@ class Executor:
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         killed_before = _kernel_kills()
-        self.child = child = context.Process(target=_child, args=(run, run_id, claim, sender), daemon=True)
-        child.start()
-        sender.close()
+        child = context.Process(target=_child, args=(run, run_id, claim, sender), daemon=True)
+        try:
+            child.start()
+        except (OSError, EOFError):  # of a connection: the server was killed at this moment
+            return Ending("killed", "the process that runs are forked from was killed", "loading")
+        finally:
+            sender.close()
+        self.child = child  # which can be asked to stop from here on
         ended: Event | None = None
         latest: Event = {}
         phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
@@ -397,6 +402,15 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def tidy(job: Job, record: Record, watcher: Watcher) -> None:
+    """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its record may."""
+    output = job.run.config["output"]
+    kept = record.get("config", job.run.config)["keep"]  # the command at hand may keep another epoch
+    begun.clear(output, job.id, kept)
+    begun.sweep_up(output, job.id)
+    watcher.forget(job.id)
+
+
 def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int] | None:
     """What is halved after memory ran out, its value before, and after; None where that would not help.
 
@@ -451,7 +465,7 @@ def _kernel_kills() -> int:
 def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     """The process's whole life: output into the run's log, progress to the executor, one line for an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends this process
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop: Any = None
 
     def asked(number: int, frame: FrameType | None) -> None:
@@ -487,7 +501,7 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     except StoppedError:
         os._exit(INTERRUPTED)
     except BaseException as error:
-        if not is_users(error):
+        if not is_users(error) and not isinstance(error, LostClaimError):
             import traceback
 
             traceback.print_exc()
@@ -514,9 +528,8 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     return "error", f"{name}: {words}"
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Ends this process soon after its parent was killed: the parent's id changes."""
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -524,16 +537,16 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It leaves waiting
-    for others to whoever started it."""
-    if not arguments:
+    for others to whoever started it. The parent is named, since it may be gone before this process can ask for it."""
+    if len(arguments) < 2:
         print(__doc__)
         return 2
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(int(arguments[1]),), daemon=True).start()
     sweep = Sweep.load(Path(arguments[0]))
-    if len(arguments) > 1:
+    if len(arguments) > 2:
         from runs.launch import DeviceLease
 
-        DeviceLease(arguments[1:-1], int(arguments[-1])).use()
+        DeviceLease(arguments[2:-1], int(arguments[-1])).use()
     start_fork_server()
     tasks = {job.run.task for job in sweep.jobs}
     outcome = Executor(sweep, Display(len(sweep.jobs), name_task=len(tasks) > 1), waits=False).go()

@@ -215,7 +215,8 @@ class Local:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
         if self.devices == ["cpu"] and self.size > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
-        command = [sys.executable, "-m", "runs.executor", str(self.sweep), *self.devices, str(self.launch.runs_per_device)]
+        places = [*self.devices, str(self.launch.runs_per_device)]
+        command = [sys.executable, "-m", "runs.executor", str(self.sweep), str(os.getpid()), *places]
         for _ in range(count):
             with open(self.sweep.parent / f"executor-{len(self._processes)}.log", "ab") as log:
                 streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
@@ -349,7 +350,7 @@ def run_executor(_: Any, sweep: str) -> int:
     job's time in good time. Slurm's launcher then puts the job into the queue again."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
-        command = [sys.executable, "-m", "runs.executor", sweep]
+        command = [sys.executable, "-m", "runs.executor", sweep, str(os.getpid())]
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
     asked: list[int] = []
 

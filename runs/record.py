@@ -99,6 +99,17 @@ def _partial(path: Path, text: str) -> Path:
     return partial
 
 
+def sweep_up_dead(folder: Path) -> None:
+    """Removes the half-written files below a folder whose processes were killed on this machine. Anybody may, at any time."""
+    for partial in folder.rglob(f".*.{socket.gethostname()}.*"):
+        try:
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            partial.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            continue
+
+
 def link_or_fail(path: Path, text: str) -> None:
     """Creates a file whole, or raises FileExistsError where one of that name is: of many that try at once, one succeeds."""
     partial = _partial(path, text)

@@ -18,10 +18,10 @@ from runs.claims import Watcher, held
 from runs.config import Run
 from runs.display import Board, Display, result_words
 from runs.errors import UserError, is_users
-from runs.executor import Executor, Job, Outcome, Sweep, settled_record, start_fork_server
+from runs.executor import Executor, Job, Outcome, Sweep, settled_record, start_fork_server, tidy
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
-from runs.record import FINISHED, Record, read_record, record_path, run_folder
+from runs.record import FINISHED, Record, read_record, record_path, run_folder, sweep_up_dead
 from runs.starts import start_file
 from runs.text import duration
 from tasks.pixels import preprocessing
@@ -58,6 +58,8 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
         if not is_users(error):
             raise
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
+    for folder in ("records", "sweeps"):
+        sweep_up_dead(Path(runs[0].config["output"]) / folder)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:
@@ -196,7 +198,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
     pending, outcome = list(plan.jobs), Outcome()
     watcher = Watcher(output, plan.lease_seconds)
     for job in list(pending):
-        if _seen(job, plan, board, outcome, here=False):
+        if _seen(job, plan, board, outcome, watcher, here=False):
             pending.remove(job)
     board.say(f"{outcome.skipped} already done, {len(pending)} to do: {launch.launcher}")
     launcher = make_launcher(path, launch, words, plan.jobs[0].run.config["device"], len(pending))
@@ -211,7 +213,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
         while pending and not asked:
             count = len(pending)
             for job in list(pending):
-                if _seen(job, plan, board, outcome, here=True):
+                if _seen(job, plan, board, outcome, watcher, here=True):
                     pending.remove(job)
             busy = [job for job in pending if watcher.holder(job.id)]
             empty = 0 if len(pending) < count or busy else empty
@@ -240,7 +242,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
     return outcome
 
 
-def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, here: bool) -> bool:
+def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watcher, here: bool) -> bool:
     """Whether a job has its record; counts it and shows it."""
     record = settled_record(job, plan.failed_before)
     if record is None:
@@ -250,7 +252,9 @@ def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, here: bool) -> 
     if record["status"] == "failed":
         outcome.failed.append((job.run, record["error"], log))
         board.line(f"FAILED: {record['error']} ({log})")
-    elif not here:
+        return True
+    tidy(job, record, watcher)
+    if not here:
         outcome.skipped += 1
     elif record["status"] == "diverged":
         outcome.diverged.append((job.run, record["error"], log))

@@ -506,11 +506,11 @@ class Training:
         scaler = self.accelerator.scaler
         self.state["scaler"] = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
-            self._own()
+            self.check_owner()
             method_state = self.method.training_state(self.raw_model)
             checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state)
 
-    def _own(self) -> None:
+    def check_owner(self) -> None:
         """Raises LostClaimError where another executor has taken the run over: it writes these files now."""
         if self.claim:
             self.claim.check()
@@ -538,7 +538,7 @@ class Training:
         """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless another is given."""
         if not self.accelerator.is_main_process:
             return
-        self._own()
+        self.check_owner()
         if self.method.adapter_parameters(self.raw_model):
             dtypes = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
             vera.save(self.raw_model, self.method, adapter, dtypes[precision or self.config["adapter_precision"]])

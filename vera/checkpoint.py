@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
 
@@ -225,23 +226,30 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
     try:
         metadata = {"header": json.dumps(header), "sha256": "0" * 64}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        # safetensors writes the metadata in any order; equal adapters are to be equal files.
+        ours, other = (json.dumps(dict(pairs), separators=(",", ":")).encode() for pairs in permutations(metadata.items()))
+        content = partial.read_bytes().replace(other, ours, 1)
         # The checksum is that of the file with zeros in its own place.
-        content = partial.read_bytes()
         place = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64)
         with open(partial, "r+b") as file:
-            file.seek(place.start(1))
-            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(content[: place.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[place.end(1) :])
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)  # safetensors writes for the owner alone; a shared folder is for others too
         os.replace(partial, path)
-    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
-        raise OSError(f"{path}: {error}") from None
+    except SafetensorError as error:
+        raise system_error(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def system_error(path: Path, error: SafetensorError) -> OSError:
+    """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is known by it."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else OSError(f"{path}: {error}")
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

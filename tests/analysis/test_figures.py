@@ -30,9 +30,7 @@ def measure(kind, values, ids=("a",), row="vera", seed=0, model="roberta_large",
 
 
 def measured(*measures, records=()):
-    made = ledger(*records)
-    made.measures = {m["id"]: m for m in measures}
-    return made
+    return ledger(*records, measures=measures)
 
 
 def lines(figure, **wanted):
@@ -65,7 +63,7 @@ def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_t
     (figure,) = figures.figure2(ledger(*twice, ranked("vera", 64, 1, 0.8)))
     (point,) = lines(figure, source="ours")
     assert (point["median"], point["low"], point["high"], point["seeds"]) == ("75.0", "70.0", "80.0", "2/5")
-    assert any(f"{twice[1]['id']}" in note and "repeats run" in note for note in figure.notes)
+    assert any(note.endswith(f"not counted twice, left out: {twice[1]['id']}.") for note in figure.notes)
 
 
 def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
@@ -195,9 +193,35 @@ def test_an_odd_ledger_never_raises(name):
     bad = measure("magnitude", {"layer": [0], "site": ["query"], "d": [None], "b": [None]})
     empty = measure("similarity", {key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")})
     for figure in figures.FIGURES[name](measured(bad, empty, fit(0, (float("nan"), None)), records=odd)):
-        ET.fromstring(figures.svg(figure))
-        assert "nan" not in str(figure.rows)
+        picture = figures.svg(figure)
+        ET.fromstring(picture)
+        assert "nan" not in picture
         assert "inf" not in str(figure.rows)
+
+
+def test_a_run_without_its_number_is_told_and_not_drawn():
+    records = [ranked("vera", 4, s, 0.8) for s in range(4)] + [ranked("vera", 4, 4, float("nan")), ranked("vera", 1, 0, 0.7)]
+    (figure,) = figures.figure2(ledger(*records))
+    (point,) = lines(figure, rank="4")
+    assert [point[key] for key in ("median", "low", "high", "seeds")] == ["nan", "nan", "nan", "4/5"]
+    assert "VeRA r=4: 1 of 5 runs finished without the number (nan): not drawn." in figure.notes
+    picture = figures.svg(figure)
+    assert "nan" not in picture
+
+
+def test_the_numbers_of_a_figure_name_their_runs_or_measure():
+    of = [record("vera") | {"id": "a"}, ranked("vera", 4, 0, 0.8) | {"id": "b"}, record("head", model="roberta_large")]
+    of += [record("vera", "reviews", model="minilm"), record("vera", "rte", model="roberta_large")]
+    values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
+    cosines = {"layer": [0], "site": ["query"], "lora_vera": [0.2], "lora_random": [0.1], "vera_random": [0.0]}
+    found = [measure("magnitude", values), measure("similarity", cosines, ("a", "b")), fit()]
+    for name, make in figures.FIGURES.items():
+        ours = [row for figure in make(measured(*found, records=of)) for row in figure.rows if row[-1]]
+        assert ours, name
+        for row in ours:
+            numbers = [text for text in row if isinstance(text, tables.Number)]
+            assert len(numbers) >= 3
+            assert {" ".join(text.ids) for text in numbers} == {row[-1]}
 
 
 def test_files_are_whole_and_the_same_each_time(tmp_path):

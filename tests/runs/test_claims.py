@@ -161,6 +161,43 @@ def test_failed_and_damaged_records_are_replaced(tmp_path):
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
 
 
+def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
+    """An owner that has seen an old failed record sleeps; the next owner writes a finished one; then the first goes on."""
+    late = Watcher(tmp_path, LEASE).take("run")
+    write_record(tmp_path, done() | {"status": "failed"})
+    look_once = claims._finished
+
+    def sleep_after_the_look(path):
+        seen = look_once(path)
+        if path.name == "run.json":
+            write_record(tmp_path, done(by="the new owner"))
+        return seen
+
+    monkeypatch.setattr(claims, "_finished", sleep_after_the_look)
+    with pytest.raises(LostClaimError, match="has a record already"):
+        late.write(tmp_path, done() | {"status": "failed"})
+    assert read_record(record_path(tmp_path, "run"))["by"] == "the new owner"
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
+
+
+def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
+    """A lease whose owner was killed between the record and the lease's end; garbage; a lease that was half made."""
+    watcher, folder = Watcher(tmp_path, LEASE), tmp_path / "claims"
+    living = watcher.take("lives")
+    dead = watcher.take("dead").path
+    dead.write_text(dead.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {2**30}'))
+    elsewhere = watcher.take("elsewhere").path
+    elsewhere.write_text(elsewhere.read_text().replace('"boot": "', '"boot": "another '))
+    (folder / "garbage.1").write_bytes(b"\xff")
+    (folder / ".dead.1.here.12.34").touch()
+    (folder / "dead.2.other").touch()  # no lease's name
+    if claims._boot() is None:
+        pytest.skip("this system does not tell which processes live")
+    for run_id in ("lives", "dead", "elsewhere", "garbage"):
+        watcher.forget(run_id)
+    assert {path.name for path in folder.iterdir()} == {living.path.name, elsewhere.name, "dead.2.other"}
+
+
 def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     script = (
         f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it', flush=True); input()"

@@ -16,6 +16,7 @@ from running import comparable, do, elsewhere
 import tasks.e2e_metrics
 import vera
 from runs import decode, evaluate
+from runs.claims import LostClaimError, Watcher
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
@@ -217,6 +218,19 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
     assert ("are there already" in said) == (after > 0)
     for name in (f for f in FILES if not f.endswith(".safetensors")):
         assert (folder / name).read_bytes() == (folder_of(elsewhere(words, output=tmp_path / "straight")) / name).read_bytes()
+
+
+def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
+    do(e2e_words)
+    path = folder_of(e2e_words) / "decoded_last.jsonl"
+    before = path.read_bytes()
+    (run,) = expand(e2e_words)
+    claim = Watcher(run.config["output"], 30).take(run_id(run))
+    training = Training(run, run_id(run), lambda event: None, claim=claim)
+    claim.path.rename(claim.path.with_suffix(".2"))
+    with pytest.raises(LostClaimError):
+        decode._texts(training, "last")
+    assert path.read_bytes() == before
 
 
 def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):

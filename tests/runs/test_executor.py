@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -243,7 +244,7 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
         if self.state["epoch"] == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
-            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "config": run.config, **result})
             later.unlink()
             self.claim.path.unlink()
         end_epoch(self)
@@ -252,6 +253,66 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
     monkeypatch.setattr(Training, "end_epoch", lose)
     assert sweep.sweep([run]).exit_code == 0
     assert read_record(record_path(output_of(words), run_id(run)))["result"]["best"] == 1.0
+
+
+@pytest.mark.parametrize("content", ["garbage", "[]", '{"ended": 1, "settings": [], "deviations": {}}', '{"ended": null}'])
+def test_damaged_tries_count_as_none(content, words, fork):
+    (run,) = expand(words)
+    path = run_folder(output_of(words), run_id(run)) / "tries.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert sweep.sweep([run]).done == 1
+    assert records_of(words)[0]["tries"] == []
+    assert not path.exists()
+
+
+def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkeypatch):
+    """A kill between the record and the end leaves this; the next command may keep another epoch."""
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # without Java's scores: seconds less
+    (run,) = expand([*e2e_words, "keep=both"])
+    sweep.sweep([run])
+    folder, output = run_folder(output_of(e2e_words), run_id(run)), Path(output_of(e2e_words))
+    whole = {path.name for path in folder.iterdir()}
+    left = [folder / "checkpoint.safetensors", folder / "progress.json", folder / ".adapter.safetensors.12"]
+    here = f"{socket.gethostname()}.{2**22 + 1}.3"  # no process has this number
+    left += [output / "records" / f".{run_id(run)}.json.{here}", output / "claims" / f".{run_id(run)}.1.{here}"]
+    for path in left:
+        path.touch()
+    assert sweep.sweep(expand([*e2e_words, "keep=best"])).skipped == 1
+    assert {path.name for path in folder.iterdir()} == whole
+    assert "adapter_best.safetensors" in whole
+    assert not any(path.exists() for path in left)
+
+
+def test_a_server_that_is_killed_while_a_run_starts_costs_a_try(words, fork, monkeypatch, capsys):
+    broken = iter([EOFError("unexpected EOF"), ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")])
+    start_process = executor.multiprocessing.process.BaseProcess.start
+
+    def start(self):
+        for error in broken:
+            raise error
+        start_process(self)
+
+    monkeypatch.setattr(executor.multiprocessing.process.BaseProcess, "start", start)
+    assert sweep.sweep(expand(words)).done == 1
+    assert capsys.readouterr().out.count("the process that runs are forked from was killed: tried again") == 2
+
+
+def test_a_signal_while_a_runs_process_starts(words, fork, monkeypatch):
+    start_process = executor.multiprocessing.process.BaseProcess.start
+
+    def start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        start_process(self)
+
+    monkeypatch.setattr(executor.multiprocessing.process.BaseProcess, "start", start)
+    outcome = sweep.sweep(expand(words))
+    assert (outcome.exit_code, outcome.failed) == (143, [])
+
+
+def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
+    script = "import time, runs.executor as e; e.Sweep.load = lambda path: time.sleep(60); e.main(['sweep.json', '0'])"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 1
 
 
 # --- signals, and several executors

@@ -153,9 +153,9 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
     command = [*tiny_words, "train.max_steps=1", "grid={train.lr: [1e-2, 2e-2, 3e-2], train.lr_head: [1e-2]}"]
     real, calls = tune.sweep, []
 
-    def broken(runs, part):
+    def broken(runs, part, launch):
         calls.append(runs[0].config["train"]["lr"])
-        return Outcome(failed=[(runs[0], "it broke", "log.txt")]) if calls[-1] == 2e-2 else real(runs, part)
+        return Outcome(failed=[(runs[0], "it broke", "log.txt")]) if calls[-1] == 2e-2 else real(runs, part, launch)
 
     monkeypatch.setattr(tune, "sweep", broken)
     assert tune.main(command) == 1

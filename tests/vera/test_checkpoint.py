@@ -1,5 +1,6 @@
 """The adapter file: small, loads anywhere to the same output, and refuses what does not fit in one line."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -482,7 +483,15 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(trained, monkeypatch):
 
     before = trained[2].read_bytes()
     monkeypatch.setattr("vera.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as raised:
         vera.save(trained[0], trained[1], trained[2])
+    assert raised.value.errno == errno.ENOSPC  # by which a run's executor knows that it may wait for room
     assert trained[2].read_bytes() == before
     assert sorted(p.name for p in trained[2].parent.iterdir()) == ["adapter.safetensors", "head.safetensors"]
+
+
+def test_equal_adapters_are_equal_files(trained, tmp_path):
+    """safetensors writes the metadata of each file in an order of its own."""
+    for number in range(8):
+        vera.save(trained[0], trained[1], tmp_path / "again" / str(number))
+    assert len({path.read_bytes() for path in (tmp_path / "again").iterdir()}) == 1

@@ -1,0 +1,75 @@
+"""Notebooks as percent scripts: each is a few calls of analysis/*.py, and runs as a script, too.
+
+    python -m analysis.notebooks [NAME ...] [--output outputs]       (make notebooks)
+
+writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as notebooks; only the scripts are committed.
+"""
+
+import html
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from analysis.figures import svg
+from analysis.tables import Table
+from runs.record import Ledger, read_ledger
+
+
+def ledger() -> Ledger:
+    """The records of the folder that the environment names (VERA_OUTPUT), or of outputs."""
+    found = read_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
+    for problem in found.problems:
+        print(f"left out: {problem}")
+    if not found.records:
+        print("note: no records yet; tables show the paper's numbers alone")
+    return found
+
+
+class Shown:
+    """A table or figure: HTML in a notebook, text elsewhere."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __repr__(self) -> str:
+        of = self.of
+        if isinstance(of, Table):
+            return of.render("md")
+        return "\n".join([of.title, *("  ".join(row) for row in [of.header, *of.rows]), *of.notes])
+
+    def _repr_html_(self) -> str:
+        of = self.of
+        picture = "" if isinstance(of, Table) else svg(of).partition("<svg")[2]
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in of.header)
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in of.rows)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in of.notes)
+        table = f"<table><caption>{html.escape(of.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return (f"<svg{picture}" if picture else "") + f"{table}<ul>{notes}</ul>"
+
+
+def show(made: Iterable[Any] | None, what: str) -> None:
+    """Shows each table or figure; where there is none, says so and what would make it."""
+    found = list(made or [])
+    for one in found:
+        _display(Shown(one))
+    if not found:
+        print(f"note: the ledger holds nothing for {what}")
+
+
+def _display(one: Any) -> None:
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        print(one)
+        return
+    (display if get_ipython() else print)(one)
+
+
+def made(makers: Mapping[str, Any], name: str, records: Ledger) -> Iterable[Any] | None:
+    """What TABLES[name] or FIGURES[name] makes of the records; None where there is no such table or figure."""
+    make = makers.get(name)
+    if make is None:
+        return None
+    found: Iterable[Any] = make(records, "paper", None) if name.startswith("table") else make(records)
+    return found

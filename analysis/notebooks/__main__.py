@@ -1,0 +1,60 @@
+"""Executes the notebooks and writes them as .ipynb and HTML: python -m analysis.notebooks --help"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from analysis import notebooks
+from runs.record import write_atomically
+
+FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def build(name: str, output: Path) -> Path:
+    """Runs one notebook on the records in `output`; its .ipynb. Raises nbclient's CellExecutionError where a cell fails."""
+    import jupytext
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    root = str(FOLDER.parents[1])
+    more = {"VERA_OUTPUT": str(output.resolve())}
+    more["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    more["PYTHONWARNINGS"] = "ignore"
+    files = Config({"KernelManager": {"transport": "ipc"}})  # to the kernel by files of this user: no port is opened
+    client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": root}})
+    client.execute(env=os.environ | more)
+    path = output / "notebooks" / f"{name}.ipynb"
+    write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
+    # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
+    exporter: Any = HTMLExporter  # without annotations of its own
+    pages = exporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
+    text, _ = pages.from_notebook_node(notebook, {"metadata": {"name": name}})
+    write_atomically(path.with_suffix(".html"), text)
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.notebooks", description=notebooks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="*", help=f"{', '.join(NAMES)} (all of them, unless named)")
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/; they go to its notebooks/")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.name if name not in NAMES]
+    if unknown:
+        print(f"error: no notebook {unknown[0]!r}. Known: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    for name in options.name or NAMES:
+        path = build(name, Path(options.output))
+        print(f"Notebook: {path}, {path.with_suffix('.html').name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

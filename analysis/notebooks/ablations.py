@@ -1,0 +1,29 @@
+# %% [markdown]
+# # Ablations
+# Table 6: which vectors train, how the matrices are drawn, and where d starts. Table 7: shared or own matrices. The paper
+# prints means there.
+
+# %%
+from analysis.notebooks import ledger, made, show
+from analysis.stats import compare
+from analysis.tables import TABLES
+from analysis.verdicts import all_cells
+
+records = ledger()
+show(made(TABLES, "table6", records), "table 6")
+
+# %%
+show(made(TABLES, "table7", records), "table 7")
+
+# %% [markdown]
+# VeRA against each of its variants, paired by task and seed.
+
+# %%
+found = {key: cell for key, cell in all_cells(records).items() if key[1].startswith("vera")}
+lines = compare(found)
+for line in lines:
+    print(
+        f"{line.model} {line.task}: {line.labels[0]} against {line.labels[1]}: {line.difference:+.1f} over {line.pairs} pairs"
+    )
+if not lines:
+    print("note: the ledger holds no variant of VeRA beside VeRA")

@@ -1,0 +1,321 @@
+"""Statistics beside the paper's own: intervals over seeds, paired differences, probability of improvement, verdicts.
+
+    python -m analysis.stats [table2 | paper=table2_base] [--row vera] [--output outputs] [--format md|latex|csv]
+
+Without a word: every cell of the ledger. Everything is seeded: the same records give the same numbers.
+
+- Interval of the median: percentile bootstrap over seeds (Efron and Tibshirani 1993, chapter 13). With 5 seeds or fewer its
+  95% interval is the range of the seeds, which covers the true median with probability 1 - 2 * (1/2)^n: 94% at n=5, 75% at
+  n=3 (order statistics; David and Nagaraja 2003, section 7.1). BCa is not used: its acceleration comes from a jackknife,
+  which is not consistent for the median.
+- Sign test on differences paired by task and seed, exact, two-sided, ties dropped (Dixon and Mood 1946). With n pairs it
+  cannot go below 2 * (1/2)^n: 0.0625 at n=5.
+- Probability of improvement P(X > Y) + P(X = Y) / 2, the mean over tasks; its interval resamples the runs of each task
+  (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", sections 4.1 and 4.3).
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from analysis.cells import Cell, Key
+from runs.record import Record, read_ledger
+
+RESAMPLES = 9999
+#: For probabilities of improvement: they take a resample of both sides in each task.
+IMPROVEMENT_RESAMPLES = 2000
+LEVEL = 0.95
+#: Seeds that a verdict needs, and how far ours may lie from the paper's number, in points.
+VERDICT_SEEDS = 5
+TOLERANCE = 0.5
+#: The same for scores that the paper prints on a scale of about 10, with two decimals: NIST, CIDEr, judges.
+TOLERANCE_OF_10 = 0.05
+#: Metrics that are not fractions, and of which less is better.
+PERPLEXITY = "perplexity"
+
+
+# --- intervals and tests
+
+
+@cache
+def _draws(n: int) -> Any:
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile bootstrap of the median; None for a single value."""
+    if len(values) < 2:
+        return None
+    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
+    low, high = np.percentile(medians, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def sign_test(differences: Iterable[float]) -> float:
+    """The exact two-sided p of as many signs one way, zeros left out; 1 where nothing is left."""
+    signs = [difference > 0 for difference in differences if difference != 0]
+    n, k = len(signs), min(sum(signs), len(signs) - sum(signs))
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def smallest_p(n: int) -> float:
+    """What the sign test cannot go below with n pairs."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. One (x, y) a task, each a value a run."""
+    return float(np.mean([_above(np.asarray(x, dtype=float)[None], np.asarray(y, dtype=float)[None])[0] for x, y in pairs]))
+
+
+def improvement_interval(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has one run."""
+    if any(len(x) < 2 or len(y) < 2 for x, y in pairs):
+        return None
+    random, means = np.random.default_rng(0), np.zeros(IMPROVEMENT_RESAMPLES)
+    for x, y in pairs:
+        both = [np.asarray(side, dtype=float) for side in (x, y)]
+        means += _above(*(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both))
+    low, high = np.percentile(means / len(pairs), [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def _above(x: Any, y: Any) -> Any:
+    """For each resample (first axis) the share of pairs in which x is above y."""
+    x, y = x[:, :, None], y[:, None, :]
+    return ((x > y) + 0.5 * (x == y)).mean(axis=(1, 2))
+
+
+# --- the number that a cell reports
+
+
+@dataclass(frozen=True)
+class Series:
+    """The number that a cell's table reports, by seed, in points: its name, and whether less is better.
+
+    unknown: seeds that finished without that number. They are in no statistic, and are named beside it.
+    """
+
+    name: str
+    values: dict[int, float]
+    less: bool = False
+    unknown: tuple[int, ...] = ()
+
+
+def series(cell: Cell, which: str | None = None, select: str = "paper") -> Series:
+    """By seed: BLEU of the last epoch where texts were scored, else the metric of the last epoch of images and texts, and of
+    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "unbiased") ask for another epoch.
+
+    A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
+    """
+    first = cell.records[0]
+    if which is None and any(record.get("texts") for record in cell.records):
+        values = dict(zip((r["cell"]["seed"] for r in cell.records), map(_bleu, cell.records), strict=True))
+        return _series("BLEU, last epoch", values, False)
+    metric = str(first["result"]["metric"])
+    family = first["config"]["task"].get("family")
+    which = which or ("last" if family in ("images", "instruct", "e2e") else "best")
+    less = metric == PERPLEXITY
+    found: dict[int, float | None] = {}
+    for record in cell.records:
+        value = record["result"].get("protocols", {}).get(select, {}).get(which)
+        if value is not None and not math.isfinite(value):
+            value = None
+        if value is None and record["status"] == "diverged":
+            value = math.inf if less else 0.0
+        found[record["cell"]["seed"]] = value if value is None or less else 100 * value
+    return _series(f"{metric}, {which} epoch", found, less)
+
+
+def _bleu(record: Record) -> float | None:
+    if record["status"] == "diverged" and not record.get("texts"):
+        return 0.0
+    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == "last"]
+    return entries[0].get("bleu") if entries else None
+
+
+def _series(name: str, values: Mapping[int, float | None], less: bool) -> Series:
+    known = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
+    return Series(name, known, less, tuple(seed for seed in values if seed not in known))
+
+
+# --- verdicts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reproduced, not reproduced, incomplete, other model, not in the paper, not run, or quoted; and what it rests on."""
+
+    word: str
+    ours: float | None = None
+    printed: float | None = None
+    allowed: float = TOLERANCE
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    seeds: int = 0
+    deviations: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+def verdict(
+    cell: Cell | None,
+    printed: float | None,
+    printed_spread: float | None = None,
+    paper_model: bool = True,
+    values: Sequence[float] | None = None,
+    least: float = TOLERANCE,
+    quoted: bool = False,
+    middle: Any = statistics.median,
+) -> Verdict:
+    """Whether a cell of the paper is reproduced: at least 5 seeds, the paper's model, and |ours - paper| at most the larger
+    of the paper's spread and `least`.
+
+    values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself took the number
+    from earlier work. middle: the mean where the paper prints one. Fewer than 5 seeds, or a seed without the number, are
+    "incomplete", however close.
+    """
+    allowed = max(printed_spread or 0.0, least)
+    if cell is None:
+        return Verdict("quoted" if quoted else "not run", printed=printed, allowed=allowed)
+    if values is None:
+        values = list(series(cell, "best").values.values())
+    ours = float(middle(values)) if values else None
+    gap = None if ours is None or printed is None or not paper_model else ours - printed
+    if not paper_model:
+        word = "other model"
+    elif printed is None:
+        word = "not in the paper"
+    elif len(values) < max(VERDICT_SEEDS, cell.seeds) or gap is None:
+        word = "incomplete"
+    else:
+        word = "reproduced" if abs(gap) <= allowed + 1e-9 else "not reproduced"
+    words = dict.fromkeys(word for record in cell.records for word in record["deviations"])
+    ids = tuple(record["id"] for record in cell.records)
+    return Verdict(word, ours, printed, allowed, gap, interval(values), len(values), tuple(words), ids)
+
+
+# --- comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row against another on a task, or pooled over tasks (task "all"). Positive: the first is better, less is better
+    or not. `p` cannot go below smallest_p(pairs)."""
+
+    model: str
+    row: str
+    other: str
+    task: str
+    labels: tuple[str, str]
+    pairs: int
+    wins: int
+    losses: int
+    difference: float
+    interval: tuple[float, float] | None
+    p: float
+    improvement: float
+    improvement_interval: tuple[float, float] | None
+    ids: tuple[str, ...] = field(default=(), repr=False)
+
+
+def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
+    """A row against every other of the same model: on each task where both have runs, and over these tasks together.
+
+    Differences are paired by task and seed; a seed that one side lacks is in no pair. The pooled sign test takes the pairs of
+    all tasks as independent: runs of one seed on two tasks share no draw but the seed's number.
+    """
+    out = []
+    for model in sorted({key[0] for key in found}):
+        tasks = [key[2] for key in found if key[:2] == (model, row)]
+        for other in sorted({key[1] for key in found if key[0] == model} - {row}):
+            lines = [
+                (task, found[model, row, task], found[model, other, task]) for task in tasks if (model, other, task) in found
+            ]
+            usable = [(task, *_both(a, b), a, b) for task, a, b in lines]
+            usable = [line for line in usable if line[1]]
+            for task, differences, sides, a, b in usable:
+                out.append(_comparison(model, row, other, task, [differences], [sides], [(a, b)]))
+            if len(usable) > 1:
+                cells_ = [(a, b) for *_, a, b in usable]
+                out.append(_comparison(model, row, other, "all", [u[1] for u in usable], [u[2] for u in usable], cells_))
+    return out
+
+
+def _both(a: Cell, b: Cell) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """The paired differences of two cells, and the values of each side; the sign such that more is better."""
+    mine, others = series(a), series(b)
+    if mine.name != others.name:  # one has texts scored, the other has not
+        return [], ([], [])
+    sign = -1.0 if mine.less else 1.0
+    shared = sorted(set(mine.values) & set(others.values))
+    apart = [sign * (mine.values[s] - others.values[s]) if mine.values[s] != others.values[s] else 0.0 for s in shared]
+    return apart, ([sign * v for v in mine.values.values()], [sign * v for v in others.values.values()])
+
+
+def _comparison(
+    model: str,
+    row: str,
+    other: str,
+    task: str,
+    differences: list[list[float]],
+    sides: list[tuple[list[float], list[float]]],
+    cells_: list[tuple[Cell, Cell]],
+) -> Comparison:
+    flat = [difference for of_task in differences for difference in of_task]
+    return Comparison(
+        model,
+        row,
+        other,
+        task,
+        (cells_[0][0].label, cells_[0][1].label),
+        len(flat),
+        sum(d > 0 for d in flat),
+        sum(d < 0 for d in flat),
+        statistics.median(flat),
+        interval(flat),
+        sign_test(flat),
+        improvement(sides),
+        improvement_interval(sides),
+        tuple(record["id"] for both in cells_ for cell in both for record in cell.records),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    from analysis import verdicts  # which asks the tables for the paper's cells, and they ask this file for verdicts
+
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", default="", help="a table (table2), or a preset's runs (paper=table2_base)")
+    parser.add_argument("--row", default="vera", help="the row that the others are compared with")
+    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
+    parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
+    options = parser.parse_args(arguments)
+    ledger = read_ledger(options.output)
+    for problem in ledger.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    try:
+        part = verdicts.part(ledger, options.what)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not part.records:
+        print(
+            f"error: no records{f' of {options.what}' if options.what else ''} in {options.output}/records yet", file=sys.stderr
+        )
+        return 2
+    print("\n\n".join(table.render(options.format) for table in verdicts.statistics_tables(part, options.row)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,317 @@
+"""A verdict for each cell that the paper prints, and the statistics of a ledger as tables.
+
+The rule stands in analysis/stats.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
+and the cost on the authors' device.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analysis import tables
+from analysis.cells import Cell, Key, cells
+from analysis.stats import (
+    TOLERANCE,
+    TOLERANCE_OF_10,
+    VERDICT_SEEDS,
+    Series,
+    Verdict,
+    compare,
+    series,
+    smallest_p,
+    verdict,
+)
+from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, ROWS, SCORES, Number, Table
+from runs.record import Ledger, Record
+from runs.text import megabytes
+
+#: Words of a verdict, in the order in which they are told.
+WORDS = ("reproduced", "not reproduced", "incomplete", "other model", "not in the paper", "not run", "quoted")
+#: Rows that the paper itself took from earlier work and prints no hyperparameters for.
+QUOTED = {
+    "table2": {"full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora_fa"},
+    "table3": {
+        "full",
+        "adapter_l_370k",
+        "adapter_l_880k",
+        "adapter_l_11m",
+        "adapter_l_23m",
+        "adapter_h_11m",
+        "dylora",
+        "adalora",
+    },
+}
+MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large", "gpt2_medium": "GPT-2 medium"}
+MODELS |= {"gpt2_large": "GPT-2 large", "vit_base": "ViT-B/16", "vit_large": "ViT-L/16", **LLAMAS}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number of the paper, the cell that it belongs to, and the verdict. `column`: what the number is."""
+
+    table: str
+    model: str
+    row: str
+    task: str
+    method: str
+    column: str
+    decimals: int
+    spread: float | None
+    verdict: Verdict
+
+
+def verdicts(ledger: Ledger) -> list[Finding]:
+    """One for each number that the paper prints of a trained and judged model, in the paper's order."""
+    return [*_table2(ledger), *_table3(ledger), *_judged(ledger), *_table5(ledger), *_ablations(ledger)]
+
+
+def _split(printed: Any) -> tuple[float, float | None]:
+    return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
+
+
+def _table2(ledger: Ledger) -> Iterator[Finding]:
+    found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
+    for model in ("roberta_base", "roberta_large"):
+        for method, size, *values in tables.paper()["table2"][model.replace("_", "-")]:
+            named = ROWS.get((method, size), method)
+            for (task, label), printed in zip(GLUE.items(), values, strict=False):
+                # Only a run that started from MNLI, too, is like for like.
+                row = f"{named}_mnli" if task in tables.FROM_MNLI.get((model, named), ()) else named
+                value, spread = _split(printed)
+                said = verdict(found.get((model, row, task)), value, spread, quoted=named in QUOTED["table2"])
+                if row != named and not said.ids and (model, named, task) in found:
+                    said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
+                yield Finding("table2", model, row, task, f"{NAMES[method]} {size}", label, 1, spread, said)
+
+
+def _table3(ledger: Ledger) -> Iterator[Finding]:
+    decoded = [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
+    found = cells(decoded, VERDICT_SEEDS)
+    for model in ("gpt2_medium", "gpt2_large"):
+        for method, size, *values in tables.paper()["table3"][model.replace("_", "-")]:
+            row = ROWS.get((method, size), method)
+            cell = found.get((model, row, "e2e"))
+            for (key, (label, decimals)), value in zip(SCORES.items(), values, strict=True):
+                least = TOLERANCE if decimals == 1 else TOLERANCE_OF_10
+                ours = cell.scores(key) if cell else None
+                said = verdict(cell, value, values=ours, least=least, quoted=row in QUOTED["table3"])
+                yield Finding("table3", model, row, "e2e", f"{NAMES[method]} {size}", label, decimals, None, said)
+
+
+def _judged(ledger: Ledger) -> Iterator[Finding]:
+    four, thirteen = tables.paper()["table4"]["rows"], tables.paper()["table13"]["rows"]
+    printed = [("table4", "mt_bench", model.replace("-", "_"), row, size, score) for model, row, size, score in four]
+    renamed = {"vera": "vera_r256"}
+    printed += [("table13", "vicuna_bench", "llama_7b", renamed.get(row, row), size, score) for row, size, _, score in thirteen]
+    for table, bench, model, row, size, value in printed:
+        records = [r for r in tables._instructed(ledger) if tables._part(r) == (table == "table13")]
+        cell = cells(records, VERDICT_SEEDS).get((model, row, "alpaca"))
+        ours = [score for record in cell.records for score in _scores(record, bench)] if cell else None
+        name = "none" if row == "none" else NAMES[row.partition("_")[0]]
+        said = verdict(cell, value, values=ours, least=TOLERANCE_OF_10)
+        label = tables.BENCHES[bench]
+        yield Finding(table, model, row, "alpaca", name if row == "none" else f"{name} {size}", label, 2, None, said)
+
+
+def _scores(record: Record, bench: str) -> list[float]:
+    """What a GPT-4 gave a run's answers; other judges have scales of their own."""
+    judged = [j for j in record.get("judged", []) if j["bench"] == bench and tables._is_gpt_4(j["judge"])]
+    return [float(j["mean"]) for j in judged[:1] if j["mean"] is not None]
+
+
+def _table5(ledger: Ledger) -> Iterator[Finding]:
+    found = cells([r for r in ledger if r["config"]["task"].get("family") == "images"], VERDICT_SEEDS)
+    for model in ("vit_base", "vit_large"):
+        for row, size, *values in tables.paper()["table5"][model.replace("_", "-")]:
+            for (task, label), value in zip(IMAGES.items(), values, strict=True):
+                cell = found.get((model, row, task))
+                ours = list(series(cell, "last").values.values()) if cell else None
+                said = verdict(cell, value, values=ours)
+                yield Finding("table5", model, row, task, f"{NAMES[row]} {size}", label, 1, None, said)
+
+
+def _ablations(ledger: Ledger) -> Iterator[Finding]:
+    """Tables 6 and 7 print means."""
+    found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
+    six, seven = tables.paper()["table6"], tables.paper()["table7"]
+    parts = ("scaling_vectors", "matrix_init", "d_init")
+    lines: list[tuple[str, tuple[str, ...], Any]] = [("table6", ("mrpc", "rte"), line) for p in parts for line in six[p]]
+    lines += [("table7", ("mrpc", "rte", "cola", "stsb"), setting) for setting in seven["rows"]]
+    for table, tasks, (setting, *values) in lines:
+        row = tables.SETTINGS[setting]
+        for task, printed in zip(tasks, values, strict=True):
+            value, spread = _split(printed)
+            said = verdict(found.get(("roberta_large", row, task)), value, spread, middle=statistics.fmean)
+            yield Finding(table, "roberta_large", row, task, f"VeRA {setting}", f"{GLUE[task]}, mean", 1, spread, said)
+
+
+def summary(words: list[str], of: int | None = None) -> str:
+    """For a row of a table: "reproduced 5/6", of the cells that may be compared."""
+    return f"reproduced {Counter(words)['reproduced']}/{of or len(words)}"
+
+
+# --- the statistics as tables
+
+
+def wanted(key: Key) -> int:
+    """How many seeds the protocol of a task has."""
+    return {"alpaca": 1, "e2e": 3, "reviews": 3}.get(key[2], VERDICT_SEEDS)
+
+
+def all_cells(ledger: Ledger) -> dict[Key, Cell]:
+    """Every cell of a ledger, whatever table it belongs to."""
+    found = cells(ledger, VERDICT_SEEDS)
+    for key, cell in found.items():
+        cell.wanted = wanted(key)
+    return found
+
+
+def part(ledger: Ledger, what: str) -> Ledger:
+    """The records of a table, of a preset (paper=NAME), or all of them. ValueError for a table that there is not."""
+    if not what:
+        return ledger
+    preset = what.removeprefix("paper=")
+    if preset != what:
+        keep = [r for r in ledger if r["cell"]["paper"] == preset]
+    elif what in tables.WITHOUT_RECORDS:
+        raise ValueError(f"{what} is of formulas or recipes, and has no records")
+    elif what in tables.TABLES:
+        shown = {(table.model, task) for table in tables.TABLES[what](ledger, "paper", None) for task in table.tasks}
+        keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
+    else:
+        raise ValueError(f"no table {what!r}. Known: {', '.join(tables.TABLES)}, and paper=PRESET")
+    return Ledger({r["id"]: r for r in keep}, {r["id"]: ledger.origin[r["id"]] for r in keep}, ledger.problems, ledger.measures)
+
+
+def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
+    """For each model its cells (interval, best against last epoch, paper against unbiased selection), and a row against the
+    others."""
+    found, made = all_cells(ledger), []
+    said: dict[tuple[str, ...], list[str]] = {}
+    for finding in verdicts(ledger):
+        said.setdefault(finding.verdict.ids, []).append(finding.verdict.word)
+    for model in sorted({key[0] for key in found}):
+        mine = {key: cell for key, cell in found.items() if key[0] == model}
+        made += [_cells_table(model, mine, said), *_comparisons_table(model, mine, row)]
+    return made
+
+
+def cell_word(cell: Cell, model: str, said: dict[tuple[str, ...], list[str]]) -> str:
+    """A cell's verdict, or how many of its numbers are reproduced."""
+    words = said.get(tuple(record["id"] for record in cell.records), [])
+    if not words:
+        return "not in the paper" if model in MODELS else "other model"
+    return words[0] if len(set(words)) == 1 else summary(words)
+
+
+def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...], list[str]]) -> Table:
+    rows, unknown = [], []
+    for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
+        told = facts(cell)
+        ids = tuple(record["id"] for record in cell.records)
+        numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "unbiased", "flattered")]
+        seeds = f"{cell.seeds}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
+        rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
+        missing = series(cell).unknown
+        if missing:
+            unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
+    header = ["method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last", "unbiased", "paper-unbiased"]
+    notes = [
+        "95%: percentile bootstrap of the median over seeds. With 5 seeds or fewer it is their range, which covers the true"
+        " median in 94% (5 seeds) or 75% (3 seeds) of cases.",
+        "best, last: the median at the best and the last epoch. unbiased: the epoch selected on one half of dev, the other half"
+        " reported.",
+        *unknown,
+    ]
+    tasks = {key[2]: key[2] for key in found}
+    return Table(f"{model}: cells", [*header, "verdict"], rows, notes, model, tasks, ())
+
+
+def facts(cell: Cell) -> dict[str, str]:
+    """What the statistics say of a cell, as text: metric, median, interval, best, last, unbiased, and what selection gives."""
+    from analysis.stats import interval
+
+    main = series(cell)
+    which = "last" if "last" in main.name else "best"
+    others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
+    unbiased = _middle(series(cell, which, "unbiased"))
+    paper = others[which]
+    bounds = interval(list(main.values.values()))
+    return {
+        "metric": main.name,
+        "median": number(_middle(main)),
+        "interval": f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "-",
+        "best": number(others["best"]),
+        "last": number(others["last"]),
+        "gain": number(_apart(others["best"], others["last"]), "+"),
+        "unbiased": number(unbiased),
+        "flattered": number(_apart(paper, unbiased), "+"),
+    }
+
+
+FACTS = ("metric", "median", "interval", "best", "last", "gain", "unbiased", "flattered")
+_WAYS = {"best": ("best",), "last": ("last",)}
+
+
+def _middle(found: Series) -> float | None:
+    return statistics.median(found.values.values()) if found.values else None
+
+
+def _apart(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
+    """A number of a table, "-" where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:{sign}.{decimals}f}"
+
+
+def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Table]:
+    lines = compare(found, row)
+    if not lines:
+        return []
+    rows = []
+    for line in lines:
+        bounds, chance = line.interval, line.improvement_interval
+        p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
+        rows.append(
+            [
+                line.labels[1],
+                "all tasks" if line.task == "all" else line.task,
+                Number(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
+                Number(number(line.difference, "+"), line.ids),
+                Number(f"{number(bounds[0], '+')} to {number(bounds[1], '+')}", line.ids) if bounds else "-",
+                Number(p, line.ids),
+                Number(f"{line.improvement:.2f}", line.ids),
+                Number(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance else "-",
+            ]
+        )
+    notes = [
+        f"Positive: {lines[0].labels[0]} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
+        f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never show p < 0.05.",
+        "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021).",
+        "No p is corrected for the number of comparisons.",
+    ]
+    title = f"{model}: {lines[0].labels[0]} against the other methods"
+    header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
+    return [Table(title, header, rows, notes, model, {line.task: line.task for line in lines if line.task != "all"}, ())]
+
+
+def costs(ledger: Ledger) -> Table:
+    """What each cell cost: medians over seeds."""
+    rows = []
+    for (model, _, task), cell in sorted(all_cells(ledger).items()):
+        ids = tuple(record["id"] for record in cell.records)
+        seconds = [f"{cell.cost(f'{kind}_seconds'):,.1f}" for kind in ("train", "evaluate", "decode")]
+        sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
+        devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
+        numbers = [Number(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
+        rows.append([cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)])
+    header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s", "memory", "adapter", "device"]
+    notes = ["Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device only."]
+    return Table("Cost of each cell", header, rows, notes, "", {}, ())

@@ -1,0 +1,217 @@
+"""Statistics held to scipy or to values by hand; verdicts by their rule."""
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from ledgers import ledger, record, seeds
+
+from analysis import stats, tables, verdicts
+from analysis.cells import Cell, cells
+
+VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
+
+
+def cell(*records, wanted=5):
+    return Cell(list(records), wanted)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
+    expected = scipy.stats.bootstrap(
+        (VALUES,), np.median, n_resamples=stats.RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert stats.interval(VALUES) == pytest.approx((expected.low, expected.high))
+    wider = stats.interval(VALUES, 0.99)
+    assert wider[0] <= stats.interval(VALUES)[0] < stats.interval(VALUES)[1] <= wider[1]
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_over_few_seeds_the_interval_is_their_range(n):
+    """The least and the largest value are the median of a resample in (n choose more than half) cases: over 2.5%."""
+    assert stats.interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
+    k = sum(math.comb(n, i) * (n - 1) ** (n - i) for i in range(n // 2 + 1, n + 1)) / n**n
+    assert k > 0.025
+    assert stats.interval(VALUES[:1]) is None
+
+
+def test_the_sign_test_is_scipys_and_has_a_floor():
+    for n in range(1, 13):
+        for k in range(n + 1):
+            expected = scipy.stats.binomtest(k, n).pvalue
+            assert stats.sign_test([1.0] * k + [-1.0] * (n - k)) == pytest.approx(expected), (k, n)
+    assert stats.sign_test([1, 0, 0]) == stats.sign_test([1]) == 1.0
+    assert stats.sign_test([]) == 1.0
+    assert stats.sign_test([1] * 5) == stats.smallest_p(5) == 0.0625
+
+
+def test_the_probability_of_improvement_is_mann_whitneys_u_and_a_mean_over_tasks():
+    x, y = [80.0, 81.0, 79.0, 80.0], [79.0, 80.0, 78.0]
+    u = scipy.stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
+    assert stats.improvement([(x, y)]) == pytest.approx(u)
+    assert stats.improvement([([2, 3], [1, 1]), ([0, 0], [1, 1])]) == 0.5
+    assert stats.improvement([([1], [1])]) == 0.5
+    low, high = stats.improvement_interval([(x, y)])
+    assert 0 <= low < u < high <= 1
+    assert stats.improvement_interval([([2, 3], [0, 1]), ([2, 3], [0, 1])]) == (1.0, 1.0)
+    assert stats.improvement_interval([(x, y[:1])]) is None
+
+
+def test_runs_are_paired_by_task_and_seed():
+    records = [*seeds("vera", "rte", (0.80, 0.81, 0.82)), *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50))]
+    records += [*seeds("vera", "cola", (0.60, 0.61, 0.62)), *seeds("lora", "cola", (0.59, 0.60, 0.62))]
+    rte, cola, both = stats.compare(cells(records, 5))
+    assert (rte.task, rte.pairs, rte.wins, rte.losses) == ("rte", 3, 2, 1)  # +1, -1, +2: seed 3 has no pair
+    assert rte.difference == pytest.approx(1.0)
+    assert rte.p == 1.0
+    assert (cola.wins, cola.losses, cola.pairs) == (2, 0, 3)  # the equal one counts neither way
+    assert cola.p == 0.5
+    assert (both.task, both.pairs, both.wins, both.losses) == ("all", 6, 4, 1)
+    assert both.difference == pytest.approx(1.0)
+    assert both.p == pytest.approx(scipy.stats.binomtest(4, 5).pvalue)
+    assert both.improvement == pytest.approx((rte.improvement + cola.improvement) / 2)
+    assert set(both.ids) == {r["id"] for r in records}
+    assert rte.improvement == pytest.approx((2.5 + 3 + 3.5) / 12)
+
+
+def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
+    records = [*seeds("vera", "alpaca", (3.0, 3.1)), *seeds("lora", "alpaca", (3.5, 3.4))]
+    for r in records:
+        r["result"]["metric"] = "perplexity"
+    (line,) = stats.compare(cells(records, 1))
+    assert (line.wins, line.losses) == (2, 0)
+    assert line.difference == pytest.approx(0.4)
+    gone = record("vera", "alpaca", values=(), status="diverged")
+    gone["result"]["metric"] = "perplexity"
+    assert stats.series(cell(gone)).values == {0: math.inf}
+
+
+def test_a_diverged_seed_counts_as_in_the_tables_and_a_seed_without_a_number_is_named():
+    gone, silent = record(seed=1, values=(), status="diverged"), record(seed=2)
+    silent["result"]["protocols"]["paper"]["best"] = None
+    found = stats.series(cell(record(), gone, silent))
+    assert found.values == {0: 80.0, 1: 0.0}
+    assert found.unknown == (2,)
+
+
+def test_the_epoch_and_the_rows_of_a_series():
+    one = cell(record(values=(0.6, 0.8, 0.79)))
+    assert stats.series(one).name == "accuracy, best epoch"
+    assert stats.series(one, "last").values[0] == pytest.approx(79.0)
+    assert stats.series(one, "best", "unbiased").values[0] == pytest.approx(78.0)
+    image = record()
+    image["config"]["task"]["family"] = "images"
+    assert stats.series(cell(image)).values[0] == pytest.approx(79.0)
+    text = record(texts={"scores": [{"which": "last", "bleu": 68.0}, {"which": "best", "bleu": 69.0}]})
+    assert stats.series(cell(text)).values == {0: 68.0}
+
+
+@pytest.mark.parametrize(
+    ("bests", "printed", "spread", "more", "word"),
+    [
+        ((0.787,) * 5, 78.7, 0.7, {}, "reproduced"),
+        ((0.780,) * 5, 78.7, 0.7, {}, "reproduced"),  # as far as the paper's spread
+        ((0.779,) * 5, 78.7, 0.7, {}, "not reproduced"),
+        ((0.792,) * 5, 78.7, 0.1, {}, "reproduced"),  # 0.5 where the paper's spread is less
+        ((0.7925,) * 5, 78.7, None, {}, "not reproduced"),
+        ((0.787,) * 4, 78.7, 0.7, {}, "incomplete"),
+        ((0.787,) * 5, 78.7, 0.7, {"paper_model": False}, "other model"),
+        ((0.787,) * 5, None, None, {}, "not in the paper"),
+        ((0.7, 0.7, 0.787, 0.9, 0.9), 78.7, 0.7, {}, "reproduced"),  # the median
+        ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {"middle": statistics.fmean}, "not reproduced"),
+        ((0.787,) * 5, 78.7, None, {"least": 0.05, "values": [78.6] * 5}, "not reproduced"),
+    ],
+)
+def test_a_verdict_follows_its_rule(bests, printed, spread, more, word):
+    assert stats.verdict(cell(*seeds(bests=bests)), printed, spread, **more).word == word
+
+
+def test_a_verdict_says_what_it_rests_on():
+    records = seeds(deviations=["max_length 128"])
+    said = stats.verdict(cell(*records), 78.7, 0.7)
+    assert said.ids == tuple(r["id"] for r in records)
+    assert said.deviations == ("max_length 128",)
+    assert (said.ours, said.difference) == (pytest.approx(78.7), pytest.approx(0.0))
+    assert said.interval == (pytest.approx(77.0), pytest.approx(80.0))
+    records[0]["result"]["protocols"]["paper"]["best"] = None
+    assert stats.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
+    assert stats.verdict(None, 78.7).word == "not run"
+    assert stats.verdict(None, 78.7, quoted=True).word == "quoted"
+
+
+def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
+    found = verdicts.verdicts(ledger())
+    counts = {name: sum(f.table == name for f in found) for name in dict.fromkeys(f.table for f in found)}
+    assert counts == {"table2": 78, "table3": 65, "table4": 9, "table13": 2, "table5": 32, "table6": 18, "table7": 8}
+    assert {f.verdict.word for f in found} == {"not run", "quoted"}
+    conf = Path(__file__).parents[2] / "conf"
+    for f in found:
+        assert (conf / "method" / f"{f.row}.yaml").is_file() or f.verdict.word == "quoted", f.row
+        assert (conf / "model" / f"{f.model}.yaml").is_file(), f.model
+
+
+def test_a_verdict_reads_the_cell_that_the_paper_means():
+    from_mnli = seeds("lora_mnli", "rte", (0.866,) * 5)
+    found = {(f.table, f.model, f.row, f.task): f for f in verdicts.verdicts(ledger(*from_mnli, *seeds("lora", "mrpc")))}
+    assert found["table2", "roberta_base", "lora_mnli", "rte"].verdict.word == "reproduced"
+    plain = found["table2", "roberta_base", "lora_mnli", "mrpc"].verdict
+    assert plain.word == "not run"
+    assert "did not start from MNLI" in plain.deviations[0]
+    images = seeds("vera", "cifar100", (0.858,) * 5, model="vit_base")  # 84.8 at the last epoch
+    for r in images:
+        r["config"]["task"]["family"] = "images"
+    (one,) = [f for f in verdicts.verdicts(ledger(*images)) if f.verdict.ids]
+    assert (one.table, one.verdict.word, one.column) == ("table5", "reproduced", "CIFAR-100")
+    mean = [*seeds("vera_only_d", "mrpc", (0.897,) * 5, model="roberta_large")]
+    (one,) = [f for f in verdicts.verdicts(ledger(*mean)) if f.verdict.ids]
+    assert (one.table, one.verdict.word, one.verdict.printed) == ("table6", "reproduced", 89.7)
+
+
+def test_a_run_without_its_number_is_shown_as_such_and_enters_no_average():
+    tasks = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
+    records = [r for task in tasks for r in seeds("vera", task)]
+    assert tables.table2(ledger(*records), "paper")[0].rows[-2][-2] == "78.7"
+    records[7]["result"]["protocols"]["paper"]["best"] = None
+    table = tables.table2(ledger(*records), "paper")[0]
+    ours = dict(zip(table.header, table.rows[-2], strict=True))
+    assert (ours["MRPC"], ours["Avg"]) == ("nan (4/5)", "-")
+    assert "incomplete" in ours["status"]
+    assert "nan: 1 of the runs finished without that number." in table.notes
+
+
+def test_records_of_one_seed_are_counted_once_and_named():
+    other = record(seed=0) | {"id": "the same again"}
+    (one,) = cells([record(seed=0), other], 5).values()
+    assert (one.seeds, len(one.again)) == (1, 1)
+    table = tables.table2(ledger(record(seed=0), other), "paper")[0]
+    assert any("not counted twice" in note and one.again[0] in note for note in table.notes)
+
+
+def test_the_numbers_of_a_table_name_their_records():
+    records = [r for task in tables.GLUE for r in seeds("vera", task)]
+    ours, difference = tables.table2(ledger(*records), "paper")[0].rows[-2:]
+    assert ours[3].ids == tuple(r["id"] for r in records if r["cell"]["task"] == "sst2")
+    assert difference[3].ids == ours[3].ids
+    assert set(ours[-2].ids) == {r["id"] for r in records}
+
+
+def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stats, "read_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))))
+    for words in ([], ["table2"], ["paper=table2_base"]):
+        assert stats.main(words) == 0
+        text = capsys.readouterr().out
+        assert "77.0 to 80.0" in text
+        assert "0.062 (smallest)" in text
+        assert "5/0/0" in text
+        assert "reproduced" in text
+    assert stats.main(["table3"]) == 2
+    assert "no records of table3" in capsys.readouterr().err
+    assert stats.main(["table99"]) == 2
+    assert "no table 'table99'. Known: table1, table2" in capsys.readouterr().err
+    assert stats.main(["table8"]) == 2
+    assert "table8 is of formulas or recipes, and has no records" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert stats.main(["--output", str(tmp_path)]) == 2
+    assert "no records in" in capsys.readouterr().err
