@@ -790,8 +790,16 @@ def _ablation(
             if not ours:
                 continue
             whole = all(task in ours and ours[task].complete for task in tasks)
+            said = ["other model"]
+            if model == "roberta_large":
+                pairs = [(ours[t], v) for t, v in zip(tasks, values, strict=True) if t in ours]
+                said = [
+                    verdict(c, _value(v), v[1] if isinstance(v, list) else None, middle=statistics.fmean).word for c, v in pairs
+                ]
             diverged = sum(cell.diverged for cell in ours.values())
-            status = ("ours" if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
+            status = (_status(said, ours.values()) if whole else "ours, incomplete") + (
+                f", {diverged} diverged" if diverged else ""
+            )
             name = names[setting] if model != "roberta_large" else ""
             rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), status])
             if model == "roberta_large":
@@ -803,6 +811,7 @@ def _ablation(
         notes = ["Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table 6."]
         if select == "unbiased":
             notes[0] = "Means over seeds; the epoch is selected on one half of dev and the other half is reported."
+        notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
         if model == "roberta_large":
             notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
         if title.startswith("Table 7"):

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from ledgers import ledger, record
 
-from analysis import figures, tables
+from analysis import figures, tables, verdicts
 from analysis.cells import cells
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
@@ -482,11 +482,21 @@ def test_table_6_shows_means_beside_the_papers():
     assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].rows)
 
 
+def test_a_whole_row_of_table_6_has_the_verdicts_word():
+    records = [record("vera_only_d", t, s, 0.897, model="roberta_large") for t in ("mrpc", "rte") for s in range(5)]
+    table = tables.table6(ledger(*records), "paper")[0]
+    (ours,) = [row for row in table.rows if row[1] == "ours"]
+    assert ours[-1] == "reproduced 1/2"
+    assert tables.VERDICTS in table.notes
+    assert [f.verdict.word for f in verdicts.verdicts(ledger(*records)) if f.verdict.ids] == ["reproduced", "not reproduced"]
+
+
 def test_table_7_and_other_models_with_ablations():
     records = [record(row, t, s, 0.9, model="roberta_large") for row in ("vera", "vera_unique") for t in GLUE for s in range(5)]
     small = [record(row, "mrpc", 0, 0.8, model="minilm") for row in ("vera", "vera_unique")]
     large, own = tables.table7(ledger(*records, *small, record("vera", "rte", 0, 0.8, model="other")), "paper")
     assert [row[2] for row in large.rows if row[1] == "difference"] == ["+0.0", "-0.7"]
+    assert [row[-1] for row in large.rows if row[1] == "ours"] == ["reproduced 1/4", "reproduced 0/4"]
     assert large.rows[3] == ["unique A, B", "paper", "90.7 +-0.3", "84.6 +-0.8", "68.3 +-1.8", "91.5 +-0.2", "quoted"]
     assert own.title == "Table 7, random matrices, minilm"
     assert [row[:3] for row in own.rows] == [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
