@@ -23,10 +23,12 @@ class Display:
         self.head = ""
         self.later = 0.0  # seconds for the runs after this one; NaN: not known
 
-    def start(self, position: int, run: Run) -> None:
+    def start(self, position: int, run: Run, words: str = "") -> None:
+        """The run that lines are about now. words: what tells it from others of the same row and task."""
         width = len(str(self.total))
         task = f"{run.config['task']['label']} " if self.name_task else ""
-        self.head = f"[{position:>{width}}/{self.total}] {task}{run.config['method']['label']} seed {run.seed}"
+        name = f"{task}{run.config['method']['label']}{' ' * bool(words)}{words} seed {run.seed}"
+        self.head = f"[{position:>{width}}/{self.total}] {name}"
 
     def show(self, event: Event) -> None:
         if self.live:

@@ -53,11 +53,12 @@ GRACE = 60
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: its place in it from 1, and its id."""
+    """A run of a sweep: its place in it from 1, its id, and the words that tell it from others of the same row and task."""
 
     position: int
     run: Run
     id: str
+    words: str = ""
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Sweep:
         """Reads what `save` wrote, and goes to its folder."""
         found = json.loads(path.read_text(encoding="utf-8"))
         os.chdir(found.pop("folder"))
-        return Sweep(**found | {"jobs": [Job(job["position"], run_from(job["run"]), job["id"]) for job in found["jobs"]]})
+        return Sweep(**found | {"jobs": [Job(**job | {"run": run_from(job["run"])}) for job in found["jobs"]]})
 
 
 def run_from(plain: dict[str, Any]) -> Run:
@@ -152,7 +153,7 @@ class Executor:
 
     def _look(self, job: Job, pending: list[Job], spent: dict[str, list[float]]) -> bool:
         """Does a job if it is free. Whether it needs no more looks."""
-        self.display.start(job.position, job.run)
+        self.display.start(job.position, job.run, job.words)
         if self._settled(job, done_here=False):
             return True
         if any(other.run == job.run.start for other in pending):
@@ -167,9 +168,9 @@ class Executor:
             begun.sweep_up(self.output, job.id)
             left = [other.run for other in pending if other.position > job.position]
             self.display.later = estimate(left, spent)
-            self._do(job, claim, heart)
+            ending = self._do(job, claim, heart)
         seconds = time.monotonic() - begun_at
-        if not self._settled(job, done_here=True, seconds=seconds):
+        if not self._settled(job, done_here=ending != "lost", seconds=seconds):
             return False
         spent.setdefault(job.run.row, []).append(seconds)
         return True
@@ -201,13 +202,13 @@ class Executor:
             holder = self.watcher.holder(job.id)
             if holder and job.id not in told:
                 told.add(job.id)
-                self.display.start(job.position, job.run)
+                self.display.start(job.position, job.run, job.words)
                 self.display.line(f"is being done by {holder_words(holder)}: waiting for it")
 
     # --- one run
 
-    def _do(self, job: Job, claim: Claim, heart: Heart) -> None:
-        """Tries until the run has a record, or has none for now: interrupted, or taken over."""
+    def _do(self, job: Job, claim: Claim, heart: Heart) -> str:
+        """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's cause."""
         tries, counts = begun.read_tries(self.output, job.id), dict[str, int]()
         saved = begun.saved(self.output, job.id)
         if claim.generation > 1:
@@ -215,7 +216,7 @@ class Executor:
             self._with_room(lambda: begun.write_tries(self.output, job.id, tries))
         if claim.generation > LOST_EXECUTORS:
             self._fail(job, claim, f"{LOST_EXECUTORS} executors fell silent over it", tries)
-            return
+            return "record"
         self.tracker.begin(job.run, job.id)
         while True:
             run = replace(job.run, config=job.run.config | tries["settings"])
@@ -234,10 +235,11 @@ class Executor:
                 self._fail(job, claim, ending.error, tries)
                 break
             tries["ended"].append(ending.error)
-            self.display.line(f"{ending.error}: {words}")
+            self.display.line(f"{ending.error.partition('. Finished runs')[0]}: {words}")
             self._with_room(lambda: begun.write_tries(self.output, job.id, tries))
         record = settled_record(job, {})
         self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
+        return ending.cause
 
     def _again(self, ending: Ending, run: Run, tries: dict[str, Any], count: int) -> str | None:
         """How the run is tried again, in words; None where that would not help."""
@@ -265,7 +267,7 @@ class Executor:
             except OSError as error:
                 if pause is None or error.errno not in FULL or self.signal is not None:
                     raise
-                self.display.line(f"{describe(error)}: tried again in {duration(pause)}")
+                self.display.line(f"{describe(error).partition('. Finished runs')[0]}: tried again in {duration(pause)}")
                 self._pause(pause)
         return None
 
@@ -437,7 +439,14 @@ def start_fork_server() -> None:
     """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.train", *(f"transformers.{m}" for m in HEAVY)])
-    multiprocessing.forkserver.ensure_running()
+    # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process and this one: what
+    # is ignored now, the server inherits. It ends with this process.
+    before = {number: _listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            _listen(number, handler)
 
 
 def _listen(number: int, handler: Any) -> Any:

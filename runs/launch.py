@@ -78,6 +78,8 @@ def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
         raise UserError(f"tracking={launch.tracking}: should be one of online, offline, off, or null")
     if launch.runs_per_device < 1 or (launch.executors is not None and launch.executors < 1):
         raise UserError("runs_per_device and executors should be at least 1")
+    if launch.executors is not None and launch.launcher not in HYDRA:
+        raise UserError(f"executors={launch.executors} is for launcher=slurm and launcher=ray; local starts one a device")
     if not 1 <= launch.lease_seconds < float("inf"):
         raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
     if launch.launcher in HYDRA:
@@ -265,7 +267,7 @@ class Slurm:
 
     def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
         self.sweep, self.name, self.size = sweep, sweep.parent.name, min(runs, launch.executors or EXECUTORS)
-        self.logs = f"{sweep.parent}/executor-*.log, and {sweep.parent}/.submitit"
+        self.logs = f"squeue --name={self.name}; {sweep.parent}/executor-*.log, and {sweep.parent}/.submitit"
         self._words = [*_hydra_words("slurm", words), *_quiet(sweep, self.name)]
         self._started, self._seen = 0, 0
 

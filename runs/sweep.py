@@ -53,7 +53,8 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
                 start_fork_server()
             if not part:
                 preflight(left)
-        jobs = [Job(position, run, settled_id(run)) for position, run in enumerate(runs, 1)]
+        words_of = telling_words(runs)
+        jobs = [Job(position, run, settled_id(run), words_of[position - 1]) for position, run in enumerate(runs, 1)]
     except Exception as error:
         if not is_users(error):
             raise
@@ -69,7 +70,7 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
     else:
         outcome = supervise(plan, Board(len(runs), many), launch, words or [])
     if not part:
-        _summary(runs, outcome, time.monotonic() - started)
+        _summary(jobs, outcome, time.monotonic() - started)
     if outcome.interrupted and part:
         raise SystemExit(outcome.exit_code)
     return outcome
@@ -165,7 +166,7 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
 
     outcome, first = Outcome(), not int(os.environ.get("RANK", "0"))
     for job, record in zip(plan.jobs, finished, strict=True):
-        display.start(job.position, job.run)
+        display.start(job.position, job.run, job.words)
         if record:
             outcome.skipped += 1
             display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
@@ -200,7 +201,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
     for job in list(pending):
         if _seen(job, plan, board, outcome, watcher, here=False):
             pending.remove(job)
-    board.say(f"{outcome.skipped} already done, {len(pending)} to do: {launch.launcher}")
+    board.say(f"{outcome.skipped} already done, {len(pending)} to do")
     launcher = make_launcher(path, launch, words, plan.jobs[0].run.config["device"], len(pending))
     asked: list[int] = []
 
@@ -226,6 +227,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
                     raise UserError(f"executors end without having begun a run. They say why: {launcher.logs}")
                 empty += 1
                 launcher.start(wanted)
+                board.say(f"{wanted} executor{'s' * (wanted > 1)} started ({launcher.logs})")
             board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
             time.sleep(1.0 if pending else 0.0)
         outcome.interrupted = bool(asked)
@@ -247,7 +249,7 @@ def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watche
     record = settled_record(job, plan.failed_before)
     if record is None:
         return False
-    board.start(job.position, job.run)
+    board.start(job.position, job.run, job.words)
     log = str(run_folder(job.run.config["output"], job.id) / "log.txt")
     if record["status"] == "failed":
         outcome.failed.append((job.run, record["error"], log))
@@ -266,7 +268,15 @@ def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watche
     return True
 
 
-def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:
+def telling_words(runs: list[Run]) -> list[str]:
+    """The words of each run that not all of a sweep have, but for those that its row, model and task say already."""
+    common = set.intersection(*(set(run.words) for run in runs))
+    groups = ("method", "model", "task", "recipe", "seed")
+    return [" ".join(w for w in run.words if w not in common and w.partition("=")[0] not in groups) for run in runs]
+
+
+def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
+    runs = [job.run for job in jobs]
     parts = [f"{outcome.done} done", f"{outcome.skipped} already there"]
     parts += [f"{len(outcome.diverged)} diverged"] if outcome.diverged else []
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
@@ -274,7 +284,8 @@ def _summary(runs: list[Run], outcome: Outcome, seconds: float) -> None:
     print(f"{len(runs)} run{'s' * (len(runs) > 1)} in {duration(seconds)}: {', '.join(parts)}. Records: {where}")
     for status, found in (("diverged", outcome.diverged), ("failed", outcome.failed)):
         for run, error, log in found:
-            print(f"  {status}: {run.label}: {error} ({log})")
+            words = next(job.words for job in jobs if job.run is run or job.run == run)
+            print(f"  {status}: {run.label}{' ' * bool(words)}{words}: {error} ({log})")
     if outcome.interrupted:
         print("interrupted. Finished runs are kept; the same command goes on where it was.", file=sys.stderr)
 

@@ -34,6 +34,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
+from runs import launch
 from runs.config import CONF, GROUPS, Run, expand, with_starts
 from runs.errors import UserError, entry_point
 from runs.executor import start_fork_server
@@ -332,7 +333,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"no option {flags[0]}. Known: --help; python -m runs --help lists the keys")
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
-    found = cells(words)
+    how, _, rest = launch.take(words)
+    if how != Launch():
+        other = next(word for word in words if word not in rest)
+        raise UserError(
+            f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears of none"
+        )
+    found = cells(rest)
     runs = with_starts([run for cell in found for trial in cell.trials.values() for run in trial])
     check_ids(runs)
     if not runs[0].config["debug"]:

@@ -90,8 +90,8 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     lines = [f"| {' | '.join(str(cell or '') for cell in row)} |" for row in table]
     refused = Counter(tally.stops)
     verdict = (
-        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none half-written. No "
-        "checkpoint, lease or partial file was left."
+        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none half-written.\n"
+        "No checkpoint, lease or partial file was left."
         if not tally.problems
         else "These differed:\n\n" + "\n".join(f"- {words}" for words in tally.problems)
     )
@@ -99,14 +99,14 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     disturbed = "\n".join(f"- {kind}: {count}" for kind, count in kinds if count)
     return f"""# A fault campaign
 
-`make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {runs} tiny runs again and
-again (VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes texts),
+`make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {runs} tiny runs again and again
+(VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes texts),
 kills their processes with SIGKILL at random times, and damages their files. The launchers are serial and local with two
 runs on a device. Then the plain command is run once more, and everything is compared with a sweep that nobody disturbed:
 records but for times, costs and places; adapters and heads byte for byte; texts.
 
-Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {tally.kills.total()} kills of {tally.commands}
-commands in {seconds / 60:.0f} minutes.
+Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {tally.kills.total()} kills, {tally.commands} commands,
+in {seconds / 60:.0f} minutes.
 
 ## Verdict
 
@@ -126,5 +126,5 @@ at once. Windows of microseconds (a file that is written and not yet renamed) we
 
 {len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)} executors were stopped for
 longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over;
-{refused[LATE]} went on before another one came.
+{refused[LATE]} went on before another one came, or had ended their run by then.
 """

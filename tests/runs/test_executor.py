@@ -325,11 +325,12 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
     process = start(*slow)
     progress = run_folder(output_of(words), run_id(run)) / "progress.json"
     wait_for(lambda: progress.is_file() and '"step"' in progress.read_text(), process)
-    process.send_signal(signal.SIGUSR1)
+    os.killpg(process.pid, signal.SIGUSR1)  # to all of its processes, as Slurm and `timeout` do
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143, printed
     assert "interrupted. Finished runs are kept; the same command goes on where it was." in printed
     assert "Traceback" not in printed
+    assert "killed" not in printed
     assert (run_folder(output_of(words), run_id(run)) / "checkpoint.safetensors").is_file()
     assert not list((Path(output_of(words)) / "claims").iterdir())
     call("runs", *slow, check=0)
@@ -366,9 +367,19 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     os.kill(holder["pid"], signal.SIGKILL)
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 1, printed
-    assert "0 already done, 6 to do: local" in printed
+    assert "0 already done, 6 to do" in printed
+    assert "2 executors started (" in printed
     assert "3 done, 0 already there, 3 failed" in printed
-    assert len(re.findall(r"^  failed: .*no linear layer is a 'qeury' site.*log\.txt\)$", printed, re.MULTILINE)) == 3
+    assert (
+        len(
+            re.findall(
+                r"^  failed: VeRA r=8 on RTE, seed \d method\.sites=\[qeury\]: no linear layer is a 'qeury' site.*log\.txt\)$",
+                printed,
+                re.MULTILINE,
+            )
+        )
+        == 3
+    )
     found = [read_record(record_path(output_of(words), run_id(run))) for run in runs]
     assert sorted(record["status"] for record in found) == ["done"] * 3 + ["failed"] * 3
     assert not list((Path(output_of(words)) / "claims").iterdir())
@@ -454,6 +465,7 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
         ("tracking=yes", "tracking=yes: should be one of online, offline, off, or null"),
         ("runs_per_device=0", "runs_per_device and executors should be at least 1"),
         ("lease_seconds=0", "lease_seconds=0: should be at least 1"),
+        ("executors=3", "executors=3 is for launcher=slurm and launcher=ray; local starts one a device"),
         ("executors=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray"),
     ],
