@@ -695,7 +695,10 @@ def main(arguments: list[str]) -> int:
             else:
                 print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
     if not drawn:
-        print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
+        print(
+            f"error: no records of {options.name} in {options.output}/records yet (make help lists what runs them)",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

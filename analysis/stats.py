@@ -296,7 +296,7 @@ def main(arguments: list[str]) -> int:
         prog="python -m analysis.stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", default="", help="a table (table2), or a preset's runs (paper=table2_base)")
-    parser.add_argument("--row", default="vera", help="the row that the others are compared with")
+    parser.add_argument("--row", help="the row that the others are compared with (vera)")
     parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     options = parser.parse_args(arguments)
@@ -313,7 +313,11 @@ def main(arguments: list[str]) -> int:
             f"error: no records{f' of {options.what}' if options.what else ''} in {options.output}/records yet", file=sys.stderr
         )
         return 2
-    print("\n\n".join(table.render(options.format) for table in verdicts.statistics_tables(part, options.row)))
+    rows = sorted({record["cell"]["row"] for record in part})
+    if options.row and options.row not in rows:
+        print(f"error: no records of row {options.row!r}. There are: {', '.join(rows)}", file=sys.stderr)
+        return 2
+    print("\n\n".join(table.render(options.format) for table in verdicts.statistics_tables(part, options.row or "vera")))
     return 0
 
 

@@ -213,7 +213,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
         numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "unbiased", "flattered")]
-        seeds = f"{cell.seeds}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
+        seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
         rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
         missing = series(cell).unknown
         if missing:

@@ -231,6 +231,9 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
                 except ValueError as error:
                     ledger.problems.append(str(error))
                     continue
+                if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
+                    ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
+                    continue
                 first = ledger.records.setdefault(record["id"], record)
                 if first is record:
                     ledger.origin[record["id"]] = origin

@@ -210,6 +210,8 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     assert "no records of table3" in capsys.readouterr().err
     assert stats.main(["table99"]) == 2
     assert "no table 'table99'. Known: table1, table2" in capsys.readouterr().err
+    assert stats.main(["--row", "verra"]) == 2
+    assert "no records of row 'verra'. There are: lora, vera" in capsys.readouterr().err
     assert stats.main(["table8"]) == 2
     assert "table8 is of formulas or recipes, and has no records" in capsys.readouterr().err
     monkeypatch.undo()

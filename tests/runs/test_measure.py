@@ -115,7 +115,7 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     _, lora, _ = pair
     monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
     write_record(tmp_path, lora)
-    copy = tmp_path / "published" / "study" / "a.json"
+    copy = tmp_path / "published" / "study" / f"{lora['id']}.json"
     copy.parent.mkdir(parents=True)
     copy.write_text(json.dumps(lora))
     assert not read_ledger(tmp_path).problems  # the same run, published
@@ -123,6 +123,11 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     (problem,) = read_ledger(tmp_path).problems
     assert f"a second record of run {lora['id']}, with another result than ours" in problem
     assert read_ledger(tmp_path).records[lora["id"]] == lora
+    copy.unlink()
+    by_hand = tmp_path / "records" / "0.json"  # before the record itself, by name
+    by_hand.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
+    assert read_ledger(tmp_path).records[lora["id"]] == lora
+    assert read_ledger(tmp_path).problems == [f"{by_hand}: the record of run {lora['id']}, which belongs in {lora['id']}.json"]
 
 
 # --- figure 6
