@@ -43,7 +43,7 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
 test: setup ## the tests
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(N) $(SEED)
