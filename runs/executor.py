@@ -369,12 +369,14 @@ class Executor:
 
     def _end(self, child: Any) -> None:
         """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
-        child.terminate()
+        end, told = time.monotonic() + GRACE, False
         try:
-            child.join(1)
-            if child.is_alive():
-                print("\nsaving where the run is. Ctrl-C again does not wait for it", file=sys.stderr, flush=True)
-                child.join(GRACE)
+            while child.is_alive() and time.monotonic() < end:
+                child.terminate()  # again: one that comes before the process listens is not heard
+                child.join(1)
+                if child.is_alive() and not told:
+                    told = True
+                    print("\nsaving where the run is. Ctrl-C again does not wait for it", file=sys.stderr, flush=True)
         finally:
             if child.is_alive():
                 child.kill()
