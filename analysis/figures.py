@@ -1,6 +1,6 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, demo; all: whatever there is)
+    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, parameters, demo; all: whatever there is)
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run ids (or the
 measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,9 +25,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, cells, ids, settings_of
-from analysis.tables import NAMES, ROWS, Number, paper
-from runs.record import Ledger, Record, read_ledger, write_atomically
+from analysis.cells import Cell, Key, cells, ids, settings_of
+from analysis.tables import GLUE, NAMES, ROWS, Number, paper
+from runs.record import FINISHED, Ledger, Record, read_ledger, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -130,10 +130,10 @@ def _numbers(texts: Iterable[str], of: Iterable[str]) -> list[str]:
     return [*(text if text in ("", "-") else Number(text, names) for text in texts), " ".join(names)]
 
 
-def _middle(cell: Cell) -> list[str]:
+def _middle(cell: Cell, which: str = "best") -> list[str]:
     """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
-    values = [math.nan] if cell.unknown else cell.values()
-    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
+    values = [math.nan] if cell.unknown else cell.values(which)
+    return [f"{v:.1f}" for v in (cell.median(which), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
 
 
 def _drawn(mine: dict[str, Cell]) -> dict[str, Cell]:
@@ -174,13 +174,19 @@ def _point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None, 
     axes.plot(x, cell.median(which), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
 
 
-def _models(found: Iterable[str]) -> list[str]:
-    """The paper's model first."""
-    return sorted(set(found), key=lambda model: (model != LARGE, model))
+def _paper_first(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Models and tasks, those of the paper's figures first, whether they are among them or not."""
+    return sorted({(LARGE, RTE), *found}, key=lambda key: (key != (LARGE, RTE), key))
 
 
-def _suffix(model: str) -> str:
-    return "" if model == LARGE else f"_{model}"
+def _suffix(model: str, task: str) -> str:
+    """Of a figure's name, where it is not the paper's own."""
+    return "" if (model, task) == (LARGE, RTE) else f"_{model}_{task}"
+
+
+def _metric(name: str) -> str:
+    """A metric as an axis calls it."""
+    return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
 
 
 def _name(model: str, records: Iterable[Record]) -> str:
@@ -200,27 +206,30 @@ def _empty(_: Any) -> None:
 
 
 def figure2(ledger: Ledger) -> list[Figure]:
-    """RTE against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and for each other."""
+    """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and task, and for
+    each model and task of GLUE on which ranks of both vary."""
     by_rank = []
     for record in ledger:
         method, row = record["config"]["method"], record["cell"]["row"]
         plain = row in ("vera", "lora") or row.removeprefix("vera_r").removeprefix("lora_r").isdecimal()
-        if record["cell"]["task"] == RTE and plain and method.get("rank"):
+        if record["cell"]["task"] in GLUE and plain and method.get("rank"):
             # A rank set on the command line and a row of that rank are one point: cells() is told so.
             by_rank.append(record | {"cell": record["cell"] | {"row": f"{method['kind']}_r{method['rank']:04d}"}})
     found = cells(by_rank, wanted=5)
-    several = {m for m in {key[0] for key in found} if len({key[1] for key in found if key[0] == m}) > 1}
+    points = Counter((model, task, row.partition("_")[0]) for model, row, task in found)
+    several = {(model, task) for (model, task, _), count in points.items() if count > 1}
     printed = {row[0]: row for row in paper()["table2"]["roberta-large"]}
     figures = []
-    for model in _models([LARGE, *several]):
-        mine = {key[1]: cell for key, cell in sorted(found.items()) if key[0] == model}
+    for model, task in _paper_first(several):
+        mine = {key[1]: cell for key, cell in sorted(found.items()) if (key[0], key[2]) == (model, task)}
+        records = [record for cell in mine.values() for record in cell.records]
         rows, quoted = [], []
         for row, cell in mine.items():
             kind, rank = row.split("_r")
             numbers = _numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))
             rows.append([NAMES[kind], str(int(rank)), "ours", *numbers])
         notes = _seed_notes(mine)
-        if model == LARGE:
+        if (model, task) == (LARGE, RTE):
             for kind, usual, count in (("vera", 256, 61440), ("lora", 8, 786432)):
                 value = printed[kind][6][0]
                 quoted.append((kind, count, value))
@@ -233,15 +242,16 @@ def figure2(ledger: Ledger) -> list[Figure]:
                     notes.append(f"{NAMES[kind]}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
             notes.append(f"The paper's finding: {ranks['finding']}.")
         else:
-            notes.insert(0, f"{model} is a model that the paper does not use.")
-        title = f"Figure 2: RTE by trainable parameters, {_name(model, (r for c in mine.values() for r in c.records))}"
+            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
+        title = f"Figure 2: {GLUE[task]} by trainable parameters, {_name(model, records)}"
         header = ["method", "rank", "source", "parameters", "median", "low", "high", "seeds", "runs"]
-        draw = partial(_draw_ranks, _drawn(mine), quoted, title)
-        figures.append(Figure(f"figure2{_suffix(model)}", title, header, rows, notes, draw))
+        metric = next((str(r["result"]["metric"]) for r in records), "accuracy")
+        draw = partial(_draw_ranks, _drawn(mine), quoted, title, f"{GLUE[task]} dev {_metric(metric)}")
+        figures.append(Figure(f"figure2{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
 
-def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, canvas: Canvas) -> None:
+def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
     for kind in ("vera", "lora"):
         line = [(cell.parameters, cell.median()) for row, cell in mine.items() if row.startswith(kind)]
@@ -268,7 +278,7 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("trainable parameters, without the classification head")
-    axes.set_ylabel("RTE dev accuracy, %")
+    axes.set_ylabel(metric)
     most = max((cell.seeds for cell in mine.values()), default=0)
     axes.set_title(f"{title}\nmedian of {most} seeds, best epoch; {_interval(most)}" if most > 1 else title)
     axes.legend(loc="best")
@@ -286,7 +296,7 @@ def figure3(ledger: Ledger) -> list[Figure]:
             groups[cell["model"], cell["task"]].append(measure)
     finding = f"The paper's finding: {paper()['figure3']['finding']}."
     figures = []
-    for model, task in sorted({(LARGE, RTE), *groups}, key=lambda key: (key != (LARGE, RTE), key)):
+    for model, task in _paper_first(groups):
         measures, notes = _one_each(groups.get((model, task), []), ledger)
         points: dict[tuple[str, int], list[tuple[float | None, float | None, str]]] = defaultdict(list)
         for measure in measures:
@@ -313,9 +323,8 @@ def figure3(ledger: Ledger) -> list[Figure]:
         label = measures[0]["of"][0]["label"] if measures else {"model": "RoBERTa-large", "task": "RTE"}
         title = f"Figure 3: change of d by layer, {label['model']} on {label['task']}"
         header = ["site", "layer", "d median", "d low", "d high", "b median", "n", "runs"]
-        name = "figure3" if (model, task) == (LARGE, RTE) else f"figure3_{model}_{task}"
         draw = partial(_draw_layers, dict(lines), title, len(measures))
-        figures.append(Figure(name, title, header, rows, notes, draw))
+        figures.append(Figure(f"figure3{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -375,18 +384,19 @@ def _draw_layers(lines: dict[str, list[tuple[int, float, float, float]]], title:
 
 
 def figure4(ledger: Ledger) -> list[Figure]:
-    """Performance gain per 1,000 parameters over the head alone, on RTE (VeRA paper, appendix B)."""
-    found = cells([r for r in ledger if r["cell"]["task"] == RTE], wanted=5)
-    with_head = {key[0] for key in found if key[1] == "head"}
+    """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for each model and task
+    whose metric is accuracy and that has runs of the head."""
+    of_glue = (r for r in ledger if r["cell"]["task"] in GLUE)
+    found = cells([r for r in of_glue if r["status"] in FINISHED and r["result"]["metric"] == "accuracy"], wanted=5)
     figures = []
-    for model in _models([LARGE, *with_head]):
-        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+    for model, task in _paper_first((key[0], key[2]) for key in found if key[1] == "head"):
+        mine = {key[1]: cell for key, cell in found.items() if (key[0], key[2]) == (model, task)}
         head = mine.pop("head", None)
         # Table 2's rows; ranks and ablations have figures and tables of their own.
         mine = {row: cell for row, cell in mine.items() if cell.parameters and not row.startswith(("vera_", "lora_"))}
         rows, ours, quoted = [], {}, {}
         notes = _seed_notes({**mine, **({"head": head} if head else {})})
-        if model == LARGE:
+        if (model, task) == (LARGE, RTE):
             for row, (name, accuracy, value, parameters) in _printed_gains().items():
                 quoted[row] = (name, value)
                 implied = 100 * accuracy / value / (parameters / 1000)
@@ -396,10 +406,10 @@ def figure4(ledger: Ledger) -> list[Figure]:
                 "The printed values do not follow from one such accuracy."
             )
         else:
-            notes.insert(0, f"{model} is a model that the paper does not use.")
+            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
         if head is None and mine:
             notes.append("No run of the head alone on RTE is here, so that no gain of ours can be computed (paper=figure4).")
-        if model == LARGE and not mine:
+        if (model, task) == (LARGE, RTE) and not mine:
             notes.append("Nothing has run here: paper=figure4 runs it.")
         for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
             if head is None or not head.median():
@@ -410,10 +420,10 @@ def figure4(ledger: Ledger) -> list[Figure]:
             numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
             rows.append([cell.label, "ours", *_numbers(numbers, ids([*cell.records, *head.records]))])
         records = (record for cell in mine.values() for record in cell.records)
-        title = f"Figure 4: gain per 1K trainable parameters on RTE, {_name(model, records)}"
+        title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
         draw = partial(_draw_gains, ours, quoted, title)
-        figures.append(Figure(f"figure4{_suffix(model)}", title, header, rows, notes, draw))
+        figures.append(Figure(f"figure4{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -482,7 +492,7 @@ def figure5(ledger: Ledger) -> list[Figure]:
         ["LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""],
     ]
     figures = []
-    for model, task in sorted({(LARGE, RTE), *groups}, key=lambda key: (key != (LARGE, RTE), key)):
+    for model, task in _paper_first(groups):
         measures, notes = _one_each(groups.get((model, task), []), ledger)
         points: dict[tuple[str, str, int], list[tuple[Any, list[str]]]] = defaultdict(list)
         for measure in measures:
@@ -515,11 +525,10 @@ def figure5(ledger: Ledger) -> list[Figure]:
             notes.insert(0, f"{model} on {task} is not in the paper: no comparison with its means.")
         label = measures[0]["of"][0]["label"] if measures else {"model": "RoBERTa-large", "task": "RTE"}
         title = f"Figure 5: cosine of weight differences, {label['model']} on {label['task']}"
-        name = "figure5" if (model, task) == (LARGE, RTE) else f"figure5_{model}_{task}"
         where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
         means_ = printed if (model, task) == (LARGE, RTE) else {}
         draw = partial(_draw_cosines, dict(lines), means_, title, len(measures), where)
-        figures.append(Figure(name, title, header, rows, notes, draw))
+        figures.append(Figure(f"figure5{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -615,39 +624,60 @@ def _draw_fit(
     axes.legend()
 
 
-# --- the demo
+# --- the metric against trainable parameters
 
 
 def demo(ledger: Ledger) -> list[Figure]:
-    """The metric against trainable parameters, one picture a model; bars span the seeds."""
+    """The demo's: one picture a model; bars span the seeds."""
     found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
+    figures = _by_parameters(found, "accuracy_vs_parameters", "minilm")
+    if not figures:
+        why = ["Nothing has run: make demo."]
+        title = "The demo: dev metric by parameters"
+        figures = [Figure("accuracy_vs_parameters", title, [], [], why, _empty, (7, 4))]
+    return figures
+
+
+def parameters(ledger: Ledger) -> list[Figure]:
+    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without other ranks and
+    ablations."""
+    known = [r for r in ledger if r["cell"]["task"] in GLUE or r["config"]["task"].get("family") == "images"]
+    found = cells([r for r in known if not r["cell"]["row"].startswith(("vera_", "lora_"))], wanted=5)
+    return [
+        figure
+        for task in sorted({key[2] for key in found})
+        for figure in _by_parameters({key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}")
+    ]
+
+
+def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
+    """A picture for each model, of one task's cells. usual: the model that the name needs no word for."""
     header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
     figures = []
     for model in sorted({key[0] for key in found}):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+        images = next(iter(mine.values())).records[0]["config"]["task"].get("family") == "images"
+        which = "last" if images else "best"
         rows = []
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-            rows.append([cell.label, *_numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))])
-        name = "accuracy_vs_parameters" if model == "minilm" else f"accuracy_vs_parameters_{model}"
+            rows.append([cell.label, *_numbers([str(cell.parameters), *_middle(cell, which)], ids(cell.records))])
         label = next(iter(mine.values())).records[0]["label"]
         seeds = str(max(cell.seeds for cell in mine.values()))
-        title = f"{label['model']} on {label['task']}: median of {seeds} seeds, best epoch; lines span the seeds"
-        draw = partial(_draw_parameters, _drawn(mine), title)
-        figures.append(Figure(name, title, header, rows, _seed_notes(mine), draw, (7, 4)))
-    if not figures:
-        why = ["Nothing has run: make demo."]
-        figures = [Figure("accuracy_vs_parameters", "The demo: dev metric by parameters", header, [], why, _empty, (7, 4))]
+        title = f"{label['model']} on {label['task']}: median of {seeds} seeds, {which} epoch; lines span the seeds"
+        draw = partial(_draw_parameters, _drawn(mine), title, which)
+        whole = name if model == usual else f"{name}_{model}"
+        figures.append(Figure(whole, title, header, rows, _seed_notes(mine), draw, (7, 4)))
     return figures
 
 
-def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
+def _draw_parameters(mine: dict[str, Cell], title: str, which: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
     for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-        values, x = cell.values(), cell.parameters
+        values, x = cell.values(which), cell.parameters
         axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
-        _point(axes, x, cell, row)
+        _point(axes, x, cell, row, which=which)
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height.
-        label, place = f"{cell.label}\n{cell.median():.1f}", (x, max(values))
+        label, place = f"{cell.label}\n{cell.median(which):.1f}", (x, max(values))
         axes.annotate(label, place, (0, 7), textcoords="offset points", ha="center", va="bottom", color=colour(row), fontsize=8)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)
@@ -656,7 +686,7 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     axes.minorticks_off()
     metric = next((cell.records[0]["result"]["metric"] for cell in mine.values()), "metric")
     axes.set_xlabel("trainable parameters, without the classification head")
-    axes.set_ylabel(f"dev {metric}, %")
+    axes.set_ylabel(f"dev {_metric(metric)}")
     axes.set_title(title)
 
 
@@ -666,6 +696,7 @@ FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "figure4": figure4,
     "figure5": figure5,
     "figure6": figure6,
+    "parameters": parameters,
     "demo": demo,
 }
 

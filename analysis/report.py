@@ -32,7 +32,6 @@ SHOWN: tuple[str, ...] = (
     *("config", "recipe", "seeds", "start", "code", "versions", "device", "determinism", "model", "data", "parameters"),
     *("groups", "effective_batch", "micro_batch", "steps", "config_hash", "predictions", "tries", "schema", "judged"),
 )
-SHOWN += ("effective_batch", "micro_batch", "steps", "config_hash", "predictions", "tries", "schema", "judged")
 #: Where things lay is nobody's business: of a path the last part is shown.
 PLACES = {"path", "data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template", "output", "init_from", "from"}
 COSTS = {"train_seconds": "training, s", "evaluate_seconds": "evaluation, s", "decode_seconds": "decoding, s"}

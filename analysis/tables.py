@@ -776,12 +776,14 @@ def _ablation(
     select: str,
     seeds: int | None,
 ) -> list[Table]:
-    wanted = {SETTINGS[setting] for setting, *_ in printed}
-    rows_of = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[1] in wanted and key[2] in tasks}
-    varied = {key[0] for key in rows_of if key[1] != "vera"}
+    wanted, printed_tasks = {SETTINGS[setting] for setting, *_ in printed}, tasks
+    rows_of = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[1] in wanted and key[2] in GLUE}
+    varied = {(key[0], key[2]) for key in rows_of if key[1] != "vera"}
     tables = []
-    for model in ["roberta_large", *sorted(varied - {"roberta_large"})]:
-        found = {key: cell for key, cell in rows_of.items() if key[0] == model}
+    for model in ["roberta_large", *sorted({model for model, _ in varied} - {"roberta_large"})]:
+        # The paper's model on the paper's tasks; another one on those that it was tried on.
+        tasks = printed_tasks if model == "roberta_large" else tuple(task for task in GLUE if (model, task) in varied)
+        found = {key: cell for key, cell in rows_of.items() if key[0] == model and key[2] in tasks}
         rows: list[list[str]] = []
         for setting, *values in printed:
             ours = {task: found[model, SETTINGS[setting], task] for task in tasks if (model, SETTINGS[setting], task) in found}

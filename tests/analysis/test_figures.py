@@ -1,9 +1,11 @@
 """Figures from small ledgers: the data behind them by hand, and what is odd or missing said in words."""
 
 import csv
+import io
 import statistics
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import pytest
 from ledgers import ledger, record
 
@@ -31,6 +33,19 @@ def measure(kind, values, ids=("a",), row="vera", seed=0, model="roberta_large",
 
 def measured(*measures, records=()):
     return ledger(*records, measures=measures)
+
+
+def svg_text(figure):
+    """The words that a figure's picture shows."""
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        return "\n".join(ET.fromstring(drawn(figure)).itertext())
+
+
+def drawn(figure):
+    """As figures.svg, with the text as text."""
+    text = io.StringIO()
+    figures._canvas(figure).savefig(text, format="svg")
+    return text.getvalue()
 
 
 def lines(figure, **wanted):
@@ -69,9 +84,24 @@ def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_t
 def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
     small = [ranked("vera", r, 0, 0.8, model="minilm") for r in (1, 64)] + [ranked("lora", 8, 0, 0.8, model="lone")]
     found = figures.figure2(ledger(*small))
-    assert [f.name for f in found] == ["figure2", "figure2_minilm"]
+    assert [f.name for f in found] == ["figure2", "figure2_minilm_rte"]
     assert not any("quoted" in row["source"] for row in lines(found[1]))
-    assert found[1].notes[0] == "minilm is a model that the paper does not use."
+    assert found[1].notes[0] == "minilm on rte is not in the paper, whose figure is RoBERTa-large on RTE."
+
+
+def test_ranks_on_other_tasks_are_figures_of_their_own_and_never_mixed():
+    made = [ranked("vera", r, 0, 0.8 + 0.1 * (task == "cola"), model="minilm") for r in (1, 64) for task in ("rte", "cola")]
+    for i, one in enumerate(made):
+        one["cell"]["task"] = ("rte", "cola")[i % 2]
+        one["id"] += one["cell"]["task"]
+        one["result"]["metric"] = "matthews"
+    made[1]["result"]["protocols"]["paper"]["best"] = made[3]["result"]["protocols"]["paper"]["best"] = 0.55
+    _, cola, rte = figures.figure2(ledger(*made))
+    assert (cola.name, rte.name) == ("figure2_minilm_cola", "figure2_minilm_rte")
+    assert {row["median"] for row in lines(cola)} == {"55.0"}
+    assert {row["median"] for row in lines(rte)} == {"80.0"}
+    assert cola.title == "Figure 2: CoLA by trainable parameters, A model"
+    assert "CoLA dev Matthews x 100" in svg_text(cola)
 
 
 # --- figures 3 and 5
@@ -123,6 +153,19 @@ def test_figure_5_is_over_query_matrices_and_quotes_two_means():
 
 
 # --- figure 4
+
+
+def test_figure_4_on_another_task_with_accuracy_and_never_on_one_without():
+    records = [record(row, "mrpc", s, v, model="minilm") for row, v in (("head", 0.7), ("lora", 0.84)) for s in range(5)]
+    records += [record(row, "cola", 0, 0.5, model="minilm") for row in ("head", "lora")]
+    for one in records[10:]:
+        one["result"]["metric"] = "matthews"
+    paper, mrpc = figures.figure4(ledger(*records))
+    assert not lines(paper, source="ours")
+    assert mrpc.name == "figure4_minilm_mrpc"
+    (ours,) = lines(mrpc)
+    assert (ours["accuracy"], ours["head"]) == ("84.0", "70.0")
+    assert float(ours["gain"]) == pytest.approx(100 * 84 / 70 / 43.008, rel=1e-3)
 
 
 def test_figure_4_is_the_papers_formula_beside_its_printed_values():
@@ -248,4 +291,23 @@ def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
     assert figures.main(["figure3", "--output", str(tmp_path)]) == 2
     assert "error: no records of figure3" in capsys.readouterr().err
     assert figures.main(["figure7"]) == 2
-    assert "Known: figure2, figure3, figure4, figure5, figure6, demo, all" in capsys.readouterr().err
+    assert "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, all" in capsys.readouterr().err
+
+
+# --- the metric against trainable parameters
+
+
+def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_2():
+    rows = ("head", "vera", "vera_r64", "lora_r1", "vera_only_d")
+    records = [record(row, "rte", s, 0.8, 0.7, model="minilm") for row in rows for s in range(5)]
+    shots = [record("vera", "digits", s, 0.8, 0.7, model="dinov2_small") for s in range(3)]
+    for one in shots:
+        one["config"]["task"]["family"] = "images"
+    other = record("vera", "alpaca", 0, 0.8, model="smollm2")
+    digits, rte = figures.parameters(ledger(*records, *shots, other))
+    assert (digits.name, rte.name) == ("parameters_digits_dinov2_small", "parameters_rte_minilm")
+    assert [(row["median"], row["seeds"]) for row in lines(digits)] == [("70.0", "3/5")]
+    assert [(row["method"], row["median"]) for row in lines(rte)] == [("head", "80.0"), ("VeRA r=1024", "80.0")]
+    assert "last epoch" in digits.title
+    assert "best epoch" in rte.title
+    assert figures.parameters(ledger()) == []

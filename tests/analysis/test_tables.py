@@ -491,6 +491,15 @@ def test_a_whole_row_of_table_6_has_the_verdicts_word():
     assert [f.verdict.word for f in verdicts.verdicts(ledger(*records)) if f.verdict.ids] == ["reproduced", "not reproduced"]
 
 
+def test_another_model_shows_the_tasks_that_its_ablations_ran_on():
+    small = [record(row, task, 0, 0.8, model="minilm") for row in ("vera", "vera_only_d") for task in ("cola", "sst2")]
+    plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
+    vectors = tables.table6(ledger(*small, plain), "paper")[1]
+    assert vectors.header == ["setting", "source", "SST-2", "CoLA", "status"]
+    assert [row[0] for row in vectors.rows] == ["d and b", "only d"]
+    assert vectors.rows[0][2:] == ["80.0 (1/5)", "80.0 (1/5)", "ours, incomplete"]
+
+
 def test_table_7_and_other_models_with_ablations():
     records = [record(row, t, s, 0.9, model="roberta_large") for row in ("vera", "vera_unique") for t in GLUE for s in range(5)]
     small = [record(row, "mrpc", 0, 0.8, model="minilm") for row in ("vera", "vera_unique")]
