@@ -56,8 +56,10 @@ def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
             single = logits(alone[name](x[i : i + 1]))
             assert torch.allclose(mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max()))
         assert torch.allclose(logits(model(x)), logits(base(x)), rtol=0, atol=1e-6)
-        different = {tuple(row.flatten()[:4].tolist()) for row in logits(model(x[:1].expand_as(x), adapter_names=names))}
-    assert len(different) == 4
+        alike = logits(model(x[:1].expand_as(x), adapter_names=names))
+    # One input, six names: equal where the names are (but for rounding, which may hang on the place in the batch), and only there.
+    apart = torch.tensor([[(a - b).abs().max() for b in alike] for a in alike])
+    assert torch.equal(apart > 1e-3, torch.tensor([[a != b for b in names] for a in names]))
 
 
 @pytest.fixture
