@@ -4,12 +4,12 @@ import hashlib
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from runs.record import Record, defining, is_trial
+from runs.record import Ledger, Record, defining, is_trial
 
 #: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
 NOT_DEFINING = (
@@ -126,6 +126,17 @@ def _is_number(value: Any) -> bool:
 def ids(records: Iterable[Record]) -> list[str]:
     """Their run ids."""
     return [str(record["id"]) for record in records]
+
+
+def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
+    """Which of these run ids (or measures) come from published studies, in words; nothing where all ran on this machine."""
+    names = set(runs)
+    known = [name for name in names if name in ledger.origin]
+    studies = Counter(ledger.origin[name] for name in known if ledger.origin[name] != "ours")
+    return [
+        f"{count} of the {len(known)} runs were not done here: records that the project has published (runs/records/{study})."
+        for study, count in sorted(studies.items())
+    ]
 
 
 def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:

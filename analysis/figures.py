@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, Key, cells, ids, settings_of
+from analysis.cells import Cell, Key, cells, ids, published, settings_of
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
 from runs.record import FINISHED, Ledger, Record, read_ledger, write_atomically
 
@@ -701,6 +701,14 @@ FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
 }
 
 
+def make(name: str, ledger: Ledger) -> list[Figure]:
+    """A figure's parts by its name, each with what of it is of published records."""
+    made = FIGURES[name](ledger)
+    for figure in made:
+        figure.notes += published(ledger, (run for row in figure.rows for run in row[-1].split()))
+    return made
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -716,7 +724,7 @@ def main(arguments: list[str]) -> int:
         print(f"left out: {problem}", file=sys.stderr)
     drawn = 0
     for name in FIGURES if options.name == "all" else [options.name]:
-        for figure in FIGURES[name](ledger):
+        for figure in make(name, ledger):
             notes = [f"  {note}" for note in figure.notes]
             if figure.rows:
                 paths = save(figure, Path(options.output) / name)

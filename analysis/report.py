@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, verdicts
+from analysis import figures, tables, verdicts
 from analysis.cells import Cell, Key, one_each, protocol, settings_of
 from analysis.stats import PERPLEXITY, VERDICT_SEEDS
-from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS, Table
+from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_atomically
 from runs.text import megabytes
@@ -344,9 +344,9 @@ def _about(table: Any, name: str, findings: list[Finding], parts: list[Entry], p
 
 def _tables(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]) -> str:
     made = []
-    for name, make in TABLES.items():
+    for name in TABLES:
         try:
-            found: list[Table] = make(ledger, "paper", None)
+            found = tables.make(name, ledger)
         except Exception as error:  # a record that lacks what this table reads: the other tables are still there
             problems.append(f"{name} could not be made: {type(error).__name__}: {error}")
             continue
@@ -359,9 +359,9 @@ def _tables(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: 
 
 def _figures(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]) -> str:
     made = []
-    for name, make in figures.FIGURES.items():
+    for name in figures.FIGURES:
         try:
-            for figure in make(ledger):
+            for figure in figures.make(name, ledger):
                 if not figure.rows:
                     notes = "".join(f"<li>{_e(note)}</li>" for note in figure.notes)
                     made.append(

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from analysis.cells import Cell, Key, cells, ids
+from analysis.cells import Cell, Key, cells, ids, published
 from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes
@@ -1003,6 +1003,14 @@ TABLES |= {"table12": table12, "table13": table13, "demo": demo}
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11")
 
 
+def make(name: str, ledger: Ledger, select: str = "paper", seeds: int | None = None) -> list[Table]:
+    """A table's parts by its name, each with what of it is of published records."""
+    made = TABLES[name](ledger, select, seeds)
+    for table in made:
+        table.notes += published(ledger, (run for runs in table.runs.values() for run in runs))
+    return made
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -1028,7 +1036,7 @@ def main(arguments: list[str]) -> int:
         print(f"note: no records in {options.output}/records yet", file=sys.stderr)
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    tables = TABLES[options.name](ledger, options.select, options.seeds)
+    tables = make(options.name, ledger, options.select, options.seeds)
     if not tables:
         print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
         return 2

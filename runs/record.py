@@ -217,37 +217,58 @@ class Ledger:
 def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This machine's own come first.
 
-    A second record of a run with the same result is the same run, published; one with another result is a problem.
+    A second record of a run with the same result is the same run, published. Where it has another result (another machine,
+    other versions), the first one counts, and how many there are of each study is a problem.
     """
     ledger = Ledger()
     folders = [("ours", records_folder(output), Path(output) / "measures")]
-    if published and PUBLISHED.is_dir():
-        folders += [(folder.name, folder, folder / "measures") for folder in sorted(PUBLISHED.iterdir()) if folder.is_dir()]
-    with _no_garbage():
-        for origin, folder, measures in folders:
-            for path in _json_files(folder):
-                try:
-                    record = read_record(path)
-                except ValueError as error:
-                    ledger.problems.append(str(error))
-                    continue
-                if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
-                    ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
-                    continue
-                first = ledger.records.setdefault(record["id"], record)
-                if first is record:
-                    ledger.origin[record["id"]] = origin
-                elif first.get("result") != record.get("result"):
-                    whose = ledger.origin[record["id"]]
-                    ledger.problems.append(f"{path}: a second record of run {record['id']}, with another result than {whose}")
-            for path in _json_files(measures):
-                try:
-                    measure = read_measure(path)
-                except ValueError as error:
-                    ledger.problems.append(str(error))
-                    continue
-                ledger.measures.setdefault(measure["id"], measure)
+    if published:
+        folders += [(folder.name, folder, folder / "measures") for folder in study_folders()]
+    for origin, folder, measures in folders:
+        _read_into(ledger, origin, folder, measures)
     return ledger
+
+
+def read_study(folder: Path) -> Ledger:
+    """The records and measures of one published study alone."""
+    ledger = Ledger()
+    _read_into(ledger, folder.name, folder, folder / "measures")
+    return ledger
+
+
+def study_folders() -> list[Path]:
+    """The published studies."""
+    return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
+
+
+def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path) -> None:
+    others = []
+    with _no_garbage():
+        for path in _json_files(folder):
+            try:
+                record = read_record(path)
+            except ValueError as error:
+                ledger.problems.append(str(error))
+                continue
+            if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
+                ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
+                continue
+            first = ledger.records.setdefault(record["id"], record)
+            if first is record:
+                ledger.origin[record["id"]] = origin
+            elif first.get("result") != record.get("result"):
+                others.append(record["id"])
+        for path in _json_files(measures):
+            try:
+                measure = read_measure(path)
+            except ValueError as error:
+                ledger.problems.append(str(error))
+                continue
+            ledger.measures.setdefault(measure["id"], measure)
+    if others:
+        which = f"run {others[0]} has" if len(others) == 1 else f"{len(others)} runs have"
+        whose = ", ".join(sorted({ledger.origin[name] for name in others}))
+        ledger.problems.append(f"{folder}: {which} another result here than in {whose}, which counts")
 
 
 def _json_files(folder: Path) -> list[Path]:

@@ -21,6 +21,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_published_records(request, tmp_path_factory, monkeypatch) -> None:
+    """A test sees the records that it writes, and not those that this project has published; but for test_published.py."""
+    if request.path.name != "test_published.py":
+        monkeypatch.setattr("runs.record.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny_bert"), "bert")

@@ -7,7 +7,7 @@ writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as 
 
 import html
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from analysis.figures import svg
@@ -47,9 +47,9 @@ class Shown:
         return (f"<svg{picture}" if picture else "") + f"{table}<ul>{notes}</ul>"
 
 
-def show(made: Iterable[Any] | None, what: str) -> None:
+def show(made: Iterable[Any], what: str) -> None:
     """Shows each table or figure; where there is none, says so and what would make it."""
-    found = list(made or [])
+    found = list(made)
     for one in found:
         _display(Shown(one))
     if not found:
@@ -64,12 +64,3 @@ def _display(one: Any) -> None:
         print(one)
         return
     (display if get_ipython() else print)(one)
-
-
-def made(makers: Mapping[str, Any], name: str, records: Ledger) -> Iterable[Any] | None:
-    """What TABLES[name] or FIGURES[name] makes of the records; None where there is no such table or figure."""
-    make = makers.get(name)
-    if make is None:
-        return None
-    found: Iterable[Any] = make(records, "paper", None) if name.startswith("table") else make(records)
-    return found

@@ -4,16 +4,16 @@
 # prints means there.
 
 # %%
-from analysis.notebooks import ledger, made, show
+from analysis import tables
+from analysis.notebooks import ledger, show
 from analysis.stats import compare
-from analysis.tables import TABLES
 from analysis.verdicts import all_cells
 
 records = ledger()
-show(made(TABLES, "table6", records), "table 6")
+show(tables.make("table6", records), "table 6")
 
 # %%
-show(made(TABLES, "table7", records), "table 7")
+show(tables.make("table7", records), "table 7")
 
 # %% [markdown]
 # VeRA against each of its variants, paired by task and seed.

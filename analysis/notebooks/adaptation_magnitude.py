@@ -3,17 +3,17 @@
 # Figure 3: the length of the change of d, layer by layer, query and value.
 
 # %%
-from analysis.figures import FIGURES
-from analysis.notebooks import ledger, made, show
+from analysis import figures
+from analysis.notebooks import ledger, show
 
 records = ledger()
-show(made(FIGURES, "figure3", records), "figure 3 (the change of d, measured from kept adapters)")
+show(figures.make("figure3", records), "figure 3 (the change of d, measured from kept adapters)")
 
 # %% [markdown]
 # Figure 5: how alike the changes of two methods are. Figure 6: how well each fits random matrices.
 
 # %%
-show(made(FIGURES, "figure5", records), "figure 5 (similarity of the updates)")
+show(figures.make("figure5", records), "figure 5 (similarity of the updates)")
 
 # %%
-show(made(FIGURES, "figure6", records), "figure 6 (random matrices)")
+show(figures.make("figure6", records), "figure 6 (random matrices)")

@@ -3,8 +3,8 @@
 # Time, memory and bytes of each cell: medians over seeds. Runs of one device may be compared.
 
 # %%
-from analysis.notebooks import ledger, made, show
-from analysis.tables import TABLES
+from analysis import tables
+from analysis.notebooks import ledger, show
 from analysis.verdicts import costs
 
 records = ledger()
@@ -14,10 +14,10 @@ show([costs(records)] if records.records else [], "costs (no finished run)")
 # Table 12: instruction tuning, LoRA and VeRA of rank 64.
 
 # %%
-show(made(TABLES, "table12", records), "table 12")
+show(tables.make("table12", records), "table 12")
 
 # %% [markdown]
 # Table 1: what the trained weights take by formula.
 
 # %%
-show(made(TABLES, "table1", records), "table 1")
+show(tables.make("table1", records), "table 1")

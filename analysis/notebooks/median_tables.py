@@ -5,22 +5,22 @@
 # against each other method.
 
 # %%
-from analysis.notebooks import ledger, made, show
-from analysis.tables import TABLES
+from analysis import tables
+from analysis.notebooks import ledger, show
 from analysis.verdicts import statistics_tables
 
 records = ledger()
 
 # %%
 for name in ("table2", "table3", "table4", "table5", "demo"):
-    show(made(TABLES, name, records) if name != "demo" else TABLES[name](records, "paper", None), name)
+    show(tables.make(name, records), name)
 
 # %% [markdown]
 # ## The same by unbiased selection
 # The epoch is selected on one half of the dev rows and the other half is reported.
 
 # %%
-show(TABLES["table2"](records, "unbiased", None), "table2")
+show(tables.make("table2", records, "unbiased"), "table2")
 
 # %% [markdown]
 # ## Statistics

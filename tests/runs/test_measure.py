@@ -121,7 +121,7 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     assert not read_ledger(tmp_path).problems  # the same run, published
     copy.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
     (problem,) = read_ledger(tmp_path).problems
-    assert f"a second record of run {lora['id']}, with another result than ours" in problem
+    assert problem == f"{copy.parent}: run {lora['id']} has another result here than in ours, which counts"
     assert read_ledger(tmp_path).records[lora["id"]] == lora
     copy.unlink()
     by_hand = tmp_path / "records" / "0.json"  # before the record itself, by name

@@ -57,7 +57,7 @@ def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
             assert torch.allclose(mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max()))
         assert torch.allclose(logits(model(x)), logits(base(x)), rtol=0, atol=1e-6)
         alike = logits(model(x[:1].expand_as(x), adapter_names=names))
-    # One input, six names: equal where the names are (but for rounding, which may hang on the place in the batch), and only there.
+    # One input, six names: equal where the names are, and only there, but for rounding that hangs on the place in the batch.
     apart = torch.tensor([[(a - b).abs().max() for b in alike] for a in alike])
     assert torch.equal(apart > 1e-3, torch.tensor([[a != b for b in names] for a in names]))
 
