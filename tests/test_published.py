@@ -1,0 +1,31 @@
+"""What is published under runs/records: whole, without anybody's paths, and what the pages say of it is what it says."""
+
+import json
+import re
+
+import pytest
+
+from analysis import results
+from runs.record import PUBLISHED, read_study, study_folders
+
+STUDIES = study_folders()
+
+
+def test_the_pages_are_those_of_the_records(capsys):
+    assert results.main(["--check"]) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
+def test_a_study_is_whole_and_says_how_it_was_run(study):
+    ledger = read_study(study)
+    assert ledger.records
+    assert not ledger.problems
+    assert (study / "NOTES.md").read_text().strip()
+    for one in ledger:
+        assert one["code"]["commit"]
+        assert not one["code"]["dirty"], one["id"]  # what made it can be checked out
+
+
+def test_no_record_tells_where_files_lay():
+    for path in PUBLISHED.rglob("*.json"):
+        assert not re.search(r'"(~|/|[A-Z]:\\\\)[^"]*/', json.dumps(json.loads(path.read_text()))), path
