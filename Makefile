@@ -13,7 +13,7 @@ LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRAC
 PAPER ?= demo
 N ?= 100
 
-.PHONY: help setup demo test chaos lint docs plan tune counts publish sync dashboard report notebooks \
+.PHONY: help setup demo test chaos lint docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -75,6 +75,9 @@ bench-decoding: setup ## beam search beside transformers' own, in a minute or tw
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
 	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
+
+results: setup ## docs/results.md and the README's table, from the published records
+	@$(BIN)/python -m analysis.results
 
 sync: setup ## uploads to Weights & Biases what runs have written offline, each once
 	@$(BIN)/python -m runs.tracking sync output=$(OUTPUT)
