@@ -8,16 +8,17 @@ every number and picture comes from the records. --check writes nothing and says
 
 import argparse
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, cells
-from analysis.stats import VERDICT_SEEDS, compare
+from analysis.stats import VERDICT_SEEDS, compare, series
 from analysis.tables import GLUE, TABLES, WITHOUT_RECORDS, Table, shown
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, study_folders, write_atomically
 
@@ -35,7 +36,11 @@ POINT = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paper finds, where it was tried here, the numbers in words, and whether they agree (None: cannot be said)."""
+    """What the paper finds, where it was tried here, the numbers in words, and whether they agree.
+
+    None: the seeds do not say one thing. A finding that compares two rows agrees where every pair of runs of one seed does
+    (with more than 5 seeds: the 95% interval of their median).
+    """
 
     claim: str
     where: str
@@ -50,149 +55,150 @@ class Finding:
 def findings(ledger: Ledger) -> list[Finding]:
     """Every finding of the paper that the records can say something of."""
     found = cells([r for r in ledger if r["cell"]["task"] in GLUE or _of_images(r)], VERDICT_SEEDS)
-    return [*_near(found), *_vectors(found), *_starts(found), *_shared(found), *_ranks(found), *_moved(ledger), *_fit(ledger)]
+    return [*_near(found), *_ablations(found), *_ranks(found), *_moved(ledger), *_alike(ledger), *_fit(ledger)]
 
 
 def _of_images(record: Record) -> bool:
     return bool(record["config"]["task"].get("family") == "images")
 
 
-def _place(found: dict[Key, Cell], model: str, task: str, *rows: str) -> str:
-    """A model and task by their labels, with the seeds of each row."""
-    mine = [found[model, row, task] for row in rows]
-    label = mine[0].records[0]["label"]
-    counts = [cell.seeds - cell.unknown for cell in mine]
-    seeds = str(counts[0]) if len(set(counts)) == 1 else " and ".join(map(str, counts))
-    return f"{label['model']}, {label['task']}, {seeds} seed{'s' * (counts != [1] * len(counts))}"
-
-
-def _pairs(found: dict[Key, Cell], *rows: str) -> Iterator[tuple[str, str, list[Cell]]]:
-    """Models and tasks that have all of these rows, and their cells, each with its number."""
+def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
+    """The cells of these rows, for each model and task that has all of them, each with its number."""
     for model, task in sorted({(key[0], key[2]) for key in found}):
         mine = [found[model, row, task] for row in rows if (model, row, task) in found]
         if len(mine) == len(rows) and not any(cell.unknown for cell in mine):
-            yield model, task, mine
+            yield mine
 
 
-def _reported(cell: Cell) -> str:
-    """The epoch that the family's table reports."""
-    return "last" if _of_images(cell.records[0]) else "best"
+def _place(sides: Sequence[Cell]) -> str:
+    """A model and task by their labels, with the seeds of each row."""
+    label = sides[0].records[0]["label"]
+    counts = sorted({cell.seeds for cell in sides})
+    return f"{label['model']}, {label['task']}, {' to '.join(map(str, counts))} seed{'s' * (counts != [1])}"
+
+
+def _differences(a: Cell, b: Cell) -> tuple[float, float] | None:
+    """The 95% interval of the differences of runs of one seed, in points: of few seeds, their range."""
+    key = {
+        side: (cell.records[0]["cell"]["model"], side, cell.records[0]["cell"]["task"]) for side, cell in (("a", a), ("b", b))
+    }
+    return next((line.interval for line in compare({key["a"]: a, key["b"]: b}, "a")), None)
+
+
+def _above(bounds: tuple[float, float] | None, least: float = 0.0) -> bool | None:
+    """Whether all differences lie above that, or below it; None where they lie on both sides, or there is one seed."""
+    if bounds is None or bounds[0] <= least <= bounds[1]:
+        return None
+    return bounds[0] > least
+
+
+def _words(bounds: tuple[float, float] | None) -> str:
+    return f" ({bounds[0]:+.1f} to {bounds[1]:+.1f} by seed)" if bounds else ""
 
 
 def _near(found: dict[Key, Cell]) -> Iterator[Finding]:
-    for model, task, (vera, lora) in _pairs(found, "vera", "lora"):
-        which = _reported(vera)
-        gap = vera.median(which) - lora.median(which)
-        share = vera.parameters / lora.parameters
-        line = next(c for c in compare({(model, r, task): found[model, r, task] for r in ("vera", "lora")}) if c.task == task)
-        bounds = f", paired by seed {line.interval[0]:+.1f} to {line.interval[1]:+.1f}" if line.interval else ""
-        middles = f"VeRA {vera.median(which):.1f}, LoRA {lora.median(which):.1f}"
-        words = f"{middles}: {gap:+.1f}{bounds}; {share:.2f} of the parameters"
-        place = _place(found, model, task, "vera", "lora")
-        yield Finding("VeRA is within a point of LoRA, at a tenth of its parameters or less", place, words, gap >= -POINT)
+    for vera, lora in _sides(found, "vera", "lora"):
+        which = "last" if _of_images(vera.records[0]) else "best"
+        gap, bounds = vera.median(which) - lora.median(which), _differences(vera, lora)
+        words = f"VeRA {vera.median(which):.1f}, LoRA {lora.median(which):.1f}: {gap:+.1f}{_words(bounds)}"
+        share = f"{vera.parameters / lora.parameters:.2f} of the parameters"
+        claim = "VeRA is within a point of LoRA, with fewer parameters (tables 2 and 5)"
+        yield Finding(claim, _place([vera, lora]), f"{words}; {share}", _above(bounds, -POINT))
 
 
-def _means(found: dict[Key, Cell], model: str, task: str, **rows: str) -> tuple[str, dict[str, float]]:
-    values = {row: found[model, row, task].mean() for row in rows.values()}
-    return ", ".join(f"{name.replace('_', ' ')} {values[row]:.1f}" for name, row in rows.items()), values
+#: A claim, its better row and its worse rows, with the names that the numbers get.
+ABLATIONS: tuple[tuple[str, tuple[str, str], dict[str, str]], ...] = (
+    ("d alone is better than b alone (table 6)", ("vera_only_d", "only d"), {"vera_only_b": "only b"}),
+    ("both vectors are better than one (table 6)", ("vera", "both"), {"vera_only_d": "only d", "vera_only_b": "only b"}),
+    ("A and B by Kaiming's uniform draw beat one on [0, 0.1] (table 6)", ("vera", "Kaiming"), {"vera_uniform": "[0, 0.1]"}),
+    ("d that starts at 0.1 beats d that starts at 1 (table 6)", ("vera", "0.1"), {"vera_d_init_1": "1"}),
+    ("d that starts at 1e-7 beats d that starts at 1 (table 6)", ("vera_d_init_1e-7", "1e-7"), {"vera_d_init_1": "1"}),
+)
 
 
-def _vectors(found: dict[Key, Cell]) -> Iterator[Finding]:
-    for model, task, _ in _pairs(found, "vera_only_d", "vera_only_b"):
-        words, means = _means(found, model, task, only_d="vera_only_d", only_b="vera_only_b")
-        place = _place(found, model, task, "vera_only_d", "vera_only_b")
-        yield Finding("d alone is better than b alone (table 6)", place, words, means["vera_only_d"] > means["vera_only_b"])
-    for model, task, _ in _pairs(found, "vera", "vera_only_d", "vera_only_b"):
-        words, means = _means(found, model, task, both="vera", only_d="vera_only_d", only_b="vera_only_b")
-        place = _place(found, model, task, "vera", "vera_only_d", "vera_only_b")
-        both = means["vera"] > max(means["vera_only_d"], means["vera_only_b"])
-        yield Finding("both vectors are better than one (table 6)", place, words, both)
-
-
-def _starts(found: dict[Key, Cell]) -> Iterator[Finding]:
-    for model, task, _ in _pairs(found, "vera", "vera_uniform"):
-        words, means = _means(found, model, task, Kaiming_uniform="vera", **{"uniform_[0,_0.1]": "vera_uniform"})
-        place = _place(found, model, task, "vera", "vera_uniform")
-        yield Finding("A and B by Kaiming beat a uniform draw (table 6)", place, words, means["vera"] > means["vera_uniform"])
-    for model, task, _ in _pairs(found, "vera", "vera_d_init_1e-7", "vera_d_init_1"):
-        rows = {"0.1": "vera", "1e-7": "vera_d_init_1e-7", "1": "vera_d_init_1"}
-        words, means = _means(found, model, task, **rows)
-        place = _place(found, model, task, *rows.values())
-        small = min(means["vera"], means["vera_d_init_1e-7"]) > means["vera_d_init_1"]
-        yield Finding("d that starts at 0.1 or 1e-7 beats d that starts at 1 (table 6)", place, f"d from {words}", small)
-
-
-def _shared(found: dict[Key, Cell]) -> Iterator[Finding]:
-    for model, task, _ in _pairs(found, "vera", "vera_unique"):
-        words, means = _means(found, model, task, shared="vera", unique="vera_unique")
-        place = _place(found, model, task, "vera", "vera_unique")
-        near = means["vera"] >= means["vera_unique"] - POINT
-        yield Finding(
-            "A and B may be shared by all layers: a pair for each is no better by a point (table 7)", place, words, near
-        )
+def _ablations(found: dict[Key, Cell]) -> Iterator[Finding]:
+    """By means, as tables 6 and 7 print them."""
+    for claim, (better, name), worse in ABLATIONS:
+        for first, *others in _sides(found, better, *worse):
+            bounds = [_differences(first, other) for other in others]
+            said = [_above(found_) for found_ in bounds]
+            told = [f"{n} {c.mean():.1f}{_words(b)}" for n, c, b in zip(worse.values(), others, bounds, strict=True)]
+            agrees = False if False in said else True if all(said) else None
+            yield Finding(claim, _place([first, *others]), f"{name} {first.mean():.1f}; {', '.join(told)}", agrees)
+    for shared, unique in _sides(found, "vera", "vera_unique"):
+        bounds_ = _differences(shared, unique)
+        words = f"shared {shared.mean():.1f}; unique {unique.mean():.1f}{_words(bounds_)}"
+        claim = "A and B may be shared: a pair for each matrix is not better by a point (table 7)"
+        yield Finding(claim, _place([shared, unique]), words, _above(bounds_, -POINT))
 
 
 def _ranks(found: dict[Key, Cell]) -> Iterator[Finding]:
     """VeRA of the highest rank that has run, and LoRA of the rank whose count is nearest: the counts are never equal."""
     for model, task in sorted({(key[0], key[2]) for key in found}):
-        of = {key[1]: cell for key, cell in found.items() if (key[0], key[2]) == (model, task) and not cell.unknown}
-        ranked = {row: cell for row, cell in of.items() if row.partition("_r")[2].isdecimal()}
-        lora = {row: cell for row, cell in ranked.items() if row.startswith("lora")}
-        vera = {row: cell for row, cell in ranked.items() if row.startswith("vera")}
-        if not lora or not vera:
+        ranked = {row: c for (m, row, t), c in found.items() if (m, t) == (model, task) and not c.unknown}
+        lora, vera = ([c for row, c in ranked.items() if re.fullmatch(rf"{kind}(_r\d+)?", row)] for kind in ("lora", "vera"))
+        if len(lora) < 2 or len(vera) < 2:  # no ranks to choose from
             continue
-        high = max(vera, key=lambda row: vera[row].parameters)
-        near = min(lora, key=lambda row: abs(math.log(lora[row].parameters / vera[high].parameters)))
-        pair = [ranked[high], ranked[near]]
-        words = ", ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in pair)
-        place = _place(found, model, task, high, near)
+        high = max(vera, key=lambda cell: cell.parameters)
+        near = min(lora, key=lambda cell: abs(math.log(cell.parameters / high.parameters)))
+        bounds = _differences(high, near)
+        words = "; ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in (high, near))
         claim = "of like counts of parameters, VeRA of a high rank is above LoRA (figure 2)"
-        yield Finding(claim, place, words, pair[0].median() > pair[1].median())
+        yield Finding(claim, _place([high, near]), f"{words}{_words(bounds)}", _above(bounds))
+
+
+def _lines(figure: figures.Figure) -> list[dict[str, str]]:
+    return [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+
+
+def _mean(lines: Iterable[dict[str, str]], column: str) -> float:
+    return statistics.fmean(float(line[column]) for line in lines)
 
 
 def _moved(ledger: Ledger) -> Iterator[Finding]:
     for figure in figures.figure3(ledger):
-        rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
-        by_site = {site: [row for row in rows if row["site"] == site and row["d median"] != "-"] for site in ("query", "value")}
-        if not all(by_site.values()):
+        lines = [line for line in _lines(figure) if line["d median"] != "-"]
+        sites = {site: [line for line in lines if line["site"] == site] for site in ("query", "value")}
+        if not all(sites.values()):
             continue
-        query, value = (statistics.fmean(float(row["d median"]) for row in by_site[site]) for site in ("query", "value"))
-        words = f"mean over layers of the change of d: query {query:.3g}, value {value:.3g}"
-        runs = {name for row in rows for name in row["runs"].split()}
-        place = f"{figure.title.partition('layer, ')[2].replace(' on ', ', ')}, {len(runs)} run{'s' * (len(runs) > 1)}"
+        runs = {name for line in lines for name in line["runs"].split()}
+        place = f"{_of(figure)}, {len(runs)} run{'s' * (len(runs) > 1)}"
+        query, value = (_mean(sites[site], "d median") for site in ("query", "value"))
+        words = f"mean over layers: query {query:.3g}, value {value:.3g}"
         yield Finding("d changes more in query than in value (figure 3)", place, words, query > value)
-        half = sorted({int(row["layer"]) for row in rows})
-        low, high = half[: len(half) // 2], half[-(len(half) // 2) :]
-        early, late = (
-            statistics.fmean(float(row["d median"]) for row in rows if int(row["layer"]) in part) for part in (low, high)
-        )
-        words = f"mean change of d: first half of the layers {early:.3g}, second half {late:.3g}"
+        layers = sorted({int(line["layer"]) for line in lines})
+        middle = layers[len(layers) // 2]
+        early, late = (_mean((x for x in lines if (int(x["layer"]) >= middle) == later), "d median") for later in (False, True))
+        words = f"mean of the first half of the layers {early:.3g}, of the second {late:.3g}"
         yield Finding("d changes more in later layers (figure 3)", place, words, late > early)
+
+
+def _of(figure: figures.Figure) -> str:
+    """The model and task of a figure, by its title."""
+    return figure.title.rpartition(", ")[2].replace(" on ", ", ")
+
+
+def _alike(ledger: Ledger) -> Iterator[Finding]:
     for figure in figures.figure5(ledger):
-        rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
-        ours = [row for row in rows if row["source"] == "ours" and row["site"] == "query" and row["median"] != "-"]
-        pairs = {pair: [float(row["median"]) for row in ours if row["pair"] == pair] for pair in figures.PAIRS.values()}
-        if not all(pairs.values()):
-            continue
-        together, random = (statistics.fmean(pairs[figures.PAIRS[pair]]) for pair in ("lora_vera", "lora_random"))
-        place = figure.title.partition("differences, ")[2].replace(" on ", ", ")
-        words = f"mean cosine over layers (query): LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
-        claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
-        yield Finding(claim, place, words, together > abs(random))
+        ours = [x for x in _lines(figure) if x["source"] == "ours" and x["site"] == "query" and x["median"] != "-"]
+        pairs = {key: [x for x in ours if x["pair"] == name] for key, name in figures.PAIRS.items()}
+        if all(pairs.values()):
+            together, random = (_mean(pairs[key], "median") for key in ("lora_vera", "lora_random"))
+            words = f"mean cosine over layers, query: LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
+            claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
+            yield Finding(claim, _of(figure), words, together > abs(random))
 
 
 def _fit(ledger: Ledger) -> Iterator[Finding]:
     (figure,) = figures.figure6(ledger)
-    rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
-    errors = {(row["method"], int(row["parameters"])): float(row["mse mean"]) for row in rows}
-    lora, vera = ({count for method, count in errors if method == name} for name in ("LoRA", "VeRA"))
-    counts = sorted(lora & vera)
+    errors = {(line["method"], int(line["parameters"])): float(line["mse mean"]) for line in _lines(figure)}
+    counts = [count for method, count in errors if method == "LoRA" and ("VeRA", count) in errors]
     if counts:
-        apart = [(count, errors["VeRA", count], errors["LoRA", count]) for count in counts]
-        equal = all(abs(vera - lora) <= 0.1 * lora for _, vera, lora in apart)
-        words = ", ".join(f"{count}: {vera:.3f} and {lora:.3f}" for count, vera, lora in apart[::2])
-        claim = "random matrices are fitted equally well at equal counts, within a tenth (figure 6)"
-        yield Finding(claim, "10 x 10 matrices", f"mean squared errors of VeRA and LoRA, by parameters: {words}", equal)
+        pairs = {count: (errors["VeRA", count], errors["LoRA", count]) for count in sorted(counts)}
+        equal = all(abs(vera - lora) <= 0.1 * lora for vera, lora in pairs.values())
+        told = ", ".join(f"{vera:.3f} and {lora:.3f} at {count}" for count, (vera, lora) in list(pairs.items())[::2])
+        claim = "random matrices are fitted equally well at equal counts: within a tenth (figure 6)"
+        yield Finding(claim, "10 x 10 matrices", f"mean squared error of VeRA and LoRA: {told} parameters", equal)
 
 
 # --- the page
@@ -224,10 +230,10 @@ INTRODUCTION = """# Results
 
 <!-- written by make results from runs/records: edit the NOTES.md of a study, not this page -->
 
-What this project's own studies found: the paper's protocols on smaller models and real benchmark data, at a scale that a
-machine without a GPU bears. None of the models is one that the paper uses, so no number here reproduces or refutes one of the
-paper's; what can be compared are its findings. Every number comes from the records in `runs/records`; `make report` shows the
-same records with curves, configuration, provenance and run ids. Data sets are no part of this repository."""
+What this project's own studies found, on real benchmark data. Where a model is not one of the paper's, no number here
+reproduces or refutes one of the paper's; what can be compared are its findings. Every number comes from the records in
+`runs/records`; `make report` shows the same records with curves, configuration, provenance and run ids. Data sets are no part
+of this repository."""
 
 
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
@@ -251,9 +257,9 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-CAUTION = """Medians of the best epoch for table 2, means for tables 6 and 7, as the paper has them. The word in the last column
-compares the numbers beside it and nothing else: few seeds on small models show tendencies. Why, as far as it is known, is said
-under each study."""
+CAUTION = """Medians of the best epoch for table 2 and of the last for table 5, means for tables 6 and 7, as the paper has them.
+Rows are compared by pairs of runs of one seed: undecided where the pairs do not all say the same, or there is one. The word is
+of the numbers beside it and of nothing else; why, as far as it is known, is said under each study."""
 
 
 def _agreement(found: list[Finding]) -> str:
@@ -272,7 +278,7 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
     finished = Ledger({r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures)
     for name in TABLES:
         for table in TABLES[name](finished, "paper", None) if name not in WITHOUT_RECORDS else []:
-            if table.runs and table.model not in verdicts.MODELS:
+            if table.runs:
                 parts.append(_table(table))
     for name in figures.FIGURES:
         for figure in figures.FIGURES[name](finished):
@@ -303,19 +309,22 @@ def _trials(ledger: Ledger) -> str:
             groups[cell["model"], cell["task"], cell["row"]].append(record)
     if not groups:
         return ""
-    lines = ["**Tuning: every trial, on training rows held out; the best epoch, median over its seeds, best first**", ""]
+    lines = [
+        "**Tuning: every trial on held-out training rows; by the epoch that the table reports, median over seeds, best first**",
+        "",
+    ]
     lines += ["| method | task | rows trained on, judged on | rates (adapter, head): value |", "|---|---|---:|---|"]
     for (_, task, _), records in sorted(groups.items(), key=lambda item: (item[0][1], item[0][2])):
         by_rate: dict[str, list[float]] = defaultdict(list)
         for record in records:
-            rates = [float(record["config"]["train"][key]) for key in ("lr", "lr_head")]
-            words = f"{rates[1]:g}" if record["config"]["method"]["kind"] == "head" else f"{rates[0]:g}, {rates[1]:g}"
-            best = record["result"].get("protocols", {}).get("paper", {}).get("best")
-            by_rate[words].append(100 * best if best is not None else 0.0)
-        ranked = sorted(by_rate.items(), key=lambda item: -statistics.median(item[1]))
-        told = "; ".join(f"({words}): {statistics.median(values):.1f}" for words, values in ranked)
+            lr, head = (f"{record['config']['train'][key]:g}" for key in ("lr", "lr_head"))
+            told = series(Cell([record], 1))
+            words = head if record["config"]["method"]["kind"] == "head" else f"{lr}, {head}"
+            by_rate[words] += told.values.values() or [math.nan]
+        best = sorted(by_rate.items(), key=lambda item: statistics.median(item[1]), reverse=not told.less)
+        values = "; ".join(f"({words}): {statistics.median(of):.1f}" for words, of in best)
         rows = {f"{r['data']['train_rows']:,}, {r['data']['dev_rows']:,}" for r in records}
-        lines.append(f"| {records[0]['label']['row']} | {task} | {'; '.join(sorted(rows))} | {told} |")
+        lines.append(f"| {records[0]['label']['row']} | {task} | {'; '.join(sorted(rows))} | {values} |")
     return "\n".join(lines)
 
 
