@@ -7,6 +7,7 @@ every number and picture comes from the records. --check writes nothing and says
 """
 
 import argparse
+import json
 import math
 import re
 import statistics
@@ -212,8 +213,8 @@ class Page:
     pictures: dict[str, str]
 
 
-def page(studies: Sequence[Path]) -> Page:
-    """The page of these folders of published records."""
+def page(studies: Sequence[Path], docs: Path) -> Page:
+    """The page of these folders of published records, and of the benchmarks in docs/bench."""
     ledgers = {folder: read_study(folder) for folder in studies}
     whole = Ledger()
     for ledger in ledgers.values():
@@ -222,7 +223,8 @@ def page(studies: Sequence[Path]) -> Page:
     made = Page("", {})
     parts = [INTRODUCTION, _what_ran(ledgers), _agreement(findings(whole))]
     parts += [_study(folder, ledger, made) for folder, ledger in ledgers.items()]
-    made.text = "\n\n".join(part.strip() for part in parts) + "\n"
+    parts += [_speed(docs / "bench")]
+    made.text = "\n\n".join(part.strip() for part in parts if part) + "\n"
     return made
 
 
@@ -328,6 +330,21 @@ def _trials(ledger: Ledger) -> str:
     return "\n".join(lines)
 
 
+def _speed(folder: Path) -> str:
+    """The tables of make bench, as it wrote them beside its JSON: docs/bench/ANY NAME/{training,serving,decoding}."""
+    parts = []
+    for path in sorted(folder.glob("*/*.json")):
+        made = json.loads(path.read_text())
+        threads = f"{made['threads']} thread{'s' * (made['threads'] != 1)}"
+        parts.append(f"**{path.stem}, {made['date']}, {made['machine']['name']}, {threads}**")
+        parts.append(path.with_suffix(".md").read_text().strip())
+    return "\n\n".join(["## Speed", BENCH, *parts]) if parts else ""
+
+
+BENCH = """`make bench`, `make bench-serving` and `make bench-decoding`: ratios of interleaved medians within one process. The
+numbers behind them, with versions and commit, are in `docs/bench`."""
+
+
 # --- the README's table
 
 
@@ -370,7 +387,7 @@ def main(arguments: list[str]) -> int:
     if not folders:
         print("error: no published records in runs/records yet (make publish STUDY=name)", file=sys.stderr)
         return 2
-    made = page(folders)
+    made = page(folders, docs)
     headlined = next((folder for folder in folders if folder.name == HEADLINE), None)
     files = {docs / "results.md": made.text}
     if headlined:

@@ -210,6 +210,18 @@ def test_a_picture_that_no_study_has_any_more_goes(study):
     assert not old.exists()
 
 
+def test_benchmarks_are_shown_with_their_date_and_processor(study):
+    words, folder = study
+    bench = folder / "docs" / "bench" / "mine"
+    bench.mkdir(parents=True)
+    made = {"machine": {"name": "A processor"}, "threads": 2, "date": "2026-01-02", "rows": []}
+    (bench / "serving.json").write_text(json.dumps(made))
+    (bench / "serving.md").write_text("| a table |\n")
+    assert results.main(words) == 0
+    text = (folder / "docs" / "results.md").read_text()
+    assert "**serving, 2026-01-02, A processor, 2 threads**\n\n| a table |" in text
+
+
 def test_without_published_records_it_says_so(tmp_path, capsys):
     assert results.main(["--docs", str(tmp_path)]) == 2
     assert "no published records" in capsys.readouterr().err
