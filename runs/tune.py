@@ -18,7 +18,6 @@ import math
 import os
 import shlex
 import statistics
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,12 +201,11 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
     print(f"{cell.name}: {plural(total, 'trial')} of {plural(cell.seeds, 'run')}, {done} done before", flush=True)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     failed: list[str] = []
-    started = time.monotonic()
     for number in range(done + 1, total + 1):
         trial = optuna.Trial(study, running.pop(0)._trial_id) if running else study.ask()
         point = tuple(trial.suggest_categorical(key, values) for key, values in cell.axes.items())
-        pace = (time.monotonic() - started) / max(number - done - 1, 1)
-        left = f"  left: {duration(pace * (total - number + 1))}" if number > done + 1 else ""
+        seconds = seconds_left(cell)
+        left = f"  left: {duration(seconds)}" if seconds else ""
         print(f"[trial {number}/{total}] {' '.join(cell.words_of(point))}{left}", flush=True)
         runs = cell.trials[point]
         outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking="off"))
@@ -223,6 +221,13 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         trial.set_user_attr("diverged", sum(record["status"] == "diverged" for record in records))
         study.tell(trial, statistics.fmean(values))
     return failed
+
+
+def seconds_left(cell: Cell) -> float | None:
+    """What the runs without a record will take, by what those with one took, whenever that was; None before the first."""
+    records = [finished_record(run) for runs in cell.trials.values() for run in runs]
+    took = [record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"] for record in records if record]
+    return statistics.fmean(took) * (len(records) - len(took)) if took else None
 
 
 def value_of(record: Record) -> float:

@@ -96,6 +96,16 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_wor
     assert stamps(tiny_words) == before
 
 
+def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypatch):
+    (cell,) = tune.cells([*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"])
+    monkeypatch.setattr(tune, "finished_record", lambda run: None)
+    assert tune.seconds_left(cell) is None
+    cost = {1e-3: 10.0, 1e-2: 20.0}  # of each run; the two of the third rate are missing
+    took = {rate: {"cost": {"train_seconds": seconds, "evaluate_seconds": 1.0}} for rate, seconds in cost.items()}
+    monkeypatch.setattr(tune, "finished_record", lambda run: took.get(run.config["train"]["lr"]))
+    assert tune.seconds_left(cell) == 2 * 16.0
+
+
 def test_the_dev_set_is_never_looked_at(words, tmp_path):
     """The same curve, to the bit, with a dev set of other texts and labels; and another one where dev is used."""
     folder = write_glue(tmp_path / "glue", {"train": 40, "dev": 24})
