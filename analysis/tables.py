@@ -245,17 +245,19 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
     for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
         rows = []
+        tasks = tuple(task for task in GLUE if any(key[0] == model and key[2] == task for key in found))
         for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
-            ours = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
+            ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
             if ours:
-                rows.append(_our_row(row, ours, said=["other model"]))
-        tables.append(
-            _glue_table(f"Table 2's protocol on {model}, a model that the paper does not use", rows, found, model, select)
-        )
+                rows.append(_our_row(row, ours, tasks, said=["other model"], columns=tasks))
+        title = f"Table 2's protocol on {model}, a model that the paper does not use"
+        tables.append(_glue_table(title, rows, found, model, select, tasks))
     return tables
 
 
-def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
+def _glue_table(
+    title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str, tasks: tuple[str, ...] = tuple(GLUE)
+) -> Table:
     notes = [
         "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
     ]
@@ -274,7 +276,10 @@ def _glue_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
     notes += _about({key: cell for key, cell in found.items() if key[0] == model})
-    return Table(title, ["method", "source", "params", *GLUE.values(), "Avg", "status"], rows, notes, model, GLUE, ("best",))
+    labels = {task: GLUE[task] for task in tasks}
+    average = ["Avg"] if len(tasks) == len(GLUE) else []
+    header = ["method", "source", "params", *labels.values(), *average, "status"]
+    return Table(title, header, rows, notes, model, labels, ("best",))
 
 
 def _about(found: dict[Key, Cell]) -> list[str]:
@@ -350,7 +355,9 @@ def _our_row(
     tasks: tuple[str, ...] = tuple(GLUE),
     averaged: dict[str, Cell] | None = None,
     said: Sequence[str] = (),
+    columns: tuple[str, ...] = tuple(GLUE),
 ) -> list[str]:
+    """A row of ours. tasks: those that it should have; columns: those that the table shows, with an average if they are all."""
     first = next(iter(ours.values()))
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
@@ -359,9 +366,11 @@ def _our_row(
     status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete: see make plan"
     diverged = sum(cell.diverged for cell in ours.values())
     status += f", {diverged} diverged" if diverged else ""
-    cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in GLUE]
-    whole = _of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
-    return [first.label, "ours", _size(first), *cells_, whole, status]
+    cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in columns]
+    whole = (
+        [_of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"] if len(columns) == len(GLUE) else []
+    )
+    return [first.label, "ours", _size(first), *cells_, *whole, status]
 
 
 def _size(cell: Cell) -> Number:

@@ -4,7 +4,7 @@ import copy
 import statistics
 
 import pytest
-from ledgers import ledger, record
+from ledgers import ledger, record, seeds
 
 from analysis import figures, tables, verdicts
 from analysis.cells import cells
@@ -137,6 +137,17 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert list(rows(found[2])) == [("VeRA r=1024", "ours")]
     assert rows(found[2])["VeRA r=1024", "ours"]["status"] == "other model"
     assert all(row[1].startswith("paper") for row in found[0].rows)
+
+
+def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
+    small = (
+        seeds("vera", "cola", model="minilm") + seeds("vera", "mrpc", model="minilm") + seeds("lora", "cola", model="minilm")
+    )
+    table = tables.table2(ledger(*small), "paper")[2]
+    assert table.header == ["method", "source", "params", "MRPC", "CoLA", "status"]
+    found = {row[0]: row[3:] for row in table.rows}
+    assert found["VeRA r=1024"] == ["78.7 +-1.1", "78.7 +-1.1", "other model"]
+    assert found["LoRA r=8"] == ["missing", "78.7 +-1.1", "ours, incomplete: see make plan"]
 
 
 @pytest.mark.parametrize(
