@@ -289,7 +289,7 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
                 made.pictures[path] = figures.svg(figure)
                 notes_ = [f"- {note}" for note in figure.notes]
                 parts.append("\n".join([f"![{figure.title}]({path})", "", *notes_]).strip())
-    parts += [_table(table) for table in verdicts.statistics_tables(finished)]
+    parts += [_table(table) for table in [*verdicts.statistics_tables(finished), verdicts.costs(finished)] if table.rows]
     parts += [_trials(finished)]
     return "\n\n".join(part for part in parts if part)
 

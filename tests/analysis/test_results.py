@@ -178,6 +178,7 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
     assert "| VeRA r=1024 | cola | 10, 5 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
     assert "- params: without the classification head" in text
+    assert "**Cost of each cell**" in text
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
     assert f"](results/{picture.name})" in text
