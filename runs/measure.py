@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     jobs = jobs if names else list(_all(kind, output))
     if not jobs:
         pair = "pair of a LoRA and a VeRA run of one model, task, seed and rank"
-        lacking = "finished VeRA run" if kind == "magnitude" else pair
+        lacking = "finished VeRA run that kept its adapter" if kind == "magnitude" else pair
         raise UserError(f"{output}/records has no {lacking} to measure")
     done = 0
     for runs in jobs:
@@ -90,8 +90,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _all(kind: str, output: str) -> Iterator[list[Record]]:
-    """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and rank."""
-    done = [r for r in read_ledger(output, published=False) if r["status"] == "done"]
+    """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and rank; without
+    those that were told to keep no adapter, as trials are."""
+    done = [r for r in read_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
     vera, lora = ([r for r in done if r["config"]["method"]["kind"] == method] for method in ("vera", "lora"))
     if kind == "magnitude":
         yield from ([run] for run in vera)

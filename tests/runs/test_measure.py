@@ -177,7 +177,7 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
         (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
         (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),
         (["magnitude", "nothing", f"output={output}"], "no records begin with 'nothing'"),
-        (["magnitude", f"output={tmp_path}"], "has no finished VeRA run to measure"),
+        (["magnitude", f"output={tmp_path}"], "has no finished VeRA run that kept its adapter to measure"),
         (["similarity", f"output={tmp_path}"], "has no pair of a LoRA and a VeRA run"),
     ):
         with pytest.raises(UserError) as error:
@@ -194,6 +194,10 @@ def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, 
     with pytest.raises(UserError, match="none of 1 could be measured"):
         measure.main(["magnitude", f"output={tmp_path}"])
     assert "left out: " in capsys.readouterr().out
+    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})  # a trial: nobody expects an adapter of it
+    with pytest.raises(UserError, match="no finished VeRA run that kept its adapter"):
+        measure.main(["magnitude", f"output={tmp_path}"])
+    write_record(tmp_path, vera)
     with pytest.raises(UserError, match="kept no adapter"):
         measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
     assert record_path(tmp_path, vera["id"]).is_file()
