@@ -65,6 +65,12 @@ class Cell:
         return sum(math.isnan(value) for value in self.values())
 
     @property
+    def collapsed(self) -> list[int]:
+        """Seeds whose metric is the same at every epoch, to the bit: the model says one thing of every row."""
+        curves = {r["cell"]["seed"]: r["curve"].get("metric") or [] for r in self.records if r["status"] == "done"}
+        return sorted(seed for seed, metrics in curves.items() if len(metrics) > 1 and len(set(metrics)) == 1)
+
+    @property
     def diverged(self) -> int:
         return sum(record["status"] == "diverged" for record in self.records)
 

@@ -296,11 +296,21 @@ def _about(found: dict[Key, Cell]) -> list[str]:
     unknown = sum(cell.unknown for cell in found.values())
     if unknown:
         notes.append(f"nan: {unknown} of the runs finished without that number.")
+    for (_, row, task), cell in found.items():
+        if cell.collapsed:
+            which = f"seed{'s' * (len(cell.collapsed) > 1)} {', '.join(map(str, cell.collapsed))}"
+            notes.append(
+                f"collapsed (the same {_metric(cell)} at every epoch), and counted like any other: {row} on {task}, {which}."
+            )
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         for word in (word for record in cell.records for word in record["deviations"]):
             words[word].add(f"{row} on {task}")
     return [*notes, *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items()))]
+
+
+def _metric(cell: Cell) -> str:
+    return str(cell.records[0]["result"]["metric"])
 
 
 def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]) -> list[list[str]]:

@@ -288,7 +288,8 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
                 Number(f"{number(bounds[0], '+')} to {number(bounds[1], '+')}", line.ids) if bounds else "-",
                 Number(p, line.ids),
                 Number(f"{line.improvement:.2f}", line.ids),
-                Number(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance else "-",
+                # Where every pair says the same, so does every resample: no interval.
+                Number(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
             ]
         )
     notes = [

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def no_published_records(request, tmp_path_factory, monkeypatch) -> None:
+def no_published_records(request, tmp_path_factory) -> Iterator[None]:
     """A test sees the records that it writes, and not those that this project has published; but for test_published.py."""
-    if request.path.name != "test_published.py":
-        monkeypatch.setattr("runs.record.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+    with pytest.MonkeyPatch.context() as own:  # which a test's monkeypatch.undo() does not undo
+        if request.path.name != "test_published.py":
+            own.setattr("runs.record.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,30 +21,30 @@ def said(found, claim):
     return one
 
 
-# --- findings
+# --- claims
 
 
 @pytest.mark.parametrize(
     ("vera", "words", "agrees"),
     [
-        ((0.41, 0.42, 0.45), "VeRA 42.0, LoRA 42.0: +0.0 (+0.0 to +1.0 by seed)", True),
-        ((0.36, 0.37, 0.42), "VeRA 37.0, LoRA 42.0: -5.0 (-5.0 to -2.0 by seed)", False),
-        ((0.40, 0.42, 0.41), "VeRA 41.0, LoRA 42.0: -1.0 (-3.0 to +0.0 by seed)", None),
+        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0 (paired by seed +0.0, -1.0 to +0.0)", True),
+        ((0.36, 0.37, 0.42), "VeRA r=1024 37.0, LoRA r=8 42.0 (paired by seed -5.0, -5.0 to -2.0)", False),
+        ((0.40, 0.42, 0.41), "VeRA r=1024 41.0, LoRA r=8 42.0 (paired by seed -1.0, -3.0 to +0.0)", None),
     ],
 )
 def test_vera_is_near_lora_where_every_seed_is(vera, words, agrees):
     lora = small("lora", "cola", (0.41, 0.42, 0.44))
     for one in lora:
         one["parameters"]["adapter"] = 430080
-    near = said(results.findings(ledger(*small("vera", "cola", vera), *lora)), "VeRA is within a point")
+    near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is no more than a point below LoRA")
     assert near.where == "MiniLM, cola, 3 seeds"
-    assert near.here == f"{words}; 0.10 of the parameters"
+    assert near.here == f"{words}; 0.1 of the parameters beside the head"
     assert near.agrees is agrees
     assert near.word == {True: "agrees", False: "**does not agree**", None: "undecided"}[agrees]
 
 
 def test_one_seed_decides_nothing():
-    one = said(results.findings(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is within")
+    one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is no more")
     assert one.agrees is None
 
 
@@ -56,8 +56,8 @@ def test_images_are_compared_by_their_last_epoch():
     ]
     for one in made:
         one["config"]["task"]["family"] = "images"
-    near = said(results.findings(ledger(*made)), "VeRA is within a point")
-    assert near.here.startswith("VeRA 50.0, LoRA 80.0: -30.0")
+    near = said(results.claims(ledger(*made)), "VeRA is no more than a point below LoRA")
+    assert near.here.startswith("VeRA r=1024 50.0, LoRA r=8 80.0 (paired by seed -30.0")
     assert near.agrees is False
 
 
@@ -66,10 +66,12 @@ def test_ablations_are_compared_by_their_means_and_pairs():
     rows |= {"vera_d_init_1e-7": 0.295, "vera_d_init_1": 0.3}
     made = [one for row, best in rows.items() for one in small(row, "cola", (best, best, best + 0.03))]
     made[-1]["result"]["protocols"]["paper"]["best"] = 0.31  # of d from 1: below 1e-7's third seed, above its others
-    found = results.findings(ledger(*made))
-    assert said(found, "d alone").here == "only d 41.0; only b 31.0 (+10.0 to +10.0 by seed)"
+    found = results.claims(ledger(*made))
+    assert said(found, "d alone").here == "only d 41.0; only b 31.0 (paired by seed +10.0, +10.0 to +10.0)"
     assert said(found, "d alone").agrees
-    assert said(found, "both vectors").here.startswith("both 51.0; only d 41.0 (+10.0 to +10.0 by seed), only b 31.0")
+    assert said(found, "both vectors").here.startswith(
+        "both 51.0; only d 41.0 (paired by seed +10.0, +10.0 to +10.0), only b 31.0"
+    )
     assert said(found, "both vectors").agrees
     assert said(found, "A and B by Kaiming").agrees is False
     assert said(found, "A and B may be shared").agrees  # half a point below
@@ -83,7 +85,7 @@ def test_both_vectors_are_not_better_where_one_alone_is():
         *small("vera_only_d", "cola", (0.6, 0.6)),
         *small("vera_only_b", "cola", (0.4, 0.4)),
     ]
-    assert said(results.findings(ledger(*made)), "both vectors").agrees is False
+    assert said(results.claims(ledger(*made)), "both vectors").agrees is False
 
 
 def test_ranks_are_compared_where_counts_are_nearest():
@@ -92,8 +94,11 @@ def test_ranks_are_compared_where_counts_are_nearest():
     made = [one for row, best in bests.items() for one in small(row, "cola", (best, best))]
     for one in made:
         one["parameters"]["adapter"] = counts[one["cell"]["row"]]
-    found = said(results.findings(ledger(*made)), "of like counts")
-    assert found.here == "vera_r1024 50.0 (16,896 parameters); lora_r1 40.0 (9,216 parameters) (+10.0 to +10.0 by seed)"
+    found = said(results.claims(ledger(*made)), "of like counts")
+    assert (
+        found.here
+        == "vera_r1024 50.0 (16,896 parameters); lora_r1 40.0 (9,216 parameters) (paired by seed +10.0, +10.0 to +10.0)"
+    )
     assert found.agrees
 
 
@@ -118,22 +123,32 @@ def test_measures_are_findings_too():
     fit |= {"mse": [[0.7], [0.7], [0.5], [0.4]], "best": [[0.7], [0.1], [0.5], [0.1]]}
     settings = {"size": 10, "matrices": 1, "target": "normal", "steps": 1, "lr": 0.1, "optimizer": "adam"}
     measures = [measured("magnitude", d, [vera["id"]]), measured("similarity", cosines, [lora["id"], vera["id"]])]
-    found = results.findings(ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)]))
-    assert said(found, "d changes more in query").here == "mean over layers: query 0.25, value 0.5"
+    found = results.claims(ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)]))
+    assert said(found, "d changes more in query").here == "mean over layers, median of the runs: query 0.25, value 0.5"
     assert said(found, "d changes more in query").agrees is False
+    other = small("vera", "cola", (0.4,))[0] | {"id": "other"}
+    other["cell"] = other["cell"] | {"seed": 1}
+    turned = measured("magnitude", d | {"d": [0.9, 0.2, 1.0, 0.8]}, ["other"], id="turned")
+    turned["of"][0]["cell"] = turned["of"][0]["cell"] | {"seed": 1}
+    both = results.claims(ledger(vera, other, measures=[measures[0], turned]))
+    assert said(both, "d changes more in query").agrees is None  # one run says so, the other does not
     assert said(found, "d changes more in query").where == "MiniLM, CoLA, 1 run"
-    assert said(found, "d changes more in later").here == "mean of the first half of the layers 0.15, of the second 0.6"
+    assert (
+        said(found, "d changes more in later").here
+        == "mean of the first half of the layers, median of the runs: 0.15, of the second 0.6"
+    )
     assert said(found, "d changes more in later").agrees
     assert said(found, "LoRA's and VeRA's").here.endswith("LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03")
     assert said(found, "LoRA's and VeRA's").agrees
-    assert said(found, "random matrices").here.endswith("0.700 and 0.700 at 20 parameters")
-    assert said(found, "random matrices").agrees is False  # 0.4 and 0.5 at 40
+    fitted = said(found, "VeRA and LoRA fit")
+    assert fitted.here == "of 2 counts equal at 1, VeRA's error lower at 1 (20: 0.700 and 0.700, 40: 0.400 and 0.500)"
+    assert fitted.agrees is False
 
 
 def test_a_run_without_its_number_is_no_finding():
     made = [*small("vera", "cola", (0.4,)), *small("lora", "cola", (0.4,))]
     made[0]["result"]["protocols"]["paper"]["best"] = None
-    assert results.findings(ledger(*made)) == []
+    assert results.claims(ledger(*made)) == []
 
 
 # --- the page and the README
@@ -176,7 +191,7 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert "Run with love." in text
     assert "| [glue_minilm](#glue_minilm) | 9 and 2 trials | 0 | 0.0 | a CPU, 1 thread |" in text
     assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
-    assert "| VeRA r=1024 | cola | 10, 5 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
+    assert "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 5 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
     assert "- params: without the classification head" in text
     assert "**Cost of each cell**" in text
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
@@ -184,6 +199,9 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert f"](results/{picture.name})" in text
     assert picture.read_text().startswith("<svg")
     assert results.main([*words, "--check"]) == 0
+    picture.unlink()
+    assert results.main([*words, "--check"]) == 1
+    assert results.main(words) == 0
     (folder / "records" / "glue_minilm" / "NOTES.md").write_text("Run with care.\n")
     assert results.main([*words, "--check"]) == 1
 

@@ -139,6 +139,16 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert all(row[1].startswith("paper") for row in found[0].rows)
 
 
+def test_a_collapsed_seed_is_told_and_stays():
+    records = seeds("lora", "cola", model="minilm")
+    records[2] = record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0])
+    table = tables.table2(ledger(*records), "paper")[2]
+    assert table.rows[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
+    assert "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2." in table.notes
+    whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
+    assert not any("collapsed" in note for note in whole.notes)
+
+
 def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
     small = (
         seeds("vera", "cola", model="minilm") + seeds("vera", "mrpc", model="minilm") + seeds("lora", "cola", model="minilm")
