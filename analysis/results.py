@@ -141,7 +141,8 @@ def _ablations(found: dict[Key, Cell]) -> Iterator[Claim]:
 
 
 def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
-    """VeRA of the highest rank that has run, and LoRA of the rank whose count is nearest: the counts are never equal."""
+    """VeRA of the highest rank that has run, and LoRA of the rank whose count is nearest, if within a factor of two: the counts
+    are never equal."""
     for model, task in sorted({(key[0], key[2]) for key in found}):
         ranked = {row: c for (m, row, t), c in found.items() if (m, t) == (model, task) and not c.unknown}
         lora, vera = ([c for row, c in ranked.items() if re.fullmatch(rf"{kind}(_r\d+)?", row)] for kind in ("lora", "vera"))
@@ -149,6 +150,8 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
             continue
         high = max(vera, key=lambda cell: cell.parameters)
         near = min(lora, key=lambda cell: abs(math.log(cell.parameters / high.parameters)))
+        if not 0.5 <= near.parameters / high.parameters <= 2:
+            continue
         line = _paired(high, near)
         words = "; ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in (high, near))
         claim = "of like counts of parameters, VeRA of a high rank is above LoRA (figure 2)"

@@ -102,6 +102,18 @@ def test_ranks_are_compared_where_counts_are_nearest():
     assert found.agrees
 
 
+def test_ranks_with_other_counts_are_no_claim():
+    made = [
+        *small("vera", "cola", (0.5,)),
+        *small("vera_r64", "cola", (0.5,)),
+        *small("lora", "cola", (0.4,)),
+        *small("lora_r64", "cola", (0.4,)),
+    ]
+    for one in made:
+        one["parameters"]["adapter"] = {"vera": 7680, "vera_r64": 5376}.get(one["cell"]["row"], 73728)
+    assert not any(claim.claim.startswith("of like counts") for claim in results.claims(ledger(*made)))
+
+
 def measured(kind, values, of, **changes):
     cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": 0}
     label = {"row": "VeRA", "model": "MiniLM", "task": "CoLA"}
