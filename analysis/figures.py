@@ -662,8 +662,9 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
             rows.append([cell.label, *_numbers([str(cell.parameters), *_middle(cell, which)], ids(cell.records))])
         label = next(iter(mine.values())).records[0]["label"]
-        seeds = str(max(cell.seeds for cell in mine.values()))
-        title = f"{label['model']} on {label['task']}: median of {seeds} seeds, {which} epoch; lines span the seeds"
+        most = max(cell.seeds for cell in mine.values())
+        seeds = f"median of {most} seeds, {which} epoch; lines span the seeds" if most > 1 else f"one seed, {which} epoch"
+        title = f"{label['model']} on {label['task']}: {seeds}"
         draw = partial(_draw_parameters, _drawn(mine), title, which)
         whole = name if model == usual else f"{name}_{model}"
         figures.append(Figure(whole, title, header, rows, _seed_notes(mine), draw, (7, 4)))

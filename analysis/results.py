@@ -193,9 +193,9 @@ def _moved(ledger: Ledger) -> Iterator[Claim]:
 
 
 def _all(answers: Iterable[bool]) -> bool | None:
-    """What every run answers; None where they differ."""
-    found = set(answers)
-    return found.pop() if len(found) == 1 else None
+    """What every run answers; None where they differ, or there is one."""
+    found = list(answers)
+    return found[0] if len(found) > 1 and len(set(found)) == 1 else None
 
 
 def _alike(ledger: Ledger) -> Iterator[Claim]:
@@ -206,7 +206,9 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
             together, random = (_mean(pairs[key], "median") for key in ("lora_vera", "lora_random"))
             words = f"mean cosine over layers, query: LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
             claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
-            yield Claim(claim, _of(figure), words, together > abs(random))
+            count = max(int(line["n"]) for line in ours)
+            place = f"{_of(figure)}, {count} pair{'s' * (count > 1)} of runs"
+            yield Claim(claim, place, words, together > abs(random) if count > 1 else None)
 
 
 def _fit(ledger: Ledger) -> Iterator[Claim]:
