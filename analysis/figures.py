@@ -671,15 +671,25 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
     return figures
 
 
+#: Counts of parameters that are so near each other, by their ratio, that labels above both would meet.
+CLOSE = 1.5
+
+
 def _draw_parameters(mine: dict[str, Cell], title: str, which: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
-    for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+    ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
+    counts = [cell.parameters for _, cell in ordered]
+    for i, (row, cell) in enumerate(ordered):
         values, x = cell.values(which), cell.parameters
         axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
         _point(axes, x, cell, row, which=which)
-        # Above the seeds, in two short lines: neighbours on the axis are often equal in height.
-        label, place = f"{cell.label}\n{cell.median(which):.1f}", (x, max(values))
-        axes.annotate(label, place, (0, 7), textcoords="offset points", ha="center", va="bottom", color=colour(row), fontsize=8)
+        # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right of the point
+        # where the one before has nearly the same count.
+        beside = i > 0 and x < CLOSE * counts[i - 1]
+        place, shift = ((x, cell.median(which)), (7, 0)) if beside else ((x, max(values)), (0, 7))
+        look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}
+        label = f"{cell.label}\n{cell.median(which):.1f}"
+        axes.annotate(label, place, shift, textcoords="offset points", color=colour(row), fontsize=8, **look)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)
     axes.margins(y=0.18)
