@@ -387,7 +387,9 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     others = sum(not entry.kind and entry.key[0] not in verdicts.MODELS for entry in parts)
     counts["other model"] = others
     finished = sum(record["status"] in FINISHED for record in ledger)
-    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished) in {len(parts):,} cells. "]
+    published = sum(origin != "ours" for origin in ledger.origin.values())
+    whose = f", {published:,} of them published by the project and not run here" if published else ""
+    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished) in {len(parts):,} cells{whose}. "]
     lines.append(
         "The paper's numbers, cell by cell:</p>"
         if ledger.records

@@ -182,6 +182,14 @@ def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
     assert "There are no finished runs." in page.text
 
 
+def test_published_records_are_told_from_ones_own():
+    made = ledger(*seeds())
+    made.origin[next(iter(made.records))] = "glue_minilm"
+    page = Page(report.page(made))
+    assert "5 records (5 finished) in 1 cells, 1 of them published by the project and not run here." in page.text
+    assert "1 of the 5 runs were not done here: records that the project has published (runs/records/glue_minilm)." in page.text
+
+
 def test_labels_cannot_write_into_the_page():
     records = seeds(deviations=[EVIL], error=EVIL)
     for r in records:

@@ -139,6 +139,17 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert all(row[1].startswith("paper") for row in found[0].rows)
 
 
+def test_a_table_and_a_figure_say_what_of_them_is_published():
+    mine, theirs = seeds("vera", "cola", model="minilm"), seeds("lora", "cola", model="minilm")
+    both = ledger(*mine, *theirs)
+    for one in theirs:
+        both.origin[one["id"]] = "a_study"
+    said = "5 of the 10 runs were not done here: records that the project has published (runs/records/a_study)."
+    assert said in tables.make("table2", both)[2].notes
+    assert said in figures.make("parameters", both)[0].notes
+    assert not any("not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes)
+
+
 def test_a_collapsed_seed_is_told_and_stays():
     records = seeds("lora", "cola", model="minilm")
     records[2] = record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0])
