@@ -145,7 +145,7 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
     point = " ".join(f"{key}={value}" for key, value in study.trials[0].params.items())
     assert tune.main(command) == 0
     text = capsys.readouterr().out
-    assert f"[trial 1/2] {point}\n" in text
+    assert f"[trial 1/2] {point}  left: " in text  # by the one run that was done before
     assert text.count("already done (accuracy") == 1
     assert before.items() <= stamps(tiny_words).items()
     assert len(stamps(tiny_words)) == 4
