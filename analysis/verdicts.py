@@ -20,6 +20,7 @@ from analysis.stats import (
     Series,
     Verdict,
     compare,
+    interval,
     series,
     smallest_p,
     verdict,
@@ -232,8 +233,6 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
 
 def facts(cell: Cell) -> dict[str, str]:
     """What the statistics say of a cell, as text: metric, median, interval, best, last, unbiased, and what selection gives."""
-    from analysis.stats import interval
-
     main = series(cell)
     which = "last" if "last" in main.name else "best"
     others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}

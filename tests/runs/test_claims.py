@@ -15,6 +15,9 @@ from runs import claims
 from runs.claims import Heart, LostClaimError, Watcher, generations, held
 from runs.record import SCHEMA, link_or_fail, read_record, record_path, write_record
 
+LINUX = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells which processes live, and since which boot"
+)
 LEASE = 20.0
 
 
@@ -180,6 +183,7 @@ def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
 
 
+@LINUX
 def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
     """A lease whose owner was killed between the record and the lease's end; garbage; a lease that was half made."""
     watcher, folder = Watcher(tmp_path, LEASE), tmp_path / "claims"
@@ -191,13 +195,12 @@ def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
     (folder / "garbage.1").write_bytes(b"\xff")
     (folder / ".dead.1.here.12.34").touch()
     (folder / "dead.2.other").touch()  # no lease's name
-    if claims._boot() is None:
-        pytest.skip("this system does not tell which processes live")
     for run_id in ("lives", "dead", "elsewhere", "garbage"):
         watcher.forget(run_id)
     assert {path.name for path in folder.iterdir()} == {living.path.name, elsewhere.name, "dead.2.other"}
 
 
+@LINUX
 def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     script = (
         f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it', flush=True); input()"
@@ -214,8 +217,6 @@ def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     assert watcher.take("run") is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if claims._boot() is None:
-        pytest.skip("this system does not tell which processes live")
     assert watcher.take("run").generation == 2
 
 
