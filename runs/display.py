@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -12,9 +13,12 @@ from runs.text import duration, shown
 
 Event = dict[str, Any]
 
+#: Off a terminal, seconds until a run's first line and between later ones, where no epoch ends before.
+FIRST_LINE, LINES = 30.0, 600.0
+
 
 class Display:
-    """One line for the run that is on: a live bar on a terminal, a line for each epoch elsewhere."""
+    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch and, in long ones, more."""
 
     def __init__(self, total: int, name_task: bool) -> None:
         self.total, self.name_task = total, name_task
@@ -22,6 +26,7 @@ class Display:
         self.bar: Any = None
         self.head = ""
         self.later = 0.0  # seconds for the runs after this one; NaN: not known
+        self.due = 0.0  # when a line is to be written, whatever the run is at: a log should show that it goes on
 
     def start(self, position: int, run: Run, words: str = "") -> None:
         """The run that lines are about now. words: what tells it from others of the same row and task."""
@@ -29,12 +34,14 @@ class Display:
         task = f"{run.config['task']['label']} " if self.name_task else ""
         name = f"{task}{run.config['method']['label']}{' ' * bool(words)}{words} seed {run.seed}"
         self.head = f"[{position:>{width}}/{self.total}] {name}"
+        self.due = time.monotonic() + FIRST_LINE
 
     def show(self, event: Event) -> None:
         if self.live:
             self._bar(event)
-        elif event["phase"] == "evaluated":
+        elif event["phase"] == "evaluated" or ("steps" in event and time.monotonic() >= self.due):
             print(f"{self.head}  {self._words(event)}", flush=True)
+            self.due = time.monotonic() + LINES
         elif event["phase"].startswith("resuming") or event.get("milestone"):
             print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
 
@@ -64,7 +71,9 @@ class Display:
         return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
 
     def _words(self, event: Event) -> str:
-        words = [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}"]
+        words = [f"epoch {event['epoch']}/{event['epochs']}"]
+        words += [f"step {event['step']}/{event['steps']}"] * (not self.live and event["phase"] == "training")
+        words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
             words.append(f"dev {event['metric_name']} {now} (best {best})")

@@ -339,7 +339,7 @@ def main(arguments: list[str]) -> int:
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     how, _, rest = launch.take(words)
-    if how != Launch():
+    if how not in (Launch(), Launch(tracking="off")):
         other = next(word for word in words if word not in rest)
         raise UserError(
             f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears of none"

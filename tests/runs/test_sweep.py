@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, ForkNow, call, elsewhere, output_of
 
-from runs import config, evaluate, executor, plan, publish, sweep
+from runs import config, display, evaluate, executor, plan, publish, sweep
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
@@ -36,6 +36,22 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
     assert "Traceback" not in mixed.stdout + mixed.stderr
     ledger = read_ledger(output_of(words), published=False)
     assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
+
+
+def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("runs.display.time.monotonic", lambda: now[0])
+    show = display.Display(1, name_task=False)
+    show.live = False  # as in a file or a pipe
+    show.start(1, expand(words)[0])
+    event = {"epoch": 1, "epochs": 2, "steps": 200, "loss": 0.5, "metric": None, "pace": 900.0, "unit": "tok"}
+    for seconds in (1, 29, 31, 32, 600, 632):
+        now[0] = 1000.0 + seconds
+        show.show(event | {"phase": "training", "step": seconds, "seconds_left": 60})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("seed 0  ")[2] for line in lines] == [
+        f"epoch 1/2  step {step}/200  loss 0.500  900 tok/s  left: run 1m00s, all 1m00s" for step in (31, 632)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def stamps(words) -> dict[str, int]:
 
 
 def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_words, capsys, monkeypatch, tmp_path):
-    command = [*tiny_words, "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
+    command = [*tiny_words, "tracking=off", "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
     assert text.count("note: dev: 8 of 40 training rows held out (task.holdout=0.2), the dev set is not used") == 1
