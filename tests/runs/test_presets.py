@@ -20,6 +20,7 @@ PRESETS |= {"table12": 2, "table13": 2}
 PRESETS |= {"table6_scaling_vectors": 6, "table6_matrix_init": 6, "table6_d_init": 6, "table7": 8}
 PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
 PRESETS |= {"glue_minilm": 12, "rank_scaling_minilm": 13, "ablations_minilm": 8}
+PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
 
 
 @pytest.mark.parametrize("paper", PRESETS)
@@ -28,14 +29,16 @@ def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
     kinds = dict.fromkeys(("table2", "table6", "table7", "figure2", "figure3", "figure4", "figure5"), ("tiny_roberta", "glue"))
     kinds |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue"))
-    kinds |= {"table3": ("tiny_gpt2", "e2e"), "table5": ("tiny_vit", "images")}
+    kinds |= dict.fromkeys(("table5", "images"), ("tiny_vit", "images"))
+    kinds |= {"table3": ("tiny_gpt2", "e2e"), "e2e": ("tiny_llama", "e2e")}
     model, data = (request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca")))
     words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
-    words += ["task.items=1", "task.max_new_tokens=4"] if paper.startswith("table3") else []
-    words += ["task.shots=4"] if paper.startswith("table5") else []
-    words += ["model.sha256=null"] if paper.endswith("minilm") else []
+    decodes = paper.startswith(("table3", "e2e"))
+    words += ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null"] if decodes else []
+    words += ["task.shots=4"] if paper.startswith(("table5", "images")) else []
+    words += ["model.sha256=null"] if paper.endswith(("minilm", "dinov2", "smollm2")) else []
     # In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
-    words += ["task.train_rows=null", "task.dev_rows=2"] if paper.startswith(("table4", "table1")) else []
+    words += ["task.train_rows=null", "task.dev_rows=2"] if paper.startswith(("table4", "table1", "alpaca")) else []
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
     for run in runs:
@@ -46,4 +49,4 @@ def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["recipe"]["name"] in {f"{row}/{run.model}" for row in (run.row, run.config["method"].get("recipe"))}
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == paper.startswith("table3")
+        assert bool(record["texts"]) == decodes
