@@ -1,4 +1,5 @@
-"""Every cell of every preset runs for two steps, on a tiny model of the preset's own architecture and rows of our own."""
+"""Every cell of every preset composes; every row and every task of it runs for two steps, on a tiny model of the preset's own
+architecture and rows of our own."""
 
 import pytest
 
@@ -24,7 +25,7 @@ PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
 
 
 @pytest.mark.parametrize("paper", PRESETS)
-def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
+def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
     kinds = dict.fromkeys(("table2", "table6", "table7", "figure2", "figure3", "figure4", "figure5"), ("tiny_roberta", "glue"))
@@ -41,7 +42,11 @@ def test_every_cell_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     words += ["task.train_rows=null", "task.dev_rows=2"] if paper.startswith(("table4", "table1", "alpaca")) else []
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
+    seen: set[str] = set()
     for run in runs:
+        if {run.row, run.task} <= seen:  # this cell differs from those before in numbers alone
+            continue
+        seen |= {run.row, run.task}
         record = train(run, run_id(run), lambda event: None)
         assert record["status"] == "done", run.label
         # Alpaca's eight rows are one effective batch, and there is one epoch.
