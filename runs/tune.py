@@ -332,14 +332,15 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    words = [word for word in arguments if word not in ("-m", "--multirun")]
+    # W&B hears of no trial, so tracking=off asks for what is done anyway.
+    words = [word for word in arguments if word not in ("-m", "--multirun", "tracking=off")]
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise UserError(f"no option {flags[0]}. Known: --help; python -m runs --help lists the keys")
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     how, _, rest = launch.take(words)
-    if how not in (Launch(), Launch(tracking="off")):
+    if how != Launch():
         other = next(word for word in words if word not in rest)
         raise UserError(
             f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears of none"
