@@ -49,8 +49,8 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         seen |= {run.row, run.task}
         record = train(run, run_id(run), lambda event: None)
         assert record["status"] == "done", run.label
-        # Alpaca's eight rows are one effective batch, and there is one epoch.
-        assert record["steps"] == {"none": 0}.get(run.row, 1 if run.task == "alpaca" else 2)
+        # Where there is one epoch, its eight rows are one effective batch.
+        assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["recipe"]["name"] in {f"{row}/{run.model}" for row in (run.row, run.config["method"].get("recipe"))}
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
