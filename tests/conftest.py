@@ -6,6 +6,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor does a run tell Weights & Biases anything, whoever is logged in here: test_tracking.py says otherwise for its own.
 os.environ["WANDB_MODE"] = "disabled"
+# The tests have the cores among them: whatever one starts takes a single one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
 from collections.abc import Iterator

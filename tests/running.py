@@ -1,13 +1,18 @@
 """Runs in this process, commands in others, and their records, for tests."""
 
 import copy
+import importlib
+import io
 import multiprocessing
-import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
 from runs.config import expand
+from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.train import train
@@ -37,17 +42,24 @@ def elsewhere(words, **changes):
     return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
 
 
-def call(module, *words, check=None, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if check is not None:
-        assert done.returncode == check, done.stdout + done.stderr
+def call(module, *words, check=None):
+    """A command in a process of its own, as a user starts it: how it ended, and what it printed."""
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert check in (None, done.returncode), done.stdout + done.stderr
+    return done
+
+
+def call_here(module, *words, check):
+    """The same in this process, where torch and transformers, and the server that runs are forked from, are there already."""
+    main = importlib.import_module("runs.__main__" if module == "runs" else module).main
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", [module, *words])
+        with pytest.raises(SystemExit) as ended:
+            entry_point(main)
+    done = subprocess.CompletedProcess(sys.argv, ended.value.code, stdout.getvalue(), stderr.getvalue())
+    assert done.returncode == check, done.stdout + done.stderr
     return done
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import comparable, do, elsewhere
+from running import ROOT, call, call_here, comparable, do, elsewhere
 
 import tasks.e2e_metrics
 import vera
@@ -22,7 +22,6 @@ from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 from runs.train import Training
 
-ROOT = Path(__file__).parents[2]
 FILES = {"adapter.safetensors", "adapter_best.safetensors", "decoded_last.jsonl", "references.txt"}
 FILES |= {f"{which}_{penalty}.txt" for which in ("last", "best") for penalty in ("0.9", "0.8")}
 
@@ -258,8 +257,8 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
     words = [*(w for w in e2e_words if not w.startswith("task.data_dir")), f"task.data_dir={data}", "task.beams=6"]
     straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
     path = folder_of(killed) / "decoded_last.jsonl"
-    command, environment = [sys.executable, "-m", "runs", *killed], os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "runs", *killed]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -331,8 +330,7 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
 
 
 def test_a_sweep_shows_decoding_and_the_score(e2e_words):
-    done = subprocess.run([sys.executable, "-m", "runs", *e2e_words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = call("runs", *e2e_words, check=0)
     assert "dev perplexity" in done.stdout
     assert "decoding (last epoch) 0/3" in done.stdout
     assert "decoding (last epoch) 3/3" in done.stdout
@@ -341,10 +339,7 @@ def test_a_sweep_shows_decoding_and_the_score(e2e_words):
     assert "epoch 2: train loss" in log
     assert "last epoch, 0.9: bleu 0.00, nist 0.00" in log
     assert "BLEU 0.0 on test" in done.stdout
-    assert (
-        "already done (perplexity"
-        in subprocess.run([sys.executable, "-m", "runs", *e2e_words], cwd=ROOT, capture_output=True, text=True).stdout
-    )
+    assert "already done (perplexity" in call_here("runs", *e2e_words, check=0).stdout
 
 
 def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monkeypatch):
@@ -357,7 +352,6 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
 
 def test_an_encoder_cannot_do_it(e2e_words, tiny_bert):
     words = [f"model.path={tiny_bert}" if w.startswith("model.path") else w for w in e2e_words]
-    done = subprocess.run([sys.executable, "-m", "runs", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
+    done = call_here("runs", *words, check=2)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

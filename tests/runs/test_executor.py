@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, ForkNow, call, comparable, do, elsewhere, output_of
+from running import ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 
 from runs import executor, launch, plan, sweep
 from runs.begun import write_progress
@@ -42,7 +42,6 @@ def start(*words):
     return subprocess.Popen(
         [sys.executable, "-m", "runs", *words],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -333,7 +332,7 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
     assert "killed" not in printed
     assert (run_folder(output_of(words), run_id(run)) / "checkpoint.safetensors").is_file()
     assert not list((Path(output_of(words)) / "claims").iterdir())
-    call("runs", *slow, check=0)
+    call_here("runs", *slow, check=0)
     assert "resumed at step" in (run_folder(output_of(words), run_id(run)) / "log.txt").read_text()
     assert comparable(records_of(slow)[0]) == comparable(do(elsewhere(slow, output=tmp_path / "straight")))
 
@@ -383,7 +382,7 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     found = [read_record(record_path(output_of(words), run_id(run))) for run in runs]
     assert sorted(record["status"] for record in found) == ["done"] * 3 + ["failed"] * 3
     assert not list((Path(output_of(words)) / "claims").iterdir())
-    again = call("runs", *many, check=1)  # another launcher: what is done stays, what failed is tried again
+    again = call_here("runs", *many, check=1)  # another launcher: what is done stays, what failed is tried again
     assert "0 done, 3 already there, 3 failed" in again.stdout
 
 

@@ -1,11 +1,8 @@
 """Starting from another adapter: identity, label, plan, order, and what is said while the start is not there."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from running import call_here
 from safetensors.torch import load_file
 
 from runs import plan, sweep
@@ -14,8 +11,6 @@ from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.train import Training
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert "lora_mnli  0/2 b    0/2 b" in text
     waits = f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here"
     assert f"{waits}, and is done first by the same command (4 runs)" in text
-    done = subprocess.run([sys.executable, "-m", "runs", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = call_here("runs", *words, check=0)
     ended = [line.split("] ")[1].split(" seed")[0] for line in done.stdout.splitlines() if ", last " in line]
     assert ended == ["MNLI LoRA r=8", *["RTE LoRA r=8 from mnli"] * 2, *["MRPC LoRA r=8 from mnli"] * 2]
     text = text_of(words)

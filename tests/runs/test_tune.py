@@ -1,7 +1,6 @@
 """Searches: what is tried, on which rows, how a killed one goes on, and what is printed."""
 
 import csv
-import os
 import re
 import shlex
 import signal
@@ -128,7 +127,6 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
     process = subprocess.Popen(
         [sys.executable, "-m", "runs.tune", *command],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
