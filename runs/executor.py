@@ -34,8 +34,6 @@ from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_
 from runs.text import duration
 from runs.tracking import Tracker
 
-#: What transformers imports for any model: three seconds.
-HEAVY = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto", "models.bert.modeling_bert")
 #: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
 INTERRUPTED = 75
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -440,7 +438,7 @@ def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
 def start_fork_server() -> None:
     """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs.train", *(f"transformers.{m}" for m in HEAVY)])
+    context.set_forkserver_preload(["runs.preload"])
     # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process and this one: what
     # is ignored now, the server inherits. It ends with this process.
     before = {number: _listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
