@@ -270,7 +270,7 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         )
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
-    changed = _check_types(config, overrides)
+    changed = _check_types(config, overrides, recipe)
     _check_values(config)
     method, row = config["method"], picked["method"]
     if method["kind"] == "peft":
@@ -389,7 +389,7 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f" {group} has: {', '.join(members)}" if members else ""
 
 
-def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str]:
+def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str) -> list[str]:
     """Task and method files are their own schema: a value given for a key must be of the type of the file's own.
 
     A whole number for a key that has a fraction becomes one. Returns the words that set the method, the training or the
@@ -398,8 +398,10 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...]) -> list[str
     given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
         return []
-    groups = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
-    default = OmegaConf.to_container(_defaults(groups), resolve=True)
+    groups = [o for o in overrides if o.partition("=")[0] in GROUPS and not o.startswith("recipe=")]
+    # Maybe that of another row: its values are this run's own, as far as the words say nothing.
+    groups += [f"recipe={recipe}"] if recipe != "defaults" else [o for o in overrides if o.startswith("recipe=")]
+    default = OmegaConf.to_container(_defaults(tuple(groups)), resolve=True)
     changed = []
     for line in given:
         node, wanted = config, default

@@ -294,6 +294,15 @@ def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies():
     assert chosen.recipe == "lora/roberta_base"
 
 
+def test_a_word_is_a_change_where_it_says_something_else_than_the_recipe_that_is_on():
+    borrowed = ["model=minilm", "task=mrpc", "method=vera_only_d"]  # with the recipe of vera
+    (plain,) = expand(borrowed)
+    same, other = f"train.lr={plain.config['train']['lr']}", "train.lr=1e-3"  # which conf/config.yaml has, and the recipe not
+    assert expand([*borrowed, same])[0].changed == []
+    assert expand([*borrowed, other])[0].changed == [other]
+    assert expand([*borrowed, "recipe=head/minilm", other])[0].changed == []
+
+
 def test_the_ablations_are_the_papers():
     """Table 6's and 7's settings, and nothing else, differ from the row vera."""
     settings = {row: expand([f"method={row}"])[0].method for row in choices("method") if row.startswith("vera")}
