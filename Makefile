@@ -59,7 +59,7 @@ plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2
 	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS) $(if $(WATCH),--watch)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
-	@$(BIN)/python -m runs.tune $(WORDS) $(if $(GRID),'grid=$(GRID)')
+	@$(BIN)/python -m runs.tune $(WORDS) $(if $(TRACKING),tracking=$(TRACKING)) $(if $(GRID),'grid=$(GRID)')
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts

@@ -140,6 +140,7 @@ def main(arguments: list[str]) -> int:
                 print(text, end="")
             else:
                 write_atomically(Path(options.json), text)
+                print(f"Dashboard: {options.json}")
         else:
             print(f"Dashboard: {save(ledger, options.entity, options.project, options.output)}")
     except Exception as error:

@@ -383,6 +383,12 @@ def _draw_layers(lines: dict[str, list[tuple[int, float, float, float]]], title:
 # --- figure 4
 
 
+GAIN = (
+    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A method that is no "
+    "better than the head alone has 100 / thousands of parameters: the count weighs more than the accuracy."
+)
+
+
 def figure4(ledger: Ledger) -> list[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for each model and task
     whose metric is accuracy and that has runs of the head."""
@@ -395,7 +401,7 @@ def figure4(ledger: Ledger) -> list[Figure]:
         # Table 2's rows; ranks and ablations have figures and tables of their own.
         mine = {row: cell for row, cell in mine.items() if cell.parameters and not row.startswith(("vera_", "lora_"))}
         rows, ours, quoted = [], {}, {}
-        notes = _seed_notes({**mine, **({"head": head} if head else {})})
+        notes = [GAIN, *_seed_notes({**mine, **({"head": head} if head else {})})]
         if (model, task) == (LARGE, RTE):
             for row, (name, accuracy, value, parameters) in _printed_gains().items():
                 quoted[row] = (name, value)
@@ -456,12 +462,13 @@ def _draw_gains(
         if row in quoted:
             bars.append((-wide / 2 if row in ours else 0, quoted[row][1], {"facecolor": "white", "hatch": "////"}))
         if row in ours:
-            look: dict[str, Any] = {"facecolor": colour(row), "alpha": 1.0 if ours[row][2] else 0.4}
+            look = {"facecolor": colour(row) if ours[row][2] else "white"}
             bars.append((wide / 2 if row in quoted else 0, ours[row][1], look))
         for shift, value, style in bars:
             axes.bar(i + shift, value, wide * 0.92, edgecolor=colour(row), linewidth=0.8, **style)
             place = (i + shift, value)
-            axes.annotate(f"{value:.2f}", place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
+            told = f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+            axes.annotate(told, place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
     names = [quoted[row][0] if row in quoted else ours[row][0] for row in order]
     axes.set_xticks(range(len(order)), names, rotation=20 if len(order) > 5 else 0, ha="right" if len(order) > 5 else "center")
     axes.grid(visible=False, axis="x")
@@ -469,9 +476,9 @@ def _draw_gains(
     axes.margins(y=0.15)
     axes.set_ylabel("gain per 1K parameters, % (log)")
     axes.set_title(title)
-    pale = "" if all(whole for *_, whole in ours.values()) else " (pale: fewer seeds)"
+    fewer = "" if all(whole for *_, whole in ours.values()) else " (hollow: fewer seeds)"
     keys = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")] if quoted else []
-    axes.legend(handles=[*keys, *([Patch(facecolor="#555555", label=f"ours{pale}")] if ours else [])], loc="upper left")
+    axes.legend(handles=[*keys, *([Patch(facecolor="#555555", label=f"ours{fewer}")] if ours else [])], loc="upper left")
 
 
 # --- figure 5

@@ -310,7 +310,9 @@ def main(arguments: list[str]) -> int:
         return 2
     if not part.records:
         print(
-            f"error: no records{f' of {options.what}' if options.what else ''} in {options.output}/records yet", file=sys.stderr
+            f"error: no records{f' of {options.what}' if options.what else ''} in {options.output}/records yet "
+            f"(python -m runs {options.what or 'paper=demo'} makes them)",
+            file=sys.stderr,
         )
         return 2
     rows = sorted({record["cell"]["row"] for record in part})

@@ -1045,7 +1045,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
     options = parser.parse_args(arguments)
     if options.name not in TABLES:
-        print(f"error: no table {options.name!r}. Known: {', '.join(TABLES)}", file=sys.stderr)
+        print(
+            f"error: no table {options.name!r}. Known: {', '.join(TABLES)}. A preset's runs stand in the paper's table of its "
+            "protocol (glue_minilm: table2)",
+            file=sys.stderr,
+        )
         return 2
     if options.seeds is not None and options.seeds < 1:
         print(f"error: --seeds {options.seeds}: should be at least 1", file=sys.stderr)

@@ -224,7 +224,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         "95%: percentile bootstrap of the median over seeds. With 5 seeds or fewer it is their range, which covers the true"
         " median in 94% (5 seeds) or 75% (3 seeds) of cases.",
         "best, last: the median at the best and the last epoch. unbiased: the epoch selected on one half of dev, the other half"
-        " reported.",
+        " reported; the difference to it is also that of the halves.",
         *unknown,
     ]
     tasks = {key[2]: key[2] for key in found}
@@ -293,7 +293,8 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         )
     notes = [
         f"Positive: {lines[0].labels[0]} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
-        f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never show p < 0.05.",
+        f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never show p < 0.05. "
+        "(smallest): all pairs say the same, and more pairs would be needed for a smaller p.",
         "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021).",
         "No p is corrected for the number of comparisons.",
     ]

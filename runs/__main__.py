@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
         for group in GROUPS:
             print(f"{group + '=':<9}{', '.join(choices(group))}")
         picked = tuple(word for word in arguments if word.partition("=")[0] in GROUPS)
-        print(f"\nKeys with {' '.join(picked) or 'the defaults'} (--help task=rte lists another's; see conf/config.yaml):")
+        of = " ".join(picked) or "the default choices"
+        print(f"\nKeys of {of} (--help task=rte: of others; conf/config.yaml says what each is):")
         print("  " + "\n  ".join(key for key in known_keys(picked) if key not in GROUPS))
         print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launch.Launch))}")
         return 0

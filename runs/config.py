@@ -382,9 +382,10 @@ def _check_choice(group: str, value: str) -> None:
 def _did_you_mean(word: str, known: list[str]) -> str:
     """The nearest right name, or, for a key of a group, what the group has."""
     group, _, last = word.rpartition(".")  # "lr" for "train.lr": the last part right, the group wrong or left out
-    close = [k for k in known if k.endswith(f".{last}")][:1] or difflib.get_close_matches(word, known, 1, 0.75)
+    close = [k for k in known if k.startswith(f"{word}_")] or [k for k in known if k.endswith(f".{last}")][:1]
+    close = close or difflib.get_close_matches(word, known, 1, 0.75)
     if close:
-        return f" Did you mean {close[0]}?"
+        return f" Did you mean {' or '.join(close)}?"
     members = [key.rpartition(".")[2] for key in known if group and key.rpartition(".")[0] == group]
     return f" {group} has: {', '.join(members)}" if members else ""
 

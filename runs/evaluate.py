@@ -123,7 +123,7 @@ def find(name: str, output: str) -> Record:
     """The finished record whose id begins so. Raises UserError for none, several, or one that has failed."""
     found = [record for record in read_ledger(output) if record["id"].startswith(name)]
     if len(found) != 1:
-        raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records")
+        raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records (files are named by the ids)")
     if found[0]["status"] != "done":
         raise UserError(f"run {found[0]['id']} is {found[0]['status']}: {found[0]['error']}")
     return found[0]

@@ -14,6 +14,7 @@ from runs.config import Run, expand
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
 from runs.record import FINISHED, PUBLISHED, Record, read_ledger, record_text, write_atomically
+from runs.text import plural
 
 
 def without_paths(record: Record) -> Record:
@@ -57,9 +58,12 @@ def main(arguments: list[str]) -> int:
     for measure in measures:
         write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", record_text(measure))
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
-    print(f"{len(records)} records in runs/records/{study}" + (f" ({dirty} made with uncommitted changes)" if dirty else ""))
+    made = f" ({dirty} made with uncommitted changes)" if dirty else ""
+    print(f"{plural(len(records), 'record')} in runs/records/{study}{made}")
     if measures:
-        print(f"{len(measures)} measures in runs/records/{study}/measures")
+        print(f"{plural(len(measures), 'measure')} in runs/records/{study}/measures")
+    if not (PUBLISHED / study / "NOTES.md").is_file():
+        print(f"To be written: runs/records/{study}/NOTES.md, on how it was run, for docs/results.md")
     if trials:
         print(f"{len(trials)} left out: trials that train.max_steps stopped early")
     return 0

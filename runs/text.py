@@ -25,3 +25,8 @@ def megabytes(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
     return f"{size:.0f} B"
+
+
+def plural(count: int, word: str) -> str:
+    """A count and its word: 1 run, 2 runs."""
+    return f"{count} {word}{'s' * (count != 1)}"

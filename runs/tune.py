@@ -41,7 +41,7 @@ from runs.identity import hash_of
 from runs.launch import Launch
 from runs.record import Record, write_atomically
 from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
-from runs.text import LESS_IS_BETTER, duration, shown
+from runs.text import LESS_IS_BETTER, duration, plural, shown
 
 #: Words that a trial needs and the best setting's command does not.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}
@@ -322,10 +322,6 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 def spread_of(values: list[float]) -> float | None:
     """Sample standard deviation over the seeds; None for a single one, or where one diverged without a perplexity."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def main(arguments: list[str]) -> int:

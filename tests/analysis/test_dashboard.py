@@ -109,6 +109,7 @@ def test_json_needs_no_network_and_no_login(tmp_path, capsys):
     file = tmp_path / "dashboard.json"
     assert dashboard.main(["--json", str(file), "--entity", "team"]) == 0
     assert json.loads(file.read_text())["entity"] == "team"
+    assert capsys.readouterr().out == f"Dashboard: {file}\n"
     assert dashboard.main(["--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["project"] == "vera-bench"
 

@@ -27,24 +27,24 @@ def said(found, claim):
 @pytest.mark.parametrize(
     ("vera", "words", "agrees"),
     [
-        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0 (paired by seed +0.0, -1.0 to +0.0)", True),
-        ((0.36, 0.37, 0.42), "VeRA r=1024 37.0, LoRA r=8 42.0 (paired by seed -5.0, -5.0 to -2.0)", False),
-        ((0.40, 0.42, 0.41), "VeRA r=1024 41.0, LoRA r=8 42.0 (paired by seed -1.0, -3.0 to +0.0)", None),
+        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0 (3 pairs by seed: +0.0, -1.0 to +0.0)", True),
+        ((0.36, 0.37, 0.42), "VeRA r=1024 37.0, LoRA r=8 42.0 (3 pairs by seed: -5.0, -5.0 to -2.0)", False),
+        ((0.40, 0.42, 0.41), "VeRA r=1024 41.0, LoRA r=8 42.0 (3 pairs by seed: -1.0, -3.0 to +0.0)", None),
     ],
 )
 def test_vera_is_near_lora_where_every_seed_is(vera, words, agrees):
     lora = small("lora", "cola", (0.41, 0.42, 0.44))
     for one in lora:
         one["parameters"]["adapter"] = 430080
-    near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is no more than a point below LoRA")
-    assert near.where == "MiniLM, cola, 3 seeds"
-    assert near.here == f"{words}; 0.1 of the parameters beside the head"
+    near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is near LoRA")
+    assert near.where == "MiniLM, cola, 3 epochs, 3 seeds"
+    assert near.here == f"{words}; 0.1 of the parameters, 0.1 with the head"
     assert near.agrees is agrees
     assert near.word == {True: "agrees", False: "**does not agree**", None: "undecided"}[agrees]
 
 
 def test_one_seed_decides_nothing():
-    one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is no more")
+    one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is near LoRA")
     assert one.agrees is None
 
 
@@ -56,8 +56,8 @@ def test_images_are_compared_by_their_last_epoch():
     ]
     for one in made:
         one["config"]["task"]["family"] = "images"
-    near = said(results.claims(ledger(*made)), "VeRA is no more than a point below LoRA")
-    assert near.here.startswith("VeRA r=1024 50.0, LoRA r=8 80.0 (paired by seed -30.0")
+    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert near.here.startswith("VeRA r=1024 50.0, LoRA r=8 80.0 (2 pairs by seed: -30.0")
     assert near.agrees is False
 
 
@@ -67,10 +67,10 @@ def test_ablations_are_compared_by_their_means_and_pairs():
     made = [one for row, best in rows.items() for one in small(row, "cola", (best, best, best + 0.03))]
     made[-1]["result"]["protocols"]["paper"]["best"] = 0.31  # of d from 1: below 1e-7's third seed, above its others
     found = results.claims(ledger(*made))
-    assert said(found, "d alone").here == "only d 41.0; only b 31.0 (paired by seed +10.0, +10.0 to +10.0)"
+    assert said(found, "d alone").here == "only d 41.0; only b 31.0 (3 pairs by seed: +10.0, +10.0 to +10.0)"
     assert said(found, "d alone").agrees
     assert said(found, "both vectors").here.startswith(
-        "both 51.0; only d 41.0 (paired by seed +10.0, +10.0 to +10.0), only b 31.0"
+        "both 51.0; only d 41.0 (3 pairs by seed: +10.0, +10.0 to +10.0), only b 31.0"
     )
     assert said(found, "both vectors").agrees
     assert said(found, "A and B by Kaiming").agrees is False
@@ -97,7 +97,7 @@ def test_ranks_are_compared_where_counts_are_nearest():
     found = said(results.claims(ledger(*made)), "of like counts")
     assert (
         found.here
-        == "vera_r1024 50.0 (16,896 parameters); lora_r1 40.0 (9,216 parameters) (paired by seed +10.0, +10.0 to +10.0)"
+        == "vera_r1024 50.0 (16,896 parameters); lora_r1 40.0 (9,216 parameters) (2 pairs by seed: +10.0, +10.0 to +10.0)"
     )
     assert found.agrees
 
@@ -154,7 +154,10 @@ def test_measures_are_findings_too():
     assert said(found, "LoRA's and VeRA's").here.endswith("LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03")
     assert said(found, "LoRA's and VeRA's").agrees is None
     fitted = said(found, "VeRA and LoRA fit")
-    assert fitted.here == "of 2 counts equal at 1, VeRA's error lower at 1 (20: 0.700 and 0.700, 40: 0.400 and 0.500)"
+    assert (
+        fitted.here
+        == "of 2 counts equal at 1, VeRA's error lower at 1 (VeRA and LoRA at 20: 0.700 and 0.700, 40: 0.400 and 0.500)"
+    )
     assert fitted.agrees is False
 
 

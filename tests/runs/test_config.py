@@ -40,6 +40,7 @@ def error_of(words) -> str:
         (["method=verra"], "no method 'verra'. Did you mean vera?"),
         (["method=vera,lorra"], "no method 'lorra'. Did you mean lora?"),
         (["paper=tabel2_base"], "no paper 'tabel2_base'. Did you mean table2_base?"),
+        (["paper=table5"], "no paper 'table5'. Did you mean table5_base or table5_large?"),
         (["trian.lr=3"], "no key 'trian.lr'. Did you mean train.lr?"),
         (["lr=3"], "no key 'lr'. Did you mean train.lr?"),
         (["method.rnk=3"], "no key 'method.rnk'. Did you mean method.rank?"),
