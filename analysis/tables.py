@@ -373,7 +373,7 @@ def _our_row(
     average = _average(averaged)
     missing = [task for task in tasks if task not in ours]
     incomplete = [task for task, cell in ours.items() if not cell.complete]
-    status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete: see make plan"
+    status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete"
     diverged = sum(cell.diverged for cell in ours.values())
     status += f", {diverged} diverged" if diverged else ""
     cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in columns]

@@ -168,7 +168,7 @@ def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
     assert table.header == ["method", "source", "params", "MRPC", "CoLA", "status"]
     found = {row[0]: row[3:] for row in table.rows}
     assert found["VeRA r=1024"] == ["78.7 +-1.1", "78.7 +-1.1", "other model"]
-    assert found["LoRA r=8"] == ["missing", "78.7 +-1.1", "ours, incomplete: see make plan"]
+    assert found["LoRA r=8"] == ["missing", "78.7 +-1.1", "ours, incomplete"]
 
 
 @pytest.mark.parametrize(
