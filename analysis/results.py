@@ -22,6 +22,7 @@ from analysis.cells import Cell, Key, cells
 from analysis.stats import VERDICT_SEEDS, Comparison, compare, series
 from analysis.tables import GLUE, TABLES, WITHOUT_RECORDS, Table, shown
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, study_folders, write_atomically
+from runs.text import plural
 
 README = Path(__file__).parent.parent / "README.md"
 #: What stands between these lines of the README is written here.
@@ -97,9 +98,10 @@ def _above(line: Comparison | None, least: float = 0.0) -> bool | None:
 
 
 def _words(line: Comparison | None) -> str:
-    if line is None or line.interval is None:
+    if line is None:
         return ""
-    return f" ({line.pairs} pairs by seed: {line.difference:+.1f}, {line.interval[0]:+.1f} to {line.interval[1]:+.1f})"
+    span = f", {line.interval[0]:+.1f} to {line.interval[1]:+.1f}" if line.interval else ""
+    return f" ({plural(line.pairs, 'pair')} by seed: {line.difference:+.1f}{span})"
 
 
 #: Rows that the paper finds VeRA near to, and its averages.

@@ -45,6 +45,7 @@ def test_vera_is_near_lora_where_every_seed_is(vera, words, agrees):
 
 def test_one_seed_decides_nothing():
     one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is near LoRA")
+    assert "(1 pair by seed: +80.0)" in one.here
     assert one.agrees is None
 
 
