@@ -288,7 +288,7 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
         )
     ids = [record["id"] for ledger in ledgers.values() for record in ledger]
     twice = len(ids) - len(set(ids))
-    lines += ["", f"Runs that two studies share are counted in both: {twice}."] if twice else []
+    lines += ["", f"{twice} of these are runs that belong to another of the studies, too, counted again."] if twice else []
     return "\n".join(["## What ran", "", *lines])
 
 
