@@ -189,7 +189,7 @@ def _moved(ledger: Ledger) -> Iterator[Claim]:
         runs = sorted({name for line in _lines(figure) for name in line["runs"].split()})
         measures = [m["values"] for m in ledger.measures.values() if m["kind"] == "magnitude" and m["of"][0]["id"] in runs]
         moved = [[p for p in zip(m["layer"], m["site"], m["d"], strict=True) if p[2] is not None] for m in measures]
-        place = f"{_of(figure)}, {len(runs)} run{'s' * (len(runs) != 1)}"
+        place = f"{_of(figure)}, {plural(len(runs), 'run')}"
         if not moved or not all({"query", "value"} <= {site for _, site, _ in run} for run in moved):
             continue
         sites = [[statistics.fmean(d for _, s, d in run if s == site) for site in ("query", "value")] for run in moved]
@@ -219,7 +219,7 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
             words = f"mean cosine over layers, query: LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
             claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
             count = max(int(line["n"]) for line in ours)
-            place = f"{_of(figure)}, {count} pair{'s' * (count > 1)} of runs"
+            place = f"{_of(figure)}, {plural(count, 'pair')} of runs"
             yield Claim(claim, place, words, together > abs(random) if count > 1 else None)
 
 
@@ -294,7 +294,7 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
 
 def _device(record: Record) -> str:
     threads = record["determinism"].get("threads")
-    cpu = f", {threads} thread{'s' * (threads != 1)}" if record["device"]["type"] == "cpu" and threads else ""
+    cpu = f", {plural(threads, 'thread')}" if record["device"]["type"] == "cpu" and threads else ""
     return f"{record['device']['name']}{cpu}"
 
 
@@ -381,7 +381,7 @@ def _speed(folder: Path) -> str:
     parts = []
     for path in sorted(folder.glob("*/*.json")):
         made = json.loads(path.read_text())
-        threads = f"{made['threads']} thread{'s' * (made['threads'] != 1)}"
+        threads = plural(made["threads"], "thread")
         parts.append(f"**{path.stem}, {made['date']}, {made['machine']['name']}, {threads}**")
         parts.append(path.with_suffix(".md").read_text().strip())
     return "\n\n".join(["## Speed", BENCH, *parts]) if parts else ""

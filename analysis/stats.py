@@ -309,11 +309,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not part.records:
-        print(
-            f"error: no records{f' of {options.what}' if options.what else ''} in {options.output}/records yet "
-            f"(python -m runs {options.what or 'paper=demo'} makes them)",
-            file=sys.stderr,
-        )
+        of = f" of {options.what}" if options.what else ""
+        way = "make help lists what runs them" if of else "make demo"
+        print(f"error: no records{of} in {options.output}/records yet ({way})", file=sys.stderr)
         return 2
     rows = sorted({record["cell"]["row"] for record in part})
     if options.row and options.row not in rows:

@@ -169,8 +169,8 @@ def choices(group: str) -> list[str]:
 def expand(arguments: list[str]) -> list[Run]:
     """Every run that the command line means, in order. Raises UserError for whatever is wrong with it.
 
-    A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing 120 runs takes
-    two seconds, so the answer is kept under a hash of conf/ and of the words.
+    A preset (paper=) brings lists of its own; the command line's word on the same key wins. Composing takes a
+    tenth of a second a cell, so the answer is kept under a hash of conf/ and of the words.
     """
     # Only at the start of a word would the shell have expanded it.
     arguments = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1) for argument in arguments]
@@ -216,7 +216,7 @@ def _expand(arguments: list[str]) -> list[Run]:
         key, _, value = line.partition("=")
         if key in ("model", "task", "method"):
             _check_choice(key, value)
-    # Seeds last and without composing anew: a composition takes 40 ms, and a seed changes nothing else.
+    # Seeds last and without composing anew: a composition takes a tenth of a second, and a seed changes nothing else.
     seeds: list[str | None] = [*params.pop("seed", [])] or [fixed.pop("seed", None)]
     runs = []
     for combination in itertools.product(*params.values()):
@@ -382,7 +382,7 @@ def _check_choice(group: str, value: str) -> None:
 def _did_you_mean(word: str, known: list[str]) -> str:
     """The nearest right name, or, for a key of a group, what the group has."""
     group, _, last = word.rpartition(".")  # "lr" for "train.lr": the last part right, the group wrong or left out
-    close = [k for k in known if k.startswith(f"{word}_")] or [k for k in known if k.endswith(f".{last}")][:1]
+    close = [k for k in known if k.startswith(f"{word}_")][:4] or [k for k in known if k.endswith(f".{last}")][:1]
     close = close or difflib.get_close_matches(word, known, 1, 0.75)
     if close:
         return f" Did you mean {' or '.join(close)}?"

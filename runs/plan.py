@@ -23,7 +23,7 @@ from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
 from runs.record import Ledger, Record, read_ledger, read_record, records_folder, run_folder
 from runs.starts import start_file
-from runs.text import duration, megabytes, shown
+from runs.text import duration, megabytes, plural, shown
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
 LEGEND = {
@@ -99,7 +99,7 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     columns = list(dict.fromkeys((p.run.model, p.run.config["task"]["name"]) for p in planned))
     models = list(dict.fromkeys(model for model, _ in columns))
     sizes = {"task": len(columns), "row": len(rows), "seed": len({p.run.seed for p in planned})}
-    size = " x ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in sizes.items())
+    size = " x ".join(plural(count, word) for word, count in sizes.items())
     lines = [
         f"{title}: {size} = {len(planned)} runs on {', '.join(models)}" + (f", and {len(first)} before them" if first else ""),
         "",
@@ -169,7 +169,7 @@ def cost(planned: list[Planned], ledger: Ledger) -> str:
     basis = {record["id"] for like in likes for record in like}
     share = "" if len(known) == len(left) else f" for {len(known)} of the {len(left)} runs left"
     words = f"est. {duration(sum(known))} left on one device{share}"
-    words += f" (from {len(basis)} finished run{'s' * (len(basis) > 1)})" if basis else ""
+    words += f" (from {plural(len(basis), 'finished run')})" if basis else ""
     at_once = sum(p.state == "running" for p in left)
     if at_once > 1:
         words += f", {duration(max(sum(known) / at_once, *known))} with {at_once} at once as now"

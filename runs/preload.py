@@ -1,4 +1,4 @@
-"""What nearly every run imports, for the server that runs are forked from (runs/executor.py) to import once: six seconds.
+"""What nearly every run imports, for the server that runs are forked from (runs/executor.py) to import once.
 
 It freezes what is there, too: a run's garbage collector need not walk through it, nor take a copy of the pages it lies on.
 """

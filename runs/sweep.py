@@ -23,7 +23,7 @@ from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.record import FINISHED, Record, read_record, record_path, run_folder, sweep_up_dead
 from runs.starts import start_file
-from runs.text import duration
+from runs.text import duration, plural
 from tasks.pixels import preprocessing
 
 #: Executors that end at once, so many times in a row without a run begun, are not started again.
@@ -227,7 +227,7 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
                     raise UserError(f"executors end without having begun a run. They say why: {launcher.logs}")
                 empty += 1
                 launcher.start(wanted)
-                board.say(f"{wanted} executor{'s' * (wanted > 1)} started ({launcher.logs})")
+                board.say(f"{plural(wanted, 'executor')} started ({launcher.logs})")
             board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
             time.sleep(1.0 if pending else 0.0)
         outcome.interrupted = bool(asked)
@@ -281,7 +281,7 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
     parts += [f"{len(outcome.diverged)} diverged"] if outcome.diverged else []
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     where = record_path(runs[0].config["output"], "x").parent
-    print(f"{len(runs)} run{'s' * (len(runs) > 1)} in {duration(seconds)}: {', '.join(parts)}. Records: {where}")
+    print(f"{plural(len(runs), 'run')} in {duration(seconds)}: {', '.join(parts)}. Records: {where}")
     for status, found in (("diverged", outcome.diverged), ("failed", outcome.failed)):
         for run, error, log in found:
             words = next(job.words for job in jobs if job.run is run or job.run == run)
