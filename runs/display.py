@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from runs.config import Run
 from runs.record import Record
-from runs.text import duration, shown
+from runs.text import duration, plural, shown
 
 Event = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Display:
         self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
         self.bar: Any = None
         self.head = ""
-        self.later = 0.0  # seconds for the runs after this one; NaN: not known
+        self.later, self.unknown = 0.0, 0  # seconds for the runs after this one, and how many of them are not in it
         self.due = 0.0  # when a line is to be written, whatever the run is at: a log should show that it goes on
 
     def start(self, position: int, run: Run, words: str = "") -> None:
@@ -79,10 +79,10 @@ class Display:
             words.append(f"dev {event['metric_name']} {now} (best {best})")
         pace, unit = event["pace"], event["unit"]
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
-        everything = event["seconds_left"] + self.later
-        known = everything == everything
         texts = f" and {event['texts']} texts" if event.get("texts") else ""
-        all_ = f", all {duration(everything)}" if known and not texts else ""
+        more = f" and {plural(self.unknown, 'run')} not timed yet" if self.unknown else ""
+        known = self.later or not self.unknown
+        all_ = f", all {duration(event['seconds_left'] + self.later)}{more}" if known and not texts else ""
         words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
         return "  ".join(words)
 

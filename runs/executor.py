@@ -127,7 +127,7 @@ class Executor:
 
     def go(self) -> Outcome:
         """Until no run is left that this executor could do."""
-        pending, spent = list(self.sweep.jobs), dict[str, list[float]]()
+        pending, spent = list(self.sweep.jobs), list[tuple[Run, float]]()
         told: set[str] = set()
         before = {number: _listen(number, self._stop) for number in STOPPING}
         try:
@@ -149,7 +149,7 @@ class Executor:
         self.outcome.interrupted = self.signal is not None
         return self.outcome
 
-    def _look(self, job: Job, pending: list[Job], spent: dict[str, list[float]]) -> bool:
+    def _look(self, job: Job, pending: list[Job], spent: list[tuple[Run, float]]) -> bool:
         """Does a job if it is free. Whether it needs no more looks."""
         self.display.start(job.position, job.run, job.words)
         if self._settled(job, done_here=False):
@@ -165,12 +165,12 @@ class Executor:
                 return True
             begun.sweep_up(self.output, job.id)
             left = [other.run for other in pending if other.position > job.position]
-            self.display.later = estimate(left, spent)
+            self.display.later, self.display.unknown = estimate(left, spent)
             ending = self._do(job, claim, heart)
         seconds = time.monotonic() - begun_at
         if not self._settled(job, done_here=ending != "lost", seconds=seconds):
             return False
-        spent.setdefault(job.run.row, []).append(seconds)
+        spent.append((job.run, seconds))
         return True
 
     def _settled(self, job: Job, done_here: bool, seconds: float = 0.0) -> bool:
@@ -427,12 +427,19 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     return (key, before, before // 2) if before > 1 else None
 
 
-def estimate(left: list[Run], spent: dict[str, list[float]]) -> float:
-    """Seconds for the runs that are left: each row's median so far, or the median over all rows."""
-    every = [seconds for row in spent.values() for seconds in row]
-    if left and not every:
-        return float("nan")
-    return sum(statistics.median(spent.get(run.row, every)) for run in left)
+def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, int]:
+    """Seconds for the runs that are left, and how many of them no finished run says anything of.
+
+    Each takes the median of its row on its task, or of the other rows there. A head alone goes over features that are computed
+    once: its time says nothing of the other rows.
+    """
+    seconds, unknown = 0.0, 0
+    for run in left:
+        same = [(done, time_) for done, time_ in spent if (done.model, done.task) == (run.model, run.task)]
+        known = [time_ for done, time_ in same if done.row == run.row]
+        known = known or [time_ for done, time_ in same if done.method["kind"] != "head"]
+        seconds, unknown = (seconds + statistics.median(known), unknown) if known else (seconds, unknown + 1)
+    return seconds, unknown
 
 
 def start_fork_server() -> None:

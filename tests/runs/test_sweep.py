@@ -52,6 +52,12 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
     assert [line.partition("seed 0  ")[2] for line in lines] == [
         f"epoch 1/2  step {step}/200  loss 0.500  900 tok/s  left: run 1m00s, all 1m00s" for step in (31, 632)
     ]
+    show.later, show.unknown = 30, 2
+    show.show(event | {"phase": "evaluated", "step": 200, "seconds_left": 60})
+    assert capsys.readouterr().out.endswith("left: run 1m00s, all 1m30s and 2 runs not timed yet\n")
+    show.later = 0
+    show.show(event | {"phase": "evaluated", "step": 200, "seconds_left": 60})
+    assert capsys.readouterr().out.endswith("left: run 1m00s\n")
 
 
 @pytest.mark.parametrize(
