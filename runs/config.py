@@ -214,7 +214,7 @@ def _expand(arguments: list[str]) -> list[Run]:
     params |= swept
     for line in [*fixed.values(), *itertools.chain.from_iterable(params.values())]:
         key, _, value = line.partition("=")
-        if key in ("model", "task", "method"):
+        if key in ("model", "task", "method", "recipe"):
             _check_choice(key, value)
     # Seeds last and without composing anew: a composition takes a tenth of a second, and a seed changes nothing else.
     seeds: list[str | None] = [*params.pop("seed", [])] or [fixed.pop("seed", None)]
@@ -332,6 +332,31 @@ def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> t
 
 
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes. A choice of files is composed once; words KEY=VALUE are put into a copy, as Hydra puts them after
+    its files. Composing takes a tenth of a second, and a sweep asks for the same files again and again."""
+    files = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
+    cfg = copy.deepcopy(_files(files, str(CONF), _written()))
+    try:
+        for override in map(OverridesParser.create().parse_override, (o for o in overrides if o not in files)):
+            if override.package or override.is_delete() or override.is_add() or override.is_sweep_override():
+                return _hydra(overrides)
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    except (HydraException, OmegaConfBaseException):
+        return _hydra(overrides)  # which says what is wrong
+    return cfg
+
+
+@cache
+def _files(choices: tuple[str, ...], conf: str, written: int) -> DictConfig:
+    return _hydra(choices)
+
+
+def _written() -> int:
+    """When a file of conf/ was last written or came, in nanoseconds: a notebook may edit one between two calls."""
+    return max(path.stat().st_mtime_ns for path in [CONF, *CONF.rglob("*")])
+
+
+def _hydra(overrides: tuple[str, ...]) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=True)
@@ -399,15 +424,12 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
     given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
         return []
-    groups = [o for o in overrides if o.partition("=")[0] in GROUPS and not o.startswith("recipe=")]
-    # Maybe that of another row: its values are this run's own, as far as the words say nothing.
-    groups += [f"recipe={recipe}"] if recipe != "defaults" else [o for o in overrides if o.startswith("recipe=")]
-    default = OmegaConf.to_container(_defaults(tuple(groups)), resolve=True)
+    default: Any = _defaults(tuple(o for o in overrides if o.partition("=")[0] in GROUPS), recipe)
     changed = []
     for line in given:
         node, wanted = config, default
         for part in line.partition("=")[0].split("."):
-            parent, node, wanted = node, node[part], (wanted or {}).get(part)  # type: ignore[union-attr]
+            parent, node, wanted = node, node[part], (wanted or {}).get(part)
         if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
             parent[part] = node = float(node)  # `1` and `1.0` are one run
         elif isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted):
@@ -429,10 +451,14 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
 
 
 @cache
-def _defaults(groups: tuple[str, ...]) -> DictConfig:
-    return OmegaConf.masked_copy(
-        _compose(groups), ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"]
-    )
+def _defaults(groups: tuple[str, ...], recipe: str) -> dict[str, Any]:
+    """What the files say, resolved. The recipe may be that of another row: its values are a run's own, too."""
+    cfg = _compose(groups)
+    if recipe not in ("defaults", cfg.hydra.runtime.choices.get("recipe")):
+        cfg = _compose((*groups, f"recipe={recipe}"))
+    keys = ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"]
+    found: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    return dict(found)
 
 
 def _check_values(config: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 """From words to runs: presets, recipes as the papers print them, and one clear line for whatever is wrong."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from runs import config
 from runs.config import CONF, choices, expand, parts
 from runs.errors import UserError
 
@@ -19,6 +22,32 @@ def error_of(words) -> str:
         expand(words)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train.lr=1e-2", "train.lr_head=${train.lr}", "seed=3", "task.cache_dir=null", "task.train_rows=12"],
+        ["method=lora", "method.sites=[query]", "method.label='LoRA, query'", "keep=none", "train.clip=null"],
+        ["paper=table2_base", "method=vera_r256", "task=mrpc", "train.epochs=1", "train.lr=2"],
+        ["model=encoder", "model.path=/a b/c", "model.settings={dropout:0.0,more:{x:[1,2]}}"],
+        ["paper=e2e_smollm2", "method=none", "task.length_penalty=[1,0.5]", "train.max_steps=2"],
+    ],
+)
+def test_words_that_are_put_into_files_composed_before_are_what_hydra_makes_of_them(words):
+    ours, hydras = config._compose(tuple(words)), config._hydra(tuple(words))
+    assert ours.hydra.runtime.choices == hydras.hydra.runtime.choices
+    of_ours, of_hydras = ({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"} for cfg in (ours, hydras))
+    assert of_ours == of_hydras  # beside Hydra's own part, which lists the words
+
+
+def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    assert expand(["seed=1"])[0].config["train"]["clip"] == 1.0
+    file = config.CONF / "config.yaml"
+    file.write_text(file.read_text().replace("clip: ${recipe:clip,1.0}", "clip: 0.25"))
+    assert expand(["seed=1"])[0].config["train"]["clip"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -41,6 +70,8 @@ def error_of(words) -> str:
         (["method=vera,lorra"], "no method 'lorra'. Did you mean lora?"),
         (["paper=tabel2_base"], "no paper 'tabel2_base'. Did you mean table2_base?"),
         (["paper=table5"], "no paper 'table5'. Did you mean table5_base or table5_large?"),
+        (["recipe=vera/roberta_bas"], "no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?"),
+        (["recipe=null"], "no recipe 'null'. Known: "),  # which Hydra answers with a traceback
         (["trian.lr=3"], "no key 'trian.lr'. Did you mean train.lr?"),
         (["lr=3"], "no key 'lr'. Did you mean train.lr?"),
         (["method.rnk=3"], "no key 'method.rnk'. Did you mean method.rank?"),
@@ -338,14 +369,12 @@ def test_each_method_of_peft_is_a_row_of_its_own():
 
 
 def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_path, monkeypatch):
-    import runs.config as config
-
     words = ["seed=0,1", "task=rte"]
     first = expand(words)
     monkeypatch.setattr(config, "_expand", lambda _: pytest.fail("composed anew"))
     assert expand(words) == first
     copied = tmp_path / "conf"
-    __import__("shutil").copytree(CONF, copied)
+    shutil.copytree(CONF, copied)
     (copied / "task" / "rte.yaml").open("a").write("\n# changed\n")
     monkeypatch.setattr(config, "CONF", copied)
     composed = []
