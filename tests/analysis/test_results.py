@@ -58,8 +58,24 @@ def test_images_are_compared_by_their_last_epoch():
     for one in made:
         one["config"]["task"]["family"] = "images"
     near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert "(table 5, means of its data sets" in near.claim
     assert near.here.startswith("VeRA r=1024 50.0, LoRA r=8 80.0 (2 pairs by seed: -30.0")
     assert near.agrees is False
+
+
+def test_texts_are_compared_by_bleu_where_they_were_decoded():
+    made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
+    for one in made:
+        one["config"]["task"]["family"] = "e2e"
+        one["result"]["metric"] = "perplexity"
+    assert results.claims(ledger(*made)) == []  # of which the paper says nothing
+    for one in made:
+        bleu = 69.5 if one["cell"]["row"] == "vera" else 70.0
+        one["texts"] = {"scores": [{"which": "last", "variant": "length penalty 0.9", "epoch": 2, "bleu": bleu}]}
+    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert "(table 3, BLEU: " in near.claim
+    assert near.here.startswith("VeRA r=1024 69.5, LoRA r=8 70.0 (2 pairs by seed: -0.5, -0.5 to -0.5)")
+    assert near.agrees
 
 
 def test_ablations_are_compared_by_their_means_and_pairs():
