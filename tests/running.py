@@ -4,6 +4,7 @@ import copy
 import importlib
 import io
 import multiprocessing
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runs import executor, sweep
 from runs.config import expand
 from runs.errors import entry_point
 from runs.identity import run_id
@@ -61,6 +63,25 @@ def call_here(module, *words, check):
     done = subprocess.CompletedProcess(sys.argv, ended.value.code, stdout.getvalue(), stderr.getvalue())
     assert done.returncode == check, done.stdout + done.stderr
     return done
+
+
+def started(*words) -> multiprocessing.Process:
+    """`python -m runs` in a session of its own, to be killed: forked from this process, so that nothing is imported again."""
+    process = multiprocessing.get_context("fork").Process(target=_run_apart, args=(words,))
+    process.start()
+    return process
+
+
+def _run_apart(words) -> None:
+    os.setsid()
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream, name in ((1, "stdout"), (2, "stderr")):  # the files, not what pytest captures with
+        os.dup2(null, stream)
+        setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
+    sweep.start_fork_server = lambda: None
+    executor.multiprocessing.get_context = lambda _: ForkNow()
+    sys.argv = ["runs", *words]
+    entry_point(importlib.import_module("runs.__main__").main)
 
 
 def output_of(words) -> str:

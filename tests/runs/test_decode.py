@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, call, call_here, comparable, do, elsewhere
+from running import call, call_here, comparable, do, elsewhere, started
 
 import tasks.e2e_metrics
 import vera
@@ -257,13 +255,11 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
     words = [*(w for w in e2e_words if not w.startswith("task.data_dir")), f"task.data_dir={data}", "task.beams=6"]
     straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
     path = folder_of(killed) / "decoded_last.jsonl"
-    command = [sys.executable, "-m", "runs", *killed]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
+    process = started(*killed)
+    while process.is_alive() and not (path.is_file() and path.read_text().count("\n") > 5):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(1)  # the child sees that it is alone
+    process.join()
     saved = path.read_text().count("\n") - 1
     assert 5 <= saved < 40
     resumed = do(killed)

@@ -149,6 +149,8 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     # Again, with the hub gone: everything is here.
     gone = "http://127.0.0.1:9"
     assert "1 already there" in call(gone, tmp_path / "home", *words).stdout
+    if revision == "null":  # which is that commit by now
+        return
     other = call(gone, tmp_path / "home", *words, "seed=1")
     assert other.returncode == 0, other.stdout + other.stderr
     assert "1 done" in other.stdout

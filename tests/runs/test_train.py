@@ -5,15 +5,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, call, comparable, do, elsewhere
+from running import ROOT, call, comparable, do, elsewhere, started
 from torch import nn
 
 from runs.config import expand
@@ -278,10 +276,9 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
     record, folder = record_path(tmp_path / "killed", run_id(run)), tmp_path / "killed" / "runs" / run_id(run)
     rng, kills = random.Random(0), 0
     for _ in range(8):
-        command = [sys.executable, "-m", "runs", *killed]
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+        process = started(*killed)
         seen = (folder / "checkpoint.safetensors").stat().st_mtime_ns if (folder / "checkpoint.safetensors").is_file() else 0
-        while process.poll() is None and kills < 3:  # until it has made progress of its own, then at any moment
+        while process.is_alive() and kills < 3:  # until it has made progress of its own, then at any moment
             checkpoint = folder / "checkpoint.safetensors"
             if checkpoint.is_file() and checkpoint.stat().st_mtime_ns != seen:
                 time.sleep(rng.random() * 0.7)
@@ -289,7 +286,7 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
                 kills += 1
                 break
             time.sleep(0.01)
-        process.wait()
+        process.join()
         if record.is_file():
             break
     assert kills >= 2
