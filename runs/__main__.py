@@ -13,7 +13,7 @@ import json
 from dataclasses import fields
 
 from runs import launch
-from runs.config import GROUPS, choices, expand, known_keys, with_starts
+from runs.config import GROUPS, choices, expand, settings, with_starts
 from runs.errors import UserError, entry_point
 from runs.sweep import check_ids, sweep
 
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
             print(f"{group + '=':<9}{', '.join(choices(group))}")
         picked = tuple(word for word in arguments if word.partition("=")[0] in GROUPS)
         of = " ".join(picked) or "the default choices"
-        print(f"\nKeys of {of} (--help task=rte: of others; conf/config.yaml says what each is):")
-        print("  " + "\n  ".join(key for key in known_keys(picked) if key not in GROUPS))
+        print(f"\nKeys and values of {of} (--help task=rte: of others; the files of conf/ say what each is):")
+        print("  " + "\n  ".join(settings(picked)))
         print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launch.Launch))}")
         return 0
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]

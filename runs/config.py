@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -265,9 +265,7 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
     try:
-        config: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)]), resolve=True
-        )
+        config: Any = OmegaConf.to_container(_own(cfg), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
     changed = _check_types(config, overrides, recipe)
@@ -385,17 +383,38 @@ def _explain(error: HydraException, overrides: tuple[str, ...]) -> str:
 @cache
 def known_keys(groups: tuple[str, ...] = ()) -> list[str]:
     """Every key of the configuration with these group choices, dotted."""
-    cfg = _compose(groups)
-    found: list[str] = []
+    return [key for key, _ in _walk(OmegaConf.to_container(_own(_compose(groups))))]
 
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            found.append(f"{prefix}{key}")
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
 
-    walk(OmegaConf.to_container(OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)])), "")  # type: ignore[arg-type]
-    return [key for key in found if not key.startswith(("recipe", "model.architecture."))]
+def settings(groups: tuple[str, ...] = ()) -> list[str]:
+    """Every key that has a value with these group choices, as KEY=VALUE."""
+    found = dict(_walk(OmegaConf.to_container(_own(_compose(groups)), resolve=True)))
+    parents = {key.rpartition(".")[0] for key in found}
+    return [f"{key}={_as_word(found[key])}" for key in found if key not in (*parents, *GROUPS, "task.name", "model.name")]
+
+
+def _own(cfg: DictConfig) -> DictConfig:
+    """Without Hydra's part."""
+    return OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)])
+
+
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and what they hold, but for what no word sets: the recipe's, and parts of an architecture."""
+    for key, value in node.items():
+        if f"{prefix}{key}".startswith(("recipe", "model.architecture.")):
+            continue
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+
+
+def _as_word(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_as_word(of)}" for key, of in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_word, value)) + "]"
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _check_choice(group: str, value: str) -> None:

@@ -42,6 +42,13 @@ def test_words_that_are_put_into_files_composed_before_are_what_hydra_makes_of_t
     assert of_ours == of_hydras  # beside Hydra's own part, which lists the words
 
 
+@pytest.mark.parametrize("groups", [["task=rte"], ["model=gpt2_medium", "task=e2e", "method=lora"]])
+def test_the_values_that_help_shows_are_words_that_change_nothing(groups):
+    words = [word for word in config.settings(tuple(groups)) if ".label=" not in word]  # which a shell would have quoted
+    assert [run.config for run in expand([*groups, *words])] == [run.config for run in expand(groups)]
+    assert len(words) > 40
+
+
 def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     assert expand(["seed=1"])[0].config["train"]["clip"] == 1.0
