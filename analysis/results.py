@@ -20,17 +20,17 @@ from pathlib import Path
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, cells
 from analysis.stats import VERDICT_SEEDS, Comparison, compare, series
-from analysis.tables import GLUE, TABLES, WITHOUT_RECORDS, Table, shown
+from analysis.tables import GLUE, SCORES, TABLES, WITHOUT_RECORDS, Table, shown
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, study_folders, write_atomically
-from runs.text import plural
+from runs.text import megabytes, plural
 
 README = Path(__file__).parent.parent / "README.md"
+#: The studies whose tables the README shows, and the protocols that they are of.
+FRONT = {"glue_minilm": "glue", "e2e_smollm2": "e2e", "images_dinov2": "images", "alpaca_smollm2": "instruct"}
 #: What stands between these lines of the README is written here.
-BEGIN, END = "<!-- results: written by make results -->", "<!-- results: end -->"
-#: The study that the README's table is of.
-HEADLINE = "glue_minilm"
-#: Seeds of a complete cell of table 3.
-TEXT_SEEDS = 3
+BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
+#: Seeds of a complete cell.
+SEEDS = {"glue": VERDICT_SEEDS, "images": VERDICT_SEEDS, "e2e": 3, "instruct": 1}
 #: A mean squared error below which a fit of N(0, 1) is whole.
 FITTED = 1e-3
 
@@ -59,7 +59,7 @@ class Claim:
 def claims(ledger: Ledger) -> list[Claim]:
     """Every claim of the paper that the records can say something of."""
     found = cells([r for r in ledger if _protocol(r) in ("glue", "images")], VERDICT_SEEDS)
-    texts = cells([r for r in ledger if _protocol(r) == "e2e" and (r.get("texts") or r["status"] == "diverged")], TEXT_SEEDS)
+    texts = cells([r for r in ledger if _protocol(r) == "e2e" and (r.get("texts") or r["status"] == "diverged")], SEEDS["e2e"])
     return [*_near(found | texts), *_ablations(found), *_ranks(found), *_moved(ledger), *_alike(ledger), *_fit(ledger)]
 
 
@@ -403,33 +403,58 @@ BENCH = """`make bench`, `make bench-serving` and `make bench-decoding`: ratios 
 numbers behind them, with versions and commit, are in `docs/bench`."""
 
 
-# --- the README's table
+# --- the README's tables
 
 
-def headline(ledger: Ledger) -> str:
-    """The table of the README: the protocol of table 2 on MiniLM, from the study glue_minilm."""
-    found = cells([r for r in ledger if r["cell"]["task"] in GLUE and r["cell"]["model"] == "minilm"], VERDICT_SEEDS)
-    tasks = [task for task in GLUE if any(key[2] == task for key in found)]
+def headline(ledger: Ledger, protocol: str) -> str:
+    """A table of the README: the rows of a study, those that train most first."""
+    found = cells([r for r in ledger if _protocol(r) == protocol], SEEDS[protocol])
+    labels = {
+        r["cell"]["task"]: GLUE.get(r["cell"]["task"], r["label"]["task"]) for cell in found.values() for r in cell.records
+    }
+    tasks = [*(task for task in GLUE if task in labels), *sorted(set(labels) - set(GLUE))]
+    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for (_, row, task), cell in sorted(found.items(), key=lambda item: -item[1].parameters):
+        rows[row][task] = cell
     lora = next((cell.parameters for key, cell in found.items() if key[1] == "lora"), None)
-    lines = ["| | trainable | vs LoRA |" + "".join(f" {GLUE[task]} |" for task in tasks)]
-    lines.append("| --- | ---: | ---: |" + " ---: |" * len(tasks))
-    order = list(dict.fromkeys(key[1] for key in sorted(found, key=lambda key: -found[key].parameters)))
-    for row in order:
-        mine = {task: cell for (_, name, task), cell in found.items() if name == row}
+    lines = []
+    for mine in rows.values():
         first = next(iter(mine.values()))
         ratio = f"{first.parameters / lora:.2f}x" if lora and first.parameters else "-"
-        values = "".join(f" {shown(mine[task]) if task in mine else 'missing'} |" for task in tasks)
-        lines.append(f"| {first.label} | {first.parameters:,} | {ratio} |{values}")
-    return "\n".join(lines)
+        numbers = _numbers(protocol, mine, {task: labels[task] for task in tasks})
+        lines.append(f"| {first.label} | {first.parameters:,} | {ratio} | {' | '.join(numbers.values())} |")
+    return "\n".join([f"| | trainable | vs LoRA | {' | '.join(numbers)} |", f"| --- |{' ---: |' * (len(numbers) + 2)}", *lines])
 
 
-def readme(text: str, table: str) -> str:
-    """The README with the table between its two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def _numbers(protocol: str, mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
+    """What a row's table shows of it, by column."""
+    if protocol == "e2e":
+        return {name: _middle(mine["e2e"], mine["e2e"].scores(key), digits) for key, (name, digits) in SCORES.items()}
+    if protocol == "instruct":
+        (cell,) = mine.values()
+        size = cell.cost("adapter_bytes")
+        perplexity = _middle(cell, list(series(cell).values.values()), 2)
+        return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
+    which = "last" if protocol == "images" else "best"
+    return {label: shown(mine[task], which) if task in mine else "missing" for task, label in tasks.items()}
+
+
+def _middle(cell: Cell, values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
+    spread = f" +-{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
+    return f"{statistics.median(values):.{digits}f}{spread}{part}"
+
+
+def readme(text: str, study: str, table: str) -> str:
+    """The README with a study's table between its two marks. Raises ValueError where a mark is missing."""
+    first, last = BEGIN.format(study), END.format(study)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+        raise ValueError(f"README.md lacks the lines {first} and {last}")
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"
 
 
 def main(arguments: list[str]) -> int:
@@ -437,7 +462,7 @@ def main(arguments: list[str]) -> int:
         prog="python -m analysis.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--docs", default=str(README.parent / "docs"), help="where results.md and results/ go")
-    parser.add_argument("--readme", default=str(README), help="the file whose headline table is written, too")
+    parser.add_argument("--readme", default=str(README), help="the file whose tables are written, too")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the records say otherwise")
     options = parser.parse_args(arguments)
     docs, front = Path(options.docs), Path(options.readme)
@@ -446,14 +471,16 @@ def main(arguments: list[str]) -> int:
         print("error: no published records in runs/records yet (make publish STUDY=name)", file=sys.stderr)
         return 2
     made = page(folders, docs)
-    headlined = next((folder for folder in folders if folder.name == HEADLINE), None)
     files = {docs / "results.md": made.text}
-    if headlined:
-        try:
-            files[front] = readme(front.read_text(), headline(read_study(headlined)))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+    shown_ = [folder for folder in folders if folder.name in FRONT]
+    try:
+        text = front.read_text() if shown_ else ""
+        for folder in shown_:
+            text = readme(text, folder.name, headline(read_study(folder), FRONT[folder.name]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    files |= {front: text} if shown_ else {}
     if options.check:
         stale = [str(path) for path, text in files.items() if not path.is_file() or path.read_text() != text]
         stale += [str(docs / path) for path in made.pictures if not (docs / path).is_file()]  # their bytes are matplotlib's

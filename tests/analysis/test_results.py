@@ -210,7 +210,8 @@ def study(tmp_path, monkeypatch):
         (folder / f"{one['id']}.json").write_text(json.dumps(one))
     (folder / "NOTES.md").write_text("Run with love.\n")
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Mine\n{results.BEGIN}\nold\n{results.END}\nthe rest\n")
+    begin, end = (mark.format("glue_minilm") for mark in (results.BEGIN, results.END))
+    readme.write_text(f"# Mine\n{begin}\nold\n{end}\nthe rest\n")
     return ["--docs", str(tmp_path / "docs"), "--readme", str(readme)], tmp_path
 
 
@@ -251,6 +252,37 @@ def test_the_readmes_table_stands_between_its_marks(study, capsys):
     (folder / "README.md").write_text("# no marks\n")
     assert results.main(words) == 2
     assert "README.md lacks the lines" in capsys.readouterr().err
+
+
+def test_the_readmes_tables_of_images_texts_and_instructions():
+    made = [
+        record(row, "digits", seed, 0.9, 0.5 + seed / 10, model="dinov2_small") for row in ("vera", "lora") for seed in (0, 1)
+    ]
+    for one in made:
+        one["config"]["task"]["family"] = "images"
+        one["parameters"]["adapter"] = {"vera": 100, "lora": 1000}[one["cell"]["row"]]
+    assert results.headline(ledger(*made), "images").splitlines() == [
+        "| | trainable | vs LoRA | digits |",
+        "| --- | ---: | ---: | ---: |",
+        "| LoRA r=8 | 1,000 | 1.00x | 55.0 +-7.1 (2/5) |",
+        "| VeRA r=1024 | 100 | 0.10x | 55.0 +-7.1 (2/5) |",
+    ]
+    told = [
+        record("vera", task, seed, values=[3.0, 2.0 + seed], model="smollm2") for task in ("e2e", "alpaca") for seed in (0, 1)
+    ]
+    for one in told:
+        one["config"]["task"]["family"] = {"e2e": "e2e", "alpaca": "instruct"}[one["cell"]["task"]]
+        one["result"]["metric"] = "perplexity"
+        scores = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}]}
+    assert results.headline(ledger(*told), "e2e").splitlines() == [
+        "| | trainable | vs LoRA | BLEU | NIST | METEOR | ROUGE-L | CIDEr |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| VeRA r=1024 | 43,008 | - | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35 +-0.00 (2/3) |",
+    ]
+    for one in told:
+        del one["texts"]
+    assert results.headline(ledger(*told), "instruct").splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
 
 
 def test_a_picture_that_no_study_has_any_more_goes(study):
