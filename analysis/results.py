@@ -7,6 +7,7 @@ every number and picture comes from the records. --check writes nothing and says
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -69,11 +70,19 @@ def _protocol(record: Record) -> str:
 
 
 def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
-    """The cells of these rows, for each model and task that has all of them, each with its number."""
+    """The cells of these rows, for each model and task that has all of them, each with its number, and of the seeds that all
+    have: medians of other seeds could say the opposite of the pairs."""
     for model, task in sorted({(key[0], key[2]) for key in found}):
         mine = [found[model, row, task] for row in rows if (model, row, task) in found]
         if len(mine) == len(rows) and not any(cell.unknown for cell in mine):
-            yield mine
+            sides = _shared(mine)
+            if sides[0].records:
+                yield sides
+
+
+def _shared(found: Sequence[Cell]) -> list[Cell]:
+    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in found))
+    return [dataclasses.replace(c, records=[r for r in c.records if r["cell"]["seed"] in seeds]) for c in found]
 
 
 def _place(sides: Sequence[Cell]) -> str:
@@ -175,6 +184,9 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
         high = max(vera, key=lambda cell: cell.parameters)
         near = min(lora, key=lambda cell: abs(math.log(cell.parameters / high.parameters)))
         if not 0.5 <= near.parameters / high.parameters <= 2:
+            continue
+        high, near = _shared([high, near])
+        if not high.records:
             continue
         line = _paired(high, near)
         words = "; ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in (high, near))
@@ -310,12 +322,12 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and 7, as the paper
-has them. Rows are compared by pairs of runs of one seed, whose median, least and greatest difference are shown: undecided where
-the pairs do not all say the same, or there is one. So few pairs are no statistical significance: each study's table of
-comparisons has the p. Two margins are this project's own: near is no more than {MARGIN:g} point below, and errors of figure
-6 are equal within a tenth of LoRA's, or {FITTED:g}. The word is of the numbers beside it and of nothing else; why, as far
-as it is known, is said under each study."""
+CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and 7, as the
+paper has them. Rows are compared over the seeds that all of them have, by pairs of runs of one seed, whose median, least
+and greatest difference are shown: undecided where the pairs do not all say the same, or there is one. So few pairs are no
+statistical significance: each study's table of comparisons has the p. Two margins are this project's own: near is no more
+than {MARGIN:g} point below, and errors of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}. The word is of the
+numbers beside it and of nothing else; why, as far as it is known, is said under each study."""
 
 
 def _agreement(found: list[Claim]) -> str:

@@ -43,6 +43,14 @@ def test_vera_is_near_lora_where_every_seed_is(vera, words, agrees):
     assert near.word == {True: "agrees", False: "**does not agree**", None: "undecided"}[agrees]
 
 
+def test_numbers_are_of_the_seeds_that_both_have():
+    made = [*small("vera", "cola", (0.9, 0.9, 0.4, 0.42)), *small("lora", "cola", (0.1, 0.1, 0.41, 0.42))[2:]]
+    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert near.where == "MiniLM, cola, 3 epochs, 2 seeds"
+    assert near.here.startswith("VeRA r=1024 41.0, LoRA r=8 41.5 (2 pairs by seed: -0.5, -1.0 to +0.0)")
+    assert results.claims(ledger(*made[:2], *made[4:])) == []
+
+
 def test_one_seed_decides_nothing():
     one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is near LoRA")
     assert "(1 pair by seed: +80.0)" in one.here
