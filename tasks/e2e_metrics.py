@@ -10,6 +10,7 @@ NIST has no package that agrees with mteval, and is computed here from its defin
 """
 
 import argparse
+import atexit
 import json
 import math
 import os
@@ -152,16 +153,28 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     return found
 
 
+#: METEOR's processes that wait for more texts, by this process and Java: each reads paraphrases for seconds before its first
+#: text, and a run is scored four times.
+_WAITING: dict[tuple[int, str | None], Any] = {}
+atexit.register(_WAITING.clear)
+
+
 def _meteor(expected: Tokenised, given: Tokenised) -> float:
     from pycocoevalcap.meteor.meteor import Meteor
 
+    key = os.getpid(), shutil.which("java")
+
     def run() -> float:
-        scorer = Meteor()
+        scorer = _WAITING.pop(key, None)
+        if scorer is None or scorer.meteor_p.poll() is not None:
+            scorer = Meteor()
         try:
-            return float(scorer.compute_score(expected, given)[0])
+            score = float(scorer.compute_score(expected, given)[0])
         finally:
             if scorer.lock.locked():  # it is left so by an error, and its end would wait for it for ever
                 scorer.lock.release()
+        _WAITING[key] = scorer
+        return score
 
     return float(_quietly("METEOR", run))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import e2e_metrics
 from tasks.e2e_metrics import METRICS, bleu, nist, scores
 
 ROOT = Path(__file__).parents[2]
@@ -159,13 +160,31 @@ def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path,
     )
 
 
+@needs_java
+def test_meteor_is_started_once_for_several_scores_and_again_when_it_died():
+    processes = []
+    for _ in range(3):
+        assert scores(REFERENCES, HYPOTHESES) == pytest.approx(GOLDEN, abs=1e-4)
+        ((_, scorer),) = [item for item in e2e_metrics._WAITING.items() if item[0][0] == os.getpid()]
+        processes.append(scorer.meteor_p)
+        if len(processes) == 2:
+            scorer.meteor_p.kill()
+            scorer.meteor_p.wait()
+    assert processes[0] is processes[1]
+    assert processes[1] is not processes[2]
+
+
 # --- files
 
 
-def call(folder, references, hypotheses, *options):
+def written(folder, references, hypotheses):
     (folder / "references.txt").write_text(references, encoding="utf-8")
     (folder / "hypotheses.txt").write_text(hypotheses, encoding="utf-8")
-    words = [str(folder / "references.txt"), str(folder / "hypotheses.txt"), *options]
+    return [str(folder / "references.txt"), str(folder / "hypotheses.txt")]
+
+
+def call(folder, references, hypotheses):
+    words = written(folder, references, hypotheses)
     return subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)
 
 
@@ -173,14 +192,15 @@ BLOCKS = "\n\n".join("\n".join(item) for item in REFERENCES) + "\n"
 
 
 @needs_java
-def test_the_command_prints_a_table_or_json(tmp_path):
+def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     done = call(tmp_path, BLOCKS, "\n".join(HYPOTHESES) + "\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "4 items, 10 references"
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(METRICS.values())
     assert done.stderr == ""
-    done = call(tmp_path, BLOCKS.replace("\n", "\r\n"), "\r\n".join(HYPOTHESES), "--json")
-    assert json.loads(done.stdout) == pytest.approx(GOLDEN, abs=1e-4)
+    words = written(tmp_path, BLOCKS.replace("\n", "\r\n"), "\r\n".join(HYPOTHESES))
+    assert e2e_metrics.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(GOLDEN, abs=1e-4)
 
 
 def test_the_table_gives_a_reason_once(tmp_path, monkeypatch):
