@@ -421,10 +421,8 @@ numbers behind them, with versions and commit, are in `docs/bench`."""
 def headline(ledger: Ledger, protocol: str) -> str:
     """A table of the README: the rows of a study, those that train most first."""
     found = cells([r for r in ledger if _protocol(r) == protocol], SEEDS[protocol])
-    labels = {
-        r["cell"]["task"]: GLUE.get(r["cell"]["task"], r["label"]["task"]) for cell in found.values() for r in cell.records
-    }
-    tasks = [*(task for task in GLUE if task in labels), *sorted(set(labels) - set(GLUE))]
+    labels = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
+    tasks = {task: GLUE.get(task, labels[task]) for task in [*GLUE, *sorted(set(labels) - set(GLUE))] if task in labels}
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for (_, row, task), cell in sorted(found.items(), key=lambda item: -item[1].parameters):
         rows[row][task] = cell
@@ -433,7 +431,7 @@ def headline(ledger: Ledger, protocol: str) -> str:
     for mine in rows.values():
         first = next(iter(mine.values()))
         ratio = f"{first.parameters / lora:.2f}x" if lora and first.parameters else "-"
-        numbers = _numbers(protocol, mine, {task: labels[task] for task in tasks})
+        numbers = _numbers(protocol, mine, tasks)
         lines.append(f"| {first.label} | {first.parameters:,} | {ratio} | {' | '.join(numbers.values())} |")
     return "\n".join([f"| | trainable | vs LoRA | {' | '.join(numbers)} |", f"| --- |{' ---: |' * (len(numbers) + 2)}", *lines])
 
