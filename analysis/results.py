@@ -346,7 +346,7 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
     finished = Ledger({r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures)
     for name in TABLES:
         for table in TABLES[name](finished, "paper", None) if name not in WITHOUT_RECORDS else []:
-            if table.runs:
+            if {table.header[column] for _, column in table.runs} - {"params"}:  # a number of ours, beside the counts
                 parts.append(_table(table))
     for name in figures.FIGURES:
         for figure in figures.FIGURES[name](finished):

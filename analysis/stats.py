@@ -224,6 +224,7 @@ class Comparison:
     p: float
     improvement: float
     improvement_interval: tuple[float, float] | None
+    less: bool  # less is better of what is compared: perplexity
     ids: tuple[str, ...] = field(default=(), repr=False)
 
 
@@ -285,6 +286,7 @@ def _comparison(
         sign_test(flat),
         improvement(sides),
         improvement_interval(sides),
+        all(series(cell).less for both in cells_ for cell in both),
         tuple(record["id"] for both in cells_ for cell in both for record in cell.records),
     )
 

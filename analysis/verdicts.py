@@ -235,19 +235,20 @@ def facts(cell: Cell) -> dict[str, str]:
     """What the statistics say of a cell, as text: metric, median, interval, best, last, unbiased, and what selection gives."""
     main = series(cell)
     which = "last" if "last" in main.name else "best"
+    curve = series(cell, which)  # of the epochs, where the table reports scores of texts
+    digits, of_epochs = (_digits(found.less) for found in (main, curve))
     others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
     unbiased = _middle(series(cell, which, "unbiased"))
-    paper = others[which]
     bounds = interval(list(main.values.values()))
     return {
         "metric": main.name,
-        "median": number(_middle(main)),
-        "interval": f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "-",
-        "best": number(others["best"]),
-        "last": number(others["last"]),
-        "gain": number(_apart(others["best"], others["last"]), "+"),
-        "unbiased": number(unbiased),
-        "flattered": number(_apart(paper, unbiased), "+"),
+        "median": number(_middle(main), decimals=digits),
+        "interval": f"{number(bounds[0], '', digits)} to {number(bounds[1], '', digits)}" if bounds else "-",
+        "best": number(others["best"], "", of_epochs),
+        "last": number(others["last"], "", of_epochs),
+        "gain": number(_apart(others["best"], others["last"]), "+", of_epochs),
+        "unbiased": number(unbiased, "", of_epochs),
+        "flattered": number(_apart(others[which], unbiased), "+", of_epochs),
     }
 
 
@@ -263,6 +264,11 @@ def _apart(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
+def _digits(less: bool) -> int:
+    """Decimals: perplexities lie closer together than points."""
+    return 2 if less else 1
+
+
 def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
     """A number of a table, "-" where there is none."""
     if value is None or math.isnan(value):
@@ -276,15 +282,15 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         return []
     rows = []
     for line in lines:
-        bounds, chance = line.interval, line.improvement_interval
+        bounds, chance, digits = line.interval, line.improvement_interval, _digits(line.less)
         p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
         rows.append(
             [
                 line.labels[1],
                 "all tasks" if line.task == "all" else line.task,
                 Number(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
-                Number(number(line.difference, "+"), line.ids),
-                Number(f"{number(bounds[0], '+')} to {number(bounds[1], '+')}", line.ids) if bounds else "-",
+                Number(number(line.difference, "+", digits), line.ids),
+                Number(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
                 Number(p, line.ids),
                 Number(f"{line.improvement:.2f}", line.ids),
                 # Where every pair says the same, so does every resample: no interval.

@@ -293,6 +293,20 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     assert results.headline(ledger(*told), "instruct").splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
 
 
+def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
+    words, folder = study
+    other = folder / "records" / "instructions"
+    other.mkdir()
+    one = record("vera", "alpaca", values=[3.0], model="smollm2")
+    one["config"]["task"] |= {"family": "instruct", "train_rows": None}
+    (other / f"{one['id']}.json").write_text(json.dumps(one | {"determinism": {"threads": 1}}))
+    assert results.main(words) == 0
+    text = (folder / "docs" / "results.md").read_text()
+    assert "## instructions" in text
+    assert "MT-Bench" not in text
+    assert "**smollm2: cells**" in text
+
+
 def test_a_picture_that_no_study_has_any_more_goes(study):
     words, folder = study
     old = folder / "docs" / "results" / "gone.svg"

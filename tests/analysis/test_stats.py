@@ -83,6 +83,9 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     (line,) = stats.compare(cells(records, 1))
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
+    told, compared = verdicts.statistics_tables(ledger(*records))
+    assert [row[4] for row in told.rows] == ["3.45", "3.05"]  # with two decimals: they lie close together
+    assert compared.rows[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
     gone["result"]["metric"] = "perplexity"
     assert stats.series(cell(gone)).values == {0: math.inf}
