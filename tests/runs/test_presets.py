@@ -35,7 +35,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     model, data = (request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca")))
     words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
     decodes = paper.startswith(("table3", "e2e"))
-    words += ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null"] if decodes else []
+    words += ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"] if decodes else []
     words += ["task.shots=4"] if paper.startswith(("table5", "images")) else []
     words += ["model.sha256=null"] if paper.endswith(("minilm", "dinov2", "smollm2")) else []
     # In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
