@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import figures, verdicts
-from analysis.cells import Cell, Key, cells
-from analysis.stats import VERDICT_SEEDS, Comparison, compare, series
-from analysis.tables import GLUE, SCORES, TABLES, WITHOUT_RECORDS, Table, shown
+from analysis.cells import Cell, Key
+from analysis.stats import Comparison, compare, series
+from analysis.tables import GLUE, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, shown
+from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, study_folders, write_atomically
 from runs.text import megabytes, plural
 
 README = Path(__file__).parent.parent / "README.md"
-#: The studies whose tables the README shows, and the protocols that they are of.
-FRONT = {"glue_minilm": "glue", "e2e_smollm2": "e2e", "images_dinov2": "images", "alpaca_smollm2": "instruct"}
+#: The studies whose tables the README shows.
+FRONT = ("glue_minilm", "e2e_smollm2", "images_dinov2", "alpaca_smollm2")
 #: What stands between these lines of the README is written here.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
-#: Seeds of a complete cell.
-SEEDS = {"glue": VERDICT_SEEDS, "images": VERDICT_SEEDS, "e2e": 3, "instruct": 1}
 #: A mean squared error below which a fit of N(0, 1) is whole.
 FITTED = 1e-3
 
@@ -59,8 +58,8 @@ class Claim:
 
 def claims(ledger: Ledger) -> list[Claim]:
     """Every claim of the paper that the records can say something of."""
-    found = cells([r for r in ledger if _protocol(r) in ("glue", "images")], VERDICT_SEEDS)
-    texts = cells([r for r in ledger if _protocol(r) == "e2e" and (r.get("texts") or r["status"] == "diverged")], SEEDS["e2e"])
+    found = all_cells(r for r in ledger if _protocol(r) in ("glue", "images"))
+    texts = all_cells(r for r in ledger if _protocol(r) == "e2e" and (r.get("texts") or r["status"] == "diverged"))
     return [*_near(found | texts), *_ablations(found), *_ranks(found), *_moved(ledger), *_alike(ledger), *_fit(ledger)]
 
 
@@ -418,9 +417,9 @@ numbers behind them, with versions and commit, are in `docs/bench`."""
 # --- the README's tables
 
 
-def headline(ledger: Ledger, protocol: str) -> str:
+def headline(ledger: Ledger) -> str:
     """A table of the README: the rows of a study, those that train most first."""
-    found = cells([r for r in ledger if _protocol(r) == protocol], SEEDS[protocol])
+    found = all_cells(ledger)
     labels = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
     tasks = {task: GLUE.get(task, labels[task]) for task in [*GLUE, *sorted(set(labels) - set(GLUE))] if task in labels}
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
@@ -431,30 +430,23 @@ def headline(ledger: Ledger, protocol: str) -> str:
     for mine in rows.values():
         first = next(iter(mine.values()))
         ratio = f"{first.parameters / lora:.2f}x" if lora and first.parameters else "-"
-        numbers = _numbers(protocol, mine, tasks)
+        numbers = _numbers(mine, tasks)
         lines.append(f"| {first.label} | {first.parameters:,} | {ratio} | {' | '.join(numbers.values())} |")
     return "\n".join([f"| | trainable | vs LoRA | {' | '.join(numbers)} |", f"| --- |{' ---: |' * (len(numbers) + 2)}", *lines])
 
 
-def _numbers(protocol: str, mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
+def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
     """What a row's table shows of it, by column."""
+    cell = next(iter(mine.values()))
+    protocol = _protocol(cell.records[0])
     if protocol == "e2e":
-        return {name: _middle(mine["e2e"], mine["e2e"].scores(key), digits) for key, (name, digits) in SCORES.items()}
+        return {name: over_seeds(cell, cell.scores(key), decimals) for key, (name, decimals) in SCORES.items()}
     if protocol == "instruct":
-        (cell,) = mine.values()
         size = cell.cost("adapter_bytes")
-        perplexity = _middle(cell, list(series(cell).values.values()), 2)
+        perplexity = over_seeds(cell, list(series(cell).values.values()), 2)
         return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
     which = "last" if protocol == "images" else "best"
     return {label: shown(mine[task], which) if task in mine else "missing" for task, label in tasks.items()}
-
-
-def _middle(cell: Cell, values: list[float], digits: int) -> str:
-    if not values:
-        return "-"
-    spread = f" +-{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-    return f"{statistics.median(values):.{digits}f}{spread}{part}"
 
 
 def readme(text: str, study: str, table: str) -> str:
@@ -486,7 +478,7 @@ def main(arguments: list[str]) -> int:
     try:
         text = front.read_text() if shown_ else ""
         for folder in shown_:
-            text = readme(text, folder.name, headline(read_study(folder), FRONT[folder.name]))
+            text = readme(text, folder.name, headline(read_study(folder)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

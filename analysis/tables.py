@@ -404,6 +404,15 @@ def shown(cell: Cell, which: str = "best", middle: str = "median") -> Number:
     return _of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
 
 
+def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> str:
+    """The median and spread of a number that a cell's seeds have, and how many where some lack it; "-" where all do."""
+    if not values:
+        return "-"
+    spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
+    return _of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell)
+
+
 def _of_cells(text: str, *found: Cell) -> Number:
     """A number that is made of these cells."""
     return Number(text, (name for cell in found for name in ids(cell.records)))
@@ -482,10 +491,7 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[str]:
     shown_: list[str] = []
     for key, (_, decimals) in SCORES.items():
-        values = cell.scores(key, which, variant or None)
-        spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-        part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-        shown_.append(_of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell) if values else "-")
+        shown_.append(over_seeds(cell, cell.scores(key, which, variant or None), decimals))
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
     status += f", {cell.diverged} diverged" if cell.diverged else ""
     status = "" if again else status

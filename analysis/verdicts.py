@@ -7,7 +7,7 @@ and the cost on the authors' device.
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,9 +162,9 @@ def wanted(key: Key) -> int:
     return {"alpaca": 1, "e2e": 3, "reviews": 3}.get(key[2], VERDICT_SEEDS)
 
 
-def all_cells(ledger: Ledger) -> dict[Key, Cell]:
-    """Every cell of a ledger, whatever table it belongs to."""
-    found = cells(ledger, VERDICT_SEEDS)
+def all_cells(records: Iterable[Record]) -> dict[Key, Cell]:
+    """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
+    found = cells(records, VERDICT_SEEDS)
     for key, cell in found.items():
         cell.wanted = wanted(key)
     return found

@@ -390,7 +390,7 @@ def settings(groups: tuple[str, ...] = ()) -> list[str]:
     """Every key that has a value with these group choices, as KEY=VALUE."""
     found = dict(_walk(OmegaConf.to_container(_own(_compose(groups)), resolve=True)))
     parents = {key.rpartition(".")[0] for key in found}
-    return [f"{key}={_as_word(found[key])}" for key in found if key not in (*parents, *GROUPS, "task.name", "model.name")]
+    return [f"{key}={as_word(found[key])}" for key in found if key not in (*parents, *GROUPS, "task.name", "model.name")]
 
 
 def _own(cfg: DictConfig) -> DictConfig:
@@ -408,13 +408,13 @@ def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{prefix}{key}.")
 
 
-def _as_word(value: Any) -> str:
+def as_word(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_as_word(of)}" for key, of in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_as_word, value)) + "]"
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
+        return "[" + ",".join(map(as_word, value)) + "]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _check_choice(group: str, value: str) -> None:

@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
 from runs import launch
-from runs.config import CONF, GROUPS, Run, expand, with_starts
+from runs.config import CONF, GROUPS, Run, as_word, expand, with_starts
 from runs.errors import UserError, entry_point
 from runs.executor import start_fork_server
 from runs.identity import hash_of
@@ -138,7 +138,7 @@ def _read(text: str) -> Any:
     """YAML with 1e-2 as a number (PyYAML alone reads a word), the lists in it as texts of the command line."""
 
     def plain(value: Any) -> Any:
-        return list(dict.fromkeys(map(_text, value))) if isinstance(value, list) else value
+        return list(dict.fromkeys(map(as_word, value))) if isinstance(value, list) else value
 
     read = OmegaConf.to_container(OmegaConf.create(text))
     if not isinstance(read, dict):
@@ -146,15 +146,6 @@ def _read(text: str) -> Any:
     return {
         key: {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else plain(value) for key, value in read.items()
     }
-
-
-def _text(value: Any) -> str:
-    """A value as the command line takes it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_text(v)}" for key, v in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 # --- a study

@@ -154,7 +154,7 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
 
 
 #: METEOR's processes that wait for more texts, by this process and Java: each reads paraphrases for seconds before its first
-#: text, and a run is scored four times.
+#: text, and a run has two to four sets of texts.
 _WAITING: dict[tuple[int, str | None], Any] = {}
 atexit.register(_WAITING.clear)
 
