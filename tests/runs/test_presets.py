@@ -20,7 +20,7 @@ PRESETS |= {"table5_large": 16, "table4_llama_7b": 2, "table4_llama_13b": 3, "ta
 PRESETS |= {"table12": 2, "table13": 2}
 PRESETS |= {"table6_scaling_vectors": 6, "table6_matrix_init": 6, "table6_d_init": 6, "table7": 8}
 PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
-PRESETS |= {"glue_minilm": 12, "rank_scaling_minilm": 13, "ablations_minilm": 8}
+PRESETS |= {"glue_minilm": 12, "glue_more_minilm": 18, "rank_scaling_minilm": 13, "ablations_minilm": 8}
 PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
 
 
