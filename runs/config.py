@@ -69,6 +69,7 @@ class Train:
     clip: float | None
     precision: str
     max_steps: int | None
+    evaluate_every: int
 
 
 @dataclass
@@ -495,7 +496,7 @@ def _check_values(config: dict[str, Any]) -> None:
     for key, (value, words) in allowed.items():
         if value not in words:
             raise UserError(f"{key}={value}: should be one of {', '.join(word or 'null' for word in words)}")
-    for key in ("epochs", "effective_batch", "max_length", "max_steps", "warmup_steps"):
+    for key in ("epochs", "effective_batch", "max_length", "max_steps", "warmup_steps", "evaluate_every"):
         if train[key] is not None and train[key] < (key != "warmup_steps"):
             raise UserError(f"train.{key}={train[key]}: should be at least {int(key != 'warmup_steps')}")
     for key in ("lr", "lr_head", "weight_decay", "warmup_ratio", "adam_eps"):

@@ -209,7 +209,8 @@ def _seconds(run: Run, record: Record) -> float:
     decoding = record["cost"].get("decode_seconds", 0.0)
     if run.method["kind"] == "none":  # which is evaluated once, as it is
         return float(per_evaluation + decoding)
-    return float(per_row * steps * train["effective_batch"] + per_evaluation * math.ceil(steps / steps_per_epoch) + decoding)
+    evaluations = math.ceil(math.ceil(steps / steps_per_epoch) / train["evaluate_every"])
+    return float(per_row * steps * train["effective_batch"] + per_evaluation * evaluations + decoding)
 
 
 def text(planned: list[Planned], ledger: Ledger) -> str:

@@ -52,7 +52,7 @@ PUBLISHED = Path(__file__).parent / "records"
 #: Keys of a part of the configuration that came after records had been written, with what was fixed before. At that value
 #: they are left out of identities and comparisons: what was run stays done.
 LATER: dict[str, dict[str, Any]] = {
-    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None},
+    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1},
     "task": {"holdout": None},
 }
 

@@ -198,6 +198,7 @@ class Training:
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         warmup = self.settings["warmup_steps"]
         warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps) if warmup is None else warmup
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -261,7 +262,7 @@ class Training:
         """Trains and evaluates, epoch by epoch, from where `state` stands to the end."""
         self.report({"phase": "training, first step"})
         saved = time.monotonic()
-        while self.state["epoch"] < math.ceil(self.total_steps / self.steps_per_epoch) and self.state["status"] == "done":
+        while self.state["epoch"] < self.epochs and self.state["status"] == "done":
             epoch = self.state["epoch"]
             size, seed = self.settings["effective_batch"], self.config["data_seed"]
             batches = epoch_batches(self.lengths, size, seed, epoch, self.task.block)
@@ -290,8 +291,10 @@ class Training:
                 if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
                     self._save(path)
                     saved = time.monotonic()
-            if self.state["status"] == "done":
+            if self.state["status"] == "done" and self._evaluates(epoch):
                 self.end_epoch()
+            elif self.state["status"] == "done":
+                self.state["epoch"] += 1
             self._save(path)
             saved = time.monotonic()
         if not self.total_steps:
@@ -545,9 +548,22 @@ class Training:
         if self.task.num_labels:
             vera.save_head(self.raw_model, self.folder / "head.safetensors")
 
+    def _evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ends in an evaluation."""
+        return (epoch + 1) % self.settings["evaluate_every"] == 0 or epoch + 1 == self.epochs
+
+    def _seconds_left(self) -> float:
+        """At the pace so far. Until the first evaluation, a row of it is taken for a third of one that is trained on."""
+        state = self.state
+        per_step, metrics = state["seconds"]["train"] / max(state["step"], 1), state["curve"]["metric"]
+        per_evaluation = per_step / self.settings["effective_batch"] * len(self.task.lengths("dev")) / 3
+        if metrics:
+            per_evaluation = state["seconds"]["evaluate"] / len(metrics)
+        evaluations = sum(map(self._evaluates, range(state["epoch"], self.epochs)))
+        return per_step * (self.total_steps - state["step"]) + per_evaluation * evaluations
+
     def _progress(self, loss: float, evaluated: bool = False) -> None:
         state, metrics = self.state, self.state["curve"]["metric"]
-        spent = sum(state["seconds"].values())
         best = self.best()
         self.report(
             {
@@ -562,7 +578,7 @@ class Training:
                 "best": metrics[best] if metrics else None,
                 "pace": state["units"] / max(state["seconds"]["train"], 1e-9),
                 "unit": self.task.unit,
-                "seconds_left": spent / max(state["step"], 1) * (self.total_steps - state["step"]),
+                "seconds_left": self._seconds_left(),
                 "texts": len(getattr(self.task, "items", ())),  # to be decoded after it
             }
         )

@@ -97,6 +97,7 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["seed=0,x"], "seed=x: should be a whole number"),
         (["seed=-1"], "seed=-1: should be a whole number"),
         (["train.epochs=0"], "train.epochs=0: should be at least 1"),
+        (["train.evaluate_every=0"], "train.evaluate_every=0: should be at least 1"),
         (["train.lr=-1"], "train.lr=-1.0: should be a number that is not negative"),
         (["train.lr=nan"], "train.lr=nan: should be a number that is not negative"),
         (["train.schedule=step"], "train.schedule=step: should be one of linear, cosine, constant"),

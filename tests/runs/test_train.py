@@ -192,6 +192,33 @@ def test_the_unbiased_protocol_selects_on_one_half_and_reports_on_the_other(word
     assert result["protocols"]["paper"]["best"] == max(curve["metric"])
 
 
+def test_fewer_evaluations_see_the_same_training(words, tmp_path):
+    """Of five epochs the second, the fourth and the last are evaluated: the rest of the record is that of five."""
+    five = [*words, "train.epochs=5"]
+    every = do(elsewhere(five, output=tmp_path / "every"))
+    second = do(elsewhere([*five, "train.evaluate_every=2"], output=tmp_path / "second"))
+    assert second["id"] != every["id"]
+    assert second["curve"]["epoch"] == [2.0, 4.0, 5.0]
+    points = [every["curve"]["epoch"].index(epoch) for epoch in second["curve"]["epoch"]]
+    for key in ("step", "dev_loss", "metric", "metric_select", "metric_report", "lr"):
+        assert second["curve"][key] == [every["curve"][key][i] for i in points], key
+    losses = every["curve"]["train_loss"]  # a point's is of all steps since the point before
+    means = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2, losses[4]]
+    assert second["curve"]["train_loss"] == pytest.approx(means, rel=1e-12)
+    assert second["result"]["last"] == every["result"]["last"]
+    assert second["predictions"]["last"] == every["predictions"]["last"]
+    assert second["steps"] == every["steps"]
+
+
+def test_the_time_left_counts_the_evaluations_to_come(words):
+    loop = training([*words, "train.epochs=5", "train.evaluate_every=2"])
+    loop.state |= {"epoch": 2, "step": 10, "seconds": {"train": 20.0, "evaluate": 7.0}}
+    rows = len(loop.task.lengths("dev"))
+    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * rows * 2.0 / 8 / 3)  # of the fourth epoch and the last
+    loop.state["curve"]["metric"] = [0.5]
+    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * 7.0)
+
+
 def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
     plain = [w for w in words if not w.startswith("method.")]
     for extra in (["method=bitfit", "keep=none"], ["method=full"]):
@@ -318,6 +345,7 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
         ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
         ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],  # allocates ranks as it goes
         ["method=lora_fa"],  # has a frozen A, which the seed draws
+        ["train.evaluate_every=2"],  # in the second of two epochs: the first is counted, and nothing was evaluated
     ],
     ids=lambda change: change[0],
 )
