@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """-n auto: one more than there are cores, since tests of Slurm, Ray, servers and killed runs wait more than they compute."""
+    """-n auto: one more than there are cores, since tests of Slurm, Ray, servers and killed runs mostly wait."""
     return (os.cpu_count() or 1) + 1
 
 
