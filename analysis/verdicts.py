@@ -209,13 +209,16 @@ def cell_word(cell: Cell, model: str, said: dict[tuple[str, ...], list[str]]) ->
 
 
 def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...], list[str]]) -> Table:
-    rows, unknown = [], []
+    rows, unknown, other = [], [], list[str]()
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
         numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "unbiased", "flattered")]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
         rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
+        of_epochs = series(cell, "last").name.partition(",")[0]
+        if not told["metric"].startswith(of_epochs):
+            other.append(f"{task}: best to paper-unbiased are of the dev set's {of_epochs}; its texts are written once, at the end.")
         missing = series(cell).unknown
         if missing:
             unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
@@ -225,6 +228,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         " median in 94% (5 seeds) or 75% (3 seeds) of cases.",
         "best, last: the median at the best and the last epoch. unbiased: the epoch selected on one half of dev, the other half"
         " reported; the difference to it is also that of the halves.",
+        *dict.fromkeys(other),
         *unknown,
     ]
     tasks = {key[2]: key[2] for key in found}
