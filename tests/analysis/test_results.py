@@ -86,7 +86,7 @@ def test_texts_are_compared_by_bleu_where_they_were_decoded():
     assert near.here.startswith("VeRA r=1024 69.5, LoRA r=8 70.0 (2 pairs by seed: -0.5, -0.5 to -0.5)")
     assert near.agrees
     (told,) = [table for table in statistics_tables(ledger(*made)) if table.title == "smollm2: cells"]
-    assert "e2e: best to paper-unbiased are of the dev set's perplexity; its texts are written once, at the end." in told.notes
+    assert "e2e: best to paper-unbiased are of the dev set's perplexity; texts are written once, at the end." in told.notes
 
 
 def test_ablations_are_compared_by_their_means_and_pairs():
