@@ -216,9 +216,9 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "unbiased", "flattered")]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
         rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
-        of_epochs = series(cell, "last").name.partition(",")[0]
-        if not told["metric"].startswith(of_epochs):
-            other.append(f"{task}: best to paper-unbiased are of the dev set's {of_epochs}; texts are written once, at the end.")
+        metric = series(cell, "last").name.partition(",")[0]
+        if not told["metric"].startswith(metric):
+            other.append(f"{task}: best to paper-unbiased are of the dev set's {metric}; texts are written once, at the end.")
         missing = series(cell).unknown
         if missing:
             unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
