@@ -57,13 +57,17 @@ def wait_for(there, process, seconds=120):
         time.sleep(0.02)
 
 
-def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_heads(words):
+def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head_or_no_training(words):
     words = [w for w in words if not w.startswith("method.")]
     head, vera, lora = expand([*words, "method=head,vera,lora"])  # of rte
     (other,) = expand([*words, "method=lora", "task=mrpc"])
+    (none,) = expand(["model=smollm2", "task=alpaca", "method=none"])
+    (taught,) = expand(["model=smollm2", "task=alpaca", "method=lora"])
     assert executor.estimate([head, vera], []) == (0, 2)
     assert executor.estimate([head, vera, lora], [(head, 5)]) == (5, 2)
     assert executor.estimate([vera, lora, other], [(head, 5), (vera, 60), (vera, 70), (vera, 900)]) == (140, 1)
+    assert executor.estimate([head, none], [(vera, 60), (taught, 90)]) == (0, 2)
+    assert executor.estimate([taught], [(none, 5)]) == (0, 1)
     assert executor.estimate([], []) == (0, 0)
 
 
