@@ -18,6 +18,7 @@ import argparse
 import math
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -111,9 +112,9 @@ class Series:
     unknown: tuple[int, ...] = ()
 
 
-def series(cell: Cell, which: str | None = None, select: str = "paper") -> Series:
+def series(cell: Cell, which: str | None = None, select: str | None = None) -> Series:
     """By seed: BLEU of the last epoch where texts were scored, else the metric of the last epoch of images and texts, and of
-    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "unbiased") ask for another epoch.
+    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "unbiased"; the cell's own) ask for another epoch.
 
     A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
     """
@@ -127,7 +128,7 @@ def series(cell: Cell, which: str | None = None, select: str = "paper") -> Serie
     less = metric == PERPLEXITY
     found: dict[int, float | None] = {}
     for record in cell.records:
-        value = record["result"].get("protocols", {}).get(select, {}).get(which)
+        value = record["result"].get("protocols", {}).get(select or cell.select, {}).get(which)
         if value is not None and not math.isfinite(value):
             value = None
         if value is None and record["status"] == "diverged":
@@ -231,8 +232,9 @@ class Comparison:
 def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
     """A row against every other of the same model: on each task where both have runs, and over these tasks together.
 
-    Differences are paired by task and seed; a seed that one side lacks is in no pair. The pooled sign test takes the pairs of
-    all tasks as independent: runs of one seed on two tasks share no draw but the seed's number.
+    Differences are paired by task and seed; a seed that one side lacks is in nothing. Tasks are taken together where both rows
+    have one size on them, and their numbers one sign. The pooled sign test takes the pairs of all tasks as independent: runs of
+    one seed on two tasks share no draw but the seed's number.
     """
     out = []
     for model in sorted({key[0] for key in found}):
@@ -245,21 +247,27 @@ def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
             usable = [line for line in usable if line[1]]
             for task, differences, sides, a, b in usable:
                 out.append(_comparison(model, row, other, task, [differences], [sides], [(a, b)]))
-            if len(usable) > 1:
-                cells_ = [(a, b) for *_, a, b in usable]
-                out.append(_comparison(model, row, other, "all", [u[1] for u in usable], [u[2] for u in usable], cells_))
+            alike: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+            for line in usable:
+                a, b = line[3:]
+                alike[a.label, b.label, series(a).less].append(line)
+            for of_size in alike.values():
+                if len(of_size) > 1:
+                    both = [(a, b) for *_, a, b in of_size]
+                    out.append(_comparison(model, row, other, "all", [u[1] for u in of_size], [u[2] for u in of_size], both))
     return out
 
 
 def _both(a: Cell, b: Cell) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """The paired differences of two cells, and the values of each side; the sign such that more is better."""
+    """The paired differences of two cells, and the values of each side over the seeds of the pairs; the sign such that more is
+    better."""
     mine, others = series(a), series(b)
     if mine.name != others.name:  # one has texts scored, the other has not
         return [], ([], [])
     sign = -1.0 if mine.less else 1.0
     shared = sorted(set(mine.values) & set(others.values))
     apart = [sign * (mine.values[s] - others.values[s]) if mine.values[s] != others.values[s] else 0.0 for s in shared]
-    return apart, ([sign * v for v in mine.values.values()], [sign * v for v in others.values.values()])
+    return apart, ([sign * mine.values[s] for s in shared], [sign * others.values[s] for s in shared])
 
 
 def _comparison(
@@ -306,7 +314,7 @@ def main(arguments: list[str]) -> int:
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
     try:
-        part = verdicts.part(ledger, options.what)
+        part = verdicts.part(ledger, options.what, options.row or "vera")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

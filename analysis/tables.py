@@ -17,7 +17,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import yaml
 from analysis.cells import Cell, Key, cells, ids, published
 from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
-from runs.text import megabytes
+from runs.text import megabytes, plural
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 #: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.
@@ -835,12 +835,15 @@ def _ablation(
                     for t, value in zip(tasks, values, strict=True)
                 ]
                 rows.append(["", "difference", *gaps, ""])
-        notes = ["Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table 6."]
+        notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
         if select == "unbiased":
             notes[0] = "Means over seeds; the epoch is selected on one half of dev and the other half is reported."
         notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
         if model == "roberta_large":
             notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
+        for task in tasks:
+            of_task = {name: found.get((model, SETTINGS[setting], task)) for setting, name in names.items()}
+            notes += _over_the_same_seeds({name: cell for name, cell in of_task.items() if cell}, GLUE[task])
         if title.startswith("Table 7"):
             notes.append("The paper's shared row is not its table 6's row of the same settings.")
         if model != "roberta_large":
@@ -851,6 +854,17 @@ def _ablation(
             Table(f"{title}, {whose}", header, rows, [*notes, *_about(found)], model, {t: GLUE[t] for t in tasks}, ("best",))
         )
     return tables
+
+
+def _over_the_same_seeds(rows: dict[str, Cell], task: str) -> list[str]:
+    """Rows of unlike seeds are not to be compared by their means: a note with those over the seeds that all of them have."""
+    seeds = [{record["cell"]["seed"] for record in cell.records} for cell in rows.values()]
+    shared = set.intersection(*seeds) if seeds else set()
+    if not shared or all(of == shared for of in seeds):
+        return []
+    alike = {name: replace(c, records=[r for r in c.records if r["cell"]["seed"] in shared]) for name, c in rows.items()}
+    means = ", ".join(f"{name} {cell.mean():.1f}" for name, cell in alike.items())
+    return [f"{task}: rows have unlike seeds. Over the {plural(len(shared), 'seed')} that all have: {means}."]
 
 
 # --- tables 8 to 11: the recipes

@@ -162,21 +162,24 @@ def wanted(key: Key) -> int:
     return {"alpaca": 1, "e2e": 3, "reviews": 3}.get(key[2], VERDICT_SEEDS)
 
 
-def all_cells(records: Iterable[Record]) -> dict[Key, Cell]:
+def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
     """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
-    found = cells(records, VERDICT_SEEDS)
+    found = cells(records, VERDICT_SEEDS, select)
     for key, cell in found.items():
         cell.wanted = wanted(key)
     return found
 
 
-def part(ledger: Ledger, what: str) -> Ledger:
-    """The records of a table, of a preset (paper=NAME), or all of them. ValueError for a table that there is not."""
+def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
+    """The records of a table, of a preset (paper=NAME), or all of them; with a preset's those of the row that its others are
+    compared with, which may have run for another preset first. ValueError for a table that there is not."""
     if not what:
         return ledger
     preset = what.removeprefix("paper=")
     if preset != what:
-        keep = [r for r in ledger if r["cell"]["paper"] == preset]
+        tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
+        beside = [r for r in ledger if r["cell"]["row"] == row and (r["cell"]["model"], r["cell"]["task"]) in tried]
+        keep = [*(r for r in ledger if r["cell"]["paper"] == preset), *beside]
     elif what in tables.WITHOUT_RECORDS:
         raise ValueError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:
@@ -284,6 +287,10 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
     lines = compare(found, row)
     if not lines:
         return []
+    sizes = {line.task: line.labels[0] for line in lines if line.task != "all"}
+    whose = " and ".join(f"{label} on {task}" for task, label in sizes.items())
+    if len(set(sizes.values())) == 1:
+        whose = lines[0].labels[0]
     rows = []
     for line in lines:
         bounds, chance, digits = line.interval, line.improvement_interval, _digits(line.less)
@@ -302,13 +309,14 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
             ]
         )
     notes = [
-        f"Positive: {lines[0].labels[0]} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
+        f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
         f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never show p < 0.05. "
         "(smallest): all pairs say the same, and more pairs would be needed for a smaller p.",
-        "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021).",
+        "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021);"
+        " over the seeds that both have.",
         "No p is corrected for the number of comparisons.",
     ]
-    title = f"{model}: {lines[0].labels[0]} against the other methods"
+    title = f"{model}: {whose} against the other methods"
     header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
     return [Table(title, header, rows, notes, model, {line.task: line.task for line in lines if line.task != "all"}, ())]
 

@@ -73,7 +73,32 @@ def test_runs_are_paired_by_task_and_seed():
     assert both.p == pytest.approx(scipy.stats.binomtest(4, 5).pvalue)
     assert both.improvement == pytest.approx((rte.improvement + cola.improvement) / 2)
     assert set(both.ids) == {r["id"] for r in records}
-    assert rte.improvement == pytest.approx((2.5 + 3 + 3.5) / 12)
+    assert rte.improvement == pytest.approx((1.5 + 2 + 2.5) / 9)  # of the same three seeds
+
+
+def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign():
+    """LoRA of rank 4 on E2E and of rank 8 on Alpaca are two rows; BLEU and perplexity have no middle."""
+    records = [one for row in ("vera", "lora") for task in ("e2e", "alpaca") for one in seeds(row, task, (3.0, 3.1))]
+    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca", "all"]
+    for one in records:
+        if one["cell"]["task"] == "alpaca":
+            one["result"]["metric"] = "perplexity"
+    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca"]
+    for one in records:
+        one["result"]["metric"] = "accuracy"
+        if (one["cell"]["row"], one["cell"]["task"]) == ("vera", "e2e"):
+            one["label"] = one["label"] | {"row": "VeRA r=64"}
+    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca"]
+    _, compared = verdicts.statistics_tables(ledger(*records))
+    assert compared.title.endswith("VeRA r=64 on e2e and VeRA r=1024 on alpaca against the other methods")
+
+
+def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
+    records = [*seeds("vera", "rte"), *seeds("vera_only_d", "rte"), *seeds("lora", "rte"), *seeds("vera", "mrpc")]
+    for one in records:
+        one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
+    found = verdicts.part(ledger(*records), "paper=ablations")
+    assert {(r["cell"]["row"], r["cell"]["task"]) for r in found} == {("vera", "rte"), ("vera_only_d", "rte")}
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():

@@ -514,6 +514,15 @@ def test_table_6_shows_means_beside_the_papers():
     assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].rows)
 
 
+def test_ablations_of_unlike_seeds_are_compared_over_those_that_all_have():
+    full = [record("vera", "rte", s, best, model="roberta_large") for s, best in enumerate((0.9, 0.8, 0.1))]
+    part = [record("vera_only_d", "rte", s, 0.7, model="roberta_large") for s in range(2)]
+    vectors = tables.table6(ledger(*full, *part), "paper")[0]
+    assert "RTE: rows have unlike seeds. Over the 2 seeds that all have: d and b 85.0, only d 70.0." in vectors.notes
+    alike = tables.table6(ledger(*full[:2], *part), "paper")[0]
+    assert not [note for note in alike.notes if "unlike" in note]
+
+
 def test_a_whole_row_of_table_6_has_the_verdicts_word():
     records = [record("vera_only_d", t, s, 0.897, model="roberta_large") for t in ("mrpc", "rte") for s in range(5)]
     table = tables.table6(ledger(*records), "paper")[0]
