@@ -93,9 +93,11 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     adapter = f"adapter{'_best' if best else ''}.safetensors"
     for name in [{"adapter": adapter, "head": "head.safetensors"}[name] for name in needed]:
         if not (folder / name).is_file():
-            keep = record["config"]["task"].get("keep") or "best"
-            again = f"delete {record_path(output, record['id'])} and run it again with keep={keep}"
-            raise UserError(f"{folder}/{name} is not there: the run kept none. To have it, {again}")
+            kept = record["config"]["keep"] != "none"
+            why = "the run kept one, where it was done" if kept else "the run kept none"
+            keep = "" if kept else f" with keep={record['config']['task'].get('keep') or 'best'}"
+            again = f"delete {record_path(output, record['id'])} and run it again{keep}"
+            raise UserError(f"{folder}/{name} is not there: {why}. To have it, {again}")
     training = Training(as_run(record), record["id"], lambda event: None, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from runs.begun import read_progress
 from runs.claims import claims_folder
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
-from runs.identity import one_look, run_id
-from runs.record import Ledger, Record, read_ledger, read_record, records_folder, run_folder
+from runs.identity import data_content, one_look, run_id
+from runs.record import Ledger, Record, is_trial, read_ledger, read_record, records_folder, run_folder
 from runs.starts import start_file
 from runs.text import duration, megabytes, plural, shown
 
@@ -34,6 +34,10 @@ LEGEND = {
     "b": "blocked",
     "?": "not known without the network",
 }
+
+
+#: Why a run may be missing although there is a record of its cell.
+OTHER_DATA = "have finished on data of other content: task.data_dir= names a folder, and without it the data are the hub's"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class Planned:
 def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     """Where each run stands, from the ledger and the files on this machine alone."""
     held = running(runs[0].config["output"]) if runs else set()
-    return [_state(run, ledger, held) for run in runs]
+    elsewhere: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for record in ledger:
+        if record["status"] == "done" and not is_trial(record["config"]):
+            elsewhere[tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))].add(record["data"]["content"])
+    return [_state(run, ledger, held, elsewhere[run.row, run.model, run.config["task"]["name"], run.seed]) for run in runs]
 
 
 def running(output: str) -> set[str]:
@@ -66,7 +74,8 @@ def running(output: str) -> set[str]:
     return found
 
 
-def _state(run: Run, ledger: Ledger, held: set[str]) -> Planned:
+def _state(run: Run, ledger: Ledger, held: set[str], contents: set[str]) -> Planned:
+    """contents: of the data that this cell has finished on."""
     try:
         found = run_id(run)
     except (UserError, tasks.DataError) as error:
@@ -86,7 +95,9 @@ def _state(run: Run, ledger: Ledger, held: set[str]) -> Planned:
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
-    return Planned(run, "partial" if (folder / "checkpoint.safetensors").is_file() else "missing")
+    if (folder / "checkpoint.safetensors").is_file():
+        return Planned(run, "partial")
+    return Planned(run, "missing", OTHER_DATA if contents - {data_content(run.config["task"])} else "")
 
 
 def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned] | None = None) -> str:
@@ -128,6 +139,8 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     order = ("done", "diverged", "running", "failed", "partial", "missing", "blocked", "unknown")
     lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
     lines += [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
+    if other := sum(p.why == OTHER_DATA for p in planned):
+        lines.append(f"missing: {other} of them {OTHER_DATA}")
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
     for state in ("failed", "blocked", "unknown"):
         reasons: Counter[str] = Counter()

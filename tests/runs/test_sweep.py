@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,19 @@ def test_the_plan_says_where_each_run_stands(words):
     assert "has no pinned revision" in unknown
 
 
+def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
+    record = do([*words, "train.epochs=1"])
+    folder = tmp_path / "other" / "RTE"
+    shutil.copytree(Path(record["config"]["task"]["data_dir"]) / "RTE", folder)
+    lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
+    (folder / "dev.tsv").write_text("".join(lines[:-1]))
+    ledger = read_ledger(output_of(words))
+    for place, told in ((record["config"]["task"]["data_dir"], 0), (folder.parent, 1)):
+        runs = expand([*elsewhere(words, **{"task.data_dir": place}), "train.epochs=2"])
+        text = plan.text(plan.plan(runs, ledger), ledger)
+        assert text.count("missing: 1 of them have finished on data of other content: task.data_dir= names a folder") == told
+
+
 def test_the_plan_of_a_whole_table_composes_each_cell_once(monkeypatch, tmp_path):
     """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
     composed = []
@@ -305,6 +319,10 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     assert "adapter.safetensors: damaged, or not a file of the format" in done.stderr.splitlines()[-1]
     adapter.unlink()
     assert "the run kept none" in call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr
+    kept = do([*words, "train.epochs=1"])
+    (run_folder(output_of(words), kept["id"]) / "adapter.safetensors").unlink()  # a record that was copied has none
+    told = call_here("runs.evaluate", kept["id"], f"output={output_of(words)}", check=2).stderr
+    assert "is not there: the run kept one, where it was done. To have it, delete" in told
     assert "no records begin with 'zzz'" in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
 
 
