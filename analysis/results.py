@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key
@@ -203,10 +204,6 @@ def _lines(figure: figures.Figure) -> list[dict[str, str]]:
     return [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
 
 
-def _mean(lines: Iterable[dict[str, str]], column: str) -> float:
-    return statistics.fmean(float(line[column]) for line in lines)
-
-
 def _of(figure: figures.Figure) -> str:
     """The model and task of a figure, by its title."""
     return figure.title.rpartition(", ")[2].replace(" on ", ", ")
@@ -240,16 +237,25 @@ def _all(answers: Iterable[bool]) -> bool | None:
 
 
 def _alike(ledger: Ledger) -> Iterator[Claim]:
+    """Of each pair of runs by itself, over the query matrices."""
     for figure in figures.figure5(ledger):
-        ours = [x for x in _lines(figure) if x["source"] == "ours" and x["site"] == "query" and x["median"] != "-"]
-        pairs = {key: [x for x in ours if x["pair"] == name] for key, name in figures.PAIRS.items()}
-        if all(pairs.values()):
-            together, random = (_mean(pairs[key], "median") for key in ("lora_vera", "lora_random"))
-            words = f"mean cosine over layers, query: LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
+        runs = {name for line in _lines(figure) for name in line["runs"].split()}
+        measures = [m for m in ledger.measures.values() if m["kind"] == "similarity" and {o["id"] for o in m["of"]} <= runs]
+        means = [[_query_mean(m["values"], pair) for pair in ("lora_vera", "lora_random")] for m in measures]
+        found = [(together, random) for together, random in means if together is not None and random is not None]
+        if found:
+            together, random = (statistics.median(pair[i] for pair in found) for i in (0, 1))
+            told = f"LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
+            words = f"mean cosine over layers, query, median of the pairs: {told}"
             claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
-            count = max(int(line["n"]) for line in ours)
-            place = f"{_of(figure)}, {plural(count, 'pair')} of runs"
-            yield Claim(claim, place, words, together > abs(random) if count > 1 else None)
+            place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
+            yield Claim(claim, place, words, _all(together > abs(random) for together, random in found))
+
+
+def _query_mean(values: dict[str, list[Any]], pair: str) -> float | None:
+    """The mean over layers; None where there is no query matrix, or a change is zero."""
+    found = [value for value, site in zip(values[pair], values["site"], strict=True) if site == "query" and value is not None]
+    return statistics.fmean(found) if found else None
 
 
 def _fit(ledger: Ledger) -> Iterator[Claim]:

@@ -197,6 +197,15 @@ def test_measures_are_findings_too():
     assert said(found, "LoRA's and VeRA's").where == "MiniLM, CoLA, 1 pair of runs"
     assert said(found, "LoRA's and VeRA's").here.endswith("LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03")
     assert said(found, "LoRA's and VeRA's").agrees is None
+    pairs = [small(row, "cola", (0.4, 0.4, 0.4)) for row in ("lora", "vera")]
+    for random, agrees in ((0.001, True), (-0.05, None)):  # the third pair's may say otherwise than the other two
+        of = [[lora["id"], vera["id"]] for lora, vera in zip(*pairs, strict=True)]
+        three = [measured("similarity", cosines, ids_, id=str(i)) for i, ids_ in enumerate(of)]
+        for seed, one in enumerate(three):
+            one["of"] = [o | {"cell": o["cell"] | {"seed": seed}} for o in one["of"]]
+        three[2]["values"] = cosines | {"lora_random": [random, random]}
+        claim = said(results.claims(ledger(*pairs[0], *pairs[1], measures=three)), "LoRA's and VeRA's")
+        assert (claim.where, claim.agrees) == ("MiniLM, CoLA, 3 pairs of runs", agrees)
     fitted = said(found, "VeRA and LoRA fit")
     assert (
         fitted.here
