@@ -257,16 +257,16 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
         line = [(cell.parameters, cell.median()) for row, cell in mine.items() if row.startswith(kind)]
         if line:
             axes.plot(*zip(*sorted(line), strict=True), color=colour(kind), linewidth=1, alpha=0.8)
-        for row, cell in mine.items():
-            if row.startswith(kind):
-                _point(axes, cell.parameters, cell, row)
-                # VeRA's lowest ranks have nearly the same count: their labels stand beside the points, not above.
-                beside = kind == "vera"
-                place = (cell.parameters, cell.median() if beside else max(cell.values()))
-                look: dict[str, Any] = {"ha": "right", "va": "center"} if beside else {"ha": "center"}
-                shift = (-5, 0) if beside else (0, 4)
-                rank = f"r={int(row.split('_r')[1])}"
-                axes.annotate(rank, place, shift, textcoords="offset points", fontsize=6, color=colour(kind), **look)
+        for i, (row, cell) in enumerate((row, cell) for row, cell in mine.items() if row.startswith(kind)):
+            _point(axes, cell.parameters, cell, row)
+            place, shift, look = (cell.parameters, max(cell.values())), (0, 4), {"ha": "center"}
+            if (
+                kind == "vera"
+            ):  # the lowest ranks have nearly the same count: labels stand to the left above, to the right below
+                place, shift = (cell.parameters, cell.median()), ((-4, 3), (4, -3))[i % 2]
+                look = ({"ha": "right", "va": "bottom"}, {"ha": "left", "va": "top"})[i % 2]
+            rank = f"r={int(row.split('_r')[1])}"
+            axes.annotate(rank, place, shift, textcoords="offset points", fontsize=6, color=colour(kind), **look)
         if line:
             axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=NAMES[kind])
     for kind, count, value in quoted:
@@ -279,8 +279,9 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("trainable parameters, without the classification head")
     axes.set_ylabel(metric)
-    most = max((cell.seeds for cell in mine.values()), default=0)
-    axes.set_title(f"{title}\nmedian of {most} seeds, best epoch; {_interval(most)}" if most > 1 else title)
+    counts = sorted({cell.seeds for cell in mine.values()}) or [0]
+    of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
+    axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; {_interval(most)}" if most > 1 else title)
     axes.legend(loc="best")
 
 
