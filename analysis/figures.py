@@ -259,14 +259,13 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
             axes.plot(*zip(*sorted(line), strict=True), color=colour(kind), linewidth=1, alpha=0.8)
         for i, (row, cell) in enumerate((row, cell) for row, cell in mine.items() if row.startswith(kind)):
             _point(axes, cell.parameters, cell, row)
-            place, shift, look = (cell.parameters, max(cell.values())), (0, 4), {"ha": "center"}
-            if (
-                kind == "vera"
-            ):  # the lowest ranks have nearly the same count: labels stand to the left above, to the right below
-                place, shift = (cell.parameters, cell.median()), ((-4, 3), (4, -3))[i % 2]
-                look = ({"ha": "right", "va": "bottom"}, {"ha": "left", "va": "top"})[i % 2]
+            top, shift, across, along = max(cell.values()), (0, 4), "center", "baseline"
+            if kind == "vera":  # the lowest ranks have nearly the same count: above to the left, below to the right, by turns
+                top, shift = cell.median(), ((-4, 3), (4, -3))[i % 2]
+                across, along = (("right", "bottom"), ("left", "top"))[i % 2]
+            look: dict[str, Any] = {"ha": across, "va": along, "fontsize": 6, "color": colour(kind)}
             rank = f"r={int(row.split('_r')[1])}"
-            axes.annotate(rank, place, shift, textcoords="offset points", fontsize=6, color=colour(kind), **look)
+            axes.annotate(rank, (cell.parameters, top), shift, textcoords="offset points", **look)
         if line:
             axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=NAMES[kind])
     for kind, count, value in quoted:
