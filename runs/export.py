@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
     from transformers import AutoTokenizer
 
     import vera
+    from vera.checkpoint import share
 
     quantised = form == "merged" and record["config"]["model"].get("quantise")
     if quantised:  # whole weights take the adapter in; 4-bit ones would round it away
@@ -47,12 +48,16 @@ def main(arguments: list[str]) -> int:
     model, method = training.raw_model, training.method
     if form == "peft":
         vera.export_peft(model, place)
+        base = models.fetch(record["config"]["model"])
+        print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
     elif form == "merged":
         vera.unload(model, merge=True)
         classes, base = getattr(training.task, "classes", None), models.fetch(record["config"]["model"])
         if classes:
             model.config.id2label, model.config.label2id = dict(enumerate(classes)), {c: i for i, c in enumerate(classes)}
         model.save_pretrained(place)
+        for weights in place.glob("*.safetensors"):
+            share(weights)
         if isinstance(training.task, ImageTask):
             write_preprocessing(base, place, training.task.wanted)
         else:

@@ -218,6 +218,14 @@ def _meta(tensor: Tensor) -> Tensor:
 # --- files
 
 
+def share(path: Path) -> None:
+    """Gives a new file the rights that any other would have: safetensors writes for the owner alone, and a shared folder is for
+    others, too."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
     """Writes a file with a checksum over all of it, whole or not at all."""
     path = Path(path)
@@ -235,9 +243,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
             file.write(content[: place.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[place.end(1) :])
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # safetensors writes for the owner alone; a shared folder is for others too
+        share(partial)
         os.replace(partial, path)
     except SafetensorError as error:
         raise system_error(path, error) from None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vera.checkpoint import fits, without_weights
+from vera.checkpoint import fits, share, without_weights
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.base import AdaptedLinear, adaptation, unload
@@ -67,6 +67,7 @@ def export_peft(model: nn.Module, folder: str | Path) -> None:
         save_file(stored, folder / WEIGHTS, metadata)
     except SafetensorError as error:  # safetensors wraps the operating system's error in its own
         raise OSError(f"{folder / WEIGHTS}: {error}") from None
+    share(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
