@@ -515,7 +515,8 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
 
     def finish(_):
         for run in runs:
-            result = {"result": {"metric": "accuracy"}, "cell": {"model": run.model, "task": run.task, "row": run.row}}
+            cell = {"model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
+            result = {"result": {"metric": "accuracy"}, "cell": cell, "config": run.config, "data": {"content": "hash"}}
             write_record(output, {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
