@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runs.record import Ledger, Record, defining, is_trial
@@ -123,6 +123,13 @@ class Cell:
 
 
 Key = tuple[str, str, str]  # model, row, task
+
+
+def over_shared_seeds(found: Iterable[Cell]) -> list[Cell]:
+    """The same cells, one or more, with the seeds that all of them have, which may be none."""
+    found = list(found)
+    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in found))
+    return [replace(cell, records=[r for r in cell.records if r["cell"]["seed"] in seeds]) for cell in found]
 
 
 def _is_number(value: Any) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import figures, verdicts
-from analysis.cells import Cell, Key
+from analysis.cells import Cell, Key, over_shared_seeds
 from analysis.stats import Comparison, compare, series
 from analysis.tables import GLUE, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, shown
 from analysis.verdicts import all_cells
@@ -62,12 +62,16 @@ def claims(ledger: Ledger) -> list[Claim]:
     """Every claim of the paper that the records can say something of."""
     found = all_cells(r for r in ledger if _protocol(r) in ("glue", "images"))
     texts = all_cells(r for r in ledger if _protocol(r) == "e2e" and (r.get("texts") or r["status"] == "diverged"))
-    made = [*_near(found | texts), *_ablations(found), *_ranks(found)]
     # Of table 2's protocol alone: the others select no epoch.
     halves = all_cells((r for r in ledger if _protocol(r) == "glue"), "unbiased")
-    unbiased = {(c.claim, c.where): c for c in [*_near(halves), *_ablations(halves), *_ranks(halves)]}
-    made = [dataclasses.replace(claim, unbiased=unbiased.get((claim.claim, claim.where))) for claim in made]
+    unbiased = {(claim.claim, claim.where): claim for claim in _of_rows(halves, {})}
+    made = [dataclasses.replace(claim, unbiased=unbiased.get((claim.claim, claim.where))) for claim in _of_rows(found, texts)]
     return [*made, *_moved(ledger), *_alike(ledger), *_fit(ledger)]
+
+
+def _of_rows(found: dict[Key, Cell], texts: dict[Key, Cell]) -> list[Claim]:
+    """What compares rows, seed by seed; texts: cells that are told by their BLEU."""
+    return [*_near(found | texts), *_ablations(found), *_ranks(found)]
 
 
 def _protocol(record: Record) -> str:
@@ -81,14 +85,9 @@ def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
     for model, task in sorted({(key[0], key[2]) for key in found}):
         mine = [found[model, row, task] for row in rows if (model, row, task) in found]
         if len(mine) == len(rows) and not any(cell.unknown for cell in mine):
-            sides = _shared(mine)
+            sides = over_shared_seeds(mine)
             if sides[0].records:
                 yield sides
-
-
-def _shared(found: Sequence[Cell]) -> list[Cell]:
-    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in found))
-    return [dataclasses.replace(c, records=[r for r in c.records if r["cell"]["seed"] in seeds]) for c in found]
 
 
 def _place(sides: Sequence[Cell]) -> str:
@@ -191,7 +190,7 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
         near = min(lora, key=lambda cell: abs(math.log(cell.parameters / high.parameters)))
         if not 0.5 <= near.parameters / high.parameters <= 2:
             continue
-        high, near = _shared([high, near])
+        high, near = over_shared_seeds([high, near])
         if not high.records:
             continue
         line = _paired(high, near)

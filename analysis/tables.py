@@ -17,14 +17,14 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis.cells import Cell, Key, cells, ids, published
+from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes, plural
@@ -858,13 +858,11 @@ def _ablation(
 
 def _over_the_same_seeds(rows: dict[str, Cell], task: str) -> list[str]:
     """Rows of unlike seeds are not to be compared by their means: a note with those over the seeds that all of them have."""
-    seeds = [{record["cell"]["seed"] for record in cell.records} for cell in rows.values()]
-    shared = set.intersection(*seeds) if seeds else set()
-    if not shared or all(of == shared for of in seeds):
+    alike = over_shared_seeds(rows.values()) if rows else []
+    if not alike or not alike[0].records or all(a.seeds == b.seeds for a, b in zip(alike, rows.values(), strict=True)):
         return []
-    alike = {name: replace(c, records=[r for r in c.records if r["cell"]["seed"] in shared]) for name, c in rows.items()}
-    means = ", ".join(f"{name} {cell.mean():.1f}" for name, cell in alike.items())
-    return [f"{task}: rows have unlike seeds. Over the {plural(len(shared), 'seed')} that all have: {means}."]
+    means = ", ".join(f"{name} {cell.mean():.1f}" for name, cell in zip(rows, alike, strict=True))
+    return [f"{task}: rows have unlike seeds. Over the {plural(alike[0].seeds, 'seed')} that all have: {means}."]
 
 
 # --- tables 8 to 11: the recipes

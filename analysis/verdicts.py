@@ -178,8 +178,8 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
     preset = what.removeprefix("paper=")
     if preset != what:
         tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
-        beside = [r for r in ledger if r["cell"]["row"] == row and (r["cell"]["model"], r["cell"]["task"]) in tried]
-        keep = [*(r for r in ledger if r["cell"]["paper"] == preset), *beside]
+        cell = [(r, r["cell"]) for r in ledger]
+        keep = [r for r, c in cell if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)]
     elif what in tables.WITHOUT_RECORDS:
         raise ValueError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:

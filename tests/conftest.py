@@ -24,11 +24,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """-n auto: one more than there are cores, since tests of Slurm, Ray, servers and killed runs mostly wait."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def no_published_records(request, tmp_path_factory) -> Iterator[None]:
     """A test sees the records that it writes, and not those that this project has published; but for test_published.py."""
