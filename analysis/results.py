@@ -14,7 +14,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,22 @@ FITTED = 1e-3
 class Claim:
     """What the paper finds, where it was tried here, the numbers in words, and whether they agree.
 
-    None: the seeds do not say one thing. A finding that compares two rows agrees where every pair of runs of one seed does
-    (with more than 5 seeds: the 95% interval of their median).
+    holds: what each run says, or each pair of runs of one seed. They agree where all do, and do not where none does; None:
+    they do not say one thing, or there is only one. strict: of a finding for every count, one that does not hold refutes it.
     """
 
     claim: str
     where: str
     here: str
-    agrees: bool | None
+    holds: tuple[bool, ...]
+    strict: bool = False
     unbiased: "Claim | None" = None  # the same, with the epoch selected on one half of dev and the other half reported
+
+    @property
+    def agrees(self) -> bool | None:
+        if self.strict:
+            return all(self.holds)
+        return self.holds[0] if len(self.holds) > 1 and len(set(self.holds)) == 1 else None
 
     @property
     def word(self) -> str:
@@ -86,7 +93,7 @@ def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
         mine = [found[model, row, task] for row in rows if (model, row, task) in found]
         if len(mine) == len(rows) and not any(cell.unknown for cell in mine):
             sides = over_shared_seeds(mine)
-            if sides[0].records:
+            if sides[0].records and len({series(cell).name for cell in sides}) == 1:  # not a BLEU and a perplexity
                 yield sides
 
 
@@ -102,22 +109,19 @@ def _place(sides: Sequence[Cell]) -> str:
     return ", ".join(told)
 
 
-def _paired(a: Cell, b: Cell) -> Comparison | None:
-    """Runs of one seed of the two, compared; None where they share no seed."""
+def _paired(a: Cell, b: Cell) -> Comparison:
+    """Runs of one seed of the two, compared; they are of the same seeds (_sides)."""
     model, task = (a.records[0]["cell"][key] for key in ("model", "task"))
-    return next(iter(compare({(model, "a", task): a, (model, "b", task): b}, "a")), None)
+    (line,) = compare({(model, "a", task): a, (model, "b", task): b}, "a")
+    return line
 
 
-def _above(line: Comparison | None, least: float = 0.0) -> bool | None:
-    """Whether all differences are above that, or all below; None where they lie on both sides, or there is one."""
-    if line is None or line.interval is None or line.interval[0] < least <= line.interval[1]:
-        return None
-    return line.interval[0] >= least
+def _is_near(line: Comparison) -> tuple[bool, ...]:
+    """Of each pair, whether the first is at most MARGIN below, but for rounding."""
+    return tuple(difference >= -MARGIN - 1e-9 for difference in line.differences)
 
 
-def _words(line: Comparison | None) -> str:
-    if line is None:
-        return ""
+def _words(line: Comparison) -> str:
     span = f", {line.interval[0]:+.1f} to {line.interval[1]:+.1f}" if line.interval else ""
     return f" ({plural(line.pairs, 'pair')} by seed: {line.difference:+.1f}{span})"
 
@@ -149,7 +153,7 @@ def _near(found: dict[Key, Cell]) -> Iterator[Claim]:
             if head:
                 share += f", {(vera.parameters + head) / (other.parameters + head):.2g} with the head"
             here = f"{', '.join(middles)}{_words(line)}; {share}"
-            yield Claim(f"VeRA is near {claim}", _place([vera, other]), here, _above(line, -MARGIN))
+            yield Claim(f"VeRA is near {claim}", _place([vera, other]), here, _is_near(line))
 
 
 #: A claim, its better row and its worse rows, with the names that the numbers get.
@@ -167,15 +171,14 @@ def _ablations(found: dict[Key, Cell]) -> Iterator[Claim]:
     for claim, (better, name), worse in ABLATIONS:
         for first, *others in _sides(found, better, *worse):
             lines = [_paired(first, other) for other in others]
-            said = [_above(line) for line in lines]
             told = [f"{n} {c.mean():.1f}{_words(line)}" for n, c, line in zip(worse.values(), others, lines, strict=True)]
-            agrees = False if False in said else True if all(said) else None
-            yield Claim(claim, _place([first, *others]), f"{name} {first.mean():.1f}; {', '.join(told)}", agrees)
+            holds = tuple(min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True))
+            yield Claim(claim, _place([first, *others]), f"{name} {first.mean():.1f}; {', '.join(told)}", holds)
     for shared, unique in _sides(found, "vera", "vera_unique"):
         line = _paired(shared, unique)
         words = f"shared {shared.mean():.1f}; unique {unique.mean():.1f}{_words(line)}"
         claim = "A and B may be shared: with them VeRA is near a pair for each matrix (table 7)"
-        yield Claim(claim, _place([shared, unique]), words, _above(line, -MARGIN))
+        yield Claim(claim, _place([shared, unique]), words, _is_near(line))
 
 
 def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
@@ -196,7 +199,8 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
         line = _paired(high, near)
         words = "; ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in (high, near))
         claim = "of like counts of parameters, VeRA of a high rank is above LoRA (figure 2)"
-        yield Claim(claim, _place([high, near]), f"{words}{_words(line)}", _above(line))
+        holds = tuple(difference > 0 for difference in line.differences)
+        yield Claim(claim, _place([high, near]), f"{words}{_words(line)}", holds)
 
 
 def _lines(figure: figures.Figure) -> list[dict[str, str]]:
@@ -223,16 +227,10 @@ def _moved(ledger: Ledger) -> Iterator[Claim]:
         halves = [[statistics.fmean(d for n, _, d in run if (n >= middle) is late) for late in (False, True)] for run in moved]
         query, value = (statistics.median(pair[i] for pair in sites) for i in (0, 1))
         words = f"mean over layers, median of the runs: query {query:.3g}, value {value:.3g}"
-        yield Claim("d changes more in query than in value (figure 3)", place, words, _all(q > v for q, v in sites))
+        yield Claim("d changes more in query than in value (figure 3)", place, words, tuple(q > v for q, v in sites))
         early, late = (statistics.median(pair[i] for pair in halves) for i in (0, 1))
         words = f"mean of the first half of the layers, median of the runs: {early:.3g}, of the second {late:.3g}"
-        yield Claim("d changes more in later layers (figure 3)", place, words, _all(b > a for a, b in halves))
-
-
-def _all(answers: Iterable[bool]) -> bool | None:
-    """What every run answers; None where they differ, or there is one."""
-    found = list(answers)
-    return found[0] if len(found) > 1 and len(set(found)) == 1 else None
+        yield Claim("d changes more in later layers (figure 3)", place, words, tuple(b > a for a, b in halves))
 
 
 def _alike(ledger: Ledger) -> Iterator[Claim]:
@@ -248,7 +246,7 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
             words = f"mean cosine over layers, query, median of the pairs: {told}"
             claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
             place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
-            yield Claim(claim, place, words, _all(together > abs(random) for together, random in found))
+            yield Claim(claim, place, words, tuple(together > abs(random) for together, random in found))
 
 
 def _query_mean(values: dict[str, list[Any]], pair: str) -> float | None:
@@ -263,13 +261,12 @@ def _fit(ledger: Ledger) -> Iterator[Claim]:
     counts = [count for method, count in errors if method == "LoRA" and ("VeRA", count) in errors]
     if counts:
         pairs = [(count, errors["VeRA", count], errors["LoRA", count]) for count in sorted(counts)]
-        apart = [(vera, lora) for _, vera, lora in pairs if abs(vera - lora) > max(0.1 * lora, FITTED)]
-        lower = sum(vera < lora for vera, lora in apart)
+        equal = tuple(abs(vera - lora) <= max(0.1 * lora, FITTED) for _, vera, lora in pairs)
+        lower = sum(vera < lora for (_, vera, lora), same in zip(pairs, equal, strict=True) if not same)
         told = ", ".join(f"{count}: {vera:.3f} and {lora:.3f}" for count, vera, lora in pairs)
-        equal = len(pairs) - len(apart)
-        words = f"of {len(pairs)} counts equal at {equal}, VeRA's error lower at {lower} (VeRA and LoRA at {told})"
+        words = f"of {len(pairs)} counts equal at {sum(equal)}, VeRA's error lower at {lower} (VeRA and LoRA at {told})"
         claim = "VeRA and LoRA fit random matrices equally well at equal counts (figure 6)"
-        yield Claim(claim, "10 x 10 matrices", words, not apart)
+        yield Claim(claim, "10 x 10 matrices", words, equal, strict=True)
 
 
 # --- the page
@@ -346,10 +343,27 @@ def _agreement(found: list[Claim]) -> str:
     lines = ["## What agrees with the paper, and what does not", ""]
     if not found:
         return "\n".join([*lines, "Nothing has been published yet that a finding of the paper could be held to."])
+    lines += [*_tally(found), "", "One by one:", ""]
     lines += ["| the paper's finding | tried on | here | | by unbiased selection |", "|---|---|---|---|---|"]
     lines += [f"| {f.claim} | {f.where} | {f.here} | {f.word} | {_again(f)} |" for f in found]
     lines += ["", CAUTION]
     return "\n".join(lines)
+
+
+def _tally(found: list[Claim]) -> list[str]:
+    """A line for each finding, over all that it was tried on."""
+    groups: dict[str, list[Claim]] = defaultdict(list)
+    for claim in found:
+        groups[claim.claim.partition(" (")[0]].append(claim)
+    lines = [
+        "| the paper's finding | tried on | agrees | does not agree | undecided | single pairs, runs or counts that say so |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, mine in groups.items():
+        words = [sum(claim.agrees is word for claim in mine) for word in (True, False, None)]
+        holds = [answer for claim in mine for answer in claim.holds]
+        lines.append(f"| {name} | {len(mine)} | {' | '.join(map(str, words))} | {sum(holds)} of {len(holds)} |")
+    return lines
 
 
 def _again(claim: Claim) -> str:

@@ -217,7 +217,7 @@ class Comparison:
     other: str
     task: str
     labels: tuple[str, str]
-    pairs: int
+    differences: tuple[float, ...]  # of each pair, by task and seed
     wins: int
     losses: int
     difference: float
@@ -227,6 +227,10 @@ class Comparison:
     improvement_interval: tuple[float, float] | None
     less: bool  # less is better of what is compared: perplexity
     ids: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def pairs(self) -> int:
+        return len(self.differences)
 
 
 def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
@@ -286,7 +290,7 @@ def _comparison(
         other,
         task,
         (cells_[0][0].label, cells_[0][1].label),
-        len(flat),
+        tuple(flat),
         sum(d > 0 for d in flat),
         sum(d < 0 for d in flat),
         statistics.median(flat),

@@ -620,10 +620,11 @@ def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 
 def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Vicuna-bench after 10,000 rows of Alpaca-cleaned, and other models with what they were trained on."""
+    """Vicuna-bench after 10,000 rows of Alpaca-cleaned; other models with their own rows, once a run is judged."""
     rows = [["lora", *paper()["table13"]["rows"][0][1:]], ["vera_r256", *paper()["table13"]["rows"][1][1:]]]
     judged = [r for r in _instructed(ledger) if any(j["bench"] == "vicuna_bench" for j in r.get("judged", []))]
-    records = [r for r in _instructed(ledger) if _part(r) or r in judged or r["cell"]["model"] not in LLAMAS]
+    others = {r["cell"]["model"] for r in judged} - set(LLAMAS)
+    records = [r for r in _instructed(ledger) if _part(r) or r in judged or r["cell"]["model"] in others]
     sized = [[row, f"{params} ({size})", score] for row, params, size, score in rows]
     return _judged_tables("Table 13", "vicuna_bench", cells(records, seeds or 1, select), {"llama_7b": sized})
 

@@ -226,9 +226,11 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         if missing:
             unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
     header = ["method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last", "unbiased", "paper-unbiased"]
+    few = sorted({n for cell in found.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
+    covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
+    range_ = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases." if few else ""
     notes = [
-        "95%: percentile bootstrap of the median over seeds. With 5 seeds or fewer it is their range, which covers the true"
-        " median in 94% (5 seeds) or 75% (3 seeds) of cases.",
+        f"95%: percentile bootstrap of the median over seeds.{range_}",
         "best, last: the median at the best and the last epoch. unbiased: the epoch selected on one half of dev, the other half"
         " reported; the difference to it is also that of the halves.",
         *dict.fromkeys(other),

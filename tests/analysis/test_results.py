@@ -220,6 +220,32 @@ def test_a_run_without_its_number_is_no_finding():
     assert results.claims(ledger(*made)) == []
 
 
+def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
+    near, far = (f"VeRA is near LoRA with fewer parameters ({table})" for table in ("table 2", "table 5"))
+    found = [
+        results.Claim(near, "MiniLM, CoLA", "", (True, True)),
+        results.Claim(near, "MiniLM, RTE", "", (True,)),
+        results.Claim(far, "DINOv2-small, digits", "", (False, False, False)),
+        results.Claim("VeRA and LoRA fit (figure 6)", "10 x 10 matrices", "", (True, False), strict=True),
+    ]
+    assert results._tally(found)[2:] == [
+        "| VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 3 of 6 |",
+        "| VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 of 2 |",
+    ]
+
+
+def test_bleu_is_not_held_to_perplexity():
+    made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
+    for one in made:
+        one["config"]["task"]["family"] = "e2e"
+        one["result"]["metric"] = "perplexity"
+        if one["cell"]["row"] == "lora":
+            one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
+        else:
+            one["status"] = "diverged"
+    assert results.claims(ledger(*made)) == []
+
+
 # --- the page and the README
 
 
@@ -259,10 +285,12 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert results.main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
     assert "Run with love." in text
+    assert "| VeRA is near LoRA with fewer parameters | 1 | 1 | 0 | 0 | 3 of 3 |" in text
     assert "| [glue_minilm](#glue_minilm) | 9 and 2 trials | 0 | 0.0 | a CPU, 1 thread |" in text
     assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
     assert "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 5 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
     assert "- params: without the classification head" in text
+    assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
     assert "**Cost of each cell**" in text
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"

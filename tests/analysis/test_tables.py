@@ -456,6 +456,16 @@ def test_time_and_memory_stand_beside_the_papers():
     assert part == ["paper", "ours", "paper"]
 
 
+def test_another_model_is_in_table_13_once_vicuna_bench_has_judged_it():
+    waiting, judged = (
+        instructed(row, scores=[("gpt-4", 5.0)], model="own", bench=bench)
+        for row, bench in (("lora", "mt_bench"), ("vera", "vicuna_bench"))
+    )
+    assert [table.model for table in tables.table13(ledger(waiting), "paper")] == ["llama_7b"]
+    (_, own) = tables.table13(ledger(waiting, judged), "paper")
+    assert [row[-1] for row in own.rows] == ["ours, not judged by Vicuna-bench", "ours"]
+
+
 @pytest.mark.parametrize("form", ["md", "latex", "csv"])
 def test_judged_tables_in_every_format(form):
     for make in (tables.table4, tables.table12, tables.table13):
