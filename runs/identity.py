@@ -53,7 +53,7 @@ def run_id(run: Run) -> str | None:
         "model": model,
         "data": data,
         "task": {k: v for k, v in record.defining(config, "task").items() if k not in PLACES},
-        "protocol": tasks.family(config["task"]).PROTOCOL,
+        "protocol": tasks.protocol(config["task"]),
         "train": record.defining(config, "train"),
         "seeds": [config["seed"], config["data_seed"]],
     }

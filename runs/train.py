@@ -433,7 +433,7 @@ class Training:
                 "processes": self.accelerator.num_processes,
             },
             "model": model_content(config["model"]),
-            "protocol": tasks.family(config["task"]).PROTOCOL,
+            "protocol": tasks.protocol(config["task"]),
             "data": {
                 "content": data_content(config["task"]),
                 "train_rows": train_rows,

@@ -268,7 +268,7 @@ def report(cell: Cell, study: optuna.Study, metric: str) -> str:
         return "\n".join([f"{title}: no trial has a value", "", *table([metric, "spread", *cell.axes, "runs"], rows)])
     held, rest = best.user_attrs["rows"]
     which = f"{reported_epoch(cell.first.config)} epoch"
-    judged = f"{held} of {held + rest} training rows held out, {which}, {plural(cell.seeds, 'seed')}"
+    judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric} on {judged}", "", *table([metric, "spread", *cell.axes, "runs"], rows), ""]
     lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
     lines += [f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}", *recipe(cell, point, judged)]

@@ -2,6 +2,7 @@
 
 A family is a module of this folder with
     PROTOCOL          an integer, raised by hand when a change of the family changes its results
+    HELD_OUT          the same by task, where only trials on held-out rows have changed (it may lack)
     source(settings)  -> Source: where the rows lie, without reading or fetching them (and without torch)
     load(settings)    -> a task: its rows, collation, loss and metric
 With task.holdout, a share of the training rows takes the dev rows' place (Task.hold_out).
@@ -26,6 +27,13 @@ def family(settings: Settings) -> ModuleType:
     return importlib.import_module(name)
 
 
+def protocol(settings: Settings) -> int:
+    """The version of the protocol that a run of the task follows."""
+    module = family(settings)
+    trials: Mapping[str, int] = getattr(module, "HELD_OUT", {}) if settings.get("holdout") is not None else {}
+    return trials.get(settings["name"], module.PROTOCOL)
+
+
 def source(settings: Settings) -> Source:
     """Where the task's rows come from. Raises DataError where a local file is missing."""
     found: Source = family(settings).source(settings)
@@ -40,4 +48,4 @@ def load(settings: Settings) -> Task:
     return task
 
 
-__all__ = ["DataError", "Rows", "Source", "Task", "family", "load", "source"]
+__all__ = ["DataError", "Rows", "Source", "Task", "family", "load", "protocol", "source"]

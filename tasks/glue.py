@@ -2,19 +2,22 @@
 
 From the hub at a pinned revision, or from a local folder of GLUE's TSV files or of the hub's parquet files.
 CoLA is judged by Matthews correlation, STS-B by Pearson's, the rest by accuracy (MRPC too: not F1).
+SST-2's training rows are phrases of 6,920 sentences, its dev rows are sentences: tuning holds out sentences (Phrases).
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Rows, Source, subset
+from tasks.base import DataError, Rows, Source, held_out, subset
 from tasks.hub import content, snapshot
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
 PROTOCOL = 1
+#: Since 2 whole sentences are held out, with their phrases.
+HELD_OUT = {"sst2": 2}
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,59 @@ def load(settings: Any) -> TextTask:
         folder = snapshot(settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead)
         files = _local_files(name, folder)
     train, dev = (_read(files[split], spec) for split in ("train", "dev"))
-    task = TextTask(
-        name,
-        spec.classes,
-        spec.metric,
-        subset(train, settings.get("train_rows"), name),
-        subset(dev, settings.get("dev_rows"), name),
-    )
+    parts = (subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev)))
+    if name == "sst2":
+        task: TextTask = Phrases(name, spec.classes, spec.metric, *parts, train)
+    else:
+        task = TextTask(name, spec.classes, spec.metric, *parts)
     for split, rows, full in zip(("train", "dev"), (train, dev), spec.rows, strict=True):
         used = len(task.splits[split])
         if used != full:
             whole = "a fixed subset of" if used < len(rows) else "the files hold"
             task.notes.append(f"{name} {split}: {used} rows ({whole} {len(rows)}); GLUE has {full}")
     return task
+
+
+class Phrases(TextTask):
+    """SST-2. Of its training rows only whole sentences resemble the dev rows. whole: all training rows of the file."""
+
+    def __init__(self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, whole: Rows) -> None:
+        super().__init__(name, classes, metric, train, dev)
+        self.whole = whole
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out. Sentences of the whole file become the dev rows: as many as `share` of the training rows, but at
+        most that share of all sentences. A phrase that is in no other sentence is trained on no more: a model would know a
+        held-out sentence by it."""
+        train = self.splits["train"]
+        within = sentences(self.whole.texts)
+        rows = [row for row, text in enumerate(self.whole.texts) if _words(text) in within[_words(text)]]
+        part = min(share, share * len(train) / len(rows))
+        dev = self.whole.take([rows[i] for i in held_out([self.whole.labels[row] for row in rows], part, self.name)])
+        held = set(map(_words, dev.texts))
+        rest = [row for row, text in enumerate(train.texts) if not within[_words(text)] <= held]
+        self.splits = {"train": train.take(rest), "dev": dev}
+        left = f"{len(train) - len(rest)} of {len(train)} training rows are left out with them"
+        self.notes.append(f"dev: {len(dev)} sentences held out (task.holdout={share:g}), {left}, the dev set is not used")
+
+
+def sentences(texts: Sequence[str]) -> dict[str, set[str]]:
+    """Of each text, by its words, the sentences that it is a run of whole words of. A sentence is a text that is in no other
+    one; it is in itself."""
+    found: dict[str, set[str]] = {_words(text): set() for text in texts}
+    for text in sorted(found, key=lambda text: (-len(text.split()), text)):
+        if not found[text]:  # no longer text has it
+            words = text.split()
+            for first in range(len(words)):
+                for end in range(first + 1, len(words) + 1):
+                    if (run := " ".join(words[first:end])) in found:
+                        found[run].add(text)
+    return found
+
+
+def _words(text: str) -> str:
+    """Without the space at the end that SST-2's texts have."""
+    return " ".join(text.split())
 
 
 def _spec(name: str) -> Spec:

@@ -196,7 +196,7 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
-    assert "vera on E2E (decoder): perplexity on 2 of 8 training rows held out, last epoch, 1 seed" in text
+    assert "vera on E2E (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed" in text
     trials = trials_of(command)
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
     assert float(trials[0]["perplexity"]) < float(trials[1]["perplexity"])
@@ -213,7 +213,7 @@ def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     command = [w for w in alpaca_words if not w.startswith("train.lr")]
     assert tune.main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0
     text = capsys.readouterr().out
-    assert "vera on Alpaca (decoder): perplexity on 2 of 8 training rows held out, last epoch, 1 seed" in text
+    assert "vera on Alpaca (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed" in text
     trials = trials_of([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"])
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
 

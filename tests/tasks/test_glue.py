@@ -65,6 +65,35 @@ def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
     assert "10 rows (a fixed subset of 40)" in some[0].notes[0]
 
 
+def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp_path):
+    """Its training rows are phrases of sentences: a model that was trained on a phrase would know its sentence."""
+    rows = {f"the {name} dog barks at {name} cats .": i % 2 for i, name in enumerate(["big", "small", "old", "new"] * 5)}
+    for sentence, label in list(rows.items()):
+        rows |= {" ".join(sentence.split()[:3]): label, "dog barks": 1, sentence.partition("at ")[2]: label}
+    lines = [f"{text} \t{label}" for text, label in rows.items()]  # a space at the end, as in the published file
+    for split, some in (("train", lines), ("dev", lines[:2])):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *some]) + "\n")
+    task, again = (tasks.load(settings("sst2", tmp_path, holdout=0.5)) for _ in range(2))
+    assert task.splits == again.splits
+    train, dev = ([text.strip() for text in task.splits[split].texts] for split in ("train", "dev"))
+    assert len(dev) == 2
+    assert all(text.endswith(".") and len(text.split()) == 8 for text in dev)
+    assert sorted(task.splits["dev"].labels) == [0, 1]
+    assert "dog barks" in train  # other sentences have it, too
+    assert not [text for text in train if text != "dog barks" and any(text in sentence for sentence in dev)]
+    assert len(train) == len(rows) - 2 * 3
+    assert task.notes[-1] == (
+        "dev: 2 sentences held out (task.holdout=0.5), 6 of 13 training rows are left out with them, the dev set is not used"
+    )
+    few = tasks.load(settings("sst2", tmp_path, holdout=0.5, train_rows=4))
+    assert len(few.splits["dev"]) == 2
+    assert all(len(text.split()) == 8 for text in few.splits["dev"].texts)  # of the whole file, whatever the four rows are
+    trial, run, other = (
+        {"name": name} | more for name, more in (("sst2", {"holdout": 0.2}), ("sst2", {}), ("rte", {"holdout": 0.2}))
+    )
+    assert [tasks.protocol(one | {"family": "glue"}) for one in (trial, run, other)] == [2, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("task", "line", "text", "words"),
     [
