@@ -75,11 +75,10 @@ def load(settings: Any) -> TextTask:
         folder = snapshot(settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead)
         files = _local_files(name, folder)
     train, dev = (_read(files[split], spec) for split in ("train", "dev"))
-    parts = (subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev)))
+    parts = [subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev))]
+    task = TextTask(name, spec.classes, spec.metric, *parts)
     if name == "sst2":
-        task: TextTask = Phrases(name, spec.classes, spec.metric, *parts, train)
-    else:
-        task = TextTask(name, spec.classes, spec.metric, *parts)
+        task = Phrases(name, spec.classes, spec.metric, *parts, whole=train)
     for split, rows, full in zip(("train", "dev"), (train, dev), spec.rows, strict=True):
         used = len(task.splits[split])
         if used != full:
@@ -91,7 +90,7 @@ def load(settings: Any) -> TextTask:
 class Phrases(TextTask):
     """SST-2. Of its training rows only whole sentences resemble the dev rows. whole: all training rows of the file."""
 
-    def __init__(self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, whole: Rows) -> None:
+    def __init__(self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, *, whole: Rows) -> None:
         super().__init__(name, classes, metric, train, dev)
         self.whole = whole
 
