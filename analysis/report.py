@@ -25,7 +25,7 @@ from analysis.stats import PERPLEXITY, VERDICT_SEEDS
 from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_atomically
-from runs.text import megabytes
+from runs.text import megabytes, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
 SHOWN: tuple[str, ...] = (
@@ -468,6 +468,12 @@ def _where(record: Record) -> str:
     return f"{record['id']} ({cell['row']} on {cell['task']}, {cell['model']}, seed {cell['seed']})"
 
 
+def _rates(record: Record) -> str:
+    """The rates that trials of a cell differ in."""
+    train = record["config"]["train"]
+    return "".join(f", {key}={train[key]:g}" for key in ("lr", "lr_head") if train.get(key) is not None)
+
+
 def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
     """What is in no number above, and why."""
     lists: dict[str, list[str]] = {"Files that are no whole record": list(ledger.problems), "Parts of this page": problems}
@@ -488,7 +494,9 @@ def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
         _where(r) for r in ledger if r["status"] == "done" and any(map(math.isnan, Cell([r], 1).values()))
     ]
     others = [e for e in parts if e.kind and any(r["status"] in FINISHED for r in e.records)]
-    lists["In no table"] = [f"{' on '.join(e.key[1:])}, {e.key[0]}: {len(e.records)} runs. {e.kind}" for e in others]
+    lists["In no table"] = [
+        f"{' on '.join(e.key[1:])}, {e.key[0]}{_rates(e.records[0])}: {plural(len(e.records), 'run')}. {e.kind}" for e in others
+    ]
     made = [
         f'<h3>{_e(title)}</h3><ul class="notes">{"".join(f"<li>{_e(one)}</li>" for one in found)}</ul>'
         for title, found in lists.items()

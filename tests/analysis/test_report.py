@@ -110,8 +110,8 @@ def test_what_is_left_out_is_said(page):
     text = " ".join(page.words)
     assert "records/bad.json: not a record" in text
     assert "(full on rte, roberta_base, seed 0): failed: out of memory at batch 32" in text
-    assert "vera on rte, roberta_base: 2 runs. Other settings than the cell of the tables." in text
-    assert "vera on rte, roberta_base: 1 runs. A trial" in text
+    assert "vera on rte, roberta_base, lr=0.5: 2 runs. Other settings than the cell of the tables." in text
+    assert "vera on rte, roberta_base, lr=0.1: 1 run. A trial" in text
     words = {(c["r"], c["t"]): c["word"] for c in page.data["cells"] if not c["kind"]}
     assert words["vera", "cola"] == "incomplete"
     assert words["lora", "reviews"] == "other model"
