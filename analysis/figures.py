@@ -141,11 +141,6 @@ def _drawn(mine: dict[str, Cell]) -> dict[str, Cell]:
     return {row: cell for row, cell in mine.items() if not cell.unknown}
 
 
-def _interval(seeds: int) -> str:
-    """What the range of n seeds is: it holds the median of such runs with probability 1 - 2^(1 - n)."""
-    return f"lines: lowest to highest seed (a {100 * (1 - 2 ** (1 - seeds)):.0f}% interval)"
-
-
 def _seed_notes(found: dict[str, Cell]) -> list[str]:
     """Fewer seeds than wanted, diverged ones, and what cells() has left out."""
     notes = []
@@ -280,7 +275,10 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     axes.set_ylabel(metric)
     counts = sorted({cell.seeds for cell in mine.values()}) or [0]
     of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
-    axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; {_interval(most)}" if most > 1 else title)
+    # The range of n seeds holds the median of such runs with probability 1 - 2^(1 - n).
+    which = f"of {most} seeds " if counts[0] < most else ""
+    lines = f"lowest to highest seed ({which}a {100 * (1 - 2 ** (1 - most)):.0f}% interval)"
+    axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; lines: {lines}" if most > 1 else title)
     axes.legend(loc="best")
 
 
