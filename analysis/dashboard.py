@@ -8,7 +8,6 @@ the numbers that the table shows, grouped by cell. Saved again, it replaces what
 is called in W&B, and under which names its numbers are there, is in runs/tracking.py.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from analysis.command import Parser
 from analysis.tables import SCORES, TABLES, Table
 from runs.record import Ledger, read_ledger, write_atomically
 from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
@@ -115,14 +115,11 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("dashboard", __doc__)
     parser.add_argument("--json", metavar="FILE", help="write the workspace here, and do not save it to W&B")
     parser.add_argument("--entity", help="the user or team it belongs to (WANDB_ENTITY, or the user's own)")
     parser.add_argument("--project", default=project(), help="(WANDB_PROJECT, or vera-bench)")
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if not options.json and not logged_in():
         print(f"error: not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY", file=sys.stderr)
         return 2

@@ -6,7 +6,6 @@ The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each
 measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
 """
 
-import argparse
 import csv
 import io
 import math
@@ -26,6 +25,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.cells import Cell, Key, cells, ids, published, settings_of
+from analysis.command import Parser
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
 from runs.record import FINISHED, Ledger, Record, read_ledger, write_atomically
 
@@ -726,12 +726,9 @@ def make(name: str, ledger: Ledger) -> list[Figure]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("figures", __doc__, "the folder that holds records/; the files go to its NAME/")
     parser.add_argument("name", help=f"{', '.join(FIGURES)}, all")
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/; the files go to its NAME/")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if options.name not in (*FIGURES, "all"):
         print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}, all", file=sys.stderr)
         return 2

@@ -6,7 +6,6 @@ The page is OUTPUT/report.html. It holds its data, styles and script, and asks f
 words and numbers of its tables are those of analysis.tables and analysis.stats; report.html beside this file is its frame.
 """
 
-import argparse
 import base64
 import html
 import json
@@ -21,6 +20,7 @@ from typing import Any
 
 from analysis import figures, tables, verdicts
 from analysis.cells import Cell, Key, one_each, protocol, settings_of
+from analysis.command import Parser
 from analysis.stats import PERPLEXITY, VERDICT_SEEDS
 from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
@@ -535,11 +535,8 @@ def page(ledger: Ledger) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/; the page goes there")
-    options = parser.parse_args(arguments)
+    parser = Parser("report", __doc__, "the folder that holds records/; the page goes there")
+    options = parser.read(arguments)
     ledger = read_ledger(options.output)
     path = Path(options.output) / "report.html"
     write_atomically(path, page(ledger))

@@ -14,7 +14,6 @@ Without a word: every cell of the ledger. Everything is seeded: the same records
   (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", sections 4.1 and 4.3).
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from analysis.cells import Cell, Key
+from analysis.command import Parser
 from runs.record import Record, read_ledger
 
 RESAMPLES = 9999
@@ -306,14 +306,11 @@ def _comparison(
 def main(arguments: list[str]) -> int:
     from analysis import verdicts  # which asks the tables for the paper's cells, and they ask this file for verdicts
 
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("stats", __doc__)
     parser.add_argument("what", nargs="?", default="", help="a table (table2), or a preset's runs (paper=table2_base)")
     parser.add_argument("--row", help="the row that the others are compared with (vera)")
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     ledger = read_ledger(options.output)
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)

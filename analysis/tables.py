@@ -8,7 +8,6 @@ with fewer seeds than the protocol's says so and enters no average. --runs lists
 computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
 """
 
-import argparse
 import csv
 import io
 import math
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
+from analysis.command import Parser
 from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
 from runs.record import Ledger, Record, read_ledger, write_atomically
 from runs.text import megabytes, plural
@@ -1050,19 +1050,16 @@ def make(name: str, ledger: Ledger, select: str = "paper", seeds: int | None = N
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("tables", __doc__)
     parser.add_argument("name", help=", ".join(TABLES))
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/")
     parser.add_argument(
         "--seeds", type=int, help="seeds of a complete cell (table2, 5, 6 and 7: 5, table3 and demo: 3, the others: 1)"
     )
     parser.add_argument("--runs", action="store_true", help="also list the run ids behind each cell (CSV has them anyway)")
     parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if options.name not in TABLES:
         print(
             f"error: no table {options.name!r}. Known: {', '.join(TABLES)}. A preset's runs stand in the paper's table of its "

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]
     if flags:
-        raise UserError(f"no option {flags[0]}. Known: -m, --cfg, --help")
+        raise UserError(f"no option {flags[0]}. Known: -m, --cfg, --help; settings are words, such as output=FOLDER")
     how, hydra, words = launch.take(words)
     runs = expand(words)
     if "--cfg" in arguments:

@@ -323,7 +323,9 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if word not in ("-m", "--multirun", "tracking=off")]
     flags = [word for word in words if word.startswith("-")]
     if flags:
-        raise UserError(f"no option {flags[0]}. Known: --help; python -m runs --help lists the keys")
+        raise UserError(
+            f"no option {flags[0]}. Known: --help; settings are words, such as output=FOLDER (python -m runs --help lists them)"
+        )
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     how, _, rest = launch.take(words)

@@ -1,12 +1,12 @@
 """Executes the notebooks and writes them as .ipynb and HTML: python -m analysis.notebooks --help"""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from analysis import notebooks
+from analysis.command import Parser
 from runs.record import write_atomically
 
 FOLDER = Path(__file__).parent
@@ -40,12 +40,9 @@ def build(name: str, output: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.notebooks", description=notebooks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("notebooks", notebooks.__doc__, "the folder that holds records/; they go to its notebooks/")
     parser.add_argument("name", nargs="*", help=f"{', '.join(NAMES)} (all of them, unless named)")
-    parser.add_argument("--output", default="outputs", help="the folder that holds records/; they go to its notebooks/")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     unknown = [name for name in options.name if name not in NAMES]
     if unknown:
         print(f"error: no notebook {unknown[0]!r}. Known: {', '.join(NAMES)}", file=sys.stderr)

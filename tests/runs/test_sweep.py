@@ -73,7 +73,7 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         (["model.path=/nowhere"], "error: /nowhere: no such folder (model.path)"),
         (["task.data_dir=/nowhere"], "error: /nowhere: no such folder (task.data_dir)"),
         (["device=cuda"], "error: device=cuda: torch sees no CUDA device here"),
-        (["--nonsense"], "error: no option --nonsense"),
+        (["--nonsense"], "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
 )
