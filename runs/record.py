@@ -217,22 +217,23 @@ class Ledger:
 def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This machine's own come first.
 
-    A second record of a run with the same result is the same run, published. Where it has another result (another machine,
-    other versions), the first one counts, and how many there are of each study is a problem.
+    A second record of a run with the same result is the same run, published. A copy of a published record counts as published.
+    Where it has another result (another machine, other versions), the first one counts,
+    and how many there are of each study is a problem.
     """
     ledger = Ledger()
     folders = [("ours", records_folder(output), Path(output) / "measures")]
     if published:
         folders += [(folder.name, folder, folder / "measures") for folder in study_folders()]
     for origin, folder, measures in folders:
-        _read_into(ledger, origin, folder, measures)
+        _read_into(ledger, origin, folder, measures, output)
     return ledger
 
 
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     ledger = Ledger()
-    _read_into(ledger, folder.name, folder, folder / "measures")
+    _read_into(ledger, folder.name, folder, folder / "measures", "")
     return ledger
 
 
@@ -241,7 +242,12 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
 
 
-def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path) -> None:
+def _is_copy(record: Record, published: Record, output: str | Path) -> bool:
+    """Whether a record in `output` was copied there: publishing takes paths out, and a run of this machine leaves a folder."""
+    return record == published and not run_folder(output, record["id"]).exists()
+
+
+def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output: str | Path) -> None:
     others = []
     with _no_garbage():
         for path in _json_files(folder):
@@ -254,7 +260,7 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path) -> Non
                 ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
                 continue
             first = ledger.records.setdefault(record["id"], record)
-            if first is record:
+            if first is record or (ledger.origin[record["id"]] == "ours" and _is_copy(first, record, output)):
                 ledger.origin[record["id"]] = origin
             elif first.get("result") != record.get("result"):
                 others.append(record["id"])

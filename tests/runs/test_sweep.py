@@ -298,6 +298,12 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     elsewhere = read_ledger(tmp_path / "nothing")
     assert elsewhere.origin == {run_id(runs[0]): "my_study"}
     assert read_ledger(output_of(words)).origin[run_id(runs[0])] == "ours"
+    copy = tmp_path / "copy" / "records" / published[0].name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(published[0].read_bytes())
+    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "my_study"}
+    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)  # as a run leaves it whose record names no path
+    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "ours"}
     from runs.errors import UserError
 
     with pytest.raises(UserError, match="a name of a-z"):
