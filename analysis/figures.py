@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis.cells import Cell, Key, cells, ids, published, settings_of
 from analysis.command import Parser
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
-from runs.record import FINISHED, Ledger, Record, read_ledger, write_atomically
+from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -288,8 +288,8 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
 def figure3(ledger: Ledger) -> list[Figure]:
     """How far d has moved, by layer and site: a figure for each model and task with measures of the row vera."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for measure in ledger.measures.values():
-        if measure["kind"] == "magnitude" and measure["of"][0]["cell"]["row"] == "vera":
+    for measure in _measures(ledger, "magnitude"):
+        if measure["of"][0]["cell"]["row"] == "vera":
             cell = measure["of"][0]["cell"]
             groups[cell["model"], cell["task"]].append(measure)
     finding = f"The paper's finding: {paper()['figure3']['finding']}."
@@ -324,6 +324,14 @@ def figure3(ledger: Ledger) -> list[Figure]:
         draw = partial(_draw_layers, dict(lines), title, len(measures))
         figures.append(Figure(f"figure3{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
+
+
+def _measures(ledger: Ledger, kind: str) -> Iterator[Record]:
+    """Those of a kind, but for trials: they are in no table, and in no figure."""
+    for measure in ledger.measures.values():
+        known = [ledger.records[run["id"]] for run in measure["of"] if run["id"] in ledger.records]
+        if measure["kind"] == kind and not any(is_trial(record["config"]) for record in known):
+            yield measure
 
 
 def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], list[str]]:
@@ -487,9 +495,8 @@ PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_r
 def figure5(ledger: Ledger) -> list[Figure]:
     """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix D)."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for measure in ledger.measures.values():
-        if measure["kind"] == "similarity":
-            groups[measure["of"][0]["cell"]["model"], measure["of"][0]["cell"]["task"]].append(measure)
+    for measure in _measures(ledger, "similarity"):
+        groups[measure["of"][0]["cell"]["model"], measure["of"][0]["cell"]["task"]].append(measure)
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [

@@ -4,6 +4,7 @@ That is exact only where nothing before the head is random or differs in trainin
 Both are tried on the first batch, bit for bit, and where they do not hold every step computes everything.
 """
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Features:
-    """The inputs of a head, (rows, width) for each split, on the device."""
+    """The inputs of a head, (rows, width) for each split, on the device; and the seconds that each split took."""
 
-    def __init__(self, head: nn.Module, inputs: dict[str, Tensor]) -> None:
-        self.head, self.inputs = head, inputs
+    def __init__(self, head: nn.Module, inputs: dict[str, Tensor], seconds: dict[str, float]) -> None:
+        self.head, self.inputs, self.seconds = head, inputs, seconds
 
     def batch(self, training: "Training", split: str, rows: Sequence[int]) -> dict[str, Any]:
         """What the task's loss takes instead of pixels."""
@@ -41,16 +42,17 @@ def compute(training: "Training") -> Features | None:
         if not _exact(training, head, seen):
             print("something before the head is random, or comes after it: features are computed in each step", flush=True)
             return None
-        size, inputs = training.config["eval_batch"], {}
+        size, inputs, seconds = training.config["eval_batch"], {}, {}
         for split in ("train", "dev"):
-            count, seen[:] = len(training.task.lengths(split)), []
+            count, seen[:], started = len(training.task.lengths(split)), [], time.monotonic()
             for start in range(0, count, size):
                 _run(training, split, range(start, min(start + size, count)))
             inputs[split] = torch.cat(seen)
+            seconds[split] = time.monotonic() - started
     finally:
         hook.remove()
     print(f"the head's inputs are computed once: {sum(map(len, inputs.values()))} x {head.in_features}", flush=True)
-    return Features(head, inputs)
+    return Features(head, inputs, seconds)
 
 
 def _run(training: "Training", split: str, rows: Sequence[int]) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 from runs.errors import UserError, describe, entry_point, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
-from runs.record import MEASURE_SCHEMA, Record, measure_path, read_ledger, record_text, run_folder, write_atomically
+from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, read_ledger, record_text, run_folder, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,9 @@ def main(arguments: list[str]) -> int:
 
 def _all(kind: str, output: str) -> Iterator[list[Record]]:
     """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and rank; without
-    those that were told to keep no adapter, as trials are."""
-    done = [r for r in read_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
+    those that were told to keep no adapter, and without trials."""
+    kept = [r for r in read_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
+    done = [r for r in kept if not is_trial(r["config"])]
     vera, lora = ([r for r in done if r["config"]["method"]["kind"] == method] for method in ("vera", "lora"))
     if kind == "magnitude":
         yield from ([run] for run in vera)
@@ -158,7 +159,9 @@ class Adapter:
             raise UserError(f"run {record['id']} is {record['label']['row']}: a run of the kind {kind} is wanted here")
         path = run_folder(output, record["id"]) / "adapter.safetensors"
         if not path.is_file():
-            raise UserError(f"{path} is not there: run {record['id']} kept no adapter (keep=best keeps it)")
+            kept = record["config"]["keep"] != "none"
+            why = "kept one, where it was done" if kept else "kept no adapter (keep=best keeps it)"
+            raise UserError(f"{path} is not there: run {record['id']} {why}")
         self.record, self.path = record, path
         self.header, tensors = read_file(path, FORMAT)
         self.method: Any = method_of(path, self.header)

@@ -392,7 +392,10 @@ class Training:
         adapter = self.folder / "adapter.safetensors"
         trainable_bytes = sum(p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values())
         frozen = sum(tensor.numel() for tensor in vera.frozen_extra(self.raw_model).values())
-        seconds, device = state["seconds"], self.accelerator.device
+        seconds, device = dict(state["seconds"]), self.accelerator.device
+        if self.features:  # computed by each start of the run, and counted once
+            seconds["train"] += self.features.seconds["train"]
+            seconds["evaluate"] += self.features.seconds["dev"]
         train_rows, dev_rows = len(self.lengths), len(self.task.lengths("dev"))
         cuda = device.type == "cuda"
         pace = {"tok": "tokens", "img": "images"}[self.task.unit]

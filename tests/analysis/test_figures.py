@@ -123,6 +123,15 @@ def test_figure_3_is_the_median_over_runs_by_layer_and_site():
     assert figures.svg(figure).count("<svg") == 1
 
 
+def test_a_trials_measure_is_in_no_figure():
+    values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
+    stopped = record() | {"id": "a"}
+    stopped["config"] = stopped["config"] | {"train": stopped["config"]["train"] | {"max_steps": 3}}
+    (figure,) = figures.figure3(measured(measure("magnitude", values, ("a",), seed=0), records=[stopped]))
+    assert figure.rows == []
+    assert "Nothing measured" in figure.notes[0]
+
+
 def test_odd_measures_are_told_and_never_averaged_in():
     values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
     odd = [measure("magnitude", values | {"d": [float("nan")]}, ("a",), seed=0), measure("magnitude", values, ("b",), seed=1)]

@@ -141,8 +141,10 @@ def test_the_backbone_sees_each_image_once(image_words, monkeypatch):
     training = begin([*words, "method=head"])
     calls = []
     training.raw_model.vit.register_forward_hook(lambda *_: calls.append(1))
-    training.go()
+    training.features.seconds = {"train": 100.0, "dev": 200.0}
+    cost = training.go()["cost"]
     assert not calls
+    assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)  # computing the features is a part of it
 
 
 @pytest.mark.parametrize("change", ["dropout", "augment"])

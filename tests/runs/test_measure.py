@@ -198,8 +198,12 @@ def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, 
     with pytest.raises(UserError, match="no finished VeRA run that kept its adapter"):
         measure.main(["magnitude", f"output={tmp_path}"])
     write_record(tmp_path, vera)
+    with pytest.raises(UserError, match="kept one, where it was done"):  # a copied record
+        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
     with pytest.raises(UserError, match="kept no adapter"):
         measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+    write_record(tmp_path, vera)
     assert record_path(tmp_path, vera["id"]).is_file()
     folder = run_folder(tmp_path, vera["id"])
     folder.mkdir(parents=True)
