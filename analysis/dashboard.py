@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.command import Parser
+from analysis.command import Parser, entry_point
 from analysis.tables import SCORES, TABLES, Table
 from runs.record import Ledger, read_ledger, write_atomically
 from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
@@ -148,4 +148,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

@@ -25,9 +25,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.cells import Cell, Key, cells, ids, published, settings_of
-from analysis.command import Parser
+from analysis.command import Parser, entry_point, open_ledger
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
-from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_atomically
+from runs.record import FINISHED, Ledger, Record, is_trial, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -739,9 +739,7 @@ def main(arguments: list[str]) -> int:
     if options.name not in (*FIGURES, "all"):
         print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}, all", file=sys.stderr)
         return 2
-    ledger = read_ledger(options.output)
-    for problem in ledger.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+    ledger = open_ledger(options.output)
     drawn = 0
     for name in FIGURES if options.name == "all" else [options.name]:
         for figure in make(name, ledger):
@@ -763,4 +761,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

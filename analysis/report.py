@@ -10,7 +10,6 @@ import base64
 import html
 import json
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +19,11 @@ from typing import Any
 
 from analysis import figures, tables, verdicts
 from analysis.cells import Cell, Key, one_each, protocol, settings_of
-from analysis.command import Parser
+from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import PERPLEXITY, VERDICT_SEEDS
 from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
-from runs.record import FINISHED, Ledger, Record, is_trial, read_ledger, write_atomically
+from runs.record import FINISHED, Ledger, Record, is_trial, write_atomically
 from runs.text import megabytes, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
@@ -537,16 +536,12 @@ def page(ledger: Ledger) -> str:
 def main(arguments: list[str]) -> int:
     parser = Parser("report", __doc__, "the folder that holds records/; the page goes there")
     options = parser.read(arguments)
-    ledger = read_ledger(options.output)
+    ledger = open_ledger(options.output)
     path = Path(options.output) / "report.html"
     write_atomically(path, page(ledger))
-    for problem in ledger.problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    if not ledger.records:
-        print(f"note: no records in {options.output}/records yet: the page shows the paper's numbers", file=sys.stderr)
     print(f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

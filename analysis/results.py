@@ -21,6 +21,7 @@ from typing import Any
 
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, over_shared_seeds
+from analysis.command import entry_point
 from analysis.stats import Comparison, compare, series
 from analysis.tables import GLUE, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, shown
 from analysis.verdicts import all_cells
@@ -534,4 +535,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

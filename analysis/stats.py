@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from analysis.cells import Cell, Key
-from analysis.command import Parser
-from runs.record import Record, read_ledger
+from analysis.command import Parser, entry_point, open_ledger
+from runs.record import Record
 
 RESAMPLES = 9999
 #: For probabilities of improvement: they take a resample of both sides in each task.
@@ -311,9 +311,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--row", help="the row that the others are compared with (vera)")
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     options = parser.read(arguments)
-    ledger = read_ledger(options.output)
-    for problem in ledger.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+    ledger = open_ledger(options.output)
     try:
         part = verdicts.part(ledger, options.what, options.row or "vera")
     except ValueError as error:
@@ -333,4 +331,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
-from analysis.command import Parser
+from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
-from runs.record import Ledger, Record, read_ledger, write_atomically
+from runs.record import Ledger, Record, write_atomically
 from runs.text import megabytes, plural
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
@@ -1070,11 +1070,7 @@ def main(arguments: list[str]) -> int:
     if options.seeds is not None and options.seeds < 1:
         print(f"error: --seeds {options.seeds}: should be at least 1", file=sys.stderr)
         return 2
-    ledger = read_ledger(options.output)
-    if not ledger.records and options.name not in WITHOUT_RECORDS:
-        print(f"note: no records in {options.output}/records yet", file=sys.stderr)
-    for problem in ledger.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+    ledger = Ledger() if options.name in WITHOUT_RECORDS else open_ledger(options.output)
     tables = make(options.name, ledger, options.select, options.seeds)
     if not tables:
         print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
@@ -1090,4 +1086,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

@@ -4,11 +4,13 @@ The rule stands in analysis/stats.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13
 and the cost on the authors' device.
 """
 
+import difflib
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from analysis import tables
@@ -29,6 +31,7 @@ from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, ROWS, SCORES, Number, T
 from runs.record import Ledger, Record
 from runs.text import megabytes
 
+PRESETS = Path(__file__).parent.parent / "conf" / "paper"
 #: Words of a verdict, in the order in which they are told.
 WORDS = ("reproduced", "not reproduced", "incomplete", "other model", "not in the paper", "not run", "quoted")
 #: Rows that the paper itself took from earlier work and prints no hyperparameters for.
@@ -176,6 +179,10 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
     if not what:
         return ledger
     preset = what.removeprefix("paper=")
+    known = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
+    if preset != what and preset not in known:
+        near = [f" Did you mean {close}?" for close in difflib.get_close_matches(preset, known, 1)]
+        raise ValueError(f"no preset {preset!r}.{''.join(near)} They are the files of conf/paper")
     if preset != what:
         tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
         cell = [(r, r["cell"]) for r in ledger]
@@ -186,7 +193,8 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
         shown = {(table.model, task) for table in tables.TABLES[what](ledger, "paper", None) for task in table.tasks}
         keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
     else:
-        raise ValueError(f"no table {what!r}. Known: {', '.join(tables.TABLES)}, and paper=PRESET")
+        preset = f" A preset's: paper={what}." if what in known else ""
+        raise ValueError(f"no table {what!r}.{preset} Known: {', '.join(tables.TABLES)}, and paper=PRESET")
     return Ledger({r["id"]: r for r in keep}, {r["id"]: ledger.origin[r["id"]] for r in keep}, ledger.problems, ledger.measures)
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from runs.text import describe
 from tasks import DataError
 
 
@@ -36,13 +37,3 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
 def is_users(error: BaseException) -> bool:
     """Whether an error is a user's mistake. AdapterError is known by its name: to import it would be to import torch."""
     return isinstance(error, UserError | DataError) or type(error).__name__ == "AdapterError"
-
-
-def describe(error: BaseException) -> str:
-    """One line for an error; a full disk says what to do."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        kept = ". Finished runs are kept; make room and run the same command again" if error.errno in (28, 122) else ""
-        return f"{where}{error.strerror}{kept}"
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

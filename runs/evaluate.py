@@ -13,9 +13,9 @@ import numpy as np
 
 import tasks
 from runs.config import Run
-from runs.errors import UserError, describe, entry_point
+from runs.errors import UserError, entry_point
 from runs.record import Record, read_ledger, record_path, run_folder, write_record
-from runs.text import LESS_IS_BETTER
+from runs.text import LESS_IS_BETTER, describe
 from tasks.base import Decoding
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from runs import begun
 from runs.claims import Claim, Heart, LostClaimError, Watcher, holder_words
 from runs.config import Run
 from runs.display import Display, Event, result_words
-from runs.errors import UserError, describe, entry_point, is_users
+from runs.errors import UserError, entry_point, is_users
 from runs.identity import hash_of
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_atomically
-from runs.text import duration
+from runs.text import describe, duration
 from runs.tracking import Tracker
 
 #: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).

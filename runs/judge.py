@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from runs.answer import answers_path, chosen, given
-from runs.errors import UserError, describe, entry_point
+from runs.errors import UserError, entry_point
 from runs.record import Record, write_record
+from runs.text import describe
 from tasks.mt_bench import (
     Judge,
     JudgeError,

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runs.errors import UserError, describe, entry_point, is_users
+from runs.errors import UserError, entry_point, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
 from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, read_ledger, record_text, run_folder, write_atomically
+from runs.text import describe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""Numbers in words, for people."""
+"""Numbers and errors in words, for people."""
 
 #: Metrics that are no fractions, and of which less is better.
 LESS_IS_BETTER = ("perplexity",)
@@ -30,3 +30,13 @@ def megabytes(size: float) -> str:
 def plural(count: int, word: str) -> str:
     """A count and its word: 1 run, 2 runs."""
     return f"{count} {word}{'s' * (count != 1)}"
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error; a full disk says what to do."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        kept = ". Finished runs are kept; make room and run the same command again" if error.errno in (28, 122) else ""
+        return f"{where}{error.strerror}{kept}"
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

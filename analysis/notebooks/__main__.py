@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import notebooks
-from analysis.command import Parser
+from analysis.command import Parser, entry_point
 from runs.record import write_atomically
 
 FOLDER = Path(__file__).parent
@@ -54,4 +54,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point(main)

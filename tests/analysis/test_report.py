@@ -175,7 +175,7 @@ def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
 def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
     assert report.main(["--output", str(tmp_path)]) == 0
     said = capsys.readouterr()
-    assert "no records in" in said.err
+    assert "no records of your own in" in said.err
     page = Page((tmp_path / "report.html").read_text())
     assert page.data["cells"] == []
     assert "Until runs have finished there are only the paper's numbers" in page.text

@@ -226,7 +226,7 @@ def test_the_numbers_of_a_table_name_their_records():
 
 
 def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(stats, "read_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))))
+    monkeypatch.setattr(stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))))
     for words in ([], ["table2"], ["paper=table2_base"]):
         assert stats.main(words) == 0
         text = capsys.readouterr().out
@@ -238,6 +238,10 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     assert "no records of table3" in capsys.readouterr().err
     assert stats.main(["table99"]) == 2
     assert "no table 'table99'. Known: table1, table2" in capsys.readouterr().err
+    assert stats.main(["paper=table2_bas"]) == 2
+    assert "no preset 'table2_bas'. Did you mean table2_base?" in capsys.readouterr().err
+    assert stats.main(["table2_base"]) == 2
+    assert "no table 'table2_base'. A preset's: paper=table2_base. Known: " in capsys.readouterr().err
     assert stats.main(["--row", "verra"]) == 2
     assert "no records of row 'verra'. There are: lora, vera" in capsys.readouterr().err
     assert stats.main(["table8"]) == 2

@@ -223,7 +223,7 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     )
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
-    assert "note: no records in" in capsys.readouterr().err
+    assert "note: no records of your own in" in capsys.readouterr().err
     assert tables.main(["table2", "--seeds", "0"]) == 2
 
 
