@@ -146,10 +146,11 @@ def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
     names = set(runs)
     known = [name for name in names if name in ledger.origin]
     studies = Counter(ledger.origin[name] for name in known if ledger.origin[name] != "ours")
-    return [
-        f"{count} of the {len(known)} runs were not done here: records that the project has published (runs/records/{study})."
-        for study, count in sorted(studies.items())
-    ]
+    if not studies:
+        return []
+    told = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+    count = f"{studies.total()} of the {len(known)} runs"
+    return [f"{count} were not done here, but are records that the project has published in runs/records: {told}."]
 
 
 def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:

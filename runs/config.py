@@ -548,6 +548,8 @@ def _parse(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
+        if argument.startswith("-"):
+            raise UserError(f"no option {argument}; settings are words, such as output=FOLDER") from None
         raise UserError(f"{argument!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")

@@ -1,6 +1,6 @@
 """Publishes records: copies finished ones from outputs/records to runs/records/STUDY, to be committed.
 
-python -m runs.publish STUDY                        every finished record of this machine
+python -m runs.publish STUDY                        every finished record of this machine, but for copies of published ones
 python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
 
 Measures (runs/measure.py) go with the runs that they measure.
@@ -43,13 +43,15 @@ def main(arguments: list[str]) -> int:
     if not re.fullmatch(r"[a-z0-9_]+", study):
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
-    ledger = read_ledger(output, published=False)
-    wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else set(ledger.records)
+    ledger, origin = read_ledger(output, published=False), read_ledger(output).origin
+    own = {name for name in ledger.records if origin[name] == "ours"}
+    wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]
     if not records:
-        raise UserError(f"no finished record to publish in {output}/records")
+        copies = ": what is there was copied from published studies" if ledger.records and not own else ""
+        raise UserError(f"no finished record to publish in {output}/records{copies}")
     for record in records:
         text = json.dumps(without_paths(record), separators=(",", ":"), allow_nan=False)
         write_atomically(PUBLISHED / study / f"{record['id']}.json", text + "\n")

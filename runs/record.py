@@ -242,9 +242,12 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
 
 
-def _is_copy(record: Record, published: Record, output: str | Path) -> bool:
-    """Whether a record in `output` was copied there: publishing takes paths out, and a run of this machine leaves a folder."""
-    return record == published and not run_folder(output, record["id"]).exists()
+def _is_better(known: str, origin: str, first: Record, again: Record, output: str | Path) -> bool:
+    """Whether a second record of a run says better where it comes from: the first was copied from it (publishing takes paths
+    out, and a run of this machine leaves a folder), or the study is that of its preset."""
+    if known == "ours":
+        return first == again and not run_folder(output, first["id"]).exists()
+    return origin == again["cell"]["paper"]
 
 
 def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output: str | Path) -> None:
@@ -260,10 +263,10 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output
                 ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
                 continue
             first = ledger.records.setdefault(record["id"], record)
-            if first is record or (ledger.origin[record["id"]] == "ours" and _is_copy(first, record, output)):
-                ledger.origin[record["id"]] = origin
-            elif first.get("result") != record.get("result"):
+            if first is not record and first.get("result") != record.get("result"):
                 others.append(record["id"])
+            elif first is record or _is_better(ledger.origin[record["id"]], origin, first, record, output):
+                ledger.origin[record["id"]] = origin
         for path in _json_files(measures):
             try:
                 measure = read_measure(path)

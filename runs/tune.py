@@ -270,6 +270,8 @@ def report(cell: Cell, study: optuna.Study, metric: str) -> str:
     which = f"{reported_epoch(cell.first.config)} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric} on {judged}", "", *table([metric, "spread", *cell.axes, "runs"], rows), ""]
+    equal = sum(trial.value == best.value for _, trial in trials)
+    lines += [f"{equal} settings have the best value: which of them comes first says nothing"] if equal > 1 else []
     lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
     lines += [f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}", *recipe(cell, point, judged)]
     return "\n".join([*lines, f"trials: {cell.folder / 'trials.csv'}"])

@@ -193,8 +193,11 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
             raise DataError(f"{where}: no rows")
         for line, row in rows:
             for column in filter(None, names.values()):
-                if row.get(column) is None:
-                    raise DataError(f"{where} line {line}: no column {column!r}. It has: {', '.join(map(str, row))}")
+                if column not in row:  # of all rows, but where each names its own
+                    place = f" line {line}" if str(where).endswith((".jsonl", ".json")) else ""
+                    raise DataError(f"{where}{place}: no column {column!r}. It has: {', '.join(map(str, row))}")
+                if row[column] is None:
+                    raise DataError(f"{where} line {line}: nothing in column {column!r}")
     labels = [row[names["label"]] for _, row in train[1]]
     regression = settings.get("regression")
     if regression is None:

@@ -144,7 +144,7 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     both = ledger(*mine, *theirs)
     for one in theirs:
         both.origin[one["id"]] = "a_study"
-    said = "5 of the 10 runs were not done here: records that the project has published (runs/records/a_study)."
+    said = "5 of the 10 runs were not done here, but are records that the project has published in runs/records: 5 of a_study."
     assert said in tables.make("table2", both)[2].notes
     assert said in figures.make("parameters", both)[0].notes
     assert not any("not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes)

@@ -302,10 +302,12 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     copy.parent.mkdir(parents=True)
     copy.write_bytes(published[0].read_bytes())
     assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "my_study"}
-    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)  # as a run leaves it whose record names no path
-    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "ours"}
     from runs.errors import UserError
 
+    with pytest.raises(UserError, match=r"no finished record to publish in .*: what is there was copied"):
+        publish.main(["again", f"output={tmp_path / 'copy'}"])
+    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)  # as a run leaves it whose record names no path
+    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "ours"}
     with pytest.raises(UserError, match="a name of a-z"):
         publish.main(["../up", f"output={output_of(words)}"])
     with pytest.raises(UserError, match="no finished record"):

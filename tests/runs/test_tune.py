@@ -70,6 +70,7 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_wor
         assert float(trial["accuracy"]) == pytest.approx(sum(best) / 2)
     # Rates of nothing leave the model as it is: a tie, and the first in the grid comes first.
     assert [trial["train.lr"] for trial in trials] == ["1e-09", "1e-08"]
+    assert "2 settings have the best value: which of them comes first says nothing" in text
     # The words of the best one are a run on the real dev set.
     line = next(line for line in text.splitlines() if line.startswith("best: python -m runs "))
     (best_run,) = expand(shlex.split(line)[4:])
@@ -201,6 +202,7 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
     assert float(trials[0]["perplexity"]) < float(trials[1]["perplexity"])
     assert "train.lr=0.01 is the largest tried" in text
+    assert "settings have the best value" not in text
     best = next(line for line in text.splitlines() if line.startswith("best: "))
     assert "task.decode" not in best
     assert all(record["texts"] is None for record in read_ledger(output_of(command), published=False))

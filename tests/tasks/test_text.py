@@ -115,7 +115,9 @@ def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path)
     ("name", "text", "changes", "words"),
     [
         ("a.csv", "text,label\nx,1\ny\n", {}, "a.csv line 3: not 2 columns"),
-        ("a.csv", "words,label\nx,1\n", {}, "line 2: no column 'text'. It has: words, label"),
+        ("a.csv", "words,label\nx,1\n", {}, "a.csv: no column 'text'. It has: words, label"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"words": "x"}', {}, "a.jsonl line 2: no column 'text'. It has: words"),
+        ("a.jsonl", '{"text": "x", "label": null}', {}, "a.jsonl line 1: nothing in column 'label'"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": ', {}, "a.jsonl line 2: not JSON"),
         ("a.jsonl", "[1]", {}, "line 1: not a JSON object"),
         ("a.csv", "text,label\n", {}, "no rows"),
