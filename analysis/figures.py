@@ -526,7 +526,7 @@ def figure5(ledger: Ledger) -> list[Figure]:
             if middle and (site == "query" or "query" not in sites):
                 lines[pair].append((layer, middle[0], middle[1], middle[2]))
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
-        notes += [f"{PAIRS[pair]}: mean over layers {mean:.1e}." for pair, mean in means.items()]
+        notes += [f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
         if not measures:
             notes.append("Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity.")
         if (model, task) == (LARGE, RTE):

@@ -244,7 +244,7 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
         if found:
             together, random = (statistics.median(pair[i] for pair in found) for i in (0, 1))
             told = f"LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
-            words = f"mean cosine over layers, query, median of the pairs: {told}"
+            words = f"mean cosine over layers of query matrices, median of the pairs: {told}"
             claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
             place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
             yield Claim(claim, place, words, tuple(together > abs(random) for together, random in found))
@@ -336,7 +336,7 @@ and greatest difference are shown: undecided where the pairs do not all say the 
 statistical significance: each study's table of comparisons has the p. The last column is the same finding with each run's
 epoch selected on one half of dev and the other half reported: with another word there, a finding hangs on how epochs are
 selected, or on which rows are seen. Two margins are this project's own: near is no more than {MARGIN:g} point below, and errors
-of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}. The word is of the numbers beside it and of nothing else; why, as
+of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}; that finding is for every count, so one that differs refutes it. The word is of the numbers beside it and of nothing else; why, as
 far as it is known, is said under each study."""
 
 

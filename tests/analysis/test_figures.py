@@ -155,7 +155,7 @@ def test_figure_5_is_over_query_matrices_and_quotes_two_means():
     (figure,) = figures.figure5(measured(measure("similarity", values, ("a", "b")), records=of))
     (first,) = lines(figure, pair="LoRA and VeRA", site="query", layer="0", source="ours")
     assert (first["median"], first["n"], first["runs"]) == ("2.000e-01", "1", "a b")
-    assert "LoRA and VeRA: mean over layers 3.0e-01." in figure.notes
+    assert "LoRA and VeRA: mean over layers of what is drawn 3.0e-01." in figure.notes
     assert "VeRA and random, layer 0, value: 1 of 1 have no cosine (a change that is zero)." in figure.notes
     quoted = lines(figure, source="paper (quoted)")
     assert [(q["pair"], q["median"]) for q in quoted] == [("LoRA and VeRA", "2.0e-03"), ("LoRA and random", "-8.0e-05")]
