@@ -388,9 +388,11 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     finished = sum(record["status"] in FINISHED for record in ledger)
     published = sum(origin != "ours" for origin in ledger.origin.values())
     whose = f", {published:,} of them published by the project and not run here" if published else ""
-    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished) in {len(parts):,} cells{whose}. "]
+    trials = sum(is_trial(record["config"]) for record in ledger)
+    tried = f", {trials:,} trials" if trials else ""
+    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished{tried}) in {len(parts):,} cells{whose}. "]
     lines.append(
-        "The paper's numbers, cell by cell:</p>"
+        "The paper's numbers by verdict, and the cells of models that it does not use:</p>"
         if ledger.records
         else "Until runs have finished there are only the paper's numbers:</p>"
     )
