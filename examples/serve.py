@@ -112,7 +112,10 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
     adapters = vera.Adapters(model)
-    for folder in options.folders:
+    kept = [folder for folder in options.folders if (folder / "adapter.safetensors").is_file()]
+    if len(kept) < len(options.folders):  # runs of the head alone, of all weights, and trials
+        print(f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors", file=sys.stderr)
+    for folder in kept:
         head = folder / "head.safetensors"
         try:
             adapters.add(folder.name, folder / "adapter.safetensors", head if head.is_file() else None)
