@@ -336,8 +336,8 @@ and greatest difference are shown: undecided where the pairs do not all say the 
 statistical significance: each study's table of comparisons has the p. The last column is the same finding with each run's
 epoch selected on one half of dev and the other half reported: with another word there, a finding hangs on how epochs are
 selected, or on which rows are seen. Two margins are this project's own: near is no more than {MARGIN:g} point below, and errors
-of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}; that finding is for every count, so one that differs refutes it. The word is of the numbers beside it and of nothing else; why, as
-far as it is known, is said under each study."""
+of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}. That finding is of every count, so one that differs refutes it.
+The word is of the numbers beside it and of nothing else; why, as far as it is known, is said under each study."""
 
 
 def _agreement(found: list[Claim]) -> str:

@@ -193,8 +193,8 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
         shown = {(table.model, task) for table in tables.TABLES[what](ledger, "paper", None) for task in table.tasks}
         keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
     else:
-        preset = f" A preset's: paper={what}." if what in known else ""
-        raise ValueError(f"no table {what!r}.{preset} Known: {', '.join(tables.TABLES)}, and paper=PRESET")
+        hint = f" A preset's: paper={what}." if what in known else ""
+        raise ValueError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and paper=PRESET")
     return Ledger({r["id"]: r for r in keep}, {r["id"]: ledger.origin[r["id"]] for r in keep}, ledger.problems, ledger.measures)
 
 

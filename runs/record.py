@@ -217,9 +217,9 @@ class Ledger:
 def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This machine's own come first.
 
-    A second record of a run with the same result is the same run, published. A copy of a published record counts as published.
-    Where it has another result (another machine, other versions), the first one counts,
-    and how many there are of each study is a problem.
+    A second record of a run with the same result is the same run, published. Where it has another result (another machine,
+    other versions), the first one counts, and how many there are of each study is a problem. A copy of a published record is
+    of that study, not of this machine.
     """
     ledger = Ledger()
     folders = [("ours", records_folder(output), Path(output) / "measures")]
