@@ -227,6 +227,13 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert tables.main(["table2", "--seeds", "0"]) == 2
 
 
+def test_a_rank_that_the_rows_name_says_is_no_deviation():
+    made = [record("lora_r64", deviations=["rank 64 instead of the recipe's 8"]), record(deviations=["rank 64 instead of 8"])]
+    notes = "\n".join(tables.table2(ledger(*made), "paper")[0].notes)
+    assert "deviation: rank 64 instead of 8 (vera on rte)" in notes
+    assert "lora_r64" not in notes
+
+
 # --- table 3
 
 SCORES = {"bleu": 68.0, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
