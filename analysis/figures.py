@@ -276,8 +276,8 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     counts = sorted({cell.seeds for cell in mine.values()}) or [0]
     of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
     # The range of n seeds holds the median of such runs with probability 1 - 2^(1 - n).
-    which = f"of {most} seeds " if counts[0] < most else ""
-    lines = f"lowest to highest seed ({which}a {100 * (1 - 2 ** (1 - most)):.0f}% interval)"
+    which = f"of {most} " if counts[0] < most else ""
+    lines = f"lowest to highest ({which}a {100 * (1 - 2 ** (1 - most)):.0f}% interval)"
     axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; lines: {lines}" if most > 1 else title)
     axes.legend(loc="best")
 
