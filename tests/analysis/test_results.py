@@ -58,6 +58,15 @@ def test_one_seed_decides_nothing():
     assert one.agrees is None
 
 
+def test_rows_that_are_not_above_the_head_alone_are_not_compared():
+    made = [*small("vera", "rte", (0.5, 0.5)), *small("lora", "rte", (0.54, 0.52)), *small("head", "rte", (0.55, 0.52))]
+    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert one.here.endswith("; neither is above the head alone, 53.5")
+    assert (one.agrees, one.holds) == (None, ())
+    made[2]["result"]["protocols"]["paper"]["best"] = 0.7
+    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").agrees is False
+
+
 def test_images_are_compared_by_their_last_epoch():
     made = [
         record(row, "digits", s, 0.9, last, model="dinov2_small")
