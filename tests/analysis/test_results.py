@@ -58,12 +58,15 @@ def test_one_seed_decides_nothing():
     assert one.agrees is None
 
 
-def test_rows_that_are_not_above_the_head_alone_are_not_compared():
-    made = [*small("vera", "rte", (0.5, 0.5)), *small("lora", "rte", (0.54, 0.52)), *small("head", "rte", (0.55, 0.52))]
+def test_rows_that_may_be_chance_are_not_compared():
+    made = [*small("vera", "rte", (0.5, 0.5)), *small("lora", "rte", (0.58, 0.58))]
+    for one in made:
+        one["data"]["dev_rows"] = 277  # as RTE has: a standard error of 3 points
     one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert one.here.endswith("; neither is above the head alone, 53.5")
+    assert one.here.endswith("; both may be chance: the larger class is 52.7")
     assert (one.agrees, one.holds) == (None, ())
-    made[2]["result"]["protocols"]["paper"]["best"] = 0.7
+    for lora in made[2:]:
+        lora["result"]["protocols"]["paper"]["best"] = 0.6
     assert said(results.claims(ledger(*made)), "VeRA is near LoRA").agrees is False
 
 
