@@ -347,15 +347,16 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and 7, as the paper has
-them. Rows are compared over the seeds that all of them have, by pairs of runs of one seed, whose median, least and
-greatest difference are shown: undecided where the pairs do not all say the same, or there is one, or neither of two
-rows is two standard errors above the larger class. So few pairs are no statistical significance: each study's table
-of comparisons has the p. The last column is the same finding with each run's epoch selected on one half of dev and
-the other half reported: with another word there, a finding hangs on how epochs are selected, or on which rows are
-seen. Two margins are this project's own: near is no more than {MARGIN:g} point below, and errors of figure 6 are
-equal within a tenth of LoRA's, or {FITTED:g}. That finding is of every count, so one that differs refutes it. The
-word is of the numbers beside it and of nothing else; why, as far as it is known, is said under each study."""
+CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and 7, as the paper
+has them. Rows are compared over the seeds that all of them have, by pairs of runs of one seed, whose median,
+least and greatest difference are shown: undecided where the pairs do not all say the same, or there is one, or
+neither of two rows is two standard errors above the larger class. So few pairs are no statistical significance:
+each study's table of comparisons has the p. The last column is the same finding with each run's epoch selected
+on one half of dev and the other half reported: with another word there, a finding hangs on how epochs are
+selected, or on which rows are seen. Two margins are this project's own: near is no more than {MARGIN:g} point
+below, and errors of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}. That finding is of every count,
+so one that differs refutes it. The word is of the numbers beside it and of nothing else; why, as far as it is
+known, is said under each study."""
 
 
 def _agreement(found: list[Claim]) -> str:
