@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis.cells import Cell, Key, cells, ids, published, settings_of
 from analysis.command import Parser, entry_point, open_ledger
+from analysis.stats import smallest_p
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
 from runs.record import FINISHED, Ledger, Record, is_trial, write_atomically
 
@@ -275,9 +276,9 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     axes.set_ylabel(metric)
     counts = sorted({cell.seeds for cell in mine.values()}) or [0]
     of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
-    # The range of n seeds holds the median of such runs with probability 1 - 2^(1 - n).
+    # The range of n seeds misses the median of such runs where all lie on one side: a sign test's smallest p.
     which = f"of {most} " if counts[0] < most else ""
-    lines = f"lowest to highest ({which}a {100 * (1 - 2 ** (1 - most)):.0f}% interval)"
+    lines = f"lowest to highest ({which}a {100 * (1 - smallest_p(most)):.0f}% interval)"
     axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; lines: {lines}" if most > 1 else title)
     axes.legend(loc="best")
 

@@ -170,7 +170,8 @@ def _by_chance(rows: Sequence[Cell]) -> float | None:
     share = LARGER_CLASS.get(record["cell"]["task"])
     if share is None:
         return None
-    most = share + 2 * math.sqrt(share * (100 - share) / record["data"]["dev_rows"])
+    judged = record["data"]["dev_rows"] / (2 if rows[0].select == "unbiased" else 1)
+    most = share + 2 * math.sqrt(share * (100 - share) / judged)
     return share if all(statistics.median(series(row).values.values()) <= most for row in rows) else None
 
 
