@@ -70,6 +70,32 @@ def is_trial(config: dict[str, Any]) -> bool:
     return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
 
 
+def lora_scaling(config: dict[str, Any]) -> str | None:
+    """How a LoRA run's alpha came about: "constant" (the recipe's alpha, as in Hu et al. 2021), "proportional" (the recipe's
+    alpha / rank, times this rank), or "given" (neither). None at the recipe's own rank and alpha, where the two are one, and
+    for other methods."""
+    method, recipe = config["method"], config.get("recipe") or {}
+    if method.get("kind") != "lora":
+        return None
+    rank, alpha = recipe.get("rank", 8), recipe.get("alpha", 8)  # conf/method/lora.yaml's, without a recipe
+    if (method["rank"], method["alpha"]) == (rank, alpha):
+        return None
+    if method["rank"] != rank and method["alpha"] == alpha:
+        return "constant"
+    return "proportional" if method["alpha"] * rank == method["rank"] * alpha else "given"
+
+
+def row_label(config: dict[str, Any]) -> str:
+    """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed the recipe's at another rank,
+    "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank."""
+    method, scaling = config["method"], lora_scaling(config)
+    if scaling is None:
+        return str(method["label"])
+    ratio = method["alpha"] / method["rank"]
+    alpha = f"{'' if ratio == 1 else f'{ratio:g}'}r" if scaling == "proportional" else f"{method['alpha']:g}"
+    return f"{method['label']}, alpha={alpha}"
+
+
 def cache_folder() -> Path:
     """What can be made anew and is worth keeping between calls, for this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
