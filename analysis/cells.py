@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runs.record import Ledger, Record, defining, is_trial
+from runs.record import Ledger, Record, defining, is_trial, lora_scaling, reported, row_label
 
 #: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
 NOT_DEFINING = (
@@ -76,7 +76,7 @@ class Cell:
 
     def values(self, which: str = "best") -> list[float]:
         """The metric of each seed, at the selected ("best") or the last epoch."""
-        results = [(r, r["result"].get("protocols", {}).get(self.select, {}).get(which)) for r in self.records]
+        results: list[tuple[Record, Any]] = [(r, reported(r, self.select).get(which)) for r in self.records]
         return [100 * v if _is_number(v) else 0.0 if r["status"] == "diverged" else math.nan for r, v in results]
 
     def median(self, which: str = "best") -> float:
@@ -119,7 +119,19 @@ class Cell:
 
     @property
     def label(self) -> str:
-        return str(self.records[0]["label"]["row"])
+        return label_of(self.records[0])
+
+
+def label_of(record: Record) -> str:
+    """A record's method as tables name it: with how alpha came about, which older records' labels leave out."""
+    return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
+
+
+def row_of(record: Record) -> str:
+    """The row of tables that a record belongs to: LoRA of another rank than its recipe's is one row with a constant alpha
+    and another with a proportional one, whichever way alpha was given."""
+    row = str(record["cell"]["row"])
+    return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
 
 
 Key = tuple[str, str, str]  # model, row, task
@@ -173,7 +185,7 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
     for record in records:
         if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
             cell = record["cell"]
-            groups[cell["model"], cell["row"], cell["task"]][settings_of(record)].append(record)
+            groups[cell["model"], row_of(record), cell["task"]][settings_of(record)].append(record)
     found = {}
     for key, variants in groups.items():
         chosen = max(

@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import os
+import re
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -28,7 +29,7 @@ from analysis.cells import Cell, Key, cells, ids, published, settings_of
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import smallest_p
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper
-from runs.record import FINISHED, Ledger, Record, is_trial, write_atomically
+from runs.record import FINISHED, Ledger, Record, is_trial, lora_scaling, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -201,6 +202,15 @@ def _empty(_: Any) -> None:
 # --- figure 2
 
 
+#: The lines of figure 2: a name, a row's kind, and the rows on it. LoRA's has two, by how alpha follows the rank; the rank of
+#: the recipe is on both.
+RANK_LINES = {
+    "VeRA": ("vera", r"vera_r(\d+)"),
+    "LoRA, constant alpha": ("lora", r"lora_r(\d+)"),
+    "LoRA, alpha proportional to r": ("lora", r"lora_r(\d+)_proportional"),
+}
+
+
 def figure2(ledger: Ledger) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and task, and for
     each model and task of GLUE on which ranks of both vary."""
@@ -221,49 +231,74 @@ def figure2(ledger: Ledger) -> list[Figure]:
         records = [record for cell in mine.values() for record in cell.records]
         rows, quoted = [], []
         for row, cell in mine.items():
-            kind, rank = row.split("_r")
+            kind, _, rank = row.partition("_r")
+            alpha = "-"
+            if kind == "lora":
+                method = cell.records[0]["config"]["method"]
+                how = lora_scaling(cell.records[0]["config"]) or "constant and proportional"
+                alpha = f"{method['alpha']:g}, {how}" if "alpha" in method else how
             numbers = _numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))
-            rows.append([NAMES[kind], str(int(rank)), "ours", *numbers])
+            rows.append([NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *numbers])
         notes = _seed_notes(mine)
+        if any(row.startswith("lora") for row in mine):
+            notes.append(
+                "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's alpha / rank times"
+                " the rank. Rates are the recipe's, tuned at its rank, where both are one."
+            )
         if (model, task) == (LARGE, RTE):
             for kind, usual, count in (("vera", 256, 61440), ("lora", 8, 786432)):
                 value = printed[kind][6][0]
                 quoted.append((kind, count, value))
-                rows.append([NAMES[kind], str(usual), "paper, table 2 (quoted)", str(count), f"{value:.1f}", "", "", "", ""])
+                rows.append(
+                    [NAMES[kind], str(usual), "-", "paper, table 2 (quoted)", str(count), f"{value:.1f}", "", "", "", ""]
+                )
             notes.append("The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8.")
             ranks = paper()["figure2"]
-            for kind in ("vera", "lora"):
-                missing = [r for r in ranks[f"{kind}_ranks"] if f"{kind}_r{r:04d}" not in mine]
+            for name, (kind, pattern) in RANK_LINES.items():
+                ran = {int(of[1]) for row in [*mine, *_shared_rank(mine)] if (of := re.fullmatch(pattern, row))}
+                missing = [r for r in ranks[f"{kind}_ranks"] if r not in ran]
                 if missing:
-                    notes.append(f"{NAMES[kind]}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
-            notes.append(f"The paper's finding: {ranks['finding']}.")
+                    notes.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
+            notes.append(f"The paper's finding: {ranks['finding']}. It does not say which alpha LoRA's ranks have.")
         else:
             notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
         title = f"Figure 2: {GLUE[task]} by trainable parameters, {_name(model, records)}"
-        header = ["method", "rank", "source", "parameters", "median", "low", "high", "seeds", "runs"]
+        header = ["method", "rank", "alpha", "source", "parameters", "median", "low", "high", "seeds", "runs"]
         metric = next((str(r["result"]["metric"]) for r in records), "accuracy")
         draw = partial(_draw_ranks, _drawn(mine), quoted, title, f"{GLUE[task]} dev {_metric(metric)}")
         figures.append(Figure(f"figure2{_suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
 
+def _shared_rank(mine: dict[str, Cell]) -> dict[str, Cell]:
+    """LoRA's cells at the recipe's own rank and alpha, as rows of the proportional line too."""
+    lora = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
+    return {f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None}
+
+
 def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
-    for kind in ("vera", "lora"):
-        line = [(cell.parameters, cell.median()) for row, cell in mine.items() if row.startswith(kind)]
-        if line:
-            axes.plot(*zip(*sorted(line), strict=True), color=colour(kind), linewidth=1, alpha=0.8)
-        for i, (row, cell) in enumerate((row, cell) for row, cell in mine.items() if row.startswith(kind)):
+    proportional = [row for row in mine if row.endswith("_proportional")]
+    for name, (kind, pattern) in RANK_LINES.items():
+        second = name.endswith("to r")
+        cells_ = {**mine, **_shared_rank(mine)} if second and proportional else mine
+        line = sorted((int(of[1]), row) for row in cells_ if (of := re.fullmatch(pattern, row)))
+        points = [(cells_[row].parameters, cells_[row].median()) for _, row in line]
+        if not points:
+            continue
+        dashes = "--" if second else "-"
+        axes.plot(*zip(*points, strict=True), color=colour(kind), linewidth=1, alpha=0.8, linestyle=dashes)
+        for i, (rank, row) in enumerate((rank, row) for rank, row in line if row in mine):
+            cell = mine[row]
             _point(axes, cell.parameters, cell, row)
             top, shift, across, along = max(cell.values()), (0, 4), "center", "baseline"
             if kind == "vera":  # the lowest ranks have nearly the same count: above to the left, below to the right, by turns
                 top, shift = cell.median(), ((-4, 3), (4, -3))[i % 2]
                 across, along = (("right", "bottom"), ("left", "top"))[i % 2]
             look: dict[str, Any] = {"ha": across, "va": along, "fontsize": 6, "color": colour(kind)}
-            rank = f"r={int(row.split('_r')[1])}"
-            axes.annotate(rank, (cell.parameters, top), shift, textcoords="offset points", **look)
-        if line:
-            axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=NAMES[kind])
+            if not second or f"lora_r{rank:04d}" not in mine:  # one name for the two lines' points of a rank
+                axes.annotate(f"r={rank}", (cell.parameters, top), shift, textcoords="offset points", **look)
+        axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=name, linestyle=dashes)
     for kind, count, value in quoted:
         label = f"{NAMES[kind]}, paper's table 2 (quoted)"
         axes.plot(count, value, "x", color=colour(kind), markersize=7, markeredgewidth=1.5, label=label, linestyle="none")

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis import figures, tables, verdicts
-from analysis.cells import Cell, Key, one_each, protocol, settings_of
+from analysis.beside import VERDICTS, summary
+from analysis.cells import Cell, Key, one_each, protocol, row_of, settings_of
 from analysis.command import Parser, entry_point, open_ledger
-from analysis.stats import PERPLEXITY, VERDICT_SEEDS
-from analysis.tables import TABLES, VERDICTS, WITHOUT_RECORDS
+from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, PERPLEXITY, VERDICT_SEEDS
+from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
-from runs.record import FINISHED, Ledger, Record, is_trial, write_atomically
+from runs.record import FINISHED, Ledger, Record, is_trial, reported, write_atomically
 from runs.text import megabytes, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
@@ -37,6 +38,7 @@ COSTS = {"train_seconds": "training, s", "evaluate_seconds": "evaluation, s", "d
 COSTS |= {"tokens_per_second": "tokens/s", "images_per_second": "images/s"}
 COSTS |= {"peak_memory_bytes": "memory", "adapter_bytes": "adapter"}
 MARKS = {"reproduced": ("good", "✓"), "not reproduced": ("bad", "✗"), "incomplete": ("part", "…")}
+MARKS |= {"consistent, wide": ("part", "≈"), "inside our interval": ("part", "≈"), "outside our interval": ("bad", "✗")}
 
 
 @dataclass
@@ -68,6 +70,7 @@ def sound(ledger: Ledger) -> Ledger:
                     record["parameters"]["adapter"],
                     record["parameters"]["head"],
                     record["label"]["row"],
+                    reported(record, "crossfit"),
                 )
                 _ = record["cost"].items(), iter(record["deviations"]), record["data"]["train_rows"], record["data"]["dev_rows"]
         except (KeyError, TypeError, AttributeError) as error:
@@ -93,7 +96,7 @@ def entries(ledger: Ledger) -> list[Entry]:
         cell = record["cell"]
         # A failed run's record has no model, data or recipe: it may have failed before they were known.
         settings = settings_of(record) if record["status"] in FINISHED else ""
-        groups[(cell["model"], cell["row"], cell["task"]), settings, is_trial(record["config"])].append(record)
+        groups[(cell["model"], row_of(record), cell["task"]), settings, is_trial(record["config"])].append(record)
     in_tables = verdicts.all_cells(ledger)
     chosen = {record["id"] for cell in in_tables.values() for record in cell.records}
     found = []
@@ -167,7 +170,7 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
         "pct": percent,
         "printed": printed,
         "facts": verdicts.facts(cell) if cell else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
-        "word": words[0] if len(words) == 1 else verdicts.summary([f.verdict.word for f in findings]),
+        "word": words[0] if len(words) == 1 else summary([f.verdict.word for f in findings]) or ", ".join(words),
         "words": words,
         "found": [_beside(f) for f in findings],
         "dev": list(dict.fromkeys(word for record in entry.records for word in record.get("deviations") or [])),
@@ -189,20 +192,19 @@ def _other_word(entry: Entry) -> str:
 def _beside(f: Finding) -> list[str]:
     said, n = f.verdict, f.decimals
     bounds = said.interval
-    between = f"{number(bounds[0], '', n)} to {number(bounds[1], '', n)}" if bounds else "-"
+    between = f"{number(bounds[0], '+', n)} to {number(bounds[1], '+', n)}" if bounds else "-"
     paper = number(said.printed, "", n) + (f" ±{f.spread:.{n}f}" if f.spread is not None else "")
-    allowed = f"±{said.allowed:.{max(n, 1)}f}"
-    return [f.table, f.column, paper, number(said.ours, "", n), number(said.difference, "+", n), allowed, between, said.word]
+    margin = f"±{said.margin:.1f}"
+    return [f.table, f.column, paper, number(said.ours, "", n), number(said.difference, "+", n), between, margin, said.word]
 
 
 def _run(record: Record, ledger: Ledger, percent: bool, own: list[int]) -> dict[str, Any]:
-    result = record.get("result") or {}
-    both = result.get("protocols") or {}
-    paper, unbiased = both.get("paper") or {}, both.get("unbiased") or {}
+    finished = record["status"] in FINISHED
+    paper, fitted = (reported(record, select) if finished else {} for select in ("paper", "crossfit"))
     scale = 100 if percent else 1
     made: dict[str, Any] = {"id": record["id"], "seed": record["cell"]["seed"], "st": str(record["status"])}
     made["o"] = str(ledger.origin.get(record["id"], "-"))
-    for short, source, key in (("b", paper, "best"), ("l", paper, "last"), ("u", unbiased, "best")):
+    for short, source, key in (("b", paper, "best"), ("l", paper, "last"), ("u", fitted, "best")):
         value = source.get(key)
         made[short] = None if value is None else round(scale * value, 3)
     made["be"] = paper.get("best_epoch")
@@ -399,10 +401,13 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     items = "".join(f"<li><strong>{n}</strong>{_word(word)}</li>" for word, n in counts.items() if n)
     lines.append(f'<ul class="count">{items}</ul>')
     lines.append(
-        f"<p class=quiet>reproduced: at least {VERDICT_SEEDS} seeds, the paper's model, and a difference of at most the larger"
-        " of the paper's spread and 0.5 points (0.05 for scores on a scale of about 10: NIST, CIDEr, judges). incomplete: fewer"
-        " seeds, or a run without the number. other model: cells of models that the paper does not use. not run: no finished"
-        " run here. quoted: a row that the paper took from earlier work.</p>"
+        "<p class=quiet>Of the 95% interval of the difference, ours less the paper's, over the seeds of both sides. reproduced:"
+        f" it holds 0, and half of it is at most {MARGIN:g} point ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g}"
+        " for judges). consistent, wide: it holds 0 and is wider. not reproduced: it does not hold 0. Where the paper prints no"
+        " spread, its number is inside or outside the interval of ours. incomplete: fewer than"
+        f" {VERDICT_SEEDS} seeds, or a run without the number. other size: our row trains another count of parameters. other"
+        " model: cells of models that the paper does not use. not run: no finished run here. quoted: a row that the paper took"
+        " from earlier work.</p>"
     )
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
@@ -423,14 +428,14 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.table, finding.model].append(finding)
-    header = ["method", "number", "paper", "ours", "difference", "allowed", "95%", "seeds", "verdict", "deviations"]
+    header = ["method", "number", "paper", "ours", "difference", "95%", "margin", "seeds", "verdict", "deviations"]
     made = []
     for (table, model), mine in groups.items():
         rows = []
         for f in mine:
             said = f.verdict
-            _, column, paper, ours, gap, allowed, between, word = _beside(f)
-            numbers = [_e(paper), _link(ours, said.ids, place), _e(gap), _e(allowed), _e(between), str(said.seeds)]
+            _, column, paper, ours, gap, between, margin, word = _beside(f)
+            numbers = [_e(paper), _link(ours, said.ids, place), _e(gap), _e(between), _e(margin), str(said.seeds)]
             attributes = {"model": f.model, "task": f.task, "row": f.row, "word": word}
             deviations = _e("; ".join(said.deviations)) or "-"
             dim = "" if said.ids else " class=paper"
@@ -447,7 +452,7 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
             f'<details class="group" id="v-{table}-{model}"{" open" if ran else ""}>'
             f"<summary>{_e(name)}: {ran} of {len(mine)} numbers have runs</summary>{grid}</details>"
         )
-    return f'<p class="quiet">{_e(VERDICTS)}</p>' + "".join(made)
+    return f'<p class="quiet">{_e(" ".join(VERDICTS.values()))}</p>' + "".join(made)
 
 
 def _statistics(ledger: Ledger, place: Mapping[str, int], parts: list[Entry], problems: list[str]) -> str:

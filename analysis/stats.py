@@ -25,19 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cells import Cell, Key
+from analysis.cells import Cell, Key, row_of
 from analysis.command import Parser, entry_point, open_ledger
-from runs.record import Record
+from analysis.inference import Estimate, difference
+from runs.record import Record, reported
 
 RESAMPLES = 9999
 #: For probabilities of improvement: they take a resample of both sides in each task.
 IMPROVEMENT_RESAMPLES = 2000
 LEVEL = 0.95
-#: Seeds that a verdict needs, and how far ours may lie from the paper's number, in points.
+#: Seeds that a verdict needs, and that the paper's medians and means are over.
 VERDICT_SEEDS = 5
-TOLERANCE = 0.5
-#: The same for scores that the paper prints on a scale of about 10, with two decimals: NIST, CIDEr, judges.
-TOLERANCE_OF_10 = 0.05
+#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR and ROUGE-L in
+#: points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
+MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES = 1.0, 0.1, 0.2
 #: Metrics that are not fractions, and of which less is better.
 PERPLEXITY = "perplexity"
 
@@ -114,7 +115,7 @@ class Series:
 
 def series(cell: Cell, which: str | None = None, select: str | None = None) -> Series:
     """By seed: BLEU of the last epoch where texts were scored, else the metric of the last epoch of images and texts, and of
-    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "unbiased"; the cell's own) ask for another epoch.
+    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another epoch.
 
     A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
     """
@@ -128,7 +129,7 @@ def series(cell: Cell, which: str | None = None, select: str | None = None) -> S
     less = metric == PERPLEXITY
     found: dict[int, float | None] = {}
     for record in cell.records:
-        value = record["result"].get("protocols", {}).get(select or cell.select, {}).get(which)
+        value = reported(record, select or cell.select).get(which)
         if value is not None and not math.isfinite(value):
             value = None
         if value is None and record["status"] == "diverged":
@@ -154,12 +155,13 @@ def _series(name: str, values: Mapping[int, float | None], less: bool) -> Series
 
 @dataclass(frozen=True)
 class Verdict:
-    """reproduced, not reproduced, incomplete, other model, not in the paper, not run, or quoted; and what it rests on."""
+    """One of verdicts.WORDS, and what it rests on. interval: the 95% interval of `difference`, ours less the paper's, from
+    both sides, or from ours alone where the paper prints no spread."""
 
     word: str
     ours: float | None = None
     printed: float | None = None
-    allowed: float = TOLERANCE
+    margin: float = MARGIN
     difference: float | None = None
     interval: tuple[float, float] | None = None
     seeds: int = 0
@@ -173,35 +175,53 @@ def verdict(
     printed_spread: float | None = None,
     paper_model: bool = True,
     values: Sequence[float] | None = None,
-    least: float = TOLERANCE,
+    margin: float = MARGIN,
     quoted: bool = False,
     middle: Any = statistics.median,
+    same_size: bool = True,
 ) -> Verdict:
-    """Whether a cell of the paper is reproduced: at least 5 seeds, the paper's model, and |ours - paper| at most the larger
-    of the paper's spread and `least`.
+    """Whether a cell of the paper is reproduced, over at least 5 seeds of the paper's model.
+
+    Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it is at most the
+    margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not hold 0). Else the paper's number
+    is "inside our interval" or "outside our interval".
 
     values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself took the number
-    from earlier work. middle: the mean where the paper prints one. Fewer than 5 seeds, or a seed without the number, are
-    "incomplete", however close.
+    from earlier work. middle: the mean where the paper prints one. same_size: our row trains as many numbers as the
+    paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete", however close.
     """
-    allowed = max(printed_spread or 0.0, least)
     if cell is None:
-        return Verdict("quoted" if quoted else "not run", printed=printed, allowed=allowed)
+        return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
     if values is None:
         values = list(series(cell, "best").values.values())
     ours = float(middle(values)) if values else None
-    gap = None if ours is None or printed is None or not paper_model else ours - printed
+    bounds, gap = None, None
     if not paper_model:
         word = "other model"
     elif printed is None:
         word = "not in the paper"
-    elif len(values) < max(VERDICT_SEEDS, cell.seeds) or gap is None:
-        word = "incomplete"
+    elif not same_size:
+        word = "other size"
+    elif ours is None or len(values) < max(VERDICT_SEEDS, cell.seeds):
+        word, gap = "incomplete", None if ours is None else ours - printed
     else:
-        word = "reproduced" if abs(gap) <= allowed + 1e-9 else "not reproduced"
+        found = difference(*sides(values, printed, printed_spread, middle))
+        word, bounds, gap = str(found.word(margin)), found.interval, found.value
     words = dict.fromkeys(word for record in cell.records for word in record["deviations"])
     ids = tuple(record["id"] for record in cell.records)
-    return Verdict(word, ours, printed, allowed, gap, interval(values), len(values), tuple(words), ids)
+    return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), ids)
+
+
+#: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0" is not none.
+HALF_DIGIT = 0.05
+
+
+def sides(
+    values: Sequence[float], printed: float, spread: float | None, middle: Any = statistics.median
+) -> tuple[Estimate, Estimate]:
+    """Ours and the paper's number, each with what it varies by."""
+    spread = None if spread is None else max(spread, HALF_DIGIT)
+    return Estimate.of(values, middle), Estimate.printed(printed, spread, VERDICT_SEEDS, middle)
 
 
 # --- comparisons
@@ -322,7 +342,7 @@ def main(arguments: list[str]) -> int:
         way = "make help lists what runs them" if of else "make demo"
         print(f"error: no records{of} in {options.output}/records yet ({way})", file=sys.stderr)
         return 2
-    rows = sorted({record["cell"]["row"] for record in part})
+    rows = sorted({row_of(record) for record in part})
     if options.row and options.row not in rows:
         print(f"error: no records of row {options.row!r}. There are: {', '.join(rows)}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|unbiased] [--output outputs] [--save]
+    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|crossfit] [--output outputs] [--save]
     python -m analysis.tables table6     (table1 to table13, demo)
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7 the mean). A cell
@@ -10,7 +10,6 @@ computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a
 
 import csv
 import io
-import math
 import re
 import statistics
 import sys
@@ -23,9 +22,11 @@ from typing import Any
 
 import yaml
 
+from analysis import beside
+from analysis.beside import Beside, follows, mean, off_formula, same_size, status, told
 from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.command import Parser, entry_point, open_ledger
-from analysis.stats import TOLERANCE, TOLERANCE_OF_10, VERDICT_SEEDS, verdict
+from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, series
 from runs.record import Ledger, Record, write_atomically
 from runs.text import megabytes, plural
 
@@ -60,13 +61,6 @@ class Number(str):
         made = super().__new__(cls, text)
         made.ids = tuple(ids)
         return made
-
-
-#: What the word in the last column of a table means.
-VERDICTS = (
-    f"reproduced n/m: of m cells, n lie within the larger of the paper's spread and {TOLERANCE} ({TOLERANCE_OF_10} for NIST and"
-    f" CIDEr), over at least {VERDICT_SEEDS} seeds."
-)
 
 
 @dataclass
@@ -134,7 +128,7 @@ class Table:
         for row in self.rows:
             line = [self.title]
             for cell, splits in zip(row, wide, strict=True):
-                number = re.fullmatch(r"(-?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
+                number = re.fullmatch(r"([+-]?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
                 parts = [part or "" for part in number.groups()] if number else ["", "", cell]
                 line += [part.strip() for part in parts] if splits else [cell.replace(",", "") if cell[:1].isdigit() else cell]
             found = [(name, cell.ids) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Number)]
@@ -151,6 +145,10 @@ _LATEX |= {"<": "$<$", ">": "$>$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 
 def _escape(text: str) -> str:
     return re.sub(r"\+-|[\\~^<>&%$#_{}]", lambda found: _LATEX[found[0]], text)
+
+
+#: What cross-fitted selection is, in a sentence.
+CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by rows."
 
 
 @cache
@@ -172,15 +170,6 @@ def memory(model: str, rank: int) -> dict[str, int]:
     frozen elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes each."""
     matrices, width = SHAPES[model]
     return {"lora": matrices * 2 * width * rank, "vera": matrices * (width + rank), "frozen": 2 * width * rank}
-
-
-def follows(printed: str, value: float) -> bool:
-    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers of 1024."""
-    number, unit = re.fullmatch(r"([\d.]+)([KMG])B?", printed).groups()  # type: ignore[union-attr]
-    base = 1024 if printed.endswith("B") else 1000
-    scale = 10 ** len(number.partition(".")[2])
-    exact = value / base ** (" KMG".index(unit)) * scale
-    return round(float(number) * scale) in (round(exact), math.floor(exact))
 
 
 def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
@@ -241,7 +230,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             if (model, row) in FROM_MNLI:
                 used.add(f"{row}_mnli")
         for row in sorted({key[1] for key in found if key[0] == model} - used):
-            rows.append(_our_row(row, {t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
+            rows.append(_our_row({t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
         tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
     for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
         rows = []
@@ -249,7 +238,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
             ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
             if ours:
-                rows.append(_our_row(row, ours, tasks, said=["other model"], columns=tasks))
+                rows.append(_our_row(ours, "other model", tasks, columns=tasks))
         title = f"Table 2's protocol on {model}, a model that the paper does not use"
         tables.append(_glue_table(title, rows, found, model, select, tasks))
     return tables
@@ -266,11 +255,9 @@ def _glue_table(
         notes.append(
             f"params: without the classification head, which every method trains ({' or '.join(map('{:,}'.format, heads))})."
         )
-    if select == "unbiased":
-        notes[0] = (
-            "Medians over seeds; the epoch is selected on one half of dev and the other half is reported (the paper's are not)."
-        )
-    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
+    if select == "crossfit":
+        notes[0] = f"Medians over seeds. {CROSSFIT} The paper's numbers are not."
+    notes += beside.notes(rows)
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
@@ -320,68 +307,64 @@ def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, A
     quoted = [_printed(printed[task]) + ("*" if task in started else "") for task in GLUE]
     source = "paper, * from MNLI" if started else "paper"
     rows = [[name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted"]]
+
+    def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
+        return {
+            task: Beside(cell, *split(printed[task]), same_size=same_size(cell, model, row, size))
+            for task, cell in ours.items()
+            if task in tasks
+        }
+
     plain = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
     from_mnli = {task: found[model, f"{row}_mnli", task] for task in started if (model, f"{row}_mnli", task) in found}
-    alike = tuple(task for task in GLUE if task not in started)  # what may be compared
     if plain:
-        rows.append(_our_row(row, plain, said=_said(plain, printed, alike)))
-        rows.append(_difference(plain, printed, alike, plain if not started else {}))
+        compared = like_for_like(plain, [task for task in GLUE if task not in started])  # only what is like for like
+        rows.append(_our_row(plain, status(list(compared.values()))))
+        rows += _difference(compared, compared if not started else {}, printed["avg"])
     if from_mnli:
+        compared = like_for_like(from_mnli, started)
         # The paper's average is over both kinds of cells, and so is this one.
-        averaged = {**{task: cell for task, cell in plain.items() if task in alike}, **from_mnli}
-        rows.append(_our_row(f"{row}_mnli", from_mnli, started, averaged, _said(from_mnli, printed, started)))
-        rows.append(_difference(from_mnli, printed, started, averaged))
+        both = {**like_for_like(plain, [task for task in GLUE if task not in started]), **compared}
+        averaged = {task: one.cell for task, one in both.items()}
+        rows.append(_our_row(from_mnli, status(list(compared.values())), started, averaged))
+        rows += _difference(compared, both, printed["avg"])
     return rows
 
 
-def _difference(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...], averaged: dict[str, Cell]) -> list[str]:
-    comparable = {task: cell for task, cell in ours.items() if task in alike and cell.complete}
-    gaps = [
-        _of_cells(f"{comparable[task].median() - _value(printed[task]):+.1f}", comparable[task]) if task in comparable else "-"
-        for task in GLUE
-    ]
-    average = _average(averaged)
-    whole = _of_cells(f"{average - printed['avg']:+.1f}", *averaged.values()) if average is not None else "-"
-    return ["", "difference", "", *gaps, whole, ""]
-
-
-def _said(ours: dict[str, Cell], printed: dict[str, Any], alike: tuple[str, ...]) -> list[str]:
-    """The verdicts of the cells that may be compared."""
-    told = [(cell, printed[task]) for task, cell in ours.items() if task in alike]
-    return [verdict(cell, _value(p), p[1] if isinstance(p, list) else None).word for cell, p in told]
-
-
-def _status(said: Sequence[str], found: Iterable[Cell]) -> str:
-    """ "reproduced 5/6", by the paper's protocol and with the seeds that a verdict needs."""
-    if not said or "incomplete" in said or any(cell.select != "paper" for cell in found):
-        return "ours"
-    if "other model" in said:
-        return "other model"
-    return f"reproduced {said.count('reproduced')}/{len(said)}"
+def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[str]]:
+    """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
+    if not all(one.same_size for one in compared.values()):
+        return []
+    gaps = [_of_cells(compared[task].gap(), compared[task].cell) if task in compared else "-" for task in GLUE]
+    cells_ = {task: one.cell for task, one in averaged.items()}
+    average, whole = _average(cells_), mean(list(averaged.values()))
+    text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
+    return [["", "difference", "", *gaps, _of_cells(text, *cells_.values()) if average is not None else "-", ""]]
 
 
 def _our_row(
-    row: str,
     ours: dict[str, Cell],
+    word: str = "ours",
     tasks: tuple[str, ...] = tuple(GLUE),
     averaged: dict[str, Cell] | None = None,
-    said: Sequence[str] = (),
     columns: tuple[str, ...] = tuple(GLUE),
 ) -> list[str]:
-    """A row of ours. tasks: those that it should have; columns: those that the table shows, with an average if they are all."""
+    """A row of ours. word: its status where it is complete. tasks: those that it should have; columns: those that the table
+    shows, with an average if they are all."""
     first = next(iter(ours.values()))
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
     missing = [task for task in tasks if task not in ours]
     incomplete = [task for task, cell in ours.items() if not cell.complete]
-    status = _status(said, ours.values()) if not missing and not incomplete else "ours, incomplete"
+    if (missing or incomplete) and "another size" not in word:
+        word = "ours, incomplete"
     diverged = sum(cell.diverged for cell in ours.values())
-    status += f", {diverged} diverged" if diverged else ""
+    word += f", {diverged} diverged" if diverged else ""
     cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in columns]
     whole = (
         [_of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"] if len(columns) == len(GLUE) else []
     )
-    return [first.label, "ours", _size(first), *cells_, *whole, status]
+    return [first.label, "ours", _size(first), *cells_, *whole, word]
 
 
 def _size(cell: Cell) -> Number:
@@ -419,8 +402,9 @@ def _of_cells(text: str, *found: Cell) -> Number:
     return Number(text, (name for cell in found for name in ids(cell.records)))
 
 
-def _value(printed: Any) -> float:
-    return float(printed[0] if isinstance(printed, list) else printed)
+def split(printed: Any) -> tuple[float, float | None]:
+    """A printed number, [x, s] or x, and its spread."""
+    return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
 
 
 def _printed(printed: Any) -> str:
@@ -447,7 +431,8 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             shown_ = [f"{printed[key]:.{decimals}f}" for key, (_, decimals) in SCORES.items()]
             rows.append([NAMES[method], "paper", size, *shown_, "quoted"])
             if (model, row, "e2e") in found:
-                rows += _score_rows(found[model, row, "e2e"], printed)
+                cell = found[model, row, "e2e"]
+                rows += _score_rows(cell, printed, same_size(cell, model, row, size))
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows += _score_rows(found[model, row, "e2e"], None)
         tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model, select))
@@ -461,28 +446,30 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     return tables
 
 
-def _score_rows(cell: Cell, printed: dict[str, float] | None) -> list[list[str]]:
+def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = True) -> list[list[str]]:
     """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
         (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
-        found = [
-            verdict(cell, printed[key], values=cell.scores(key), least=TOLERANCE if decimals == 1 else TOLERANCE_OF_10)
-            for key, (_, decimals) in SCORES.items()
-        ]
-        lines[0][-1] = lines[0][-1].replace("ours", _status([one.word for one in found], []), 1)
-        gaps: list[str] = []
-        for key, (_, decimals) in SCORES.items():
-            values = cell.scores(key)
-            whole = len(values) >= cell.wanted
-            gaps.append(_of_cells(f"{statistics.median(values) - printed[key]:+.{decimals}f}", cell) if whole else "-")
-        lines.append(["", "difference", "", *gaps, ""])
+        compared = [score_beside(cell, key, value, same_size) for key, value in printed.items()]
+        words = status(compared).partition(";")[0]  # five scores of one set of texts have no mean
+        lines[0][-1] = lines[0][-1].replace("ours", words, 1)
+        if same_size:
+            gaps = [_of_cells(one.gap() if len(one.seeds) >= cell.wanted else "-", cell) for one in compared]
+            lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
         lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
     return lines
+
+
+def score_beside(cell: Cell, key: str, printed: float, same_size: bool) -> Beside:
+    """A score of a cell's texts beside the paper's."""
+    decimals = SCORES[key][1]
+    margin = MARGIN if decimals == 1 else MARGIN_OF_10
+    return Beside(cell, printed, None, cell.scores(key), margin, decimals=decimals, same_size=same_size)
 
 
 def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -505,12 +492,12 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
     if any("/" in cell for row in rows for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
-    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
-    if select == "unbiased":
+    notes += beside.notes(rows)
+    if select == "crossfit":
         notes.append("--select changes nothing here: the last epoch is reported.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here.")
-        notes.append("The paper's parameter counts for LoRA do not follow from rank 4.")
+    notes += off_formula(model)
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
         notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]
@@ -537,16 +524,15 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             rows.append([NAMES[row], "paper", str(size), *printed, "quoted"])
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
-                pairs = [(task, value) for task, value in zip(IMAGES, values, strict=True) if task in ours]
-                said = [verdict(ours[task], value, values=ours[task].values("last")).word for task, value in pairs]
-                rows.append(_image_row(ours, more, tuple(IMAGES), said))
-                gaps = [
-                    _of_cells(f"{ours[task].median('last') - value:+.1f}", ours[task])
-                    if task in ours and ours[task].complete
-                    else "-"
+                compared = {
+                    task: image_beside(ours[task], value, same_size(ours[task], model, row, size))
                     for task, value in zip(IMAGES, values, strict=True)
-                ]
-                rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
+                    if task in ours
+                }
+                rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
+                if all(one.same_size for one in compared.values()):
+                    gaps = [_of_cells(compared[task].gap(), ours[task]) if task in compared else "-" for task in IMAGES]
+                    rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
         tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
@@ -554,7 +540,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         more = _tasks(found, model, ())
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
         mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
-        rows = [_image_row(ours, more, more, ["other model"]) for ours in mine if ours]
+        rows = [_image_row(ours, more, more, "other model") for ours in mine if ours]
         title = f"Table 5's protocol on {model}, a model that the paper does not use"
         tables.append(_image_table(title, rows, found, model, more, select))
     return tables
@@ -569,13 +555,18 @@ def _place(task: str) -> tuple[int, str]:
     return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
 
 
-def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], said: Sequence[str] = ()) -> list[str]:
+def image_beside(cell: Cell, printed: float, same_size: bool) -> Beside:
+    """A cell's accuracy at the last epoch beside the paper's."""
+    return Beside(cell, printed, None, list(series(cell, "last").values.values()), same_size=same_size)
+
+
+def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[str]:
     first = next(iter(ours.values()))
     shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
     whole = all(task in ours and ours[task].complete for task in wanted)
     diverged = sum(cell.diverged for cell in ours.values())
-    status = (_status(said, ours.values()) if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
-    return [first.label, "ours", _size(first), *shown_, status]
+    word = (word if whole or "another size" in word else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
+    return [first.label, "ours", _size(first), *shown_, word]
 
 
 def _image_table(
@@ -586,9 +577,9 @@ def _image_table(
         "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training images."
     ]
     notes.append("params: without the classification head, which every method trains.")
-    if select == "unbiased":
-        notes[0] = f"{notes[0]} --select unbiased: on one half of the evaluation images."
-    notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
+    if select == "crossfit":
+        notes.append("--select changes nothing here: the last epoch is reported.")
+    notes += beside.notes(rows)
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
@@ -605,6 +596,13 @@ def _image_table(
 
 # --- tables 4, 12 and 13
 
+#: Rows that the paper itself took from earlier work and prints no hyperparameters for.
+QUOTED = {
+    "table2": {"full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora_fa"},
+    "table3": {"full", "adapter_l_370k", "adapter_l_880k", "adapter_l_11m", "adapter_l_23m", "adapter_h_11m"},
+    "table4": {"none"},
+}
+QUOTED["table3"] |= {"dylora", "adalora"}
 LLAMAS = {"llama_7b": "Llama 7B", "llama_13b": "Llama 13B", "llama2_7b": "Llama 2 7B", "llama2_13b": "Llama 2 13B"}
 BENCHES = {"mt_bench": "MT-Bench", "vicuna_bench": "Vicuna-bench"}
 #: Rows of Alpaca-cleaned that table 13 trains on; table 4 takes all.
@@ -647,7 +645,9 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
         for row, size, score in printed.get(model, []):
             method = "none" if row == "none" else NAMES[row.partition("_")[0]]
             rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
-            rows += [line for cell in _of(found, model, row) for line in _judged_rows(cell, bench, score)]
+            for cell in _of(found, model, row):
+                may = row not in QUOTED["table4"] and same_size(cell, model, row, size.partition(" ")[0] if size else 0)
+                rows += _judged_rows(cell, bench, score if may else None)
         told = {row for row, *_ in printed.get(model, [])}
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
         rows += [line for cell in others for line in _judged_rows(cell, bench, None)]
@@ -686,14 +686,20 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         judged = [r for r in cell.records if any((j["bench"], j["judge"]) == (bench, judge) for j in r.get("judged", []))]
         score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
-        status = "ours" if not share.endswith(")") else "ours, incomplete"
+        word = "ours" if not share.endswith(")") else "ours, incomplete"
         numbers = [Number(text, ids(judged)) if text != "-" else text for text in (score, interval, by_turn, valid)]
-        lines.append([*head, *numbers, judge, status])
-        if printed is not None and scores and _is_gpt_4(judge) and status == "ours":
-            gap = Number(f"{statistics.median(scores) - printed:+.2f}", ids(judged))
-            lines.append(["", "difference", "", gap, "", "", "", "", ""])
+        lines.append([*head, *numbers, judge, word])
+        if printed is not None and scores and _is_gpt_4(judge) and word == "ours":
+            one = judged_beside(cell, printed, scores)
+            lines[-1][-1] = status([one])
+            lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
+
+
+def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool = True) -> Beside:
+    """A judge's means of a cell's seeds beside the paper's score."""
+    return Beside(cell, printed, None, scores, MARGIN_OF_JUDGES, decimals=2, same_size=same_size)
 
 
 def _is_gpt_4(judge: str) -> bool:
@@ -727,6 +733,12 @@ def _judged_table(title: str, rows: list[list[str]], model: str, mine: dict[Key,
         notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here.")
+    if any(row[0] == "none" and row[1] == "paper" for row in rows):
+        notes.append(
+            "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and not in"
+            " 4 bit: no difference is shown."
+        )
+    notes += beside.notes(rows)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
     return Table(title, header, rows, [*notes, *_about(mine), *_ways(mine, bench)], model, _instructions(mine), ())
 
@@ -819,28 +831,25 @@ def _ablation(
             if not ours:
                 continue
             whole = all(task in ours and ours[task].complete for task in tasks)
-            said = ["other model"]
+            word, compared = "other model", dict[str, Beside]()
             if model == "roberta_large":
-                pairs = [(ours[t], v) for t, v in zip(tasks, values, strict=True) if t in ours]
-                said = [
-                    verdict(c, _value(v), v[1] if isinstance(v, list) else None, middle=statistics.fmean).word for c, v in pairs
-                ]
+                compared = {
+                    task: Beside(ours[task], *split(value), middle=statistics.fmean)
+                    for task, value in zip(tasks, values, strict=True)
+                    if task in ours
+                }
+                word = status(list(compared.values()))
             diverged = sum(cell.diverged for cell in ours.values())
-            status = (_status(said, ours.values()) if whole else "ours, incomplete") + (
-                f", {diverged} diverged" if diverged else ""
-            )
+            word = (word if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
             name = names[setting] if model != "roberta_large" else ""
-            rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), status])
+            rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), word])
             if model == "roberta_large":
-                gaps = [
-                    _of_cells(f"{ours[t].mean() - _value(value):+.1f}", ours[t]) if t in ours and ours[t].complete else "-"
-                    for t, value in zip(tasks, values, strict=True)
-                ]
+                gaps = [_of_cells(compared[t].gap(), ours[t]) if t in compared else "-" for t in tasks]
                 rows.append(["", "difference", *gaps, ""])
         notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
-        if select == "unbiased":
-            notes[0] = "Means over seeds; the epoch is selected on one half of dev and the other half is reported."
-        notes += [VERDICTS] if any("reproduced" in row[-1] for row in rows) else []
+        if select == "crossfit":
+            notes[0] = f"Means over seeds. {CROSSFIT}"
+        notes += beside.notes(rows)
         if model == "roberta_large":
             notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
         for task in tasks:
@@ -1023,8 +1032,8 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
         )
         title = f"{names['task']} ({names['model']}, {over}): dev {first['result']['metric']}"
         chosen = "the best epoch is chosen on the rows reported"
-        if select == "unbiased":
-            chosen = "the epoch is chosen on one half of the dev rows, and the other half is reported"
+        if select == "crossfit":
+            chosen = CROSSFIT
         notes = [
             "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
             "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
@@ -1054,7 +1063,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser("tables", __doc__)
     parser.add_argument("name", help=", ".join(TABLES))
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
-    parser.add_argument("--select", choices=("paper", "unbiased"), default="paper")
+    parser.add_argument("--select", choices=("paper", "crossfit"), default="paper")
     parser.add_argument(
         "--seeds", type=int, help="seeds of a complete cell (table2, 5, 6 and 7: 5, table3 and demo: 3, the others: 1)"
     )

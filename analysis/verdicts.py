@@ -7,17 +7,15 @@ and the cost on the authors' device.
 import difflib
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from analysis import tables
+from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, same_size, summary
 from analysis.cells import Cell, Key, cells
 from analysis.stats import (
-    TOLERANCE,
-    TOLERANCE_OF_10,
     VERDICT_SEEDS,
     Series,
     Verdict,
@@ -27,27 +25,13 @@ from analysis.stats import (
     smallest_p,
     verdict,
 )
-from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, ROWS, SCORES, Number, Table
-from runs.record import Ledger, Record
+from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, Number, Table, split
+from runs.record import Ledger, Record, crossfit_of
 from runs.text import megabytes
 
 PRESETS = Path(__file__).parent.parent / "conf" / "paper"
 #: Words of a verdict, in the order in which they are told.
-WORDS = ("reproduced", "not reproduced", "incomplete", "other model", "not in the paper", "not run", "quoted")
-#: Rows that the paper itself took from earlier work and prints no hyperparameters for.
-QUOTED = {
-    "table2": {"full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora_fa"},
-    "table3": {
-        "full",
-        "adapter_l_370k",
-        "adapter_l_880k",
-        "adapter_l_11m",
-        "adapter_l_23m",
-        "adapter_h_11m",
-        "dylora",
-        "adalora",
-    },
-}
+WORDS = (*WITH_SPREAD, *WITHOUT_SPREAD, "incomplete", "other size", "other model", "not in the paper", "not run", "quoted")
 MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large", "gpt2_medium": "GPT-2 medium"}
 MODELS |= {"gpt2_large": "GPT-2 large", "vit_base": "ViT-B/16", "vit_large": "ViT-L/16", **LLAMAS}
 
@@ -72,8 +56,9 @@ def verdicts(ledger: Ledger) -> list[Finding]:
     return [*_table2(ledger), *_table3(ledger), *_judged(ledger), *_table5(ledger), *_ablations(ledger)]
 
 
-def _split(printed: Any) -> tuple[float, float | None]:
-    return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
+def _said(one: Beside | None, printed: float, quoted: bool = False) -> Verdict:
+    """The verdict of a number of the paper: of our cell beside it, where there is one."""
+    return one.verdict if one else verdict(None, printed, quoted=quoted)
 
 
 def _table2(ledger: Ledger) -> Iterator[Finding]:
@@ -84,8 +69,10 @@ def _table2(ledger: Ledger) -> Iterator[Finding]:
             for (task, label), printed in zip(GLUE.items(), values, strict=False):
                 # Only a run that started from MNLI, too, is like for like.
                 row = f"{named}_mnli" if task in tables.FROM_MNLI.get((model, named), ()) else named
-                value, spread = _split(printed)
-                said = verdict(found.get((model, row, task)), value, spread, quoted=named in QUOTED["table2"])
+                value, spread = split(printed)
+                cell = found.get((model, row, task))
+                one = Beside(cell, value, spread, same_size=same_size(cell, model, named, size)) if cell else None
+                said = _said(one, value, named in QUOTED["table2"])
                 if row != named and not said.ids and (model, named, task) in found:
                     said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
                 yield Finding("table2", model, row, task, f"{NAMES[method]} {size}", label, 1, spread, said)
@@ -98,10 +85,9 @@ def _table3(ledger: Ledger) -> Iterator[Finding]:
         for method, size, *values in tables.paper()["table3"][model.replace("_", "-")]:
             row = ROWS.get((method, size), method)
             cell = found.get((model, row, "e2e"))
+            same = cell is not None and same_size(cell, model, row, size)
             for (key, (label, decimals)), value in zip(SCORES.items(), values, strict=True):
-                least = TOLERANCE if decimals == 1 else TOLERANCE_OF_10
-                ours = cell.scores(key) if cell else None
-                said = verdict(cell, value, values=ours, least=least, quoted=row in QUOTED["table3"])
+                said = _said(tables.score_beside(cell, key, value, same) if cell else None, value, row in QUOTED["table3"])
                 yield Finding("table3", model, row, "e2e", f"{NAMES[method]} {size}", label, decimals, None, said)
 
 
@@ -113,9 +99,12 @@ def _judged(ledger: Ledger) -> Iterator[Finding]:
     for table, bench, model, row, size, value in printed:
         records = [r for r in tables._instructed(ledger) if tables._part(r) == (table == "table13")]
         cell = cells(records, VERDICT_SEEDS).get((model, row, "alpaca"))
-        ours = [score for record in cell.records for score in _scores(record, bench)] if cell else None
+        quoted, one = row in QUOTED["table4"], None
+        if cell and not quoted:
+            ours = [score for record in cell.records for score in _scores(record, bench)]
+            one = tables.judged_beside(cell, value, ours, same_size(cell, model, row, size))
         name = "none" if row == "none" else NAMES[row.partition("_")[0]]
-        said = verdict(cell, value, values=ours, least=TOLERANCE_OF_10)
+        said = _said(one, value, quoted)
         label = tables.BENCHES[bench]
         yield Finding(table, model, row, "alpaca", name if row == "none" else f"{name} {size}", label, 2, None, said)
 
@@ -132,8 +121,8 @@ def _table5(ledger: Ledger) -> Iterator[Finding]:
         for row, size, *values in tables.paper()["table5"][model.replace("_", "-")]:
             for (task, label), value in zip(IMAGES.items(), values, strict=True):
                 cell = found.get((model, row, task))
-                ours = list(series(cell, "last").values.values()) if cell else None
-                said = verdict(cell, value, values=ours)
+                one = tables.image_beside(cell, value, same_size(cell, model, row, size)) if cell else None
+                said = _said(one, value)
                 yield Finding("table5", model, row, task, f"{NAMES[row]} {size}", label, 1, None, said)
 
 
@@ -147,14 +136,10 @@ def _ablations(ledger: Ledger) -> Iterator[Finding]:
     for table, tasks, (setting, *values) in lines:
         row = tables.SETTINGS[setting]
         for task, printed in zip(tasks, values, strict=True):
-            value, spread = _split(printed)
-            said = verdict(found.get(("roberta_large", row, task)), value, spread, middle=statistics.fmean)
+            value, spread = split(printed)
+            cell = found.get(("roberta_large", row, task))
+            said = _said(Beside(cell, value, spread, middle=statistics.fmean) if cell else None, value)
             yield Finding(table, "roberta_large", row, task, f"VeRA {setting}", f"{GLUE[task]}, mean", 1, spread, said)
-
-
-def summary(words: list[str], of: int | None = None) -> str:
-    """For a row of a table: "reproduced 5/6", of the cells that may be compared."""
-    return f"reproduced {Counter(words)['reproduced']}/{of or len(words)}"
 
 
 # --- the statistics as tables
@@ -199,7 +184,7 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
 
 
 def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
-    """For each model its cells (interval, best against last epoch, paper against unbiased selection), and a row against the
+    """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against the
     others."""
     found, made = all_cells(ledger), []
     said: dict[tuple[str, ...], list[str]] = {}
@@ -216,7 +201,7 @@ def cell_word(cell: Cell, model: str, said: dict[tuple[str, ...], list[str]]) ->
     words = said.get(tuple(record["id"] for record in cell.records), [])
     if not words:
         return "not in the paper" if model in MODELS else "other model"
-    return words[0] if len(set(words)) == 1 else summary(words)
+    return words[0] if len(set(words)) == 1 else summary(words) or ", ".join(dict.fromkeys(words))
 
 
 def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...], list[str]]) -> Table:
@@ -224,23 +209,23 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
-        numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "unbiased", "flattered")]
+        numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
         rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
         metric = series(cell, "last").name.partition(",")[0]
         if not told["metric"].startswith(metric):
-            other.append(f"{task}: best to paper-unbiased are of the dev set's {metric}; texts are written once, at the end.")
+            other.append(f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end.")
         missing = series(cell).unknown
         if missing:
             unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
-    header = ["method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last", "unbiased", "paper-unbiased"]
+    header = ["method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last", "cross-fitted", "optimism"]
     few = sorted({n for cell in found.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
     covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
     range_ = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases." if few else ""
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{range_}",
-        "best, last: the median at the best and the last epoch. unbiased: the epoch selected on one half of dev, the other half"
-        " reported; the difference to it is also that of the halves.",
+        f"best, last: the median at the best and the last epoch. {tables.CROSSFIT.lower()}",
+        "optimism: by that mean, what choosing the epoch on the rows reported adds. An upper estimate: halves choose worse.",
         *dict.fromkeys(other),
         *unknown,
     ]
@@ -249,13 +234,16 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
 
 
 def facts(cell: Cell) -> dict[str, str]:
-    """What the statistics say of a cell, as text: metric, median, interval, best, last, unbiased, and what selection gives."""
+    """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and what choosing the
+    epoch adds (optimism)."""
     main = series(cell)
     which = "last" if "last" in main.name else "best"
     curve = series(cell, which)  # of the epochs, where the table reports scores of texts
     digits, of_epochs = (_digits(found.less) for found in (main, curve))
     others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
-    unbiased = _middle(series(cell, which, "unbiased"))
+    fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
+    scale = 1 if curve.less else 100
+    optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and which == "best" else None
     bounds = interval(list(main.values.values()))
     return {
         "metric": main.name,
@@ -264,12 +252,12 @@ def facts(cell: Cell) -> dict[str, str]:
         "best": number(others["best"], "", of_epochs),
         "last": number(others["last"], "", of_epochs),
         "gain": number(_apart(others["best"], others["last"]), "+", of_epochs),
-        "unbiased": number(unbiased, "", of_epochs),
-        "flattered": number(_apart(others[which], unbiased), "+", of_epochs),
+        "crossfit": number(_middle(series(cell, which, "crossfit")), "", of_epochs),
+        "optimism": number(optimism, "+", of_epochs),
     }
 
 
-FACTS = ("metric", "median", "interval", "best", "last", "gain", "unbiased", "flattered")
+FACTS = ("metric", "median", "interval", "best", "last", "gain", "crossfit", "optimism")
 _WAYS = {"best": ("best",), "last": ("last",)}
 
 

@@ -487,7 +487,7 @@ def _check_values(config: dict[str, Any]) -> None:
     allowed = {
         "train.schedule": (train["schedule"], ("linear", "cosine", "constant")),
         "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
-        "select": (config["select"], ("paper", "unbiased")),
+        "select": (config["select"], ("paper", "crossfit")),
         "keep": (config["keep"], ("best", "last", "both", "none")),
         "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),
         "device": (config["device"], ("auto", "cpu", "cuda", "mps")),

@@ -9,7 +9,8 @@ recipe; seeds (training, projection, data); code (commit, dirty); versions, devi
 hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
 parameters (adapter, head, frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in
 columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best,
-best_epoch, last, and both protocols); texts (null, or: the split and number of items, how they were decoded, and the
+best_epoch, last, and both protocols: paper and crossfit; a record of before 2026-11-26 has another in the second's place,
+and what `reported` says is made from the curve); texts (null, or: the split and number of items, how they were decoded, and the
 scores by epoch, last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and
 judge, see tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory,
 adapter bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
@@ -29,12 +30,14 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from runs.text import LESS_IS_BETTER
 
 SCHEMA = 2
 #: From each older schema to the next.
@@ -70,6 +73,51 @@ def is_trial(config: dict[str, Any]) -> bool:
     return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
 
 
+def best_epoch(values: Sequence[float], metric: str) -> int:
+    """Index of the best epoch by these values, the earliest of equals; 0 where there are none."""
+    return values.index((min if metric in LESS_IS_BETTER else max)(values)) if values else 0
+
+
+def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: str) -> dict[str, Any] | None:
+    """The best epoch without the flattery of choosing it on the rows reported: chosen on half A of dev and reported on
+    half B, chosen on B and reported on A, and the mean of the two weighted by rows.
+
+    best, last (the same mean at the last epoch), best_epoch (the two epochs chosen), and optimism: the same mean at the
+    epoch that is best on the whole of dev, less `best`. It is an upper estimate: half of the rows choose worse than all.
+    Values are as the curve has them; None without a curve. curve: metric_select is of half A (dev_rows // 2 rows),
+    metric_report of B.
+    """
+    a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
+    if not a or len(a) != len(b) or None in (*a, *b):
+        return None
+    by_a, by_b, whole = (best_epoch(values, metric) for values in (a, b, curve["metric"]))
+    share = (dev_rows // 2) / dev_rows
+
+    def mean(of_a: float, of_b: float) -> float:
+        return share * of_a + (1 - share) * of_b
+
+    best = mean(a[by_b], b[by_a])
+    optimism = mean(a[whole], b[whole]) - best
+    return {
+        "best": best,
+        "best_epoch": [curve["epoch"][by_a], curve["epoch"][by_b]],
+        "last": mean(a[-1], b[-1]),
+        "optimism": -optimism if metric in LESS_IS_BETTER else optimism,
+    }
+
+
+def reported(record: Record, select: str) -> dict[str, Any]:
+    """A record's best and last number by a protocol, "paper" or "crossfit"; empty where it has none."""
+    if select == "paper":
+        return dict(record["result"].get("protocols", {}).get("paper") or {})
+    return crossfit_of(record) or {}
+
+
+def crossfit_of(record: Record) -> dict[str, Any] | None:
+    """What `crossfit` says of a finished record."""
+    return crossfit(record["curve"], record["data"]["dev_rows"], record["result"]["metric"])
+
+
 def lora_scaling(config: dict[str, Any]) -> str | None:
     """How a LoRA run's alpha came about: "constant" (the recipe's alpha, as in Hu et al. 2021), "proportional" (the recipe's
     alpha / rank, times this rank), or "given" (neither). None at the recipe's own rank and alpha, where the two are one, and
@@ -78,6 +126,8 @@ def lora_scaling(config: dict[str, Any]) -> str | None:
     if method.get("kind") != "lora":
         return None
     rank, alpha = recipe.get("rank", 8), recipe.get("alpha", 8)  # conf/method/lora.yaml's, without a recipe
+    if not all(isinstance(number, int | float) for number in (rank, alpha, method.get("rank"), method.get("alpha"))):
+        return None
     if (method["rank"], method["alpha"]) == (rank, alpha):
         return None
     if method["rank"] != rank and method["alpha"] == alpha:

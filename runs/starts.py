@@ -21,11 +21,12 @@ def start_id(run: Run) -> str | None:
     found = run_id(run.start) if run.start else str(word)
     if found is None:
         return None
-    # The same run keeps other values by these keys, which are no part of its own identity.
+    # The same run keeps other values by these keys, which are no part of its own identity. An older record may be of
+    # select=unbiased, which kept the epoch chosen on one half of dev; any other keeps the best one of the whole.
     path = record_path(run.config["output"], found)
     config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
     kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
-    usual = kept[0] in ("best", "none") and kept[1] == "paper" and kept[2] == "fp32"
+    usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
     return found if usual else f"{found} {' '.join(kept)}"
 
 

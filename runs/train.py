@@ -38,9 +38,9 @@ from runs.errors import UserError
 from runs.features import compute
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
-from runs.record import SCHEMA, Record, run_folder, write_record
+from runs.record import SCHEMA, Record, best_epoch, crossfit, run_folder, write_record
 from runs.starts import start_file, start_id
-from runs.text import LESS_IS_BETTER, shown
+from runs.text import shown
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -194,7 +194,7 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.lengths = self.task.lengths("train")
         if len(self.task.lengths("dev")) < 2:
-            raise UserError("the dev set has 1 row: two are needed, since the unbiased protocol selects on one half of it")
+            raise UserError("the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it")
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
@@ -208,7 +208,6 @@ class Training:
         self.predictions: Any = None  # of the last epoch
         self.state: dict[str, Any] = {
             "keep": self.config["keep"],
-            "select": self.config["select"],
             "epoch": 0,
             "step": 0,
             "loss_sum": 0.0,
@@ -232,11 +231,10 @@ class Training:
         if resumed:
             state, method_state = resumed
             self.state |= state
-            for key in ("keep", "select"):  # or the file on disk would be another epoch's than the record says
-                begun = self.state.get(key, self.config[key])
-                if begun != self.config[key]:
-                    anew = f"go on with that, or delete {path} to begin anew"
-                    raise UserError(f"{key}={self.config[key]}: this run was begun with {key}={begun}: {anew}")
+            begun = self.state["keep"]
+            if begun != self.config["keep"]:  # or the file on disk would be another epoch's than the record says
+                anew = f"go on with that, or delete {path} to begin anew"
+                raise UserError(f"keep={self.config['keep']}: this run was begun with keep={begun}: {anew}")
             self.method.load_training_state(self.raw_model, method_state)
             self.scheduler.last_epoch = self.state["step"]
             for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
@@ -463,7 +461,7 @@ class Training:
             "micro_batch": config["micro_batch"],
             "steps": state["step"],
             "curve": curve,
-            "result": summarise(curve, self.task.metric, config["select"]),
+            "result": summarise(curve, dev_rows, self.task.metric, config["select"]),
             "texts": texts,
             "cost": {
                 "train_seconds": round(seconds["train"], 3),
@@ -523,7 +521,7 @@ class Training:
 
     def best(self) -> int:
         """Index of the epoch that is best so far."""
-        return best_epoch(self.state["curve"], self.config["select"], self.task.metric)
+        return best_epoch(self.state["curve"]["metric"], self.task.metric)
 
     @property
     def best_file(self) -> Path:
@@ -588,35 +586,24 @@ class Training:
 
 
 def dev_halves(rows: int) -> tuple[Any, Any]:
-    """Two halves of the dev rows for the unbiased protocol: the same for every run, whatever its seed."""
+    """Two halves of the dev rows, A and B, for cross-fitted selection: the same for every run, whatever its seed."""
     order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def best_epoch(curve: dict[str, list[Any]], select: str, metric: str) -> int:
-    """Index of the epoch that a protocol selects, the earliest of equals."""
-    values = curve["metric" if select == "paper" else "metric_select"]
-    return values.index((min if metric in LESS_IS_BETTER else max)(values)) if values else 0
+def summarise(curve: dict[str, list[Any]], dev_rows: int, metric: str, select: str) -> dict[str, Any]:
+    """The result by both protocols; `best` and `last` are the configured one's, best_epoch is the one that is kept.
 
-
-def summarise(curve: dict[str, list[Any]], metric: str, select: str) -> dict[str, Any]:
-    """The result by both protocols; `best` is the configured one's.
-
-    paper: the best epoch on the dev set, reported on the same rows, which flatters. unbiased: the best epoch on one
-    half of the dev rows, reported on the other.
+    paper: the best epoch on the dev set, reported on the same rows, which flatters. crossfit: see runs.record.crossfit.
     """
     if not curve["metric"]:
         return {"metric": metric, "select": select, "best": None, "best_epoch": None, "last": None}
-    paper, unbiased = best_epoch(curve, "paper", metric), best_epoch(curve, "unbiased", metric)
-    protocols = {
-        "paper": {"best": curve["metric"][paper], "best_epoch": curve["epoch"][paper], "last": curve["metric"][-1]},
-        "unbiased": {
-            "best": curve["metric_report"][unbiased],
-            "best_epoch": curve["epoch"][unbiased],
-            "last": curve["metric_report"][-1],
-        },
-    }
-    return {"metric": metric, "select": select, **protocols[select], "protocols": protocols}
+    chosen = best_epoch(curve["metric"], metric)
+    paper = {"best": curve["metric"][chosen], "best_epoch": curve["epoch"][chosen], "last": curve["metric"][-1]}
+    protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
+    of = protocols[select]
+    told = {"best": of.get("best"), "best_epoch": paper["best_epoch"], "last": of.get("last")}
+    return {"metric": metric, "select": select, **told, "protocols": protocols}
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:

@@ -1,0 +1,154 @@
+"""A cell of ours beside the paper's number: may they be compared, by how much do they differ, and what that says."""
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.cells import Cell
+from analysis.inference import LEVEL, Difference, difference, mean_difference, outside_by_chance
+from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS, Verdict, series, sides, verdict
+
+#: Words of a verdict where the paper prints a spread, and where it prints none.
+WITH_SPREAD = ("reproduced", "consistent, wide", "not reproduced")
+WITHOUT_SPREAD = ("inside our interval", "outside our interval")
+#: What the words in the last column of a table mean, by what they begin with.
+VERDICTS = {
+    "difference": "difference: ours less the paper's, +- half of its 95% interval (Welch's t over the seeds of both sides).",
+    "reproduced": (
+        f"reproduced n/m: in n of m cells the interval holds 0, and half of it is at most the margin: {MARGIN:g} point"
+        f" ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g} for judges). wide: it holds 0 and is wider. not: it does"
+        f" not hold 0, as in {1 - LEVEL:.0%} of perfect replications: so many of these cells by chance."
+    ),
+    "inside": (
+        "inside n/m: the paper prints no spread, and its number is in the 95% interval of ours. That leaves the paper's own"
+        f" seeds out: {outside_by_chance(VERDICT_SEEDS):.0%} of perfect replications over {VERDICT_SEEDS} seeds are outside."
+    ),
+    "mean": "mean: the same rule for the mean over the tasks of the row.",
+}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """values: of each seed, in the unit of the table, where they are not those of the best epoch."""
+
+    cell: Cell
+    printed: float
+    spread: float | None = None
+    values: Sequence[float] | None = None
+    margin: float = MARGIN
+    middle: Any = statistics.median
+    decimals: int = 1
+    same_size: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(
+            self.cell,
+            self.printed,
+            self.spread,
+            values=self.values,
+            margin=self.margin,
+            middle=self.middle,
+            same_size=self.same_size,
+        )
+
+    @property
+    def seeds(self) -> list[float]:
+        return list(series(self.cell, "best").values.values() if self.values is None else self.values)
+
+    def gap(self) -> str:
+        """The difference, with half of its interval where the seeds are enough for a verdict; "-" for an incomplete cell."""
+        if not self.cell.complete or not self.seeds:
+            return "-"
+        found = difference(*sides(self.seeds, self.printed, self.spread, self.middle))
+        return told(found, self.decimals, len(self.seeds) >= VERDICT_SEEDS)
+
+
+def mean(rows: Sequence[Beside]) -> Difference | None:
+    """The mean over tasks; None where a cell has no verdict yet."""
+    if len(rows) < 2 or not all(row.verdict.word in (*WITH_SPREAD, *WITHOUT_SPREAD) for row in rows):
+        return None
+    return mean_difference([sides(row.seeds, row.printed, row.spread, row.middle) for row in rows])
+
+
+def told(found: Difference, decimals: int = 1, firm: bool = True) -> str:
+    """A difference as tables print it: "+0.3 +-1.2"."""
+    half = f" +-{found.half:.{decimals}f}" if firm and found.half is not None else ""
+    return f"{found.value:+.{decimals}f}{half}"
+
+
+def summary(words: Sequence[str]) -> str:
+    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)", "inside 3/4"; "" without any."""
+    count = Counter(words)
+    parts = []
+    if of := sum(count[word] for word in WITH_SPREAD):
+        wide, wrong = count["consistent, wide"], count["not reproduced"]
+        parts.append(f"reproduced {count['reproduced']}/{of}, wide {wide}, not {wrong} ({(1 - LEVEL) * of:.2g} by chance)")
+    if of := sum(count[word] for word in WITHOUT_SPREAD):
+        parts.append(f"inside {count['inside our interval']}/{of}")
+    return ", ".join(parts)
+
+
+def status(rows: Sequence[Beside]) -> str:
+    """The last column of our row: the verdicts of its cells and of their mean; "ours" where one has none yet."""
+    words = [row.verdict.word for row in rows]
+    if "other size" in words:
+        return "ours, another size: not compared"
+    if not words or "incomplete" in words or any(row.cell.select != "paper" for row in rows):
+        return "ours"
+    whole = mean(rows)
+    return summary(words) + (f"; mean {whole.word(MARGIN)}" if whole else "")
+
+
+def notes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """What the words of a table's rows mean, of those that are there. The second column is a row's source."""
+    words = " ".join([row[1] for row in rows] + [row[-1] for row in rows])
+    return [note for word, note in VERDICTS.items() if re.search(rf"\b{word}\b", words)]
+
+
+# --- the size of a row
+
+
+def follows(printed: str, value: float) -> bool:
+    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers of 1024."""
+    number, unit = re.fullmatch(r"([\d.]+)([KMG])B?", printed).groups()  # type: ignore[union-attr]
+    base = 1024 if printed.endswith("B") else 1000
+    scale = 10 ** len(number.partition(".")[2])
+    exact = value / base ** (" KMG".index(unit)) * scale
+    return round(float(number) * scale) in (round(exact), math.floor(exact))
+
+
+@cache
+def exact_counts() -> list[dict[str, Any]]:
+    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is not that."""
+    found: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
+    return found
+
+
+def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:
+    """Whether our row trains as many numbers as the paper's: what it prints, rounded, or what its formula gives."""
+    size = str(printed).partition(" ")[0]
+    if size == "0":  # the head alone, or nothing
+        return cell.parameters == 0
+    return follows(size, cell.parameters) or any(
+        entry["count"] == cell.parameters and entry["model"] == model and row.startswith(entry["method"])
+        for entry in exact_counts()
+        if entry["printed"] == size
+    )
+
+
+def off_formula(model: str) -> list[str]:
+    """The printed counts of a model that are not what their own formula gives, in words."""
+    return [
+        f"The paper prints {entry['printed']} for {entry['method']}; its formula gives {entry['count']:,}: {entry['note']}."
+        for entry in exact_counts()
+        if entry["model"] == model and "note" in entry
+    ]
