@@ -2,17 +2,18 @@
 
 No torch and no Hydra: analysis/ reads the ledger through this file.
 
-A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in words;
-since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task, seed);
-label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
-recipe; seeds (training, projection, data; of VeRA projection_note, in words, whether other seeds have other matrices); code
-(commit, dirty); versions, device, determinism; model and data (content hash, rows; selection: a hash of the training rows,
-where they were drawn; unreadable: rows left out, and why); parameters (adapter, head, frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in
-columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best,
-best_epoch, last, and both protocols); texts (null, or: the split and number of items, how they were decoded, and the
-scores by epoch, last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and
-judge, see tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory,
-adapter bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
+A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in
+words; since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task,
+seed); label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and
+its hash; recipe; seeds (training, projection, data; of VeRA projection_note, in words, whether other seeds have other
+matrices); code (commit, dirty); versions, device, determinism; model and data (content hash, rows; selection: a hash
+of the training rows, where they were drawn; unreadable: rows left out, and why); parameters (adapter, head,
+frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in columns (epoch, step,
+train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best, best_epoch, last, and
+both protocols); texts (null, or: the split and number of items, how they were decoded, and the scores by epoch, last
+or best, and variant); judged (where a judge has scored its answers: a summary for each bench and judge, see
+tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory, adapter
+bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes. protocol (the version of the
 task family's; a record without it is of the first).
 
@@ -75,14 +76,14 @@ def is_trial(config: dict[str, Any]) -> bool:
 
 
 def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """What a configuration's recipe says of a key: for its task, or else for all. A null counts: `clip: null` is no clipping."""
+    """What a configuration's recipe says of a key: for its task, or else for all. A null counts: `clip: null` is none."""
     recipe = config.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
     return by_task.get(config["task"]["name"], recipe.get(key, default))
 
 
 def proportional_alpha(alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha for the scale alpha / of_rank at another rank. Whole numbers stay int, since identities hash 8 and not 8.0."""
+    """LoRA's alpha for the scale alpha / of_rank at another rank. A whole number stays one: identities hash 8, not 8.0."""
     scaled = alpha * rank / of_rank
     return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
 
