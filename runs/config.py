@@ -588,6 +588,8 @@ def _check_values(config: dict[str, Any]) -> None:
 def _check_where_from(config: dict[str, Any], cfg: DictConfig) -> None:
     """Settings of a method that follow from others (LoRA's alpha, VeRA's projection_seed). cfg: before it was resolved."""
     method = config["method"]
+    if method["kind"] != "lora":
+        method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)
     if "scaling" in method:
         if method["scaling"] not in SCALINGS:
             raise UserError(f"method.scaling={method['scaling']}: should be one of {', '.join(SCALINGS)}")

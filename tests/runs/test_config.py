@@ -327,6 +327,12 @@ def test_alpha_is_the_recipes_or_follows_the_rank(row, scaling, alpha, label):
     assert run.label == f"{label} on reviews, seed 0"
 
 
+def test_a_preset_of_loras_scaling_takes_other_rows_as_they_are():
+    one, other = (expand([f"paper={paper}", "method=vera,lora", "seed=0"]) for paper in ("figure2", "figure2_proportional"))
+    assert [run.method for run in one] == [run.method for run in other]
+    assert [run.label for run in one] == [run.label for run in other]
+
+
 def test_alpha_follows_the_rank_from_what_the_recipe_says_of_the_task():
     """SmolLM2's has rank 4 and alpha 32, on Alpaca 8 and 16."""
     words = ["model=smollm2", "method=lora_r2", "method.scaling=proportional"]

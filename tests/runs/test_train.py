@@ -247,7 +247,6 @@ def test_deviations_say_once_what_differs_from_the_recipe(words, expected):
 
 
 def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
-    words = [*words, "train.max_steps=1"]
     one, other = (do([*words, "method=vera_redrawn", f"seed={seed}"]) for seed in (0, 1))
     assert [record["seeds"]["projection"] for record in (one, other)] == [0, 1]
     assert one["label"]["row"] == "VeRA r=8, A and B redrawn"
