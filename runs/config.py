@@ -564,6 +564,10 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("train_rows", "dev_rows", "items"):
         if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
             raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
+    for part, key in ((task, "task.length_grouped"), (config["method"], "method.redrawn")):  # null is no third value
+        value = part.get(key.partition(".")[2], True)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={as_word(value)}: should be true or false")
     share = task["holdout"]
     if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
