@@ -5,7 +5,8 @@ No torch and no Hydra: analysis/ reads the ledger through this file.
 A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in words;
 since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task, seed);
 label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
-recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data (content
+recipe; seeds (training, projection, data); code (commit, dirty, and sources: the files of method and task family, see
+runs/sources.py; older records lack these); versions, device, determinism; model and data (content
 hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
 parameters (adapter, head, frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in
 columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best,

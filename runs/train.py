@@ -39,6 +39,7 @@ from runs.features import compute
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import SCHEMA, Record, run_folder, write_record
+from runs.sources import sources
 from runs.starts import start_file, start_id
 from runs.text import LESS_IS_BETTER, shown
 
@@ -179,6 +180,7 @@ class Training:
         report({"phase": "loading"})
         built = build(run, self.accelerator.device, start)
         self.task, self.method = built.task, built.method
+        self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         self.raw_model = built.model
         if self.config.get("gradient_checkpointing"):
             self._checkpoint_gradients()
@@ -427,7 +429,7 @@ class Training:
                 "data": config["data_seed"],
                 "projection": config["method"].get("projection_seed"),
             },
-            "code": code_state(),
+            "code": self.code,
             "versions": versions(),
             "device": machine(device),
             "determinism": {
