@@ -24,6 +24,7 @@ from runs.executor import Executor, Job, Outcome, Sweep, settled_record, skipped
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.record import FINISHED, Record, read_measure, read_record, record_path, run_folder, sweep_up_dead
+from runs.sources import changed_words
 from runs.starts import start_file
 from runs.text import duration, plural
 from tasks.pixels import preprocessing

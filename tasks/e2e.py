@@ -220,8 +220,9 @@ def load(settings: Any) -> E2ETask:
         notes.append(f"{len(task.items)} MRs are decoded, of {len(mrs)} in the {split} set")
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(
-            f"references tokenised here with spaCy {version('spacy')}'s English rules, as microsoft/LoRA's test references are; "
-            f"its dev (and, it seems, train) references are tokenised differently ({OTHERWISE}): for table 3 use its txt files"
+            f"references tokenised here with spaCy {version('spacy')}'s English rules, as microsoft/LoRA's test references "
+            f"are; its dev (and, it seems, train) references are tokenised differently ({OTHERWISE}): for table 3 use its "
+            f"txt files"
         )
     task.notes = notes + _deviations(settings)
     if task.decodes and shutil.which("java") is None:
