@@ -162,7 +162,6 @@ def words_of(record: Record) -> list[str]:
     if recipe in choices("recipe") and {run.recipe for run in runs} != {recipe}:
         runs = expand([*words, f"recipe={recipe}"])
         words.append(f"recipe={recipe}")
-    composed = [dict(_leaves(run.config)) for run in runs]
     for key, value in wanted.items():
         if key in NOT_COMPOSED or key.startswith("recipe.") or (key.endswith(".label") and key != label):
             continue
@@ -170,9 +169,11 @@ def words_of(record: Record) -> list[str]:
             value = value.rpartition(" from ")[0]
         if key == "init_from" and str(value).endswith(".safetensors"):
             value = _place(value)
+        composed = [dict(_leaves(run.config)) for run in runs]
         if any(key in found and found[key] != value for found in composed):
             quoted = isinstance(value, str) and re.search(r"[^\w./:@+-]", value)
             words.append(f"{key}={json.dumps(value) if quoted else as_word(value)}")
+            runs = expand(words)  # another setting may follow this one: the head's rate is the adapter's unless it is given
     return words
 
 

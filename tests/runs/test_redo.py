@@ -252,6 +252,7 @@ def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monk
     assert f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: " in done.stderr
     command = done.stderr.partition("python -m runs ")[2].split()
     assert {"keep=best", "redo=true", f"output={output}"} <= set(command)
+    assert not any(word.startswith("train.lr_head=") for word in command)  # which follows train.lr
     call_here("runs", *command, "device=cpu", check=0)
     call_here("runs.evaluate", record["id"], f"output={output}", check=0)
     # Published, and its data elsewhere.
