@@ -725,19 +725,30 @@ def _is_gpt_4(judge: str) -> bool:
 
 
 def _ways(mine: dict[Key, Cell], bench: str) -> list[str]:
-    """How answers were made, where that is not FastChat's way."""
+    """How answers were made, where that is not FastChat's way, and prompts in other words than Alpaca's."""
     words: dict[str, list[str]] = defaultdict(list)
     for cell in mine.values():
+        own = [r for r in cell.records if not r["config"]["task"].get("template")]
+        if any(not any(word.startswith("prompts ") for word in r["deviations"]) for r in own):  # from before it was noted
+            words["prompts in this project's own words, not Alpaca's"].append(cell.label)
         for j in (j for r in cell.records for j in r.get("judged", []) if j["bench"] == bench):
             how = j["answering"]
             said = {
                 f"answers of at most {how['answer_tokens']} tokens, not 1024": how["answer_tokens"] != 1024,
-                f"sampled with top_p {how['top_p']}, top_k {how['top_k']}": how["top_p"] != 1 or how["top_k"] is not None,
+                f"sampled from {_sampled(how)}; FastChat's are drawn from the 50 likeliest, transformers' default": (
+                    (how["top_p"], how["top_k"]) != (1, 50)
+                ),
                 f"{how['without_room']} answers cut short or empty for want of positions": how["without_room"] > 0,
             }
             for word in (word for word, holds in said.items() if holds):
                 words[word] += [cell.label] if cell.label not in words[word] else []
     return [f"deviation: {word} ({', '.join(labels)})" for word, labels in words.items()]
+
+
+def _sampled(how: dict[str, Any]) -> str:
+    """What tokens were drawn from, in words: the likeliest so many, and of these the share."""
+    likeliest = "all tokens" if how["top_k"] is None else f"the {how['top_k']} likeliest tokens"
+    return likeliest + (f" (top_p {how['top_p']:g})" if how["top_p"] != 1 else "")
 
 
 def _judged_table(title: str, rows: list[list[str]], model: str, mine: dict[Key, Cell], bench: str) -> Table:

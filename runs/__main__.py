@@ -5,6 +5,7 @@ python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: ever
 python -m runs paper=table2_base                                   a preset: a whole table of the paper
 python -m runs paper=table2_base method=vera seed=0                part of it
 python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray: see the README)
+python -m runs paper=table2_base method=vera redo=true             again, although there are records: the old ones go aside
 python -m runs --cfg task=cola                                     the configuration, without running
 python -m runs --help task=text                                    the keys of a task, model or method
 """
@@ -39,9 +40,10 @@ def main(arguments: list[str]) -> int:
         for run in runs:
             print(json.dumps(run.config, indent=2))
         return 0
+    again = runs if how.redo else []  # not those that others start from, unless they were asked for
     runs = with_starts(runs)
     check_ids(runs)
-    outcome = sweep(runs, launch=how, words=hydra)
+    outcome = sweep(runs, launch=how, words=hydra, again=again)
     return outcome.exit_code
 
 

@@ -22,7 +22,7 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
     try:
         sys.exit(main(arguments))
     except KeyboardInterrupt:
-        print("\ninterrupted. Finished runs are kept; the same command goes on where it was.", file=sys.stderr)
+        print(f"\n{interrupted_words()}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         print(f"error: {describe(error)}", file=sys.stderr)
@@ -32,6 +32,12 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def interrupted_words() -> str:
+    """What becomes of what a command has done so far. redo=true would do that again, too."""
+    without = " without redo=true" if "redo=true" in sys.argv[1:] else ""
+    return f"interrupted. Finished runs are kept; the same command{without} goes on where it was."
 
 
 def is_users(error: BaseException) -> bool:

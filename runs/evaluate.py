@@ -6,20 +6,34 @@ python -m runs.evaluate RUN output=FOLDER
 Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into the record.
 """
 
+import json
+import re
+import shlex
 import warnings
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 import tasks
-from runs.config import Run
+from runs.config import Run, as_word, choices, expand
 from runs.errors import UserError, entry_point
-from runs.record import Record, read_ledger, record_path, run_folder, write_record
+from runs.record import Record, read_ledger, record_path, run_folder, study_folders, write_record
 from runs.text import LESS_IS_BETTER, describe
 from tasks.base import Decoding
 
 if TYPE_CHECKING:
     from runs.train import Training
+
+#: Settings that say where files lie: published records have their last parts only.
+PLACES = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.template")
+#: Settings of one machine or command, and those that come with a choice of files.
+NOT_COMPOSED = [
+    *("output", "debug", "device", "micro_batch", "eval_batch", "checkpoint_minutes", "keep", "seed"),
+    *("task.cache_dir", "task.mt_bench_dir", "task.family", "task.modality"),
+    *("model.name", "method.kind", "method.keep", "method.recipe"),
+]
 
 
 def main(arguments: list[str]) -> int:
@@ -93,11 +107,9 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     adapter = f"adapter{'_best' if best else ''}.safetensors"
     for name in [{"adapter": adapter, "head": "head.safetensors"}[name] for name in needed]:
         if not (folder / name).is_file():
-            kept = record["config"]["keep"] != "none"
-            why = "the run kept one, where it was done" if kept else "the run kept none"
-            keep = "" if kept else f" with keep={record['config']['task'].get('keep') or 'best'}"
-            again = f"delete {record_path(output, record['id'])} and run it again{keep}"
-            raise UserError(f"{folder}/{name} is not there: {why}. To have it, {again}")
+            why = "the run kept one, where it was done" if record["config"]["keep"] != "none" else "the run kept none"
+            where = f"its record is {_path(record, output)}"
+            raise UserError(f"{folder}/{name} is not there: {why} ({where}). To have it here: {command_of(record, output)}")
     training = Training(as_run(record), record["id"], lambda event: None, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():
@@ -106,6 +118,76 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     if "head" in needed:
         vera.load_head(training.raw_model, folder / "head.safetensors")
     return training
+
+
+def _path(record: Record, output: str) -> Path:
+    """Where a record lies: here, or in a published study."""
+    own = record_path(output, record["id"])
+    published = [folder / own.name for folder in study_folders() if (folder / own.name).is_file()]
+    found = own if own.is_file() or not published else published[0]
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
+def command_of(record: Record, output: str) -> str:
+    """The command that makes a record's run here, with an adapter that is kept. Where its data or model were local files of
+    another machine, it has words to be filled in: task.data_dir=/where/glue."""
+    try:
+        words = words_of(record)
+    except UserError as error:
+        return f"no words make this run any more ({error})"
+    if record["config"]["keep"] == "none":
+        words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
+    words += [f"output={output}"] * (output != "outputs") + ["redo=true"] * record_path(output, record["id"]).is_file()
+    return f"python -m runs {shlex.join(words)}"
+
+
+def words_of(record: Record) -> list[str]:
+    """The words that compose a record's run: its row, model, task, seed and preset, and each setting that would be another
+    by these. A local file or folder that is not here is called by its last part, below /where."""
+    cell, config = record["cell"], record["config"]
+    row, task = cell["row"].partition("_from_")[0], cell["task"]
+    words = [f"paper={cell['paper']}"] * (cell["paper"] in choices("paper"))
+    words += [f"model={cell['model']}", f"task={task if task in choices('task') else config['task']['family']}"]
+    words += [f"method={row if row in choices('method') else config['method']['kind']}", f"seed={cell['seed']}"]
+    label = "" if row in choices("method") else "method.label"  # which a row of peft's is named by
+    recipe, wanted = record["recipe"]["name"], dict(_leaves(config))
+    for key in PLACES:  # without which some models and tasks compose nothing
+        if wanted.get(key):
+            words.append(f"{key}={_place(wanted.pop(key))}")
+    try:
+        runs = expand(words)
+    except UserError:  # a preset, or its rows, as they were once
+        words = [word for word in words if not word.startswith("paper=")]
+        runs = expand(words)
+    if recipe in choices("recipe") and {run.recipe for run in runs} != {recipe}:
+        runs = expand([*words, f"recipe={recipe}"])
+        words.append(f"recipe={recipe}")
+    for key, value in wanted.items():
+        if key in NOT_COMPOSED or key.startswith("recipe.") or (key.endswith(".label") and key != label):
+            continue
+        if key == label and config["init_from"]:
+            value = value.rpartition(" from ")[0]
+        if key == "init_from" and str(value).endswith(".safetensors"):
+            value = _place(value)
+        composed = [dict(_leaves(run.config)) for run in runs]
+        if any(key in found and found[key] != value for found in composed):
+            quoted = isinstance(value, str) and re.search(r"[^\w./:@+-]", value)
+            words.append(f"{key}={json.dumps(value) if quoted else as_word(value)}")
+            runs = expand(words)  # another setting may follow this one: the head's rate is the adapter's unless it is given
+    return words
+
+
+def _place(path: str) -> str:
+    return path if Path(path).exists() else f"/where/{Path(path).name}"
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a configuration by their dotted keys. A mapping within a part (peft's config) is one value."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and not prefix:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _kept_result(record: Record, best: bool) -> float:

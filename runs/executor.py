@@ -31,6 +31,7 @@ from runs.display import Display, Event, result_words
 from runs.errors import UserError, entry_point, is_users
 from runs.identity import hash_of
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, row_label, run_folder, write_atomically
+from runs.sources import changed_words
 from runs.text import describe, duration
 from runs.tracking import Tracker
 
@@ -186,7 +187,7 @@ class Executor:
         tidy(job, record, self.watcher)
         if not done_here:
             self.outcome.skipped += 1
-            self.display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
+            self.display.line(skipped_words(record))
         elif record["status"] == "diverged":
             self.outcome.diverged.append((job.run, record["error"], log))
             self.display.line(f"DIVERGED: {record['error']}")
@@ -396,6 +397,12 @@ def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool =
         return None
     before = job.id in failed_before and failed_before[job.id] == record.get("claim")
     return record if record["status"] in FINISHED or not before else None
+
+
+def skipped_words(record: Record) -> str:
+    """The line of a run that has its record already."""
+    words = f"already done ({result_words(record)}, run {record['id']}), skipped"
+    return ": ".join(filter(None, [words, changed_words(record)]))
 
 
 @functools.cache

@@ -47,6 +47,7 @@ class Launch:
     runs_per_device: int = 1
     lease_seconds: float = 30.0
     tracking: str | None = None
+    redo: bool = False
 
 
 ConfigStore.instance().store(name="launch_schema", node=Launch)

@@ -260,7 +260,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    _, _, words = launch.take([word for word in arguments if word not in ("-m", "--multirun", "--watch")])
+    how, _, words = launch.take([word for word in arguments if word not in ("-m", "--multirun", "--watch")])
     runs = expand(words)
     if "--watch" in arguments:
         with contextlib.suppress(KeyboardInterrupt):
@@ -269,7 +269,11 @@ def main(arguments: list[str]) -> int:
     ledger = read_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
     for problem in ledger.problems:
         print(f"left out: {problem}")
-    print(text(plan(runs, ledger), ledger))
+    planned = plan(runs, ledger)
+    print(text(planned, ledger))
+    if how.redo:
+        done = sum(p.state in ("done", "diverged") for p in planned)
+        print(f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that estimate")
     return 0
 
 

@@ -1,7 +1,6 @@
 """What a number was made with: code, versions, machine."""
 
 import platform
-import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +8,10 @@ from typing import Any
 
 import torch
 
+from runs.sources import git
+
+#: The folders of the checkout that results are made with.
+MAKING = ("vera", "tasks", "runs", "conf")
 PACKAGES = (
     "torch",
     "transformers",
@@ -32,19 +35,14 @@ PACKAGES = (
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of the code and whether it was changed since; None outside a git checkout."""
-    root = Path(__file__).parent.parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
+    """The commit of the code and whether that commit is not all of it: a tracked file has changed, or a folder that makes
+    results holds one that is neither tracked nor ignored. None outside a git checkout."""
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": bool(changed) if changed is not None else None}
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")  # which are no code
+    return {"commit": commit, "dirty": bool(changed or new)}
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,20 @@
 
 No torch and no Hydra: analysis/ reads the ledger through this file.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in
+words; since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task,
+seed); label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and
+its hash; recipe; seeds (training, projection, data; of VeRA projection_note, in words, whether other seeds have other
+matrices); code (commit, dirty, and sources: the files of method and task family, see runs/sources.py; older records lack
+these); versions, device, determinism; model and data (content hash, rows; selection: a hash of the training rows, where
+they were drawn; unreadable: rows left out, and why); parameters (adapter, head, frozen_extra, total, formula); groups
+with learning rates; effective_batch, steps; curve in columns (epoch, step, train_loss, dev_loss, metric, metric_select,
+metric_report, lr; the last two metrics are of the halves A and B of dev); result (metric, select, best, best_epoch,
+last, and protocols: paper and crossfit; records of before 2026-11-26 have another in the second's place, and `reported`
+makes it from the curve); texts (null, or: the split and number of items, how they were decoded, and the scores by epoch,
+last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and judge, see
+tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory, adapter
+bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes. protocol (the version of the
 task family's; a record without it is of the first).
 

@@ -3,25 +3,28 @@
 A finished run is skipped, a broken one resumed; a failed one never stops the others.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import tasks
 from runs import models
 from runs.begun import read_progress
-from runs.claims import Watcher, held
+from runs.claims import Heart, Watcher, held
 from runs.config import Run
 from runs.display import Board, Display, result_words
-from runs.errors import UserError, is_users
-from runs.executor import Executor, Job, Outcome, Sweep, settled_record, start_fork_server, tidy
+from runs.errors import UserError, interrupted_words, is_users
+from runs.executor import Executor, Job, Outcome, Sweep, settled_record, skipped_words, start_fork_server, tidy
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
-from runs.record import FINISHED, Record, read_record, record_path, run_folder, sweep_up_dead
+from runs.record import FINISHED, Record, read_measure, read_record, record_path, run_folder, sweep_up_dead
+from runs.sources import changed_words
 from runs.starts import start_file
 from runs.text import duration, plural
 from tasks.pixels import preprocessing
@@ -30,11 +33,18 @@ from tasks.pixels import preprocessing
 EMPTY_STARTS = 3
 
 
-def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, words: list[str] | None = None) -> Outcome:
+def sweep(
+    runs: list[Run],
+    part: bool = False,
+    launch: Launch | None = None,
+    words: list[str] | None = None,
+    again: Sequence[Run] = (),
+) -> Outcome:
     """Does every run that has no record yet. Raises UserError or DataError before anything starts.
 
     part: of a longer command, which has done the preflight, sums up itself, and goes on after a failed run.
     launch, words: where and how (runs/launch.py), and Hydra's words for its launcher; else one after another, here.
+    again: runs that are done although they have a record, which is set aside first.
     """
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
@@ -46,6 +56,8 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
             raise UserError(f"launcher={launch.launcher} has processes of its own: leave out torchrun and debug=true")
         with one_look():
             finished = [finished_record(run) for run in runs]
+        replaced = {position: record for position, record in enumerate(finished) if record and runs[position] in again}
+        finished = [None if position in replaced else record for position, record in enumerate(finished)]
         left = [run for run, record in zip(runs, finished, strict=True) if record is None]
         if left:
             if not here and launch.launcher == "serial":
@@ -61,6 +73,10 @@ def sweep(runs: list[Run], part: bool = False, launch: Launch | None = None, wor
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(runs[0].config["output"]) / folder)
+    if replaced and not int(os.environ.get("RANK", "0")):
+        for position, record in replaced.items():
+            set_aside(record, runs[position].config["output"], launch.lease_seconds)
+        print(f"redo: {plural(len(replaced), 'record')} set aside, in {replaced_folder(runs[0].config['output'])}", flush=True)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:
@@ -139,6 +155,45 @@ def finished_record(run: Run) -> Record | None:
     return record if record["status"] in FINISHED else None
 
 
+def replaced_folder(output: str | Path) -> Path:
+    """Where what redo=true replaces is kept. No ledger reads it."""
+    return Path(output) / "replaced"
+
+
+def set_aside(record: Record, output: str, lease_seconds: float) -> None:
+    """Moves a finished run's record, folder and measures to outputs/replaced/ID.TIME, under the run's lease.
+
+    Of two commands that want it at once, one does it: the other finds no record, or a new one, which it leaves alone. The
+    folder goes first: a kill in between leaves a record without it, and no file of the old run in a new one's way.
+    """
+    name, watcher = record["id"], Watcher(output, lease_seconds)
+    path, folder = record_path(output, name), run_folder(output, name)
+    while _is_there(path, record):
+        claim = watcher.take(name)
+        if claim is None:
+            time.sleep(min(1.0, lease_seconds / 8))
+            continue
+        with Heart(claim, lease_seconds):
+            if not _is_there(path, record):
+                return
+            aside = replaced_folder(output) / f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{claim.token[:4]}"
+            aside.mkdir(parents=True)
+            if folder.is_dir():
+                os.replace(folder, aside / "run")
+            for measure in (Path(output) / "measures").glob("*.json"):
+                with contextlib.suppress(ValueError):  # one that cannot be read
+                    if name in [run["id"] for run in read_measure(measure)["of"]]:
+                        os.replace(measure, aside / f"measure_{measure.name}")
+            os.replace(path, aside / "record.json")
+
+
+def _is_there(path: Path, record: Record) -> bool:
+    try:
+        return read_record(path) == record
+    except ValueError:
+        return False
+
+
 def _failed(jobs: list[Job]) -> dict[str, str | None]:
     """Whose failed records are there, by run: another one of the same run is a try of this sweep."""
     found = {}
@@ -169,7 +224,7 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
         display.start(job.position, job.run, job.words)
         if record:
             outcome.skipped += 1
-            display.line(f"already done ({result_words(record)}, run {record['id']}), skipped")
+            display.line(skipped_words(record))
             continue
         begun = time.monotonic()
         if first:
@@ -258,6 +313,8 @@ def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watche
     tidy(job, record, watcher)
     if not here:
         outcome.skipped += 1
+        if changed_words(record):  # of the others the number is told
+            board.line(skipped_words(record))
     elif record["status"] == "diverged":
         outcome.diverged.append((job.run, record["error"], log))
         board.line(f"DIVERGED: {record['error']}")
@@ -287,7 +344,7 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
             words = next(job.words for job in jobs if job.run is run or job.run == run)
             print(f"  {status}: {run.label}{' ' * bool(words)}{words}: {error} ({log})")
     if outcome.interrupted:
-        print("interrupted. Finished runs are kept; the same command goes on where it was.", file=sys.stderr)
+        print(interrupted_words(), file=sys.stderr)
 
 
 @one_look()

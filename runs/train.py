@@ -50,6 +50,7 @@ from runs.record import (
     run_folder,
     write_record,
 )
+from runs.sources import sources
 from runs.starts import start_file, start_id
 from runs.text import shown
 
@@ -196,6 +197,7 @@ class Training:
         report({"phase": "loading"})
         built = build(run, self.accelerator.device, start)
         self.task, self.method = built.task, built.method
+        self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         self.raw_model = built.model
         if self.config.get("gradient_checkpointing"):
             self._checkpoint_gradients()
@@ -443,7 +445,7 @@ class Training:
                 "projection": config["method"].get("projection_seed"),
                 **({"projection_note": DRAWS[config["method"]["redrawn"]]} if "redrawn" in config["method"] else {}),
             },
-            "code": code_state(),
+            "code": self.code,
             "versions": versions(),
             "device": machine(device),
             "determinism": {

@@ -1,4 +1,6 @@
-"""The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python mode).
+"""The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python mode) where
+every text has 4 tokens or more. Of a shorter text those scripts count the n-grams that it lacks as a negative number, and an
+empty text as one token, so that BLEU and NIST differ; here such a text has no n-grams.
 
     python -m tasks.e2e_metrics REFERENCES HYPOTHESES [--json]
 

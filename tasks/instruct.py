@@ -27,6 +27,13 @@ PROTOCOL = 1
 #: Rows of yahma/alpaca-cleaned.
 PUBLISHED = 51760
 OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
+#: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each
+#: as UTF-8 without the white space at its end: that file ends them at the colon, alpaca-lora with a line's end, QLoRA with a
+#: space.
+ALPACA = {
+    "prompt_input": "28811e9850d9511bab334d167a03a8a37614535fdb28d645492efac8e9951c0f",
+    "prompt_no_input": "35101bc36d10997c7d926d8f21f7d173aec6523f3a57d78821b944a89925cdca",
+}
 #: An answer that goes on with an instruction of its own, by Alpaca's marker.
 STOP = "### Instruction"
 
@@ -46,6 +53,11 @@ class Template:
         """The text before a response."""
         form = self.prompt_input if input.strip() else self.prompt_no_input
         return form.format(instruction=instruction, input=input)
+
+    @property
+    def is_alpacas(self) -> bool:
+        """Whether both prompts are Alpaca's own."""
+        return all(hashlib.sha256(getattr(self, key).rstrip().encode()).hexdigest() == digest for key, digest in ALPACA.items())
 
     def turn(self, instruction: str) -> str:
         """The text between the end of an answer and the next one."""
@@ -190,8 +202,9 @@ def load(settings: Any) -> InstructTask:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
     if len(train) < len(rest):
         task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
-    if settings["template"]:
-        task.notes.append(f"prompts by the template {Path(settings['template']).name}")
+    if not template.is_alpacas:
+        words = f"by the template {Path(settings['template']).name}" if settings["template"] else "in this project's own words"
+        task.notes.append(f"prompts {words}, not Alpaca's")
     return task
 
 

@@ -5,7 +5,10 @@ import re
 import pytest
 
 from analysis import results
-from runs.record import PUBLISHED, read_study, study_folders
+from runs.config import expand
+from runs.evaluate import words_of
+from runs.identity import run_id
+from runs.record import PUBLISHED, defining, read_study, study_folders
 
 STUDIES = study_folders()
 
@@ -29,3 +32,17 @@ def test_no_record_tells_where_files_lay():
     place = re.compile(r"""(^|[\s"'=(])(~?/[\w.-]+/|[A-Za-z]:\\)""")
     for path in PUBLISHED.rglob("*.json"):
         assert not place.search(path.read_text()), path
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
+def test_the_words_of_a_record_compose_its_run(study):
+    """By what needs no data; and by the id where the data come with a package."""
+    for one in [*read_study(study)][::12]:
+        (run,) = expand(words_of(one))
+        assert (run.row, run.seed) == (one["cell"]["row"], one["cell"]["seed"])
+        for part in ("train", "task"):
+            wanted, found = (defining(config, part) for config in (one["config"], run.config))
+            wanted = {key: value for key, value in wanted.items() if key not in ("data_dir", "cache_dir")}
+            assert wanted == {key: value for key, value in found.items() if key in wanted}
+        if one["cell"]["task"] == "digits":
+            assert run_id(run) == one["id"]

@@ -373,7 +373,7 @@ def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(),
             "n": 160,
             "n_valid": 159,
             "turns": {"1": mean + 0.25, "2": mean - 0.25},
-            "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0},
+            "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "batch": 8, "without_room": 0},
         }
         for judge, mean in scores
     ]
@@ -421,14 +421,26 @@ def test_a_judge_that_gives_no_score_has_none():
 
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
-    assert not any("answers of at most" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
+    ours["deviations"] = ["prompts in this project's own words, not Alpaca's"]
+    (only,) = [note for note in llama(tables.table4(ledger(ours), "paper")).notes if note.startswith("deviation")]
+    assert only == "deviation: prompts in this project's own words, not Alpaca's (vera on alpaca)"
     ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "without_room": 3}
     notes = llama(tables.table4(ledger(ours), "paper")).notes
     assert notes[-3:] == [
         "deviation: answers of at most 64 tokens, not 1024 (VeRA r=1024)",
-        "deviation: sampled with top_p 0.9, top_k None (VeRA r=1024)",
+        "deviation: sampled from the 50 likeliest tokens (top_p 0.9); "
+        "FastChat's are drawn from the 50 likeliest, transformers' default (VeRA r=1024)",
         "deviation: 3 answers cut short or empty for want of positions (VeRA r=1024)",
     ]
+    ours["judged"][0]["answering"] |= {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "without_room": 0}
+    ours["deviations"] = []  # a record from before prompts of this project's own were noted
+    notes = llama(tables.table4(ledger(ours), "paper")).notes
+    assert notes[-2:] == [
+        "deviation: prompts in this project's own words, not Alpaca's (VeRA r=1024)",
+        "deviation: sampled from all tokens; FastChat's are drawn from the 50 likeliest, transformers' default (VeRA r=1024)",
+    ]
+    ours["config"]["task"]["template"] = "alpaca.json"  # Alpaca's own: another one is a deviation of its record
+    assert not any("prompts" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
 
 
 def test_what_is_not_judged_says_how_to_have_it_judged():

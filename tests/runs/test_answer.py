@@ -61,7 +61,7 @@ def test_where_the_questions_lie_and_how_they_are_answered_is_no_part_of_a_run(a
 
     record, _ = done
     words = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
-    assert run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5"])[0]) == record["id"]
+    assert run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"])[0]) == record["id"]
     assert run_id(expand([*alpaca_words, "model.quantise=nf4"])[0]) != record["id"]
 
 
@@ -223,7 +223,7 @@ def test_other_settings_are_answered_anew_and_lose_nothing(done, monkeypatch):
     monkeypatch.setattr(answer, "_sample", None)  # what was answered is there
     assert asked(record, output) == first
     about = json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())
-    assert (about["answer_tokens"], about["top_p"], about["top_k"], about["without_room"]) == (6, 1.0, None, 0)
+    assert (about["answer_tokens"], about["top_p"], about["top_k"], about["without_room"]) == (6, 1.0, 50, 0)
 
 
 def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt_bench, tmp_path, capsys):
@@ -470,7 +470,7 @@ def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
         found = {j["judge"]: j for j in read_record(record_path(output, record["id"]))["judged"]}
         assert {name: j["passes"] for name, j in found.items()} == {"a": 3, "b": 1}
         assert "has 3 passes of a already" in capsys.readouterr().out
-        assert found["a"]["answering"] == {"answer_tokens": 6, "top_p": 1.0, "top_k": None, "batch": 3, "without_room": 0}
+        assert found["a"]["answering"] == {"answer_tokens": 6, "top_p": 1.0, "top_k": 50, "batch": 3, "without_room": 0}
         asked(record, output, "task.answer_tokens=2")
         assert judge.main([*words, "judge=b"]) == 0
     (only,) = read_record(record_path(output, record["id"]))["judged"]

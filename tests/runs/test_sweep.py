@@ -327,11 +327,12 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     assert "adapter.safetensors: damaged, or not a file of the format" in done.stderr.splitlines()[-1]
     adapter.unlink()
     told = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr  # or a record that was copied
-    assert "is not there: the run kept one, where it was done. To have it, delete" in told
+    assert "is not there: the run kept one, where it was done (its record is" in told
+    assert told.strip().endswith("redo=true")
     none = do([*words, "train.epochs=1", "keep=none"])
     told = call_here("runs.evaluate", none["id"], f"output={output_of(words)}", check=2).stderr
-    assert "the run kept none. To have it, delete" in told
-    assert "run it again with keep=best" in told
+    assert "the run kept none (its record is" in told
+    assert " keep=best " in told
     assert "no records begin with 'zzz'" in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
 
 

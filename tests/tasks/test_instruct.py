@@ -1,5 +1,6 @@
 """Instructions: what a model reads, what it is trained on, and what of a file or template is refused."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -89,8 +90,24 @@ def test_a_token_across_prompt_and_response_is_not_trained_as_one(alpaca, tokeni
     for (ids, last), row in zip(task._rows["train"], task.splits["train"], strict=True):
         assert ids[: last + 1] == tokenizer(task.template.prompt(row.instruction, row.input))["input_ids"]
         assert text(tokenizer, ids[last + 1 :]) == f"{row.output}</s>"
-    assert "prompts by the template t.json" in task.notes
+    assert "prompts by the template t.json, not Alpaca's" in task.notes
     assert (task.template.next_turn, task.template.stop) == ("\n\n{instruction} = ", None)
+
+
+@pytest.mark.parametrize("end", ["", "\n", " "])  # as in Stanford's file, alpaca-lora's and QLoRA's
+def test_alpacas_own_prompts_are_no_deviation(end, alpaca, tmp_path, monkeypatch):
+    """By stand-ins: their words are not in this repository."""
+    prompts = {"prompt_input": "do {instruction} to {input}:", "prompt_no_input": "do {instruction}:"}
+    digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in prompts.items()}
+    (tmp_path / "t.json").write_text(json.dumps({key: text + end for key, text in prompts.items()}))
+    words = [f"task.data_dir={alpaca}", "task.dev_rows=2", f"task.template={tmp_path / 't.json'}"]
+    assert "prompts by the template t.json, not Alpaca's" in load(*words).notes
+    monkeypatch.setattr("tasks.instruct.ALPACA", digests)
+    assert not any("prompts" in note for note in load(*words).notes)
+    assert "prompts in this project's own words, not Alpaca's" in load(*words[:2]).notes
+    for key in prompts:  # one of the two is not enough
+        monkeypatch.setattr("tasks.instruct.ALPACA", digests | {key: "0" * 64})
+        assert "prompts by the template t.json, not Alpaca's" in load(*words).notes
 
 
 def test_upstreams_templates_are_taken_as_they_are(tmp_path):

@@ -1,0 +1,74 @@
+"""Which code made a record: the source files of its method and of its task family, and whether they have changed since.
+
+A run's id has no code in it. What is committed is told by the commit; what is not, by the hash of these two files.
+No torch: a command that finds everything done asks this.
+"""
+
+import hashlib
+import inspect
+import subprocess
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from runs.record import Record
+
+ROOT = Path(__file__).parent.parent
+
+
+def git(*words: str) -> str | None:
+    """What git says of this checkout; None outside of one."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+#: The files as this process, or the one that it was forked from, began with them: an edit after that is not in what it runs.
+AT_START = {path: _digest(path) for folder in ("vera/methods", "tasks") for path in ROOT.glob(f"{folder}/*.py")}
+
+
+def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
+    """For a record: the file of the method's class and that of the task's family, by name, with the first 16 hex digits of
+    its SHA-256, and whether it is untracked or differs from the last commit (None: no git checkout)."""
+    files = {"method": Path(inspect.getfile(type(method))), "task": Path(str(family.__file__))}
+    return {part: _source(path) for part, path in files.items()}
+
+
+def _source(path: Path) -> dict[str, Any]:
+    digest, now = AT_START.get(path) or _digest(path), _digest(path)
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    # What was edited since this process began is in no commit that could be named here.
+    return {"file": name, "sha256": digest, "uncommitted": uncommitted(name, now) if digest == now else True}
+
+
+@cache
+def uncommitted(name: str, digest: str) -> bool | None:
+    """Whether a file of the checkout, with this content, is untracked or differs from the last commit; None: no checkout."""
+    found = git("status", "--porcelain", "--untracked-files=all", "--", name)
+    return None if found is None else bool(found)
+
+
+def changed(record: Record) -> list[str]:
+    """Those of a record's source files that have changed since, and are or were uncommitted. A file that has moved, and one
+    that was committed both times, is no change; nor is anything of a record from before this was kept."""
+    found = []
+    for source in record.get("code", {}).get("sources", {}).values():
+        path = ROOT / source["file"]
+        now = _digest(path) if path.is_file() else source["sha256"]
+        if now != source["sha256"] and (source["uncommitted"] or uncommitted(source["file"], now)):
+            found.append(source["file"])
+    return found
+
+
+def changed_words(record: Record) -> str:
+    """What a skipped run's line says of that; empty where there is nothing to say."""
+    found = changed(record)
+    verb = "have" if len(found) > 1 else "has"
+    return f"{' and '.join(found)} {verb} changed since this record was made; redo=true runs it again" if found else ""
