@@ -363,7 +363,7 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
     wanted = theirs if isinstance(theirs, dict) else {}
     if "peft" in {*wanted, *ours}:
         here, drew = importlib.metadata.version("peft"), wanted.get("peft")
-        why = f"Install peft=={drew}" if drew != here else "Another processor or torch, or other base weights than its own?"
+        why = f"Install peft=={drew}" if drew != here else "Another processor, precision or torch, or other base weights?"
         return f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it otherwise. {why}"
     if wanted.get("scheme") != ours.get("scheme"):
         return f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes {ours.get('scheme')!r}"

@@ -25,7 +25,7 @@ REFUSED = {
     "AdaptionPromptConfig": "Unsupported model type",
     "PolyConfig": "a forward pass of its own",
     "ShadowConfig": "a forward pass of its own",
-    "TrainableTokensConfig": "leaves nothing to train",
+    "TrainableTokensConfig": "no matrices of its own here: name target_modules in config",
     "XLoraConfig": "`use_cache` must be False",
 }
 CLASSES = sorted(

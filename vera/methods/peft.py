@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.base import Method, frozen_extra, plain_names, replace
-from vera.sites import NORMS, WHOLE, find_norms, find_sites, head_prefixes, is_feed_forward_out, is_transposed
+from vera.sites import BLOCKS, NORMS, WHOLE, find_norms, find_sites, head_prefixes, is_feed_forward_out, is_transposed
 
 #: Settings that have no place here, and why.
 OUTSIDE = {
@@ -97,7 +97,8 @@ class Peft(Method, kind="peft"):
             words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
             words["total_step"] = 2**31
-        base = base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
+        blank = any(p.is_meta for p in model.parameters())
+        base = {} if blank else base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
         try:
@@ -117,7 +118,8 @@ class Peft(Method, kind="peft"):
                 replace(clean, path, copy.deepcopy(clean.get_submodule(path)))
             return peft.get_peft_model(clean, config_class(**words))
 
-        model._peft_drawn = self._drawn(model, wrapper, names, base, again)  # type: ignore[assignment]
+        drawn = ({}, {}) if blank else self._drawn(model, wrapper, names, base, again)
+        model._peft_drawn = drawn  # type: ignore[assignment]
         model._peft_base = base  # type: ignore[assignment]
         # In a tuple, so that the wrapper, which holds the model, is no child of it.
         model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
@@ -143,7 +145,7 @@ class Peft(Method, kind="peft"):
         Raises AdapterError where one of the latter does not come back.
         """
         stored, hidden = _frozen(model, wrapper, names)
-        if not (stored or hidden) or any(p.is_meta for p in model.parameters()):
+        if not (stored or hidden):
             return {}, {}
         first = next(t for n, t in model.named_parameters() if n in names)
         key = json.dumps([self.settings(), base, str(first.dtype), str(first.device)])
@@ -172,8 +174,8 @@ class Peft(Method, kind="peft"):
             raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
         for path, blocks in found.items():
             if WHOLE not in blocks:
-                name = path.rpartition(".")[2]
-                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{name}]")
+                whole = ",".join([path.rpartition(".")[2], *(site for site in self.sites if site not in BLOCKS)])
+                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]")
         return [*found, *norms]
 
     def remove(self, model: nn.Module) -> None:
@@ -251,9 +253,16 @@ class Peft(Method, kind="peft"):
         return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Frozen parts that a second installation has drawn again, and that are still as they were drawn."""
+        """Frozen parts that a second installation has drawn again, and that are still as they were drawn.
+
+        None where they are a fiftieth of what trains, or less: a file with them loads onto a base model in half
+        precision, too, where some come out in that precision.
+        """
         plain, (drawn, _) = plain_names(model), _drawn_of(model)
-        return frozenset(plain[n] for n, t in frozen_extra(model).items() if drawn and drawn.get(plain[n]) == _hash(t))
+        found = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in drawn}
+        if 50 * sum(t.nbytes for t in found.values()) <= sum(p.nbytes for p in self.adapter_parameters(model).values()):
+            return frozenset()
+        return frozenset(name for name, tensor in found.items() if _hash(tensor) == drawn[name])
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """The version of peft, and the fingerprint of all that it drew and that the file does not hold."""
