@@ -98,7 +98,9 @@ class Peft(Method, kind="peft"):
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
             words["total_step"] = 2**31
         blank = any(p.is_meta for p in model.parameters())
-        base = {} if blank else base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
+        base = (
+            {} if blank else base_fingerprint(model)
+        )  # before installing: some methods move a part of the base weights into the adapter
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
         try:
@@ -112,6 +114,7 @@ class Peft(Method, kind="peft"):
         head = tuple(head_prefixes(model))
         if not any(p.requires_grad and p.numel() for n, p in model.named_parameters() if not (head and n.startswith(head))):
             raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
+
         def again() -> Any:
             """The same on a copy of the base model, whose adapted layers are its own."""
             for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
