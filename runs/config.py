@@ -30,6 +30,8 @@ from runs.errors import UserError
 from runs.record import SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
 
 CONF = Path(__file__).parent.parent / "conf"
+#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
+PEFT_SITES = Path(__file__).parent.parent / "vera" / "methods" / "peft_sites.json"
 GROUPS = ("model", "task", "method", "recipe", "paper")
 
 
@@ -111,6 +113,12 @@ def _keep(*, _root_: DictConfig) -> str:
     return method if method == "none" or task is None else str(task)
 
 
+def _peft_sites(config_class: str) -> list[str]:
+    known: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
+    return known.get(config_class, known["others"])
+
+
+OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 OmegaConf.register_new_resolver("alpha", _alpha, replace=True)
 OmegaConf.register_new_resolver("keep", _keep, replace=True)
@@ -180,7 +188,7 @@ def expand(arguments: list[str]) -> list[Run]:
     # Only at the start of a word would the shell have expanded it.
     arguments = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1) for argument in arguments]
     digest = hashlib.sha256(repr(arguments).encode())
-    for path in [Path(__file__), *sorted(CONF.rglob("*.yaml"))]:
+    for path in [Path(__file__), PEFT_SITES, *sorted(CONF.rglob("*.yaml"))]:
         digest.update(path.read_bytes())
     # An environment variable may change between two calls: nothing that reads one is kept.
     reads_environment = any("oc.env" in text for text in [*arguments, *(p.read_text() for p in CONF.rglob("*.yaml"))])

@@ -47,8 +47,10 @@ def main(arguments: list[str]) -> int:
     training = restore(record, output)
     model, method = training.raw_model, training.method
     if form == "peft":
-        vera.export_peft(model, place)
-        base = models.fetch(record["config"]["model"])
+        of = record["config"]["model"]
+        hub = None if of["path"] or of["package"] or of.get("wheel") else of["hub"]
+        vera.export_peft(model, place, hub, of["revision"] if hub else None)
+        base = models.fetch(of)
         print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
     elif form == "merged":
         vera.unload(model, merge=True)

@@ -259,8 +259,8 @@ def _renew(model: Any, names: list[str]) -> None:
         model._init_weights(module)
 
 
-def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
-    """The model without weights, on the meta device, for counting."""
+def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
+    """The model without weights, on the meta device, for counting: by its folder's configuration, or by conf/model's."""
     import torch
     import transformers
 
@@ -271,7 +271,9 @@ def skeleton(model: Mapping[str, Any], num_labels: int) -> Any:
     }[model["modality"]]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with torch.device("meta"):
-        config = transformers.AutoConfig.for_model(
-            **model["architecture"], **(model.get("settings") or {}), num_labels=num_labels
-        )
+        given: dict[str, Any] = {**(model.get("settings") or {}), "num_labels": num_labels}
+        if folder:
+            config = transformers.AutoConfig.from_pretrained(folder, **given, local_files_only=True)
+        else:
+            config = transformers.AutoConfig.for_model(**model["architecture"], **given)
         return build.from_config(config)

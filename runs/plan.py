@@ -21,6 +21,7 @@ from runs.claims import claims_folder
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
 from runs.identity import data_content, one_look, run_id
+from runs.pairs import refusal
 from runs.record import Ledger, Record, is_trial, read_ledger, read_record, records_folder, run_folder
 from runs.starts import start_file
 from runs.text import duration, megabytes, plural, shown
@@ -80,6 +81,9 @@ def _state(run: Run, ledger: Ledger, held: set[str], contents: set[str]) -> Plan
         found = run_id(run)
     except (UserError, tasks.DataError) as error:
         return Planned(run, "blocked", str(error))
+    refused = None if found and found in ledger.records else refusal(run)
+    if refused:
+        return Planned(run, "blocked", refused)
     if found is None:
         return Planned(run, "unknown", f"{run.model} or {run.task} has no pinned revision and is not on this machine")
     record = ledger.records.get(found)

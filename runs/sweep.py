@@ -23,6 +23,7 @@ from runs.errors import UserError, interrupted_words, is_users
 from runs.executor import Executor, Job, Outcome, Sweep, settled_record, skipped_words, start_fork_server, tidy
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
+from runs.pairs import refusal
 from runs.record import FINISHED, Record, read_measure, read_record, record_path, run_folder, sweep_up_dead
 from runs.sources import changed_words
 from runs.starts import start_file
@@ -122,6 +123,7 @@ def preflight(runs: list[Run]) -> dict[str, str]:
             models.fetch(run.config["model"])
         except (tasks.DataError, UserError) as error:
             missing.append(str(error))
+    missing += [why for run in _distinct(runs, "model", "method") if (why := refusal(run))]
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):

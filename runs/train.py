@@ -224,6 +224,7 @@ class Training:
             optimizer, partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps)
         )
         self.method.before_training(self.raw_model, self.total_steps)
+        self.notes = large_share(self.method, self.raw_model)
         self.predictions: Any = None  # of the last epoch
         self.state: dict[str, Any] = {
             "keep": self.config["keep"],
@@ -245,6 +246,8 @@ class Training:
 
     def go(self) -> Record:
         """Trains, evaluates each epoch, and returns the record."""
+        for note in self.notes:
+            print(f"note: {note}", flush=True)
         path = self.folder / "checkpoint.safetensors"
         resumed = checkpoint.load(path, self.run_id, self.parameters, self.optimizer.optimizer)
         if resumed:
@@ -495,7 +498,7 @@ class Training:
                 "best": state["predictions"][self.best()] if state["predictions"] else None,
                 "last": state["predictions"][-1] if state["predictions"] else None,
             },
-            "deviations": deviations(self.run, self.task.notes) + self.tries["deviations"],
+            "deviations": deviations(self.run, self.task.notes) + self.notes + self.tries["deviations"],
         }
 
     # --- small helpers
@@ -656,6 +659,19 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     if train["max_steps"] is not None:
         words.append(f"stopped after {train['max_steps']} steps")
     return words
+
+
+#: A method that trains a larger share of the model is none that a table of small adapters should hold without a word.
+LARGE_SHARE = 0.05
+
+
+def large_share(method: vera.Method, model: nn.Module) -> list[str]:
+    """A sentence where a method other than full fine-tuning trains much of the model (head apart)."""
+    trained = sum(p.numel() for p in method.adapter_parameters(model).values())
+    share = trained / sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())  # 4 bit: two a byte
+    if method.kind == "full" or share <= LARGE_SHARE:
+        return []
+    return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]
 
 
 def peak_memory() -> int:

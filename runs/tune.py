@@ -300,8 +300,16 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
         return []
     tried = {key: f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried" for key, values, _ in axes}
     chosen = [f"    {key}: on {task} {words}, on {judged}" for key, words in tried.items()]
-    name = f"conf/recipe/{cell.words[0].partition('=')[2]}/{cell.first.model}.yaml"
-    return [f"for {name}:", "  by_task:", *(f"    {key}: {{{task}: {value}}}" for key, _, value in axes), "  chosen:", *chosen]
+    method = cell.words[0].partition("=")[2]
+    own = method != "peft"  # whose file would be that of every class
+    name = f"{method if own else cell.first.row}/{cell.first.model}"
+    return [
+        f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:",
+        "  by_task:",
+        *(f"    {key}: {{{task}: {value}}}" for key, _, value in axes),
+        "  chosen:",
+        *chosen,
+    ]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -20,7 +20,8 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers":
 
 def of_peft(name: str, **config) -> Callable[[str], vera.Method]:
     """A method of peft's, which takes a fused projection as a whole."""
-    return lambda a: vera.Peft(name, config, (FUSED[a],) if a in FUSED else ("query", "value"))
+    more = ("feed_forward_out",) if name == "IA3Config" else ()
+    return lambda a: vera.Peft(name, config, (FUSED[a], *more) if a in FUSED else ())
 
 
 METHODS: dict[str, Callable[[str], vera.Method]] = {

@@ -2,11 +2,13 @@
 
 safetensors, never pickle. The header's metadata holds the method's settings; for VeRA the projections' scheme, seed,
 widest shapes and fingerprint (A and B themselves are not stored); a fingerprint of the base weights; and a SHA-256 of
-the whole file, so that no changed byte loads.
+the whole file, so that no changed byte loads. What a method of peft draws again from its configuration is left out, too:
+the header holds its fingerprint and the version of peft that drew it.
 """
 
 import copy
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -46,14 +48,16 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
         raise AdapterError(f"this model carries {carried}, not {method.kind} with {method.settings()}: not saved")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
-    tensors = {name: tensor.detach() for name, tensor in _saved(model, method).items()}
+    left_out = method.redrawn(model)
+    tensors = {name: tensor.detach() for name, tensor in _saved(model, method).items() if name not in left_out}
     for name, tensor in tensors.items():
         if dtype is not None and tensor.is_floating_point():
             tensors[name] = tensor.to(dtype)
         if not torch.isfinite(tensors[name]).all():
             what = "holds values that are not finite" if not torch.isfinite(tensor).all() else f"is beyond the range of {dtype}"
             raise AdapterError(f"{name} {what}: not saved")
-    header = {"format": FORMAT, "method": method.settings(), "fixed": method.fixed(model), "base": base_fingerprint(model)}
+    fixed = method.fixed(model, left_out)
+    header = {"format": FORMAT, "method": method.settings(), "fixed": fixed, "base": base_fingerprint(model)}
     return _write(path, tensors, header)
 
 
@@ -83,8 +87,8 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     trial = copy.deepcopy(model) if peft else without_weights(model)
     unload(trial)
     method.adapt(trial)
-    _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
-    if adapted is None or adapted.method != method:
+    left_out = _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
+    if adapted is None or adapted.method != method or not left_out <= method.redrawn(model):
         unload(model)
         method.adapt(model)
     else:
@@ -305,18 +309,24 @@ def _saved(model: nn.Module, method: Method) -> dict[str, Tensor]:
 
 def _check_adapter(
     path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor], adapted: nn.Module, base: nn.Module | None
-) -> None:
-    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it was trained on."""
+) -> frozenset[str]:
+    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it was trained on.
+
+    Returns the names of the tensors that the file leaves to the method to make again.
+    """
     adaptation_ = adaptation(adapted)
     assert adaptation_ is not None
-    theirs, ours = header.get("fixed"), adaptation_.method.fixed(adapted)
+    wanted = _wanted(adapted)
+    left_out = adaptation_.method.redrawn(adapted) - tensors.keys()
+    theirs, ours = header.get("fixed"), adaptation_.method.fixed(adapted, left_out)
     if theirs != ours:
         raise AdapterError(_mismatch(Path(path), theirs, ours))
-    check_tensors(path, _wanted(adapted), tensors)
+    check_tensors(path, {name: tensor for name, tensor in wanted.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
             f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the same"
         )
+    return left_out
 
 
 def check_tensors(
@@ -351,6 +361,10 @@ def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
 
 def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
     wanted = theirs if isinstance(theirs, dict) else {}
+    if "peft" in {*wanted, *ours}:
+        here, drew = importlib.metadata.version("peft"), wanted.get("peft")
+        why = f"Install peft=={drew}" if drew != here else "Another processor, precision or torch, or other base weights?"
+        return f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it otherwise. {why}"
     if wanted.get("scheme") != ours.get("scheme"):
         return f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes {ours.get('scheme')!r}"
     return (

@@ -39,8 +39,11 @@ OTHER_LORA = (
 )
 
 
-def export_peft(model: nn.Module, folder: str | Path) -> None:
+def export_peft(model: nn.Module, folder: str | Path, base: str | None = None, revision: str | None = None) -> None:
     """Writes an adapted model's adapter and head as peft would: `peft.PeftModel.from_pretrained(base, folder)` reads it.
+
+    base, revision: the base model's name on the hub, for adapter_config.json; without it the name that the model was
+    loaded by, of which a folder's last part is kept: no path of this machine goes into the file.
 
     Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods without one.
     """
@@ -55,7 +58,8 @@ def export_peft(model: nn.Module, folder: str | Path) -> None:
     tasks = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
     config |= {
         "task_type": next((task for name, task in tasks.items() if type(model).__name__.endswith(name)), None),
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "base_model_name_or_path": base or _base_name(model),
+        "revision": revision,
         "modules_to_save": head_modules or None,
         "inference_mode": True,
     }
@@ -116,6 +120,13 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
 
 
 # --- out
+
+
+def _base_name(model: nn.Module) -> str | None:
+    """The name that a model was loaded by; of a local folder its last part."""
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
+    local = name and (Path(name).is_absolute() or name.count("/") > 1 or Path(name).exists())
+    return (Path(name).resolve().name if local else name) or None
 
 
 def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,6 +24,14 @@ FUSED = {
 }
 #: Fused in an order, or in sizes, that differ from model to model.
 MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
+#: The second matrix of the feed-forward, by the end of its path; attention's own output ends alike in BERT and its kin.
+FEED_FORWARD_OUT = "feed_forward_out"
+FEED_FORWARD_ENDS = (
+    "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa, MPNet
+    "mlp.fc2",  # ViT, DINOv2, timm
+    *("mlp.c_proj", "mlp.down_proj", "ffn.lin2", "mlp.Wo"),  # GPT-2, Llama and its relatives, DistilBERT, ModernBERT
+)
+NORMS = "norms"
 ALL_LINEAR = "all-linear"
 WHOLE = "whole"
 
@@ -33,8 +41,8 @@ Blocks = dict[str, slice]
 def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     """The linear layers that `sites` name, by module path, in the model's own order, and which of their outputs.
 
-    A site is a role ("query", "key", "value"), the end of a module's path ("dense", "mlp.fc1"), or "all-linear": every
-    linear layer but the head and the output embedding. A role in a fused layer is a block of its outputs
+    A site is a role ("query", "key", "value", "feed_forward_out"), the end of a module's path ("dense", "mlp.fc1"), or
+    "all-linear": every linear layer but the head and the output embedding. A role in a fused layer is a block of its outputs
     ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is {"whole": slice(0, out)}.
     Raises AdapterError, listing the model's real names, where a site matches no linear layer.
     """
@@ -82,9 +90,34 @@ def _matches(linears: dict[str, nn.Module], site: str, fused: set[str]) -> dict[
         if site in BLOCKS and path in fused:
             start = inputs * BLOCKS.index(site)
             matches[path] = {site: slice(start, start + inputs)}
-        elif site == ALL_LINEAR or name in ALIASES.get(site, ()) or f".{path}".endswith(f".{site}"):
+        elif (
+            site == ALL_LINEAR
+            or name in ALIASES.get(site, ())
+            or f".{path}".endswith(f".{site}")
+            or (site == FEED_FORWARD_OUT and is_feed_forward_out(path))
+        ):
             matches[path] = {WHOLE: slice(0, outputs)}
     return matches
+
+
+def is_feed_forward_out(path: str) -> bool:
+    """Whether a linear layer is the second matrix of a feed-forward, by its path."""
+    return f".{path}".endswith(tuple(f".{end}" for end in FEED_FORWARD_ENDS)) and "attention.output" not in path
+
+
+def find_norms(model: nn.Module) -> list[str]:
+    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
+    head = tuple(head_prefixes(model))
+    found = [
+        path
+        for path, m in model.named_modules()
+        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
+        and not (head and f"{path}.".startswith(head))
+        and any(True for _ in m.parameters(recurse=False))
+    ]
+    if not found:
+        raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
+    return found
 
 
 def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:

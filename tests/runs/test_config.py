@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import vera
 from runs import config
 from runs.config import CONF, choices, expand, parts
 from runs.errors import UserError
@@ -450,6 +451,18 @@ def test_the_ablations_are_the_papers():
 def test_each_method_of_peft_is_a_row_of_its_own():
     (run,) = expand(["method=peft", "method.config_class=IA3Config"])
     assert (run.row, run.config["method"]["label"]) == ("peft_ia3", "IA3")
+    assert run.method["sites"] == ["key", "value", "feed_forward_out"]  # resolved: they are in the record and in the id
+    for words, sites in (
+        (["method=peft"], ["query", "value"]),
+        (["method=adalora"], ["query", "value"]),
+        (["method=peft", "method.config_class=LNTuningConfig"], ["norms"]),
+        (["method=peft", "method.config_class=BeftConfig", "method.sites=[query]"], ["query"]),
+    ):
+        (run,) = expand(words)
+        assert run.method["sites"] == sites
+        assert list(vera.make_method(**run.method).sites) == sites
+    with pytest.raises(UserError, match=r"method.sites=query: should be a list"):
+        expand(["method=peft", "method.sites=query"])
     (run,) = expand(["method=peft", "method.config={use_dora: true, r: 4}"])
     assert (run.row, run.config["method"]["label"]) == ("peft_lora_r_4_use_dora_true", "Lora r=4 use_dora=True")
     (run,) = expand(["method=peft", "method.label=Mine", "method.config_class=PveraConfig"])

@@ -369,6 +369,10 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     assert "before, " in printed
     assert "from the fp16 file" in printed
     expected = answer(evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval())
+    named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (named["base_model_name_or_path"], named["revision"]) == (tiny_bert.name, None)
+    for form in ("peft", "merged"):
+        assert not [path for path in (tmp_path / form).glob("*.json") if str(tiny_bert.parent) in path.read_text()]
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert torch.allclose(answer(merged), expected, atol=1e-4)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()

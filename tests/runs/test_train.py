@@ -454,3 +454,16 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, w
         loop.go()
     resumed = do([*elsewhere(words, output=tmp_path / "resumed")])
     assert comparable(resumed) == comparable(straight)
+
+
+def test_a_row_that_trains_much_of_the_model_says_so(words):
+    plain = [word for word in words if not word.startswith("method.")]
+    rows = (
+        ["method=peft", "method.config_class=LNTuningConfig", "method.sites=[query,value]"],
+        ["method=full"],
+        ["method=head"],
+    )
+    told = {row[0]: do([*plain, "train.max_steps=1", *row])["deviations"] for row in rows}
+    assert [len([w for w in told[row[0]] if w.startswith("trains ")]) for row in rows] == [1, 0, 0]
+    (sentence,) = [w for w in told["method=peft"] if w.startswith("trains ")]
+    assert sentence.endswith("% of the model's parameters (4,224), as no small adapter does")

@@ -230,6 +230,9 @@ def test_what_the_words_search(tiny_words, e2e_words):
     plain = [w for w in tiny_words if not w.startswith("method.")]
     searched = {cell.first.row: list(cell.axes) for cell in tune.cells([*plain, "method=head,adapter_h"])}
     assert searched == {"head": ["train.lr_head"], "adapter_h": ["train.lr", "train.lr_head"]}
+    for row in ("method=peft", "method=adalora"):
+        (cell,) = tune.cells([*plain, row])
+        assert {key: len(values) for key, values in cell.axes.items()} == {"train.lr": 5, "train.lr_head": 3}
     (cell,) = tune.cells([*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"])
     assert cell.axes == {
         "train.lr": ["0.01", "1"],

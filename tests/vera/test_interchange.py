@@ -51,6 +51,21 @@ def test_exported_it_answers_the_same_under_peft_and_comes_back_whole(name, arch
     assert torch.equal(answer(again), answer(model))
 
 
+def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
+    model = moved("BERT", METHODS["vera"])
+    for loaded, given, expected in (
+        ("/somewhere/models/my-bert", {}, ("my-bert", None)),
+        (str(tmp_path), {}, (tmp_path.name, None)),
+        ("owner/name", {}, ("owner/name", None)),
+        ("", {}, (None, None)),
+        ("/somewhere/snapshots/0123", {"base": "owner/name", "revision": "0123"}, ("owner/name", "0123")),
+    ):
+        model.config._name_or_path = loaded
+        vera.export_peft(model, tmp_path / "out", **given)
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == expected
+
+
 CONFIGS = {
     "vera": peft.VeraConfig(r=12, projection_prng_key=5, target_modules=["query", "value"], vera_dropout=0.1),
     "vera without its projections": peft.VeraConfig(

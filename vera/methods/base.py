@@ -156,8 +156,15 @@ class Method(ABC):
         """The tensors of the adapter file by name: what trains, and what cannot be made anew."""
         return dict(self.adapter_parameters(model))
 
-    def fixed(self, model: nn.Module) -> dict[str, Any]:
-        """What the adapter relies on and does not train, for the adapter file; compared when it is loaded."""
+    def redrawn(self, model: nn.Module) -> frozenset[str]:
+        """Those of `saved`, by the file's names, that installing makes again bit for bit: no file needs to hold them."""
+        return frozenset()
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """What the adapter relies on and does not train, for the adapter file; compared when it is loaded.
+
+        left_out: those of `redrawn` that the file does not hold.
+        """
         return {}
 
     def merge(self, model: nn.Module) -> None:

@@ -1,18 +1,25 @@
 """Any method of huggingface/peft by the name of its configuration class, under the same contract as this library's own."""
 
+import contextlib
+import copy
 import difflib
+import hashlib
 import inspect
 import json
+import random
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Method, frozen_extra
-from vera.sites import WHOLE, find_sites, head_prefixes, is_transposed
+from vera.methods.base import Method, frozen_extra, plain_names, replace
+from vera.sites import BLOCKS, NORMS, WHOLE, find_norms, find_sites, head_prefixes, is_feed_forward_out, is_transposed
 
 #: Settings that have no place here, and why.
 OUTSIDE = {
@@ -24,6 +31,10 @@ OUTSIDE = {
 }
 #: Initial values that change the base weights too, so that an adapter file would not be the whole of it.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: The sites of each class where none are named: those that its paper trains. A file of its own: runs/config.py reads it, too.
+SITES: dict[str, list[str]] = json.loads(Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8"))
+#: By method and base weights, which of the frozen tensors a second installation has drawn again.
+_REDRAWN: dict[str, frozenset[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,11 @@ class Peft(Method, kind="peft"):
     """Installs a tuner of peft in place.
 
     config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora": True}. sites
-    become target_modules, unless config names its own or the class has none.
+    become target_modules, unless config names its own or the class has none; "norms" is every LayerNorm and RMSNorm
+    outside the head. Empty, they are the class's own (SITES): query and value where it changes or replaces a weight.
+
+    What a class draws again from its configuration, bit for bit and whatever torch's seed, is not in the adapter file.
+    Two installations at the first `adapt` tell.
 
     AdaLoRA's schedule follows the run's number of steps, its budget is allocated after each step, and its
     orthogonality penalty is part of the loss, as in peft's own training loops. Methods that change the input rather
@@ -40,10 +55,11 @@ class Peft(Method, kind="peft"):
 
     config_class: str
     config: dict[str, Any] = field(default_factory=dict)
-    sites: tuple[str, ...] = ("query", "value")
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "sites", self.sites or tuple(SITES.get(self.config_class, SITES["others"])))
         try:
             json.dumps(self.config)
         except TypeError as error:
@@ -72,16 +88,24 @@ class Peft(Method, kind="peft"):
                 raise AdapterError(f"peft's {self.config_class}: {key} is a configuration of its own: not supported")
         if "target_modules" in known and "target_modules" not in words:
             words["target_modules"] = self._targets(model)
-        if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
+            if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
+                words.setdefault("feedforward_modules", list(filter(is_feed_forward_out, words["target_modules"])))
+        if "feedforward_modules" in known:
             words.setdefault("feedforward_modules", [])
         if "fan_in_fan_out" in known and isinstance(words.get("target_modules"), list):  # weights stored transposed, as GPT-2's
             targets = [m for n, m in model.named_modules() if n in words["target_modules"]]
             words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
             words["total_step"] = 2**31
-        base = base_fingerprint(model)  # before installing: some methods move a part of the base weights into the adapter
+        blank = any(p.is_meta for p in model.parameters())
+        base = (
+            {} if blank else base_fingerprint(model)
+        )  # before installing: some methods move a part of the base weights into the adapter
+        names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
         try:
-            wrapper = peft.get_peft_model(model, config_class(**words))
+            with _one_thread():
+                wrapper = peft.get_peft_model(model, config_class(**words))
         except Exception as error:
             raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
         tuner = wrapper.base_model
@@ -90,6 +114,15 @@ class Peft(Method, kind="peft"):
         head = tuple(head_prefixes(model))
         if not any(p.requires_grad and p.numel() for n, p in model.named_parameters() if not (head and n.startswith(head))):
             raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
+
+        def again() -> Any:
+            """The same on a copy of the base model, whose adapted layers are its own."""
+            for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
+                replace(clean, path, copy.deepcopy(clean.get_submodule(path)))
+            return peft.get_peft_model(clean, config_class(**words))
+
+        drawn = ({}, {}) if blank else self._drawn(model, wrapper, names, base, again)
+        model._peft_drawn = drawn  # type: ignore[assignment]
         model._peft_base = base  # type: ignore[assignment]
         # In a tuple, so that the wrapper, which holds the model, is no child of it.
         model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
@@ -106,13 +139,47 @@ class Peft(Method, kind="peft"):
             raise AdapterError(f"peft's {self.config_class} changes the input, not the model: not supported")
         return found
 
+    def _drawn(
+        self, model: nn.Module, wrapper: Any, names: set[str], base: dict[str, str], again: Callable[[], Any]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Hashes of the frozen tensors that come back with the configuration: those that a file could hold, by its names,
+        and those that it could not, since they are no parameters or buffers of the model.
+
+        Raises AdapterError where one of the latter does not come back.
+        """
+        stored, hidden = _frozen(model, wrapper, names)
+        if not (stored or hidden):
+            return {}, {}
+        first = next(t for n, t in model.named_parameters() if n in names)
+        key = json.dumps([self.settings(), base, str(first.dtype), str(first.device)])
+        ours = {name: _hash(tensor) for name, tensor in {**stored, **hidden}.items()}
+        if key not in _REDRAWN:
+            with _other_seed(first.device), _one_thread():
+                second = again()
+            parts = _frozen(second.base_model.model, second, names)
+            theirs = {name: _hash(tensor) for part in parts for name, tensor in part.items()}
+            _REDRAWN[key] = frozenset(name for name, digest in ours.items() if theirs.get(name) == digest)
+        for name in hidden.keys() - _REDRAWN[key]:
+            raise AdapterError(f"peft's {self.config_class} draws {name} anew each time, and no file holds it: fix its seed")
+        return {n: ours[n] for n in stored.keys() & _REDRAWN[key]}, {n: ours[n] for n in hidden}
+
     def _targets(self, model: nn.Module) -> list[str]:
-        found = find_sites(model, self.sites)
+        if not self.sites:
+            raise AdapterError(f"peft's {self.config_class} has no matrices of its own here: name target_modules in config")
+        try:
+            norms = find_norms(model) if NORMS in self.sites else []
+            linear = tuple(site for site in self.sites if site != NORMS)
+            found = find_sites(model, linear) if linear else {}
+        except AdapterError as error:
+            if list(self.sites) != SITES.get(self.config_class, SITES["others"]):
+                raise
+            own = f"peft's {self.config_class} adapts {', '.join(self.sites)}"
+            raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
         for path, blocks in found.items():
             if WHOLE not in blocks:
-                name = path.rpartition(".")[2]
-                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{name}]")
-        return list(found)
+                whole = ",".join([path.rpartition(".")[2], *(site for site in self.sites if site not in BLOCKS)])
+                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]")
+        return [*found, *norms]
 
     def remove(self, model: nn.Module) -> None:
         """Raises AdapterError, after the fact, where peft has changed the base weights (OSF, say): they do not come back."""
@@ -122,7 +189,7 @@ class Peft(Method, kind="peft"):
         final = hasattr(model, "_peft_final")  # a merge that was meant to stay
         unchanged = final or base_fingerprint(model, base_names(model)) == model._peft_base
         _tuner(model).unload()
-        for name in ("_peft_wrapper", "_peft_base", "_peft_final"):
+        for name in ("_peft_wrapper", "_peft_base", "_peft_drawn", "_peft_final"):
             model.__dict__.pop(name, None)
         if not unchanged:
             raise AdapterError(f"peft's {self.config_class} has changed the base weights: load a fresh copy of the base model")
@@ -185,8 +252,31 @@ class Peft(Method, kind="peft"):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """All that peft added, frozen parts too: it does not promise to draw them again."""
+        """All that peft added, frozen parts too."""
         return {**self.adapter_parameters(model), **frozen_extra(model)}
+
+    def redrawn(self, model: nn.Module) -> frozenset[str]:
+        """Frozen parts that a second installation has drawn again, and that are still as they were drawn.
+
+        None where they are a fiftieth of what trains, or less: a file with them loads onto a base model in half
+        precision, too, where some come out in that precision.
+        """
+        plain, (drawn, _) = plain_names(model), _drawn_of(model)
+        found = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in drawn}
+        if 50 * sum(t.nbytes for t in found.values()) <= sum(p.nbytes for p in self.adapter_parameters(model).values()):
+            return frozenset()
+        return frozenset(name for name, tensor in found.items() if _hash(tensor) == drawn[name])
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """The version of peft, and the fingerprint of all that it drew and that the file does not hold."""
+        import peft
+
+        drawn, hidden = _drawn_of(model)
+        hashes = {name: drawn.get(name) for name in left_out} | hidden
+        if not hashes:
+            return {}
+        digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        return {"peft": peft.__version__, "fingerprint": digest[:32]}
 
     def merge(self, model: nn.Module) -> None:
         tuner = _tuner(model)
@@ -227,6 +317,64 @@ class Peft(Method, kind="peft"):
 def _tuner(model: nn.Module) -> Any:
     wrapper: Any = model._peft_wrapper
     return wrapper[0].base_model
+
+
+def _drawn_of(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    drawn: Any = model._peft_drawn
+    return drawn
+
+
+def _frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What peft added to a model and does not train: parameters and buffers of the model by the file's names, and tensors
+    that it keeps beside the model, or as plain attributes of its layers. names: the base model's own."""
+    plain = plain_names(model)
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    stored = {plain[name]: t for name, t in own.items() if plain[name] not in names and not t.requires_grad}
+    inside = {id(t) for t in own.values()}
+    hidden = {n: t for n, t in [*wrapper.named_parameters(), *wrapper.named_buffers()] if id(t) not in inside}
+    for path, module in wrapper.named_modules():
+        if not type(module).__module__.startswith("peft."):
+            continue
+        for name, value in vars(module).items():
+            if name.startswith("_"):  # torch's own books
+                continue
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            hidden |= {f"{path}.{name}.{key}": t for key, t in parts if isinstance(t, Tensor) and id(t) not in inside}
+    return stored, {name: tensor for name, tensor in hidden.items() if not tensor.requires_grad}
+
+
+def _hash(tensor: Tensor) -> str:
+    """Of dtype, shape and every bit."""
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    digest = hashlib.sha256(f"{dense.dtype} {list(dense.shape)}".encode())
+    digest.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is computed from the base weights (an SVD, say) has other last bits with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _other_seed(device: torch.device) -> Iterator[None]:
+    """Other random numbers than those before, of torch, numpy and Python; afterwards the generators are as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(torch.initial_seed() ^ 0x5EED)
+        np.random.seed(0x5EED)
+        random.seed(0x5EED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _first_line(error: BaseException) -> str:

@@ -208,7 +208,7 @@ class VeRA(Method, kind="vera"):
         """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only d."""
         return sum(("b" in self.vectors) * change.outputs + ("d" in self.vectors) * self.rank for change in changes(model))
 
-    def fixed(self, model: nn.Module) -> dict[str, Any]:
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
         specs = [pair.spec for pair in projections(model)]
         # Made anew rather than read from the model, whose copy may have been cast to another dtype.

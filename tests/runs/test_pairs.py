@@ -1,0 +1,72 @@
+"""What cannot work is said by the plan, and before a sweep starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runs import pairs, sweep
+from runs.config import expand
+from runs.errors import UserError
+from runs.plan import plan
+from runs.record import Ledger
+
+
+@pytest.fixture
+def decoder_words(e2e_words) -> list[str]:
+    return [word for word in e2e_words if not word.startswith("method.")]
+
+
+FUSED = "decoder: peft adapts transformer.h.0.attn.c_attn as a whole, not its query and value: name it, sites=[c_attn]"
+
+
+def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(decoder_words):
+    runs = expand([*decoder_words, "method=lora,adalora"])
+    planned = plan(runs, Ledger())
+    assert [(p.state, p.why) for p in planned] == [("missing", ""), ("blocked", FUSED)]
+    with pytest.raises(UserError, match=re.escape(f"{FUSED}. Nothing was started.")) as error:
+        sweep.sweep(runs)
+    assert "\n" not in str(error.value)
+    assert not (Path(runs[0].config["output"]) / "runs").exists()
+    (run,) = expand([*decoder_words, "method=adalora", "method.sites=[c_attn]"])
+    assert pairs.refusal(run) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("TrainableTokensConfig", "has no matrices of its own here: name target_modules in config"),
+        ("XLoraConfig", "`use_cache` must be False"),
+        ("LoraKonfig", "Did you mean LoraConfig?"),
+        ("FrodConfig", None),  # which computes with the weights: what they alone could tell is not told
+        ("AdamssConfig", None),
+        ("ShiraConfig", "more shira params than the total number"),
+        ("ShiraConfig method.config={r:4}", None),
+        ("LNTuningConfig", None),
+    ],
+)
+def test_what_a_class_needs_is_told_from_the_configuration_alone(name, why, words):
+    plain = [word for word in words if not word.startswith("method.")]
+    (run,) = expand([*plain, "method=peft", *f"method.config_class={name}".split()])
+    told = pairs.refusal(run)
+    assert (told is None) == (why is None)
+    assert (why or "") in (told or "")
+
+
+def test_a_refusal_of_pefts_own_is_told(decoder_words):
+    for name, words in (("BOFTConfig", "is not supported"), ("LilyConfig", "does not support target modules of type")):
+        (run,) = expand([*decoder_words, "method=peft", f"method.config_class={name}", "method.sites=[c_attn]"])
+        assert words in pairs.refusal(run)
+
+
+def test_a_model_that_is_not_here_is_judged_by_the_files_word_or_not_at_all():
+    (run,) = expand(["model=gpt2_medium", "task=e2e", "method=adalora"])
+    assert pairs.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
+    (run,) = expand(["model=decoder", "model.hub=owner/name", "task=e2e", "method=adalora"])
+    assert pairs.refusal(run) is None
+
+
+def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
+    monkeypatch.setattr(pairs, "_refusal", lambda *_: pytest.fail("built a model"))
+    (run,) = expand(words)
+    assert pairs.refusal(run) is None
