@@ -262,6 +262,7 @@ def _glue_table(
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
+    notes += off_formula(model)
     notes += _about({key: cell for key, cell in found.items() if key[0] == model})
     labels = {task: GLUE[task] for task in tasks}
     average = ["Avg"] if len(tasks) == len(GLUE) else []
@@ -646,8 +647,8 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
             method = "none" if row == "none" else NAMES[row.partition("_")[0]]
             rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
             for cell in _of(found, model, row):
-                may = row not in QUOTED["table4"] and same_size(cell, model, row, size.partition(" ")[0] if size else 0)
-                rows += _judged_rows(cell, bench, score if may else None)
+                theirs = None if row in QUOTED["table4"] else score
+                rows += _judged_rows(cell, bench, theirs, same_size(cell, model, row, size))
         told = {row for row, *_ in printed.get(model, [])}
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
         rows += [line for cell in others for line in _judged_rows(cell, bench, None)]
@@ -663,7 +664,7 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
     return [cell for key, cell in sorted(found.items()) if key[:2] == (model, row)]
 
 
-def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str]]:
+def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool = True) -> list[list[str]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
     head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", _size(cell)]
@@ -690,14 +691,15 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         numbers = [Number(text, ids(judged)) if text != "-" else text for text in (score, interval, by_turn, valid)]
         lines.append([*head, *numbers, judge, word])
         if printed is not None and scores and _is_gpt_4(judge) and word == "ours":
-            one = judged_beside(cell, printed, scores)
+            one = judged_beside(cell, printed, scores, same_size)
             lines[-1][-1] = status([one])
-            lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
+            if same_size:
+                lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
 
 
-def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool = True) -> Beside:
+def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool) -> Beside:
     """A judge's means of a cell's seeds beside the paper's score."""
     return Beside(cell, printed, None, scores, MARGIN_OF_JUDGES, decimals=2, same_size=same_size)
 
