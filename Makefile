@@ -139,8 +139,9 @@ ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial valu
 	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
 	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(OUTPUT) --save || failed=$$?; echo; done; exit $$failed
 
-rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA and 7 of LoRA; and figure 5, of rank 64
-	@$(BIN)/python -m runs paper=figure2 $(WORDS) $(LAUNCH)
+rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
+	@failed=0; for part in figure2 figure2_proportional; do \
+	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
 	@$(BIN)/python -m analysis.figures figure2 --output $(OUTPUT)
 	@$(BIN)/python -m runs.measure similarity output=$(OUTPUT)
 	@$(BIN)/python -m analysis.figures figure5 --output $(OUTPUT)

@@ -146,9 +146,9 @@ def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:
 
 
 def off_formula(model: str) -> list[str]:
-    """The printed counts of a model that are not what their own formula gives, in words."""
+    """The printed counts of a model's rows that do not follow from their own formula, in words."""
     return [
-        f"The paper prints {entry['printed']} for {entry['method']}; its formula gives {entry['count']:,}: {entry['note']}."
+        f"The paper prints {entry['printed']} for {entry['method']}, whose exact count is {entry['count']:,}: {entry['note']}."
         for entry in exact_counts()
         if entry["model"] == model and "note" in entry
     ]

@@ -31,6 +31,7 @@ NOT_DEFINING = (
 PLACES = (
     *("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision"),
     *("draw_seed", "workers", "bad_images"),  # the first follows the seed
+    *("scaling", "redrawn"),  # say where alpha and projection_seed come from
     *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # of the answers, which come after training
 )
 
@@ -214,6 +215,8 @@ def settings_of(record: Record) -> str:
 
     config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
     config |= {part: defining(config, part) for part in ("train", "task")}
+    if record["config"]["method"].get("redrawn"):  # and then it follows the seed
+        config["method"].pop("projection_seed")
     model = record["config"].get("model", {})
     config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
     start = (record.get("start") or {}).get("id")

@@ -282,7 +282,7 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
     for name, (kind, pattern) in RANK_LINES.items():
         second = name.endswith("to r")
         cells_ = {**mine, **_shared_rank(mine)} if second and proportional else mine
-        line = sorted((int(of[1]), row) for row in cells_ if (of := re.fullmatch(pattern, row)))
+        line = sorted((int(found[1]), row) for row in cells_ if (found := re.fullmatch(pattern, row)))
         points = [(cells_[row].parameters, cells_[row].median()) for _, row in line]
         if not points:
             continue

@@ -262,7 +262,7 @@ def _glue_table(
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
-    notes += off_formula(model)
+        notes += off_formula(model)
     notes += _about({key: cell for key, cell in found.items() if key[0] == model})
     labels = {task: GLUE[task] for task in tasks}
     average = ["Avg"] if len(tasks) == len(GLUE) else []
@@ -290,12 +290,22 @@ def _about(found: dict[Key, Cell]) -> list[str]:
             notes.append(
                 f"collapsed (the same {_metric(cell)} at every epoch), and counted like any other: {row} on {task}, {which}."
             )
+    if any(_keeps_one_pair(cell) for cell in found.values()):
+        notes.append(
+            "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change (see vera_redrawn)."
+        )
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         rank = f"rank {row.rpartition('_r')[2]} instead of"  # which the row's name says: lora_r64
         for word in (word for record in cell.records for word in record["deviations"] if not word.startswith(rank)):
             words[word].add(f"{row} on {task}")
     return [*notes, *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items()))]
+
+
+def _keeps_one_pair(cell: Cell) -> bool:
+    """Whether the seeds of a cell share VeRA's random matrices."""
+    method = cell.records[0]["config"]["method"]
+    return cell.seeds > 1 and method["kind"] == "vera" and not method.get("redrawn")
 
 
 def _metric(cell: Cell) -> str:
@@ -499,6 +509,12 @@ def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], mode
     if any("quoted" in row[-1] for row in rows):
         notes.append("quoted: the paper's number, not run here.")
     notes += off_formula(model)
+    empty = [cell.label for cell in mine.values() if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05]
+    if empty:
+        notes.append(
+            f"{', '.join(empty)}: BLEU 0.0 of an untrained model: its texts end at once, or share no 4 tokens in a row with a"
+            " reference."
+        )
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
         notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]

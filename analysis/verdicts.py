@@ -312,6 +312,14 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         "(smallest): all pairs say the same, and more pairs would be needed for a smaller p.",
         "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021);"
         " over the seeds that both have.",
+        *(
+            [
+                "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev set, as independent:"
+                " its p is too small."
+            ]
+            if any(line.task == "all" for line in lines)
+            else []
+        ),
         "No p is corrected for the number of comparisons.",
     ]
     title = f"{model}: {whose} against the other methods"

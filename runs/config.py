@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.errors import UserError
-from runs.record import cache_folder, write_atomically
+from runs.record import SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "task", "method", "recipe", "paper")
@@ -97,9 +97,12 @@ class Config:
 
 
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    recipe = _root_.get("recipe") or {}
-    by_task = (recipe.get("by_task") or {}).get(key) or {}
-    return by_task.get(_root_.task.name, recipe.get(key, default))  # a null counts: `clip: null` is no clipping
+    return from_recipe(_root_, key, default)
+
+
+def _alpha(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
+    """LoRA's alpha at a rank, from the recipe's alpha and rank. See conf/method/lora.yaml."""
+    return proportional_alpha(alpha, of_rank, rank) if scaling == "proportional" else alpha
 
 
 def _keep(*, _root_: DictConfig) -> str:
@@ -109,12 +112,13 @@ def _keep(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+OmegaConf.register_new_resolver("alpha", _alpha, replace=True)
 OmegaConf.register_new_resolver("keep", _keep, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
-#: Keys of a method's file that are not the method's own settings.
-NOT_SETTINGS = ("label", "keep", "recipe", "init_from")
+#: Keys of a method's file that are not the method's own settings. The last two say where another setting comes from.
+NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "scaling", "redrawn")
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        return f"{self.config['method']['label']} on {self.config['task']['label']}, seed {self.seed}"
+        return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 
 def starts(runs: list[Run]) -> list[Run]:
@@ -252,9 +256,55 @@ def _compose_with_recipe(overrides: tuple[str, ...]) -> DictConfig:
     cfg = _compose(overrides)
     picked, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
     named = any(line.startswith("recipe=") for line in overrides)
-    if cfg.get("recipe") or named or other is None or f"{other}/{picked['model']}" not in choices("recipe"):
-        return cfg
-    return _compose((*overrides, f"recipe={other}/{picked['model']}"))
+    borrows = not (cfg.get("recipe") or named or other is None) and f"{other}/{picked['model']}" in choices("recipe")
+    if borrows:
+        cfg = _compose((*overrides, f"recipe={other}/{picked['model']}"))
+    if cfg.get("recipe"):
+        check_recipe(str(cfg.hydra.runtime.choices["recipe"]), str(CONF), _written())
+    return cfg
+
+
+@cache
+def check_recipe(name: str, conf: str, written: int) -> None:
+    """Raises UserError for a key of a recipe file that nothing reads, and for a task that there is none of.
+
+    A key that is misspelt would leave the default value in its place, under the recipe's name. name: ROW/MODEL; of the
+    methods, the file of ROW and those that it begins with count. conf, written: what the answer may be kept for.
+    """
+    place, recipe = f"conf/recipe/{name}.yaml", _yaml("recipe", name)
+    row = name.partition("/")[0]
+    readers = [CONF / "config.yaml", *sorted(CONF.glob("task/*.yaml")), *_method_files(row)]
+    known = sorted({key for path in readers for key in re.findall(r"\$\{recipe:([a-z_]+)", path.read_text())})
+
+    def check(keys: Any, allowed: list[str], where: str, what: str = "key") -> None:
+        for key in keys:
+            if key not in allowed:
+                close = _did_you_mean(str(key), allowed) or f" Known: {', '.join(allowed)}"
+                raise UserError(f"{place}: no {what} {str(key)!r}{where}.{close}")
+
+    check(recipe, [*known, "source", "chosen", "by_task"], f" for the row {row}")
+    for part in ("chosen", "by_task"):
+        inner = recipe.get(part) or {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{place}: {part} should be a mapping, such as {{lr: ...}}")
+        check(inner, known, f" for the row {row}, in {part}")
+    for key, by_task in (recipe.get("by_task") or {}).items():
+        if not isinstance(by_task, dict):
+            raise UserError(f"{place}: by_task: {key} should be a mapping, such as {{rte: ...}}")
+        check(by_task, choices("task"), f", in by_task: {key}", "task")
+
+
+def _method_files(row: str) -> list[Path]:
+    """A row's file, and those that it begins with."""
+    if row not in choices("method"):
+        raise UserError(f"conf/recipe/{row}: no method of that name.{_did_you_mean(row, choices('method'))}")
+    begins = [name for name in _yaml("method", row).get("defaults", []) if name != "_self_"]
+    return [CONF / "method" / f"{row}.yaml", *itertools.chain.from_iterable(map(_method_files, begins))]
+
+
+def _yaml(group: str, name: str) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    return dict(found)
 
 
 def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -271,6 +321,7 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
     changed = _check_types(config, overrides, recipe)
     _check_values(config)
+    _check_where_from(config, cfg)
     method, row = config["method"], picked["method"]
     if method["kind"] == "peft":
         method["config"] = method["config"] or {}
@@ -513,6 +564,10 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("train_rows", "dev_rows", "items"):
         if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
             raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
+    for part, key in ((task, "task.length_grouped"), (config["method"], "method.redrawn")):  # null is no third value
+        value = part.get(key.partition(".")[2], True)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={as_word(value)}: should be true or false")
     share = task["holdout"]
     if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
@@ -534,6 +589,29 @@ def _check_values(config: dict[str, Any]) -> None:
         raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
 
 
+def _check_where_from(config: dict[str, Any], cfg: DictConfig) -> None:
+    """Settings of a method that follow from others (LoRA's alpha, VeRA's projection_seed). cfg: before it was resolved."""
+    method = config["method"]
+    if method["kind"] != "lora":
+        method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)
+    if "scaling" in method:
+        if method["scaling"] not in SCALINGS:
+            raise UserError(f"method.scaling={method['scaling']}: should be one of {', '.join(SCALINGS)}")
+        old, rank = from_recipe(config, "alpha", 8), from_recipe(config, "rank", 8)
+        wanted = _alpha(method["scaling"], old, rank, method["rank"])
+        if method["scaling"] == "proportional" and method["alpha"] != wanted:
+            asked = f"method.alpha={method['alpha']} with method.scaling=proportional"
+            raise UserError(f"{asked}, which makes it {wanted} at rank {method['rank']}: leave one of the two out")
+    if "redrawn" in method:
+        raw: Any = OmegaConf.to_container(cfg.method, resolve=False)
+        asked, follows = f"method.projection_seed={raw['projection_seed']}", "seed" in str(raw["projection_seed"])
+        if method["redrawn"] and not (follows and method["projection_seed"] == config["seed"]):
+            mend = "matrices that are drawn anew follow the seed, as with method=vera_redrawn alone"
+            raise UserError(f"{asked} with method.redrawn=true: {mend}")
+        if follows and not method["redrawn"]:
+            raise UserError(f"{asked}: matrices that are drawn anew for every seed are a row of their own, method=vera_redrawn")
+
+
 def _of(group: str, modality: str) -> list[str]:
     """The models or tasks of a modality, which their files name, or those that they begin with."""
 
@@ -553,6 +631,9 @@ def _parse(argument: str) -> Override:
         raise UserError(f"{argument!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
+    if override.key_or_group.startswith("recipe."):  # or the result would stand under the recipe's name
+        key = override.key_or_group.removeprefix("recipe.")
+        raise UserError(f"{argument}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
     if override.is_delete() or not argument.partition("=")[1]:
         raise UserError(f"{argument!r} is not KEY=VALUE")
     return override

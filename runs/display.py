@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.config import Run
-from runs.record import Record
+from runs.record import Record, row_label
 from runs.text import duration, plural, shown
 
 Event = dict[str, Any]
@@ -32,7 +32,7 @@ class Display:
         """The run that lines are about now. words: what tells it from others of the same row and task."""
         width = len(str(self.total))
         task = f"{run.config['task']['label']} " if self.name_task else ""
-        name = f"{task}{run.config['method']['label']}{' ' * bool(words)}{words} seed {run.seed}"
+        name = f"{task}{row_label(run.config)}{' ' * bool(words)}{words} seed {run.seed}"
         self.head = f"[{position:>{width}}/{self.total}] {name}"
         self.due = time.monotonic() + FIRST_LINE
 

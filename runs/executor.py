@@ -30,7 +30,7 @@ from runs.config import Run
 from runs.display import Display, Event, result_words
 from runs.errors import UserError, entry_point, is_users
 from runs.identity import hash_of
-from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, run_folder, write_atomically
+from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, row_label, run_folder, write_atomically
 from runs.text import describe, duration
 from runs.tracking import Tracker
 
@@ -277,7 +277,6 @@ class Executor:
     def _fail(self, job: Job, claim: Claim, error: str, tries: dict[str, Any]) -> None:
         """Writes a record that says so; the same command tries again."""
         run = job.run
-        parts = {"row": "method", "model": "model", "task": "task"}
         try:
             claim.write(
                 self.output,
@@ -295,7 +294,7 @@ class Executor:
                         "task": run.config["task"]["name"],
                         "seed": run.seed,
                     },
-                    "label": {part: run.config[name]["label"] for part, name in parts.items()},
+                    "label": {"row": row_label(run.config)} | {part: run.config[part]["label"] for part in ("model", "task")},
                     "config": run.config,
                     "config_hash": hash_of(run.config)[:16],
                 },

@@ -2,18 +2,7 @@
 
 No torch and no Hydra: analysis/ reads the ledger through this file.
 
-A record (schema 2): schema, id, status (done, failed, diverged), error; tries (how earlier tries of the run ended, in words;
-since schema 2), claim (of a failed one: by whose lease it was written); cell (paper preset, row, model, task, seed);
-label; start (what the adapter started from: the word of init_from, and the id behind it; or null); config and its hash;
-recipe; seeds (training, projection, data); code (commit, dirty); versions, device, determinism; model and data (content
-hash, rows; selection: a hash of the training rows, where they were drawn; unreadable: rows left out, and why);
-parameters (adapter, head, frozen_extra, total, formula); groups with learning rates; effective_batch, steps; curve in
-columns (epoch, step, train_loss, dev_loss, metric, metric_select, metric_report, lr); result (metric, select, best,
-best_epoch, last, and both protocols: paper and crossfit; a record of before 2026-11-26 has another in the second's place,
-and what `reported` says is made from the curve); texts (null, or: the split and number of items, how they were decoded, and the
-scores by epoch, last or best, and variant); judged (where a judge has scored its answers: a summary for each bench and
-judge, see tasks/mt_bench.py); cost (seconds of training, evaluation and decoding, tokens or images a second, peak memory,
-adapter bytes); predictions (hash of the best and of the last epoch's); deviations from the paper, in words. Metrics are
+from collections.abc import Callable, Iterator, Mapping, Sequence
 fractions, but for perplexity and the scores of texts; times are seconds; sizes are bytes. protocol (the version of the
 task family's; a record without it is of the first).
 
@@ -30,7 +19,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +47,8 @@ LATER: dict[str, dict[str, Any]] = {
     "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1},
     "task": {"holdout": None},
 }
+#: Task families whose batches were of like lengths before task.length_grouped said so. Others have had it from the beginning.
+READS_LENGTH_GROUPED = ("glue", "text")
 
 Record = dict[str, Any]
 
@@ -65,6 +56,8 @@ Record = dict[str, Any]
 def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
     """The settings of a part of the configuration (train, task) that tell runs apart."""
     later = LATER[part]
+    if part == "task" and config["task"].get("family") in READS_LENGTH_GROUPED:
+        later = later | {"length_grouped": True}
     return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
 
 
@@ -118,14 +111,32 @@ def crossfit_of(record: Record) -> dict[str, Any] | None:
     return crossfit(record["curve"], record["data"]["dev_rows"], record["result"]["metric"])
 
 
+def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """What a configuration's recipe says of a key: for its task, or else for all. A null counts: `clip: null` is none."""
+    recipe = config.get("recipe") or {}
+    by_task = (recipe.get("by_task") or {}).get(key) or {}
+    return by_task.get(config["task"]["name"], recipe.get(key, default))
+
+
+def proportional_alpha(alpha: float, of_rank: int, rank: int) -> float:
+    """LoRA's alpha for the scale alpha / of_rank at another rank. A whole number stays one: identities hash 8, not 8.0."""
+    scaled = alpha * rank / of_rank
+    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
+
+
+#: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
+SCALINGS = ("constant", "proportional")
+
+
 def lora_scaling(config: dict[str, Any]) -> str | None:
     """How a LoRA run's alpha came about: "constant" (the recipe's alpha, as in Hu et al. 2021), "proportional" (the recipe's
     alpha / rank, times this rank), or "given" (neither). None at the recipe's own rank and alpha, where the two are one, and
     for other methods."""
-    method, recipe = config["method"], config.get("recipe") or {}
+    method = config["method"]
     if method.get("kind") != "lora":
         return None
-    rank, alpha = recipe.get("rank", 8), recipe.get("alpha", 8)  # conf/method/lora.yaml's, without a recipe
+    # conf/method/lora.yaml's, without a recipe
+    rank, alpha = from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8)
     if not all(isinstance(number, int | float) for number in (rank, alpha, method.get("rank"), method.get("alpha"))):
         return None
     if (method["rank"], method["alpha"]) == (rank, alpha):

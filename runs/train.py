@@ -38,11 +38,28 @@ from runs.errors import UserError
 from runs.features import compute
 from runs.identity import COMPUTED, data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
-from runs.record import SCHEMA, Record, best_epoch, crossfit, run_folder, write_record
+from runs.record import (
+    READS_LENGTH_GROUPED,
+    SCHEMA,
+    Record,
+    best_epoch,
+    crossfit,
+    from_recipe,
+    lora_scaling,
+    row_label,
+    run_folder,
+    write_record,
+)
 from runs.starts import start_file, start_id
 from runs.text import shown
 
 Report = Callable[[dict[str, Any]], None]
+
+#: What a record says of VeRA's A and B, by method.redrawn.
+DRAWS = {
+    False: "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change",
+    True: "A and B are drawn anew for each seed: the spread over seeds holds what another draw changes",
+}
 
 
 class StoppedError(Exception):
@@ -411,7 +428,7 @@ class Training:
                 "task": config["task"]["name"],
                 "seed": config["seed"],
             },
-            "label": {"row": config["method"]["label"], "model": config["model"]["label"], "task": config["task"]["label"]},
+            "label": {"row": row_label(config), "model": config["model"]["label"], "task": config["task"]["label"]},
             "start": {"from": config["init_from"], "id": start_id(self.run)} if config["init_from"] else None,
             "config": config,
             "config_hash": hash_of(config)[:16],
@@ -424,6 +441,7 @@ class Training:
                 "training": config["seed"],
                 "data": config["data_seed"],
                 "projection": config["method"].get("projection_seed"),
+                **({"projection_note": DRAWS[config["method"]["redrawn"]]} if "redrawn" in config["method"] else {}),
             },
             "code": code_state(),
             "versions": versions(),
@@ -620,10 +638,18 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         if key not in recipe and task not in by_task:
             continue
         wanted = by_task.get(task, recipe.get(key))
-        if settings[key] != wanted:
+        if key == "alpha" and lora_scaling(run.config) == "proportional":
+            alpha = row_label(run.config).rpartition(", ")[2]
+            words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")
+        elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
+    if run.config["task"]["family"] in READS_LENGTH_GROUPED:
+        grouped, wanted = run.config["task"].get("length_grouped", True), from_recipe(run.config, "length_grouped", True)
+        if grouped != wanted:
+            kinds, whose = {True: "of like lengths", False: "random"}, "harness" if run.recipe == "defaults" else "recipe"
+            words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
     # Said above or by the row, or of no weight.
-    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config", *COMPUTED}
+    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config", "scaling", *COMPUTED}
     words += [f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told]
     if train["max_steps"] is not None:
         words.append(f"stopped after {train['max_steps']} steps")

@@ -167,6 +167,11 @@ class Decoding(Task):
         """Writes texts by name, and what they are scored against, as files in the format of the metrics' own scripts."""
 
 
+def block(settings: Mapping[str, Any]) -> int:
+    """Task.block by task.length_grouped. Records from before that key have batches of like lengths."""
+    return Task.block if settings.get("length_grouped", True) else 1
+
+
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
     """The same `rows` indices of `total` every time, in order; all of them for None. It does not depend on any seed."""
     if rows is None or rows >= total:

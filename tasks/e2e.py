@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, fixed_subset, held_out
+from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_out
 from tasks.beam import Search, beam_search
 from tasks.continuations import Continuations
 from tasks.e2e_metrics import NO_JAVA, scores
@@ -64,7 +64,7 @@ class E2ETask(Continuations, Decoding):
         self.name, self.how = settings["name"], settings
         self.splits, self.items, self.split = splits, items, settings["decode"]
         self.decodes = self.split != "none"
-        self.block = 8 if settings["length_grouped"] else 1
+        self.block = block(settings)
         self.label_smoothing = settings["label_smoothing"]
         self.variants = [f"{penalty:g}" for penalty in settings["length_penalty"]]
         self.notes: list[str] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Rows, Source, held_out, subset
+from tasks.base import DataError, Rows, Source, block, held_out, subset
 from tasks.hub import content, snapshot
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
@@ -79,6 +79,7 @@ def load(settings: Any) -> TextTask:
     task = TextTask(name, spec.classes, spec.metric, *parts)
     if name == "sst2":
         task = Phrases(name, spec.classes, spec.metric, *parts, whole=train)
+    task.block = block(settings)
     for split, rows, full in zip(("train", "dev"), (train, dev), spec.rows, strict=True):
         used = len(task.splits[split])
         if used != full:

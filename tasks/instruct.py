@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Source, fixed_subset, held_out
+from tasks.base import DataError, Source, block, fixed_subset, held_out
 from tasks.continuations import Continuations, Row
 from tasks.hub import content, snapshot
 from tasks.mt_bench import BENCHES
@@ -101,7 +101,7 @@ class InstructTask(Continuations):
 
     def __init__(self, settings: Any, template: Template, splits: dict[str, list[Example]]) -> None:
         self.name, self.template, self.splits = settings["name"], template, splits
-        self.block = 8 if settings["length_grouped"] else 1
+        self.block = block(settings)
         self.notes: list[str] = []
         self._rows = {}
 

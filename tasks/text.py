@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from tasks.base import Array, DataError, Rows, Source, Task, held_out, subset
+from tasks.base import Array, DataError, Rows, Source, Task, block, held_out, subset
 from tasks.hub import content
 
 PROTOCOL = 1
@@ -214,7 +214,7 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
     task = TextTask(settings["name"], classes, metric, *splits)
-    task.notes = notes
+    task.notes, task.block = notes, block(settings)
     return task
 
 

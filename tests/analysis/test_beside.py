@@ -62,7 +62,7 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     told = [note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.off_formula(model)]
     assert len(told) == sum("note" in of for of in COUNTS) == 5
     assert beside.off_formula("gpt2_large") == [
-        "The paper prints 0.77M for lora; its formula gives 737,280: the printed figure does not follow from rank 4."
+        "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow from rank 4."
     ]
 
 
@@ -97,10 +97,10 @@ def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_sa
 
 def test_table_2_says_which_of_its_printed_counts_is_off_its_formula():
     (note,) = beside.off_formula("roberta_base")
-    assert note.startswith("The paper prints 125M for full; its formula gives 124,055,040: ")
+    assert note.startswith("The paper prints 125M for full, whose exact count is 124,055,040: ")
     base, large = tables.table2(ledger(*sized("full", 124055040, model="roberta_base")), "paper")
     assert note in base.notes
-    assert not any("its formula gives" in line for line in large.notes)
+    assert not any("whose exact count is" in line for line in large.notes)
     assert any(row[1] == "difference" for row in base.rows)
 
 

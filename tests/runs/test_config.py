@@ -51,10 +51,10 @@ def test_the_values_that_help_shows_are_words_that_change_nothing(groups):
 
 def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
-    assert expand(["seed=1"])[0].config["train"]["clip"] == 1.0
+    assert expand(["seed=1"])[0].config["checkpoint_minutes"] == 5
     file = config.CONF / "config.yaml"
-    file.write_text(file.read_text().replace("clip: ${recipe:clip,1.0}", "clip: 0.25"))
-    assert expand(["seed=1"])[0].config["train"]["clip"] == 0.25
+    file.write_text(file.read_text().replace("checkpoint_minutes: 5", "checkpoint_minutes: 7"))
+    assert expand(["seed=1"])[0].config["checkpoint_minutes"] == 7
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,18 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["micro_batch=0"], "micro_batch=0: should be at least 1"),
         (["model=encoder"], "model=encoder names no weights. Give model.path="),
         (["rank"], "'rank' is not KEY=VALUE"),
+        (["task.length_grouped=null"], "task.length_grouped=null: should be true or false"),
+        (["method.redrawn=null"], "method.redrawn=null: should be true or false"),
+        (["recipe.lr=3"], "recipe.lr=3: a recipe is a file; set train.lr, method.lr or task.lr"),
+        (["method=lora", "method.scaling=linear"], "method.scaling=linear: should be one of constant, proportional"),
+        (
+            ["method=lora_r2", "method.scaling=proportional", "method.alpha=4"],
+            "method.alpha=4 with method.scaling=proportional, which makes it 2 at rank 2: leave one of the two out",
+        ),
+        (["method.projection_seed=${seed}"], "method.projection_seed=${seed}: matrices that are drawn anew for every seed are"),
+        (["method.redrawn=true"], "method.projection_seed=0 with method.redrawn=true: matrices that are drawn anew follow"),
+        (["method=vera_redrawn", "method.projection_seed=0", "seed=0,1"], "method.projection_seed=0 with method.redrawn=true"),
+        (["method=vera_redrawn", "method.projection_seed=${data_seed}", "data_seed=1"], "with method.redrawn=true"),
         (["~train.lr"], "'~train.lr' is not KEY=VALUE"),
         (["method.rank=[1"], "'method.rank=[1' is not KEY=VALUE"),
         (
@@ -206,7 +218,7 @@ def test_image_cells_are_table_11s(size):
         assert (train["epochs"], run.config["task"]["shots"]) == (common["epochs"], 10)
         assert run.config["method"].get("rank") == printed.get("rank")
         assert run.config["task"]["augment"] == "none"
-        assert {"effective_batch", "augmentation"} <= set(run.config["recipe"]["chosen"])
+        assert {"effective_batch", "augment"} <= set(run.config["recipe"]["chosen"])
         assert not run.changed
 
 
@@ -291,11 +303,80 @@ def test_recipes_are_what_the_papers_print(row, model, printed):
             assert run.config["method"]["alpha"] == printed["alpha"]
 
 
-def test_the_projection_seed_is_zero_for_every_seed_and_the_data_seed_follows():
+def test_the_projection_seed_is_zero_for_every_seed_unless_redrawn_and_the_data_seed_follows():
     for run in expand(["seed=0,4"]):
         assert run.config["method"]["projection_seed"] == 0
         assert run.config["data_seed"] == run.seed
-    assert [r.config["method"]["projection_seed"] for r in expand(["seed=1,2", "method.projection_seed=${seed}"])] == [1, 2]
+    redrawn = expand(["method=vera_redrawn", "seed=0,1,2"])
+    assert [(r.config["method"]["projection_seed"], r.config["data_seed"]) for r in redrawn] == [(0, 0), (1, 1), (2, 2)]
+    assert redrawn[0].label == "VeRA r=256, A and B redrawn on reviews, seed 0"
+    assert not {"redrawn", "scaling"} & set(redrawn[0].method)
+
+
+@pytest.mark.parametrize(
+    ("row", "scaling", "alpha", "label"),
+    [
+        ("lora", "constant", 8, "LoRA r=8"),
+        ("lora", "proportional", 8, "LoRA r=8"),
+        ("lora_r2", "constant", 8, "LoRA r=2, alpha=8"),
+        ("lora_r2", "proportional", 2, "LoRA r=2, alpha=r"),
+        ("lora_r64", "proportional", 64, "LoRA r=64, alpha=r"),
+    ],
+)
+def test_alpha_is_the_recipes_or_follows_the_rank(row, scaling, alpha, label):
+    (run,) = expand([f"method={row}", f"method.scaling={scaling}"])
+    assert (type(run.method["alpha"]), run.method["alpha"]) == (int, alpha)
+    assert run.label == f"{label} on reviews, seed 0"
+
+
+def test_a_preset_of_loras_scaling_takes_other_rows_as_they_are():
+    one, other = (expand([f"paper={paper}", "method=vera,lora", "seed=0"]) for paper in ("figure2", "figure2_proportional"))
+    assert [run.method for run in one] == [run.method for run in other]
+    assert [run.label for run in one] == [run.label for run in other]
+
+
+def test_alpha_follows_the_rank_from_what_the_recipe_says_of_the_task():
+    """SmolLM2's has rank 4 and alpha 32, on Alpaca 8 and 16."""
+    words = ["model=smollm2", "method=lora_r2", "method.scaling=proportional"]
+    found = [expand([*words, f"task={task}"])[0] for task in ("e2e", "alpaca")]
+    assert [run.method["alpha"] for run in found] == [16, 4]
+    assert [run.label.partition(" on ")[0] for run in found] == ["LoRA r=2, alpha=8r", "LoRA r=2, alpha=2r"]
+    (run,) = expand([*words, "task=e2e", "method.alpha=16"])
+    assert run.method["alpha"] == 16
+    (given,) = expand(["method=lora_r2", "method.alpha=3"])
+    assert given.label.startswith("LoRA r=2, alpha=3 on")
+
+
+@pytest.mark.parametrize(("model", "grouped"), [("minilm", True), ("roberta_base", False), ("roberta_large", False)])
+def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
+    rows = [recipe.partition("/")[0] for recipe in choices("recipe") if recipe.endswith(f"/{model}")]
+    assert len(rows) >= 6
+    for row in rows:
+        assert expand([f"model={model}", f"method={row}", "task=mrpc"])[0].config["task"]["length_grouped"] is grouped
+    for task in ("mrpc", "text", "reviews"):
+        (run,) = expand(["model=encoder", "model.path=/x", f"task={task}"])
+        assert (run.recipe, run.config["task"]["length_grouped"]) == ("defaults", True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lr_head: 1e-3\nchosen", "lr_haed: 1e-3\nchosen", "no key 'lr_haed' for the row vera. Did you mean lr_head?"),
+        ("  epochs: {cola", "  epoch: {cola", "no key 'epoch' for the row vera, in by_task. Did you mean epochs?"),
+        ("epochs: {cola", "epochs: {colla", "no task 'colla', in by_task: epochs. Did you mean cola?"),
+        ("epochs: {cola: 5}", "epochs: 5", "by_task: epochs should be a mapping, such as {rte: ...}"),
+        ("  lr_head: on", "  lr_hed: on", "no key 'lr_hed' for the row vera, in chosen. Did you mean lr_head?"),
+        ("rank: 256", "rank: 256\nalpha: 4", "no key 'alpha' for the row vera. Known: adam_eps, augment, clip, "),
+    ],
+)
+def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    file = config.CONF / "recipe" / "vera" / "minilm.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    for words in (["method=vera"], ["method=vera_only_d"], ["method=head", "recipe=vera/minilm"]):
+        assert f"conf/recipe/vera/minilm.yaml: {message}" in error_of(words)
+    assert expand(["method=lora"])  # whose recipe is whole
 
 
 IMAGE_TASKS = ("cifar100", "food101", "flowers102", "resisc45", "digits", "image_folder")
@@ -315,6 +396,7 @@ def test_every_file_of_conf_composes():
         model = fitting.get(task, "roberta_base")
         assert expand([f"task={task}", f"model={model}"])[0].config["task"]["name"] == task
     for recipe in choices("recipe"):
+        config.check_recipe(recipe, "", 0)
         method, model = recipe.split("/")
         assert method in choices("method")
         assert model in choices("model")
@@ -323,14 +405,14 @@ def test_every_file_of_conf_composes():
 
 def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies():
     for row in choices("method"):
-        if row.startswith("vera_") and not row.startswith("vera_r"):
+        if row.startswith("vera_") and not row.removeprefix("vera_r").isdecimal():
             (run,) = expand(["model=roberta_large", "task=rte", f"method={row}"])
             assert run.recipe == "vera/roberta_large"
             assert (run.config["train"]["lr"], run.config["method"]["rank"]) == (2e-2, 256)
     (run,) = expand(["model=roberta_large", "task=rte", "method=lora_mnli"])
     assert run.recipe == "lora_mnli/roberta_large"  # it has one of its own
     assert expand(["model=encoder", "model.path=/x", "task=rte", "method=vera_only_d"])[0].recipe == "defaults"
-    (chosen,) = expand(["model=roberta_base", "task=rte", "method=peft", "recipe=lora/roberta_base"])
+    (chosen,) = expand(["model=roberta_base", "task=rte", "method=peft", "recipe=lora/roberta_base"])  # rank unread by peft
     assert chosen.recipe == "lora/roberta_base"
 
 
@@ -359,6 +441,7 @@ def test_the_ablations_are_the_papers():
         "vera_d_init_1e-7": {"d_init": 1e-7},
         "vera_unique": {"projections": "unique"},
         "vera_by_shape": {"projections": "by_shape"},
+        "vera_redrawn": {},  # with seed 0
         **{f"vera_r{rank}": {"rank": rank} for rank in (1, 4, 16, 64, 1024)},  # figure 2; 64: table 12, too
         "vera_r256": {},  # table 13, of MiniLM's own rank
     }

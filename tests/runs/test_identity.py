@@ -54,10 +54,41 @@ def test_what_defines_the_result_matters(words, tmp_path):
 def test_what_was_run_stays_done():
     """Ids of records that are out there: a key that came later leaves them as they are, at the value that was fixed before."""
     assert identity(["method=vera"]) == "785471722292"
-    assert identity(["model=roberta_base", "task=rte", "method=vera"]) == "ac00fae105f8"
+    assert identity(["model=roberta_base", "task=rte", "method=vera", "task.length_grouped=true"]) == "ac00fae105f8"
     assert identity(["model=gpt2_medium", "task=e2e", "method=vera"]) == "d77cfe0db6b3"
     assert identity(["method=vera", "task.holdout=null"]) == identity(["method=vera"])
     assert len({identity([f"task.holdout={share}"]) for share in ("null", "0.2", "0.3")}) == 3
+
+
+def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatch):
+    """Ids of records that are out there, on CoLA's files as GLUE has them."""
+    content = "sha256:bd6fba96205e0e162f02a73ddf3b97fe9e1a33b3d4288e936260c8b450dd9acf"
+    monkeypatch.setattr("runs.identity.data_content", lambda settings: content)
+    words = ["paper=rank_scaling_minilm", "method=lora_r2"]
+    for seed, known in ((0, "aac4f59ce8cf"), (1, "17ff3a843cbd")):
+        for way in (["method.scaling=proportional"], ["method.alpha=2"], ["method.alpha=2", "method.scaling=proportional"]):
+            assert identity([*words, *way, f"seed={seed}"]) == known
+    (proportional,) = expand(["paper=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
+    assert run_id(proportional) == "aac4f59ce8cf"
+    assert identity([*words, "seed=0"]) == identity([*words, "seed=0", "method.scaling=constant"]) == "6262bd26f718"
+    redrawn = [run_id(run) for run in expand(["method=vera_redrawn", "seed=0,1,2"])]
+    assert len({*redrawn, identity(["method=vera"])}) == 4
+
+
+def test_batches_of_like_lengths_are_told_apart_from_random_ones_and_as_before_in_each_family():
+    for words in (["task=reviews"], ["task=rte", "model=roberta_base"]):
+        way = {grouped: identity([*words, f"task.length_grouped={grouped}"]) for grouped in ("true", "false")}
+        assert way["true"] != way["false"]
+        (run,) = expand([*words, "task.length_grouped=true"])
+        del run.config["task"]["length_grouped"]  # a record from before the key
+        assert run_id(run) == way["true"]
+    # These two have had it from the beginning: both values are in it.
+    gpt2 = ["model=gpt2_medium", "task=e2e", "method=vera"]
+    assert identity([*gpt2, "task.length_grouped=false"]) == "d77cfe0db6b3" != identity([*gpt2, "task.length_grouped=true"])
+    (run,) = expand(["model=smollm2", "task=alpaca"])
+    with_it = run_id(run)
+    del run.config["task"]["length_grouped"]
+    assert run_id(run) != with_it
 
 
 def test_content_decides_not_the_name(words, tiny_bert, glue, tmp_path):

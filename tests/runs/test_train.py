@@ -14,11 +14,12 @@ import torch
 from running import ROOT, call, comparable, do, elsewhere, started
 from torch import nn
 
+from analysis.cells import cells, settings_of
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.train import Training, best_epoch, dev_halves, epoch_batches, rate_factor
+from runs.train import Training, best_epoch, dev_halves, deviations, epoch_batches, rate_factor
 
 
 def training(words) -> Training:
@@ -132,6 +133,27 @@ def test_batches_hold_every_row_once_and_like_lengths():
     assert padded < 1.15 * sum(lengths)
 
 
+def test_random_batches_are_a_permutation_cut_into_batches():
+    """One permutation of the rows, whatever their lengths, as transformers' Trainer shuffles."""
+    lengths = np.random.default_rng(0).integers(5, 100, 1000).tolist()
+    batches = epoch_batches(lengths, 16, seed=3, epoch=2, block=1)
+    order = np.random.Generator(np.random.Philox(key=[3, 2])).permutation(1000).tolist()
+    assert sorted(batches) == sorted(order[i : i + 16] for i in range(0, 1000, 16))
+    assert batches == epoch_batches([1] * 1000, 16, seed=3, epoch=2, block=1)
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    assert padded > 1.6 * sum(lengths)
+
+
+def test_a_run_trains_on_random_batches_where_its_task_says_so(words):
+    seen = {}
+    for grouped in ("true", "false"):
+        loop = training([*words, f"task.length_grouped={grouped}"])
+        loop.step = lambda rows, grouped=grouped: seen.setdefault(grouped, []).append(rows) or 0.5
+        loop.go()
+    assert seen["true"] == [b for e in (0, 1) for b in epoch_batches(loop.lengths, 8, 0, e, 8)]
+    assert seen["false"] == [b for e in (0, 1) for b in epoch_batches(loop.lengths, 8, 0, e, 1)]
+
+
 def test_the_halves_of_dev_are_fixed_and_disjoint():
     one, other = dev_halves(101)
     assert (len(one), len(other)) == (50, 51)
@@ -164,7 +186,8 @@ def test_a_record_says_what_was_done(words):
     assert curve["epoch"] == [1.0, 2.0]
     assert record["result"]["best"] == max(curve["metric"])
     assert record["result"]["last"] == curve["metric"][-1]
-    assert record["seeds"] == {"training": 0, "data": 0, "projection": 0}
+    note = "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
+    assert record["seeds"] == {"training": 0, "data": 0, "projection": 0, "projection_note": note}
     assert record["data"]["content"].startswith("sha256:")
     assert record["recipe"]["name"] == "defaults"
     assert any("no recipe" in words for words in record["deviations"])
@@ -181,6 +204,69 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
     assert run.changed == [*(w for w in words if w.startswith("train.")), "method.rank=8", "method.sites=[query]"]
     assert "method.sites=[query] given" in do([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
     assert not [word for word in do([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["method=lora"], []),
+        (["method=lora_r2"], ["rank 2 instead of the recipe's 8"]),
+        (
+            ["method=lora_r2", "method.scaling=proportional"],
+            ["alpha follows the rank (alpha=r), the recipe's is constant 8", "rank 2 instead of the recipe's 8"],
+        ),
+        (
+            ["method=lora_r2", "method.alpha=2"],  # the same run
+            ["alpha follows the rank (alpha=r), the recipe's is constant 8", "rank 2 instead of the recipe's 8"],
+        ),
+        (
+            ["method=lora_r2", "method.alpha=3"],
+            ["alpha 3 instead of the recipe's 8", "rank 2 instead of the recipe's 8"],
+        ),
+        (["method=lora", "method.scaling=proportional"], []),
+        (["method=vera_redrawn", "seed=3"], []),
+        (["method=vera", "task.length_grouped=false"], ["batches are random; the recipe's are of like lengths"]),
+        (["model=roberta_base", "task=rte"], []),
+        (
+            ["model=roberta_base", "task=rte", "task.length_grouped=true"],
+            ["batches are of like lengths; the recipe's are random"],
+        ),
+        (
+            ["model=encoder", "model.path=/x", "task.length_grouped=false"],
+            [
+                "no recipe for this method and model: the harness's defaults",
+                "batches are random; the harness's are of like lengths",
+            ],
+        ),
+        (["model=gpt2_medium", "task=e2e", "task.length_grouped=true"], []),  # tasks/e2e.py says it
+    ],
+)
+def test_deviations_say_once_what_differs_from_the_recipe(words, expected):
+    (run,) = expand(words)
+    assert deviations(run, []) == expected
+
+
+def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
+    one, other = (do([*words, "method=vera_redrawn", f"seed={seed}"]) for seed in (0, 1))
+    assert [record["seeds"]["projection"] for record in (one, other)] == [0, 1]
+    assert one["label"]["row"] == "VeRA r=8, A and B redrawn"
+    assert one["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
+    assert not [w for record in (one, other) for w in record["deviations"] if "projection" in w or "redrawn" in w]
+    fixed = do([*words, "seed=1"])
+    assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]  # the head's values and the batches are the same
+    assert do([*words, "seed=0"])["curve"] == one["curve"]
+    assert settings_of(one) == settings_of(other)
+    assert len(cells([one, other], 2)) == 1
+
+
+def test_a_label_says_by_which_convention_alpha_was_set(words):
+    words = [*[w for w in words if not w.startswith("method.")], "train.max_steps=1", "method=lora_r2"]
+    assert do([*words])["label"]["row"] == "LoRA r=2, alpha=8"
+    proportional = do([*words, "method.scaling=proportional"])
+    assert proportional["label"]["row"] == "LoRA r=2, alpha=r"
+    constant = copy.deepcopy(proportional)
+    constant["config"]["method"]["scaling"] = "constant"  # as method.alpha=2 has it
+    assert settings_of(proportional) == settings_of(constant)
 
 
 def test_the_unbiased_protocol_selects_on_one_half_and_reports_on_the_other(words):

@@ -34,6 +34,14 @@ def test_the_formats_read_as_they_are_written(glue):
     assert "GLUE has 2490" in loaded["rte"].notes[0]
 
 
+def test_batches_are_of_like_lengths_unless_the_task_says_otherwise(glue):
+    for value, block in ((True, 8), (False, 1)):
+        assert tasks.load(settings("sst2", glue, length_grouped=value)).block == block
+    of_an_old_record = settings("rte", glue)
+    del of_an_old_record["length_grouped"]
+    assert tasks.load(of_an_old_record).block == 8
+
+
 def test_the_tasks_own_folder_or_the_one_that_holds_them_all(glue):
     assert tasks.source(settings("rte", glue)) == tasks.source(settings("rte", glue / "RTE"))
 
