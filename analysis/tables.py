@@ -346,7 +346,7 @@ def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printe
     """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
     if not all(one.same_size for one in compared.values()):
         return []
-    gaps = [_of_cells(compared[task].gap(), compared[task].cell) if task in compared else "-" for task in GLUE]
+    gaps = [_gap(compared.get(task)) for task in GLUE]
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
@@ -413,6 +413,12 @@ def _of_cells(text: str, *found: Cell) -> Number:
     return Number(text, (name for cell in found for name in ids(cell.records)))
 
 
+def _gap(one: Beside | None) -> str:
+    """The difference to the paper's number, with its runs; "-" where there is none."""
+    text = one.gap() if one else "-"
+    return _of_cells(text, one.cell) if one and text != "-" else text
+
+
 def split(printed: Any) -> tuple[float, float | None]:
     """A printed number, [x, s] or x, and its spread."""
     return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
@@ -468,7 +474,7 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = 
         words = status(compared).partition(";")[0]  # five scores of one set of texts have no mean
         lines[0][-1] = lines[0][-1].replace("ours", words, 1)
         if same_size:
-            gaps = [_of_cells(one.gap() if len(one.seeds) >= cell.wanted else "-", cell) for one in compared]
+            gaps = [_gap(one if len(one.seeds) >= cell.wanted else None) for one in compared]
             lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
@@ -548,7 +554,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
                 }
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
-                    gaps = [_of_cells(compared[task].gap(), ours[task]) if task in compared else "-" for task in IMAGES]
+                    gaps = [_gap(compared.get(task)) for task in IMAGES]
                     rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
@@ -862,7 +868,7 @@ def _ablation(
             name = names[setting] if model != "roberta_large" else ""
             rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), word])
             if model == "roberta_large":
-                gaps = [_of_cells(compared[t].gap(), ours[t]) if t in compared else "-" for t in tasks]
+                gaps = [_gap(compared.get(task)) for task in tasks]
                 rows.append(["", "difference", *gaps, ""])
         notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
         if select == "crossfit":

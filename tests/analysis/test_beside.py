@@ -121,6 +121,14 @@ def test_images_and_judged_texts_of_another_size_are_not_judged_either():
     assert words == {"other size"}
 
 
+def test_a_dash_is_no_number():
+    """A cell without a difference yet names no runs, or it would be a link to them."""
+    table = tables.table2(ledger(*seeds("vera", "rte"), *seeds("vera", "cola", (0.65, 0.66))), "paper")[0]
+    (difference,) = [row for row in table.rows if row[1] == "difference"]
+    assert [type(text) for text in difference if text == "-"] == [str] * 6
+    assert [text for text in difference if isinstance(text, tables.Number)] == [difference[table.header.index("RTE")]]
+
+
 # --- judged texts
 
 
@@ -130,7 +138,13 @@ def judged_by_gpt_4(row, means, model="llama_7b"):
         one["config"]["task"] |= {"family": "instruct", "train_rows": None}
         one["judged"] = [
             {
-                **{"bench": "mt_bench", "judge": "gpt-4", "mean": mean, "low": mean, "high": mean, "n": 160, "n_valid": 160},
+                "bench": "mt_bench",
+                "judge": "gpt-4",
+                "mean": mean,
+                "low": mean,
+                "high": mean,
+                "n": 160,
+                "n_valid": 160,
                 "turns": {"1": mean, "2": mean},
                 "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0},
             }
@@ -166,7 +180,9 @@ def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
     assert beside.summary(words[3:8]) == "reproduced 1/5, wide 3, not 1 (0.25 by chance)"
     assert beside.summary(["inside our interval", "outside our interval", "inside our interval"]) == "inside 2/3"
-    assert beside.summary(["reproduced", "outside our interval"]) == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
+    assert (
+        beside.summary(["reproduced", "outside our interval"]) == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
+    )
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
 
 

@@ -177,9 +177,7 @@ def test_ablations_are_compared_by_their_means_and_pairs():
     found = results.claims(ledger(*made))
     assert said(found, "d alone").here == f"only d 40.3; only b 30.7 {pairs(10, 10, 9)}"
     assert said(found, "d alone").agrees
-    assert said(found, "both vectors").here == (
-        f"both 50.0; only d 40.3 {pairs(10, 10, 9)}, only b 30.7 {pairs(20, 20, 18)}"
-    )
+    assert said(found, "both vectors").here == (f"both 50.0; only d 40.3 {pairs(10, 10, 9)}, only b 30.7 {pairs(20, 20, 18)}")
     assert said(found, "both vectors").agrees
     assert said(found, "A and B by Kaiming").agrees is False
     assert said(found, "A and B may be shared").here == "shared 50.0; unique 49.5 (3 pairs by seed: mean +0.5, " + (

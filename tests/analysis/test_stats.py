@@ -219,6 +219,25 @@ def test_a_verdict_reads_the_cell_that_the_paper_means():
     assert (one.table, one.verdict.word, one.verdict.printed) == ("table6", "reproduced", 89.7)
 
 
+def test_the_statistics_tell_what_choosing_the_epoch_adds():
+    """Over three seeds: best and cross-fitted are medians of their own, and so is what lies between the two."""
+    made = [
+        halves(record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),  # 75, cross-fitted 65
+        halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),  # 75, cross-fitted (60 + 80) / 2 = 70
+        halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),  # 90, both halves at the same epoch
+    ]
+    (table,) = verdicts.statistics_tables(ledger(*made))
+    (line,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [line[key] for key in ("best", "last", "best-last", "cross-fitted", "optimism")] == [
+        *("75.0", "75.0", "+0.0", "70.0", "+5.0")
+    ]
+    assert any("An upper estimate: halves choose worse." in note for note in table.notes)
+    images = record()
+    images["config"]["task"]["family"] = "images"
+    (table,) = verdicts.statistics_tables(ledger(images))
+    assert dict(zip(table.header, table.rows[0], strict=True))["optimism"] == "-"  # no epoch is chosen
+
+
 def test_a_run_without_its_number_is_shown_as_such_and_enters_no_average():
     tasks = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
     records = [r for task in tasks for r in seeds("vera", task)]
