@@ -346,7 +346,7 @@ def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printe
     """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
     if not all(one.same_size for one in compared.values()):
         return []
-    gaps = [_of_cells(compared[task].gap(), compared[task].cell) if task in compared else "-" for task in GLUE]
+    gaps = [_gap(compared.get(task)) for task in GLUE]
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
@@ -413,6 +413,12 @@ def _of_cells(text: str, *found: Cell) -> Number:
     return Number(text, (name for cell in found for name in ids(cell.records)))
 
 
+def _gap(one: Beside | None) -> str:
+    """The difference to the paper's number, with its runs; "-" where there is none."""
+    text = one.gap() if one else "-"
+    return _of_cells(text, one.cell) if one and text != "-" else text
+
+
 def split(printed: Any) -> tuple[float, float | None]:
     """A printed number, [x, s] or x, and its spread."""
     return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
@@ -468,7 +474,7 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = 
         words = status(compared).partition(";")[0]  # five scores of one set of texts have no mean
         lines[0][-1] = lines[0][-1].replace("ours", words, 1)
         if same_size:
-            gaps = [_of_cells(one.gap() if len(one.seeds) >= cell.wanted else "-", cell) for one in compared]
+            gaps = [_gap(one if len(one.seeds) >= cell.wanted else None) for one in compared]
             lines.append(["", "difference", "", *gaps, ""])
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
@@ -548,7 +554,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
                 }
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
-                    gaps = [_of_cells(compared[task].gap(), ours[task]) if task in compared else "-" for task in IMAGES]
+                    gaps = [_gap(compared.get(task)) for task in IMAGES]
                     rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
@@ -663,8 +669,8 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
             method = "none" if row == "none" else NAMES[row.partition("_")[0]]
             rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
             for cell in _of(found, model, row):
-                may = row not in QUOTED["table4"] and same_size(cell, model, row, size.partition(" ")[0] if size else 0)
-                rows += _judged_rows(cell, bench, score if may else None)
+                theirs = None if row in QUOTED["table4"] else score
+                rows += _judged_rows(cell, bench, theirs, same_size(cell, model, row, size))
         told = {row for row, *_ in printed.get(model, [])}
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
         rows += [line for cell in others for line in _judged_rows(cell, bench, None)]
@@ -680,7 +686,7 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
     return [cell for key, cell in sorted(found.items()) if key[:2] == (model, row)]
 
 
-def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str]]:
+def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool = True) -> list[list[str]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
     head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", _size(cell)]
@@ -707,14 +713,15 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None) -> list[list[str
         numbers = [Number(text, ids(judged)) if text != "-" else text for text in (score, interval, by_turn, valid)]
         lines.append([*head, *numbers, judge, word])
         if printed is not None and scores and _is_gpt_4(judge) and word == "ours":
-            one = judged_beside(cell, printed, scores)
+            one = judged_beside(cell, printed, scores, same_size)
             lines[-1][-1] = status([one])
-            lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
+            if same_size:
+                lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
         head = ["", "ours", ""]
     return lines
 
 
-def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool = True) -> Beside:
+def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool) -> Beside:
     """A judge's means of a cell's seeds beside the paper's score."""
     return Beside(cell, printed, None, scores, MARGIN_OF_JUDGES, decimals=2, same_size=same_size)
 
@@ -872,7 +879,7 @@ def _ablation(
             name = names[setting] if model != "roberta_large" else ""
             rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), word])
             if model == "roberta_large":
-                gaps = [_of_cells(compared[t].gap(), ours[t]) if t in compared else "-" for t in tasks]
+                gaps = [_gap(compared.get(task)) for task in tasks]
                 rows.append(["", "difference", *gaps, ""])
         notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
         if select == "crossfit":

@@ -1,8 +1,28 @@
-"""Records as runs/ writes them, and ledgers of them, for the tests of analysis/."""
+"""Records as runs/ writes them, and ledgers of them, for the tests of analysis/; and what a table should say of them."""
+
+import math
+import statistics
+from pathlib import Path
+
+import scipy.stats
+import yaml
 
 from runs.record import Ledger
 
+#: Exact counts of the paper's rows: another count would be a row of another size, which is not compared.
+COUNTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
 LABELS = {"vera": "VeRA r=1024", "lora": "LoRA r=8", "roberta_base": "RoBERTa-base", "minilm": "MiniLM", "rte": "RTE"}
+
+
+def count(model, row):
+    """Trained parameters without the head: the paper's row's, or those of VeRA on RoBERTa-base where it has no such row."""
+    if row in ("head", "none"):
+        return 0
+    name = row.removesuffix("_mnli")
+    for of in COUNTS:
+        if of["model"] == model and name in (of["method"], f"{of['method']}_r{of['settings'].get('rank')}"):
+            return of["count"]
+    return 43008
 
 
 def record(
@@ -19,8 +39,8 @@ def record(
     **changes,
 ):
     """One record: the dev metric at its best epoch, the second, and at its last, the third; or `values` of all epochs, the
-    best of which is selected (none: it diverged or failed before the first). Selection's half lies 0.02 above, the other half
-    0.02 below."""
+    best of which is selected (none: it diverged or failed before the first). Half A of dev lies 0.02 above and half B 0.02
+    below, of 5 rows each: the cross-fitted number is the same. `halves` makes them say something else."""
     if values is None:
         values, place = [best - 0.2, best, last], 1
     else:
@@ -31,7 +51,6 @@ def record(
         epoch = place + 1.0
         protocols = {
             "paper": {"best": values[place], "best_epoch": epoch, "last": values[-1]},
-            "unbiased": {"best": values[place] - 0.02, "best_epoch": epoch, "last": values[-1] - 0.02},
         }
     epochs = [i + 1.0 for i in range(len(values))]
     made = {
@@ -56,13 +75,15 @@ def record(
         "versions": {"torch": "2.9"},
         "device": {"type": "cpu", "name": "a CPU"},
         "model": "hash",
-        "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
-        "parameters": {"adapter": 43008, "head": 10, "formula": 43008},
+        "data": {"content": "hash", "train_rows": 10, "dev_rows": 10},
+        "parameters": {"adapter": count(model, row), "head": 10, "formula": count(model, row)},
         "curve": {
             "epoch": epochs,
             "train_loss": [1 / e for e in epochs],
             "dev_loss": [1.5 / e for e in epochs],
             "metric": values,
+            "metric_select": [value + 0.02 for value in values],
+            "metric_report": [value - 0.02 for value in values],
         },
         "result": {"metric": "accuracy", "select": "paper", "protocols": protocols},
         "cost": {
@@ -77,6 +98,19 @@ def record(
     return made | changes
 
 
+def halves(made, a, b):
+    """The same record with these values on the halves A and B of dev, of 5 rows each, at its epochs; the whole is their
+    mean."""
+    made["curve"] |= {"metric_select": list(a), "metric_report": list(b)}
+    made["curve"]["metric"] = [(one + other) / 2 for one, other in zip(a, b, strict=True)]
+    metrics = made["curve"]["metric"]
+    place = metrics.index(max(metrics))
+    made["result"]["protocols"] = {
+        "paper": {"best": metrics[place], "best_epoch": made["curve"]["epoch"][place], "last": metrics[-1]}
+    }
+    return made
+
+
 def ledger(*records, problems=(), measures=()) -> Ledger:
     by_id, origin = {r["id"]: r for r in records}, {r["id"]: "ours" for r in records}
     return Ledger(by_id, origin, list(problems), {m["id"]: m for m in measures})
@@ -85,3 +119,16 @@ def ledger(*records, problems=(), measures=()) -> Ledger:
 def seeds(row="vera", task="rte", bests=(0.78, 0.79, 0.80, 0.77, 0.787), **changes):
     """A record for each best value; it is reached at the second of three epochs."""
     return [record(row, task, seed, best, best - 0.01, **changes) for seed, best in enumerate(bests)]
+
+
+def apart(*tasks, middle=statistics.median, decimals=1):
+    """Ours less the paper's, +- half of the 95% interval, as a table prints it; of several tasks, of their mean. Each of them:
+    the values of 5 seeds, and the paper's number with its spread or None. By Welch's formula and scipy's t."""
+    factor = 1.4342 if middle is statistics.median else 1.0  # of the variance of a mean of 5
+    gap = statistics.fmean(middle(values) - printed for values, printed, _ in tasks)
+    variances = [statistics.variance(values) for values, *_ in tasks]
+    if all(spread is not None for *_, spread in tasks):
+        variances += [spread**2 for *_, spread in tasks]
+    parts = [factor * variance / 5 / len(tasks) ** 2 for variance in variances]
+    df = sum(parts) ** 2 / sum(part**2 / 4 for part in parts)
+    return f"{gap:+.{decimals}f} +-{scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts)):.{decimals}f}"

@@ -1,14 +1,17 @@
 """What is published under runs/records: whole, without anybody's paths, and what the pages say of it is what it says."""
 
+import math
 import re
+import statistics
 
+import numpy as np
 import pytest
 
 from analysis import results
 from runs.config import expand
 from runs.evaluate import words_of
 from runs.identity import run_id
-from runs.record import PUBLISHED, defining, read_study, study_folders
+from runs.record import FINISHED, PUBLISHED, crossfit_of, defining, is_trial, read_study, study_folders
 
 STUDIES = study_folders()
 
@@ -46,3 +49,42 @@ def test_the_words_of_a_record_compose_its_run(study):
             assert wanted == {key: value for key, value in found.items() if key in wanted}
         if one["cell"]["task"] == "digits":
             assert run_id(run) == one["id"]
+
+
+# --- what is made of the records
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
+def test_every_published_curve_has_both_halves(study):
+    """Cross-fitting needs no run again: of each record, by another way of counting, in numpy."""
+    for one in read_study(study):
+        found, curve, rows = crossfit_of(one), one["curve"], one["data"]["dev_rows"]
+        assert one["status"] in FINISHED, one["id"]
+        assert found, one["id"]
+        sign = -1 if one["result"]["metric"] == "perplexity" else 1
+        halves = sign * np.array([curve["metric_select"], curve["metric_report"]])
+        weights = np.array([rows // 2, rows - rows // 2]) / rows
+        chosen = halves.argmax(axis=1)
+        best = weights @ [halves[0, chosen[1]], halves[1, chosen[0]]]
+        assert found["best"] == pytest.approx(sign * best, rel=1e-12), one["id"]
+        whole = int((sign * np.array(curve["metric"])).argmax())
+        assert found["optimism"] == pytest.approx(weights @ halves[:, whole] - best, abs=1e-12), one["id"]
+        assert math.isfinite(found["optimism"])
+        assert found["best_epoch"] == [curve["epoch"][i] for i in chosen]
+
+
+@pytest.mark.parametrize(
+    ("study", "task", "runs", "points"),
+    [
+        ("glue_minilm", "cola", 26, 1.30),
+        ("glue_minilm", "mrpc", 26, 0.47),
+        ("glue_more_minilm", "sst2", 18, 0.55),
+        ("glue_more_minilm", "rte", 12, 1.23),
+        ("glue_more_minilm", "stsb", 12, 0.0),  # every run is best at its last epoch
+    ],
+)
+def test_what_choosing_the_epoch_adds_on_published_runs(study, task, runs, points):
+    """Means over runs, in points."""
+    found = [r for r in read_study(PUBLISHED / study) if r["cell"]["task"] == task and not is_trial(r["config"])]
+    assert len(found) == runs
+    assert 100 * statistics.fmean(crossfit_of(r)["optimism"] for r in found) == pytest.approx(points, abs=0.005)

@@ -40,8 +40,15 @@ def record(task="reviews", model="minilm", row="vera", seed=0):
         "model": "hash",
         "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
         "parameters": {"adapter": 7680, "head": 10, "formula": 7680},
-        "curve": {"epoch": [1.0, 2.0], "step": [1, 2], "train_loss": [0.5, 0.4], "metric": [0.8, 0.7]},
-        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "unbiased": both}},
+        "curve": {
+            "epoch": [1.0, 2.0],
+            "step": [1, 2],
+            "train_loss": [0.5, 0.4],
+            "metric": [0.8, 0.7],
+            "metric_select": [0.8, 0.7],
+            "metric_report": [0.8, 0.7],
+        },
+        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "crossfit": {}}},
         "cost": {"train_seconds": 1.0, "evaluate_seconds": 1.0, "adapter_bytes": 1, "peak_memory_bytes": 1},
         "deviations": [],
     }

@@ -13,11 +13,15 @@ from analysis import figures, tables
 from runs.record import Ledger
 
 
-def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=None, **changes):
+def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=None, alpha=8, **changes):
+    """A run of a rank; alpha: LoRA's, whose recipe has 8 at rank 8."""
     usual = {"vera": 256, "lora": 8}[kind]
     made = record(row or (kind if rank == usual else f"{kind}_r{rank}"), "rte", seed, best, model=model, **changes)
     made["config"]["method"] |= {"kind": kind, "rank": rank}
-    made["id"] += f"-{rank}"
+    if kind == "lora":
+        made["config"]["method"] |= {"alpha": alpha, "label": f"LoRA r={rank}"}
+        made["config"]["recipe"] = {"rank": 8, "alpha": 8}
+    made["id"] += f"-{rank}-{alpha}"
     made["label"] |= {"row": f"{tables.NAMES[kind]} r={rank}", "model": "A model"}
     made["parameters"]["adapter"] = parameters or (48 * (1024 + rank) if kind == "vera" else 48 * 2048 * rank)
     return made
@@ -48,6 +52,16 @@ def drawn(figure):
     return text.getvalue()
 
 
+def paths(figure):
+    """The lines over ranks that a picture of figure 2 has, as points, by dash and colour."""
+    (axes,) = figures._canvas(figure).axes
+    several = [line for line in axes.get_lines() if len(line.get_xdata()) > 1 and len(set(line.get_xdata())) > 1]
+    return {
+        (line.get_linestyle(), line.get_color()): [(x, pytest.approx(y)) for x, y in zip(*line.get_data(), strict=True)]
+        for line in several
+    }
+
+
 def lines(figure, **wanted):
     """The rows of a figure's data, as dicts, that have these values."""
     found = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
@@ -70,6 +84,43 @@ def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
     assert "VeRA: not run here at rank 1, 16, 64, 256, 1024 (make rank-scaling)." in figure.notes
     quoted = [row for row in lines(figure) if "quoted" in row["source"]]
     assert [(q["median"], q["runs"]) for q in quoted] == [("85.9", ""), ("85.2", "")]
+
+
+def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
+    """The recipe's own rank and alpha is on both; a rank that ran by one alone is told to be missing on the other."""
+    made = [ranked("vera", 256, s, 0.8) for s in range(5)] + [ranked("lora", 8, s, 0.7) for s in range(5)]
+    for rank, best in ((1, 0.5), (2, 0.55)):
+        made += [ranked("lora", rank, s, best) for s in range(5)]
+    made += [ranked("lora", 2, s, 0.65, alpha=2) for s in range(5)]
+    (figure,) = figures.figure2(ledger(*made))
+    ours = [(row["method"], row["rank"], row["alpha"], row["median"]) for row in lines(figure, source="ours")]
+    assert ours == [
+        ("LoRA", "1", "8, constant", "50.0"),
+        ("LoRA", "2", "8, constant", "55.0"),
+        ("LoRA", "2", "2, proportional", "65.0"),
+        ("LoRA", "8", "8, constant and proportional", "70.0"),
+        ("VeRA", "256", "-", "80.0"),
+    ]
+    (two,) = lines(figure, alpha="2, proportional")
+    assert two["runs"].split() == [one["id"] for one in made[-5:]]
+    assert "LoRA, constant alpha: not run here at rank 4, 16, 32, 64 (make rank-scaling)." in figure.notes
+    assert "LoRA, alpha proportional to r: not run here at rank 1, 4, 16, 32, 64 (make rank-scaling)." in figure.notes
+    assert any(note.startswith("constant alpha: the recipe's at every rank") for note in figure.notes)
+    assert any(note.endswith("It does not say which alpha LoRA's ranks have.") for note in figure.notes)
+    text = svg_text(figure)
+    assert "LoRA, constant alpha" in text
+    assert "LoRA, alpha proportional to r" in text
+    drawn_ = paths(figure)
+    counts = {1: 98304, 2: 196608, 8: 786432}
+    assert drawn_["-", "#0072B2"] == [(counts[1], 50.0), (counts[2], 55.0), (counts[8], 70.0)]
+    assert drawn_["--", "#0072B2"] == [(counts[2], 65.0), (counts[8], 70.0)]
+
+
+def test_figure_2_without_a_proportional_alpha_has_no_second_line():
+    (figure,) = figures.figure2(ledger(*(ranked("lora", rank, 0, 0.8) for rank in (1, 8)), ranked("vera", 256, 0, 0.8)))
+    assert "LoRA, alpha proportional to r" not in svg_text(figure)
+    assert ("--", "#0072B2") not in paths(figure)
+    assert "LoRA, alpha proportional to r: not run here at rank 1, 2, 4, 16, 32, 64 (make rank-scaling)." in figure.notes
 
 
 def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_twice():

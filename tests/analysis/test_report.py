@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from ledgers import ledger, record, seeds
+from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import report, tables
 from runs.record import write_record
@@ -52,7 +52,9 @@ def demo(row, n, bests, **changes):
 
 def mixed():
     """Two methods on two tasks, a cell with too few seeds, other settings, a failed run, a trial, a demo, a bad file."""
-    records = [*seeds(), *seeds("lora", "cola", (0.60, 0.61, 0.62, 0.63, 0.64), deviations=["max_length 128"])]
+    first, *others = seeds()
+    halves(first, (0.58, 0.80, 0.72), (0.58, 0.76, 0.82))  # the same means, and 74 cross-fitted
+    records = [first, *others, *seeds("lora", "cola", (0.56, 0.57, 0.58, 0.59, 0.60), deviations=["max_length 128"])]
     records += [*seeds("vera", "cola", (0.65, 0.66)), *seeds(bests=(0.5, 0.5), lr=0.5, deviations=["lr 0.5"])]
     failed = record("full", status="failed", values=(), error="out of memory at batch 32")
     records += [{key: failed[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}]
@@ -87,8 +89,11 @@ def test_each_number_of_a_table_leads_to_its_records(page):
 
 def test_a_cell_has_its_curve_configuration_provenance_and_cost(page):
     (cell,) = [c for c in page.data["cells"] if (c["r"], c["t"], c["kind"]) == ("vera", "rte", "")]
-    assert (cell["seeds"], cell["word"], cell["printed"]) == ("5/5", "reproduced", 78.7)
-    assert cell["found"] == [["table2", "RTE", "78.7 ±0.7", "78.7", "+0.0", "±0.7", "77.0 to 80.0", "reproduced"]]
+    assert (cell["seeds"], cell["word"], cell["printed"]) == ("5/5", "consistent, wide", 78.7)
+    gap, _, half = apart(([78.0, 79.0, 80.0, 77.0, 78.7], 78.7, 0.7)).partition(" +-")
+    between = f"-{half} to +{half}"  # the 95% interval of the difference, wider than the margin
+    assert cell["found"] == [["table2", "RTE", "78.7 ±0.7", "78.7", gap, between, "±1.0", "consistent, wide"]]
+    assert (cell["facts"]["crossfit"], cell["facts"]["optimism"]) == ("78.7", "+0.0")  # medians over the seeds
     facts = [page.data["pool"][k] for k in cell["f"]]
     for fact in (
         "config.train.lr\t0.01",
@@ -100,7 +105,7 @@ def test_a_cell_has_its_curve_configuration_provenance_and_cost(page):
         assert fact in facts
     first = cell["runs"][0]
     assert first["c"] == {"n": 3, "m": [5800, 7800, 7700], "tl": [1.0, 0.5, 0.3333], "dl": [1.5, 0.75, 0.5]}
-    assert (first["b"], first["be"], first["l"], first["u"]) == (78.0, 2.0, 77.0, 76.0)
+    assert (first["b"], first["be"], first["l"], first["u"]) == (78.0, 2.0, 77.0, 74.0)
     assert first["cost"][0] == "10.0"
     assert "seeds.training\t0" in [page.data["pool"][k] for k in first["f"]]
     assert "somebody" not in page.text  # where files lay
@@ -352,7 +357,7 @@ def test_filters_narrow_cells_verdicts_and_tables(opened):
     assert {row[2] for row in listed(opened)} == {"MiniLM"}
     visible = "return [...document.querySelectorAll('#tables [data-about]:not([hidden]) h3')].map(h => h.textContent)"
     assert opened.execute_script(visible) == ["reviews (MiniLM, median of 3 seeds): dev accuracy"]
-    choose(opened, model="", word="reproduced")
+    choose(opened, model="", word="consistent, wide")
     assert listed(opened) == [("VeRA r=1024", "RTE", "RoBERTa-base")]
     opened.execute_script("document.querySelector('.filters button').click()")
     until(opened, f"return document.getElementById('found').textContent === {json.dumps(everything)}")
@@ -370,7 +375,14 @@ def test_a_number_opens_its_cell_by_keyboard_and_escape_goes_back(opened):
     assert dialog.find_element(By.TAG_NAME, "h2").text == "VeRA r=1024 on RTE, RoBERTa-base"
     assert opened.execute_script("return document.activeElement.id") == "cell-title"
     text = opened.execute_script("return document.getElementById('cell').textContent")
-    for part in ("reproduced", "77.0 to 80.0", "config.train.lr", "0123abc", "a CPU", "roberta_base-vera-rte-4-0.01-done"):
+    for part in (
+        "consistent, wide",
+        "77.0 to 80.0",
+        "config.train.lr",
+        "0123abc",
+        "a CPU",
+        "roberta_base-vera-rte-4-0.01-done",
+    ):
         assert part in text
     charts = opened.execute_script(
         "return [...document.querySelectorAll('svg.chart')].map(s => s.querySelectorAll('path.ours').length)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import ledger, record, seeds
+from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import stats, tables, verdicts
 from analysis.cells import Cell, cells
@@ -128,7 +128,7 @@ def test_the_epoch_and_the_rows_of_a_series():
     one = cell(record(values=(0.6, 0.8, 0.79)))
     assert stats.series(one).name == "accuracy, best epoch"
     assert stats.series(one, "last").values[0] == pytest.approx(79.0)
-    assert stats.series(one, "best", "unbiased").values[0] == pytest.approx(78.0)
+    assert stats.series(cell(halves(record(), (0.6, 0.9), (0.7, 0.5))), "best", "crossfit").values[0] == pytest.approx(55.0)
     image = record()
     image["config"]["task"]["family"] = "images"
     assert stats.series(cell(image)).values[0] == pytest.approx(79.0)
@@ -136,20 +136,39 @@ def test_the_epoch_and_the_rows_of_a_series():
     assert stats.series(cell(text)).values == {0: 68.0}
 
 
+#: Five seeds of a median of 78.7 that vary by 0.3, and as many that vary by 3.
+EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806, 0.825)
+
+
 @pytest.mark.parametrize(
     ("bests", "printed", "spread", "more", "word"),
     [
-        ((0.787,) * 5, 78.7, 0.7, {}, "reproduced"),
-        ((0.780,) * 5, 78.7, 0.7, {}, "reproduced"),  # as far as the paper's spread
-        ((0.779,) * 5, 78.7, 0.7, {}, "not reproduced"),
-        ((0.792,) * 5, 78.7, 0.1, {}, "reproduced"),  # 0.5 where the paper's spread is less
-        ((0.7925,) * 5, 78.7, None, {}, "not reproduced"),
-        ((0.787,) * 4, 78.7, 0.7, {}, "incomplete"),
-        ((0.787,) * 5, 78.7, 0.7, {"paper_model": False}, "other model"),
-        ((0.787,) * 5, None, None, {}, "not in the paper"),
-        ((0.7, 0.7, 0.787, 0.9, 0.9), 78.7, 0.7, {}, "reproduced"),  # the median
-        ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {"middle": statistics.fmean}, "not reproduced"),
-        ((0.787,) * 5, 78.7, None, {"least": 0.05, "values": [78.6] * 5}, "not reproduced"),
+        (EVEN, 78.7, 0.3, {}, "reproduced"),  # half of the interval is 0.5
+        (EVEN, 79.2, 0.3, {}, "reproduced"),
+        (EVEN, 79.3, 0.3, {}, "not reproduced"),
+        (EVEN, 78.7, 0.3, {"margin": 0.4}, "consistent, wide"),
+        (UNEVEN, 78.7, 0.3, {}, "consistent, wide"),  # 4.5 points either way
+        (UNEVEN, 83.0, 0.3, {}, "consistent, wide"),
+        (UNEVEN, 83.5, 0.3, {}, "not reproduced"),
+        (EVEN, 78.7, 14.0, {}, "consistent, wide"),  # the paper's side is as wide
+        (EVEN, 88.7, 14.0, {}, "consistent, wide"),
+        (EVEN, 98.7, 14.0, {}, "consistent, wide"),
+        (EVEN, 99.7, 14.0, {}, "not reproduced"),
+        ((0.787,) * 5, 78.7, 0.0, {}, "reproduced"),  # a printed 0.0 is 0.05
+        ((0.787,) * 5, 78.77, 0.0, {}, "reproduced"),  # and half of its interval 0.074
+        ((0.787,) * 5, 78.78, 0.0, {}, "not reproduced"),
+        (EVEN, 79.1, None, {}, "inside our interval"),
+        (EVEN, 79.3, None, {}, "outside our interval"),
+        (UNEVEN, 79.3, None, {}, "inside our interval"),
+        (EVEN[:4], 78.6, 0.7, {}, "incomplete"),
+        (EVEN, 78.7, 0.3, {"paper_model": False}, "other model"),
+        (EVEN, None, None, {}, "not in the paper"),
+        (EVEN, 78.7, 0.3, {"same_size": False}, "other size"),
+        (EVEN[:4], 78.7, 0.3, {"same_size": False}, "other size"),
+        ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {}, "consistent, wide"),  # the median
+        ((0.7, 0.701, 0.702, 0.787, 0.788), 78.0, 0.7, {}, "not reproduced"),  # 70.2
+        ((0.7, 0.701, 0.702, 0.787, 0.788), 78.0, 0.7, {"middle": statistics.fmean}, "consistent, wide"),  # 73.6
+        (EVEN, 78.7, None, {"margin": 0.1, "values": [8.5, 8.6, 8.7, 8.8, 8.9]}, "outside our interval"),
     ],
 )
 def test_a_verdict_follows_its_rule(bests, printed, spread, more, word):
@@ -162,7 +181,10 @@ def test_a_verdict_says_what_it_rests_on():
     assert said.ids == tuple(r["id"] for r in records)
     assert said.deviations == ("max_length 128",)
     assert (said.ours, said.difference) == (pytest.approx(78.7), pytest.approx(0.0))
-    assert said.interval == (pytest.approx(77.0), pytest.approx(80.0))
+    gap, _, half = apart(([78.0, 79.0, 80.0, 77.0, 78.7], 78.7, 0.7), decimals=6).partition(" +-")
+    low, high = (float(gap) + sign * float(half) for sign in (-1, 1))
+    assert said.interval == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+    assert said.margin == 1.0
     records[0]["result"]["protocols"]["paper"]["best"] = None
     assert stats.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
     assert stats.verdict(None, 78.7).word == "not run"
@@ -181,20 +203,39 @@ def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
 
 
 def test_a_verdict_reads_the_cell_that_the_paper_means():
-    from_mnli = seeds("lora_mnli", "rte", (0.866,) * 5)
+    from_mnli = seeds("lora_mnli", "stsb", (0.913, 0.914, 0.915, 0.916, 0.917))
     found = {(f.table, f.model, f.row, f.task): f for f in verdicts.verdicts(ledger(*from_mnli, *seeds("lora", "mrpc")))}
-    assert found["table2", "roberta_base", "lora_mnli", "rte"].verdict.word == "reproduced"
+    assert found["table2", "roberta_base", "lora_mnli", "stsb"].verdict.word == "reproduced"
     plain = found["table2", "roberta_base", "lora_mnli", "mrpc"].verdict
     assert plain.word == "not run"
     assert "did not start from MNLI" in plain.deviations[0]
-    images = seeds("vera", "cifar100", (0.858,) * 5, model="vit_base")  # 84.8 at the last epoch
+    images = seeds("vera", "cifar100", (0.856, 0.857, 0.858, 0.859, 0.86), model="vit_base")  # 84.8 at the last epoch
     for r in images:
         r["config"]["task"]["family"] = "images"
     (one,) = [f for f in verdicts.verdicts(ledger(*images)) if f.verdict.ids]
-    assert (one.table, one.verdict.word, one.column) == ("table5", "reproduced", "CIFAR-100")
+    assert (one.table, one.verdict.word, one.column) == ("table5", "inside our interval", "CIFAR-100")
     mean = [*seeds("vera_only_d", "mrpc", (0.897,) * 5, model="roberta_large")]
     (one,) = [f for f in verdicts.verdicts(ledger(*mean)) if f.verdict.ids]
     assert (one.table, one.verdict.word, one.verdict.printed) == ("table6", "reproduced", 89.7)
+
+
+def test_the_statistics_tell_what_choosing_the_epoch_adds():
+    """Over three seeds: best and cross-fitted are medians of their own, and so is what lies between the two."""
+    made = [
+        halves(record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),  # 75, cross-fitted 65
+        halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),  # 75, cross-fitted (60 + 80) / 2 = 70
+        halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),  # 90, both halves at the same epoch
+    ]
+    (table,) = verdicts.statistics_tables(ledger(*made))
+    (line,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [line[key] for key in ("best", "last", "best-last", "cross-fitted", "optimism")] == [
+        *("75.0", "75.0", "+0.0", "70.0", "+5.0")
+    ]
+    assert any("An upper estimate: halves choose worse." in note for note in table.notes)
+    images = record()
+    images["config"]["task"]["family"] = "images"
+    (table,) = verdicts.statistics_tables(ledger(images))
+    assert dict(zip(table.header, table.rows[0], strict=True))["optimism"] == "-"  # no epoch is chosen
 
 
 def test_a_run_without_its_number_is_shown_as_such_and_enters_no_average():
@@ -233,7 +274,7 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
         assert "77.0 to 80.0" in text
         assert "0.062 (smallest)" in text
         assert "5/0/0" in text
-        assert "reproduced" in text
+        assert "| consistent, wide |" in text
     assert stats.main(["table3"]) == 2
     assert "no records of table3" in capsys.readouterr().err
     assert stats.main(["table99"]) == 2

@@ -102,7 +102,7 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["train.lr=-1"], "train.lr=-1.0: should be a number that is not negative"),
         (["train.lr=nan"], "train.lr=nan: should be a number that is not negative"),
         (["train.schedule=step"], "train.schedule=step: should be one of linear, cosine, constant"),
-        (["select=test"], "select=test: should be one of paper, unbiased"),
+        (["select=test"], "select=test: should be one of paper, crossfit"),
         (["keep=all"], "keep=all: should be one of best, last, both, none"),
         (["device=gpu"], "device=gpu: should be one of auto, cpu, cuda, mps"),
         (["micro_batch=0"], "micro_batch=0: should be at least 1"),

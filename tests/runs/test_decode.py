@@ -267,17 +267,23 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
     assert f"{saved} of the 40 texts (decoded_last) are there already" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["keep=best", "select=unbiased"])
-def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(change, e2e_words, monkeypatch):
+def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(e2e_words, monkeypatch):
     """Another word would leave another epoch's adapter on disk than the record says."""
     killed_while_decoding(e2e_words, 1, monkeypatch)
-    (run,) = expand([*e2e_words, change])
-    key = change.partition("=")[0]
-    begun = {"keep": "both", "select": "paper"}[key]
-    with pytest.raises(
-        evaluate.UserError, match=rf"{change}: this run was begun with {key}={begun}: go on with that, or delete"
-    ):
+    (run,) = expand([*e2e_words, "keep=best"])
+    with pytest.raises(evaluate.UserError, match="keep=best: this run was begun with keep=both: go on with that, or delete"):
         Training(run, run_id(run), lambda event: None).go()
+
+
+def test_a_run_that_was_begun_with_another_select_goes_on(e2e_words, tmp_path, monkeypatch):
+    """It keeps the same epoch, and only the number that is told is another."""
+    straight, killed = (elsewhere(e2e_words, output=tmp_path / name) for name in ("straight", "killed"))
+    killed_while_decoding(killed, 1, monkeypatch)
+    resumed = do([*killed, "select=crossfit"])
+    whole = do([*straight, "select=crossfit"])
+    assert resumed["result"] == whole["result"]
+    assert resumed["result"]["best"] == resumed["result"]["protocols"]["crossfit"]["best"]
+    assert resumed["texts"] == whole["texts"]
 
 
 # --- looking again

@@ -26,7 +26,7 @@ def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
         ["eval_batch=3"],
         ["checkpoint_minutes=0"],
         ["keep=none"],
-        ["select=unbiased"],
+        ["select=crossfit"],
         ["debug=true"],
         [f"model.path={tmp_path / 'moved_model'}"],
         [f"task.data_dir={tmp_path / 'moved_data'}"],

@@ -19,7 +19,7 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.train import Training, best_epoch, dev_halves, deviations, epoch_batches, rate_factor
+from runs.train import Training, dev_halves, deviations, epoch_batches, rate_factor, summarise
 
 
 def training(words) -> Training:
@@ -162,10 +162,18 @@ def test_the_halves_of_dev_are_fixed_and_disjoint():
 
 
 def test_selection_takes_the_earliest_of_equals():
-    curve = {"metric": [0.5, 0.7, 0.7], "metric_select": [0.9, 0.1, 0.2]}
-    assert best_epoch(curve, "paper", "accuracy") == 1
-    assert best_epoch(curve, "unbiased", "accuracy") == 0
-    assert best_epoch(curve, "paper", "perplexity") == 0
+    """Of the whole the second epoch, which is kept; of half A the first, and of B the second."""
+    curve = {"epoch": [1.0, 2.0, 3.0], "metric": [0.5, 0.7, 0.7]}
+    curve |= {"metric_select": [0.9, 0.6, 0.9], "metric_report": [0.1, 0.8, 0.5]}
+    for select, best, last in (("paper", 0.7, 0.7), ("crossfit", (0.1 + 0.6) / 2, 0.7)):
+        result = summarise(curve, 10, "accuracy", select)
+        assert (result["best"], result["last"]) == (pytest.approx(best), pytest.approx(last))
+        assert result["best_epoch"] == 2.0
+        assert result["protocols"]["paper"] == {"best": 0.7, "best_epoch": 2.0, "last": 0.7}
+        assert result["protocols"]["crossfit"]["best_epoch"] == [1.0, 2.0]
+    assert summarise(curve, 10, "perplexity", "paper")["best_epoch"] == 1.0
+    empty = {key: [] for key in curve}
+    assert summarise(empty, 10, "accuracy", "crossfit")["best"] is None
 
 
 # --- the record
@@ -269,13 +277,24 @@ def test_a_label_says_by_which_convention_alpha_was_set(words):
     assert settings_of(proportional) == settings_of(constant)
 
 
-def test_the_unbiased_protocol_selects_on_one_half_and_reports_on_the_other(words):
-    record = do([*words, "select=unbiased", "train.epochs=4"])
+def test_cross_fitting_chooses_on_each_half_and_reports_the_other(words):
+    record = do([*words, "select=crossfit", "train.epochs=4"])
     curve, result = record["curve"], record["result"]
-    chosen = curve["metric_select"].index(max(curve["metric_select"]))
-    assert result["best"] == curve["metric_report"][chosen]
-    assert result["best_epoch"] == chosen + 1
+    a, b, rows = curve["metric_select"], curve["metric_report"], record["data"]["dev_rows"]
+    share = (rows // 2) / rows
+    assert [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)] == pytest.approx(curve["metric"])
+    assert result["best"] == pytest.approx(share * a[b.index(max(b))] + (1 - share) * b[a.index(max(a))])
+    assert result["last"] == pytest.approx(curve["metric"][-1])
     assert result["protocols"]["paper"]["best"] == max(curve["metric"])
+    assert result["best_epoch"] == curve["metric"].index(max(curve["metric"])) + 1  # the epoch that is kept: the whole's
+
+
+def test_the_epoch_that_is_kept_is_the_same_by_either_protocol(words, tmp_path):
+    """So a run begun by one of them goes on by the other, and what starts from it starts from the same."""
+    made = [do(elsewhere([*words, f"select={select}"], output=tmp_path / select)) for select in ("paper", "crossfit")]
+    assert made[0]["id"] == made[1]["id"]
+    adapters = [tmp_path / one["config"]["select"] / "runs" / one["id"] / "adapter.safetensors" for one in made]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 def test_fewer_evaluations_see_the_same_training(words, tmp_path):

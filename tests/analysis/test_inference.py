@@ -1,0 +1,204 @@
+"""The two rules of judgement: their intervals held to scipy's, their words at their borders, and how often they err."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from analysis.inference import (
+    Difference,
+    Estimate,
+    difference,
+    is_above,
+    is_near,
+    mean_difference,
+    median_variance,
+    outside_by_chance,
+    paired_interval,
+)
+
+DRAWS = 2000
+OURS, PAPER = [64.1, 65.6, 60.3, 66.0, 65.2], [65.0, 66.4, 65.9, 67.1, 64.8]
+
+
+def estimates(ours, paper, middle=statistics.median):
+    """Both sides, the paper's as it prints them: its median or mean, and the sample standard deviation of its seeds."""
+    return Estimate.of(ours, middle), Estimate.printed(middle(paper), statistics.stdev(paper), len(paper), middle)
+
+
+# --- a cell beside the paper's
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1.0), (2, 1.0), (3, 1.346), (5, 1.434)])
+def test_the_variance_of_a_median_is_the_published_one(n, expected):
+    """Variances of the middle order statistic of 3 and 5 normals: 0.4487 and 0.2868 (Sarhan and Greenberg 1962)."""
+    assert median_variance(n) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 9])
+def test_the_variance_of_a_median_is_that_of_drawn_ones(n):
+    medians = np.median(np.random.default_rng(n).normal(size=(400_000, n)), axis=1)
+    assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)  # four standard errors of a variance
+    assert median_variance(n) < math.pi / 2
+
+
+def test_a_difference_of_means_is_welchs():
+    found = difference(*estimates(OURS, PAPER, statistics.fmean))
+    expected = scipy.stats.ttest_ind(OURS, PAPER, equal_var=False).confidence_interval(0.95)
+    assert found.value == pytest.approx(statistics.fmean(OURS) - statistics.fmean(PAPER))
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert found.both
+
+
+def test_a_difference_of_medians_has_the_variance_of_medians():
+    found = difference(*estimates(OURS, PAPER))
+    k = math.sqrt(median_variance(5))
+    wider = [[k * value for value in side] for side in (OURS, PAPER)]
+    expected = scipy.stats.ttest_ind(*wider, equal_var=False).confidence_interval(0.95)
+    assert found.value == pytest.approx(-0.7)  # 65.2 and 65.9
+    assert found.half == pytest.approx((expected.high - expected.low) / 2)
+
+
+def test_a_mean_over_tasks_is_by_hand():
+    """Its variance is the sum of all sides' over the square of the number of tasks; Satterthwaite's degrees of freedom."""
+    other = [70.0, 71.0, 73.0], [70.5, 70.9, 71.7]
+    found = mean_difference([estimates(*both, statistics.fmean) for both in ((OURS, PAPER), other)])
+    sides = [OURS, PAPER, *other]
+    parts = [statistics.variance(side) / len(side) / 4 for side in sides]
+    df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    means = [statistics.fmean(side) for side in sides]
+    assert found.value == pytest.approx((means[0] - means[1] + means[2] - means[3]) / 2)
+    assert found.half == pytest.approx(scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts)))
+
+
+def test_where_the_paper_prints_no_spread_the_interval_is_of_ours_alone():
+    ours = Estimate.of(OURS, statistics.fmean)
+    found = difference(ours, Estimate.printed(65.0, None, 5))
+    low, high = scipy.stats.t.interval(0.95, 4, statistics.fmean(OURS), statistics.stdev(OURS) / math.sqrt(5))
+    assert found.interval == pytest.approx((low - 65.0, high - 65.0))
+    assert not found.both
+    # One number without a spread takes the paper's others out of a mean, too.
+    one, two = (Estimate.printed(65.0, 0.7, 5), Estimate.printed(65.0, None, 5))
+    assert mean_difference([(ours, one), (ours, two)]).half == pytest.approx(found.half / math.sqrt(2), rel=0.2)
+    assert not mean_difference([(ours, one), (ours, two)]).both
+
+
+def test_sides_that_do_not_vary():
+    equal, paper = [65.0] * 5, [65.0, 65.5, 64.5, 66.0, 64.0]
+    found = difference(*estimates(equal, paper))
+    half = scipy.stats.t.ppf(0.975, 4) * math.sqrt(median_variance(5) / 5) * statistics.stdev(paper)
+    assert (found.value, found.half) == (0.0, pytest.approx(half))  # the paper's side alone
+    none = difference(*estimates(equal, equal))
+    assert none == Difference(0.0, 0.0, both=True)
+    assert none.word(1.0) == "reproduced"
+    assert replace(none, value=0.1).word(1.0) == "not reproduced"
+
+
+def test_one_seed_has_no_interval():
+    for pair in ((Estimate.of([65.0]), Estimate.printed(65.0, 0.7, 5)), (Estimate.of([65.0]), Estimate.printed(65.0, None, 5))):
+        found = difference(*pair)
+        assert (found.half, found.interval, found.word(1.0)) == (None, None, None)
+    assert Estimate.printed(65.0, 0.7, 1).variance is None
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "both", "word"),
+    [
+        (0.0, 1.0, True, "reproduced"),
+        (1.0, 1.0, True, "reproduced"),  # 0 is the interval's end
+        (-1.0, 1.0, True, "reproduced"),
+        (0.0, 1.001, True, "consistent, wide"),
+        (-14.0, 14.0, True, "consistent, wide"),
+        (1.001, 1.0, True, "not reproduced"),
+        (-1.001, 1.0, True, "not reproduced"),
+        (0.2, 0.1, True, "not reproduced"),  # however small
+        (0.2, 0.2, False, "inside our interval"),
+        (0.2, 9.0, False, "inside our interval"),  # and never reproduced
+        (0.2, 0.1, False, "outside our interval"),
+    ],
+)
+def test_words_at_their_borders(value, half, both, word):
+    assert Difference(value, half, both).word(1.0) == word
+
+
+@pytest.mark.parametrize("middle", [statistics.median, statistics.fmean])
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_a_perfect_replication_is_rarely_refuted_and_a_bias_mostly_found(ratio, middle):
+    """5 seeds a side, whose standard deviations have this ratio; a bias of four true standard errors."""
+    random = np.random.default_rng(0)
+    medians = middle is statistics.median
+    error = math.sqrt((1.434 if medians else 1.0) * (1 + ratio**2) / 5)
+    refuted = found = 0
+    for ours, paper in zip(random.normal(size=(DRAWS, 5)), random.normal(0, ratio, (DRAWS, 5)), strict=True):
+        of = difference(*estimates(ours.tolist(), paper.tolist(), middle))
+        refuted += of.word(1.0) == "not reproduced"
+        found += replace(of, value=of.value + 4 * error).word(1.0) == "not reproduced"  # no interval hangs on a bias
+    assert 0.01 <= refuted / DRAWS <= 0.06
+    assert found / DRAWS >= 0.85
+
+
+def test_how_often_the_papers_number_is_outside_our_interval_by_chance():
+    assert outside_by_chance(5) == pytest.approx(0.121, abs=5e-4)
+    random = np.random.default_rng(0)
+    ours, paper = random.normal(size=(100_000, 5)), random.normal(size=100_000) / math.sqrt(5)
+    half = scipy.stats.t.ppf(0.975, 4) * ours.std(axis=1, ddof=1) / math.sqrt(5)
+    assert outside_by_chance(5) == pytest.approx((np.abs(ours.mean(axis=1) - paper) > half).mean(), abs=0.005)
+    outside = 0
+    for seeds, printed in zip(ours[:DRAWS].tolist(), paper[:DRAWS].tolist(), strict=True):
+        told = difference(Estimate.of(seeds, statistics.fmean), Estimate.printed(printed, None, 5))
+        outside += told.word(1.0) == "outside our interval"
+    assert outside_by_chance(5) == pytest.approx(outside / DRAWS, abs=0.02)
+
+
+# --- findings
+
+
+def test_the_interval_of_pairs_is_scipys():
+    apart = [ours - paper for ours, paper in zip(OURS, PAPER, strict=True)]
+    for level in (0.9, 0.95):
+        expected = scipy.stats.ttest_rel(OURS, PAPER).confidence_interval(level)
+        assert paired_interval(apart, level) == pytest.approx((expected.low, expected.high))
+    assert paired_interval(apart[:1]) is None
+    assert (is_near(apart[:1], 100.0), is_above(apart[:1])) == (None, None)
+    assert is_near([], 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("differences", "above"),
+    [
+        ((4.0, 5.0, 6.0), True),  # 5 +- 2.48
+        ((2.4, 3.4, 1.4), None),  # 2.4 +- 2.48
+        ((-4.0, -5.0, -6.0), False),
+        ((1.0, 1.0), True),  # without a spread
+        ((0.0, 0.0), None),
+    ],
+)
+def test_above_is_an_interval_beyond_zero(differences, above):
+    assert is_above(differences) is above
+
+
+@pytest.mark.parametrize(
+    ("mean", "near"),
+    # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) = 2.920, over the root of 3.
+    [(0.68, None), (0.69, True), (5.0, True), (-2.68, None), (-2.69, False), (-9.0, False)],
+)
+def test_near_is_a_bound_against_the_margin(mean, near):
+    differences = [mean - 1, mean, mean + 1]
+    assert is_near(differences, 1.0) is near
+    for word, side in ((True, "greater"), (False, "less")):
+        p = scipy.stats.ttest_1samp(differences, -1.0, alternative=side).pvalue
+        assert bool(p < 0.05) is (near is word)
+
+
+@pytest.mark.parametrize(("pairs", "share"), [(3, 0.20), (5, 0.34), (10, 0.62), (20, 0.89)])
+def test_a_finding_errs_rarely_and_decides_more_with_more_pairs(pairs, share):
+    """Differences that vary by 3 points, a margin of 1: the shares stand on the page."""
+    drawn = np.random.default_rng(1).normal(0, 3, (DRAWS, pairs))
+    words = [is_near(row, 1.0) for row in (drawn - 1).tolist()]  # at the margin, where neither word is right
+    assert 0.01 <= words.count(True) / DRAWS <= 0.06
+    assert 0.01 <= words.count(False) / DRAWS <= 0.06
+    found = sum(is_near(row, 1.0) is False for row in (drawn - 3).tolist())
+    assert found / DRAWS == pytest.approx(share, abs=0.04)

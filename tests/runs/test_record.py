@@ -1,0 +1,99 @@
+"""What a record says by each protocol: the best epoch of all, and cross-fitted selection."""
+
+import math
+
+import numpy as np
+import pytest
+
+from runs.record import best_epoch, crossfit, reported
+
+
+def curve(a, b, rows=10):
+    """A curve whose halves of dev are these: A of rows // 2 rows, B of the others."""
+    share = (rows // 2) / rows
+    whole = [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)]
+    return {"epoch": [i + 1.0 for i in range(len(a))], "metric": whole, "metric_select": list(a), "metric_report": list(b)}
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "index"),
+    [
+        ([0.5, 0.7, 0.7], "accuracy", 1),
+        ([0.9, 0.1, 0.9], "matthews", 0),
+        ([3.0, 2.0, 2.0], "perplexity", 1),
+        ([], "accuracy", 0),
+    ],
+)
+def test_the_best_epoch_is_the_earliest_of_equals(values, metric, index):
+    assert best_epoch(values, metric) == index
+
+
+def test_cross_fitting_by_hand_with_unequal_halves():
+    """5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has 1/2."""
+    found = crossfit(curve((1.0, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), rows=5), 5, "accuracy")
+    assert found["best"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 / 3))  # 2 of 5 rows
+    assert found["best_epoch"] == [1.0, 3.0]
+    assert found["last"] == pytest.approx(0.4 * 0.5 + 0.6 * (2 / 3))
+    # On the whole, epochs 1 and 3 have three of five rows right: one more than 2 of 5, whichever is chosen.
+    assert found["optimism"] == pytest.approx(0.6 - 0.4)
+
+
+def test_of_equal_epochs_the_earliest_is_chosen_on_each_half():
+    found = crossfit(curve((0.9, 0.9, 0.1), (0.2, 0.8, 0.8)), 10, "accuracy")
+    assert found["best_epoch"] == [1.0, 2.0]
+    assert found["best"] == pytest.approx((0.2 + 0.9) / 2)
+    assert found["optimism"] == pytest.approx((0.9 + 0.8) / 2 - (0.2 + 0.9) / 2)
+
+
+def test_of_perplexity_less_is_better_and_optimism_is_how_much_less():
+    found = crossfit(curve((3.0, 2.0, 2.6), (3.0, 2.8, 2.0)), 10, "perplexity")
+    assert found["best_epoch"] == [2.0, 3.0]
+    assert found["best"] == pytest.approx((2.6 + 2.8) / 2)  # worse than 2.3, the best of the whole
+    assert found["optimism"] == pytest.approx(2.7 - 2.3)
+
+
+def test_an_epoch_that_is_best_on_both_halves_has_no_optimism():
+    for a, b in (((0.5, 0.9), (0.4, 0.7)), ((0.5,), (0.4,))):
+        found = crossfit(curve(a, b), 10, "accuracy")
+        assert found["optimism"] == 0.0
+        assert found["best"] == pytest.approx((a[-1] + b[-1]) / 2)
+
+
+def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
+    """The whole's best epoch has at least what the halves' epochs have on the other halves: an upper estimate."""
+    random = np.random.default_rng(0)
+    for rows in (9, 10):
+        for _ in range(500):
+            right = random.random((rows, 6)) < random.random(6)
+            a, b = (part.mean(axis=0).tolist() for part in (right[: rows // 2], right[rows // 2 :]))
+            found = crossfit(curve(a, b, rows), rows, "accuracy")
+            assert found["optimism"] >= -1e-12
+            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, "perplexity")["optimism"] == pytest.approx(
+                found["optimism"]
+            )
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"epoch": [], "metric": [], "metric_select": [], "metric_report": []},
+        {"epoch": [1.0], "metric": [0.5]},  # a curve without halves
+        {"epoch": [1.0], "metric": [0.5], "metric_select": [0.5]},
+        {"epoch": [1.0, 2.0], "metric": [0.5, 0.6], "metric_select": [0.5, 0.6], "metric_report": [0.5]},
+        {"epoch": [1.0, 2.0], "metric": [0.5, 0.6], "metric_select": [0.5, None], "metric_report": [0.5, 0.5]},
+    ],
+)
+def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
+    assert crossfit(odd, 10, "accuracy") is None
+    record = {"curve": odd, "data": {"dev_rows": 10}, "result": {"metric": "accuracy"}}
+    assert reported(record, "crossfit") == {}
+    assert reported(record, "paper") == {}  # of a run that diverged before its first epoch
+
+
+def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
+    paper = {"best": 0.75, "best_epoch": 2.0, "last": 0.75}
+    record = {"curve": curve((0.6, 0.9, 0.7), (0.5, 0.6, 0.8)), "data": {"dev_rows": 10}}
+    record["result"] = {"metric": "accuracy", "select": "paper", "protocols": {"paper": paper, "unbiased": {"best": 0.6}}}
+    assert reported(record, "paper") == paper
+    assert reported(record, "crossfit")["best"] == pytest.approx(0.65)
+    assert math.isclose(reported(record, "crossfit")["optimism"], 0.1)
