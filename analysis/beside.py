@@ -26,6 +26,8 @@ VERDICTS = {
         f"reproduced n/m: in n of m cells the interval holds 0, and half of it is at most the margin: {MARGIN:g} point"
         f" ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g} for judges). wide: it holds 0 and is wider. not: it does"
         f" not hold 0, as in {1 - LEVEL:.0%} of perfect replications: so many of these cells by chance."
+        " Where the paper's spread is 0.7 or more (0.9 of its means), half of the interval exceeds 1 point whatever is run"
+        " here: at best wide."
     ),
     "inside": (
         "inside n/m: the paper prints no spread, and its number is in the 95% interval of ours. That leaves the paper's own"

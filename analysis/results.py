@@ -342,7 +342,7 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
             words += f"; 95% of such means with a random matrix lie within +-{band:.1e}"
         claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
         apart = [together - random for together, random in found]
-        holds = tuple(together > abs(random) for together, random in found)
+        holds = tuple(difference > 0 for difference in apart)
         place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
         yield Claim(claim, place, words, holds, is_above(apart), _firm(len(found)), _trained_runs(ledger, sorted(runs)))
 

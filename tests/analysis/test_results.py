@@ -335,7 +335,7 @@ def test_measures_are_findings_too():
         three[2]["values"] = cosines | {"lora_random": [random, random]}
         claim = said(results.claims(ledger(*pairs_[0], *pairs_[1], measures=three)), "LoRA's and VeRA's")
         assert (claim.where, claim.agrees) == ("MiniLM, CoLA, 3 pairs of runs", agrees)
-        assert claim.holds == (True, True, random == 0.001)
+        assert claim.holds == (True, True, random < 0.03)
     fitted = said(found, "VeRA and LoRA fit")
     assert (
         fitted.here
