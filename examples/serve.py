@@ -125,7 +125,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         worker.cancel()
 
     app = FastAPI(title="VeRA adapters", lifespan=lifespan, max_body_size=LARGEST_BODY)
-    app.state.batches = deque(maxlen=1000)
+    app.state.batches, app.state.waiting = deque(maxlen=1000), waiting  # to look at
 
     @app.exception_handler(RequestValidationError)
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
