@@ -6,70 +6,115 @@
     curl localhost:8000/classify -H 'content-type: application/json' -d '{"adapter": "ID", "text": "A lovely film."}'
 
 Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there is no load.
+A request whose client has left leaves the queue. A full queue answers 503, and a body over a megabyte 413.
+There is no login: let other machines in through a proxy that has one.
 """
 
 import argparse
 import asyncio
 import contextlib
+import logging
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 import vera
 
-LARGEST_BATCH = 64
+LARGEST_BATCH = 64  # requests
+LONGEST_BATCH = 64_000  # characters, padding included
+LONGEST_QUEUE = 256  # requests
+LARGEST_BODY = 1_000_000  # bytes
+
+log = logging.getLogger("uvicorn.error")
 
 
-class Request(BaseModel):
-    adapter: str | None = Field(None, description="the name of an adapter; null: the base model")
+class Question(BaseModel):
+    adapter: str | None = Field(None, max_length=255, description="its name; null: the base model")
     text: str = Field(max_length=100_000)
     text_pair: str | None = Field(None, max_length=100_000)
 
 
 class Answer(BaseModel):
+    adapter: str | None = Field(description="who answered; null: the base model")
     label: int
     probabilities: list[float]
 
 
-def build(model: Any, tokenizer: Any, adapters: vera.Adapters) -> FastAPI:
-    """The application around a model whose adapters are resident."""
-    waiting: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
+def load(folder: str, labels: int) -> tuple[Any, Any, bool]:
+    """The base model, its tokenizer, and whether it has a trained head of its own.
+
+    Raises OSError or ValueError where the folder holds no such model.
+    """
+    from_pretrained = AutoModelForSequenceClassification.from_pretrained
+    model, report = from_pretrained(folder, num_labels=labels, output_loading_info=True)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        # transformers maps the file: writing to it would change answers, cutting it would kill the server.
+        tensor.data = tensor.data.clone()
+    return model.eval(), AutoTokenizer.from_pretrained(folder), not report["missing_keys"]
+
+
+def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = True) -> FastAPI:
+    """The application around a model whose adapters are resident; `own_head`: the base model answers, too."""
+    waiting: dict[asyncio.Future[Answer], Question] = {}  # the oldest first
+    arrived = asyncio.Event()
 
     positions = model.config.max_position_embeddings - 2 * ("roberta" in model.config.model_type)
     limit = min(tokenizer.model_max_length, positions)
 
-    def compute(requests: list[Request]) -> list[Answer]:
+    def compute(questions: list[Question]) -> list[Answer]:
         # Each by itself, then padded: what one request holds changes nothing for another.
-        texts = [[r.text] if r.text_pair is None else [r.text, r.text_pair] for r in requests]
+        texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q in questions]
         batch = tokenizer.pad([tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt")
         with torch.inference_mode():
-            logits = model(**batch.to(model.device), adapter_names=[r.adapter for r in requests]).logits
-        rows = logits.float().softmax(-1).tolist()
-        return [Answer(label=max(range(len(row)), key=row.__getitem__), probabilities=row) for row in rows]
+            logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
+        rows, labels = logits.float().softmax(-1).tolist(), logits.argmax(-1).tolist()
+        return [
+            Answer(adapter=question.adapter, label=label, probabilities=row)
+            for question, label, row in zip(questions, labels, rows, strict=True)
+        ]
 
-    def compute_each(requests: list[Request]) -> list[Answer | Exception]:
-        """One request that cannot be computed fails alone."""
+    def compute_each(questions: list[Question]) -> list[Answer | Exception]:
+        """One question that cannot be computed fails alone."""
         try:
-            return list(compute(requests))
+            return list(compute(questions))
         except Exception as error:
-            return [error] if len(requests) == 1 else [compute_each([request])[0] for request in requests]
+            return [error] if len(questions) == 1 else [compute_each([question])[0] for question in questions]
+
+    def take() -> dict[asyncio.Future[Answer], Question]:
+        """The oldest that fit in a batch: few where they are long, since the next request waits for them."""
+        batch: dict[asyncio.Future[Answer], Question] = {}
+        longest = 0
+        for future, question in waiting.items():
+            longest = max(longest, len(question.text) + len(question.text_pair or ""))
+            if batch and (len(batch) == LARGEST_BATCH or (len(batch) + 1) * longest > LONGEST_BATCH):
+                break
+            batch[future] = question
+        for future in batch:
+            del waiting[future]
+        return batch
 
     async def work() -> None:
         while True:
-            jobs = [await waiting.get()]
-            while len(jobs) < LARGEST_BATCH and not waiting.empty():
-                jobs.append(waiting.get_nowait())
-            app.state.batches.append(len(jobs))
-            answers = await asyncio.to_thread(compute_each, [request for request, _ in jobs])
-            for (_, future), answer in zip(jobs, answers, strict=True):
+            await arrived.wait()
+            batch = take()
+            if not waiting:
+                arrived.clear()
+            if not batch:  # the clients have left
+                continue
+            app.state.batches.append(len(batch))
+            answers = await asyncio.to_thread(compute_each, list(batch.values()))
+            for future, answer in zip(batch, answers, strict=True):
                 if not future.done():  # the client may be gone
                     future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)
 
@@ -79,22 +124,49 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters) -> FastAPI:
         yield
         worker.cancel()
 
-    app = FastAPI(title="VeRA adapters", lifespan=lifespan)
-    app.state.batches = []
+    app = FastAPI(title="VeRA adapters", lifespan=lifespan, max_body_size=LARGEST_BODY)
+    app.state.batches, app.state.waiting = deque(maxlen=1000), waiting  # to look at
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
+        """FastAPI's own answer repeats the input, which fails for NaN and lone surrogates: not JSON."""
+        problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
+        told = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+        log.warning("422 for %s: %s", http.client.host if http.client else "a client", told)
+        return JSONResponse({"detail": problems}, 422)
 
     @app.get("/adapters")
     async def names() -> list[str]:
         return list(adapters)
 
     @app.post("/classify")
-    async def classify(request: Request) -> Answer:
-        if request.adapter is not None and request.adapter not in adapters:
-            raise HTTPException(404, f"no adapter {request.adapter!r}: GET /adapters lists the {len(adapters)} here")
+    async def classify(question: Question, http: Request) -> Answer:
+        if question.adapter is None and not own_head:
+            raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
+        if question.adapter is not None and question.adapter not in adapters:
+            known = f"GET /adapters lists the {len(adapters)} here"
+            raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
+        if len(waiting) >= LONGEST_QUEUE:
+            raise HTTPException(503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        await waiting.put((request, future))
-        return await future
+        waiting[future] = question
+        arrived.set()
+        gone = asyncio.create_task(left(http))
+        waiters: list[asyncio.Future[Any]] = [future, gone]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        waiting.pop(future, None)
+        if future.cancel():
+            raise HTTPException(499, "the client has left")  # nobody reads it
+        return future.result()
 
     return app
+
+
+async def left(http: Request) -> None:
+    """Returns when the client has gone; its body has been read by then."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def main() -> None:
@@ -105,10 +177,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    logging.set_verbosity_error()  # its report of a head that is missing: the adapters bring theirs
+    transformers_logging.set_verbosity_error()  # its report of a missing head: the adapters bring theirs
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=options.labels).eval()
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        model, tokenizer, own_head = load(options.model, options.labels)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
     adapters = vera.Adapters(model)
@@ -117,6 +188,9 @@ def main() -> None:
         print(f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors", file=sys.stderr)
     for folder in kept:
         head = folder / "head.safetensors"
+        if not (own_head or head.is_file()):
+            print(f"left out: {folder}: no head.safetensors, nor a head in the base model", file=sys.stderr)
+            continue
         try:
             adapters.add(folder.name, folder / "adapter.safetensors", head if head.is_file() else None)
         except vera.AdapterError as error:
@@ -124,7 +198,8 @@ def main() -> None:
     if not adapters:
         sys.exit("error: no adapter to serve")
     print(f"{len(adapters)} adapters: {', '.join(list(adapters)[:5])}{', ...' if len(adapters) > 5 else ''}", flush=True)
-    uvicorn.run(build(model, tokenizer, adapters), host=options.host, port=options.port, log_level="warning")
+    app = build(model, tokenizer, adapters, own_head)
+    uvicorn.run(app, host=options.host, port=options.port, access_log=False)  # it logs where it listens
 
 
 if __name__ == "__main__":

@@ -3,7 +3,12 @@
 import copy
 import importlib.util
 import json
+import logging
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -47,18 +52,56 @@ def served(tmp_path_factory):
         vera.save_head(one, folder / "head")
         adapters.add(f"a{i}", folder / "adapter", folder / "head")
         alone[f"a{i}"] = one.eval()
-    app = example().build(model, tokenizer, adapters)
+    module = example()
+    app = module.build(model, tokenizer, adapters)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}", app, alone, tokenizer
+    yield f"http://127.0.0.1:{port}", app, alone, tokenizer, model, module
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def held(served):
+    """The server, busy: its model computes a first request's batch, and ends no batch before `go` is set."""
+    url, app, *_, model, module = served
+    began, go = threading.Event(), threading.Event()
+
+    def hold(*_):
+        began.set()
+        go.wait(30)
+
+    hook = model.register_forward_pre_hook(hold)
+    app.state.batches.clear()
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(post, url, adapter="a0", text=TEXTS[0])
+        assert began.wait(30)
+        yield url, app, pool, go, module
+        go.set()
+        assert first.result()["probabilities"]
+    hook.remove()
+
+
+def until(true) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
+
+
+def head(*lines: str) -> bytes:
+    start = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json"]
+    return "\r\n".join([*start, *lines, "", ""]).encode()
 
 
 def post(url: str, **body) -> dict:
@@ -68,7 +111,7 @@ def post(url: str, **body) -> dict:
 
 
 def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(served):
-    url, app, alone, tokenizer = served
+    url, app, alone, tokenizer, *_ = served
     names = list(alone)
     work = [(names[i % len(names)], TEXTS[i % len(TEXTS)]) for i in range(60)]
     app.state.batches.clear()
@@ -95,7 +138,7 @@ def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
-    url, app, alone, tokenizer = served
+    url, app, alone, tokenizer, *_ = served
     work = [{"adapter": "a2", "text": TEXTS[i % 4], **({"text_pair": TEXTS[0]} if i % 3 else {})} for i in range(40)]
     work[7]["text"] = "dog " * 5000  # longer than the model reads
     app.state.batches.clear()
@@ -108,3 +151,117 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
         with torch.no_grad():
             expected = alone["a2"](**batch).logits.softmax(-1)[0].tolist()
         assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_jobs_of_clients_that_have_left_are_not_computed(held):
+    url, app, pool, go, _ = held
+    body = json.dumps({"adapter": "a1", "text": TEXTS[1]}).encode()
+    clients = [connect(url) for _ in range(30)]
+    for client in clients:
+        client.sendall(head(f"content-length: {len(body)}") + body)
+    until(lambda: len(app.state.waiting) == 30)
+    for client in clients:
+        client.close()
+    until(lambda: not app.state.waiting)
+    after = pool.submit(post, url, adapter="a2", text=TEXTS[2])
+    until(lambda: app.state.waiting)
+    go.set()
+    assert after.result()["probabilities"]
+    assert list(app.state.batches) == [1, 1]
+
+
+def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(held, monkeypatch):
+    url, app, pool, go, module = held
+    monkeypatch.setattr(module, "LONGEST_QUEUE", 3)
+    waiting = [pool.submit(post, url, adapter="a1", text=TEXTS[i]) for i in range(3)]
+    until(lambda: len(app.state.waiting) == 3)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        post(url, adapter="a1", text=TEXTS[3])
+    assert error.value.code == 503
+    assert int(error.value.headers["retry-after"]) > 0
+    go.set()
+    assert all(answer.result()["adapter"] == "a1" for answer in waiting)
+
+
+def test_a_batch_of_long_texts_has_few_of_them(held):
+    url, app, pool, go, _ = held
+    for text in ("dog " * 5000, "dog " * 5000, "dog " * 5000, "dog " * 5000, "dog", "dog"):
+        before = len(app.state.waiting)
+        pool.submit(post, url, adapter="a1", text=text)
+        until(lambda before=before: len(app.state.waiting) > before)
+    go.set()
+    until(lambda: sum(app.state.batches) == 7)
+    assert list(app.state.batches) == [1, 3, 3]
+
+
+@pytest.mark.parametrize("how", ["content-length: 400000000", "transfer-encoding: chunked"])
+def test_a_large_body_is_refused_before_it_is_read(served, how):
+    url, *_ = served
+    with connect(url) as client:
+        client.sendall(head(how))
+        if "chunked" in how:  # without an end
+            client.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
+        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
+    assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"adapter": "a1", "text": NaN}',
+        b'{"adapter": "a1", "text": [-Infinity]}',
+        b'{"adapter": "a1", "text": "\\ud800"}',
+        b'{"adapter": "\\udfff", "text": "a"}',
+        b"[NaN]",
+    ],
+)
+def test_what_json_cannot_repeat_is_refused_with_a_line_in_the_log(served, body):
+    url, *_ = served
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("uvicorn.error").addHandler(handler)
+    try:
+        request = urllib.request.Request(f"{url}/classify", body, {"content-type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=30)
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert error.value.code == 422
+    assert set(json.load(error.value)["detail"][0]) == {"loc", "msg", "type"}
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+
+
+def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
+    place = save_tiny(tmp_path / "model", "bert")
+    torch.manual_seed(0)
+    model, method = AutoModelForSequenceClassification.from_pretrained(place), vera.VeRA(rank=12)
+    method.adapt(model)
+    for name in ("whole", "headless"):
+        (tmp_path / name).mkdir()
+        vera.save(model, method, tmp_path / name / "adapter.safetensors")
+    vera.save_head(model, tmp_path / "whole" / "head.safetensors")
+    folders = [tmp_path / "whole", tmp_path / "headless"]
+    command = [sys.executable, SERVE, "--model", place, "--port", "0", *folders]
+    log = tmp_path / "log"
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
+        try:
+            until(lambda: server.poll() is not None or "running on" in log.read_text())
+            assert server.poll() is None, log.read_text()
+            url = re.search(r"running on (http\S+)", log.read_text())[1]
+            answer = post(url, adapter="whole", text=TEXTS[0])
+            weights = place / "model.safetensors"
+            with weights.open("r+b") as file:
+                file.seek(weights.stat().st_size // 4)
+                file.write(os.urandom(weights.stat().st_size * 3 // 4))
+            assert post(url, adapter="whole", text=TEXTS[0]) == answer
+            os.truncate(weights, 0)
+            assert post(url, adapter="whole", text=TEXTS[0]) == answer
+            with pytest.raises(urllib.error.HTTPError) as error:
+                post(url, text=TEXTS[0])
+            assert error.value.code == 422
+            assert "name an adapter" in json.load(error.value)["detail"]
+        finally:
+            server.terminate()
+    assert "headless: no head.safetensors" in log.read_text()
+    assert "1 adapters: whole" in log.read_text()
