@@ -223,7 +223,8 @@ def rating(reply: str) -> float | None:
 
     None, too, for a number outside of 1 to 10, the scale that the judge is told; FastChat would take it.
     """
-    for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]"):
+    # FastChat's are \d+\.?\d*, which take quadratic time on many digits; these match the same, and no digit twice.
+    for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
         match = re.search(pattern, reply, re.ASCII)
         if match:
             value = float(match[1])

@@ -3,12 +3,14 @@
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +281,28 @@ def test_a_reference_answer_that_is_missing(data):
 )
 def test_ratings(reply, value):
     assert rating(reply) == value
+
+
+def test_ratings_are_those_of_fastchats_expressions():
+    """On random replies made of what the expressions look at."""
+    patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
+    draw, seen = random.Random(0), Counter()
+    for _ in range(100_000):
+        reply = "".join(draw.choices("[[[[]]]]175.\n\u0667", k=draw.randrange(16)))
+        match = next(filter(None, (pattern.search(reply) for pattern in patterns)), None)
+        value = float(match[1]) if match else None
+        assert rating(reply) == (value if value is not None and 1 <= value <= 10 else None), repr(reply)
+        seen[value] += 1
+    assert seen[None] > 10_000
+    assert len([value for value, count in seen.items() if value and count > 10]) > 20
+
+
+@pytest.mark.parametrize("reply", ["[[{0}", "[[{0}]", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"])
+def test_a_rating_is_read_in_linear_time(reply):
+    """FastChat's expressions would take the square of 300,000 digits: an hour."""
+    began = time.perf_counter()
+    assert rating(reply.format("1" * 300_000)) is None
+    assert time.perf_counter() - began < 5
 
 
 # --- scores
