@@ -20,7 +20,8 @@ class DataError(ValueError):
 
 #: How much of a file's words an error shows: characters of a value, and names of a list.
 SHOWN, LISTED = 80, 12
-#: How many levels of lists and objects a JSON text may have. Rows, templates and a model's preprocessing have five at most.
+#: How many levels of lists and objects a JSON text may have. Rows, templates and a model's preprocessing have
+#: five at most.
 DEEPEST = 100
 
 
@@ -30,14 +31,15 @@ def quoted(value: Any) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names of a file as an error shows them, on one line, of many the first ones and the number of the others."""
+    """Names of a file as an error shows them: on one line, of many the first ones and how many more."""
     every = list(names)
     more = f" and {len(every) - LISTED:,} more" if len(every) > LISTED else ""
     return ", ".join(map(named, every[:LISTED])) + more
 
 
 def named(value: Any) -> str:
-    """A name of a file as an error shows it: without quotation marks, on one line, of a long one its beginning and length."""
+    """A name of a file as an error shows it: on one line without quotation marks, of a long one its beginning and
+    length."""
     return _cut(repr(str(value))[1:-1])
 
 
@@ -46,9 +48,10 @@ def _cut(text: str) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises DataError, which begins with `where`, for what is no JSON or is deeper than DEEPEST.
+    """The value of a JSON text. Raises DataError, which begins with `where`, for what is no JSON or is deeper than
+    DEEPEST.
 
-    The limit is far below the depth at which Python gives up: whatever walks through the value later has room to do so.
+    The limit is far below the depth at which Python gives up: what walks through the value later has room for it.
     """
     try:
         value = json.loads(text)

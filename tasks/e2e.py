@@ -358,7 +358,8 @@ def linearise(mr: str) -> str:
 
     Raises ValueError for another form, or an attribute that E2E does not have.
     """
-    found = re.fullmatch(r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr)  # in linear time
+    # In linear time: each part takes what it can and gives nothing back.
+    found = re.fullmatch(r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr)
     if not found:
         raise ValueError(f"the MR {quoted(mr)} is not written as name[...], eatType[...]")
     parts = []

@@ -247,7 +247,8 @@ def read_rows(path: Path) -> list[Example]:
         if path.suffix == ".jsonl":
             rows = [parse_json(line, f"{path} row {number}") for number, line in enumerate(file) if line.strip()]
         else:
-            rows = parse_json(file.read("Give JSON lines: an object a line, in a file named .jsonl"), str(path))
+            instead = "Give JSON lines: an object a line, in a file named .jsonl"
+            rows = parse_json(file.read(instead), str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: not a list of rows with instruction, input and output")
     return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]

@@ -220,7 +220,7 @@ def rating(reply: str) -> float | None:
 
     None, too, for a number outside of 1 to 10, the scale that the judge is told; FastChat would take it.
     """
-    # FastChat's are \d+\.?\d*, which take quadratic time on many digits; these match the same, and no digit twice.
+    # FastChat's are \d+\.?\d*, which take quadratic time on many digits; these match the same in linear time.
     for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
         match = re.search(pattern, reply, re.ASCII)
         if match:

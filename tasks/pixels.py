@@ -197,8 +197,8 @@ def channels_first(image: Image.Image) -> Array:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-#: What an image may be, whatever its name says, by Pillow's names (PPM: also PBM, PGM and PNM). Pillow opens 40 formats, and
-#: some of them by another program: PostScript by Ghostscript. No data set here needs those.
+#: What an image may be, whatever its name says, by Pillow's names (PPM: also PBM, PGM and PNM). Pillow opens 40
+#: formats, and PostScript among them by another program, Ghostscript. No data set here needs those.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
 
 
@@ -210,8 +210,8 @@ def _formats() -> list[str]:
 
 
 def decode(item: Item) -> Image.Image:
-    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError, also for an
-    image of a format that is not one of FORMATS."""
+    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError,
+    also for an image of a format that is not one of FORMATS."""
     if isinstance(item, Path) and item.exists() and not item.is_file():
         raise BadImageError("not a file")  # a pipe would be waited for
     if (isinstance(item, bytes) and not item) or (isinstance(item, Path) and item.is_file() and not item.stat().st_size):

@@ -1,8 +1,8 @@
 """Text classification and regression from any CSV, TSV, JSONL or parquet file, or hub data set.
 
 Labels that are whole numbers or words are classes; labels with a fractional part make it a regression
-(`task.regression=` decides where that guess is wrong). A label that is not a finite number among such ones is refused: a
-missing value would make classes of all. The demo's reviews are one such task (tasks/reviews.py).
+(`task.regression=` decides where that guess is wrong). A label that is not a finite number among such ones is
+refused: a missing value would make classes of all. The demo's reviews are one such task (tasks/reviews.py).
 """
 
 import contextlib
@@ -131,15 +131,15 @@ def read_file(path: Path) -> Iterator[Row]:
 TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
-#: Characters that a line may have, and a field of a CSV file; a longer one is refused before it fills the memory.
+#: Characters that a line may have, and a field of a CSV file; a longer one is refused before it fills memory.
 LONGEST_LINE = 10_000_000
-#: Characters that a file may have which is read as a whole: JSON that is no JSON lines, and texts to be scored.
+#: Characters that a file may have which is read as a whole: JSON that is no JSON lines, texts to be scored.
 LONGEST_TEXT = 100_000_000
 
 
 class Lines(Iterator[AnyStr]):
-    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of more than
-    LONGEST_LINE characters."""
+    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of more
+    than LONGEST_LINE characters."""
 
     def __init__(self, path: Path, file: IO[AnyStr]) -> None:
         self.path, self.number = path, 0
@@ -156,7 +156,8 @@ class Lines(Iterator[AnyStr]):
         return line
 
     def read(self, instead: str = "") -> AnyStr:
-        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead` says how to mend it."""
+        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead`: how to
+        mend that."""
         text = self._file.read(LONGEST_TEXT + 1)
         if len(text) > LONGEST_TEXT:
             much = f"more than {LONGEST_TEXT:,} characters in a file that is read as a whole"
@@ -251,8 +252,8 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
 
 
 def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
-    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a label that is
-    not a finite number would make classes of such ones, or be a class beside whole numbers."""
+    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a label
+    that is not a finite number would make classes of such ones, or be a class beside whole numbers."""
     strange = next(((line, x) for line, x in labels if not _is_number(x)), None)
     fraction = next((x for _, x in labels if _is_number(x) and float(x) % 1), None)
     if strange is None:
@@ -260,14 +261,15 @@ def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
     if fraction is None and any(_number(x) is None for _, x in labels):
         return False
     line, value = strange
-    others = "others are numbers" if fraction is None else f"others have a fractional part ({quoted(fraction)})"
+    others = "are numbers" if fraction is None else f"have a fractional part ({quoted(fraction)})"
     mend = "Mend it, or say that all are classes: task.regression=false"
-    raise DataError(f"{where} line {line}: label {quoted(value)} is not a finite number, and {others}. {mend}")
+    what = f"label {quoted(value)} is not a finite number"
+    raise DataError(f"{where} line {line}: {what}, and others {others}. {mend}")
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:
-    """A class index, or for classes None a number. Raises DataError with file and line for any other label, and for NaN and
-    infinity in a file that has numbers, where they stand for what is missing."""
+    """A class index, or for classes None a number. Raises DataError with file and line for any other label, and for
+    NaN and infinity in a file that has numbers, where they stand for what is missing."""
     number = _number(value)
     if number is None and classes is None:
         raise DataError(f"{where} line {line}: label {quoted(value)} is not a number")
@@ -275,7 +277,8 @@ def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: 
         raise DataError(f"{where} line {line}: label {quoted(value)} is not a finite number")
     if classes is None:
         if abs(number := float(value)) > float(np.finfo(np.float32).max):
-            raise DataError(f"{where} line {line}: label {quoted(value)} is too large for a number of 32 bits")
+            large = f"label {quoted(value)} is too large for a number of 32 bits"
+            raise DataError(f"{where} line {line}: {large}")
         return number
     if str(value) not in classes:
         raise DataError(f"{where} line {line}: label {quoted(str(value))} is not one of {listed(classes)}")
