@@ -140,7 +140,10 @@ MISSING = "missing"
 
 
 def _digest(path: Path) -> str:
-    """SHA-256. What a list names and is not there counts as such: the task says whether it can do without."""
+    """SHA-256. What a list names and is not there counts as such: the task says whether it can do without.
+    So does a pipe or a device, which would be read for ever."""
+    if not path.is_file():
+        return MISSING
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

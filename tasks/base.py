@@ -1,8 +1,9 @@
 """What every task is made of: rows, a source, and the contract that the training loop uses."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,64 @@ Array = npt.NDArray[Any]
 
 class DataError(ValueError):
     """Data are missing or wrong. The message is one line: which file, which line, how to mend."""
+
+
+#: How much of a file's words an error shows: characters of a value, and names of a list.
+SHOWN, LISTED = 80, 12
+#: How many levels of lists and objects a JSON text may have. Rows, templates and a model's preprocessing have
+#: five at most.
+DEEPEST = 100
+
+
+def quoted(value: Any) -> str:
+    """A value of a file as an error shows it: Python's notation, of a long one its beginning and length."""
+    return _cut(repr(value))
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names of a file as an error shows them: on one line, of many the first ones and how many more."""
+    every = list(names)
+    more = f" and {len(every) - LISTED:,} more" if len(every) > LISTED else ""
+    return ", ".join(map(named, every[:LISTED])) + more
+
+
+def named(value: Any) -> str:
+    """A name of a file as an error shows it: on one line without quotation marks, of a long one its beginning and
+    length."""
+    return _cut(repr(str(value))[1:-1])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises DataError, which begins with `where`, for what is no JSON or is deeper than
+    DEEPEST.
+
+    The limit is far below the depth at which Python gives up: what walks through the value later has room for it.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    except RecursionError:
+        pass
+    else:
+        if text.count("[") + text.count("{") <= DEEPEST:  # as in every usual row
+            return value
+        level = [value]
+        for _ in range(DEEPEST):
+            level = [part for parts in level for part in _parts(parts) if isinstance(part, dict | list)]
+            if not level:
+                return value
+    raise DataError(f"{where}: JSON of more than {DEEPEST} levels")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True)

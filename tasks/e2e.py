@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_out
+from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_out, listed, quoted
 from tasks.beam import Search, beam_search
 from tasks.continuations import Continuations
 from tasks.e2e_metrics import NO_JAVA, scores
@@ -105,7 +105,7 @@ class E2ETask(Continuations, Decoding):
             ]
             for (_, separator), (mr, _) in zip(self._rows[split], pairs, strict=True):
                 if separator + 2 > max_length:
-                    raise DataError(f"train.max_length={max_length} leaves no room for a reference after {mr!r}")
+                    raise DataError(f"train.max_length={max_length} leaves no room for a reference after {quoted(mr)}")
         self._prompts = [[*mr, end] for mr in ids([mr for mr, _ in self.items])]
         new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
         if self._prompts and positions is not None and longest + new > positions:
@@ -320,7 +320,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
         reader = csv.DictReader(file, strict=True)
         for column in ("mr", "ref"):
             if column not in (reader.fieldnames or []):
-                known = ", ".join(reader.fieldnames or []) or "nothing"
+                known = listed(reader.fieldnames or []) or "nothing"
                 raise DataError(f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)")
         try:
             for row in reader:
@@ -349,7 +349,7 @@ def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
     for row, columns in read_parquet(path):
         for column in ("meaning_representation", "human_reference"):
             if columns.get(column) is None:
-                raise DataError(f"{path} row {row}: no column {column!r}. It has: {', '.join(columns)}")
+                raise DataError(f"{path} row {row}: no column {column!r}. It has: {listed(columns)}")
         yield row, columns["meaning_representation"], columns["human_reference"]
 
 
@@ -358,9 +358,10 @@ def linearise(mr: str) -> str:
 
     Raises ValueError for another form, or an attribute that E2E does not have.
     """
-    found = re.fullmatch(r"\s*[^\[\],]+\[[^\[\]]*\](?:\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*", mr)
+    # In linear time: each part takes what it can and gives nothing back.
+    found = re.fullmatch(r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr)
     if not found:
-        raise ValueError(f"the MR {mr!r} is not written as name[...], eatType[...]")
+        raise ValueError(f"the MR {quoted(mr)} is not written as name[...], eatType[...]")
     parts = []
     for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr):
         if key.strip() not in KEYS:
@@ -371,7 +372,7 @@ def linearise(mr: str) -> str:
 
 
 def _unknown(key: str, known: Any) -> str:
-    return f"unknown attribute {key!r} in the MR. E2E has: {', '.join(known)}"
+    return f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(known)}"
 
 
 def tokenise(reference: str) -> str:

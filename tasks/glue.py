@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Rows, Source, block, held_out, subset
+from tasks.base import DataError, Rows, Source, block, held_out, listed, named, quoted, subset
 from tasks.hub import content, snapshot
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
@@ -167,7 +167,7 @@ def _read(path: Path, spec: Spec) -> Rows:
     for line, row in read_parquet(path) if parquet else _read_tsv(path, spec):
         for column in (*columns, label):
             if column not in row:
-                raise DataError(f"{path}: no column {column!r}. It has: {', '.join(map(str, row))}")
+                raise DataError(f"{path}: no column {column!r}. It has: {listed(row)}")
         for values, column in zip(texts, columns, strict=True):
             values.append(row[column])  # type: ignore[index]
         labels.append(_label(row[label], spec, path, line, parquet))  # type: ignore[index]
@@ -179,11 +179,11 @@ def _read(path: Path, spec: Spec) -> Rows:
 def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:
     if parquet and spec.classes is not None:  # class indices, in the order of spec.classes; -1 marks the hidden test labels
         if value not in range(len(spec.classes)):
-            raise DataError(f"{path} row {line}: label {value} is not one of 0 to {len(spec.classes) - 1}")
+            raise DataError(f"{path} row {line}: label {quoted(value)} is not one of 0 to {len(spec.classes) - 1}")
         return int(value)
     number = parse_label(value, spec.classes, path, line)
     if spec.classes is None and not 0 <= number <= 5:
-        raise DataError(f"{path} line {line}: score {value} is not between 0 and 5")
+        raise DataError(f"{path} line {line}: score {named(value)} is not between 0 and 5")
     return number
 
 

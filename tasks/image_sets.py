@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError
+from tasks.base import Array, DataError, listed, named, quoted
 from tasks.pixels import Item
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
@@ -260,7 +260,7 @@ def _from_folders(files: dict[str, Path]) -> ImageSet:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(named, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
@@ -278,14 +278,14 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
                 opened = parquet.ParquetFile(path)
                 lacking = {image, label} - set(opened.schema_arrow.names)
                 if lacking:
-                    has = ", ".join(opened.schema_arrow.names)
+                    has = listed(opened.schema_arrow.names)
                     raise DataError(
                         f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column, label_column)"
                     )
                 found = opened.read([label]).column(label).to_pylist()
                 strange = next((row for row, x in enumerate(found) if not isinstance(x, int | str)), None)
                 if strange is not None:
-                    raise DataError(f"{path} row {strange}: label {found[strange]!r} is neither a number nor a word")
+                    raise DataError(f"{path} row {strange}: label {quoted(found[strange])} is neither a number nor a word")
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
             names += [f"{path.stem}/{row}" for row in range(len(found))]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tasks import image_sets
-from tasks.base import Array, DataError, Source, Task, fixed_subset
+from tasks.base import Array, DataError, Source, Task, fixed_subset, named
 from tasks.hub import content, snapshot
 from tasks.image_sets import ImageSet, Pool
 from tasks.pixels import BadImageError, Item, Preprocessing, augment, parallel, prepared
@@ -128,11 +128,13 @@ class ImageTask(Task):
 
     def _check_set(self) -> None:
         if self.num_labels < 2:
-            raise DataError(f"{self.name}: one class, {self.classes[0]}. Two are needed; is task.data_dir a folder too high?")
+            raise DataError(
+                f"{self.name}: one class, {named(self.classes[0])}. Two are needed; is task.data_dir a folder too high?"
+            )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
-            few = f"class {self.classes[fewest]} has {counts[fewest]} training images"
+            few = f"class {named(self.classes[fewest])} has {counts[fewest]} training images"
             raise DataError(
                 f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
             )
@@ -202,7 +204,7 @@ class ImageTask(Task):
             readable = [np.asarray([row for row in order if row not in unreadable], np.int64) for order in orders]
             empty = next((name for name, rows in zip(self.classes, readable, strict=True) if not len(rows)), None)
             if empty is not None:
-                self._tell(bad, f"{self.name}: class {empty} has no training image that can be read")
+                self._tell(bad, f"{self.name}: class {named(empty)} has no training image that can be read")
             return readable
         coming, chosen = [iter(order.tolist()) for order in orders], [list[int]() for _ in orders]
         pixels: dict[int, Array] = {}
@@ -219,7 +221,7 @@ class ImageTask(Task):
             chosen = [[row for row in order.tolist() if row in pixels] for order in orders]
         for label, have in enumerate(chosen):
             if len(have) < self.shots:
-                fewer = f"class {self.classes[label]} has {len(have)} training images that can be read"
+                fewer = f"class {named(self.classes[label])} has {len(have)} training images that can be read"
                 self._tell(
                     bad, f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller task.shots"
                 )

@@ -9,14 +9,13 @@ goes on after the end token of the answer before it.
 """
 
 import hashlib
-import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Source, block, fixed_subset, held_out
+from tasks.base import DataError, Source, block, fixed_subset, held_out, listed, parse_json, quoted
 from tasks.continuations import Continuations, Row
 from tasks.hub import content, snapshot
 from tasks.mt_bench import BENCHES
@@ -67,10 +66,10 @@ class Template:
 def read_template(path: Path) -> Template:
     """A template file (JSON). Raises DataError for a missing form, or a placeholder that is missing or not known."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON ({error})"
-        raise DataError(f"{path}: {reason} (task.template)") from None
+        with open_text(path) as file:
+            found = parse_json(file.read(), str(path))
+    except DataError as error:
+        raise DataError(f"{error} (task.template)") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object with prompt_input and prompt_no_input (task.template)")
     plain = found.get("prompt_no_input")
@@ -91,11 +90,11 @@ def read_template(path: Path) -> Template:
             raise DataError(f"{path}: {key}: {error}. A brace of the text is written twice") from None
         fields = {str(name) for name, _, _ in parts}
         if fields != set(wanted.split()) or any(form or conversion for _, form, conversion in parts):
-            names = ", ".join(f"{{{name}}}" for name in wanted.split())
-            raise DataError(f"{path}: {key} has the placeholders {sorted(fields)}, it should have {names} and nothing in them")
+            names, there = ", ".join(f"{{{name}}}" for name in wanted.split()), quoted(sorted(fields))
+            raise DataError(f"{path}: {key} has the placeholders {there}, it should have {names} and nothing in them")
         _whole(f"{path}: {key}", text)
     if not isinstance(found["stop"], str | None) or found["stop"] == "":
-        raise DataError(f"{path}: stop is {found['stop']!r}, it should be a text or null (task.template)")
+        raise DataError(f"{path}: stop is {quoted(found['stop'])}, it should be a text or null (task.template)")
     return Template(*(found[key] for key in ("prompt_input", "prompt_no_input", "next_turn", "stop")))
 
 
@@ -245,26 +244,19 @@ def _local(folder: Path) -> Path:
 def read_rows(path: Path) -> list[Example]:
     """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object a line."""
     with open_text(path) as file:
-        text = file.read()
-    if path.suffix == ".jsonl":  # not splitlines: a text may hold other ends of lines
-        rows = [_json(line, f"{path} row {number}") for number, line in enumerate(text.split("\n")) if line.strip()]
-    else:
-        rows = _json(text, str(path))
+        if path.suffix == ".jsonl":
+            rows = [parse_json(line, f"{path} row {number}") for number, line in enumerate(file) if line.strip()]
+        else:
+            instead = "Give JSON lines: an object a line, in a file named .jsonl"
+            rows = parse_json(file.read(instead), str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: not a list of rows with instruction, input and output")
     return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-
-
 def _example(row: Any, where: str) -> Example:
     if not isinstance(row, Mapping) or not {"instruction", "output"} <= row.keys():
-        keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        keys = listed(row) if isinstance(row, Mapping) else type(row).__name__
         raise DataError(f"{where}: no instruction with an output. It has: {keys or 'nothing'}")
     parts = row["instruction"], row.get("input") or "", row["output"]
     if not all(isinstance(part, str) for part in parts):

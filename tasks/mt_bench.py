@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import DataError
-from tasks.text import open_text
+from tasks.base import DataError, parse_json, quoted
+from tasks.text import LONGEST_LINE, Lines, open_text
 
 #: How many turns a question has.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
@@ -105,7 +105,7 @@ def read_answers(path: Path, questions: Sequence[Question], model: str | None = 
         number, turns = _answer(where, row)
         model = str(row["model_id"]) if model is None else model
         if row["model_id"] != model:
-            raise DataError(f"{where}: an answer of {row['model_id']!r} in an answer file of {model!r}")
+            raise DataError(f"{where}: an answer of {quoted(row['model_id'])} in an answer file of {quoted(model)}")
         if number not in asked:
             raise DataError(f"{where}: the bench has no question {number}")
         if number in found:
@@ -147,10 +147,7 @@ def _rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
             where = f"{path} line {number}"
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not JSON ({error})") from None
+            row = parse_json(line, where)
             for key in keys:
                 if not isinstance(row, dict) or key not in row:
                     raise DataError(f"{where}: no {key!r}")
@@ -161,7 +158,7 @@ def _answer(where: str, row: Mapping[str, Any]) -> tuple[int, list[str]]:
     """The question's number and the turns, of a question, or of the first choice of an answer."""
     try:
         number, turns = row["question_id"], (row["choices"][0] if "choices" in row else row)["turns"]
-        if type(number) is not int or type(turns) is not list or not turns:
+        if type(number) is not int or number.bit_length() > 63 or type(turns) is not list or not turns:
             raise TypeError
         "".join(turns).encode()
     except UnicodeEncodeError:
@@ -223,7 +220,8 @@ def rating(reply: str) -> float | None:
 
     None, too, for a number outside of 1 to 10, the scale that the judge is told; FastChat would take it.
     """
-    for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]"):
+    # FastChat's are \d+\.?\d*, which take quadratic time on many digits; these match the same in linear time.
+    for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
         match = re.search(pattern, reply, re.ASCII)
         if match:
             value = float(match[1])
@@ -271,22 +269,34 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
     """
     found = dict[str, Judgment]()
     try:
-        lines = file.read_bytes().split(b"\n")
+        with open(file, "rb") as opened:
+            for number, line in enumerate(Lines(file, opened), 1):
+                judgment = _judgment(line, f"{file} line {number}")
+                if judgment is not None:
+                    found.setdefault(*judgment)
     except FileNotFoundError:
         return found
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        try:
-            tokens = int(row["prompt_tokens"]), int(row["completion_tokens"])
-            found.setdefault(row["key"], Judgment(row["reply"], rating(row["reply"]), *tokens))
-        except (LookupError, TypeError, ValueError):
-            raise DataError(f"{file} line {number}: not a judgment") from None
     return found
+
+
+def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
+    """A judgment after its key; None for a line that is no JSON."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    except RecursionError:
+        row = None
+    try:
+        tokens = int(row["prompt_tokens"]), int(row["completion_tokens"])
+        key, reply = row["key"], row["reply"]
+        if type(key) is not str or type(reply) is not str:
+            raise TypeError
+        return key, Judgment(reply, rating(reply), *tokens)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: not a judgment") from None
 
 
 def _append(file: Path, line: bytes) -> None:
@@ -371,7 +381,10 @@ def judge(
             if isinstance(answer, str):
                 return answer
             row = {"key": key, "judge": by.name, "temperature": by.temperature, "max_tokens": by.max_tokens}
-            _append(file, json.dumps(row | asdict(answer)).encode() + b"\n")
+            line = json.dumps(row | asdict(answer)).encode() + b"\n"
+            if len(line) > LONGEST_LINE:  # the file could not be read any more
+                return f"a reply that is too long to be saved: more than {LONGEST_LINE:,} bytes"
+            _append(file, line)
             outcome.asked += 1
             bar.update()
             return None
@@ -428,7 +441,7 @@ async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
         if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
             raise JudgeError(f"nothing listens at {url} ({_line(error.__cause__) or 'no connection in time'})") from None
         return "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke off"
-    except (openai.APIError, AttributeError, LookupError, TypeError, ValueError):
+    except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return "the reply is no chat completion"
 
 

@@ -5,6 +5,7 @@ bytes until they are on the device.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError
+from tasks.base import Array, DataError, parse_json
 
 #: An image as it comes: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array
@@ -101,10 +102,10 @@ def preprocessing(folder: Path) -> Preprocessing:
     """
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
     try:
-        config = json.loads(timms.read_text(encoding="utf-8"))
+        config = _mapping(timms)
         if theirs.is_file():
             patch = config.get("patch_size")
-            found = _transformers(json.loads(theirs.read_text(encoding="utf-8")))
+            found = _transformers(_mapping(theirs))
             return replace(found, patch=patch if isinstance(patch, int) else None)
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
@@ -114,6 +115,13 @@ def preprocessing(folder: Path) -> Preprocessing:
     kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
     belongs = "How images are prepared belongs to the weights: copy it, too"
     raise DataError(f"{folder}{kind}: no preprocessor_config.json. {belongs}")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    found = parse_json(path.read_text(encoding="utf-8"), path.name)
+    if not isinstance(found, dict):
+        raise DataError(f"{path.name}: not a JSON object")
+    return found
 
 
 def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None:
@@ -189,20 +197,35 @@ def channels_first(image: Image.Image) -> Array:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+#: What an image may be, whatever its name says, by Pillow's names (PPM: also PBM, PGM and PNM). Pillow opens 40
+#: formats, and PostScript among them by another program, Ghostscript. No data set here needs those.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow has: AVIF came late."""
+    Image.init()
+    return [form for form in FORMATS if form in Image.OPEN]
+
+
 def decode(item: Item) -> Image.Image:
-    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError."""
+    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError,
+    also for an image of a format that is not one of FORMATS."""
+    if isinstance(item, Path) and item.exists() and not item.is_file():
+        raise BadImageError("not a file")  # a pipe would be waited for
     if (isinstance(item, bytes) and not item) or (isinstance(item, Path) and item.is_file() and not item.stat().st_size):
         raise BadImageError("empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a big image is none of our business until Pillow refuses it
-            image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(_opened(item))
+            image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(_opened(item), formats=_formats())
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except BadImageError:
         raise
     except PIL.UnidentifiedImageError:  # whose words name a place in memory
-        raise BadImageError("not an image") from None
+        raise BadImageError(f"not an image ({', '.join(_formats())})") from None
     except Exception as error:  # decoders raise whatever a broken file makes them stumble over
         raise BadImageError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
@@ -260,7 +283,7 @@ def parallel(function: Callable[[In], Out], items: Iterable[In], workers: int, a
 
 
 #: Raised by hand when a change of this file changes pixels: what was kept is then made anew.
-VERSION = 1
+VERSION = 2
 
 
 def prepared(

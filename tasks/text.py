@@ -1,19 +1,19 @@
 """Text classification and regression from any CSV, TSV, JSONL or parquet file, or hub data set.
 
 Labels that are whole numbers or words are classes; labels with a fractional part make it a regression
-(`task.regression=` decides where that guess is wrong). The demo's reviews are one such task (tasks/reviews.py).
+(`task.regression=` decides where that guess is wrong). A label that is not a finite number among such ones is
+refused: a missing value would make classes of all. The demo's reviews are one such task (tasks/reviews.py).
 """
 
 import contextlib
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, AnyStr
 
 import numpy as np
 
-from tasks.base import Array, DataError, Rows, Source, Task, block, held_out, subset
+from tasks.base import Array, DataError, Rows, Source, Task, block, held_out, listed, parse_json, quoted, subset
 from tasks.hub import content
 
 PROTOCOL = 1
@@ -113,10 +113,7 @@ def read_file(path: Path) -> Iterator[Row]:
     with open_text(path) as file:
         if path.suffix in (".jsonl", ".json"):
             for line, text in enumerate(file, 1):
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise DataError(f"{path} line {line}: not JSON ({error})") from None
+                row = parse_json(text, f"{path} line {line}")
                 if not isinstance(row, dict):
                     raise DataError(f"{path} line {line}: not a JSON object")
                 yield line, row
@@ -134,19 +131,55 @@ def read_file(path: Path) -> Iterator[Row]:
 TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
+#: Characters that a line may have, and a field of a CSV file; a longer one is refused before it fills memory.
+LONGEST_LINE = 10_000_000
+#: Characters that a file may have which is read as a whole: JSON that is no JSON lines, texts to be scored.
+LONGEST_TEXT = 100_000_000
+
+
+class Lines(Iterator[AnyStr]):
+    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of more
+    than LONGEST_LINE characters."""
+
+    def __init__(self, path: Path, file: IO[AnyStr]) -> None:
+        self.path, self.number = path, 0
+        self._file: IO[AnyStr] = file
+
+    def __next__(self) -> AnyStr:
+        line = self._file.readline(LONGEST_LINE + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) > LONGEST_LINE:
+            much = f"more than {LONGEST_LINE:,} characters in one line"
+            raise DataError(f"{self.path} line {self.number}: {much}. Does the file lack its ends of lines?")
+        return line
+
+    def read(self, instead: str = "") -> AnyStr:
+        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead`: how to
+        mend that."""
+        text = self._file.read(LONGEST_TEXT + 1)
+        if len(text) > LONGEST_TEXT:
+            much = f"more than {LONGEST_TEXT:,} characters in a file that is read as a whole"
+            raise DataError(f"{self.path}: {much}{instead and '. '}{instead}")
+        return text
+
+
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path) -> Iterator[Lines[str]]:
     """Opens UTF-8 text with or without a byte order mark; what cannot be read becomes a DataError."""
-    csv.field_size_limit(10_000_000)
+    csv.field_size_limit(LONGEST_LINE)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            yield file
+            lines = Lines(path, file)
+            try:
+                yield lines
+            except csv.Error as error:
+                raise DataError(f"{path} line {lines.number}: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -195,16 +228,16 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
             for column in filter(None, names.values()):
                 if column not in row:  # of all rows, but where each names its own
                     place = f" line {line}" if str(where).endswith((".jsonl", ".json")) else ""
-                    raise DataError(f"{where}{place}: no column {column!r}. It has: {', '.join(map(str, row))}")
+                    raise DataError(f"{where}{place}: no column {column!r}. It has: {listed(row)}")
                 if row[column] is None:
                     raise DataError(f"{where} line {line}: nothing in column {column!r}")
-    labels = [row[names["label"]] for _, row in train[1]]
+    labels = [(line, row[names["label"]]) for line, row in train[1]]
     regression = settings.get("regression")
     if regression is None:
-        regression = all(_is_number(x) for x in labels) and any(float(x) % 1 for x in labels)
-    classes = None if regression else sorted({str(x) for x in labels}, key=lambda x: (not _is_number(x), _number(x), x))
+        regression = _is_regression(train[0], labels)
+    classes = None if regression else sorted({str(x) for _, x in labels}, key=_place)
     if classes is not None and len(classes) < 2:
-        raise DataError(f"{train[0]}: only one label, {classes[0]!r}: nothing to learn")
+        raise DataError(f"{train[0]}: only one label, {quoted(classes[0])}: nothing to learn")
     splits = []
     for (where, rows), count in ((train, settings.get("train_rows")), (dev, settings.get("dev_rows"))):
         values = [parse_label(row[names["label"]], classes, where, line) for line, row in rows]
@@ -218,23 +251,55 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
     return task
 
 
+def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
+    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a label
+    that is not a finite number would make classes of such ones, or be a class beside whole numbers."""
+    strange = next(((line, x) for line, x in labels if not _is_number(x)), None)
+    fraction = next((x for _, x in labels if _is_number(x) and float(x) % 1), None)
+    if strange is None:
+        return fraction is not None
+    if fraction is None and any(_number(x) is None for _, x in labels):
+        return False
+    line, value = strange
+    others = "are numbers" if fraction is None else f"have a fractional part ({quoted(fraction)})"
+    mend = "Mend it, or say that all are classes: task.regression=false"
+    what = f"label {quoted(value)} is not a finite number"
+    raise DataError(f"{where} line {line}: {what}, and others {others}. {mend}")
+
+
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:
-    """A class index, or for classes None a number. Raises DataError with file and line for any other label."""
+    """A class index, or for classes None a number. Raises DataError with file and line for any other label, and for
+    NaN and infinity in a file that has numbers, where they stand for what is missing."""
+    number = _number(value)
+    if number is None and classes is None:
+        raise DataError(f"{where} line {line}: label {quoted(value)} is not a number")
+    if not _is_number(value) and (classes is None or isinstance(value, float)):
+        raise DataError(f"{where} line {line}: label {quoted(value)} is not a finite number")
     if classes is None:
-        if not _is_number(value):
-            raise DataError(f"{where} line {line}: label {value!r} is not a number")
-        return float(value)
+        if abs(number := float(value)) > float(np.finfo(np.float32).max):
+            large = f"label {quoted(value)} is too large for a number of 32 bits"
+            raise DataError(f"{where} line {line}: {large}")
+        return number
     if str(value) not in classes:
-        raise DataError(f"{where} line {line}: label {str(value)!r} is not one of {', '.join(classes)}")
+        raise DataError(f"{where} line {line}: label {quoted(str(value))} is not one of {listed(classes)}")
     return classes.index(str(value))
 
 
+def _place(label: str) -> tuple[bool, float, str]:
+    """Where a class stands: numbers by their size, then words. NaN has no size."""
+    return (False, float(label), label) if _is_number(label) else (True, 0.0, label)
+
+
 def _is_number(value: Any) -> bool:
-    return bool(np.isfinite(_number(value)))
+    number = _number(value)
+    return number is not None and bool(np.isfinite(number))
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> float | None:
+    """A number, which may be NaN or infinite; None for anything else."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except OverflowError:  # a whole number without end
         return float("inf")
+    except (TypeError, ValueError):
+        return None

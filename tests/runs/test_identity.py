@@ -1,13 +1,15 @@
 """A run is the same run wherever its files lie, and another one when anything that defines its result differs."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 import tasks
 from runs.config import expand
 from runs.errors import UserError
-from runs.identity import data_content, one_look, run_id
+from runs.identity import data_content, hash_files, one_look, run_id
 from tasks import DataError
 
 
@@ -149,6 +151,15 @@ def test_another_model_than_the_configuration_names(tiny_roberta, glue):
 def test_missing_data(words, tmp_path):
     with pytest.raises(DataError, match="holds neither"):
         identity([f"task.data_dir={tmp_path}" if w.startswith("task.data_dir") else w for w in words])
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_pipe_or_a_device_among_the_data_counts_as_missing_and_is_not_read(others, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    files = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero")}
+    files |= {str(n): tmp_path / f"{n}.png" for n in range(others)}
+    gone = dict.fromkeys(files, tmp_path / "gone")
+    assert hash_files(files) == hash_files(gone)
 
 
 def test_within_one_look_a_data_set_is_read_once_whatever_the_seed_and_outside_each_time(monkeypatch, glue):

@@ -1,5 +1,10 @@
 """E2E's protocol: how rows are read, written, masked and averaged. Each of its traps is a test here."""
 
+import contextlib
+import random
+import re
+import time
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -82,6 +87,29 @@ def test_training_mrs_take_the_dev_sets_place(tmp_path):
 )
 def test_an_mr_is_written_as_in_loras_files(mr, line):
     assert linearise(mr) == line
+
+
+def test_mrs_are_recognised_in_linear_time_and_as_before():
+    """The expression without possessive repeats, which takes the square of many spaces, on random MRs."""
+    plain = re.compile(r"\s*[^\[\],]+\[[^\[\]]*\](?:\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*")
+    draw, good = random.Random(0), 0
+    for _ in range(50_000):
+        pieces = [" ", "  ", "\t", "name[a]", "near[]", "area[,]", "name", "[", "]", ","]
+        mr = "".join(draw.choices(pieces, [5, 1, 1, 4, 2, 2, 1, 1, 1, 5], k=draw.randrange(7)))
+        with contextlib.suppress(ValueError):
+            linearise(mr)
+            assert plain.fullmatch(mr), mr
+            good += 1
+            continue
+        keys = {key.strip() for key, _ in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr)}
+        assert not plain.fullmatch(mr) or not keys <= set(KEYS), mr
+    assert 1000 < good < 40_000
+    began = time.perf_counter()
+    for mr in (" " * 300_000, "name[a]" + " " * 300_000 + "x", "name[a]," * 50_000 + "x"):
+        with pytest.raises(ValueError, match="is not written as") as error:
+            linearise(mr)
+        assert len(str(error.value)) < 300
+    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -301,12 +329,17 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         ("trainset.csv", "mr,ref\nA pub,x\n", "line 2: the MR 'A pub' is not written as name[...]"),
         ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),
         ("trainset.csv", "mr,ref\n", "trainset.csv: no rows"),
+        ("trainset.csv", f"{','.join(f'{n}' * 5 for n in range(3000))}\n", "no column 'mr'. It has: 00000, 11111, 22222"),
+        ("trainset.csv", f"mr,ref\n{'A pub' * 1000},x\n", "(5,002 characters) is not written as name[...]"),
+        ("trainset.csv", f"mr,ref\nname[A],{'x' * 100_001}\n", "line 2: more than 100,000 characters in one line. Does"),
+        ("trainset.csv", 'mr,ref\nname[A],"' + "x\n" * 50_001, "after line 1: field larger than field limit (100000)"),
         ("trainset.csv", 'mr,ref\nname[A],"x" y\n', "trainset.csv after line 1: ',' expected after '\"'"),
         ("devset.csv", None, "devset.csv: no such file"),
         ("train.txt", "name : A | Type : pub, A pub .\n", None),
     ],
 )
-def test_bad_files_are_one_clear_line(name, text, message, e2e, tmp_path):
+def test_bad_files_are_one_clear_line(name, text, message, e2e, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 100_000)
     for path in e2e.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     if text is None:
@@ -320,6 +353,7 @@ def test_bad_files_are_one_clear_line(name, text, message, e2e, tmp_path):
         load(tmp_path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1500
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,9 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
         ('[{"instruction": "\\ud800", "output": "y"}]', "row 0: half a character"),
         ('["x"]', "row 0: no instruction with an output. It has: str"),
         ('[{"instruction": "x", "output": "y"}]', "1 rows, of which task.dev_rows=2 are held out"),
+        ("[" * 200_000, "rows.json: JSON of more than 100 levels"),
+        ('[{"instruction": ' + "[" * 99 + "]" * 99 + "}]", "rows.json: JSON of more than 100 levels"),
+        ("[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]", "It has: key0, .*, key11 and 4,988 more"),
     ],
 )
 def test_bad_rows_are_one_line(content, message, tmp_path):
@@ -169,6 +172,21 @@ def test_bad_rows_are_one_line(content, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
         load(f"task.data_dir={tmp_path}", "task.dev_rows=2")
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+def test_a_file_or_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    rows = [json.dumps({"instruction": "x", "output": "y" * 60})] * 3
+    (tmp_path / "rows.json").write_text(f"[{', '.join(rows)}]")
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr("tasks.text.LONGEST_TEXT", 200)
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 3
+    too_long = r"rows.json: more than 200 characters in a file that is read as a whole. Give JSON lines: .*\.jsonl"
+    with pytest.raises(DataError, match=too_long):
+        read_rows(tmp_path / "rows.json")
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 90)
+    with pytest.raises(DataError, match=r"rows.jsonl line 1: more than 90 characters in one line"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_bad_folders_and_settings_are_one_line(tmp_path):
@@ -202,6 +220,7 @@ def test_rows_a_line_each(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
+        ("[" * 200_000, r"t.json: JSON of more than 100 levels \(task.template\)"),
         ('{"prompt_no_input": "{instruction}"}', "no text 'prompt_input'"),
         ('{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}', r"it should have {instruction}, {input}"),
         ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{question}"}', r"\['question'\], it should have"),

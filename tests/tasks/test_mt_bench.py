@@ -1,14 +1,17 @@
 """MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in every way."""
 
+import functools
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,9 @@ GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
         (GOOD.replace('"b"', "2"), "turns a list of texts"),
         (GOOD.replace("81", '"81"'), "question_id is to be a whole number"),
         ("", "question.jsonl: no questions"),
+        (GOOD + "[" * 200_000, "question.jsonl line 2: JSON of more than 100 levels"),
+        (GOOD.replace('"writing"', "[" * 100 + "]" * 100), "line 1: JSON of more than 100 levels"),
+        (GOOD.replace("81", "9" * 4000), "question_id is to be a whole number"),
     ],
 )
 def test_questions_that_are_wrong(text, message, data):
@@ -106,6 +112,24 @@ def test_questions_that_are_wrong(text, message, data):
         read_questions(data, "mt_bench")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(data)) + 200
+
+
+def test_a_question_or_a_judgment_without_end_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 100)
+    (data / "mt_bench" / "question.jsonl").write_text(GOOD + GOOD.replace('"a"', f'"{"a" * 100}"'))
+    with pytest.raises(DataError, match=r"question.jsonl line 2: more than 100 characters in one line"):
+        read_questions(data, "mt_bench")
+    (tmp_path / "judge.jsonl").write_text("\n" + "x" * 101)
+    with pytest.raises(DataError, match=r"judge.jsonl line 2: more than 100 characters in one line"):
+        read_judgments(tmp_path / "judge.jsonl")
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"key": [], "reply": "[[7]]", "prompt_tokens": 1, "completion_tokens": 1}'])
+def test_a_file_of_something_else_is_no_judgments(line, tmp_path):
+    (tmp_path / "judge.jsonl").write_text("{\n" + line)
+    with pytest.raises(DataError, match=r"judge.jsonl line 2: not a judgment$"):
+        read_judgments(tmp_path / "judge.jsonl")
 
 
 def test_benches_and_files_that_are_not_there(data):
@@ -279,6 +303,28 @@ def test_a_reference_answer_that_is_missing(data):
 )
 def test_ratings(reply, value):
     assert rating(reply) == value
+
+
+def test_ratings_are_those_of_fastchats_expressions():
+    """On random replies made of what the expressions look at."""
+    patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
+    draw, seen = random.Random(0), Counter()
+    for _ in range(100_000):
+        reply = "".join(draw.choices("[[[[]]]]175.\n\u0667", k=draw.randrange(16)))
+        match = next(filter(None, (pattern.search(reply) for pattern in patterns)), None)
+        value = float(match[1]) if match else None
+        assert rating(reply) == (value if value is not None and 1 <= value <= 10 else None), repr(reply)
+        seen[value] += 1
+    assert seen[None] > 10_000
+    assert len([value for value, count in seen.items() if value and count > 10]) > 20
+
+
+@pytest.mark.parametrize("reply", ["[[{0}", "[[{0}]", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"])
+def test_a_rating_is_read_in_linear_time(reply):
+    """FastChat's expressions would take the square of 300,000 digits: an hour."""
+    began = time.perf_counter()
+    assert rating(reply.format("1" * 300_000)) is None
+    assert time.perf_counter() - began < 5
 
 
 # --- scores
@@ -488,6 +534,18 @@ def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, cap
     assert [found[key] for key in ("n", "judged", "n_valid", "mean")] == [8, 8, 7, 4.0]
 
 
+def test_a_reply_that_the_file_could_not_hold_is_told_and_not_saved(data, answers, monkeypatch, capsys):
+    monkeypatch.setattr("tasks.mt_bench.LONGEST_LINE", 1000)
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 1000)
+    monkeypatch.setattr("tasks.mt_bench.open_text", functools.partial(open, encoding="utf-8"))  # the questions are longer
+    with JudgeServer(lambda prompt, nth: Reply("x" * 1000) if prompt.endswith("own on 81.1") else score(7)) as server:
+        assert run(data, server, answers) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("7 judged anew")
+    assert lines[1] == "  1 not judged: a reply that is too long to be saved: more than 1,000 bytes"
+    assert len(read_judgments(Path("outputs/judgments/gpt-4.jsonl"))) == 7
+
+
 def test_a_reply_of_null_is_a_reply(data, answers, capsys):
     body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
     with JudgeServer(lambda prompt, nth: Reply(body=body)) as server:
@@ -562,6 +620,7 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
         (error(429, "slower", retry_after="0.01"), "HTTP 429: slower"),
         (Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}), "the reply is no chat completion"),
         (Reply(body=b"{", headers={}), "the reply is no chat completion"),
+        (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
         (Reply(body={"choices": []}), "the reply is no chat completion"),
         (Reply(body=[1]), "the reply is no chat completion"),
         (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),

@@ -1,5 +1,6 @@
 """Images of every kind become what transformers and timm make of them, and broken ones are named."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -7,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor
@@ -94,6 +95,13 @@ def test_another_size_keeps_the_share_of_the_cut_out():
     [
         ({}, "no preprocessor_config.json"),
         ({"preprocessor_config.json": "{"}, "not known here"),
+        (
+            {"preprocessor_config.json": "[" * 200_000},
+            r"not known here \(preprocessor_config.json: JSON of more than 100 levels",
+        ),
+        ({"preprocessor_config.json": "[]"}, r"not known here \(preprocessor_config.json: not a JSON object\)"),
+        ({"config.json": "[" * 200_000}, r"not known here \(config.json: JSON of more than 100 levels\)"),
+        ({"config.json": "[]"}, r"not known here \(config.json: not a JSON object\)"),
         ({"preprocessor_config.json": '{"size": 224}'}, "image_processor_type None; known: ViT, "),
         *(
             ({"preprocessor_config.json": json.dumps({**VIT_IMAGES, "size": 224, **change})}, message)
@@ -202,6 +210,51 @@ def test_a_broken_image_says_why(raw, why, tmp_path):
     for item in (raw, path):
         with pytest.raises(BadImageError, match=why):
             decode(item)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.eps"])
+def test_postscript_starts_no_program(name, tmp_path, monkeypatch):
+    """Pillow would draw it by Ghostscript, whatever its name says; here by a stand-in that tells of it."""
+    program, told = tmp_path / "bin" / "gs", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho started >> '{told}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (tmp_path / name).write_bytes(POSTSCRIPT)
+    with contextlib.suppress(Exception), Image.open(tmp_path / name) as image:
+        image.load()
+    assert told.is_file()  # Pillow alone does start it
+    told.unlink()
+    for item in (tmp_path / name, POSTSCRIPT):
+        with pytest.raises(BadImageError, match=r"not an image \(JPEG, PNG, BMP, "):
+            decode(item)
+    assert not told.exists()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "MPO"])
+def test_the_formats_that_the_guide_names_are_read(form, tmp_path):
+    image = noise(40, 30)
+    how = {"save_all": True, "append_images": [image]} if form == "MPO" else {}  # as phones write JPEG
+    (tmp_path / "image.bin").write_bytes(encoded(image, form, **how))
+    got = np.asarray(decode(tmp_path / "image.bin")).astype(int)
+    assert abs(got - np.asarray(image)).mean() < 20
+
+
+@pytest.mark.parametrize("form", ["ICO", "TGA", "PCX", "JPEG2000", "DDS", "PDF"])
+def test_other_formats_are_not_read_whatever_their_name(form, tmp_path):
+    (tmp_path / "image.png").write_bytes(encoded(noise(32, 32), form))
+    with pytest.raises(BadImageError, match="not an image"):
+        decode(tmp_path / "image.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "image.png")
+    with pytest.raises(BadImageError, match="not a file"):
+        decode(tmp_path / "image.png")
 
 
 def test_a_big_image_is_read_without_a_word(recwarn):

@@ -20,6 +20,7 @@ import tasks.pip
 from runs.config import CONF
 from tasks import DataError, Task, reviews
 from tasks.metrics import score
+from tasks.text import Lines
 
 ROWS = [
     ("the dog is bright .", "good"),
@@ -123,6 +124,11 @@ def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path)
         ("a.csv", "text,label\n", {}, "no rows"),
         ("a.csv", "text,label\nx,1\ny,1\n", {}, "only one label, '1'"),
         ("a.csv", "text,label\nx,1\ny,b\n", {"regression": True}, "line 3: label 'b' is not a number"),
+        ("a.csv", 'text,label\n"x,1\n', {}, "a.csv line 2: unexpected end of data"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n' + "[" * 200_000, {}, "a.jsonl line 2: JSON of more than 100 levels"),
+        ("a.jsonl", '{"text": "x", "label": ' + "[" * 100 + "]" * 100 + "}", {}, "line 1: JSON of more than 100 levels"),
+        ("a.jsonl", '{"a": ' * 101 + "1" + "}" * 101, {}, "line 1: JSON of more than 100 levels"),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", {}, "line 1: not JSON (Exceeds the limit"),
         ("a.txt", "x", {}, "should end in .csv"),
         ("a.parquet", "x", {}, "not a parquet file"),
     ],
@@ -134,6 +140,96 @@ def test_wrong_files_are_named(name, text, changes, words, tmp_path):
         tasks.load(settings(path, dev_file=str(path), **changes))
     assert words in str(error.value)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+SCORES = [(f"text {i}", i / 7) for i in range(20)]
+
+
+@pytest.mark.parametrize("regression", [None, True])
+@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "1e39"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, label, regression, tmp_path):
+    for split in ("train", "dev"):
+        paths = {name: write(tmp_path / f"{name}{suffix}", SCORES) for name in ("train", "dev")}
+        last = f"x,{label}\n" if suffix == ".csv" else f'\n{{"text": "x", "label": {label}}}'
+        with open(paths[split], "a") as file:
+            file.write(last)
+        line = len(paths[split].read_text().splitlines())
+        with pytest.raises(DataError) as error:
+            tasks.load(settings(paths["train"], dev_file=str(paths["dev"]), regression=regression))
+        assert str(error.value).startswith(f"{paths[split]} line {line}: label ")
+        assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("label", ["n/a", "", "nan"])
+def test_words_among_scores_are_asked_about(label, tmp_path):
+    train = write(tmp_path / "train.csv", [*SCORES, ("x", label)])
+    said = rf"train.csv line 22: label '{label}' is not a finite number, and others have a fractional part \('0.14\d+'\)"
+    with pytest.raises(DataError, match=said + r"\. .* all are classes: task.regression=false"):
+        tasks.load(settings(train, dev_file=str(train)))
+    assert len(tasks.load(settings(train, dev_file=str(train), regression=False)).classes) == 21
+
+
+def test_nan_is_a_class_among_words_and_none_among_whole_numbers(tmp_path):
+    words = write(tmp_path / "words.csv", [("x", y) for y in ("yes", "nan", "no", "2", "10")])
+    assert tasks.load(settings(words, dev_file=str(words))).classes == ["2", "10", "nan", "no", "yes"]
+    numbers = write(tmp_path / "numbers.csv", [("x", y) for y in ("0", "1", "nan")])
+    with pytest.raises(DataError, match=r"numbers.csv line 4: label 'nan' is not a finite number, and others are numbers"):
+        tasks.load(settings(numbers, dev_file=str(numbers)))
+    missing = tmp_path / "missing.jsonl"  # a NaN that is no word is a value that is missing, whatever the task
+    missing.write_text("\n".join(f'{{"text": "x", "label": {y}}}' for y in ('"yes"', '"no"', "NaN")))
+    for regression in (None, False):
+        with pytest.raises(DataError, match=r"missing.jsonl line 3: label nan is not a finite number"):
+            tasks.load(settings(missing, dev_file=str(missing), regression=regression))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_line_without_end_is_refused_before_it_is_read(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 100)
+    good = write(tmp_path / f"good{suffix}", [("x" * 60, "a"), ("y", "b")])
+    assert tasks.load(settings(good, dev_file=str(good))).classes == ["a", "b"]
+    path = write(tmp_path / f"train{suffix}", [("x", "a"), ("x" * 200, "b")])
+    read, line = [], 2 if suffix == ".jsonl" else 3
+
+    class Watched(Lines):
+        def __init__(self, path, file):
+            super().__init__(path, file)
+            self._file = SimpleNamespace(readline=lambda most: read.append(most) or file.readline(most))
+
+    monkeypatch.setattr("tasks.text.Lines", Watched)
+    with pytest.raises(DataError) as error:
+        tasks.load(settings(path, dev_file=str(path)))
+    much = "more than 100 characters in one line. Does the file lack its ends of lines?"
+    assert str(error.value) == f"{path} line {line}: {much}"
+    assert set(read) == {101}
+
+
+def test_a_field_without_end_is_refused(tmp_path, monkeypatch):
+    """A quotation mark that is not closed takes in lines, each of which is short."""
+    monkeypatch.setattr("tasks.text.LONGEST_LINE", 100)
+    path = tmp_path / "train.csv"
+    path.write_text('text,label\nx,a\n"y' + "words\n" * 50)
+    with pytest.raises(DataError, match=r"train.csv line 19: field larger than field limit \(100\)$"):
+        tasks.load(settings(path, dev_file=str(path)))
+
+
+def test_an_error_names_some_of_many_labels_and_columns(tmp_path):
+    train = write(tmp_path / "train.csv", [("x", f"label{n}") for n in range(5000)])
+    dev = write(tmp_path / "dev.csv", [("x", "other " * 1000)])
+    with pytest.raises(DataError) as error:
+        tasks.load(settings(train, dev_file=str(dev)))
+    assert str(error.value).startswith(f"{dev} line 2: label 'other other ")
+    assert "... (6,002 characters) is not one of label0, label1, label10, " in str(error.value)
+    assert str(error.value).endswith(" and 4,988 more")
+    assert len(str(error.value)) < len(str(dev)) + 300
+    wide = write(tmp_path / "wide.csv", [["x"] * 5000] * 2, ["two\nlines", *(f"{n}" * 100 for n in range(4999))])
+    with pytest.raises(DataError) as error:
+        tasks.load(settings(wide))
+    assert str(error.value).startswith(f"{wide}: no column 'text'. It has: two\\nlines, 0000")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(wide)) + 2000
 
 
 def test_a_metric_that_does_not_exist(tmp_path):
