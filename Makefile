@@ -3,15 +3,30 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= outputs
-
-# What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
-WORDS = $(if $(SEEDS),seed=$(SEEDS)) $(if $(METHODS),method=$(METHODS)) $(if $(TASKS),task=$(TASKS)) \
-        $(if $(MODEL),model=$(MODEL)) $(if $(MODEL_PATH),model.path=$(MODEL_PATH)) $(if $(DATA),task.data_dir=$(DATA)) \
-        $(if $(MT_BENCH),task.mt_bench_dir=$(MT_BENCH)) output=$(OUTPUT) $(ARGS)
-# And for python -m runs alone: where and how.
-LAUNCH = $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(TRACKING),tracking=$(TRACKING))
 PAPER ?= demo
 N ?= 100
+
+# quoted: what a variable holds, as one word of the shell behind a prefix, whatever is in it: neither make ($(value)) nor the
+# shell expands or runs it. given: the same, or nothing where it is empty. ARGS are several words, split as a shell splits
+# them; with a quote that does not close they are one, which the command refuses.
+define newline
+
+
+endef
+quoted = '$(subst ','\'',$(1)$(subst $(newline), ,$(value $(2))))'
+given = $(if $(value $(2)),$(call quoted,$(1),$(2)))
+SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
+arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
+# make would expand them for the environment of every command, which reads none of them there. (Here, since make takes a name that it meets here for set.)
+unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING PAPER N SEED STUDY GRID JUDGE \
+         ENTITY PROJECT JSON FULL WATCH PYTHON
+
+# What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
+WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
+        $(call given,model.path=,MODEL_PATH) $(call given,task.data_dir=,DATA) $(call given,task.mt_bench_dir=,MT_BENCH) \
+        $(call quoted,output=,OUTPUT) $(arguments)
+# And for python -m runs alone: where and how.
+LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 
 .PHONY: help setup demo test chaos lint docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
@@ -27,9 +42,9 @@ help: ## this list
 	@echo "  judged (JUDGE=gpt-4)."
 
 .venv/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
+	@$(call quoted,,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
 	@echo "setting up .venv (one to three minutes)"
-	@$(PYTHON) -m venv .venv
+	@$(call quoted,,PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
 	@touch $@
@@ -39,15 +54,15 @@ setup: .venv/.installed ## .venv with everything in it
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
 	@$(BIN)/python -m runs paper=demo $(WORDS) $(LAUNCH)
 	@echo
-	@$(BIN)/python -m analysis.tables demo --output $(OUTPUT) --save
-	@$(BIN)/python -m analysis.figures demo --output $(OUTPUT)
+	@$(BIN)/python -m analysis.tables demo --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.figures demo --output $(call quoted,,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
 test: setup ## the tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
-	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(N) $(SEED)
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -56,66 +71,66 @@ docs: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
 plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base; WATCH=1: again and again while it runs
-	@$(BIN)/python -m runs.plan paper=$(PAPER) $(WORDS) $(if $(WATCH),--watch)
+	@$(BIN)/python -m runs.plan $(call quoted,paper=,PAPER) $(WORDS) $(if $(value WATCH),--watch)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
-	@$(BIN)/python -m runs.tune $(WORDS) $(if $(TRACKING),tracking=$(TRACKING)) $(if $(GRID),'grid=$(GRID)')
+	@$(BIN)/python -m runs.tune $(WORDS) $(call given,tracking=,TRACKING) $(call given,grid=,GRID)
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
 
 bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
-	@$(BIN)/python -W ignore -m runs.bench $(if $(FULL),--full) output=$(OUTPUT) $(if $(DATA),data=$(DATA))
+	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),--full) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
 
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
-	@$(BIN)/python -W ignore -m runs.bench serving $(if $(FULL),--full) output=$(OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
 
 bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
-	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(FULL),--full) output=$(OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
-	@test -n "$(STUDY)" || { echo "error: make publish STUDY=name"; exit 2; }
-	@$(BIN)/python -m runs.publish $(STUDY) output=$(OUTPUT) $(ARGS)
+	@test -n $(call quoted,,STUDY) || { echo "error: make publish STUDY=name"; exit 2; }
+	@$(BIN)/python -m runs.publish $(call quoted,,STUDY) $(call quoted,output=,OUTPUT) $(arguments)
 
 results: setup ## docs/results.md and the README's table, from the published records
 	@$(BIN)/python -m analysis.results
 
 sync: setup ## uploads to Weights & Biases what runs have written offline, each once
-	@$(BIN)/python -m runs.tracking sync output=$(OUTPUT)
+	@$(BIN)/python -m runs.tracking sync $(call quoted,output=,OUTPUT)
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
-	@$(BIN)/python -m analysis.dashboard --output $(OUTPUT) $(if $(ENTITY),--entity $(ENTITY)) $(if $(PROJECT),--project $(PROJECT)) \
-	    $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m analysis.dashboard --output $(call quoted,,OUTPUT) $(call given,--entity=,ENTITY) $(call given,--project=,PROJECT) \
+	    $(call given,--json=,JSON)
 
 report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
-	@$(BIN)/python -m analysis.report --output $(OUTPUT)
+	@$(BIN)/python -m analysis.report --output $(call quoted,,OUTPUT)
 
 notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
-	@$(BIN)/python -m analysis.notebooks --output $(OUTPUT)
+	@$(BIN)/python -m analysis.notebooks --output $(call quoted,,OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
 
 glue-large: setup ## table 2, RoBERTa-large
 	@$(BIN)/python -m runs paper=table2_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
 	@$(BIN)/python -m runs paper=table3_medium $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
 
 e2e-large: setup ## table 3, GPT-2 large
 	@$(BIN)/python -m runs paper=table3_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
 	@$(BIN)/python -m runs paper=table5_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
 
 vit-large: setup ## table 5, ViT-L/16
 	@$(BIN)/python -m runs paper=table5_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
 
 llama-7b: PAPER := table4_llama_7b
 llama-13b: PAPER := table4_llama_13b
@@ -127,27 +142,27 @@ llama-13b: setup ## table 4, Llama 13B
 llama2-7b: setup ## table 4, Llama 2 7B
 llama2-13b: setup ## table 4, Llama 2 13B
 llama-7b llama-13b llama2-7b llama2-13b:
-	@$(BIN)/python -m runs paper=$(PAPER) $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m runs.answer paper=$(PAPER) $(WORDS)
-	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge paper=$(PAPER) $(WORDS) $(if $(JUDGE),judge=$(JUDGE)); \
+	@$(BIN)/python -m runs $(call quoted,paper=,PAPER) $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs.answer $(call quoted,paper=,PAPER) $(WORDS)
+	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge $(call quoted,paper=,PAPER) $(WORDS) $(call given,judge=,JUDGE); \
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
-	@$(BIN)/python -m analysis.tables table4 --output $(OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table4 --output $(call quoted,,OUTPUT) --save
 
 # Each part is run whatever becomes of the one before it; the exit code says whether one failed.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
 	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
 	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
-	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(OUTPUT) --save || failed=$$?; echo; done; exit $$failed
+	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(call quoted,,OUTPUT) --save || failed=$$?; echo; done; exit $$failed
 
 rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
 	@failed=0; for part in figure2 figure2_proportional; do \
 	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
-	@$(BIN)/python -m analysis.figures figure2 --output $(OUTPUT)
-	@$(BIN)/python -m runs.measure similarity output=$(OUTPUT)
-	@$(BIN)/python -m analysis.figures figure5 --output $(OUTPUT)
+	@$(BIN)/python -m analysis.figures figure2 --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -m analysis.figures figure5 --output $(call quoted,,OUTPUT)
 
 figures: setup ## figures 2 to 6 from the records there are, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
-	@$(BIN)/python -m runs.measure matrix_fit output=$(OUTPUT)
-	@$(BIN)/python -m runs.measure magnitude output=$(OUTPUT) || true
-	@$(BIN)/python -m runs.measure similarity output=$(OUTPUT) || true
-	@$(BIN)/python -m analysis.figures all --output $(OUTPUT)
+	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -m runs.measure magnitude $(call quoted,output=,OUTPUT) || true
+	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) || true
+	@$(BIN)/python -m analysis.figures all --output $(call quoted,,OUTPUT)

@@ -28,8 +28,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis.cells import Cell, Key, cells, ids, published, settings_of
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import smallest_p
-from analysis.tables import GLUE, NAMES, ROWS, Number, paper
+from analysis.tables import GLUE, NAMES, ROWS, Number, paper, spreadsheet
 from runs.record import FINISHED, Ledger, Record, is_trial, lora_scaling, write_atomically
+from runs.text import one_line
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -114,7 +115,9 @@ def save(figure: Figure, folder: Path) -> list[Path]:
                 partial_.unlink(missing_ok=True)
             paths.append(path)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([figure.header, *figure.rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        [[spreadsheet(one_line(cell)) for cell in row] for row in (figure.header, *figure.rows)]
+    )
     write_atomically(folder / f"{figure.name}.csv", text.getvalue())
     return [*paths, folder / f"{figure.name}.csv"]
 

@@ -25,7 +25,7 @@ from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, PERPLEXITY, V
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, is_trial, reported, write_atomically
-from runs.text import megabytes, plural
+from runs.text import megabytes, one_line, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
 SHOWN: tuple[str, ...] = (
@@ -159,9 +159,9 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
         "m": model,
         "r": row,
         "t": task,
-        "lm": str(label.get("model", model)),
-        "lr": str(label.get("row", row)),
-        "lt": str(label.get("task", task)),
+        "lm": one_line(str(label.get("model", model))),
+        "lr": one_line(str(label.get("row", row))),
+        "lt": one_line(str(label.get("task", task))),
         "kind": entry.kind,
         "seeds": f"{cell.seeds if cell else 0}/{verdicts.wanted(entry.key)}"
         + (f" {cell.diverged}d" if cell and cell.diverged else ""),
@@ -173,7 +173,7 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
         "word": words[0] if len(words) == 1 else summary([f.verdict.word for f in findings]) or ", ".join(words),
         "words": words,
         "found": [_beside(f) for f in findings],
-        "dev": list(dict.fromkeys(word for record in entry.records for word in record.get("deviations") or [])),
+        "dev": list(dict.fromkeys(one_line(word) for r in entry.records for word in r.get("deviations") or [])),
         "f": [pool.setdefault(fact, len(pool)) for fact in facts[0] if fact in alike],
         "runs": [
             _run(record, ledger, percent, [pool.setdefault(fact, len(pool)) for fact in mine if fact not in alike])
@@ -264,7 +264,7 @@ def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
 
 
 def _e(text: object) -> str:
-    return html.escape(str(text).replace("+-", "±"))
+    return html.escape(one_line(str(text)).replace("+-", "±"))
 
 
 def _word(word: str) -> str:

@@ -27,7 +27,7 @@ from analysis.stats import Comparison, compare, series
 from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, recipes, shown
 from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, reported, study_folders, write_atomically
-from runs.text import megabytes, plural
+from runs.text import megabytes, one_line, plural
 
 README = Path(__file__).parent.parent / "README.md"
 #: The studies whose tables the README shows.
@@ -508,14 +508,15 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
             if any(row[-1] for row in figure.rows):
                 path = f"results/{folder.name}_{figure.name}.svg"
                 made.pictures[path] = figures.svg(figure)
-                notes_ = [f"- {note}" for note in figure.notes]
-                parts.append("\n".join([f"![{figure.title}]({path})", "", *notes_]).strip())
+                notes_ = [f"- {one_line(note)}" for note in figure.notes]
+                parts.append("\n".join([f"![{one_line(figure.title)}]({path})", "", *notes_]).strip())
     parts += [_table(table) for table in [*verdicts.statistics_tables(finished), verdicts.costs(finished)] if table.rows]
     parts += [_trials(finished)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _table(table: Table) -> str:
+    table = table.flat()
     body = table.render("md").removeprefix(table.title).strip()
     lines = body.splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))

@@ -15,7 +15,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, series
 from runs.record import Ledger, Record, write_atomically
-from runs.text import megabytes, plural
+from runs.text import megabytes, one_line, plural
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 #: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.
@@ -85,12 +85,22 @@ class Table:
 
     def render(self, form: str, runs: bool = False) -> str:
         """As md, latex or csv. runs: with a list of the run ids of each cell under it (csv has a column of them anyway)."""
-        text = {"md": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
+        flat = self.flat()
+        text = {"md": flat._markdown, "latex": flat._latex, "csv": flat._csv}[form]()
         if not runs or form == "csv":
             return text
         mark = "% " if form == "latex" else ""
-        lines = [f"{mark}{self._of_row(i)} / {self.header[j]}: {' '.join(found)}" for (i, j), found in self.runs.items()]
+        lines = [f"{mark}{flat._of_row(i)} / {flat.header[j]}: {' '.join(found)}" for (i, j), found in flat.runs.items()]
         return "\n".join([text, *([] if form == "latex" else [""]), *lines]) if lines else text
+
+    def flat(self) -> "Table":
+        """The same without line breaks: a label or a deviation is a stranger's text, and stays in its cell or comment."""
+
+        def cell(text: str) -> str:
+            return Number(one_line(text), map(one_line, text.ids)) if isinstance(text, Number) else one_line(text)
+
+        texts: dict[str, Any] = {"title": one_line(self.title), "notes": [one_line(note) for note in self.notes]}
+        return replace(self, **texts, header=[cell(h) for h in self.header], rows=[[cell(c) for c in r] for r in self.rows])
 
     def _of_row(self, i: int) -> str:
         """A row's name for the list of runs: a row without one is of the row above it."""
@@ -134,8 +144,19 @@ class Table:
             found = [(name, cell.ids) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Number)]
             lines.append([*line, "; ".join(f"{name}: {' '.join(runs)}" for name, runs in found)])
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        csv.writer(text, lineterminator="\n").writerows([[spreadsheet(cell) for cell in line] for line in lines])
         return text.getvalue().rstrip("\n")
+
+
+#: A number of a table: -0.3, +0.2 +-1.1 (3/5), -8.0e-05. None of its signs can call or name anything.
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+/\d+\))?\*?")
+
+
+def spreadsheet(cell: str) -> str:
+    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, and
+    the dash that stands for none, stay."""
+    runs = cell.lstrip()[:1] in ("=", "+", "-", "@") and cell != "-" and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if runs else cell
 
 
 #: What LaTeX takes for its own.

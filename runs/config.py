@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import tasks
 from runs.errors import UserError
 from runs.record import SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
 
@@ -33,6 +35,8 @@ CONF = Path(__file__).parent.parent / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
 PEFT_SITES = Path(__file__).parent.parent / "vera" / "methods" / "peft_sites.json"
 GROUPS = ("model", "task", "method", "recipe", "paper")
+#: Of one command. A number with a zero too many is refused before it takes memory.
+MOST_RUNS = 100_000
 
 
 @dataclass
@@ -231,6 +235,9 @@ def _expand(arguments: list[str]) -> list[Run]:
             _check_choice(key, value)
     # Seeds last and without composing anew: a composition takes a tenth of a second, and a seed changes nothing else.
     seeds: list[str | None] = [*params.pop("seed", [])] or [fixed.pop("seed", None)]
+    count = math.prod(map(len, params.values())) * len(seeds)
+    if count > MOST_RUNS:
+        raise UserError(f"these words mean {count:,} runs, and one command takes at most {MOST_RUNS:,}: give shorter lists")
     runs = []
     for combination in itertools.product(*params.values()):
         overrides = (*fixed.values(), *combination)
@@ -569,6 +576,8 @@ def _check_values(config: dict[str, Any]) -> None:
     if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
         raise UserError("seed and data_seed should be in [0, 2^63)")
     model, task = config["model"], config["task"]
+    if task["family"] not in tasks.families():
+        raise UserError(f"task.family={task['family']}: should be one of {', '.join(tasks.families())}")
     for key in ("train_rows", "dev_rows", "items"):
         if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
             raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
@@ -633,6 +642,9 @@ def _of(group: str, modality: str) -> list[str]:
 def _parse(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(argument)
+    except (RecursionError, ValueError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
+        raise UserError(f"{argument[:60]}: cannot be read ({why})") from None
     except HydraException:
         if argument.startswith("-"):
             raise UserError(f"no option {argument}; settings are words, such as output=FOLDER") from None
@@ -644,7 +656,22 @@ def _parse(argument: str) -> Override:
         raise UserError(f"{argument}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
     if override.is_delete() or not argument.partition("=")[1]:
         raise UserError(f"{argument!r} is not KEY=VALUE")
+    if re.match(r"hydra\b", override.key_or_group):
+        raise UserError(
+            f"{argument}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray"
+        )
+    if "_target_" in override.key_or_group.split(".") or _names_target(override.value()):
+        raise UserError(f"{argument}: _target_ names what is called, which no word does")
     return override
+
+
+def _names_target(value: Any) -> bool:
+    """Whether a value holds a mapping with the key by which Hydra calls whatever it names."""
+    if isinstance(value, ChoiceSweep):
+        value = value.list
+    if isinstance(value, dict):
+        return any(getattr(key, "text", key) == "_target_" for key in value) or any(map(_names_target, value.values()))
+    return isinstance(value, list) and any(map(_names_target, value))
 
 
 def _key(override: Override) -> str:
@@ -652,7 +679,17 @@ def _key(override: Override) -> str:
 
 
 def _values(override: Override) -> list[str]:
-    return [str(value) for value in override.sweep_string_iterator()]
+    """What a word lists. UserError for more than MOST_RUNS values, before they are made, and for what is no list."""
+    line, value = override.input_line or "", override.value()
+    nested = isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list)
+    if nested or not isinstance(value, ChoiceSweep | RangeSweep):
+        raise UserError(f"{line}: should be KEY=a,b or KEY=range(first,end) for a sweep, KEY=[a,b] for one value")
+    try:
+        if isinstance(value, RangeSweep) and len(list(itertools.islice(value.range(), MOST_RUNS + 1))) > MOST_RUNS:
+            raise UserError(f"{line}: more values than the {MOST_RUNS:,} runs that one command takes")
+        return [str(word) for word in override.sweep_string_iterator()]
+    except (HydraException, ValueError, ArithmeticError) as error:
+        raise UserError(f"{line}: no range ({_first_line(error)})") from None
 
 
 def _word(line: str) -> str:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import CONF
@@ -84,17 +85,39 @@ def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
     if not 1 <= launch.lease_seconds < float("inf"):
         raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
     if launch.launcher in HYDRA:
-        _compose(_hydra_words(launch.launcher, hydra))
+        _check_called(launch.launcher, hydra)
     elif hydra:
         raise UserError(f"{hydra[0]} is for launcher=slurm and launcher=ray")
     return launch, hydra, rest
+
+
+def _check_called(launcher: str, words: list[str]) -> None:
+    """Raises UserError for words that Hydra's launcher does not know, or that have Hydra call something else (_target_)."""
+    called = []
+    for given in (words, []):
+        settings = _compose(_hydra_words(launcher, given)).hydra.launcher
+        try:
+            # Resolved, as when it is called: an interpolation may bring in a mapping.
+            called.append(list(_targets(OmegaConf.to_container(settings, resolve=True))))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{' '.join(given)}: {str(error).splitlines()[0]}") from None
+    if called[0] != called[1]:
+        raise UserError(f"{' '.join(words)}: _target_ names what is called, which no word does")
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Every _target_ in a plain value."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key == "_target_":
+            yield value
+        yield from _targets(value)
 
 
 def _compose(words: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("launch", words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         lines = [line for e in (error, error.__cause__) if e for line in str(e).splitlines() if line.strip()]
         if "Could not find 'hydra/launcher/" in lines[0]:
             name = lines[0].partition("hydra/launcher/")[2].partition("'")[0]

@@ -4,6 +4,7 @@ torch and transformers are imported where they are used: the plan asks this file
 """
 
 import contextlib
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -32,8 +33,20 @@ PATTERNS = [
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",
+    "added_tokens.json",
     "*.spm",
+    "*.model",  # SentencePiece's
 ]
+
+#: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the hub, as kernels.
+ATTENTION = (None, "eager", "sdpa", "flex_attention")
+#: More layers than any model has, and few enough to be built in a moment.
+MOST_LAYERS = 1000
+#: How deep a configuration may nest, and its bytes: those of models reach 4, and 2 MB for 21,000 classes.
+DEEPEST, LARGEST = 20, 50_000_000
+#: Settings that have transformers, and of model_args timm, read weights of another name or from another place.
+ELSEWHERE = ("transformers_weights", "checkpoint_path")
+ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def locate(model: Mapping[str, Any]) -> Path | None:
@@ -90,10 +103,12 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     if not any(folder.glob("model*.safetensors")):
         pickled = " It holds pickled weights (pytorch_model.bin): save them as safetensors" if any(folder.glob("*.bin")) else ""
         raise UserError(f"{folder}: no weights (model*.safetensors).{pickled or ' Put model.safetensors beside config.json'}")
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config}: not JSON ({error})") from None
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move it out")
+    found = _mapping(config)
+    _check_config(found, config)
+    if (folder / "model.safetensors.index.json").exists():
+        _check_index(folder / "model.safetensors.index.json")
     wanted = dict(model["architecture"] or {})
     if isinstance(found.get("architecture"), str) and wanted:  # of timm, which gives it a name, such as vit_base_patch16_224
         wanted = {"architecture": model["name"], "num_features": wanted["hidden_size"]}
@@ -103,6 +118,55 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
             other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
             raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model? (model={other})")
     return folder
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file, or UserError."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{megabytes(path.stat().st_size)}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not JSON as models have it ({why})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(found).__name__}")
+    return found
+
+
+def _check_config(node: Any, path: Path, depth: int = 1) -> None:
+    """Raises UserError for what no model of ours needs, and would run foreign code, read other files or take for ever."""
+    if depth > DEEPEST:
+        raise UserError(f"{path}: not a model's configuration (it nests deeper than {DEEPEST})")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        name = str(key)
+        if isinstance(value, dict | list):
+            _check_config(value, path, depth + 1)
+        asked = value.values() if isinstance(value, dict) else [value]
+        if "attn_implementation" in name and any(one not in ATTENTION for one in asked):
+            words = ", ".join(word for word in ATTENTION if word)
+            raise UserError(f"{path}: {name} is {str(value)[:60]!r}, and would load a kernel. Known: {words}. Take it out")
+        layers = name.endswith(("layers", "_layer", "depth")) and isinstance(value, int | float)
+        if layers and value > MOST_LAYERS:
+            raise UserError(f"{path}: {name} is {value:g}, and a model has {MOST_LAYERS} layers at most")
+        of_timm = [word for word in ELSEWHERE_OF_TIMM if name == "model_args" and isinstance(value, dict) and word in value]
+        if name in ELSEWHERE or of_timm or (name == "architecture" and ":" in str(value)):
+            name = of_timm[0] if of_timm else name
+            raise UserError(f"{path}: {name} would load weights that are not this folder's. Take it out")
+
+
+def _check_index(path: Path) -> None:
+    """Raises UserError for an index of shards that are not safetensors of its own folder."""
+    shards = _mapping(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError(f"{path}: weight_map should be a mapping from tensors to files")
+    for name in dict.fromkeys(map(str, shards.values())):
+        if Path(name).name != name or not fnmatch.fnmatchcase(name, "model*.safetensors"):
+            raise UserError(
+                f"{path}: names {name[:100]!r}, which is no model*.safetensors of this folder. Get the folder again"
+            )
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")
 
 
 #: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et al. 2023, QLoRA).

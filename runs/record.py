@@ -206,7 +206,7 @@ def sweep_up_dead(folder: Path) -> None:
             os.kill(int(partial.name.split(".")[-2]), 0)
         except ProcessLookupError:
             partial.unlink(missing_ok=True)
-        except (ValueError, OSError):
+        except (ValueError, OSError, OverflowError):  # of a number that no process has
             continue
 
 

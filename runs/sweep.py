@@ -68,6 +68,10 @@ def sweep(
                 preflight(left)
         words_of = telling_words(runs)
         jobs = [Job(position, run, settled_id(run), words_of[position - 1]) for position, run in enumerate(runs, 1)]
+        for job in jobs:
+            folder = run_folder(job.run.config["output"], job.id)
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away")
     except Exception as error:
         if not is_users(error):
             raise

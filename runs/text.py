@@ -1,5 +1,7 @@
 """Numbers and errors in words, for people."""
 
+import re
+
 #: Metrics that are no fractions, and of which less is better.
 LESS_IS_BETTER = ("perplexity",)
 
@@ -30,6 +32,11 @@ def megabytes(size: float) -> str:
 def plural(count: int, word: str) -> str:
     """A count and its word: 1 run, 2 runs."""
     return f"{count} {word}{'s' * (count != 1)}"
+
+
+def one_line(text: str) -> str:
+    """The text with each stretch of white space (line breaks, tabs, ...) as one space: it cannot leave its line."""
+    return re.sub(r"\s+", " ", text)
 
 
 def describe(error: BaseException) -> str:

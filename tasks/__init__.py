@@ -9,8 +9,11 @@ With task.holdout, a share of the training rows takes the dev rows' place (Task.
 `settings` is the task's part of the configuration (conf/task/NAME.yaml).
 """
 
-import importlib.util
+import importlib
+import re
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,12 +22,19 @@ from tasks.base import DataError, Rows, Source, Task
 Settings = Mapping[str, Any]
 
 
+@cache
+def families() -> tuple[str, ...]:
+    """The families there are: the files of this folder with a PROTOCOL. Nothing is imported."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple(path.stem for path in files if re.search(r"^PROTOCOL\b", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family. Raises DataError where there is none of that name."""
-    name = f"tasks.{settings['family']}"
-    if importlib.util.find_spec(name) is None:
-        raise DataError(f"no task family {settings['family']!r}: it is a file of tasks/, such as glue or text")
-    return importlib.import_module(name)
+    """The module of the task's family. Raises DataError where there is none of that name, and imports nothing else."""
+    name = settings["family"]
+    if name not in families():
+        raise DataError(f"no task family {name!r}: it is one of {', '.join(families())} (the files of tasks/)")
+    return importlib.import_module(f"tasks.{name}")
 
 
 def protocol(settings: Settings) -> int:
@@ -48,4 +58,4 @@ def load(settings: Settings) -> Task:
     return task
 
 
-__all__ = ["DataError", "Rows", "Source", "Task", "family", "load", "protocol", "source"]
+__all__ = ["DataError", "Rows", "Source", "Task", "families", "family", "load", "protocol", "source"]

@@ -339,6 +339,14 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
     assert figures.svg(figure) == figures.svg(figure)
 
 
+def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers(tmp_path):
+    rows = [["=cmd|' /C calc'!A0", "-8.0e-05", "+a\n=b", "-"]]
+    figure = figures.Figure("f", "t", ["@a", "b", "c", "runs"], rows, [], figures._empty)
+    figures.save(figure, tmp_path)
+    lines = [["'@a", "b", "c", "runs"], ["'=cmd|' /C calc'!A0", "-8.0e-05", "'+a =b", "-"]]
+    assert list(csv.reader((tmp_path / "f.csv").read_text().splitlines())) == lines
+
+
 def test_a_method_has_one_colour_and_they_are_apart():
     assert figures.colour("vera_r64") == figures.colour("vera") != figures.colour("lora") == figures.colour("lora_mnli")
     assert figures.colour("adapter_p_3m") == figures.colour("adapter_h_6m")

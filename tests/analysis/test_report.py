@@ -213,6 +213,19 @@ def test_labels_cannot_write_into_the_page():
     assert len(found.all("script")) == 2
 
 
+def test_line_breaks_of_labels_and_deviations_are_spaces():
+    records = seeds(model="minilm", deviations=["a\n\u2028b"])
+    for r in records:
+        r["label"] = {"row": "r\r\n1", "model": "m\t1", "task": "t\n\n1"}
+    found = Page(report.page(ledger(*records, problems=["p\n1"])))
+    cell = found.data["cells"][0]
+    assert (cell["lr"], cell["lm"], cell["lt"], cell["dev"]) == ("r 1", "m 1", "t 1", ["a b"])
+    raw = found.text.partition('id="data">')[0]
+    assert "deviation: a b (" in raw
+    assert ">r 1<" in raw
+    assert "p 1" in found.text
+
+
 def test_nothing_is_asked_of_the_network(page):
     for _, attributes in page.elements:
         for key in ("src", "href", "action", "srcset", "data"):

@@ -1,6 +1,9 @@
 """Tables from records: medians, what is missing, and what may not be compared."""
 
 import copy
+import csv
+import io
+import re
 import statistics
 
 import pytest
@@ -723,3 +726,42 @@ def test_protocols_are_never_mixed():
 
 def test_latex_keeps_what_is_latex_own():
     assert tables._escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"
+
+
+# --- text of a stranger
+
+LINES = "one\n\\input{/etc/passwd}\r| two\u2028three\t\x0bfour"
+FLAT = "one \\input{/etc/passwd} | two three four"
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form):
+    records = [record(seed=seed, deviations=[LINES], model="minilm") for seed in range(5)]
+    for r in records:
+        r["label"] = {"row": LINES, "model": LINES, "task": LINES}
+    plain = [r | {"deviations": ["x"], "label": {"row": "x"}} for r in records]
+    table, other = (tables.table2(ledger(*found), "paper")[2] for found in (records, plain))
+    text = table.render(form, runs=True)
+    assert len(text.splitlines()) == len(other.render(form, runs=True).splitlines())
+    assert (FLAT if form == "md" else tables._escape(FLAT)) in text
+    assert f"deviation: {FLAT} (vera on rte)" in text
+    assert not any(line.startswith("\\input") for line in text.splitlines())
+
+
+def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
+    evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "1=1+1", "-e1"]
+    numbers = {"-0.3": "-0.3,,", "+0.2 +-1.1": "+0.2,1.1,", "+0.2 +-1.1 (3/5)": "+0.2,1.1,(3/5)", "43.1": "43.1,,", "-": ",,-"}
+    rows = [[label, number, mark] for label in evil for number in numbers for mark in ("=m", "80.0 +-1.0")]
+    text = tables.Table("=t", ["@method", "a", "=b"], rows, ["=n"], "", {}, ()).render("csv")
+    header, *read = csv.reader(io.StringIO(text))
+    assert header == ["table", "'@method", "a", "a spread", "a mark", "'=b", "'=b spread", "'=b mark", "runs"]
+    assert {line[0] for line in read} == {"'=t"}
+    quoted = {"'" + re.sub(r"\s+", " ", label) for label in evil if label[0] != "1"}
+    assert {line[1] for line in read} == quoted | {"1=1+1"}
+    assert {",".join(line[2:5]) for line in read} == set(numbers.values())
+    assert {",".join(line[5:8]) for line in read} == {",,'=m", "80.0,1.0,"}
+
+
+@pytest.mark.parametrize("number", ["-0.3", "+0.2 +-1.1", "+0.2 +-1.1 (3/5)", "43,008", "-8.0e-05", "-", "", "80.0*", "+1%"])
+def test_a_number_stays_one_in_a_spreadsheet(number):
+    assert tables.spreadsheet(number) == number

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_words_that_are_put_into_files_composed_before_are_what_hydra_makes_of_t
     assert ours.hydra.runtime.choices == hydras.hydra.runtime.choices
     of_ours, of_hydras = ({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"} for cfg in (ours, hydras))
     assert of_ours == of_hydras  # beside Hydra's own part, which lists the words
+
+
+def test_too_many_runs_are_counted_before_one_is_composed(monkeypatch):
+    monkeypatch.setattr(config, "_compose", lambda *_: pytest.fail("composed"))
+    tracemalloc.start()
+    try:
+        error_of(["seed=range(0,10000000)"])
+        error_of(["method.rank=range(0,100000)", "seed=range(0,100000)"])
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("groups", [["task=rte"], ["model=gpt2_medium", "task=e2e", "method=lora"]])
@@ -87,6 +99,30 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["train.learning_rate=1"], "no key 'train.learning_rate'. train has: epochs, effective_batch, max_length, lr, "),
         (["task.train_file=x"], "no key 'task.train_file'. task has: name, label, family, "),
         (["+x=1"], "no key 'x'"),
+        (["task.family=../../evil"], "task.family=../../evil: should be one of e2e, glue, images, instruct, text"),
+        (["task.family=metrics.accuracy"], "task.family=metrics.accuracy: should be one of e2e, glue, images, instruct, text"),
+        (["task.family=null"], "task.family=None: should be one of e2e, glue"),
+        (["method.rank=choice(1,2),3"], "method.rank=choice(1,2),3: should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (["train.lr=glob(*)"], "train.lr=glob(*): should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (["train.lr=interval(0,1)"], "train.lr=interval(0,1): should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (["train.lr=range(0,1,0)"], "train.lr=range(0,1,0): no range (range() arg 3 must not be zero)"),
+        (["seed=range(0,nan)"], "seed=range(0,nan): no range"),
+        (["seed=range(0,100001)"], "seed=range(0,100001): more values than the 100,000 runs that one command takes"),
+        (["seed=range(0,inf)"], "seed=range(0,inf): more values than the 100,000 runs"),
+        (["seed=shuffle(range(0,10000000000))"], "more values than the 100,000 runs that one command takes"),
+        (
+            ["method.rank=range(1,318)", "seed=range(0,316)"],
+            "these words mean 100,172 runs, and one command takes at most 100,000",
+        ),
+        (["paper=demo", "seed=range(0,20001)"], "these words mean 100,005 runs, and one command takes at most 100,000"),
+        (["seed=" + "9" * 5000], "cannot be read (Exceeds the limit"),
+        (["method.config=" + "[" * 3000 + "]" * 3000], "cannot be read (nested too deeply)"),
+        (["++method._target_=os.system"], "++method._target_=os.system: _target_ names what is called, which no word does"),
+        (["model.settings={a:[{_target_:os.system}]}"], "_target_ names what is called, which no word does"),
+        (["model.settings={a:1},{b:{_target_:x}}"], "_target_ names what is called, which no word does"),
+        (["hydra.launcher={_target_:os.system}"], "of Hydra's own settings only hydra.launcher.KEY=VALUE is taken"),
+        (["hydra/launcher=basic"], "hydra/launcher=basic: of Hydra's own settings only"),
+        (["hydra=default"], "hydra=default: of Hydra's own settings only"),
         (["train.lr=abc"], "train.lr=abc: should be a number"),
         (["train.epochs=2.5"], "train.epochs=2.5: should be a whole number"),
         (["method.rank=abc"], "method.rank=abc: should be a whole number, such as 256"),

