@@ -76,8 +76,8 @@ def sweep(
         if not is_users(error):
             raise
         raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
-    for folder in ("records", "sweeps"):
-        sweep_up_dead(Path(runs[0].config["output"]) / folder)
+    for part_of in ("records", "sweeps"):
+        sweep_up_dead(Path(runs[0].config["output"]) / part_of)
     if replaced and not int(os.environ.get("RANK", "0")):
         for position, record in replaced.items():
             set_aside(record, runs[position].config["output"], launch.lease_seconds)
