@@ -122,12 +122,17 @@ class Peft(Method, kind="peft"):
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         weights = names - head_parameters(model).keys()
         clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
+        # peft writes some initial values into the base weights in place.
+        named = not blank and any("init" in key and isinstance(value, str) for key, value in words.items())
+        kept = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
         try:
             with _one_thread():
                 wrapper = peft.get_peft_model(model, config_class(**words))
         except Exception as error:
             raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
-        if not blank and base_fingerprint(model, weights) != base:  # Method.adapt puts them back
+        if not blank and base_fingerprint(model, weights) != base:
+            for place, value in kept:  # Method.adapt puts back what stands elsewhere
+                place.copy_(value)
             raise AdapterError(f"peft's {self.config_class} rewrites base weights with these settings: not supported")
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
