@@ -6,10 +6,12 @@ the whole file, so that no changed byte loads. What a method of peft draws again
 the header holds its fingerprint and the version of peft that drew it.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -23,15 +25,16 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vera.budget import Budget
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, disable, plain_names, refuse_many, unload
+from vera.methods.base import AdaptedLinear, adaptation, disable, frozen_extra, plain_names, refuse_many, unload
 from vera.sites import head_parameters, is_linear
 
 FORMAT = "vera-bench adapter 2"
 HEAD_FORMAT = "vera-bench head 2"
-#: A larger header is no adapter's, and is not parsed.
-LARGEST_HEADER = 64 * 2**20
+#: A larger header is no adapter's, and is not parsed: parsed JSON takes some twenty times its own size.
+LARGEST_HEADER = 8 * 2**20
 _CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
@@ -68,7 +71,7 @@ def save_head(model: nn.Module, path: str | Path) -> int:
 
 def read_method(path: str | Path) -> Method:
     """The method that an adapter file was trained with."""
-    return method_of(path, read_file(path, FORMAT)[0])
+    return method_of(path, read_header(path, FORMAT)[0])
 
 
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
@@ -79,14 +82,11 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     allow_other_base: an adapter is worth little on weights that it was not trained on).
     """
     refuse_many(model)
-    header, tensors = read_file(path, FORMAT)
+    header, shapes = read_header(path, FORMAT)
     method = method_of(path, header)
-    # All is tried first on a copy; one without weights does, except for peft, which computes with them.
     adapted = adaptation(model)
-    peft = method.kind == "peft" or (adapted is not None and adapted.method.kind == "peft")
-    trial = copy.deepcopy(model) if peft else without_weights(model)
-    unload(trial)
-    method.adapt(trial)
+    trial = try_adapter(path, method, shapes, model)
+    tensors = read_file(path, FORMAT)[1]
     left_out = _check_adapter(path, header, tensors, trial, base=None if allow_other_base else model)
     if adapted is None or adapted.method != method or not left_out <= method.redrawn(model):
         unload(model)
@@ -115,8 +115,10 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
-    header, tensors = read_file(path, FORMAT)
+    header, shapes = read_header(path, FORMAT)
     check_start(method_of(path, header), adapted.method, path)
+    _check_shapes(path, shapes, model)
+    tensors = read_file(path, FORMAT)[1]
     _check_adapter(path, header, tensors, model, base=None if allow_other_base else model)
     adapted.method.unmerge(model)
     _fill(_wanted(model), tensors)
@@ -125,9 +127,7 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
 def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
     wanted: dict[str, Tensor] = dict(head_parameters(model))
-    tensors = read_file(path, HEAD_FORMAT)[1]
-    check_tensors(path, wanted, tensors, "Same number of labels?")
-    _fill(wanted, tensors)
+    _fill(wanted, read_checked(path, HEAD_FORMAT, wanted, "Same number of labels?"))
 
 
 # --- the base model
@@ -263,29 +263,75 @@ def system_error(path: Path, error: SafetensorError) -> OSError:
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of an undamaged file. Raises AdapterError in one line for any other."""
+    """Header and tensors of an undamaged file. Raises AdapterError in one line for any other.
+
+    Takes the memory of the whole file: a stranger's is compared by its `read_header` first.
+    """
+    header, _, content = _read(path, kind, whole=True)
+    try:
+        return header, read_tensors(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _no_tensors(path, error) from None
+
+
+def read_header(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Header and the tensors' shapes of an undamaged file, which may be of any size. Raises AdapterError for any other."""
+    return _read(path, kind, whole=False)[:2]
+
+
+def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: str) -> dict[str, Tensor]:
+    """The tensors of a file that holds just those wanted. Raises AdapterError, before they are read, where it does not."""
+    check_shapes(path, wanted, read_header(path, kind)[1], hint)
+    tensors = read_file(path, kind)[1]
+    check_tensors(path, wanted, tensors, hint)
+    return tensors
+
+
+def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dict[str, list[int]], bytes]:
+    """Header, shapes, and the content where the whole is wanted."""
     if not Path(path).is_file():
         what = "a folder, not an adapter file (vera.import_peft reads peft's)" if Path(path).is_dir() else "no such file"
         raise AdapterError(f"{path}: {what}")
-    content = Path(path).read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    found = _CHECKSUM.search(content, 8, min(end, LARGEST_HEADER))
-    if len(content) < 8 or end > min(len(content), LARGEST_HEADER) or not found:
-        other = Path(path).name == "adapter_model.safetensors"
-        hint = "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
-        raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
-    blank = content[: found.start(1)] + b"0" * 64 + content[found.end(1) :]
-    if hashlib.sha256(blank).hexdigest().encode() != found[1]:
+    with open(path, "rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(8)
+        end = 8 + int.from_bytes(head, "little")
+        if len(head) == 8 and LARGEST_HEADER < end <= size:
+            raise AdapterError(f"{path}: a header of {end} bytes is no adapter's ({LARGEST_HEADER} at most)")
+        if end <= min(size, LARGEST_HEADER):
+            head += file.read(end - 8)
+        found = _CHECKSUM.search(head, 8)
+        if len(head) < end or not found:
+            other = Path(path).name == "adapter_model.safetensors"
+            hint = "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
+            raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
+        try:
+            table = json.loads(head[8:])
+            header = json.loads(table.pop("__metadata__")["header"])
+            shapes = {name: entry["shape"] for name, entry in table.items()}
+            if any(not isinstance(shape, list) or len(shape) > 8 for shape in shapes.values()):
+                raise ValueError("a shape that is none")
+            room = 8 * sum(math.prod(shape) for shape in shapes.values())
+            problem: Exception | None = None if size - end <= room else ValueError("more bytes than its tensors have")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            header, shapes, problem = {}, {}, error
+        digest = hashlib.sha256(head[: found.start(1)] + b"0" * 64 + head[found.end(1) :])
+        content = [head]
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            if whole and problem is None:
+                content.append(chunk)
+    if digest.hexdigest().encode() != found[1]:
         raise AdapterError(f"{path}: damaged (its checksum differs). Get the file again")
-    try:
-        header = json.loads(json.loads(content[8:end])["__metadata__"]["header"])
-        tensors = read_tensors(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"{path}: damaged, or not a safetensors file ({words}). Get the file again") from None
+    if problem is not None:
+        raise _no_tensors(path, problem)
     if not isinstance(header, dict) or header.get("format") != kind:
         raise AdapterError(f"{path}: not a file of the format {kind!r}")
-    return header, tensors
+    return header, shapes, b"".join(content)
+
+
+def _no_tensors(path: str | Path, error: BaseException) -> AdapterError:
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    return AdapterError(f"{path}: damaged, or not a safetensors file ({words[:200]}). Get the file again")
 
 
 def method_of(path: str | Path, header: dict[str, Any]) -> Method:
@@ -329,18 +375,64 @@ def _check_adapter(
     return left_out
 
 
-def check_tensors(
-    path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor], hint: str = "Same base model and rank?"
+def try_adapter(path: str | Path, method: Method, shapes: dict[str, list[int]], model: nn.Module) -> nn.Module:
+    """A copy of the model, adapted as the file says, without weights where the method computes nothing from them.
+
+    Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or a file of these shapes would
+    not fit it: nothing but names and shapes is looked at, and no memory taken before they fit.
+    """
+    adapted = adaptation(model)
+    peft = method.kind == "peft"
+    trial = copy.deepcopy(model) if peft or (adapted and adapted.method.kind == "peft") else without_weights(model)
+    unload(trial)
+    blank = without_weights(trial)
+    budget = Budget(blank)
+    try:
+        with budget, torch.device("meta"):
+            method.adapt(blank)
+    except AdapterError:
+        if budget.spent or not peft:
+            raise
+        # A few classes of peft look at values. The budget alone holds them.
+    else:
+        _check_shapes(path, shapes, blank)
+        if not peft:
+            return blank
+    with Budget(trial) if peft else contextlib.nullcontext():
+        method.adapt(trial)
+    _check_shapes(path, shapes, trial)
+    return trial
+
+
+def _check_shapes(path: str | Path, shapes: dict[str, list[int]], adapted: nn.Module) -> None:
+    """Raises AdapterError unless a file's names and shapes are an adapted model's; it may lack what peft draws again."""
+    adaptation_ = adaptation(adapted)
+    assert adaptation_ is not None
+    plain, wanted = plain_names(adapted), _wanted(adapted)
+    drawn = {plain[name] for name in frozen_extra(adapted)} if adaptation_.method.kind == "peft" else set()
+    check_shapes(path, {name: t for name, t in wanted.items() if name in shapes or name not in drawn}, shapes)
+
+
+def check_shapes(
+    path: str | Path, wanted: dict[str, Tensor], shapes: dict[str, list[int]], hint: str = "Same base model and rank?"
 ) -> None:
-    """Raises AdapterError unless the tensors of a file are just those that a model needs."""
-    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    """Raises AdapterError unless the names and shapes of a file are just those that a model needs."""
+    missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which this model lacks"
         raise AdapterError(f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?")
+    for name, shape in shapes.items():
+        if shape != list(wanted[name].shape):
+            shapes_ = f"{shape} in the file, {list(wanted[name].shape)} in the model"
+            raise AdapterError(f"{path}: {name} is {shapes_}. {hint}")
+
+
+def check_tensors(
+    path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor], hint: str = "Same base model and rank?"
+) -> None:
+    """Raises AdapterError unless the tensors of a file are just those that a model needs, and finite."""
+    check_shapes(path, wanted, {name: list(tensor.shape) for name, tensor in tensors.items()}, hint)
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)} in the file, {list(wanted[name].shape)} in the model"
-            raise AdapterError(f"{path}: {name} is {shapes}. {hint}")
         if not fits(tensor, wanted[name]):
             raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
 

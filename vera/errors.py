@@ -7,4 +7,5 @@ class AdapterError(ValueError):
     """Something about the request or the adapter file is wrong. The message is one line: what, where, how to mend."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", message))  # names inside a file may hold anything
+        line = re.sub(r"\s*[\r\n]+\s*", " ", message[:100_000])  # names inside a file may hold anything, and be of any length
+        super().__init__(line if len(line) <= 1000 else f"{line[:1000]}...")

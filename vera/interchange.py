@@ -24,7 +24,7 @@ from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.base import AdaptedLinear, adaptation, unload
 from vera.methods.lora import LoRA, LoRAChange
-from vera.methods.peft import REWRITES_BASE
+from vera.methods.peft import rewrites_base
 from vera.methods.vera import VeRA, VeRAChange
 from vera.projections import INITS, ProjectionSpec
 from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_linear, is_transposed, size
@@ -250,7 +250,7 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
                 raise AdapterError(f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here")
         if config.get("bias", "none") != "none":
             raise AdapterError(f"{folder}: LoRA with bias={config['bias']} is another method than LoRA here")
-        if str(config.get("init_lora_weights")).startswith(REWRITES_BASE):
+        if rewrites_base(config.get("init_lora_weights")):
             raise AdapterError(f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too")
     ranks = {len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim}
     rank = config["r"]

@@ -14,7 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.checkpoint import FORMAT, HEAD_FORMAT, base_fingerprint, check_tensors, method_of, read_file, same_base
+from vera.checkpoint import (
+    FORMAT,
+    HEAD_FORMAT,
+    base_fingerprint,
+    check_shapes,
+    check_tensors,
+    method_of,
+    read_checked,
+    read_file,
+    read_header,
+    same_base,
+    try_adapter,
+)
 from vera.errors import AdapterError
 from vera.kernels import quicken
 from vera.methods import disable
@@ -84,14 +96,15 @@ class Adapters:
             raise AdapterError(f"an adapter's name is a word, not {name!r}")
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
-        header, tensors = read_file(path, FORMAT)
+        header, shapes = read_header(path, FORMAT)
         method = method_of(path, header)
         if not isinstance(method, VeRA):
             raise AdapterError(f"{path}: a {method.kind} adapter; only VeRA's share their projections")
         if self.method is None:
+            try_adapter(path, method, shapes, self.model)
             self._adapt(method)
         try:
-            self._check(path, method, header, tensors)
+            tensors = self._checked(path, method, header, shapes)
             heads = self._head(head) if head else None
         except BaseException:
             if not self.vectors:
@@ -233,7 +246,10 @@ class Adapters:
     def _changes(self) -> Iterator[VeRAChange]:
         return cast(Iterator[VeRAChange], changes(self.model))
 
-    def _check(self, path: str | Path, method: VeRA, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _checked(
+        self, path: str | Path, method: VeRA, header: Mapping[str, Any], shapes: dict[str, list[int]]
+    ) -> dict[str, Tensor]:
+        """The tensors of a file that fits what is here."""
         assert self.method is not None
         theirs, ours = method.settings(), self.method.settings()
         for key in sorted({*theirs, *ours} - {"dropout", "d_init"}):
@@ -244,14 +260,16 @@ class Adapters:
                 )
         if header.get("fixed") != self._fixed:
             raise AdapterError(f"{path}: was trained with other projections than this model's")
+        check_shapes(path, self._parameters, shapes)
+        tensors = read_file(path, FORMAT)[1]
         check_tensors(path, self._parameters, tensors)
         if not same_base(header.get("base"), self._base):
             raise AdapterError(f"{path}: trained on other base weights than this model's")
+        return tensors
 
     def _head(self, path: str | Path) -> dict[str, Tensor]:
         wanted: dict[str, Tensor] = dict(head_parameters(self.model))
-        tensors = read_file(path, HEAD_FORMAT)[1]
-        check_tensors(path, wanted, tensors, "Same number of labels?")
+        tensors = read_checked(path, HEAD_FORMAT, wanted, "Same number of labels?")
         return {name: tensor.to(wanted[name]) for name, tensor in tensors.items()}
 
     def _known(self, names: Names) -> list[str | None]:

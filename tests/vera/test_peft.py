@@ -1,6 +1,7 @@
 """method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training loop."""
 
 import copy
+import dataclasses
 import inspect
 import re
 
@@ -13,6 +14,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import vera
+from vera.methods import peft as ours
+from vera.methods.base import plain_names
 
 #: Settings without which a method does not fit 32 x 32 matrices.
 SMALL = {
@@ -275,8 +278,6 @@ def test_what_was_drawn_and_then_changed_is_stored(tmp_path):
 
 def test_a_look_at_what_is_drawn_moves_no_random_number():
     """Training starts from the same values whether the second installation was needed or had been done before."""
-    from vera.methods import peft as ours
-
     starts = []
     for known in (False, True):
         if not known:
@@ -334,11 +335,13 @@ def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
         ),
         ({"config_class": "LoraConfig", "config": {"bias": "all"}}, "bias=all trains base weights"),
         ({"config_class": "LoraConfig", "config": {"init_lora_weights": "pissa"}}, "pissa rewrites base weights"),
+        ({"config_class": "LoraConfig", "config": {"init_lora_weights": "OLoRA"}}, "OLoRA rewrites base weights"),
         (
             {"config_class": "LoraConfig", "config": {"target_modules": "("}},
-            "peft's LoraConfig on a BertForSequenceClassification",
+            "peft's LoraConfig: target_modules takes module names and plain words of at most 300 letters, no patterns",
         ),
-        ({"config_class": "LoraConfig", "config": {"lora_alpha": 10**400}}, "peft's LoraConfig"),
+        ({"config_class": "LoraConfig", "config": {"layer_replication": [[0, 2]]}}, "another model of the base"),
+        ({"config_class": "LoraConfig", "config": {"lora_alpha": 10**400}}, "lora_alpha must be a finite number"),
         ({"config_class": "VBLoRAConfig"}, "must be divisible by `vector_length`"),
         ({"config_class": "AdaLoraConfig", "config": {"total_step": 3}}, "total_step: it is the run's own number of steps"),
         ({"config_class": "LoraConfig", "config": {"corda_config": {"cache_file": "x"}}}, "a configuration of its own"),
@@ -474,3 +477,63 @@ def test_adalora_without_room_for_its_schedule_is_refused():
     method.adapt(model)
     with pytest.raises(vera.AdapterError, match="tinit 5 and tfinal 5 leave none of 8 steps"):
         method.before_training(model, 8)
+
+
+# --- base weights
+
+
+def inits(name):
+    """Every initial value that a class of peft lists, in three ways to write it."""
+    for field in dataclasses.fields(getattr(peft, name)):
+        if "init" not in field.name:
+            continue
+        if "bool" in str(field.type):
+            yield from ((field.name, value) for value in (True, False))
+        for word in re.findall(r"'([a-z_]+)", str(field.type)):
+            word = f"{word}2" if word.endswith("niter_") else word
+            yield from ((field.name, way) for way in (word, word.upper(), word.title()))
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in REFUSED])
+def test_no_class_and_no_initial_value_changes_a_base_weight(name):
+    for field, value in [(None, None), *inits(name)]:
+        model = tiny_model()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        fingerprint, refused = vera.base_fingerprint(model), False
+        try:
+            method_of(name, **({field: value} if field else {})).adapt(model)
+        except vera.AdapterError:
+            refused = True
+        plain = plain_names(model)
+        after = {plain[n]: p for n, p in model.named_parameters()}
+        assert all(torch.equal(p, after[n]) for n, p in before.items()), (field, value)
+        del model.__dict__["_base_fingerprint"]
+        base = vera.base_fingerprint(model)
+        assert base == fingerprint, (field, value)
+        assert not refused or "_adaptation" not in model.__dict__
+        if field == "init_lora_weights" and str(value).lower().startswith(("olora", "pissa", "corda", "loftq", "lora_ga")):
+            assert refused, (field, value)
+        if field is None:
+            assert not refused
+
+
+def test_the_ways_to_write_olora_are_among_the_initial_values():
+    assert {"olora", "OLORA", "Olora", "pissa_niter_2"} <= {value for _, value in inits("LoraConfig")}
+
+
+@pytest.mark.parametrize("init", ["olora", "OLoRA", "pissa"])
+def test_an_initial_value_that_no_list_knows_is_found_by_the_fingerprint(init, monkeypatch):
+    """And the base weights are put back."""
+    monkeypatch.setattr(ours, "REWRITES_BASE", ("none of these",))
+    model, before = tiny_model(), tiny_model().state_dict()
+    with pytest.raises(vera.AdapterError, match="rewrites base weights with these settings: not supported"):
+        vera.Peft("LoraConfig", {"init_lora_weights": init}).adapt(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    vera.LoRA(rank=4).adapt(model)
+
+
+def test_the_head_may_be_adapted_by_its_name():
+    model = tiny_model()
+    vera.Peft("LoraConfig", {"target_modules": ["dense"]}).adapt(model)
+    assert "bert.pooler.dense.lora_A.default.weight" in dict(model.named_parameters())

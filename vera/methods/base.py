@@ -29,7 +29,9 @@ NAMES: dict[Any, str] = {
 }
 #: A rank this many times as large as the widest matrix is a slip of the keyboard, not a wish.
 SENSE = 64
-LARGEST = torch.finfo(torch.float32).max
+#: No setting means a larger number, or more words: both may come from a stranger's file.
+LARGEST = 2.0**53
+MOST_WORDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class Method(ABC):
             if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
                 raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
             if kind is float and not abs(value) <= LARGEST:
-                raise AdapterError(f"{field.name} must be a finite number that float32 can hold")
+                raise AdapterError(f"{field.name} must be a finite number, of at most 2^53")
             if kind is tuple and not all(isinstance(word, str) for word in value):
                 raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
+            if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
+                raise AdapterError(f"{field.name} has at most {MOST_WORDS} words, none longer than as many letters")
         rank, dropout = getattr(self, "rank", 1), getattr(self, "dropout", 0.0)
         if rank < 1:
             raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
@@ -86,6 +90,7 @@ class Method(ABC):
         head = frozenset(head_parameters(model))
         trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         children = {module: dict(module._modules) for module in model.modules()}
+        weights = [(m, n, p, p.data) for m in children for n, p in m._parameters.items() if p is not None]
         model.requires_grad_(False)
         try:
             self.install(model)
@@ -93,6 +98,10 @@ class Method(ABC):
             for module, before in children.items():
                 module._modules.clear()
                 module._modules.update(before)
+            for module, name, parameter, data in weights:  # a method of peft may have put others in their place
+                module._parameters[name] = parameter
+                if parameter.data_ptr() != data.data_ptr():
+                    parameter.data = data
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in trainable)
             raise

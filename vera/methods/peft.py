@@ -18,8 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Method, frozen_extra, plain_names, replace
-from vera.sites import BLOCKS, NORMS, WHOLE, find_norms, find_sites, head_prefixes, is_feed_forward_out, is_transposed
+from vera.methods.base import LARGEST, Method, frozen_extra, plain_names, replace
+from vera.sites import (
+    BLOCKS,
+    NORMS,
+    WHOLE,
+    find_norms,
+    find_sites,
+    head_parameters,
+    head_prefixes,
+    is_feed_forward_out,
+    is_transposed,
+)
 
 #: Settings that have no place here, and why.
 OUTSIDE = {
@@ -27,10 +37,17 @@ OUTSIDE = {
     "modules_to_save": "the head trains with every method here: leave it out",
     "total_step": "it is the run's own number of steps: leave it out",
     "inference_mode": "leave it out",
+    "layer_replication": "it makes another model of the base: not supported",
+    "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Initial values that change the base weights too, so that an adapter file would not be the whole of it.
+#: Initial values that change the base weights too, so that an adapter file would not be the whole of it. See rewrites_base.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: Words of a configuration: names of modules and choices. peft takes many of them for regular expressions; without
+#: operators there is none that runs for ever.
+PLAIN = re.compile(r"[\w./-]{0,300}")
+#: A configuration has no more values than this, lists counted out.
+MOST_VALUES = 4_096
 #: The sites of each class where none are named: those that its paper trains. A file of its own: runs/config.py reads it, too.
 SITES: dict[str, list[str]] = json.loads(Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8"))
 #: By method and base weights, which of the frozen tensors a second installation has drawn again.
@@ -62,8 +79,9 @@ class Peft(Method, kind="peft"):
         object.__setattr__(self, "sites", self.sites or tuple(SITES.get(self.config_class, SITES["others"])))
         try:
             json.dumps(self.config)
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise AdapterError(f"config must be plain values, as in JSON ({error})") from None
+        _check_values(f"peft's {self.config_class}", self.config)
 
     def install(self, model: nn.Module) -> None:
         import peft
@@ -81,7 +99,7 @@ class Peft(Method, kind="peft"):
                 raise AdapterError(f"peft's {self.config_class}: {key}: {OUTSIDE[key]}")
         if words.get("bias", "none") != "none":
             raise AdapterError(f"peft's {self.config_class}: bias={words['bias']} trains base weights: not supported")
-        if str(words.get("init_lora_weights")).startswith(REWRITES_BASE):
+        if rewrites_base(words.get("init_lora_weights")):
             raise AdapterError(f"peft's {self.config_class}: {words['init_lora_weights']} rewrites base weights: not supported")
         for key, value in words.items():  # no reference to files or other adapters: this may come from an adapter file
             if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
@@ -102,12 +120,20 @@ class Peft(Method, kind="peft"):
             {} if blank else base_fingerprint(model)
         )  # before installing: some methods move a part of the base weights into the adapter
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        weights = names - head_parameters(model).keys()
         clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
+        # peft writes some initial values into the base weights in place.
+        named = not blank and any("init" in key and isinstance(value, str) for key, value in words.items())
+        kept = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
         try:
             with _one_thread():
                 wrapper = peft.get_peft_model(model, config_class(**words))
         except Exception as error:
             raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
+        if not blank and base_fingerprint(model, weights) != base:
+            for place, value in kept:  # Method.adapt puts back what stands elsewhere
+                place.copy_(value)
+            raise AdapterError(f"peft's {self.config_class} rewrites base weights with these settings: not supported")
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
             raise AdapterError(f"peft's {self.config_class} needs a forward pass of its own: not supported")
@@ -312,6 +338,34 @@ class Peft(Method, kind="peft"):
             self.unmerge(model)
         tuner = _tuner(model)
         (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
+
+
+def rewrites_base(init: Any) -> bool:
+    """Whether peft's init_lora_weights changes base weights. peft takes olora in any case of its letters; so does this all."""
+    return str(init).lower().startswith(REWRITES_BASE)
+
+
+def _check_values(owner: str, config: dict[str, Any]) -> None:
+    """Raises AdapterError for a configuration that could keep peft busy for ever: it may come from an adapter file.
+
+    Module names, no patterns: a pattern that an adapter was trained with could not be loaded from its file again.
+    """
+    left = MOST_VALUES
+    todo: list[tuple[str, Any]] = list(config.items())
+    while todo:
+        key, value = todo.pop()
+        left -= 1
+        if isinstance(value, dict):
+            todo += [(key, part) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple):
+            todo += [(key, part) for part in value]
+        elif isinstance(value, str) and not PLAIN.fullmatch(value):
+            what = "takes module names and plain words of at most 300 letters, no patterns (layers_to_transform chooses layers)"
+            raise AdapterError(f"{owner}: {key} {what}: got {value!r}")
+        elif isinstance(value, int | float) and not abs(value) < (2**63 if "seed" in key or "key" in key else LARGEST):
+            raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
+        if left < len(todo):
+            raise AdapterError(f"{owner}: more than {MOST_VALUES} values are no configuration")
 
 
 def _tuner(model: nn.Module) -> Any:
