@@ -269,7 +269,7 @@ def test_counts_of_a_small_model():
     assert counts["adapter_h"] == 4 * bottleneck
     assert counts["adapter_l"] == 2 * (bottleneck + 2 * 32)
     assert counts["adapter_dropped"] == counts["adapter_shared"] == bottleneck
-    assert counts["ia3"] == 4 * 32
+    assert counts["ia3"] == 2 * (32 + 32 + 64)  # key, value, and the inputs of the feed-forward's second matrix
     assert counts["lora"] == 4 * 4 * (32 + 32)
     assert counts["head"] == 0
     # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm.
