@@ -41,6 +41,10 @@ FITTED = 1e-3
 # --- the paper's findings, held to our records
 
 
+#: Whether a finding agrees, in a word.
+WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
+
+
 @dataclass(frozen=True)
 class Claim:
     """What the paper finds, where it was tried here, the numbers in words, and whether they agree (None: undecided).
@@ -60,7 +64,7 @@ class Claim:
 
     @property
     def word(self) -> str:
-        word = {True: "agrees", False: "does not agree", None: "undecided"}[self.agrees]
+        word = WORDS[self.agrees]
         return f"**{word}**" if self.firm and self.agrees is not None else word
 
 
@@ -256,8 +260,7 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
             line = _paired(*near)
             words = "; ".join(f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in near)
             agrees.append(is_above(line.differences))
-            word = {True: "agrees", False: "does not agree", None: "undecided"}[agrees[-1]]
-            told.append(f"with {convention}: {words}{_words(line)}: {word}")
+            told.append(f"with {convention}: {words}{_words(line)}: {WORDS[agrees[-1]]}")
             holds.append(tuple(difference > 0 for difference in line.differences))
             sides.append(near)
         if not sides:
