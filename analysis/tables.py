@@ -1087,13 +1087,13 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
             else "median over the seeds there are"
         )
         title = f"{names['task']} ({names['model']}, {over}): dev {first['result']['metric']}"
-        chosen = "the best epoch is chosen on the rows reported"
+        chosen = "The best epoch is chosen on the rows reported."
         if select == "crossfit":
             chosen = CROSSFIT
         notes = [
             "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
             "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
-            f"{data['train_rows']} training and {data['dev_rows']} dev rows; {chosen}.",
+            f"{data['train_rows']} training and {data['dev_rows']} dev rows. {chosen}",
         ]
         notes += _about({key: cell for key, cell in found.items() if key[0] == model})
         tables.append(Table(title, header, rows, notes, model, {"reviews": names["task"]}, ("best",)))

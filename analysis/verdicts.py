@@ -225,7 +225,8 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{range_}",
         f"best, last: the median at the best and the last epoch. {tables.CROSSFIT.lower()}",
-        "optimism: by that mean, what choosing the epoch on the rows reported adds. An upper estimate: halves choose worse.",
+        "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median over seeds (best and"
+        " cross-fitted are medians of their own). An upper estimate: halves choose worse.",
         *dict.fromkeys(other),
         *unknown,
     ]

@@ -48,8 +48,10 @@ def main(arguments: list[str]) -> int:
     model, method = training.raw_model, training.method
     if form == "peft":
         of = record["config"]["model"]
-        hub = None if of["path"] or of["package"] or of.get("wheel") else of["hub"]
-        vera.export_peft(model, place, hub, of["revision"] if hub else None)
+        packed = of["package"] or (of.get("wheel") or "").partition("==")[0]  # its folder in a package says less
+        hub = None if of["path"] or packed else of["hub"]
+        name = None if of["path"] else packed or hub
+        vera.export_peft(model, place, name, of["revision"] if hub else None)
         base = models.fetch(of)
         print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
     elif form == "merged":

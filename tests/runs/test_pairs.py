@@ -35,7 +35,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("TrainableTokensConfig", "has no matrices of its own here: name target_modules in config"),
+        ("TrainableTokensConfig", "needs to be told what it trains: name target_modules in config"),
         ("XLoraConfig", "`use_cache` must be False"),
         ("LoraKonfig", "Did you mean LoraConfig?"),
         ("FrodConfig", None),  # which computes with the weights: what they alone could tell is not told

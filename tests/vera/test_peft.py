@@ -32,7 +32,7 @@ REFUSED = {
     "AdaptionPromptConfig": "Unsupported model type",
     "PolyConfig": "a forward pass of its own",
     "ShadowConfig": "a forward pass of its own",
-    "TrainableTokensConfig": "no matrices of its own here: name target_modules in config",
+    "TrainableTokensConfig": "needs to be told what it trains: name target_modules in config",
     "XLoraConfig": "`use_cache` must be False",
 }
 CLASSES = sorted(
@@ -212,7 +212,7 @@ class Unknown(nn.Module):
     [
         ("IA3Config", "adapts key, value, feed_forward_out: no linear layer is a 'key' site of this model"),
         ("LNTuningConfig", "adapts norms: a Unknown has no LayerNorm and no RMSNorm"),
-        ("TrainableTokensConfig", "has no matrices of its own here: name target_modules in config"),
+        ("TrainableTokensConfig", "needs to be told what it trains: name target_modules in config"),
     ],
 )
 def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name, words):

@@ -191,7 +191,7 @@ class Peft(Method, kind="peft"):
 
     def _targets(self, model: nn.Module) -> list[str]:
         if not self.sites:
-            raise AdapterError(f"peft's {self.config_class} has no matrices of its own here: name target_modules in config")
+            raise AdapterError(f"peft's {self.config_class} needs to be told what it trains: name target_modules in config")
         try:
             norms = find_norms(model) if NORMS in self.sites else []
             linear = tuple(site for site in self.sites if site != NORMS)
