@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, Key, cells, ids, published, settings_of
+from analysis.cells import Cell, Key, cells, ids, label_of, published, settings_of
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import smallest_p
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper, spreadsheet
@@ -566,6 +566,9 @@ def figure5(ledger: Ledger) -> list[Figure]:
                 lines[pair].append((layer, middle[0], middle[1], middle[2]))
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
         notes += [f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
+        known = (ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records)
+        if labels := sorted({label_of(record) for record in known}):
+            notes.append(f"The runs are {' and '.join(labels)}.")
         if not measures:
             notes.append("Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity.")
         if (model, task) == (LARGE, RTE):
