@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> int:
         of = record["config"]["model"]
         packed = of["package"] or (of.get("wheel") or "").partition("==")[0]  # its folder in a package says less
         hub = None if of["path"] or packed else of["hub"]
-        name = None if of["path"] else packed or hub
-        vera.export_peft(model, place, name, of["revision"] if hub else None)
+        known_as = None if of["path"] else packed or hub
+        vera.export_peft(model, place, known_as, of["revision"] if hub else None)
         base = models.fetch(of)
         print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
     elif form == "merged":
