@@ -237,7 +237,7 @@ def test_the_demo_table_and_plot(tmp_path):
     _, path, _ = figures.save(figure, tmp_path)
     assert path.name == "accuracy_vs_parameters.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert "the best epoch is chosen on the rows reported" in table.notes[2]
+    assert "The best epoch is chosen on the rows reported." in table.notes[2]
     assert tables.CROSSFIT.removesuffix(".") in tables.demo(ledger(*records), "crossfit")[0].notes[2]
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo(ledger(*short), "paper")

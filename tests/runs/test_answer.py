@@ -511,6 +511,12 @@ def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_
         assert judge.main([record["id"], f"output={output}", f"base_url={server.url}"]) == 0
     capsys.readouterr()
     assert tables(["table4", "--output", str(output)]) == 0
+    assert "ours, another size: not compared" in capsys.readouterr().out  # a tiny Llama
+    path = record_path(output, record["id"])
+    judged = json.loads(path.read_text())
+    judged["parameters"]["adapter"] = 1_589_248
+    path.write_text(json.dumps(judged))
+    assert tables(["table4", "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("| VeRA r=1024"))
     assert "5.00" in lines[place]

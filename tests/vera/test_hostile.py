@@ -168,8 +168,8 @@ def by_hand(good):
 
 # --- what happens
 
-#: Of the processor, within which a file is refused; the rest of the machine may be busy.
-SECONDS, MEGABYTES = 2.0, 500
+#: Of the processor, within which a file is refused. A slow machine takes 2 seconds for the worst of them; a hang has no end.
+SECONDS, MEGABYTES = 8.0, 500
 
 
 def attempt(content, path, load=vera.load, patience=60):
