@@ -29,7 +29,7 @@ def no_published_records(request, tmp_path_factory) -> Iterator[None]:
     """A test sees the records that it writes, and not those that this project has published; but for test_published.py."""
     with pytest.MonkeyPatch.context() as own:  # which a test's monkeypatch.undo() does not undo
         if request.path.name != "test_published.py":
-            own.setattr("runs.record.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+            own.setattr("runs.record.ledger.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
         yield
 
 

@@ -418,7 +418,7 @@ def study(tmp_path, monkeypatch):
     """A published study: head, LoRA and VeRA on CoLA, two trials, and words by hand."""
     folder = tmp_path / "records" / "glue_minilm"
     folder.mkdir(parents=True)
-    monkeypatch.setattr("runs.record.PUBLISHED", folder.parent)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder.parent)
     made = [
         *small("head", "cola", (0.1, 0.2, 0.3)),
         *small("vera", "cola", (0.41, 0.415, 0.42)),

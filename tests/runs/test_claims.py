@@ -261,7 +261,7 @@ def test_a_file_is_created_whole_and_once(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("runs.record.os.link", no_links)
+    monkeypatch.setattr("runs.record.files.os.link", no_links)
     link_or_fail(tmp_path / "b", "first")
     with pytest.raises(FileExistsError):
         link_or_fail(tmp_path / "b", "second")

@@ -81,7 +81,7 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
         assert {"code", "versions", "device", "seconds", "seeds", "settings"} <= found.keys()
         assert str(output) not in json.dumps(found)
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path)
-    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path)
     assert publish.main(["mine", f"output={output}"]) == 0
     assert "2 measures in runs/records/mine/measures" in capsys.readouterr().out
     assert len(read_ledger(tmp_path / "none").measures) == 2
@@ -113,7 +113,7 @@ def test_a_damaged_measure_is_a_problem_and_no_more(text, words, tmp_path):
 
 def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_path, monkeypatch):
     _, lora, _ = pair
-    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     write_record(tmp_path, lora)
     copy = tmp_path / "published" / "study" / f"{lora['id']}.json"
     copy.parent.mkdir(parents=True)

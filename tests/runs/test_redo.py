@@ -260,7 +260,7 @@ def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monk
     record["config"]["task"]["data_dir"] = "glue_of_others"
     study.mkdir(parents=True)
     (study / f"{record['id']}.json").write_text(json.dumps(record))
-    monkeypatch.setattr("runs.record.PUBLISHED", study.parent)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
     done = call_here("runs.evaluate", record["id"], f"output={tmp_path / 'other'}", check=2)
     assert str(study / f"{record['id']}.json") in done.stderr
     assert "task.data_dir=/where/glue_of_others" in done.stderr

@@ -288,7 +288,7 @@ def test_an_estimate_goes_by_steps_not_by_runs(words):
 
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr("runs.record.PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     runs = expand([*words, "seed=0,1"])
     sweep.sweep([*runs, *expand([*words, "train.max_steps=1"])])  # the last one is a trial, and stays here
     failed = read_record(record_path(output_of(words), run_id(runs[1])))

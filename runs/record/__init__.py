@@ -1,0 +1,59 @@
+"""A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from it.
+
+schema.py says what a record holds and checks it; ledger.py reads one, or all; files.py writes them, whole or not at all;
+selection.py says which epoch's number is reported, and rows.py which row of a table a run belongs to. No torch and no
+Hydra: analysis/ reads the ledger through this package.
+"""
+
+from runs.record.files import (
+    cache_folder,
+    link_or_fail,
+    measure_path,
+    record_path,
+    record_text,
+    records_folder,
+    run_folder,
+    sweep_up_dead,
+    write_atomically,
+    write_record,
+)
+from runs.record.ledger import PUBLISHED, Ledger, read_ledger, read_measure, read_record, read_study, study_folders
+from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
+from runs.record.schema import FINISHED, MEASURE_SCHEMA, READS_LENGTH_GROUPED, SCHEMA, Record, defining, is_trial
+from runs.record.selection import best_epoch, crossfit, crossfit_of, reported
+
+__all__ = [
+    "FINISHED",
+    "MEASURE_SCHEMA",
+    "PUBLISHED",
+    "READS_LENGTH_GROUPED",
+    "SCALINGS",
+    "SCHEMA",
+    "Ledger",
+    "Record",
+    "best_epoch",
+    "cache_folder",
+    "crossfit",
+    "crossfit_of",
+    "defining",
+    "from_recipe",
+    "is_trial",
+    "link_or_fail",
+    "lora_scaling",
+    "measure_path",
+    "proportional_alpha",
+    "read_ledger",
+    "read_measure",
+    "read_record",
+    "read_study",
+    "record_path",
+    "record_text",
+    "records_folder",
+    "reported",
+    "row_label",
+    "run_folder",
+    "study_folders",
+    "sweep_up_dead",
+    "write_atomically",
+    "write_record",
+]

@@ -1,0 +1,153 @@
+"""Reading records: one, a study's, or all that a folder and the published studies hold."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from runs.record.files import records_folder, run_folder
+from runs.record.schema import MEASURE_SCHEMA, MEASURES, MIGRATIONS, SCHEMA, Record
+
+#: Studies that the project publishes.
+PUBLISHED = Path(__file__).parent.parent / "records"
+
+
+def read_record(path: Path) -> Record:
+    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    try:
+        with open(path, "rb") as file:
+            record = orjson.loads(file.read())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a record ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str) or type(record.get("schema")) is not int:
+        raise ValueError(f"{path}: not a record")
+    while record["schema"] in MIGRATIONS:
+        record = MIGRATIONS[record["schema"]](record)
+    if record["schema"] != SCHEMA:
+        newer = "made by a newer version; update this one" if record["schema"] > SCHEMA else "not known"
+        raise ValueError(f"{path}: a record of schema {record['schema']}, {newer} (here: {SCHEMA})")
+    return record
+
+
+def read_measure(path: Path) -> Record:
+    """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    try:
+        with open(path, "rb") as file:
+            measure = orjson.loads(file.read())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a measure ({error})") from None
+    kinds = {"id": str, "kind": str, "of": list, "settings": dict, "seeds": dict, "values": dict}
+    if not isinstance(measure, dict) or not all(isinstance(measure.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"{path}: not a measure")
+    columns = measure["values"]
+    if measure.get("schema") != MEASURE_SCHEMA:
+        raise ValueError(f"{path}: a measure of schema {measure.get('schema')}, not known (here: {MEASURE_SCHEMA})")
+    if len({len(column) if isinstance(column, list) else -1 for column in columns.values()}) > 1:
+        raise ValueError(f"{path}: a measure whose columns differ in length")
+    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}.get(measure["kind"])
+    if tuple(columns) != MEASURES.get(measure["kind"]) or len(measure["of"]) != runs:
+        raise ValueError(f"{path}: a measure of kind {measure['kind']!r} with columns {', '.join(columns)}: not known here")
+    return measure
+
+
+@dataclass
+class Ledger:
+    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be read.
+
+    measures: by their own ids; what figures are drawn from that is no run.
+    """
+
+    records: dict[str, Record] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    measures: dict[str, Record] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
+
+
+def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
+    """All records of this machine and, unless switched off, the published ones. This machine's own come first.
+
+    A second record of a run with the same result is the same run, published. Where it has another result (another machine,
+    other versions), the first one counts, and how many there are of each study is a problem. A copy of a published record is
+    of that study, not of this machine.
+    """
+    ledger = Ledger()
+    folders = [("ours", records_folder(output), Path(output) / "measures")]
+    if published:
+        folders += [(folder.name, folder, folder / "measures") for folder in study_folders()]
+    for origin, folder, measures in folders:
+        _read_into(ledger, origin, folder, measures, output)
+    return ledger
+
+
+def read_study(folder: Path) -> Ledger:
+    """The records and measures of one published study alone."""
+    ledger = Ledger()
+    _read_into(ledger, folder.name, folder, folder / "measures", "")
+    return ledger
+
+
+def study_folders() -> list[Path]:
+    """The published studies."""
+    return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
+
+
+def _is_better(known: str, origin: str, first: Record, again: Record, output: str | Path) -> bool:
+    """Whether a second record of a run says better where it comes from: the first was copied from it (publishing takes paths
+    out, and a run of this machine leaves a folder), or the study is that of its preset."""
+    if known == "ours":
+        return first == again and not run_folder(output, first["id"]).exists()
+    return origin == again["cell"]["paper"]
+
+
+def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output: str | Path) -> None:
+    others = []
+    with _no_garbage():
+        for path in _json_files(folder):
+            try:
+                record = read_record(path)
+            except ValueError as error:
+                ledger.problems.append(str(error))
+                continue
+            if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
+                ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
+                continue
+            first = ledger.records.setdefault(record["id"], record)
+            if first is not record and first.get("result") != record.get("result"):
+                others.append(record["id"])
+            elif first is record or _is_better(ledger.origin[record["id"]], origin, first, record, output):
+                ledger.origin[record["id"]] = origin
+        for path in _json_files(measures):
+            try:
+                measure = read_measure(path)
+            except ValueError as error:
+                ledger.problems.append(str(error))
+                continue
+            ledger.measures.setdefault(measure["id"], measure)
+    if others:
+        which = f"run {others[0]} has" if len(others) == 1 else f"{len(others)} runs have"
+        whose = ", ".join(sorted({ledger.origin[name] for name in others}))
+        ledger.problems.append(f"{folder}: {which} another result here than in {whose}, which counts")
+
+
+def _json_files(folder: Path) -> list[Path]:
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Without the search for cycles, which JSON has none of: over thousands of records it takes longer than reading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
