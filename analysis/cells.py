@@ -1,13 +1,14 @@
 """From records to cells: one (model, row, task) over its seeds, with the median, the spread, and what is missing."""
 
 import hashlib
-import json
 import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import orjson
 
 from runs.record import Ledger, Record, defining, is_trial, lora_scaling, reported, row_label
 
@@ -221,4 +222,4 @@ def settings_of(record: Record) -> str:
     config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
     start = (record.get("start") or {}).get("id")
     parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start, protocol(record)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

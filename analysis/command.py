@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from runs.record import Ledger, read_ledger
+from runs import command
+from runs.record import Ledger
 from runs.text import describe
 
 
@@ -29,9 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 def open_ledger(output: str) -> Ledger:
     """The records of a folder, and the published ones. What is odd in them is told on stderr, and that the folder has none."""
-    ledger = read_ledger(output)
-    for problem in ledger.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+    ledger = command.open_ledger(output)
     if "ours" not in ledger.origin.values():
         others = ": only what the project has published is shown" if ledger.records else ""
         print(f"note: no records of your own in {output}/records yet{others}", file=sys.stderr)

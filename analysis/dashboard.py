@@ -17,7 +17,8 @@ from typing import Any
 
 from analysis.command import Parser, entry_point
 from analysis.tables import SCORES, TABLES, Table
-from runs.record import Ledger, read_ledger, write_atomically
+from runs.command import open_ledger
+from runs.record import Ledger, write_atomically
 from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
 
 #: Panels for the numbers that tables show.
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> int:
         return 2
     os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    ledger = read_ledger(options.output)
+    ledger = open_ledger(options.output)
     try:
         if options.json:
             made = workspace(ledger, options.entity or os.environ.get("WANDB_ENTITY") or "", options.project)

@@ -55,40 +55,6 @@ class Entry:
         return Cell(done, verdicts.wanted(self.key)) if done else None
 
 
-def sound(ledger: Ledger) -> Ledger:
-    """The records that have what the tables read, and the measures that have what the figures read; the others join the files
-    that are no record, with what they lack."""
-    kept = Ledger({}, ledger.origin, list(ledger.problems))
-    for record in ledger:
-        try:
-            is_trial(record["config"])
-            _ = [record["cell"][part] for part in ("model", "row", "task", "seed", "paper")]
-            if record["status"] in FINISHED:
-                settings_of(record)
-                _ = (
-                    record["result"]["metric"],
-                    record["parameters"]["adapter"],
-                    record["parameters"]["head"],
-                    record["label"]["row"],
-                    reported(record, "crossfit"),
-                )
-                _ = record["cost"].items(), iter(record["deviations"]), record["data"]["train_rows"], record["data"]["dev_rows"]
-        except (KeyError, TypeError, AttributeError) as error:
-            kept.problems.append(f"{record['id']}: a record without what the tables read ({type(error).__name__}: {error})")
-            continue
-        kept.records[record["id"]] = record
-    for measure in ledger.measures.values():
-        try:
-            _ = measure["kind"], dict(measure["settings"]), measure["seeds"], measure["values"].values()
-            _ = [(run["id"], *(run["cell"][part] for part in ("model", "row", "task", "seed"))) for run in measure["of"]]
-            _ = [(run["label"]["model"], run["label"]["task"]) for run in measure["of"]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            kept.problems.append(f"{measure['id']}: a measure without what the figures read ({type(error).__name__}: {error})")
-            continue
-        kept.measures[measure["id"]] = measure
-    return kept
-
-
 def entries(ledger: Ledger) -> list[Entry]:
     """Every record is in one of them."""
     groups: dict[tuple[Key, str, bool], list[Record]] = defaultdict(list)
@@ -513,8 +479,7 @@ def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
 
 def page(ledger: Ledger) -> str:
     """The whole page."""
-    problems: list[str]
-    ledger, problems = sound(ledger), []
+    problems: list[str] = []
     parts, findings = entries(ledger), verdicts.verdicts(ledger)
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
     text = json.dumps(_data(ledger, parts, findings), separators=(",", ":"), ensure_ascii=False)

@@ -628,7 +628,7 @@ def _image_table(
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
-        shots = {r["config"]["task"]["shots"] for key, cell in mine.items() if key[2] == task for r in cell.records}
+        shots = {r["config"]["task"].get("shots") for key, cell in mine.items() if key[2] == task for r in cell.records}
         if shots and shots != {10}:
             notes.append(
                 f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class"
@@ -678,7 +678,7 @@ def _instructed(ledger: Ledger) -> list[Record]:
 
 def _part(record: Record) -> bool:
     """Whether it was trained on table 13's part of the rows."""
-    return record["cell"]["model"] in LLAMAS and record["config"]["task"]["train_rows"] == TABLE_13_ROWS
+    return record["cell"]["model"] in LLAMAS and record["config"]["task"].get("train_rows") == TABLE_13_ROWS
 
 
 def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[str, list[list[Any]]]) -> list[Table]:

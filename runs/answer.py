@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from runs.claims import held
+from runs.command import open_ledger
 from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.evaluate import as_run, find, restore
 from runs.identity import data_content, run_id
-from runs.record import FINISHED, Record, read_ledger, run_folder, write_atomically
+from runs.record import FINISHED, Record, run_folder, write_atomically
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
@@ -84,7 +85,7 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
         found = [find(name, output) for name in ids]
     else:
         runs = expand([*words, *(word for word in arguments if word.startswith("output="))])
-        there = read_ledger(output, published=False).records
+        there = open_ledger(output, published=False).records
         records = [there.get(run_id(run) or "") for run in runs]
         for run, record in zip(runs, records, strict=True):
             if record is None or record["status"] not in FINISHED:

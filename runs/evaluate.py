@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
+from runs.command import open_ledger
 from runs.config import Run, as_word, choices, expand
 from runs.errors import UserError, entry_point
-from runs.record import Record, read_ledger, record_path, run_folder, study_folders, write_record
+from runs.record import Record, record_path, run_folder, study_folders, write_record
 from runs.text import LESS_IS_BETTER, describe
 from tasks.base import Decoding
 
@@ -205,7 +206,7 @@ def as_run(record: Record) -> Run:
 
 def find(name: str, output: str) -> Record:
     """The finished record whose id begins so. Raises UserError for none, several, or one that has failed."""
-    found = [record for record in read_ledger(output) if record["id"].startswith(name)]
+    found = [record for record in open_ledger(output) if record["id"].startswith(name)]
     if len(found) != 1:
         raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records (files are named by the ids)")
     if found[0]["status"] != "done":

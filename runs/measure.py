@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runs.command import open_ledger
 from runs.errors import UserError, entry_point, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
-from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, read_ledger, record_text, run_folder, write_atomically
+from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, measure_text, run_folder, write_atomically
 from runs.text import describe
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> int:
 def _all(kind: str, output: str) -> Iterator[list[Record]]:
     """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and rank; without
     those that were told to keep no adapter, and without trials."""
-    kept = [r for r in read_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
+    kept = [r for r in open_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
     done = [r for r in kept if not is_trial(r["config"])]
     vera, lora = ([r for r in done if r["config"]["method"]["kind"] == method] for method in ("vera", "lora"))
     if kind == "magnitude":
@@ -109,7 +110,7 @@ def _alike(record: Record) -> list[Any]:
 
 def _report(output: str, measure: Record) -> None:
     path = measure_path(output, measure["id"])
-    write_atomically(path, record_text(measure))
+    write_atomically(path, measure_text(measure))
     of = " and ".join(f"{run['label']['row']} on {run['label']['task']}, seed {run['cell']['seed']}" for run in measure["of"])
     words = ", ".join(f"{key} {value:.3g}" for key, value in measure["summary"].items())
     print(f"{measure['kind']}{' of ' + of if of else ''}: {words} -> {path}")

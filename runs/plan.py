@@ -18,11 +18,12 @@ import tasks
 from runs import launch
 from runs.begun import read_progress
 from runs.claims import claims_folder
+from runs.command import open_ledger
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
 from runs.identity import data_content, one_look, run_id
 from runs.pairs import refusal
-from runs.record import Ledger, Record, is_trial, read_ledger, read_record, records_folder, run_folder
+from runs.record import Ledger, Record, is_trial, read_record, records_folder, run_folder
 from runs.starts import start_file
 from runs.text import duration, megabytes, plural, shown
 
@@ -270,9 +271,7 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             watch(runs)
         return 0
-    ledger = read_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
-    for problem in ledger.problems:
-        print(f"left out: {problem}")
+    ledger = open_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
     planned = plan(runs, ledger)
     print(text(planned, ledger))
     if how.redo:

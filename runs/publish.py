@@ -10,10 +10,11 @@ import json
 import re
 from pathlib import Path
 
+from runs.command import open_ledger
 from runs.config import Run, expand
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
-from runs.record import FINISHED, PUBLISHED, Record, read_ledger, record_text, write_atomically
+from runs.record import FINISHED, PUBLISHED, Record, measure_text, read_ledger, write_atomically
 from runs.text import plural
 
 
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if not re.fullmatch(r"[a-z0-9_]+", study):
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
-    ledger, origin = read_ledger(output, published=False), read_ledger(output).origin
+    ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
     wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
     published = {record["id"] for record in records}
     measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
     for measure in measures:
-        write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", record_text(measure))
+        write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", measure_text(measure))
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
     made = f" ({dirty} made with uncommitted changes)" if dirty else ""
     print(f"{plural(len(records), 'record')} in runs/records/{study}{made}")

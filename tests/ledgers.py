@@ -66,7 +66,7 @@ def record(
             "model": {"name": model, "path": f"/somebody/models/{model}"},
             "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
             "method": {"kind": row, "rank": 8},
-            "train": {"lr": lr, "epochs": len(values)},
+            "train": {"lr": lr, "epochs": len(values), "max_steps": None},
             "seed": seed,
         },
         "recipe": {"name": "r", "source": "s"},
@@ -77,6 +77,8 @@ def record(
         "model": "hash",
         "data": {"content": "hash", "train_rows": 10, "dev_rows": 10},
         "parameters": {"adapter": count(model, row), "head": 10, "formula": count(model, row)},
+        "effective_batch": 32,
+        "steps": len(values),
         "curve": {
             "epoch": epochs,
             "train_loss": [1 / e for e in epochs],

@@ -12,14 +12,13 @@ from typing import Any
 
 from analysis.figures import svg
 from analysis.tables import Table
-from runs.record import Ledger, read_ledger
+from runs.command import open_ledger
+from runs.record import Ledger
 
 
 def ledger() -> Ledger:
     """The records of the folder that the environment names (VERA_OUTPUT), or of outputs."""
-    found = read_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
-    for problem in found.problems:
-        print(f"left out: {problem}")
+    found = open_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
     if not found.records:
         print("note: no records yet; tables show the paper's numbers alone")
     return found

@@ -4,15 +4,45 @@ import errno
 import json
 import os
 import socket
+import stat
 import threading
 from pathlib import Path
 
-from runs.record.schema import Record
+import orjson
+
+from runs.record.schema import Record, check, check_measure
 
 
 def cache_folder() -> Path:
     """What can be made anew and is worth keeping between calls, for this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
+
+
+#: A larger file is no record, lease or list of tries: it is not read.
+LARGEST = 64 * 2**20
+
+
+def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
+    """The bytes of a regular file, or of one that a link leads to; never blocks.
+
+    Raises ValueError for a folder, a pipe, a device and the like, and for a file of more than `most` bytes; OSError, as
+    `open` does, where there is no file, or none that may be read.
+    """
+    # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
+    _size(os.stat(path), path)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(file, "rb", buffering=0) as opened:
+        size = _size(os.fstat(file), path)
+        if size > most:
+            raise ValueError(f"{path}: larger than {most:,} bytes")
+        return opened.read(size)
+
+
+def _size(found: os.stat_result, path: str | Path) -> int:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(found.st_mode), 'a socket')}, and no file")
+    return found.st_size
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -89,12 +119,26 @@ def run_folder(output: str | Path, run_id: str) -> Path:
 
 
 def write_record(output: str | Path, record: Record) -> Path:
-    """Writes a record to outputs/records, compact and atomically. NaN and infinity have no place in JSON: ValueError."""
+    """Writes a record to outputs/records, compact and atomically. Raises ValueError as `record_text` does."""
     path = record_path(output, record["id"])
     write_atomically(path, record_text(record))
     return path
 
 
 def record_text(record: Record) -> str:
-    """A record as it stands in its file. ValueError as above."""
-    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+    """A record as it stands in its file. Raises ValueError for one that could not be read again: of another shape than the
+    schema's, or with NaN or infinity, which have no place in JSON."""
+    text = _compact(record)
+    check(orjson.loads(text))
+    return text
+
+
+def measure_text(measure: Record) -> str:
+    """A measure as it stands in its file. Raises ValueError as `record_text` does."""
+    text = _compact(measure)
+    check_measure(orjson.loads(text))
+    return text
+
+
+def _compact(value: Record) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n"

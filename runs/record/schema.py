@@ -1,7 +1,21 @@
-"""What a record is: its keys, their types, and the parts of its configuration that define a result."""
+"""What a record is: its keys, their types, and the parts of its configuration that define a result.
+
+`check` holds a record to the classes below once, when it is read; whoever reads one after that asks no more. Keys that are
+not here may stand beside them. Metrics are fractions, but for perplexity and the scores of texts; times are seconds; sizes
+are bytes.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # typing's own is not enough for pydantic before Python 3.12
+)
+
+from annotated_types import Ge  # which pydantic reads
+from typing_extensions import TypedDict
 
 SCHEMA = 2
 #: From each older schema to the next.
@@ -25,6 +39,307 @@ LATER: dict[str, dict[str, Any]] = {
 READS_LENGTH_GROUPED = ("glue", "text")
 
 Record = dict[str, Any]
+
+Count = Annotated[int, Ge(0)]
+Number = float | None
+
+
+class CellName(TypedDict):
+    """Which number of which table a run is a seed of."""
+
+    paper: str | None  # the preset it was started by
+    row: str  # conf/method
+    model: str  # conf/model
+    task: str  # conf/task
+    seed: int
+
+
+class Label(TypedDict):
+    """The same in words."""
+
+    row: str
+    model: str
+    task: str
+
+
+class Part(TypedDict):
+    """The configuration of a model or a task; what else is in it is its own."""
+
+    name: str
+    family: NotRequired[str]
+    settings: NotRequired[dict[str, Any] | None]
+    train_rows: NotRequired[Count | None]
+    shots: NotRequired[Count | None]  # images of a class
+    holdout: NotRequired[float | None]
+
+
+class MethodPart(TypedDict):
+    """The configuration of a method; what else is in it is its own."""
+
+    kind: str
+    rank: NotRequired[Any]  # a library's method may have several
+    alpha: NotRequired[Any]
+
+
+class TrainPart(TypedDict):
+    """The configuration of training; conf/config.yaml explains its keys."""
+
+    epochs: Count
+    effective_batch: NotRequired[Annotated[int, Ge(1)]]
+    lr: float
+    lr_head: NotRequired[float]
+    max_steps: Count | None  # a trial's, which was stopped early
+
+
+class Config(TypedDict):
+    """The resolved configuration that the run was made from."""
+
+    model: Part
+    task: Part
+    method: MethodPart
+    train: TrainPart
+    seed: int
+    data_seed: NotRequired[int]
+    output: NotRequired[str]
+    keep: NotRequired[str]
+    recipe: NotRequired[dict[str, Any] | None]
+
+
+class Start(TypedDict):
+    """Which adapter a run started from."""
+
+    id: str
+
+
+class Recipe(TypedDict):
+    """Where the hyperparameters come from."""
+
+    name: str | None
+    source: NotRequired[str | None]
+    chosen: NotRequired[dict[str, Any]]  # those that are this project's choice, and why
+
+
+class Data(TypedDict):
+    """What was trained and judged on."""
+
+    content: str  # a hash
+    train_rows: Count
+    dev_rows: Annotated[int, Ge(1)]
+    selection: NotRequired[str]  # a hash of the training rows, where they were drawn
+    unreadable: NotRequired[Any]  # rows left out, and why
+
+
+class Parameters(TypedDict):
+    """How many numbers train, and how many there are."""
+
+    adapter: Count
+    head: Count
+    frozen_extra: NotRequired[Count]  # VeRA's A and B
+    total: NotRequired[Count]
+    formula: NotRequired[Count | None]  # the adapter's, by the method's formula
+
+
+class Group(TypedDict):
+    """Parameters of the optimizer that share a rate."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    parameters: Count
+
+
+class Curve(TypedDict):
+    """A column for each number, a row for each evaluation."""
+
+    epoch: list[float]
+    step: NotRequired[list[int]]
+    train_loss: NotRequired[list[float]]
+    dev_loss: NotRequired[list[float]]
+    metric: list[Number]  # of the whole of dev
+    metric_select: NotRequired[list[Number]]  # of its half A
+    metric_report: NotRequired[list[Number]]  # of its half B
+    lr: NotRequired[list[list[float]]]  # of each group
+
+
+class Selected(TypedDict):
+    """A protocol's best number, and the last epoch's."""
+
+    best: Number
+    best_epoch: Number | list[float]  # crossfit has two
+    last: Number
+    optimism: NotRequired[Number]
+
+
+class Result(TypedDict):
+    """What tables are made of."""
+
+    metric: str
+    select: NotRequired[str]  # the protocol that the command showed
+    best: NotRequired[Number]
+    best_epoch: NotRequired[Number | list[float]]
+    last: NotRequired[Number]
+    protocols: NotRequired[dict[str, Selected | None]]  # paper, crossfit; before 2026-11-26 another in the second's place
+
+
+class Score(TypedDict):
+    """Scores of decoded texts; beside these keys one for each score."""
+
+    which: str  # last or best
+    variant: str  # of decoding
+    bleu: NotRequired[Number]
+    nist: NotRequired[Number]
+    meteor: NotRequired[Number]
+    rouge_l: NotRequired[Number]
+    cider: NotRequired[Number]
+
+
+class Texts(TypedDict):
+    """Texts that a run decoded."""
+
+    split: str
+    items: Count
+    decoding: NotRequired[dict[str, Any]]
+    scores: list[Score]
+
+
+class Judged(TypedDict):
+    """A judge's summary of a run's answers, see tasks/mt_bench.py."""
+
+    bench: str
+    judge: str
+    passes: Count
+    n: Count  # scores that are wanted
+    judged: Count  # replies among them
+    n_valid: Count  # ratings among those
+    mean: Number
+    low: Number
+    high: Number
+    turns: dict[str, Number]
+    categories: NotRequired[dict[str, Number]]
+    answers: NotRequired[str]  # a hash
+    answering: NotRequired[dict[str, Any] | None]  # how they were sampled
+
+
+class Cost(TypedDict):
+    """What it took."""
+
+    train_seconds: float
+    evaluate_seconds: float
+    decode_seconds: NotRequired[float]
+    tokens_per_second: NotRequired[float]
+    images_per_second: NotRequired[float]
+    peak_memory_bytes: NotRequired[Count]
+    adapter_bytes: Count
+
+
+class Failed(TypedDict):
+    """The record of a run that ended with an error, and what every record has."""
+
+    schema: int
+    id: str
+    status: Literal["done", "diverged", "failed"]
+    error: str | None
+    tries: list[str]  # how earlier tries ended
+    claim: NotRequired[str]  # of a failed one: by whose lease it was written
+    cell: CellName
+    label: Label
+    config: Config
+    config_hash: NotRequired[str]
+
+
+class Finished(Failed):
+    """The record of a run that is done, or diverged, which is a result as well."""
+
+    start: NotRequired[Start | None]
+    recipe: Recipe
+    seeds: dict[str, Any]  # training, data, projection; projection_note: whether other seeds have other matrices
+    code: dict[str, Any]  # commit, dirty, and sources: the files of method and task family, see runs/sources.py
+    versions: dict[str, str | None]
+    device: dict[str, Any]
+    determinism: NotRequired[dict[str, Any]]
+    model: str  # a hash of its content
+    protocol: NotRequired[Count]  # the version of the task family's; without it the first
+    data: Data
+    parameters: Parameters
+    groups: NotRequired[list[Group]]
+    effective_batch: Annotated[int, Ge(1)]
+    micro_batch: NotRequired[Count | None]
+    steps: Count
+    curve: Curve
+    result: Result
+    texts: NotRequired[Texts | None]
+    judged: NotRequired[list[Judged]]
+    cost: Cost
+    predictions: NotRequired[dict[str, str | None]]  # a hash of the best and of the last epoch's
+    deviations: list[str]  # from the paper, in words
+
+
+class Measured(TypedDict):
+    """A run whose adapter was measured."""
+
+    id: str
+    cell: CellName
+    label: Label
+    adapter: dict[str, Any]  # its checksum, and which epoch's it is
+
+
+class Measure(TypedDict):
+    """What finished runs' adapters, or a small fit, say for a figure (runs/measure.py). Tables never see it."""
+
+    schema: int
+    id: str
+    kind: Literal["magnitude", "similarity", "matrix_fit"]
+    of: list[Measured]
+    settings: dict[str, Any]
+    seeds: dict[str, Any]
+    code: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, Any]]
+    device: NotRequired[dict[str, Any]]
+    seconds: NotRequired[float]
+    values: dict[str, list[Any]]  # columns of equal length
+    summary: NotRequired[dict[str, Number]]
+
+
+def check(record: dict[str, Any]) -> None:
+    """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has another type, or
+    the curve's columns differ in length."""
+    _hold(Finished if record.get("status") in FINISHED else Failed, record)
+    if record["status"] in FINISHED:
+        lengths = {len(column) for column in record["curve"].values() if isinstance(column, list)}
+        if len(lengths) > 1:
+            raise ValueError("curve: columns differ in length")
+        if record["status"] == "done" and lengths == {0}:
+            raise ValueError("curve: done, and without an epoch")
+
+
+def check_measure(measure: dict[str, Any]) -> None:
+    """Raises ValueError, in one line, for what is no measure of this schema."""
+    _hold(Measure, measure)
+    if len({len(column) for column in measure["values"].values()}) > 1:
+        raise ValueError("values: columns differ in length")
+    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]
+    if tuple(measure["values"]) != MEASURES[measure["kind"]] or len(measure["of"]) != runs:
+        raise ValueError(f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here")
+
+
+def _hold(shape: type, value: Any) -> None:
+    """Raises ValueError for the first of a value's keys that the shape does not have so."""
+    from pydantic import ValidationError
+
+    try:
+        _validator(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_context=False, include_input=False)
+        where = ".".join(map(str, first["loc"])) or "it"
+        more = f", and {len(others)} more" if others else ""
+        raise ValueError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}") from None
+
+
+@cache
+def _validator(shape: type) -> Any:
+    from pydantic import TypeAdapter  # where it is needed: its import takes longer than a small ledger
+
+    return TypeAdapter(shape)
 
 
 def defining(config: dict[str, Any], part: str) -> dict[str, Any]:

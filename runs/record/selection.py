@@ -22,7 +22,7 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: str) -> dict[st
     metric_report of B.
     """
     a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
-    if not a or len(a) != len(b) or None in (*a, *b):
+    if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
         return None
     by_a, by_b, whole = (best_epoch(values, metric) for values in (a, b, curve["metric"]))
     share = (dev_rows // 2) / dev_rows

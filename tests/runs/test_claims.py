@@ -9,11 +9,12 @@ import threading
 import time
 from pathlib import Path
 
+import ledgers
 import pytest
 
 from runs import claims
 from runs.claims import Heart, LostClaimError, Watcher, generations, held
-from runs.record import SCHEMA, link_or_fail, read_record, record_path, write_record
+from runs.record import link_or_fail, read_record, record_path, write_record
 
 LINUX = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux tells which processes live, and since which boot"
@@ -46,7 +47,7 @@ def look(watcher, clock, seconds, step=1.0):
 
 
 def done(run_id="run", **more):
-    return {"schema": SCHEMA, "id": run_id, "status": "done", "tries": [], **more}
+    return ledgers.record() | {"id": run_id, **more}
 
 
 def test_a_run_has_one_owner_until_it_is_released(tmp_path):
