@@ -31,6 +31,7 @@ import gc
 import json
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -260,12 +261,42 @@ def record_text(record: Record) -> str:
     return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
 
 
+#: A larger file is no record, lease or list of tries: it is not read.
+LARGEST = 64 * 2**20
+
+
+def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
+    """The bytes of a regular file, or of one that a link leads to; never blocks.
+
+    Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most` bytes, and where
+    there is no file or none that may be read.
+    """
+    try:
+        # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
+        _check_regular(os.stat(path), path)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(file, "rb") as opened:
+            _check_regular(os.fstat(file), path)
+            found = opened.read(most + 1)  # a file may grow, and those of /proc have no size
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if len(found) > most:
+        raise ValueError(f"{path}: larger than {most:,} bytes")
+    return found
+
+
+def _check_regular(found: os.stat_result, path: str | Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(found.st_mode), 'a socket')}, and no file")
+
+
 def read_record(path: Path) -> Record:
     """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    content = read_regular(path)
     try:
-        with open(path, "rb") as file:
-            record = orjson.loads(file.read())
-    except (ValueError, OSError) as error:
+        record = orjson.loads(content)
+    except ValueError as error:
         raise ValueError(f"{path}: not a record ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("id"), str) or type(record.get("schema")) is not int:
         raise ValueError(f"{path}: not a record")
