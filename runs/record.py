@@ -273,10 +273,10 @@ def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
     """
     try:
         # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
-        _check_regular(os.stat(path), path)
+        check_regular(os.stat(path), path)
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(file, "rb") as opened:
-            _check_regular(os.fstat(file), path)
+            check_regular(os.fstat(file), path)
             found = opened.read(most + 1)  # a file may grow, and those of /proc have no size
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
@@ -285,7 +285,8 @@ def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
     return found
 
 
-def _check_regular(found: os.stat_result, path: str | Path) -> None:
+def check_regular(found: os.stat_result, path: str | Path) -> None:
+    """Raises ValueError, naming the file, for what is a folder, a pipe, a device or the like."""
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
         raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(found.st_mode), 'a socket')}, and no file")
