@@ -54,10 +54,9 @@ def in_the_way(output: str | Path, run_id: str) -> str | None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a pipe that has done its work; a folder in its place stays."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-        if path.is_symlink() or not path.is_dir():  # not every system tells a folder by its error
-            path.unlink()
+    """Removes a file that has done its work, if it is there. What stands in its place and is none stays."""
+    if obstacle(path) is None:
+        path.unlink(missing_ok=True)
 
 
 def append(path: Path) -> int:

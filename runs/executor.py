@@ -210,8 +210,9 @@ class Executor:
 
     def _do(self, job: Job, claim: Claim, heart: Heart) -> str:
         """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's cause."""
-        tries, counts = begun.read_tries(self.output, job.id, job.run.config, self.display.line), dict[str, int]()
-        if why := begun.in_the_way(self.output, job.id):
+        why, counts = begun.in_the_way(self.output, job.id), dict[str, int]()
+        tries = begun.read_tries(self.output, job.id, job.run.config, None if why else self.display.line)
+        if why:
             self._fail(job, claim, why, tries)
             return "record"
         saved = begun.saved(self.output, job.id)
