@@ -84,7 +84,7 @@ def load(
             raise ValueError("of another run")
         python, numpy_state = header["python"], header["numpy"]
         state: dict[str, Any] = header["state"]
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         print(f"the checkpoint {path} is not usable ({error}): starting over", flush=True)
         return None
     with torch.no_grad():

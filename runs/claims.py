@@ -6,12 +6,17 @@ is created whole and by one alone (a hard link fails where the name is taken). A
 compared, so none of them may jump and change anything. The highest generation owns the run; an owner that comes back
 late finds a higher one, or its own gone, and is refused before it writes. Its counter goes through an open file, so it
 can raise nobody else's.
+
+What no executor writes has no owner who could come back. A name that is not a lease's to the letter (RUN.007) is none. By
+a lease's name whatever it is, garbage, a folder, a pipe, is nobody's lease: it grows old like any other, is followed by the
+next generation, and is never opened unless it is a file.
 """
 
 import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -22,11 +27,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs.record import FINISHED, Record, link_or_fail, read_record, record_path, record_text
+from runs.begun import obstacle, remove
+from runs.errors import UserError
+from runs.record import FINISHED, Record, link_or_fail, read_record, read_regular, record_path, record_text
 
 #: Where the counter stands in a lease, as a text of fixed width.
 BEAT = b'{"beat": "'
 WIDTH = 12
+#: A larger file is no lease.
+LARGEST = 2**16
+#: Of a lease, what each key holds.
+KEYS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("beat", "token", "host"), (str,)),
+    "pid": (int,),
+    **dict.fromkeys(("started", "boot"), (str, type(None))),
+}
+#: How generations are written, and the highest. A run is given up long before it has had so many owners (runs/executor.py).
+GENERATION, LAST = re.compile("[1-9][0-9]{0,8}"), 10**9 - 1
 
 
 class LostClaimError(Exception):
@@ -77,13 +94,15 @@ class Claim:
             return
         for generation in sorted(generations(self.path.parent, self.run_id)):
             if generation <= self.generation:
-                self.path.with_suffix(f".{generation}").unlink(missing_ok=True)
+                remove(self.path.with_suffix(f".{generation}"))
 
     def write(self, output: str | Path, record: Record) -> None:
         """Writes the run's record, whole or not at all. Raises LostClaimError for a late owner, and where a finished record is
-        there already: the first one stays."""
+        there already: the first one stays. UserError where a folder or the like is in its place: that stays, too."""
         self.check()
         path, text = record_path(output, self.run_id), record_text(record)
+        if why := obstacle(path):
+            raise UserError(why)
         if path.exists() and not _finished(path):
             # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this process looked, it
             # may have slept, and another owner may have written.
@@ -145,8 +164,10 @@ def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator
 
 
 def holder_words(holder: dict[str, Any]) -> str:
-    """Who holds a lease: process 12 on host."""
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    """Who holds a lease: process 12 on host. Of one that no executor has written, where it is."""
+    if "pid" not in holder:
+        return f"the owner of a damaged lease ({holder['path']})"
+    return f"process {holder['pid']} on {holder['host']}"
 
 
 class Watcher:
@@ -154,7 +175,8 @@ class Watcher:
 
     def __init__(self, output: str | Path, lease_seconds: float) -> None:
         self.folder, self.lease_seconds = claims_folder(output), lease_seconds
-        self._seen: dict[str, tuple[Any, float, float]] = {}  # what was seen, when last, and for how long unchanged
+        # What was seen, when last, for how long unchanged, and whether it ever changed.
+        self._seen: dict[str, tuple[Any, float, float, bool]] = {}
 
     def take(self, run_id: str) -> Claim | None:
         """The run, unless another executor has it and lives."""
@@ -181,29 +203,38 @@ class Watcher:
         owner = _read(self._path(run_id, max(held))) if held else None
         return not held or (owner is not None and self._silent(run_id, max(held), owner))
 
+    def undecided(self, run_id: str) -> bool:
+        """Whether the run's lease may be a silent one: `take` has seen it, and has not seen its counter change."""
+        seen = self._seen.get(run_id)
+        return seen is not None and not seen[3]
+
     def forget(self, run_id: str) -> None:
         """Removes what dead executors left of a run that has its record. One that may live gives its lease back itself."""
         for partial in self.folder.glob(f".{run_id}.*"):
-            partial.unlink(missing_ok=True)
+            remove(partial)
         held = generations(self.folder, run_id)
         owner = _read(self._path(run_id, max(held))) if held else None
         if owner and ("pid" not in owner or _dead(owner)):
             for generation in sorted(held):
-                self._path(run_id, generation).unlink(missing_ok=True)
+                remove(self._path(run_id, generation))
 
     def holder(self, run_id: str) -> dict[str, Any] | None:
-        """Who has the run: token, host and process."""
+        """Who has the run: token, host and process. Of a damaged lease: token, and its path."""
         held = generations(self.folder, run_id)
         return _read(self._path(run_id, max(held))) if held else None
 
     def _silent(self, run_id: str, generation: int, owner: dict[str, Any]) -> bool:
+        if generation == LAST:
+            raise UserError(
+                f"{self._path(run_id, LAST)}: no run has had so many owners. Delete it and run the same command again"
+            )
         if _dead(owner):
             return True
         now, what = time.monotonic(), (generation, owner)
-        seen, last, age = self._seen.get(run_id, (None, now, 0.0))
+        seen, last, age, changed = self._seen.get(run_id, (what, now, 0.0, False))
         # One look counts for a quarter at most: if this process and the owner slept together, the owner gets its chance.
         age = age + min(now - last, self.lease_seconds / 4) if seen == what else 0.0
-        self._seen[run_id] = (what, now, age)
+        self._seen[run_id] = (what, now, age, changed or seen != what)
         return age >= self.lease_seconds
 
     def _path(self, run_id: str, generation: int) -> Path:
@@ -233,22 +264,32 @@ def generations(folder: Path, run_id: str) -> list[int]:
     except FileNotFoundError:
         return []
     found = (name.rpartition(".") for name in names)
-    return [int(number) for stem, _, number in found if stem == run_id and number.isdecimal()]
+    return [int(number) for stem, _, number in found if stem == run_id and GENERATION.fullmatch(number)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A lease: who holds it, and its counter. None where there is none (any more)."""
+    """A lease: who holds it, and its counter. None where there is none (any more). Of what no executor has written: its path,
+    and all of it as its token, so that it is nobody's and grows old while it stays the same."""
+    damaged = {"token": "? a link", "path": str(path)}
+    if os.path.islink(path):
+        return damaged
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):
+        content = read_regular(path, LARGEST)
+    except ValueError as error:
+        missing = isinstance(error.__cause__, OSError) and error.__cause__
+        if not missing:
+            return damaged | {"token": f"? {error}"}
+        if missing.errno in (errno.ENOENT, errno.ESTALE):
             return None
-        raise
+        raise missing from None
     try:
-        found: dict[str, Any] = json.loads(text)
-        return {"token": found["token"], **found}
-    except (ValueError, KeyError, TypeError):
-        return {"token": f"? {text}"}  # nobody's: it grows old like any other
+        found = json.loads(content)
+        sound = found.keys() == KEYS.keys() and all(isinstance(found[key], kinds) for key, kinds in KEYS.items())
+        if sound and type(found["pid"]) is int and 0 < found["pid"] < 2**31:
+            return dict(found)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return damaged | {"token": f"? {content!r}"}
 
 
 def _dead(owner: dict[str, Any]) -> bool:

@@ -1,14 +1,15 @@
 """What commands that read records have in common, in runs/ and in analysis/."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from runs.record import Ledger, read_ledger
 
 
-def open_ledger(output: str | Path, published: bool = True) -> Ledger:
-    """The records of a folder and, unless switched off, the published ones; each file that is no record is named on stderr."""
-    ledger = read_ledger(output, published)
+def open_ledger(output: str | Path, published: bool = True, wanted: Collection[str] | None = None) -> Ledger:
+    """`read_ledger`; each file that is no record is named on stderr."""
+    ledger = read_ledger(output, published, wanted)
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return ledger

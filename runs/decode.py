@@ -197,13 +197,21 @@ def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[i
     header, *lines = _lines(path) or [None]
     if header != of:
         return {}
-    return {line["item"]: {variant: line["texts"][variant] for variant in variants} for line in lines}
+    found = {}
+    for line in lines:
+        if not (isinstance(line, dict) and type(line.get("item")) is int and isinstance(line.get("texts"), dict)):
+            break
+        texts = {variant: line["texts"].get(variant) for variant in variants}
+        if not all(isinstance(text, str) for text in texts.values()):
+            break
+        found[line["item"]] = texts
+    return found
 
 
 def _lines(path: Path) -> list[Any]:
     """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none without a file."""
     found: list[Any] = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         text = path.read_text(encoding="utf-8", errors="replace")  # the kill may have cut a letter
         *whole, _ = text.split("\n")  # not splitlines: a text may hold other ends of lines
         for line in whole:

@@ -111,10 +111,10 @@ class Ending:
 
 
 class Executor:
-    """Does the runs of a sweep that nobody else does.
+    """Does the runs of a sweep that nobody else does, and takes over those whose owners have fallen silent.
 
-    waits: for runs that others hold, too, and takes them over where these fall silent. alone: a user's mistake in the one
-    run of a command ends it (UserError), without a record.
+    waits: for runs whose owners live, too. alone: a user's mistake in the one run of a command ends it (UserError), without
+    a record.
     """
 
     def __init__(self, sweep: Sweep, display: Display, waits: bool = True, alone: bool = False) -> None:
@@ -138,7 +138,8 @@ class Executor:
                     if self.signal is None and self._look(job, pending, spent):
                         pending.remove(job)
                 if len(pending) == count and pending and self.signal is None:
-                    if not self.waits:
+                    # Nobody else watches for this one: a lease that it leaves before it can have grown old never would.
+                    if not self.waits and not any(self.watcher.undecided(job.id) for job in pending):
                         break
                     self._tell_waiting(pending, told)
                     time.sleep(min(1.0, self.sweep.lease_seconds / 8))
@@ -177,13 +178,14 @@ class Executor:
     def _settled(self, job: Job, done_here: bool, seconds: float = 0.0) -> bool:
         """Whether a job has its record, which then counts, and is shown."""
         record = settled_record(job, self.sweep.failed_before)
+        log = str(run_folder(self.output, job.id) / "log.txt")
+        error = begun.obstacle(record_path(self.output, job.id)) if record is None else failure(record)
+        if error is not None:
+            self.outcome.failed.append((job.run, error, log))
+            self.display.line(f"FAILED: {error} ({log})")
+            return True
         if record is None:
             return False
-        log = str(run_folder(self.output, job.id) / "log.txt")
-        if record["status"] == "failed":
-            self.outcome.failed.append((job.run, record["error"], log))
-            self.display.line(f"FAILED: {record['error']} ({log})")
-            return True
         tidy(job, record, self.watcher)
         if not done_here:
             self.outcome.skipped += 1
@@ -208,7 +210,11 @@ class Executor:
 
     def _do(self, job: Job, claim: Claim, heart: Heart) -> str:
         """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's cause."""
-        tries, counts = begun.read_tries(self.output, job.id), dict[str, int]()
+        why, counts = begun.in_the_way(self.output, job.id), dict[str, int]()
+        tries = begun.read_tries(self.output, job.id, job.run.config, None if why else self.display.line)
+        if why:
+            self._fail(job, claim, why, tries)
+            return "record"
         saved = begun.saved(self.output, job.id)
         if claim.generation > 1:
             tries["ended"].append("its executor fell silent")
@@ -249,7 +255,7 @@ class Executor:
             key, before, after = smaller
             tries["settings"][key] = after
             kept = "; the effective batch stays" if key == "micro_batch" else ""
-            name = {"micro_batch": "micro-batch", "eval_batch": "evaluation batch"}[key]
+            name = begun.HALVED[key]
             tries["deviations"] = [words for words in tries["deviations"] if not words.startswith(name)]
             tries["deviations"].append(f"{name} {after}, since memory ran out at {before}{kept}")
             return f"tried again with {name} {after}"
@@ -300,9 +306,9 @@ class Executor:
                     "config_hash": hash_of(run.config)[:16],
                 },
             )
-        except LostClaimError:
+        except (LostClaimError, UserError):  # the latter: something else is in its place, which `_settled` says
             return
-        (run_folder(self.output, job.id) / "tries.json").unlink(missing_ok=True)
+        begun.remove(run_folder(self.output, job.id) / "tries.json")
 
     def _try(self, run: Run, run_id: str, claim: Claim, heart: Heart) -> Ending:
         """Does the run in a process of its own."""
@@ -397,6 +403,11 @@ def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool =
         return None
     before = job.id in failed_before and failed_before[job.id] == record.get("claim")
     return record if record["status"] in FINISHED or not before else None
+
+
+def failure(record: Record) -> str | None:
+    """The error of a failed run's record; None of a finished one's."""
+    return str(record["error"]) if record["status"] == "failed" else None
 
 
 def skipped_words(record: Record) -> str:
@@ -499,8 +510,13 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     for number in STOPPING:
         signal.signal(number, asked)
     folder = run_folder(run.config["output"], run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = begun.append(folder / "log.txt")
+    except OSError as error:
+        cause, words = cause_of(error)
+        events.send({"cause": cause, "error": words})
+        sys.exit(1)
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)

@@ -33,6 +33,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.begun import append
 from runs.config import CONF
 from runs.errors import UserError
 
@@ -244,7 +245,7 @@ class Local:
         places = [*self.devices, str(self.launch.runs_per_device)]
         command = [sys.executable, "-m", "runs.executor", str(self.sweep), str(os.getpid()), *places]
         for _ in range(count):
-            with open(self.sweep.parent / f"executor-{len(self._processes)}.log", "ab") as log:
+            with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
                 streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
                 # A group of its own: Ctrl-C reaches it through `stop`, and so once.
                 self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))  # type: ignore[call-overload]

@@ -261,6 +261,16 @@ def watch(runs: list[Run], every: float = 2.0) -> None:
         time.sleep(every)
 
 
+def ids(runs: list[Run]) -> set[str]:
+    """The ids of these runs and of those that they start from, as far as they can be told."""
+    found = set()
+    for run in {id(run): run for run in [*runs, *starts(runs)]}.values():
+        with contextlib.suppress(UserError, tasks.DataError):
+            found.add(run_id(run) or "")
+    return found
+
+
+@one_look()
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -271,7 +281,8 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             watch(runs)
         return 0
-    ledger = open_ledger(runs[0].config["output"], published=False)  # what was run elsewhere is not done here
+    # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample for the forecast.
+    ledger = open_ledger(runs[0].config["output"], published=False, wanted=ids(runs))
     planned = plan(runs, ledger)
     print(text(planned, ledger))
     if how.redo:

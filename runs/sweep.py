@@ -15,12 +15,12 @@ from types import FrameType
 
 import tasks
 from runs import models
-from runs.begun import read_progress
+from runs.begun import in_the_way, obstacle, read_progress
 from runs.claims import Heart, Watcher, held
 from runs.config import Run
 from runs.display import Board, Display, result_words
 from runs.errors import UserError, interrupted_words, is_users
-from runs.executor import Executor, Job, Outcome, Sweep, settled_record, skipped_words, start_fork_server, tidy
+from runs.executor import Executor, Job, Outcome, Sweep, failure, settled_record, skipped_words, start_fork_server, tidy
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.pairs import refusal
@@ -232,6 +232,10 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
             outcome.skipped += 1
             display.line(skipped_words(record))
             continue
+        if why := in_the_way(job.run.config["output"], job.id):
+            outcome.failed.append((job.run, why, str(run_folder(job.run.config["output"], job.id) / "log.txt")))
+            display.line(f"FAILED: {why}")
+            continue
         begun = time.monotonic()
         if first:
             with held(job.run.config["output"], job.id, plan.lease_seconds) as claim:
@@ -308,13 +312,14 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
 def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watcher, here: bool) -> bool:
     """Whether a job has its record; counts it and shows it."""
     record = settled_record(job, plan.failed_before)
-    if record is None:
+    error = obstacle(record_path(job.run.config["output"], job.id)) if record is None else failure(record)
+    if record is None and error is None:
         return False
     board.start(job.position, job.run, job.words)
     log = str(run_folder(job.run.config["output"], job.id) / "log.txt")
-    if record["status"] == "failed":
-        outcome.failed.append((job.run, record["error"], log))
-        board.line(f"FAILED: {record['error']} ({log})")
+    if record is None or error is not None:
+        outcome.failed.append((job.run, str(error), log))
+        board.line(f"FAILED: {error} ({log})")
         return True
     tidy(job, record, watcher)
     if not here:

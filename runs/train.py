@@ -181,7 +181,7 @@ class Training:
     ) -> None:
         self.run, self.run_id, self.report = run, run_id, report
         self.claim, self.stop = claim, stop or Stop()
-        self.tries = read_tries(run.config["output"], run_id)
+        self.tries = read_tries(run.config["output"], run_id, run.config)
         self.config, self.settings = run.config, run.config["train"]
         self.folder = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)

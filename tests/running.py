@@ -88,6 +88,20 @@ def output_of(words) -> str:
     return next(w.partition("=")[2] for w in words if w.startswith("output="))
 
 
+def make_folder(path) -> None:
+    path.mkdir()
+    (path / "mine").touch()
+
+
+#: What may stand in a file's place and is none, and what makes it there.
+ODD = {
+    "a folder": make_folder,
+    "a named pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link that leads to no file": lambda path: path.symlink_to(path.name),
+}
+
+
 class ForkNow:
     """A context that forks this process, so that a child sees what the test has replaced."""
 

@@ -7,6 +7,7 @@ Hydra: analysis/ reads the ledger through this package.
 
 from runs.record.files import (
     cache_folder,
+    check_regular,
     link_or_fail,
     measure_path,
     measure_text,
@@ -35,6 +36,7 @@ __all__ = [
     "Record",
     "best_epoch",
     "cache_folder",
+    "check_regular",
     "crossfit",
     "crossfit_of",
     "defining",

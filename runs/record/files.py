@@ -25,24 +25,28 @@ LARGEST = 64 * 2**20
 def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
     """The bytes of a regular file, or of one that a link leads to; never blocks.
 
-    Raises ValueError for a folder, a pipe, a device and the like, and for a file of more than `most` bytes; OSError, as
-    `open` does, where there is no file, or none that may be read.
+    Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most` bytes, and where
+    there is no file or none that may be read.
     """
-    # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
-    _size(os.stat(path), path)
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(file, "rb", buffering=0) as opened:
-        size = _size(os.fstat(file), path)
-        if size > most:
-            raise ValueError(f"{path}: larger than {most:,} bytes")
-        return opened.read(size)
+    try:
+        # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
+        check_regular(os.stat(path), path)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(file, "rb", buffering=0) as opened:
+            found = os.fstat(file)
+            check_regular(found, path)
+            if found.st_size > most:
+                raise ValueError(f"{path}: larger than {most:,} bytes")
+            return opened.read(found.st_size)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
 
 
-def _size(found: os.stat_result, path: str | Path) -> int:
+def check_regular(found: os.stat_result, path: str | Path) -> None:
+    """Raises ValueError, naming the file, for what is a folder, a pipe, a device or the like."""
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
         raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(found.st_mode), 'a socket')}, and no file")
-    return found.st_size
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,10 @@ def read_measure(path: Path) -> Record:
 
 
 def _read(path: Path, what: str) -> Record:
+    content = read_regular(path)
     try:
-        found = orjson.loads(read_regular(path))
-    except (ValueError, OSError) as error:
+        found = orjson.loads(content)
+    except ValueError as error:
         raise ValueError(f"{path}: not a {what} ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("id"), str) or type(found.get("schema")) is not int:
         raise ValueError(f"{path}: not a {what}")
@@ -75,8 +76,10 @@ class Ledger:
 class _Parts:
     """Parts that many records have alike, kept once: of 100,000 records they are two thirds of the memory."""
 
-    OF_RECORD = ("label", "recipe", "seeds", "code", "versions", "device", "determinism", "model", "data", "parameters")
-    OF_RECORD += ("status", "groups", "deviations", "tries")
+    OF_RECORD = (
+        *("status", "label", "recipe", "seeds", "code", "versions", "device", "determinism", "model", "data", "parameters"),
+        *("groups", "deviations", "tries"),
+    )
     OF_CONFIG = ("model", "task", "method", "train", "recipe", "select", "keep", "adapter_precision", "device", "output")
     OF_CURVE = ("epoch", "step", "lr")
 
@@ -99,8 +102,14 @@ class _Parts:
             cell[key] = cell[key] and sys.intern(cell[key])
 
 
-def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
+#: How many of a folder's newest records say what runs cost, where not all are wanted.
+SAMPLE = 1000
+
+
+def read_ledger(output: str | Path = "outputs", published: bool = True, wanted: Collection[str] | None = None) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This machine's own come first.
+
+    wanted: of this machine's only those of these runs, and the newest `SAMPLE` of the others.
 
     A second record of a run with the same result is the same run, published. Where it has another result (another machine,
     other versions), the first one counts, and how many there are of each study is a problem. A copy of a published record is
@@ -111,14 +120,15 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     if published:
         folders += [(folder.name, folder, folder / "measures") for folder in study_folders()]
     for origin, folder, measures in folders:
-        _read_into(ledger, origin, folder, measures, output)
+        ours = _json_files(folder) if wanted is None or origin != "ours" else _some_files(folder, wanted)
+        _read_into(ledger, origin, folder, ours, measures, output)
     return ledger
 
 
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     ledger = Ledger()
-    _read_into(ledger, folder.name, folder, folder / "measures", "")
+    _read_into(ledger, folder.name, folder, _json_files(folder), folder / "measures", "")
     return ledger
 
 
@@ -135,10 +145,10 @@ def _is_better(known: str, origin: str, first: Record, again: Record, output: st
     return origin == again["cell"]["paper"]
 
 
-def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output: str | Path) -> None:
+def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path], measures: Path, output: str | Path) -> None:
     others, known = [], ledger._known
     with _no_garbage():
-        for path in _json_files(folder):
+        for path in files:
             try:
                 record = read_record(path)
             except ValueError as error:
@@ -169,6 +179,18 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, measures: Path, output
 def _json_files(folder: Path) -> list[Path]:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+def _some_files(folder: Path, wanted: Collection[str]) -> list[Path]:
+    """The records of these runs, and the newest of the others."""
+    names = {path.name for path in _json_files(folder)}
+    chosen = names & {f"{run_id}.json" for run_id in wanted}
+    others = names - chosen
+    if len(others) > SAMPLE:
+        with os.scandir(folder) as entries:
+            ages = {e.name: e.stat(follow_symlinks=False).st_mtime_ns for e in entries if e.name in others}
+        others = set(sorted(ages, key=lambda name: ages[name])[-SAMPLE:])
+    return [folder / name for name in sorted(chosen | others)]
 
 
 @contextlib.contextmanager

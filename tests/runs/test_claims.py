@@ -11,9 +11,11 @@ from pathlib import Path
 
 import ledgers
 import pytest
+from running import ODD
 
 from runs import claims
-from runs.claims import Heart, LostClaimError, Watcher, generations, held
+from runs.claims import Heart, LostClaimError, Watcher, generations, held, holder_words
+from runs.errors import UserError
 from runs.record import link_or_fail, read_record, record_path, write_record
 
 LINUX = pytest.mark.skipif(
@@ -221,15 +223,94 @@ def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     assert watcher.take("run").generation == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe garbage", b'{"beat": "000000000000"}', b"[1]"])
-def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, clock):
-    folder = tmp_path / "claims"
+def lease(**changes):
+    """A lease of this machine whose process is gone, which would be followed at once, with changes that make it damaged."""
+    owner = {"beat": "0" * 12, "token": "x", "host": "here", "pid": 2**22 + 1, "started": "7", "boot": claims._boot()}
+    return json.dumps({key: value for key, value in (owner | changes).items() if value is not ...}).encode()
+
+
+DAMAGED = [
+    *(b"", b"\xff\xfe garbage", b'{"beat": "000000000000"}', b"[1]", b"null", b"[" * 60_000, b"[" * 70_000),
+    *(lease(pid=value) for value in (..., "x", "../zero", -1, 0, True, 1.5, 10**30)),
+    *(lease(started=value) for value in (..., ["7"], 7)),
+    *(lease(**{key: value}) for key in ("token", "host", "beat", "boot") for value in (..., 7, {}, ["x"])),
+    lease(more=1),
+]
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:300].decode(errors="replace")[-60:])
+def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, monkeypatch):
+    clock, folder = Clock(monkeypatch), tmp_path / "claims"
     folder.mkdir()
     (folder / "run.1").write_bytes(content)
     (folder / "run.x").write_bytes(content)
     watcher = Watcher(tmp_path, LEASE)
     assert look(watcher, clock, LEASE - 2) is None
     assert look(watcher, clock, 5).generation == 2
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("kind", [*ODD, "nothing"])
+def test_what_is_no_file_in_a_leases_place_grows_old_unopened(kind, tmp_path, clock):
+    path = tmp_path / "claims" / "run.1"
+    path.parent.mkdir()
+    (ODD | {"nothing": lambda path: path.symlink_to("nowhere")})[kind](path)
+    watcher = Watcher(tmp_path, LEASE)
+    assert look(watcher, clock, LEASE - 2) is None
+    assert holder_words(watcher.holder("run")) == f"the owner of a damaged lease ({path})"
+    claim = look(watcher, clock, 5)
+    assert claim.generation == 2
+    claim.check()
+    claim.release()
+    watcher.forget("run")
+    assert list((tmp_path / "claims").iterdir()) == [path]  # it may be somebody's
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("name", ["007", "01", "0", "٣", "²", "+1", "1_0", " 1", "1.1", "", "1" + "0" * 30, "9" * 200])
+def test_a_name_that_no_executor_writes_is_no_lease(name, tmp_path):
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    (folder / f"run.{name}").write_bytes(lease(boot="another"))
+    watcher = Watcher(tmp_path, LEASE)
+    assert watcher.free("run")
+    claim = watcher.take("run")
+    assert claim.generation == 1
+    claim.check()
+    claim.release()
+    assert [path.name for path in folder.iterdir()] == [f"run.{name}"]
+
+
+def test_the_last_generation_that_there_may_be_is_refused(tmp_path):
+    path = tmp_path / "claims" / f"run.{claims.LAST}"
+    path.parent.mkdir()
+    path.write_bytes(lease())
+    watcher = Watcher(tmp_path, LEASE)
+    for ask in (watcher.take, watcher.free):
+        with pytest.raises(UserError, match=f"{path}: no run has had so many owners. Delete it"):
+            ask("run")
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_in_a_records_place_stays_and_is_named(kind, tmp_path):
+    claim, path = Watcher(tmp_path, LEASE).take("run"), record_path(tmp_path, "run")
+    path.parent.mkdir()
+    ODD[kind](path)
+    with pytest.raises(UserError, match=f"{path}: {kind}.* Move it away, and the same command does the run"):
+        claim.write(tmp_path, done())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_lease_is_undecided_until_it_beats(tmp_path, clock):
+    owner, watcher = Watcher(tmp_path, LEASE).take("run"), Watcher(tmp_path, LEASE)
+    assert not watcher.undecided("run")
+    assert look(watcher, clock, 3) is None
+    assert watcher.undecided("run")
+    owner.beat(1)
+    assert look(watcher, clock, 3) is None
+    assert not watcher.undecided("run")
 
 
 def test_a_heart_beats_and_hears_of_its_loss(tmp_path, monkeypatch):

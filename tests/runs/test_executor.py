@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
+from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 
 from runs import executor, launch, plan, sweep
-from runs.begun import write_progress
+from runs.begun import append, clear, in_the_way, read_progress, read_tries, sweep_up, write_progress, write_tries
 from runs.claims import Heart, LostClaimError, Watcher
 from runs.config import expand
 from runs.errors import UserError
@@ -277,6 +278,149 @@ def test_damaged_tries_count_as_none(content, words, fork):
     assert sweep.sweep([run]).done == 1
     assert records_of(words)[0]["tries"] == []
     assert not path.exists()
+
+
+OURS = {
+    "ended": ["out of memory", "killed"],
+    "settings": {"eval_batch": 2, "micro_batch": 4},
+    "deviations": [
+        "evaluation batch 2, since memory ran out at 4",
+        "micro-batch 4, since memory ran out at 8; the effective batch stays",
+    ],
+}
+
+
+def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
+    """Settings of which halving memory's needs came about, and nothing else: no other place for the output, say."""
+    config = expand(words)[0].config  # an effective batch of 8
+    told = []
+
+    def read(found, config=config):
+        write_tries(tmp_path, "run", found)
+        told.clear()
+        return read_tries(tmp_path, "run", config, told.append)
+
+    assert read(OURS) == OURS
+    assert read(OURS, config | OURS["settings"]) == OURS  # as the run's own process asks
+    assert told == []
+    none = {"ended": [], "settings": {}, "deviations": []}
+    assert read_tries(tmp_path, "another", config, told.append) == none
+    assert told == []
+    for value in (-5, 0, 9, 10**30, True, 2.5, "4", None, [4], {}):
+        found = read(OURS | {"settings": {"micro_batch": value, "eval_batch": 2}})
+        assert found == OURS | {"settings": {"eval_batch": 2}, "deviations": OURS["deviations"][:1]}
+        assert told == [f"{tmp_path}/runs/run/tries.json: what no executor has written there for this command is left out"]
+    foreign = {"output": str(tmp_path / "other"), "seed": 7, "keep": "none", "train": {}, "debug": True}
+    for found in (
+        none | {"settings": foreign},
+        none | {"deviations": OURS["deviations"]},  # without the settings that these are about
+        none | {"deviations": ["state of the art"]},
+        none | {"ended": [1]},
+        none | {"ended": None, "settings": [], "deviations": {}},
+        none | {"output": "other"},
+    ):
+        assert read(found) == none
+        assert len(told) == 1
+    path = run_folder(tmp_path, "run") / "tries.json"
+    for content in ("[" * 100_000, " " * 2**20 + "{}", "[]", "\udcff"):
+        path.write_text(content, errors="surrogateescape")
+        assert read_tries(tmp_path, "run", config) == none
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_foreign_tries_change_nothing(words, fork, tmp_path, capsys):
+    (run,) = expand(words)
+    other = tmp_path / "other"
+    write_tries(output_of(words), run_id(run), OURS | {"settings": {"output": str(other), "micro_batch": -5}})
+    assert sweep.sweep([run]).done == 1
+    assert "tries.json: what no executor has written there for this command is left out" in capsys.readouterr().out
+    assert not other.exists()
+    (record,) = records_of(words)
+    assert record["config"] == run.config
+    assert not [words for words in record["deviations"] if "memory" in words]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"phase": "training", "seconds_left": "soon"},
+        {"phase": ["training"]},
+        {"phase": "training", "epoch": 1},
+        {"phase": "decoding", "of": 7},
+        {"seconds_left": 10**400},
+        {"epoch": 1, "epochs": 2, "metric": 0.5, "metric_name": "accuracy", "best": None},
+    ],
+)
+def test_progress_that_is_none_is_not_shown(found, tmp_path):
+    write_progress(tmp_path, "run", found)
+    assert read_progress(tmp_path, "run") == {}
+    assert plan.progress_words(read_progress(tmp_path, "run")) == "begins"
+
+
+OWN = ("log.txt", "checkpoint.safetensors", "adapter.safetensors", "tries.json", "progress.json")
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_no_file_in_a_runs_folder_is_told_and_stays(kind, name, tmp_path):
+    path = run_folder(tmp_path, "run") / name
+    path.parent.mkdir(parents=True)
+    (path.parent / "notes").mkdir()  # a user's own folder is in nobody's way
+    assert in_the_way(tmp_path, "run") is None
+    ODD[kind](path)
+    assert in_the_way(tmp_path, "run").startswith(f"{path}: {kind}")
+    clear(tmp_path, "run", "best")
+    sweep_up(tmp_path, "run")
+    assert read_progress(tmp_path, "run") == {}
+    assert os.path.lexists(path)
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_what_is_no_file_in_a_runs_folder_fails_that_run_alone(words, fork):
+    """It stays; the other runs are done; and once it has been moved away, so is this one."""
+    runs = expand([*words, f"seed={','.join(map(str, range(len(OWN) + 1)))}", "train.max_steps=1"])
+    places = [run_folder(output_of(words), run_id(run)) / name for run, name in zip(runs, OWN, strict=False)]
+    for path, kind in zip(places, itertools.cycle(ODD), strict=False):
+        path.parent.mkdir(parents=True)
+        ODD[kind](path)
+    outcome = sweep.sweep(runs)
+    assert (outcome.done, outcome.exit_code) == (1, 1)
+    for path, (_, error, _) in zip(places, outcome.failed, strict=True):
+        assert error.startswith(f"{path}: a ")
+        assert error.endswith("Move it away, and the same command does the run")
+        path.rename(path.with_suffix(".away"))
+    assert sweep.sweep(runs[:1]).done == 1
+
+
+def test_a_log_that_becomes_a_pipe_is_not_waited_for(words, fork, monkeypatch, no_hang):
+    monkeypatch.setattr(executor.begun, "in_the_way", lambda *_: None)  # it was none a moment ago
+    runs = expand([*words, "seed=0,1", "train.max_steps=1"])
+    path = run_folder(output_of(words), run_id(runs[0])) / "log.txt"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    outcome = sweep.sweep(runs)
+    assert (outcome.done, outcome.failed[0][1]) == (1, f"{path}: No such device or address")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="a named pipe, and no file"):
+        append(path)
+    os.close(reader)
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize("content", ["{}", None])
+def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork):
+    """It does not leave before a lease in its way can have grown old: a damaged one, and one of another machine's."""
+    owner = {"beat": "0" * 12, "token": "x", "host": "elsewhere", "pid": 7, "started": "1", "boot": "another"}
+    (run,) = expand([*words, "train.max_steps=1"])
+    path = Path(output_of(words)) / "claims" / f"{run_id(run)}.1"
+    path.parent.mkdir(parents=True)
+    path.write_text(content or json.dumps(owner))
+    job = executor.Job(1, run, run_id(run))
+    plan_ = executor.Sweep([job], {}, lease_seconds=1.0, tracking="off")
+    outcome = executor.Executor(plan_, executor.Display(1, name_task=False), waits=False).go()
+    assert outcome.done == 1
+    assert records_of([*words, "train.max_steps=1"])[0]["tries"] == ["its executor fell silent"]
 
 
 def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkeypatch):

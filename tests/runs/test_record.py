@@ -1,11 +1,12 @@
 """What a record says by each protocol: the best epoch of all, and cross-fitted selection."""
 
 import math
+import os
 
 import numpy as np
 import pytest
 
-from runs.record import best_epoch, crossfit, reported
+from runs.record import best_epoch, crossfit, read_record, read_regular, reported
 
 
 def curve(a, b, rows=10):
@@ -97,3 +98,27 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     assert reported(record, "paper") == paper
     assert reported(record, "crossfit")["best"] == pytest.approx(0.65)
     assert math.isclose(reported(record, "crossfit")["optimism"], 0.1)
+
+
+def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):
+    """A folder, a pipe without a writer, a device without an end, a link to each, one to itself, one to nothing."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("device", "/dev/zero"), ("linked", "pipe"), ("loop", "loop"), ("nothing", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "good").symlink_to("file")
+    assert read_regular(tmp_path / "good", most=5) == b"12345"
+    with pytest.raises(ValueError, match="file: larger than 4 bytes"):
+        read_regular(tmp_path / "file", most=4)
+    for name, words in {
+        "folder": "a folder, and no file",
+        "pipe": "a named pipe, and no file",
+        "device": "a device, and no file",
+        "linked": "a named pipe, and no file",
+        "loop": "Too many levels of symbolic links",
+        "nothing": "No such file or directory",
+    }.items():
+        for read in (read_regular, read_record):
+            with pytest.raises(ValueError, match=f"^{tmp_path / name}: {words}$"):
+                read(tmp_path / name)

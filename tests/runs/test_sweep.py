@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ROOT, ForkNow, call, call_here, do, elsewhere, output_of
+from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of
 
 from runs import config, display, evaluate, executor, plan, publish, sweep
 from runs.config import expand
@@ -419,6 +419,48 @@ def test_damaged_records_are_named_and_hide_nothing(words, capsys):
     path.write_text("{")
     sweep.sweep([run])
     assert read_record(path)["status"] == "done"
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_what_is_no_file_in_a_records_place_fails_that_run_alone(words):
+    """It stays, and is named with the way out; the others are done, and one whose record is damaged is done again."""
+    many = [*words, f"seed={','.join(map(str, range(len(ODD) + 2)))}", "train.max_steps=1"]
+    runs = expand(many)
+    paths = [record_path(output_of(words), run_id(run)) for run in runs]
+    paths[0].parent.mkdir(parents=True)
+    for path, kind in zip(paths, ODD, strict=False):
+        ODD[kind](path)
+    paths[-1].write_text("[]")
+    done = call_here("runs", *many, check=1)
+    for path, kind in zip(paths, ODD, strict=False):
+        assert f"FAILED: {path}: {kind}" in done.stdout
+        assert os.path.lexists(path)
+    assert done.stdout.count("Move it away, and the same command does the run") == 2 * len(ODD)
+    assert f"2 done, 0 already there, {len(ODD)} failed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert f"{paths[-1]}: not a record: the run is done again" in done.stderr
+    assert [read_record(path)["status"] for path in paths[-2:]] == ["done"] * 2
+    assert not list((Path(output_of(words)) / "claims").iterdir())
+    paths[0].rename(paths[0].with_suffix(".away"))
+    assert sweep.sweep(runs[:1]).done == 1
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_a_launcher_names_what_is_no_file_in_a_records_place(words):
+    (run,) = expand(words)
+    path = record_path(output_of(words), run_id(run))
+    path.mkdir(parents=True)
+    done = call_here("runs", *words, "launcher=local", check=1)
+    assert f"FAILED: {path}: a folder, and no file, where the run has a file of its own" in done.stdout
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_a_debugged_run_names_what_is_no_file(words):
+    (run,) = expand(words)
+    path = record_path(output_of(words), run_id(run))
+    path.mkdir(parents=True)
+    outcome = sweep.sweep(expand([*words, "debug=true"]))
+    assert (outcome.exit_code, outcome.failed[0][1].partition(",")[0]) == (1, f"{path}: a folder")
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
