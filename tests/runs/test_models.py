@@ -136,7 +136,7 @@ def test_another_architecture_is_refused(packaged, fetched):
 def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):
-        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path, "wheel")
+        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):
