@@ -5,6 +5,7 @@ BIN := .venv/bin
 OUTPUT ?= outputs
 PAPER ?= demo
 N ?= 100
+CONSTRAINTS ?= constraints.txt
 
 # quoted: what a variable holds, as one word of the shell behind a prefix, whatever is in it: neither make ($(value)) nor the
 # shell expands or runs it. given: the same, or nothing where it is empty. ARGS are several words, split as a shell splits
@@ -19,7 +20,7 @@ SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
 # make would expand them for the environment of every command, which reads none of them there. (Here, since make takes a name that it meets here for set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING PAPER N SEED STUDY GRID JUDGE \
-         ENTITY PROJECT JSON FULL WATCH PYTHON
+         ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
 # What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
@@ -28,7 +29,11 @@ WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,tas
 # And for python -m runs alone: where and how.
 LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 
-.PHONY: help setup demo test chaos lint docs plan tune counts publish results sync dashboard report notebooks \
+# And for pip: in which versions.
+VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
+NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
+
+.PHONY: help setup constraints demo test chaos lint docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -41,15 +46,19 @@ help: ## this list
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
 	@echo "  judged (JUDGE=gpt-4)."
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml constraints.txt
 	@$(call quoted,,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
 	@echo "setting up .venv (one to three minutes)"
 	@$(call quoted,,PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(VERSIONS) -e '.[dev]' \
+	    || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
 	@touch $@
 
-setup: .venv/.installed ## .venv with everything in it
+setup: .venv/.installed ## .venv with everything in it, in the versions that CI ran; CONSTRAINTS=: the newest
+
+constraints: setup ## constraints.txt from what .venv holds, once CI has passed on it (CONSTRAINTS= .ci/run)
+	@$(BIN)/python .ci/versions.py
 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
 	@$(BIN)/python -m runs paper=demo $(WORDS) $(LAUNCH)

