@@ -1,6 +1,5 @@
 """From records to cells: one (model, row, task) over its seeds, with the median, the spread, and what is missing."""
 
-import hashlib
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -8,33 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import orjson
-
-from runs.record import Ledger, Record, defining, is_trial, lora_scaling, reported, row_label
-
-#: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
-NOT_DEFINING = (
-    "seed",
-    "data_seed",
-    "device",
-    "micro_batch",
-    "gradient_checkpointing",
-    "eval_batch",
-    "checkpoint_minutes",
-    "output",
-    "debug",
-    "keep",
-    "adapter_precision",
-    "select",
-    "recipe",
-    "init_from",  # by its id, below
-)
-PLACES = (
-    *("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision"),
-    *("draw_seed", "workers", "bad_images"),  # the first follows the seed
-    *("scaling", "redrawn"),  # say where alpha and projection_seed come from
-    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # of the answers, which come after training
-)
+from runs.record import Ledger, Record, cell_id, is_trial, lora_scaling, protocol, reported, row_label
 
 
 @dataclass
@@ -187,7 +160,7 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
     for record in records:
         if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
             cell = record["cell"]
-            groups[cell["model"], row_of(record), cell["task"]][settings_of(record)].append(record)
+            groups[cell["model"], row_of(record), cell["task"]][cell_id(record)].append(record)
     found = {}
     for key, variants in groups.items():
         chosen = max(
@@ -201,25 +174,3 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
             problems.append(f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}.")
         found[key] = Cell(kept, wanted, select, others, tuple(ids(again)), problems)
     return found
-
-
-def protocol(record: Record) -> int:
-    """The version of the task family's protocol that a run followed."""
-    return int(record.get("protocol") or 1)
-
-
-def settings_of(record: Record) -> str:
-    """A hash of everything that defines a record's result but the seed."""
-
-    def plain(value: Any) -> Any:
-        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
-
-    config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
-    config |= {part: defining(config, part) for part in ("train", "task")}
-    if record["config"]["method"].get("redrawn"):  # and then it follows the seed
-        config["method"].pop("projection_seed")
-    model = record["config"].get("model", {})
-    config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
-    start = (record.get("start") or {}).get("id")
-    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start, protocol(record)]
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

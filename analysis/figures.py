@@ -25,11 +25,11 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.cells import Cell, Key, cells, ids, label_of, published, settings_of
+from analysis.cells import Cell, Key, cells, ids, label_of, published
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import smallest_p
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper, spreadsheet
-from runs.record import FINISHED, Ledger, Record, is_trial, lora_scaling, write_atomically
+from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, lora_scaling, write_atomically
 from runs.text import one_line
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
@@ -386,7 +386,7 @@ def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], lis
             notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here: left out.")
             continue
         records = [ledger.records[run["id"]] for run in measure["of"]]
-        groups[" ".join([str(measure["settings"]), *map(settings_of, records)])].append(measure)
+        groups[" ".join([str(measure["settings"]), *map(cell_id, records)])].append(measure)
     if not groups:
         return [], notes
 

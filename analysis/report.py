@@ -19,12 +19,12 @@ from typing import Any
 
 from analysis import figures, tables, verdicts
 from analysis.beside import VERDICTS, summary
-from analysis.cells import Cell, Key, one_each, protocol, row_of, settings_of
+from analysis.cells import Cell, Key, one_each, row_of
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, PERPLEXITY, VERDICT_SEEDS
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
-from runs.record import FINISHED, Ledger, Record, is_trial, reported, write_atomically
+from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, records_folder, reported, write_atomically
 from runs.text import megabytes, one_line, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
@@ -41,13 +41,20 @@ MARKS = {"reproduced": ("good", "✓"), "not reproduced": ("bad", "✗"), "incom
 MARKS |= {"consistent, wide": ("part", "≈"), "inside our interval": ("part", "≈"), "outside our interval": ("bad", "✗")}
 
 
+#: A page stays below 20 MB: of what is in no table the newest runs are shown one by one, and of older ones the cell alone;
+#: and of each list of what is left out, the first lines.
+RUNS_SHOWN, CELLS_SHOWN, LINES_SHOWN = 8_000, 20_000, 200
+
+
 @dataclass
 class Entry:
-    """Records of one model, row and task with the same settings. `kind` in words: in the tables, or why not."""
+    """Records of one model, row and task with the same settings. `kind` in words: in the tables, or why not. `whole`:
+    whether its runs are shown one by one."""
 
     key: Key
     records: list[Record]
     kind: str
+    whole: bool = True
 
     def cell(self) -> Cell | None:
         """What of it is a result; of several records of a seed one, as in the tables."""
@@ -61,7 +68,7 @@ def entries(ledger: Ledger) -> list[Entry]:
     for record in ledger:
         cell = record["cell"]
         # A failed run's record has no model, data or recipe: it may have failed before they were known.
-        settings = settings_of(record) if record["status"] in FINISHED else ""
+        settings = cell_id(record) if record["status"] in FINISHED else ""
         groups[(cell["model"], row_of(record), cell["task"]), settings, is_trial(record["config"])].append(record)
     in_tables = verdicts.all_cells(ledger)
     chosen = {record["id"] for cell in in_tables.values() for record in cell.records}
@@ -82,17 +89,32 @@ def entries(ledger: Ledger) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.key[0], entry.key[2], entry.kind != "", entry.key[1]))
 
 
+def shown(found: list[Entry], changed: Mapping[str, float]) -> list[Entry]:
+    """The entries that the page has, in their order; of a large ledger only those of the tables and the newest others, by when
+    their records were written."""
+    newest = sorted(
+        found, key=lambda entry: (entry.kind == "", max(changed.get(r["id"], 0.0) for r in entry.records)), reverse=True
+    )
+    runs = 0
+    for entry in newest:
+        runs += len(entry.records)
+        entry.whole = entry.kind == "" or runs <= RUNS_SHOWN
+    kept = set(map(id, newest[:CELLS_SHOWN]))
+    return [entry for entry in found if id(entry) in kept]
+
+
 # --- the data of the page
 
 
 def _data(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> dict[str, Any]:
     pool: dict[str, int] = {}
+    facts = _Facts()
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
     told: dict[int, list[Finding]] = defaultdict(list)
     for finding in findings:
         if finding.verdict.ids:
             told[place[finding.verdict.ids[0]]].append(finding)
-    cells = [_entry(entry, told[i], ledger, pool) for i, entry in enumerate(parts)]
+    cells = [_entry(entry, told[i], ledger, pool, facts) for i, entry in enumerate(parts)]
     names: dict[str, dict[str, str]] = {"model": {}, "task": {}, "row": {}}
     for f in findings:
         names["model"][f.model] = verdicts.MODELS[f.model]
@@ -111,15 +133,16 @@ def _has(findings: list[Finding], word: str) -> bool:
     return any(f.verdict.word == word for f in findings)
 
 
-def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str, int]) -> dict[str, Any]:
+def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str, int], facts_of: "_Facts") -> dict[str, Any]:
     model, row, task = entry.key
     first, cell = entry.records[0], entry.cell()
     label = first.get("label") or {}
     metric = str((first.get("result") or {}).get("metric") or "metric")
     percent = metric != PERPLEXITY
     words = list(dict.fromkeys(f.verdict.word for f in findings)) or [_other_word(entry)]
-    facts = [_facts(record) for record in entry.records]
-    alike = set.intersection(*map(set, facts))
+    records = entry.records if entry.whole else []
+    facts = [facts_of(record) for record in records]
+    alike = set.intersection(*map(set, facts)) if facts else set()
     printed = next((f.verdict.printed for f in findings if f.table in ("table2", "table5")), None)
     return {
         "m": model,
@@ -135,17 +158,17 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
         "metric": metric,
         "pct": percent,
         "printed": printed,
-        "facts": verdicts.facts(cell) if cell else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
+        "facts": verdicts.facts(cell, entry.whole) if cell else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
         "word": words[0] if len(words) == 1 else summary([f.verdict.word for f in findings]) or ", ".join(words),
         "words": words,
         "found": [_beside(f) for f in findings],
         "dev": list(dict.fromkeys(one_line(word) for r in entry.records for word in r.get("deviations") or [])),
-        "f": [pool.setdefault(fact, len(pool)) for fact in facts[0] if fact in alike],
+        "f": [pool.setdefault(fact, len(pool)) for fact in facts[0] if fact in alike] if facts else [],
         "runs": [
             _run(record, ledger, percent, [pool.setdefault(fact, len(pool)) for fact in mine if fact not in alike])
-            for record, mine in zip(entry.records, facts, strict=True)
+            for record, mine in zip(records, facts, strict=True)
         ],
-    }
+    } | ({} if entry.whole else {"ids": [record["id"] for record in entry.records]})
 
 
 def _other_word(entry: Entry) -> str:
@@ -209,21 +232,40 @@ def _short(value: float | None, percent: bool) -> float | int | None:
     return round(1e4 * value) if percent else float(f"{value:.4g}")
 
 
-def _facts(record: Record) -> list[str]:
-    """Its configuration and provenance as "key<tab>value"."""
-    return [f"{key}\t{value}" for part in SHOWN if part in record for key, value in _flat(part, record[part])]
+class _Facts:
+    """Configuration and provenance of a record as "key<tab>value". Parts that records of a ledger share are told once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], list[str]] = {}
+
+    def __call__(self, record: Record) -> list[str]:
+        found = []
+        for part in SHOWN:
+            if part == "config":
+                for key, value in record["config"].items():
+                    if key != "recipe":  # it is told beside the configuration that came of it
+                        found += self._of(f"config.{key}", value)
+            elif part in record:
+                found += self._of(part, record[part])
+        return found
+
+    def _of(self, name: str, value: Any) -> list[str]:
+        if not isinstance(value, dict | list):
+            return list(_flat(name, value))
+        known = self._known.get((name, id(value)))  # of a record of the ledger, which stays while the page is made
+        if known is None:
+            known = self._known[name, id(value)] = list(_flat(name, value))
+        return known
 
 
-def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+def _flat(name: str, value: Any) -> Iterable[str]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            if name == "config" and key == "recipe":  # it is told beside the configuration that came of it
-                continue
-            if key in PLACES and isinstance(inner, str):
-                inner = Path(inner).name
             yield from _flat(f"{name}.{key}", inner)
     else:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if name.rpartition(".")[2] in PLACES and isinstance(value, str):
+            value = Path(value).name
+        yield f"{name}\t{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 # --- the parts of the page
@@ -469,18 +511,24 @@ def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
     lists["In no table"] = [
         f"{' on '.join(e.key[1:])}, {e.key[0]}{_rates(e.records[0])}: {plural(len(e.records), 'run')}. {e.kind}" for e in others
     ]
-    made = [
-        f'<h3>{_e(title)}</h3><ul class="notes">{"".join(f"<li>{_e(one)}</li>" for one in found)}</ul>'
-        for title, found in lists.items()
-        if found
-    ]
+    made = []
+    for title, found in lists.items():
+        if len(found) > LINES_SHOWN:
+            found = [*found[:LINES_SHOWN], f"and {len(found) - LINES_SHOWN:,} more"]
+        if found:
+            made.append(f'<h3>{_e(title)}</h3><ul class="notes">{"".join(f"<li>{_e(one)}</li>" for one in found)}</ul>')
     return "".join(made) or "<p>Nothing.</p>"
 
 
-def page(ledger: Ledger) -> str:
-    """The whole page."""
+def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
+    """The whole page. changed: when records were written (seconds), by id; of a large ledger the oldest are shown less."""
     problems: list[str] = []
-    parts, findings = entries(ledger), verdicts.verdicts(ledger)
+    everything, findings = entries(ledger), verdicts.verdicts(ledger)
+    parts = shown(everything, changed or {})
+    if len(parts) < len(everything):
+        problems.append(f"Not listed: {plural(len(everything) - len(parts), 'cell')} of older runs, in no table.")
+    if less := sum(not entry.whole for entry in parts):
+        problems.append(f"Not shown one by one: the older runs of {plural(less, 'cell')} in no table.")
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
     text = json.dumps(_data(ledger, parts, findings), separators=(",", ":"), ensure_ascii=False)
     for sign in "<>&\u2028\u2029":  # no label may end the script element that the data stand in
@@ -495,7 +543,7 @@ def page(ledger: Ledger) -> str:
         "statistics": _statistics(ledger, place, parts, problems),
         "data": text,
     }
-    sections["left_out"] = _left_out(ledger, parts, problems)
+    sections["left_out"] = _left_out(ledger, everything, problems)
     frame = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     pieces = frame.split("{{")
     made = [pieces[0]]
@@ -510,7 +558,8 @@ def main(arguments: list[str]) -> int:
     options = parser.read(arguments)
     ledger = open_ledger(options.output)
     path = Path(options.output) / "report.html"
-    write_atomically(path, page(ledger))
+    changed = {file.stem: file.stat().st_mtime for file in records_folder(options.output).glob("*.json") if file.is_file()}
+    write_atomically(path, page(ledger, changed))
     print(f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})")
     return 0
 

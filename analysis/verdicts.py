@@ -234,7 +234,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     return Table(f"{model}: cells", [*header, "verdict"], rows, notes, model, tasks, ())
 
 
-def facts(cell: Cell) -> dict[str, str]:
+def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
     """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and what choosing the
     epoch adds (optimism)."""
     main = series(cell)
@@ -245,7 +245,7 @@ def facts(cell: Cell) -> dict[str, str]:
     fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
     scale = 1 if curve.less else 100
     optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and which == "best" else None
-    bounds = interval(list(main.values.values()))
+    bounds = interval(list(main.values.values())) if interval_too else None
     return {
         "metric": main.name,
         "median": number(_middle(main), decimals=digits),

@@ -5,6 +5,7 @@ selection.py says which epoch's number is reported, and rows.py which row of a t
 Hydra: analysis/ reads the ledger through this package.
 """
 
+from runs.record.cell import READS_LENGTH_GROUPED, cell_id, defining, is_trial, protocol
 from runs.record.files import (
     cache_folder,
     check_regular,
@@ -22,7 +23,7 @@ from runs.record.files import (
 )
 from runs.record.ledger import PUBLISHED, Ledger, read_ledger, read_measure, read_record, read_study, study_folders
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
-from runs.record.schema import FINISHED, MEASURE_SCHEMA, READS_LENGTH_GROUPED, SCHEMA, Record, defining, is_trial
+from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record
 from runs.record.selection import best_epoch, crossfit, crossfit_of, reported
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Record",
     "best_epoch",
     "cache_folder",
+    "cell_id",
     "check_regular",
     "crossfit",
     "crossfit_of",
@@ -47,6 +49,7 @@ __all__ = [
     "measure_path",
     "measure_text",
     "proportional_alpha",
+    "protocol",
     "read_ledger",
     "read_measure",
     "read_record",

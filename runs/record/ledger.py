@@ -11,8 +11,9 @@ from typing import Any
 
 import orjson
 
+from runs.record.cell import cell_id
 from runs.record.files import read_regular, records_folder, run_folder
-from runs.record.schema import MEASURE_SCHEMA, MIGRATIONS, SCHEMA, Record, check, check_measure
+from runs.record.schema import FINISHED, MEASURE_SCHEMA, MIGRATIONS, SCHEMA, Record, check, check_measure
 
 #: Studies that the project publishes.
 PUBLISHED = Path(__file__).parent.parent / "records"
@@ -88,18 +89,16 @@ class _Parts:
 
     def share(self, record: Record) -> None:
         """Puts the parts of an earlier record in the place of those of this one that are equal to them, to the bit."""
-        parts = self._parts
-        for holder, keys in (
-            (record, self.OF_RECORD),
-            (record["config"], self.OF_CONFIG),
-            (record.get("curve", {}), self.OF_CURVE),
-        ):
+        parts, config, curve = self._parts, record["config"], record.get("curve", {})
+        for holder, keys in ((record, self.OF_RECORD), (config, self.OF_CONFIG), (curve, self.OF_CURVE)):
             for key in keys:
                 if key in holder:
                     holder[key] = parts.setdefault(orjson.dumps(holder[key]), holder[key])
-        cell = record["cell"]
-        for key in ("paper", "row", "model", "task"):
-            cell[key] = cell[key] and sys.intern(cell[key])
+        cell, result = record["cell"], record.get("result", {})
+        for words, names in ((cell, ("paper", "row", "model", "task")), (result, ("metric",))):
+            for name in names:
+                if words.get(name):
+                    words[name] = sys.intern(words[name])
 
 
 #: How many of a folder's newest records say what runs cost, where not all are wanted.
@@ -158,6 +157,9 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path],
                 ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
                 continue
             known.share(record)
+            record.pop("cell_id", None)  # what another version said defines a result
+            if record["status"] in FINISHED:
+                record["cell_id"] = sys.intern(cell_id(record))
             first = ledger.records.setdefault(record["id"], record)
             if first is not record and first.get("result") != record.get("result"):
                 others.append(record["id"])

@@ -29,15 +29,6 @@ MEASURES = {
 }
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
-#: Keys of a part of the configuration that came after records had been written, with what was fixed before. At that value
-#: they are left out of identities and comparisons: what was run stays done.
-LATER: dict[str, dict[str, Any]] = {
-    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1},
-    "task": {"holdout": None},
-}
-#: Task families whose batches were of like lengths before task.length_grouped said so. Others have had it from the beginning.
-READS_LENGTH_GROUPED = ("glue", "text")
-
 Record = dict[str, Any]
 
 Count = Annotated[int, Ge(0)]
@@ -250,6 +241,7 @@ class Failed(TypedDict):
 class Finished(Failed):
     """The record of a run that is done, or diverged, which is a result as well."""
 
+    cell_id: NotRequired[str]  # of what defines the result but the seed; added by whoever reads a ledger (cell.py)
     start: NotRequired[Start | None]
     recipe: Recipe
     seeds: dict[str, Any]  # training, data, projection; projection_note: whether other seeds have other matrices
@@ -340,16 +332,3 @@ def _validator(shape: type) -> Any:
     from pydantic import TypeAdapter  # where it is needed: its import takes longer than a small ledger
 
     return TypeAdapter(shape)
-
-
-def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a part of the configuration (train, task) that tell runs apart."""
-    later = LATER[part]
-    if part == "task" and config["task"].get("family") in READS_LENGTH_GROUPED:
-        later = later | {"length_grouped": True}
-    return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
-
-
-def is_trial(config: dict[str, Any]) -> bool:
-    """Whether a run was stopped early by train.max_steps, or judged on training rows (task.holdout): no result."""
-    return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None

@@ -156,6 +156,26 @@ def test_records_of_one_seed_and_numbers_that_are_none_are_said():
     assert "roberta_base-vera-rte-1-0.01-done" in text
 
 
+def test_of_a_large_ledger_the_newest_runs_are_shown_one_by_one(monkeypatch):
+    """And of older ones the cell; what the tables are made of is always whole, however old."""
+    monkeypatch.setattr(report, "RUNS_SHOWN", 7)
+    monkeypatch.setattr(report, "CELLS_SHOWN", 3)
+    monkeypatch.setattr(report, "LINES_SHOWN", 1)
+    tried = [[record(seed=seed, lr=lr) for seed in (0, 1)] for lr in (0.1, 0.2, 0.3)]
+    changed = {r["id"]: float(i) for i, pair in enumerate(tried) for r in pair}
+    page = Page(report.page(ledger(*seeds(), *itertools.chain(*tried)), changed))
+    assert len(page.data["cells"]) == 3
+    assert [len(cell["runs"]) for cell in page.data["cells"] if not cell["kind"]] == [5]
+    others = [cell for cell in page.data["cells"] if cell["kind"]]
+    assert sorted(len(cell["runs"]) for cell in others) == [0, 2]
+    (older,) = [cell for cell in others if not cell["runs"]]
+    assert older["ids"] == [r["id"] for r in tried[1]]
+    assert older["facts"]["median"] != "-"
+    text = " ".join(page.words)
+    assert "Not listed: 1 cell of older runs, in no table." in text
+    assert "and 2 more" in text  # of three cells in no table
+
+
 def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
     def broken(*_):
         raise KeyError("judged")

@@ -86,6 +86,33 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     assert read_record(record_path(tmp_path, record()["id"])) == record()
 
 
+def test_parts_that_records_have_alike_are_kept_once(tmp_path):
+    """Or a ledger of 100,000 records would need more memory than a laptop has."""
+    for one in seeds():
+        write_record(tmp_path, one)
+    first, *others = read_ledger(tmp_path, published=False)
+    for other in others:
+        assert other["config"]["train"] is first["config"]["train"]
+        assert other["versions"] is first["versions"]
+        assert other["curve"]["metric"] is not first["curve"]["metric"]
+        assert other["cell_id"] is first["cell_id"]
+    assert [r | {"cell_id": None} for r in read_ledger(tmp_path, published=False)] == [
+        r | {"cell_id": None} for r in sorted(seeds(), key=lambda r: r["id"])
+    ]
+
+
+def test_a_plan_reads_what_it_shows_and_a_sample_of_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr("runs.record.ledger.SAMPLE", 2)
+    made = seeds()
+    for age, one in enumerate(made):
+        path = write_record(tmp_path, one)
+        os.utime(path, (age, age))
+    names = [one["id"] for one in made]
+    assert set(read_ledger(tmp_path, published=False, wanted=[names[0], "absent"]).records) == {names[0], *names[3:]}
+    assert set(read_ledger(tmp_path, published=False, wanted=[]).records) == set(names[3:])
+    assert set(read_ledger(tmp_path, published=False).records) == set(names)
+
+
 @pytest.fixture
 def odd(tmp_path):
     """A folder of records with five seeds of a row, and beside them everything that is no record; and the odd ones' names."""

@@ -14,11 +14,11 @@ import torch
 from running import ROOT, call, comparable, do, elsewhere, started
 from torch import nn
 
-from analysis.cells import cells, settings_of
+from analysis.cells import cells
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import read_record, record_path
+from runs.record import cell_id, read_record, record_path
 from runs.train import Training, dev_halves, deviations, epoch_batches, rate_factor, summarise
 
 
@@ -263,7 +263,7 @@ def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
     fixed = do([*words, "seed=1"])
     assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]  # the head's values and the batches are the same
     assert do([*words, "seed=0"])["curve"] == one["curve"]
-    assert settings_of(one) == settings_of(other)
+    assert cell_id(one) == cell_id(other)
     assert len(cells([one, other], 2)) == 1
 
 
@@ -274,7 +274,7 @@ def test_a_label_says_by_which_convention_alpha_was_set(words):
     assert proportional["label"]["row"] == "LoRA r=2, alpha=r"
     constant = copy.deepcopy(proportional)
     constant["config"]["method"]["scaling"] = "constant"  # as method.alpha=2 has it
-    assert settings_of(proportional) == settings_of(constant)
+    assert cell_id(proportional) == cell_id(constant)
 
 
 def test_cross_fitting_chooses_on_each_half_and_reports_the_other(words):
