@@ -246,9 +246,9 @@ class Local:
         command = [sys.executable, "-m", "runs.executor", str(self.sweep), str(os.getpid()), *places]
         for _ in range(count):
             with open(self.sweep.parent / f"executor-{len(self._processes)}.log", "ab") as log:
-                how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+                how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
                 # A group of its own: Ctrl-C reaches it through `stop`, and so once.
-                self._processes.append(subprocess.Popen(command, env=environment, **how, **tied()))
+                self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **how))
 
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)

@@ -190,10 +190,10 @@ def _tie(wrapper: ModuleType) -> None:
     """Has a wrapper start its Java so that it ends with this process. Else METEOR's, with up to 2 GB, would read
     paraphrases for seconds before it saw that nobody asks."""
 
-    def start(*command: Any, **more: Any) -> Any:
-        return subprocess.Popen(*command, **more, **tied())
+    def start(command: list[str], **how: Any) -> Any:
+        return subprocess.Popen(command, **how, **tied())
 
-    wrapper.subprocess = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
+    wrapper.__dict__["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
 
 
 def _quietly(what: str, run: Callable[[], Any]) -> Any:
