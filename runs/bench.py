@@ -13,6 +13,7 @@ import copy
 import gc
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically
 from tasks.beam import Search, beam_search
 from tasks.e2e import transformers_search
+from tasks.parent import end_with, tied
 from vera.methods.base import changes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,7 +227,7 @@ def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
     """The peak of a process that trains one variant for two steps: each in a process of its own."""
     rows = []
     for name in names:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context("spawn").Pool(1, end_with, (os.getpid(),)) as pool:
             peak = pool.apply(_peak, (name, shape, tokens))
         rows.append({"part": "memory", "model": shape.label, "tokens": tokens, "variant": name, "bytes": peak})
     return rows
@@ -275,7 +277,7 @@ def start() -> list[Row]:
         for i in range(4):  # the first one fetches
             command = [sys.executable, "-m", "runs", "train.max_steps=1", f"seed={i}", f"output={folder}"]
             started = time.perf_counter()
-            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **tied())
             taken = None
             while run.poll() is None and taken is None:
                 logs = sorted(Path(folder).glob("runs/*/log.txt"), key=lambda p: p.stat().st_mtime)

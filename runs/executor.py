@@ -34,6 +34,7 @@ from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, row_
 from runs.sources import changed_words
 from runs.text import describe, duration
 from runs.tracking import Tracker
+from tasks.parent import PARENT, end_with
 
 #: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
 INTERRUPTED = 75
@@ -463,8 +464,10 @@ def start_fork_server() -> None:
     """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.preload"])
+    os.environ[PARENT] = str(os.getpid())
     # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process and this one: what
-    # is ignored now, the server inherits. It ends with this process.
+    # is ignored now, the server inherits. It ends with this process (with this thread, to be exact), and its runs
+    # with it: see runs/preload.py and tasks/parent.py.
     before = {number: _listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
     try:
         multiprocessing.forkserver.ensure_running()
@@ -498,7 +501,6 @@ def _kernel_kills() -> int:
 def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     """The process's whole life: output into the run's log, progress to the executor, one line for an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends this process
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop: Any = None
 
     def asked(number: int, frame: FrameType | None) -> None:
@@ -531,7 +533,7 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
             last = time.monotonic()
             try:
                 events.send(event)
-            except OSError:  # the executor was killed: see end_with_parent
+            except OSError:  # the executor was killed
                 os._exit(1)
 
     try:
@@ -566,20 +568,13 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     return "error", f"{name}: {words}"
 
 
-def end_with_parent(parent: int) -> None:
-    """Ends this process soon after its parent was killed: the parent's id changes."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main(arguments: list[str]) -> int:
     """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It leaves waiting
     for others to whoever started it. The parent is named, since it may be gone before this process can ask for it."""
     if len(arguments) < 2:
         print(__doc__)
         return 2
-    threading.Thread(target=end_with_parent, args=(int(arguments[1]),), daemon=True).start()
+    end_with(int(arguments[1]))
     sweep = Sweep.load(Path(arguments[0]))
     if len(arguments) > 2:
         from runs.launch import DeviceLease

@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.begun import append
 from runs.config import CONF
 from runs.errors import UserError
+from tasks.parent import tied
 
 ROOT = Path(__file__).parent.parent
 
@@ -246,9 +247,9 @@ class Local:
         command = [sys.executable, "-m", "runs.executor", str(self.sweep), str(os.getpid()), *places]
         for _ in range(count):
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
-                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
                 # A group of its own: Ctrl-C reaches it through `stop`, and so once.
-                self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))  # type: ignore[call-overload]
+                self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **how))
 
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)
@@ -378,7 +379,7 @@ def run_executor(_: Any, sweep: str) -> int:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
         command = [sys.executable, "-m", "runs.executor", sweep, str(os.getpid())]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log, **tied())
     asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:

@@ -1,18 +1,31 @@
 """What nearly every run imports, for the server that runs are forked from (runs/executor.py) to import once.
 
+That takes long, and multiprocessing's server looks only afterwards whether anybody still needs it. So first of all
+it is tied to the process that started it, and the runs to it.
+
 It freezes what is there, too: a run's garbage collector need not walk through it, nor take a copy of the pages it lies on.
 """
 
 import gc
+import importlib
+import os
 
-import sklearn.metrics  # noqa: F401 - by the metrics themselves, which evaluate loads by path
-import transformers.modeling_utils
-import transformers.models.auto.modeling_auto
-import transformers.models.auto.tokenization_auto
-import transformers.models.bert.modeling_bert  # noqa: F401
+from tasks.parent import PARENT, end_with, tie_forks
 
-import runs.train  # noqa: F401
-import tasks.metrics  # noqa: F401
+if PARENT in os.environ:
+    end_with(int(os.environ[PARENT]))
+    tie_forks()
+
+for name in (
+    "sklearn.metrics",  # by the metrics themselves, which evaluate loads by path
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "runs.train",
+    "tasks.metrics",
+):
+    importlib.import_module(name)
 
 gc.collect()
 gc.freeze()

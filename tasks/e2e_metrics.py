@@ -17,13 +17,16 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from tasks.base import DataError
+from tasks.parent import tied
 
 METRICS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; conda: conda install openjdk)"
@@ -140,14 +143,15 @@ Tokenised = dict[int, list[str]]
 
 def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without punctuation."""
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from pycocoevalcap.tokenizer import ptbtokenizer
 
+    _tie(ptbtokenizer)
     # The wrapper tells texts apart by lines alone, and takes fewer for granted. A last line of ours shows that all came.
     end = -1
     marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()} | {end: [{"caption": "end"}]}
 
     def run() -> Any:
-        return PTBTokenizer().tokenize(marked)
+        return ptbtokenizer.PTBTokenizer().tokenize(marked)
 
     found: Tokenised = _quietly("the PTB tokeniser", run)
     if found.pop(end, None) != ["end"]:
@@ -162,14 +166,15 @@ atexit.register(_WAITING.clear)
 
 
 def _meteor(expected: Tokenised, given: Tokenised) -> float:
-    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.meteor import meteor
 
+    _tie(meteor)
     key = os.getpid(), shutil.which("java")
 
     def run() -> float:
         scorer = _WAITING.pop(key, None)
         if scorer is None or scorer.meteor_p.poll() is not None:
-            scorer = Meteor()
+            scorer = meteor.Meteor()
         try:
             score = float(scorer.compute_score(expected, given)[0])
         finally:
@@ -179,6 +184,16 @@ def _meteor(expected: Tokenised, given: Tokenised) -> float:
         return score
 
     return float(_quietly("METEOR", run))
+
+
+def _tie(wrapper: ModuleType) -> None:
+    """Has a wrapper start its Java so that it ends with this process. Else METEOR's, with up to 2 GB, would read
+    paraphrases for seconds before it saw that nobody asks."""
+
+    def start(command: list[str], **how: Any) -> Any:
+        return subprocess.Popen(command, **how, **tied())
+
+    wrapper.__dict__["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
 
 
 def _quietly(what: str, run: Callable[[], Any]) -> Any:
