@@ -640,28 +640,27 @@ def _of(group: str, modality: str) -> list[str]:
 
 
 def _parse(argument: str) -> Override:
+    shown = argument if len(argument) <= 100 else f"{argument[:100]}..."
     try:
         override = OverridesParser.create().parse_override(argument)
     except (RecursionError, ValueError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
-        raise UserError(f"{argument[:60]}: cannot be read ({why})") from None
+        raise UserError(f"{shown[:60]}: cannot be read ({why})") from None
     except HydraException:
         if argument.startswith("-"):
-            raise UserError(f"no option {argument}; settings are words, such as output=FOLDER") from None
-        raise UserError(f"{argument!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
+            raise UserError(f"no option {shown}; settings are words, such as output=FOLDER") from None
+        raise UserError(f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
     if override.key_or_group.startswith("recipe."):  # or the result would stand under the recipe's name
         key = override.key_or_group.removeprefix("recipe.")
-        raise UserError(f"{argument}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
-    if override.is_delete() or not argument.partition("=")[1]:
-        raise UserError(f"{argument!r} is not KEY=VALUE")
+        raise UserError(f"{shown}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
+    if override.is_delete() or not override.key_or_group or not argument.partition("=")[1]:
+        raise UserError(f"{shown!r} is not KEY=VALUE")
     if re.match(r"hydra\b", override.key_or_group):
-        raise UserError(
-            f"{argument}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray"
-        )
+        raise UserError(f"{shown}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray")
     if "_target_" in override.key_or_group.split(".") or _names_target(override.value()):
-        raise UserError(f"{argument}: _target_ names what is called, which no word does")
+        raise UserError(f"{shown}: _target_ names what is called, which no word does")
     return override
 
 
