@@ -547,6 +547,10 @@ def _defaults(groups: tuple[str, ...], recipe: str) -> dict[str, Any]:
     return dict(found)
 
 
+#: Keys of a task that hold a path or a name, or null: a number is no such word.
+PLACES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
+
+
 def _check_values(config: dict[str, Any]) -> None:
     """What types alone do not catch."""
     train = config["train"]
@@ -588,6 +592,10 @@ def _check_values(config: dict[str, Any]) -> None:
     share = task["holdout"]
     if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
+    for key in PLACES:
+        if not isinstance(task.get(key), str | None):
+            value = as_word(task[key])
+            raise UserError(f"task.{key}={value}: should be a word; of digits alone, ./{value} or quoted")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
     if model["quantise"] and model["modality"] != "text generation":
