@@ -19,7 +19,7 @@ given = $(if $(value $(2)),$(call quoted,$(1),$(2)))
 SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
 # make would expand them for the environment of every command, which reads none of them there. (Here, since make takes a name that it meets here for set.)
-unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING PAPER N SEED STUDY GRID JUDGE \
+unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING PAPER N SEED SHORT STUDY GRID JUDGE \
          ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
 # What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
@@ -33,7 +33,7 @@ LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
-.PHONY: help setup constraints demo test chaos lint docs plan tune counts publish results sync dashboard report notebooks \
+.PHONY: help setup constraints demo test chaos attack lint docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -72,6 +72,9 @@ test: setup ## the tests
 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
+
+attack: setup ## files, words and requests from strangers, a few minutes: SEED=; SHORT=1: one minute; else its figures go to docs/attack.md
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

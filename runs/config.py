@@ -547,6 +547,10 @@ def _defaults(groups: tuple[str, ...], recipe: str) -> dict[str, Any]:
     return dict(found)
 
 
+#: Keys of a task that hold a path or a name, or null: a number is no such word.
+PLACES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
+
+
 def _check_values(config: dict[str, Any]) -> None:
     """What types alone do not catch."""
     train = config["train"]
@@ -588,6 +592,10 @@ def _check_values(config: dict[str, Any]) -> None:
     share = task["holdout"]
     if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
         raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
+    for key in PLACES:
+        if not isinstance(task.get(key), str | None):
+            value = as_word(task[key])
+            raise UserError(f"task.{key}={value}: should be a word; of digits alone, ./{value} or quoted")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
         raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
     if model["quantise"] and model["modality"] != "text generation":
@@ -640,28 +648,27 @@ def _of(group: str, modality: str) -> list[str]:
 
 
 def _parse(argument: str) -> Override:
+    shown = argument if len(argument) <= 100 else f"{argument[:100]}..."
     try:
         override = OverridesParser.create().parse_override(argument)
     except (RecursionError, ValueError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
-        raise UserError(f"{argument[:60]}: cannot be read ({why})") from None
+        raise UserError(f"{shown[:60]}: cannot be read ({why})") from None
     except HydraException:
         if argument.startswith("-"):
-            raise UserError(f"no option {argument}; settings are words, such as output=FOLDER") from None
-        raise UserError(f"{argument!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
+            raise UserError(f"no option {shown}; settings are words, such as output=FOLDER") from None
+        raise UserError(f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
     if override.key_or_group.startswith("recipe."):  # or the result would stand under the recipe's name
         key = override.key_or_group.removeprefix("recipe.")
-        raise UserError(f"{argument}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
-    if override.is_delete() or not argument.partition("=")[1]:
-        raise UserError(f"{argument!r} is not KEY=VALUE")
+        raise UserError(f"{shown}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
+    if override.is_delete() or not override.key_or_group or not argument.partition("=")[1]:
+        raise UserError(f"{shown!r} is not KEY=VALUE")
     if re.match(r"hydra\b", override.key_or_group):
-        raise UserError(
-            f"{argument}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray"
-        )
+        raise UserError(f"{shown}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray")
     if "_target_" in override.key_or_group.split(".") or _names_target(override.value()):
-        raise UserError(f"{argument}: _target_ names what is called, which no word does")
+        raise UserError(f"{shown}: _target_ names what is called, which no word does")
     return override
 
 

@@ -283,7 +283,6 @@ def load(
 
     Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
     """
-    from safetensors import SafetensorError
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -326,8 +325,9 @@ def load(
         )
     except DataError:
         raise
-    except (SafetensorError, ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}). Get the folder again") from None
+    except Exception as error:  # transformers raises whatever an odd file makes it stumble over
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if modality == "image":
         _suits(model, folder)

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,11 @@ def prompts(
     DataError for a prompt or a reference answer that is missing.
     """
     path = folder / "judge_prompts.jsonl"
-    templates = {row["name"]: row for _, row in _rows(path, "name", "system_prompt", "prompt_template")}
+    templates = dict[str, dict[str, str]]()
+    for where, row in _rows(path, *_PROMPT):
+        if not all(isinstance(row[key], str) for key in _PROMPT):
+            raise DataError(f"{where}: {', '.join(_PROMPT)} are to be texts")
+        templates[row["name"]] = row
     references, known = dict[int, list[str]](), folder / bench / "reference_answer" / "gpt-4.jsonl"
     if any(q.category in REFERENCED for q in questions):
         references = dict(_answer(where, row) for where, row in _rows(known, "question_id", "choices"))
@@ -206,13 +211,28 @@ def prompts(
             fields = {f"{what}_{n}": texts[n - 1] for what, texts in shown.items() for n in range(1, turn + 1)}
             if turn == 1:
                 fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
-            try:
-                text = templates[name]["prompt_template"].format(**fields)  # once: what it fills in may hold braces
-            except (LookupError, ValueError, AttributeError) as error:
-                raise DataError(f"{path}: prompt {name!r} has a placeholder that cannot be filled ({error})") from None
+            text = _filled(templates[name]["prompt_template"], fields, f"{path}: prompt {name!r}")
             system = templates[name]["system_prompt"]
             found[q.id, turn] = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
     return found
+
+
+#: What a prompt of the judge has.
+_PROMPT = ("name", "system_prompt", "prompt_template")
+
+
+def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
+    """A template with its placeholders filled in. DataError for one that is not just a known name in braces: what else
+    format() obeys would look into objects, or pad to any width."""
+    try:
+        asked = [(name, spec or conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
+        odd = next((name for name, more in asked if name not in fields or more), None)
+        if odd is None:
+            return template.format(**fields)  # once: what it fills in may hold braces
+        reason = quoted(odd)
+    except ValueError as error:
+        reason = str(error)
+    raise DataError(f"{where} has a placeholder that cannot be filled ({reason})")
 
 
 def rating(reply: str) -> float | None:

@@ -109,7 +109,7 @@ def preprocessing(folder: Path) -> Preprocessing:
             return replace(found, patch=patch if isinstance(patch, int) else None)
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
     kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""

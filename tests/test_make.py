@@ -74,6 +74,8 @@ def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
         ("bench", "DATA"),
         ("chaos", "N"),
         ("chaos", "SEED"),
+        ("attack", "SEED"),
+        ("attack", "SHORT"),
         ("plan", "WATCH"),
         ("ablations", "OUTPUT"),
     ],

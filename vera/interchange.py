@@ -264,7 +264,7 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
         raise AdapterError(f"{folder}: VeRA with bias={config['bias']} is another method than VeRA here")
     shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
     seed, widest = config.get("projection_prng_key", 0), (max(i for i, _ in shapes), max(o for _, o in shapes))
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise AdapterError(f"{folder}: its {CONFIG} says projection_prng_key={seed!r}, which is no seed")
     init = _init_of(tensors, seed, rank, *widest)
     if init is None:

@@ -144,6 +144,12 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["micro_batch=0"], "micro_batch=0: should be at least 1"),
         (["model=encoder"], "model=encoder names no weights. Give model.path="),
         (["rank"], "'rank' is not KEY=VALUE"),
+        (
+            ["model=roberta_base", "task=rte", "task.data_dir=99"],
+            "task.data_dir=99: should be a word; of digits alone, ./99 or quoted",
+        ),
+        (["=1"], "'=1' is not KEY=VALUE"),
+        (["[" * 3000], "[...' is not KEY=VALUE"),
         (["task.length_grouped=null"], "task.length_grouped=null: should be true or false"),
         (["method.redrawn=null"], "method.redrawn=null: should be true or false"),
         (["recipe.lr=3"], "recipe.lr=3: a recipe is a file; set train.lr, method.lr or task.lr"),

@@ -376,3 +376,27 @@ def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
         (folder / name).write_text("{}")
         found.add(model_content(model))
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ({"hidden_size": 0}, {}),
+        ({"hidden_size": "x"}, {}),
+        ({"num_attention_heads": 0}, {}),
+        ({"vocab_size": 0}, {}),
+        ({"dtype": "os.system"}, {}),
+        ({"quantization_config": 7}, {}),
+        ({"id2label": "x"}, {}),
+        (None, {"tokenizer_config__json": "[]"}),
+        (None, {"special_tokens_map__json": "[]"}),
+        (None, {"tokenizer__json": '{"pre_tokenizer": {"type": "Split", "pattern": 7}}'}),
+    ],
+)
+def test_whatever_transformers_stumbles_over_is_one_line(tiny_bert, tmp_path, config, files):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    changed(folder, config, **files)
+    with pytest.raises(UserError, match=r"cannot be loaded \(") as error:
+        models.load(folder, 2, "single_label_classification")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600

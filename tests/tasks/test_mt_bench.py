@@ -258,11 +258,21 @@ def test_a_prompt_that_is_missing(name, data):
         asked_for(data)
 
 
-@pytest.mark.parametrize("template", ["{question} {reference}", "{0}", "{question", "{question.x}"])
+@pytest.mark.parametrize(
+    "template", ["{question} {reference}", "{0}", "{question", "{question.x}", "{question:>9999999999999}", "{question!r}"]
+)
 def test_a_prompt_that_cannot_be_filled(template, data):
     rows = [{"name": n, "system_prompt": "", "prompt_template": template} for n in PROMPTS]
     jsonl(data / "judge_prompts.jsonl", rows)
     with pytest.raises(DataError, match="prompt 'single-v1' has a placeholder that cannot be filled"):
+        asked_for(data)
+
+
+@pytest.mark.parametrize("change", [{"name": ["single-v1"]}, {"prompt_template": 7}, {"system_prompt": None}])
+def test_a_prompt_that_is_no_text(change, data):
+    rows = [{"name": n, "system_prompt": "", "prompt_template": t} | change for n, t in PROMPTS.items()]
+    jsonl(data / "judge_prompts.jsonl", rows)
+    with pytest.raises(DataError, match=r"judge_prompts.jsonl line 1: name, system_prompt, prompt_template are to be texts"):
         asked_for(data)
 
 

@@ -114,6 +114,8 @@ def test_another_size_keeps_the_share_of_the_cut_out():
                 ({"do_center_crop": True}, "no 'crop_size'"),
                 ({"size": {"shortest_edge": 224}}, "a shorter edge without a cut-out"),
                 ({"resample": None}, "no 'resample'"),
+                ({"size": None}, "not known here"),
+                ({"size": "x"}, "not known here"),
             ]
         ),
     ],

@@ -272,3 +272,12 @@ def test_pefts_own_methods_are_exported_and_not_mistaken_for_ours(tmp_path):
         vera.export_peft(model, tmp_path)
         with pytest.raises(vera.AdapterError, match=words):
             vera.import_peft(tiny_model(), tmp_path)
+
+
+def test_a_seed_that_is_a_truth_value_is_one_line(tmp_path):
+    theirs = peft.get_peft_model(tiny_model(), CONFIGS["vera"])
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"projection_prng_key": True}))
+    with pytest.raises(vera.AdapterError, match="projection_prng_key=True, which is no seed"):
+        vera.import_peft(tiny_model(), tmp_path)
