@@ -24,9 +24,9 @@ def without_paths(record: Record) -> Record:
     places = ("data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template")
     for part, keys in (("model", ("path",)), ("task", places)):
         config[part] = {k: Path(v).name if k in keys and v else v for k, v in config[part].items()}
-    start = record["start"]
+    start = record.get("start")
     if start:
-        config["init_from"] = Path(config["init_from"]).name
+        config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
     return {**record, "config": config, "start": start}
 

@@ -68,10 +68,7 @@ def sweep(
                 preflight(left)
         words_of = telling_words(runs)
         jobs = [Job(position, run, settled_id(run), words_of[position - 1]) for position, run in enumerate(runs, 1)]
-        for job in jobs:
-            folder = run_folder(job.run.config["output"], job.id)
-            if os.path.lexists(folder) and not folder.is_dir():
-                raise UserError(f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away")
+        _check_folders(jobs)
     except Exception as error:
         if not is_users(error):
             raise
@@ -95,6 +92,18 @@ def sweep(
     if outcome.interrupted and part:
         raise SystemExit(outcome.exit_code)
     return outcome
+
+
+def _check_folders(jobs: list[Job]) -> None:
+    """Raises UserError where something else stands in the place of a folder that the runs write to."""
+    output = Path(jobs[0].run.config["output"])
+    for folder in (output, *(output / name for name in ("records", "claims", "runs", "sweeps"))):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is no folder, and stands where runs keep their files. Move it away")
+    for job in jobs:
+        folder = run_folder(output, job.id)
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away")
 
 
 def preflight(runs: list[Run]) -> dict[str, str]:

@@ -144,6 +144,11 @@ def _is_better(known: str, origin: str, first: Record, again: Record, output: st
     return origin == again["cell"]["paper"]
 
 
+def _printable(error: ValueError) -> str:
+    """A file's name may be no text that can be written."""
+    return str(error).encode("utf-8", "backslashreplace").decode()
+
+
 def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path], measures: Path, output: str | Path) -> None:
     others, known = [], ledger._known
     with _no_garbage():
@@ -151,7 +156,7 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path],
             try:
                 record = read_record(path)
             except ValueError as error:
-                ledger.problems.append(str(error))
+                ledger.problems.append(_printable(error))
                 continue
             if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
                 ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
@@ -169,7 +174,7 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path],
             try:
                 measure = read_measure(path)
             except ValueError as error:
-                ledger.problems.append(str(error))
+                ledger.problems.append(_printable(error))
                 continue
             ledger.measures.setdefault(measure["id"], measure)
     if others:

@@ -59,6 +59,13 @@ class Part(TypedDict):
     name: str
     family: NotRequired[str]
     settings: NotRequired[dict[str, Any] | None]
+    path: NotRequired[str | None]
+    data_dir: NotRequired[str | None]
+    train_file: NotRequired[str | None]
+    dev_file: NotRequired[str | None]
+    cache_dir: NotRequired[str | None]
+    mt_bench_dir: NotRequired[str | None]
+    template: NotRequired[str | None]
     train_rows: NotRequired[Count | None]
     shots: NotRequired[Count | None]  # images of a class
     holdout: NotRequired[float | None]
@@ -68,7 +75,7 @@ class MethodPart(TypedDict):
     """The configuration of a method; what else is in it is its own."""
 
     kind: str
-    rank: NotRequired[Any]  # a library's method may have several
+    rank: NotRequired[Any]  # another library's method may have several
     alpha: NotRequired[Any]
 
 
@@ -94,6 +101,7 @@ class Config(TypedDict):
     output: NotRequired[str]
     keep: NotRequired[str]
     recipe: NotRequired[dict[str, Any] | None]
+    init_from: NotRequired[str | None]
 
 
 class Start(TypedDict):
@@ -302,6 +310,9 @@ def check(record: dict[str, Any]) -> None:
             raise ValueError("curve: columns differ in length")
         if record["status"] == "done" and lengths == {0}:
             raise ValueError("curve: done, and without an epoch")
+        method = record["config"]["method"]
+        if method["kind"] in ("vera", "lora") and type(method.get("rank")) is not int:
+            raise ValueError(f"config.method.rank: a rank of {method['kind']} is a whole number")
 
 
 def check_measure(measure: dict[str, Any]) -> None:

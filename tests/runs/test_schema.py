@@ -49,6 +49,8 @@ def changed(path, value):
         ("deviations", [1], "deviations.0: input should be a valid string"),
         ("config", {}, "config.model: field required, and 4 more"),
         ("config.train", None, "config.train: input should be a valid dictionary"),
+        ("config.method.rank", "NaN", "config.method.rank: a rank of vera is a whole number"),
+        ("config.task.data_dir", [[]], "config.task.data_dir: input should be a valid string"),
         ("texts", 7, "texts: input should be a valid dictionary"),
         ("judged", [{"bench": "mt_bench"}], "judged.0.judge: field required, and 8 more"),
         ("parameters.adapter", -1, "parameters.adapter: input should be greater than or equal to 0"),
@@ -132,6 +134,8 @@ def odd(tmp_path):
     }
     for name, shape in shapes.items():
         (records / f"{name}.json").write_text(json.dumps(shape | {"id": name} if isinstance(shape, dict) else shape))
+    with open(os.fsencode(records) + b"/\xff.json", "wb"):  # a name that is no text
+        pass
     (records / "deep.json").write_text("[" * 100_000)
     (records / "large.json").write_text('{"schema": 2, "id": "large", "a": 1e999}')
     (records / "folder.json").mkdir()
@@ -146,7 +150,7 @@ def odd(tmp_path):
             | {"values": {"layer": [0], "site": ["query"], "d": [0.1], "b": [0.1]}}
         )
     )
-    names = [*shapes, "deep", "large", "folder", "pipe", "device", "loop", "gone", "halved"]
+    names = [*shapes, r"\udcff", "deep", "large", "folder", "pipe", "device", "loop", "gone", "halved"]
     patience = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
     signal.alarm(120)
     yield tmp_path, names

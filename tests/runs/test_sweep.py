@@ -479,6 +479,15 @@ def test_a_file_where_a_runs_folder_should_be_is_one_line(kind, words):
     assert not record_path(run.config["output"], run_id(run)).exists()
 
 
+@pytest.mark.parametrize("name", ["records", "claims", "runs", "sweeps"])
+def test_a_file_where_a_folder_of_the_output_should_be_is_one_line(name, words):
+    """Nothing could be written there, and a sweep would try again for ever."""
+    Path(output_of(words)).mkdir(parents=True, exist_ok=True)
+    Path(output_of(words), name).symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"/{name} is no folder, and stands where runs keep their files\. Move it away\."):
+        sweep.sweep(expand(words))
+
+
 def test_a_half_written_file_with_a_number_that_no_process_has_is_left_alone(tmp_path):
     for number in ("9" * 23, "x", ""):
         (tmp_path / f".a.json.{socket.gethostname()}.{number}.1").touch()
