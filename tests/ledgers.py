@@ -52,6 +52,7 @@ def record(
         protocols = {
             "paper": {"best": values[place], "best_epoch": epoch, "last": values[-1]},
         }
+    numbers = protocols.get("paper", dict.fromkeys(("best", "best_epoch", "last")))
     epochs = [i + 1.0 for i in range(len(values))]
     made = {
         "schema": 2,
@@ -74,6 +75,7 @@ def record(
         "code": {"commit": "0123abc", "dirty": False},
         "versions": {"torch": "2.9"},
         "device": {"type": "cpu", "name": "a CPU"},
+        "determinism": {"threads": 1},
         "model": "hash",
         "data": {"content": "hash", "train_rows": 10, "dev_rows": 10},
         "parameters": {"adapter": count(model, row), "head": 10, "formula": count(model, row)},
@@ -87,7 +89,7 @@ def record(
             "metric_select": [value + 0.02 for value in values],
             "metric_report": [value - 0.02 for value in values],
         },
-        "result": {"metric": "accuracy", "select": "paper", "protocols": protocols},
+        "result": {"metric": "accuracy", "select": "paper", **numbers, "protocols": protocols},
         "cost": {
             "train_seconds": 10.0,
             "evaluate_seconds": 1.0,

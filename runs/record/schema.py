@@ -89,6 +89,14 @@ class TrainPart(TypedDict):
     max_steps: Count | None  # a trial's, which was stopped early
 
 
+class RecipePart(TypedDict):
+    """A recipe as it stands in conf/recipe; what else is in it are settings of training and of the method."""
+
+    source: NotRequired[str | None]
+    by_task: NotRequired[dict[str, dict[str, Any] | None] | None]
+    chosen: NotRequired[dict[str, Any] | None]
+
+
 class Config(TypedDict):
     """The resolved configuration that the run was made from."""
 
@@ -100,7 +108,7 @@ class Config(TypedDict):
     data_seed: NotRequired[int]
     output: NotRequired[str]
     keep: NotRequired[str]
-    recipe: NotRequired[dict[str, Any] | None]
+    recipe: NotRequired[RecipePart | None]
     init_from: NotRequired[str | None]
 
 
@@ -116,6 +124,31 @@ class Recipe(TypedDict):
     name: str | None
     source: NotRequired[str | None]
     chosen: NotRequired[dict[str, Any]]  # those that are this project's choice, and why
+
+
+class Code(TypedDict):
+    """What was run."""
+
+    commit: str | None
+    dirty: bool | None  # whether files differed from that commit
+    sources: NotRequired[dict[str, Any] | None]  # the files of method and task family, see runs/sources.py
+
+
+class Device(TypedDict):
+    """What it was run on."""
+
+    type: str
+    name: str
+    system: NotRequired[str | None]
+    cuda: NotRequired[str | None]
+
+
+class Determinism(TypedDict):
+    """How far another run of it would be the same to the bit."""
+
+    deterministic_algorithms: NotRequired[bool]
+    threads: Count
+    processes: NotRequired[Count]
 
 
 class Data(TypedDict):
@@ -161,11 +194,11 @@ class Curve(TypedDict):
 
 
 class Selected(TypedDict):
-    """A protocol's best number, and the last epoch's."""
+    """A protocol's best number, and the last epoch's; nothing where there is none."""
 
-    best: Number
-    best_epoch: Number | list[float]  # crossfit has two
-    last: Number
+    best: NotRequired[Number]
+    best_epoch: NotRequired[Number | list[float]]  # crossfit has two
+    last: NotRequired[Number]
     optimism: NotRequired[Number]
 
 
@@ -174,9 +207,9 @@ class Result(TypedDict):
 
     metric: str
     select: NotRequired[str]  # the protocol that the command showed
-    best: NotRequired[Number]
-    best_epoch: NotRequired[Number | list[float]]
-    last: NotRequired[Number]
+    best: Number
+    best_epoch: Number | list[float]
+    last: Number
     protocols: NotRequired[dict[str, Selected | None]]  # paper, crossfit; before 2026-11-26 another in the second's place
 
 
@@ -253,10 +286,10 @@ class Finished(Failed):
     start: NotRequired[Start | None]
     recipe: Recipe
     seeds: dict[str, Any]  # training, data, projection; projection_note: whether other seeds have other matrices
-    code: dict[str, Any]  # commit, dirty, and sources: the files of method and task family, see runs/sources.py
+    code: Code
     versions: dict[str, str | None]
-    device: dict[str, Any]
-    determinism: NotRequired[dict[str, Any]]
+    device: Device
+    determinism: Determinism
     model: str  # a hash of its content
     protocol: NotRequired[Count]  # the version of the task family's; without it the first
     data: Data

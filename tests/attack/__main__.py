@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     problems = sum(len(part.problems) for part in parts)
     text = text_of(parts, options.seed, time.monotonic() - started)
     if not (options.part or options.short):
-        (ROOT / "docs" / "attack.md").write_text(text, encoding="utf-8")
+        (ROOT / "docs" / "attack.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     used = sum(os.times()[:4])
     print(f"{used:.0f} s of the processor")
     print(f"{sum(part.tried for part in parts)} tried, {problems} did not hold" + (f", see {path}" if problems else ""))

@@ -25,10 +25,10 @@ WORDS = [
     *("model.settings={a:1},{b:{_target_:x}}", "method.rank=", "=1", "seed", "--config-dir=/tmp", "--config-path=/etc", "-cd"),
     *("seed=-1", "seed=1.5", "seed=x", "seed=99999999999999999999999", "seed=[1]", "seed=null", "train.lr=nan", "train.lr=inf"),
     *("train.lr=-1", "train.epochs=0", "train.epochs=1.5", "train.epochs=x", "train.effective_batch=0", "micro_batch=-1"),
-    *("model=../../etc/passwd", "method=nobody", "recipe.lr=1", "train={lr: 1}", "config_hash=x", "method.kind={a: 1}"),
+    *("model=../../etc/passwd", "method=nobody", "recipe.lr=1", "config_hash=x", "method.kind={a: 1}"),
     *("train.schedule=x", "keep=x", "device=x", "select=x", "train.precision=fp8", "[" * 3000, "a.b.c=1", "model.name.x=1"),
     *("seed=" + "[" * 3000, "seed=" + "9" * 6000, "train.lr=1e999", "seed=0;touch x", "method=${oc.env:HOME}", "seed=${seed}"),
-    *("output=${oc.decode:x}", "model.path=${hydra:runtime.cwd", "task.label=${", "method.rank=${eval:1+1}"),
+    *("model.path=${hydra:runtime.cwd", "task.label=${", "method.rank=${eval:1+1}"),
 ]
 #: In a value, taken as they are or refused.
 ODD = [
@@ -97,7 +97,7 @@ def _make(home: Home, target: str, name: str, value: str) -> Case:
 
     def act() -> None:
         (folder / ".venv" / "bin").mkdir(parents=True)
-        for file in ("Makefile", "pyproject.toml"):
+        for file in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / file, folder)
         (folder / ".venv" / ".installed").touch()
         python = folder / ".venv" / "bin" / "python"
