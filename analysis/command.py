@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from runs import command
 from runs.record import Ledger
-from runs.text import describe
+from runs.record.text import describe
 
 
 class Parser(argparse.ArgumentParser):

@@ -30,7 +30,7 @@ from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import smallest_p
 from analysis.tables import GLUE, NAMES, ROWS, Number, paper, spreadsheet
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, lora_scaling, write_atomically
-from runs.text import one_line
+from runs.record.text import one_line
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}

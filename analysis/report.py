@@ -25,7 +25,7 @@ from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, PERPLEXITY, V
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, records_folder, reported, write_atomically
-from runs.text import megabytes, one_line, plural
+from runs.record.text import megabytes, one_line, plural
 
 #: Parts of a record that a cell's view shows as keys and values.
 SHOWN: tuple[str, ...] = (

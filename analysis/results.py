@@ -27,7 +27,7 @@ from analysis.stats import Comparison, compare, series
 from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, recipes, shown
 from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, reported, study_folders, write_atomically
-from runs.text import megabytes, one_line, plural
+from runs.record.text import megabytes, one_line, plural
 
 README = Path(__file__).parent.parent / "README.md"
 #: The studies whose tables the README shows.

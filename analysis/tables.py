@@ -28,7 +28,7 @@ from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, series
 from runs.record import Ledger, Record, write_atomically
-from runs.text import megabytes, one_line, plural
+from runs.record.text import megabytes, one_line, plural
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 #: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.

@@ -27,7 +27,7 @@ from analysis.stats import (
 )
 from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, Number, Table, split
 from runs.record import Ledger, Record, crossfit_of
-from runs.text import megabytes
+from runs.record.text import megabytes
 
 PRESETS = Path(__file__).parent.parent / "conf" / "paper"
 #: Words of a verdict, in the order in which they are told.

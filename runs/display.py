@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from runs.config import Run
 from runs.record import Record, row_label
-from runs.text import duration, plural, shown
+from runs.record.text import duration, plural, shown
 
 Event = dict[str, Any]
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from runs.text import describe
+from runs.record.text import describe
 from tasks import DataError
 
 

@@ -21,7 +21,7 @@ from runs.command import open_ledger
 from runs.config import Run, as_word, choices, expand
 from runs.errors import UserError, entry_point
 from runs.record import Record, record_path, run_folder, study_folders, write_record
-from runs.text import LESS_IS_BETTER, describe
+from runs.record.text import LESS_IS_BETTER, describe
 from tasks.base import Decoding
 
 if TYPE_CHECKING:

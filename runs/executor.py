@@ -31,8 +31,8 @@ from runs.display import Display, Event, result_words
 from runs.errors import UserError, entry_point, is_users
 from runs.identity import hash_of
 from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, row_label, run_folder, write_atomically
+from runs.record.text import describe, duration
 from runs.sources import changed_words
-from runs.text import describe, duration
 from runs.tracking import Tracker
 from tasks.parent import PARENT, end_with
 

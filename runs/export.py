@@ -12,7 +12,7 @@ from pathlib import Path
 from runs import models
 from runs.errors import UserError, entry_point
 from runs.evaluate import find, restore
-from runs.text import LESS_IS_BETTER, megabytes
+from runs.record.text import LESS_IS_BETTER, megabytes
 from tasks.images import ImageTask
 from tasks.pixels import write_preprocessing
 

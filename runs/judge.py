@@ -16,7 +16,7 @@ from typing import Any
 from runs.answer import answers_path, chosen, given
 from runs.errors import UserError, entry_point
 from runs.record import Record, write_record
-from runs.text import describe
+from runs.record.text import describe
 from tasks.mt_bench import (
     Judge,
     JudgeError,

@@ -26,7 +26,7 @@ from runs.errors import UserError, entry_point, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
 from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, measure_text, run_folder, write_atomically
-from runs.text import describe
+from runs.record.text import describe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.errors import UserError
-from runs.text import megabytes
+from runs.record.text import megabytes
 from runs.wheels import SUMS, convert, converted, is_ready, sums
 from tasks import DataError
 from tasks.hub import cached, snapshot

@@ -24,8 +24,8 @@ from runs.errors import UserError, entry_point
 from runs.identity import data_content, one_look, run_id
 from runs.pairs import refusal
 from runs.record import Ledger, Record, is_trial, read_record, records_folder, run_folder
+from runs.record.text import duration, megabytes, plural, shown
 from runs.starts import start_file
-from runs.text import duration, megabytes, plural, shown
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
 LEGEND = {

@@ -15,7 +15,7 @@ from runs.config import Run, expand
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
 from runs.record import FINISHED, PUBLISHED, Record, measure_text, read_ledger, write_atomically
-from runs.text import plural
+from runs.record.text import plural
 
 
 def without_paths(record: Record) -> Record:

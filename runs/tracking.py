@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.errors import UserError, entry_point
 from runs.record import Record, is_trial
-from runs.text import describe
+from runs.record.text import describe
 from runs.wandb_setup import base_url, cell_key, logged_in, mode_here, project, unreachable
 
 if TYPE_CHECKING:

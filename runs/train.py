@@ -50,9 +50,9 @@ from runs.record import (
     run_folder,
     write_record,
 )
+from runs.record.text import shown
 from runs.sources import sources
 from runs.starts import start_file, start_id
-from runs.text import shown
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -40,8 +40,8 @@ from runs.executor import start_fork_server
 from runs.identity import hash_of
 from runs.launch import Launch
 from runs.record import Record, write_atomically
+from runs.record.text import LESS_IS_BETTER, duration, plural, shown
 from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
-from runs.text import LESS_IS_BETTER, duration, plural, shown
 
 #: Words that a trial needs and the best setting's command does not.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}

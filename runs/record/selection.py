@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runs.record.schema import Record
-from runs.text import LESS_IS_BETTER
+from runs.record.text import LESS_IS_BETTER
 
 
 def best_epoch(values: Sequence[float], metric: str) -> int:
