@@ -146,6 +146,9 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         if question.adapter is not None and question.adapter not in adapters:
             known = f"GET /adapters lists the {len(adapters)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
+        for _ in range(5):  # it may be full of clients that have left, of whom the server hears in a moment
+            if len(waiting) >= LONGEST_QUEUE:
+                await asyncio.sleep(0.02)
         if len(waiting) >= LONGEST_QUEUE:
             raise HTTPException(503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
