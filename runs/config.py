@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tasks
 from runs.errors import UserError
-from runs.record import SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
+from runs.record import NOT_SETTINGS, SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
 
 CONF = Path(__file__).parent.parent / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
@@ -127,10 +127,6 @@ OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 OmegaConf.register_new_resolver("alpha", _alpha, replace=True)
 OmegaConf.register_new_resolver("keep", _keep, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
-
-
-#: Keys of a method's file that are not the method's own settings. The last two say where another setting comes from.
-NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "scaling", "redrawn")
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 import tasks
-from runs import models, record
+from runs import models
 from runs.config import Run
-from runs.record import cache_folder, write_atomically
+from runs.record import cache_folder, defining, write_atomically
 from tasks.hub import content
-
-#: Settings of a task that say where its data lie, or how it is called; its content is hashed instead.
-#: Or whether there is a result at all, and not which (the last two).
-PLACES = (
-    *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
-    *("workers", "bad_images"),
-    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # by its words; and what comes after training
-)
-#: Settings of a method that say how it is computed: the result is the same, to rounding.
-COMPUTED = ("path", "weights")
 
 
 def run_id(run: Run) -> str | None:
@@ -47,22 +37,14 @@ def run_id(run: Run) -> str | None:
         start = start_id(run)
         if start is None:
             return None
-    defining = {
+    what = defining(config) | {
         "row": run.row,
-        "method": {k: v for k, v in run.method.items() if k not in COMPUTED},
         "model": model,
         "data": data,
-        "task": {k: v for k, v in record.defining(config, "task").items() if k not in PLACES},
         "protocol": tasks.protocol(config["task"]),
-        "train": record.defining(config, "train"),
         "seeds": [config["seed"], config["data_seed"]],
     }
-    for key in ("settings", "quantise"):
-        if config["model"].get(key):
-            defining[f"model {key}"] = config["model"][key]
-    if start:
-        defining["start"] = start
-    return hash_of(defining)[:12]
+    return hash_of(what | ({"start": start} if start else {}))[:12]
 
 
 def hash_of(value: Any) -> str:

@@ -36,9 +36,10 @@ from runs.config import Run
 from runs.decode import decode, rehearse
 from runs.errors import UserError
 from runs.features import compute
-from runs.identity import COMPUTED, data_content, hash_of, model_content
+from runs.identity import data_content, hash_of, model_content
 from runs.provenance import code_state, machine, versions
 from runs.record import (
+    COMPUTED,
     READS_LENGTH_GROUPED,
     SCHEMA,
     Record,

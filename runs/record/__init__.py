@@ -5,7 +5,7 @@ selection.py says which epoch's number is reported, and rows.py which row of a t
 Hydra: analysis/ reads the ledger through this package.
 """
 
-from runs.record.cell import READS_LENGTH_GROUPED, cell_id, defining, is_trial, protocol
+from runs.record.cell import COMPUTED, NOT_SETTINGS, READS_LENGTH_GROUPED, cell_id, defining, is_trial, protocol
 from runs.record.files import (
     cache_folder,
     check_regular,
@@ -27,8 +27,10 @@ from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record
 from runs.record.selection import best_epoch, crossfit, crossfit_of, reported
 
 __all__ = [
+    "COMPUTED",
     "FINISHED",
     "MEASURE_SCHEMA",
+    "NOT_SETTINGS",
     "PUBLISHED",
     "READS_LENGTH_GROUPED",
     "SCALINGS",

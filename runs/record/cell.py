@@ -7,6 +7,16 @@ import orjson
 
 from runs.record.schema import Record
 
+#: Settings of a method that say what it is called, what is kept of it, and where others of its settings come from.
+NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "scaling", "redrawn")
+#: Settings of a method that say how it is computed: the result is the same, to rounding.
+COMPUTED = ("path", "weights")
+#: Settings of a task that say where its files lie and what it is called, and what comes after training.
+PLACES = (
+    *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
+    *("workers", "bad_images"),
+    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # by its words; and what comes after training
+)
 #: Keys of a part of the configuration that came after records had been written, with what was fixed before. At that value
 #: they are left out of identities and comparisons: what was run stays done.
 LATER: dict[str, dict[str, Any]] = {
@@ -16,37 +26,25 @@ LATER: dict[str, dict[str, Any]] = {
 #: Task families whose batches were of like lengths before task.length_grouped said so. Others have had it from the beginning.
 READS_LENGTH_GROUPED = ("glue", "text")
 
-#: Parts of a configuration that do not define the result: where things lie, what they are called, how they are computed.
-NOT_DEFINING = (
-    "seed",
-    "data_seed",
-    "device",
-    "micro_batch",
-    "gradient_checkpointing",
-    "eval_batch",
-    "checkpoint_minutes",
-    "output",
-    "debug",
-    "keep",
-    "adapter_precision",
-    "select",
-    "recipe",
-    "init_from",  # by its id, below
-)
-PLACES = (
-    *("label", "keep", "path", "weights", "data_dir", "train_file", "dev_file", "cache_dir", "hub", "revision"),
-    *("draw_seed", "workers", "bad_images"),  # the first follows the seed
-    *("scaling", "redrawn"),  # say where alpha and projection_seed come from
-    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),  # of the answers, which come after training
-)
+
+def defining(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that define a run's result, beside its row and seeds and the contents of its model and data."""
+    later = LATER["task"] | ({"length_grouped": True} if config["task"].get("family") in READS_LENGTH_GROUPED else {})
+    settings = {
+        "method": _without(config["method"], (*NOT_SETTINGS, *COMPUTED)),
+        "task": _without(_changed(config["task"], later), PLACES),
+        "train": _changed(config["train"], LATER["train"]),
+    }
+    model = config["model"]
+    return settings | {f"model {key}": model[key] for key in ("settings", "quantise") if model.get(key)}
 
 
-def defining(config: dict[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a part of the configuration (train, task) that tell runs apart."""
-    later = LATER[part]
-    if part == "task" and config["task"].get("family") in READS_LENGTH_GROUPED:
-        later = later | {"length_grouped": True}
-    return {key: value for key, value in config[part].items() if key not in later or value != later[key]}
+def _without(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _changed(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
 
 
 def is_trial(config: dict[str, Any]) -> bool:
@@ -63,16 +61,10 @@ def cell_id(record: Record) -> str:
     """A hash of everything that defines a finished record's result but the seed. Records of a ledger have it at hand."""
     if "cell_id" in record:
         return str(record["cell_id"])
-
-    def plain(value: Any) -> Any:
-        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
-
-    config = {k: plain(v) for k, v in record["config"].items() if k not in (*NOT_DEFINING, "model")}
-    config |= {part: defining(config, part) for part in ("train", "task")}
-    if record["config"]["method"].get("redrawn"):  # and then it follows the seed
-        config["method"].pop("projection_seed")
-    model = record["config"].get("model", {})
-    config["model settings"] = [model.get("settings") or {}, *([model["quantise"]] if model.get("quantise") else [])]
+    settings = defining(record["config"])
+    settings["task"].pop("draw_seed", None)  # follows the seed
+    if record["config"]["method"].get("redrawn"):  # and then this one follows it, too
+        settings["method"].pop("projection_seed")
     start = (record.get("start") or {}).get("id")
-    parts = [config, record["model"], record["data"]["content"], record["recipe"]["name"], start, protocol(record)]
+    parts = [settings, record["model"], record["data"]["content"], record["recipe"]["name"], start, protocol(record)]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
