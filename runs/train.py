@@ -44,6 +44,7 @@ from runs.record import (
     SCHEMA,
     Record,
     best_epoch,
+    cell_id,
     crossfit,
     from_recipe,
     lora_scaling,
@@ -421,7 +422,7 @@ class Training:
         cuda = device.type == "cuda"
         pace = {"tok": "tokens", "img": "images"}[self.task.unit]
         decoded = {"decode_seconds": round(seconds["decode"], 3)} if texts else {}
-        return {
+        record = {
             "schema": SCHEMA,
             "id": self.run_id,
             "status": state["status"],
@@ -501,6 +502,7 @@ class Training:
             },
             "deviations": deviations(self.run, self.task.notes) + self.notes + self.tries["deviations"],
         }
+        return record | {"cell_id": cell_id(record)}
 
     # --- small helpers
 

@@ -282,7 +282,7 @@ class Failed(TypedDict):
 class Finished(Failed):
     """The record of a run that is done, or diverged, which is a result as well."""
 
-    cell_id: NotRequired[str]  # of what defines the result but the seed; added by whoever reads a ledger (cell.py)
+    cell_id: NotRequired[str]  # of what defines the result but the seed (cell.py); a reader makes it anew
     start: NotRequired[Start | None]
     recipe: Recipe
     seeds: dict[str, Any]  # training, data, projection; projection_note: whether other seeds have other matrices

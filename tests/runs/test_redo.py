@@ -133,12 +133,13 @@ def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(wor
     edited(output, "task")
     (old,) = read_ledger(output, published=False)
     (folder / "mt_bench.jsonl").write_text("an answer of the old run")
-    measure = {"schema": 1, "id": "m", "kind": "magnitude", "of": [{"id": old["id"]}], "settings": {}, "seeds": {}}
+    measure = {"schema": 1, "kind": "magnitude", "settings": {}, "seeds": {}}
     columns = {column: [] for column in ("layer", "site", "d", "b")}
     for name, of in (("m", old["id"]), ("n", "another")):
         path = Path(output) / "measures" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({**measure, "id": name, "of": [{"id": of}], "values": columns}))
+        run = {"id": of, "cell": old["cell"], "label": old["label"], "adapter": {}}
+        path.write_text(json.dumps({**measure, "id": name, "of": [run], "values": columns}))
     skipped = call_here("runs", *few, check=0).stdout
     assert ", skipped: vera/methods/vera.py and tasks/glue.py have changed since this record was made; redo=true" in skipped
     assert read_record(record_path(output, old["id"])) == old
