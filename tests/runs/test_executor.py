@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import ledgers
 import pytest
 import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
@@ -258,12 +259,11 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
         if self.state["epoch"] == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
-            write_record(output_of(words), {"schema": 2, "id": run_id(run), "status": "done", "config": run.config, **result})
+            write_record(output_of(words), ledgers.record(best=1.0) | {"id": run_id(run), "config": run.config})
             later.unlink()
             self.claim.path.unlink()
         end_epoch(self)
 
-    result = {"result": {"metric": "accuracy", "best": 1.0, "best_epoch": 1, "last": 1.0}}
     monkeypatch.setattr(Training, "end_epoch", lose)
     assert sweep.sweep([run]).exit_code == 0
     assert read_record(record_path(output_of(words), run_id(run)))["result"]["best"] == 1.0
@@ -677,9 +677,8 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
 
     def finish(_):
         for run in runs:
-            cell = {"model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
-            result = {"result": {"metric": "accuracy"}, "cell": cell, "config": run.config, "data": {"content": "hash"}}
-            write_record(output, {"schema": 2, "id": run_id(run), "status": "done", "tries": [], **result})
+            cell = {"paper": None, "model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
+            write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
     assert plan.main([*words, "seed=0,1", "--watch"]) == 0
