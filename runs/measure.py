@@ -6,7 +6,7 @@ python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight diff
 python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure 6), on the CPU
 output=FOLDER                                    another place than outputs
 
-A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record.py; the same command again
+A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record; the same command again
 replaces it. Nothing here needs a base model or data: an adapter file is enough.
 """
 

@@ -307,6 +307,11 @@ class Finished(Failed):
     deviations: list[str]  # from the paper, in words
 
 
+#: What a failed run's record may have beside: the same keys of the same types, none of them required.
+_KEYS = dict(Finished.__annotations__)
+Unfinished = TypedDict("Unfinished", _KEYS, total=False)  # type: ignore[misc]
+
+
 class Measured(TypedDict):
     """A run whose adapter was measured."""
 
@@ -336,8 +341,11 @@ class Measure(TypedDict):
 def check(record: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has another type, or
     the curve's columns differ in length."""
-    _hold(Finished if record.get("status") in FINISHED else Failed, record)
-    if record["status"] in FINISHED:
+    if record.get("status") not in FINISHED:
+        _hold(Failed, record)
+        _hold(Unfinished, record)
+    else:
+        _hold(Finished, record)
         lengths = {len(column) for column in record["curve"].values() if isinstance(column, list)}
         if len(lengths) > 1:
             raise ValueError("curve: columns differ in length")

@@ -69,7 +69,11 @@ def test_a_done_run_has_an_epoch_and_a_diverged_one_may_have_none():
 
 def test_a_failed_run_needs_no_more_than_its_name_and_error():
     made = record() | {"status": "failed", "error": "out of memory"}
-    check({key: made[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")})
+    failed = {key: made[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}
+    check(failed)
+    check(made)
+    with pytest.raises(ValueError, match=r"^curve: input should be a valid dictionary$"):
+        check(failed | {"curve": 5})
 
 
 def test_every_published_record_is_one():
