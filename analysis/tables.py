@@ -8,14 +8,11 @@ with fewer seeds than the protocol's says so and enters no average. --runs lists
 computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
 """
 
-import csv
-import io
 import re
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,9 @@ from analysis.beside import Beside, follows, mean, off_formula, same_size, statu
 from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.command import Parser, entry_point, open_ledger
 from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, series
+from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record, write_atomically
-from runs.record.text import megabytes, one_line, plural
+from runs.record.text import megabytes, plural
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 #: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.
@@ -50,122 +48,6 @@ ROWS = {
 NAMES = {"full": "full", "bitfit": "BitFit", "lora": "LoRA", "vera": "VeRA", "head": "head", "lora_fa": "LoRA-FA"}
 NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H", "adapter_l": "Adapter L"}
 NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
-
-
-class Number(str):
-    """The text of a table's number, with the ids of the records behind it."""
-
-    ids: tuple[str, ...]
-
-    def __new__(cls, text: str, ids: Iterable[str]) -> "Number":
-        made = super().__new__(cls, text)
-        made.ids = tuple(ids)
-        return made
-
-
-@dataclass
-class Table:
-    """A table as text: a title, a header, rows of equal length, and notes under it.
-
-    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that its cells show.
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-    model: str
-    tasks: dict[str, str]
-    shows: tuple[str, ...]
-
-    @property
-    def runs(self) -> dict[tuple[int, int], tuple[str, ...]]:
-        """The run ids behind each cell, by its row and column."""
-        return {(i, j): cell.ids for i, row in enumerate(self.rows) for j, cell in enumerate(row) if isinstance(cell, Number)}
-
-    def render(self, form: str, runs: bool = False) -> str:
-        """As md, latex or csv. runs: with a list of the run ids of each cell under it (csv has a column of them anyway)."""
-        flat = self.flat()
-        text = {"md": flat._markdown, "latex": flat._latex, "csv": flat._csv}[form]()
-        if not runs or form == "csv":
-            return text
-        mark = "% " if form == "latex" else ""
-        lines = [f"{mark}{flat._of_row(i)} / {flat.header[j]}: {' '.join(found)}" for (i, j), found in flat.runs.items()]
-        return "\n".join([text, *([] if form == "latex" else [""]), *lines]) if lines else text
-
-    def flat(self) -> "Table":
-        """The same without line breaks: a label or a deviation is a stranger's text, and stays in its cell or comment."""
-
-        def cell(text: str) -> str:
-            return Number(one_line(text), map(one_line, text.ids)) if isinstance(text, Number) else one_line(text)
-
-        texts: dict[str, Any] = {"title": one_line(self.title), "notes": [one_line(note) for note in self.notes]}
-        return replace(self, **texts, header=[cell(h) for h in self.header], rows=[[cell(c) for c in r] for r in self.rows])
-
-    def _of_row(self, i: int) -> str:
-        """A row's name for the list of runs: a row without one is of the row above it."""
-        named = next((row[0] for row in reversed(self.rows[: i + 1]) if row[0]), "")
-        return f"{named}, {self.rows[i][1]}" if len(self.rows[i]) > 1 and not self.rows[i][0] else named
-
-    def _markdown(self) -> str:
-        widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
-
-        def line(row: list[str]) -> str:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            return "| " + " | ".join(cells) + " |"
-
-        rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-        return "\n".join([self.title, "", line(self.header), rule, *map(line, self.rows), "", *self.notes]).rstrip()
-
-    def _latex(self) -> str:
-        def line(row: list[str]) -> str:
-            return " & ".join(_escape(cell) for cell in row) + r" \\"
-
-        spec = "l" + "r" * (len(self.header) - 1)
-        body = [line(self.header), r"\midrule", *map(line, self.rows)]
-        notes = [f"% {note}" for note in self.notes]
-        return "\n".join(
-            [f"% {self.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}", *notes]
-        )
-
-    def _csv(self) -> str:
-        """Numbers a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns, and the title a first one."""
-        wide = [any(re.search(r"\+-| \(\d+/\d+\)$", row[i]) for row in self.rows) for i in range(len(self.header))]
-        header = ["table"]
-        for name, splits in zip(self.header, wide, strict=True):
-            header += [name, f"{name} spread", f"{name} mark"] if splits else [name]
-        lines = [[*header, "runs"]]
-        for row in self.rows:
-            line = [self.title]
-            for cell, splits in zip(row, wide, strict=True):
-                number = re.fullmatch(r"([+-]?[\d.]+)(?: \+-([\d.]+))?(.*)", cell)
-                parts = [part or "" for part in number.groups()] if number else ["", "", cell]
-                line += [part.strip() for part in parts] if splits else [cell.replace(",", "") if cell[:1].isdigit() else cell]
-            found = [(name, cell.ids) for name, cell in zip(self.header, row, strict=True) if isinstance(cell, Number)]
-            lines.append([*line, "; ".join(f"{name}: {' '.join(runs)}" for name, runs in found)])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([[spreadsheet(cell) for cell in line] for line in lines])
-        return text.getvalue().rstrip("\n")
-
-
-#: A number of a table: -0.3, +0.2 +-1.1 (3/5), -8.0e-05. None of its signs can call or name anything.
-_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+/\d+\))?\*?")
-
-
-def spreadsheet(cell: str) -> str:
-    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, and
-    the dash that stands for none, stay."""
-    runs = cell.lstrip()[:1] in ("=", "+", "-", "@") and cell != "-" and not _NUMBER.fullmatch(cell)
-    return f"'{cell}" if runs else cell
-
-
-#: What LaTeX takes for its own.
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$"}
-_LATEX |= {"<": "$<$", ">": "$>$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"\+-|[\\~^<>&%$#_{}]", lambda found: _LATEX[found[0]], text)
 
 
 #: What cross-fitted selection is, in a sentence.
@@ -206,7 +88,7 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         shown_ = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
         marked = [text + ("*" if i in differing else "") for i, text in enumerate(printed)]
         pairs = [cell for pair in zip(shown_, marked, strict=True) for cell in pair]
-        rows.append([MODELS[model], str(rank), *pairs, status])
+        rows.append(make_row(MODELS[model], str(rank), *pairs, status))
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
         "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",
@@ -241,7 +123,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     tables = []
     for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
         model = name.replace("-", "_")
-        rows: list[list[str]] = []
+        rows: list[list[TableCell]] = []
         used = set()
         for method, size, *values in paper()["table2"][name]:
             row = ROWS.get((method, size), method)
@@ -266,7 +148,12 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 
 def _glue_table(
-    title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str, tasks: tuple[str, ...] = tuple(GLUE)
+    title: str,
+    rows: list[list[TableCell]],
+    found: dict[Key, Cell],
+    model: str,
+    select: str,
+    tasks: tuple[str, ...] = tuple(GLUE),
 ) -> Table:
     notes = [
         "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
@@ -278,10 +165,11 @@ def _glue_table(
         )
     if select == "crossfit":
         notes[0] = f"Medians over seeds. {CROSSFIT} The paper's numbers are not."
-    notes += beside.notes(rows)
+    said = texts(rows)
+    notes += beside.notes(said)
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
-    if any("quoted" in row[-1] for row in rows):
+    if any("quoted" in row[-1] for row in said):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
         notes += off_formula(model)
     notes += _about({key: cell for key, cell in found.items() if key[0] == model})
@@ -333,12 +221,14 @@ def _metric(cell: Cell) -> str:
     return str(cell.records[0]["result"]["metric"])
 
 
-def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]) -> list[list[str]]:
+def _paper_rows(
+    model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]
+) -> list[list[TableCell]]:
     """The paper's row, ours under it, and the difference; where the paper's started from MNLI, our row that did so too."""
     started = FROM_MNLI.get((model, row), ())
     quoted = [_printed(printed[task]) + ("*" if task in started else "") for task in GLUE]
     source = "paper, * from MNLI" if started else "paper"
-    rows = [[name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted"]]
+    rows = [make_row(name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted")]
 
     def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
         return {
@@ -363,7 +253,7 @@ def _paper_rows(model: str, row: str, name: str, size: str, printed: dict[str, A
     return rows
 
 
-def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[str]]:
+def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[TableCell]]:
     """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
     if not all(one.same_size for one in compared.values()):
         return []
@@ -371,7 +261,7 @@ def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printe
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
-    return [["", "difference", "", *gaps, _of_cells(text, *cells_.values()) if average is not None else "-", ""]]
+    return [make_row("", "difference", "", *gaps, _of_cells(text, *cells_.values()) if average is not None else "-", "")]
 
 
 def _our_row(
@@ -380,7 +270,7 @@ def _our_row(
     tasks: tuple[str, ...] = tuple(GLUE),
     averaged: dict[str, Cell] | None = None,
     columns: tuple[str, ...] = tuple(GLUE),
-) -> list[str]:
+) -> list[TableCell]:
     """A row of ours. word: its status where it is complete. tasks: those that it should have; columns: those that the table
     shows, with an average if they are all."""
     first = next(iter(ours.values()))
@@ -396,10 +286,10 @@ def _our_row(
     whole = (
         [_of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"] if len(columns) == len(GLUE) else []
     )
-    return [first.label, "ours", _size(first), *cells_, *whole, word]
+    return make_row(first.label, "ours", _size(first), *cells_, *whole, word)
 
 
-def _size(cell: Cell) -> Number:
+def _size(cell: Cell) -> TableCell:
     """Its trained parameters."""
     return _of_cells(f"{cell.parameters:,}", cell)
 
@@ -411,7 +301,7 @@ def _average(ours: dict[str, Cell]) -> float | None:
     return sum(cell.median() for cell in ours.values()) / len(GLUE)
 
 
-def shown(cell: Cell, which: str = "best", middle: str = "median") -> Number:
+def shown(cell: Cell, which: str = "best", middle: str = "median") -> TableCell:
     """A cell's median (or mean) and spread, with the number of seeds where it is not complete and of those that diverged."""
     spread = cell.spread(which)
     value = cell.mean(which) if middle == "mean" else cell.median(which)
@@ -420,24 +310,24 @@ def shown(cell: Cell, which: str = "best", middle: str = "median") -> Number:
     return _of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
 
 
-def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> str:
+def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
     """The median and spread of a number that a cell's seeds have, and how many where some lack it; "-" where all do."""
     if not values:
-        return "-"
+        return TableCell("-")
     spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
     part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
     return _of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell)
 
 
-def _of_cells(text: str, *found: Cell) -> Number:
+def _of_cells(text: str, *found: Cell) -> TableCell:
     """A number that is made of these cells."""
-    return Number(text, (name for cell in found for name in ids(cell.records)))
+    return TableCell(text, tuple(name for cell in found for name in ids(cell.records)))
 
 
-def _gap(one: Beside | None) -> str:
+def _gap(one: Beside | None) -> TableCell:
     """The difference to the paper's number, with its runs; "-" where there is none."""
     text = one.gap() if one else "-"
-    return _of_cells(text, one.cell) if one and text != "-" else text
+    return _of_cells(text, one.cell) if one and text != "-" else TableCell(text)
 
 
 def split(printed: Any) -> tuple[float, float | None]:
@@ -467,7 +357,7 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             used.add(row)
             printed = dict(zip(SCORES, values, strict=True))
             shown_ = [f"{printed[key]:.{decimals}f}" for key, (_, decimals) in SCORES.items()]
-            rows.append([NAMES[method], "paper", size, *shown_, "quoted"])
+            rows.append(make_row(NAMES[method], "paper", size, *shown_, "quoted"))
             if (model, row, "e2e") in found:
                 cell = found[model, row, "e2e"]
                 rows += _score_rows(cell, printed, same_size(cell, model, row, size))
@@ -484,7 +374,7 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     return tables
 
 
-def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = True) -> list[list[str]]:
+def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = True) -> list[list[TableCell]]:
     """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
         (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
@@ -493,10 +383,10 @@ def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = 
     if printed and cell.complete:
         compared = [score_beside(cell, key, value, same_size) for key, value in printed.items()]
         words = status(compared).partition(";")[0]  # five scores of one set of texts have no mean
-        lines[0][-1] = lines[0][-1].replace("ours", words, 1)
+        lines[0][-1] = TableCell(lines[0][-1].text.replace("ours", words, 1))
         if same_size:
             gaps = [_gap(one if len(one.seeds) >= cell.wanted else None) for one in compared]
-            lines.append(["", "difference", "", *gaps, ""])
+            lines.append(make_row("", "difference", "", *gaps, ""))
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
         lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
@@ -514,26 +404,27 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
     return (record.get("texts") or {}).get("scores", [])
 
 
-def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[str]:
-    shown_: list[str] = []
+def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[TableCell]:
+    shown_: list[TableCell] = []
     for key, (_, decimals) in SCORES.items():
         shown_.append(over_seeds(cell, cell.scores(key, which, variant or None), decimals))
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
     status += f", {cell.diverged} diverged" if cell.diverged else ""
     status = "" if again else status
     name, size = ("", "") if again else (cell.label, _size(cell))
-    return [name, source, size, *shown_, status]
+    return make_row(name, source, size, *shown_, status)
 
 
-def _score_table(title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, select: str) -> Table:
+def _score_table(title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, select: str) -> Table:
     mine = {key: cell for key, cell in found.items() if key[0] == model}
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
-    if any("/" in cell for row in rows for cell in row[3:-1]):
+    said = texts(rows)
+    if any("/" in cell for row in said for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
-    notes += beside.notes(rows)
+    notes += beside.notes(said)
     if select == "crossfit":
         notes.append("--select changes nothing here: the last epoch is reported.")
-    if any("quoted" in row[-1] for row in rows):
+    if any("quoted" in row[-1] for row in said):
         notes.append("quoted: the paper's number, not run here.")
     notes += off_formula(model)
     empty = [cell.label for cell in mine.values() if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05]
@@ -565,7 +456,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for row, size, *values in paper()["table5"][name]:
             used.add(row)
             printed = [f"{value:.1f}" for value in values] + ["-"] * (len(more) - len(values))
-            rows.append([NAMES[row], "paper", str(size), *printed, "quoted"])
+            rows.append(make_row(NAMES[row], "paper", str(size), *printed, "quoted"))
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
                 compared = {
@@ -576,7 +467,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
                     gaps = [_gap(compared.get(task)) for task in IMAGES]
-                    rows.append(["", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""])
+                    rows.append(make_row("", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""))
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
         tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
@@ -604,17 +495,17 @@ def image_beside(cell: Cell, printed: float, same_size: bool) -> Beside:
     return Beside(cell, printed, None, list(series(cell, "last").values.values()), same_size=same_size)
 
 
-def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[str]:
+def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[TableCell]:
     first = next(iter(ours.values()))
     shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
     whole = all(task in ours and ours[task].complete for task in wanted)
     diverged = sum(cell.diverged for cell in ours.values())
     word = (word if whole or "another size" in word else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
-    return [first.label, "ours", _size(first), *shown_, word]
+    return make_row(first.label, "ours", _size(first), *shown_, word)
 
 
 def _image_table(
-    title: str, rows: list[list[str]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
+    title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
 ) -> Table:
     mine = {key: cell for key, cell in found.items() if key[0] == model}
     notes = [
@@ -623,8 +514,9 @@ def _image_table(
     notes.append("params: without the classification head, which every method trains.")
     if select == "crossfit":
         notes.append("--select changes nothing here: the last epoch is reported.")
-    notes += beside.notes(rows)
-    if any("quoted" in row[-1] for row in rows):
+    said = texts(rows)
+    notes += beside.notes(said)
+    if any("quoted" in row[-1] for row in said):
         notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
@@ -685,10 +577,10 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
     order = [*("none", "lora", "vera", "vera_r256"), *sorted(key[1] for key in found)]
     tables = []
     for model in dict.fromkeys([*printed, *sorted(key[0] for key in found)]):
-        rows: list[list[str]] = []
+        rows: list[list[TableCell]] = []
         for row, size, score in printed.get(model, []):
             method = "none" if row == "none" else NAMES[row.partition("_")[0]]
-            rows.append([method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"])
+            rows.append(make_row(method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"))
             for cell in _of(found, model, row):
                 theirs = None if row in QUOTED["table4"] else score
                 rows += _judged_rows(cell, bench, theirs, same_size(cell, model, row, size))
@@ -707,14 +599,14 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
     return [cell for key, cell in sorted(found.items()) if key[:2] == (model, row)]
 
 
-def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool = True) -> list[list[str]]:
+def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool = True) -> list[list[TableCell]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
-    head = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", _size(cell)]
+    head: list[str | TableCell] = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", _size(cell)]
     judges = dict.fromkeys(j["judge"] for r in cell.records for j in r.get("judged", []) if j["bench"] == bench)
     if not judges:
         state = "diverged" if cell.diverged else f"ours, not judged by {BENCHES[bench]}"
-        return [[*head, *["-"] * 4, "", state]]
+        return [make_row(*head, *["-"] * 4, "", state)]
     lines = []
     for judge in judges:
         found = [j for r in cell.records for j in r.get("judged", []) if (j["bench"], j["judge"]) == (bench, judge)]
@@ -731,13 +623,14 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool 
         score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         word = "ours" if not share.endswith(")") else "ours, incomplete"
-        numbers = [Number(text, ids(judged)) if text != "-" else text for text in (score, interval, by_turn, valid)]
-        lines.append([*head, *numbers, judge, word])
+        of = tuple(ids(judged))
+        numbers = [TableCell(text, of if text != "-" else ()) for text in (score, interval, by_turn, valid)]
+        lines.append(make_row(*head, *numbers, judge, word))
         if printed is not None and scores and _is_gpt_4(judge) and word == "ours":
             one = judged_beside(cell, printed, scores, same_size)
-            lines[-1][-1] = status([one])
+            lines[-1][-1] = TableCell(status([one]))
             if same_size:
-                lines.append(["", "difference", "", Number(one.gap(), ids(judged)), "", "", "", "", ""])
+                lines.append(make_row("", "difference", "", TableCell(one.gap(), of), "", "", "", "", ""))
         head = ["", "ours", ""]
     return lines
 
@@ -779,22 +672,23 @@ def _sampled(how: dict[str, Any]) -> str:
     return likeliest + (f" (top_p {how['top_p']:g})" if how["top_p"] != 1 else "")
 
 
-def _judged_table(title: str, rows: list[list[str]], model: str, mine: dict[Key, Cell], bench: str) -> Table:
+def _judged_table(title: str, rows: list[list[TableCell]], model: str, mine: dict[Key, Cell], bench: str) -> Table:
     notes = ["The judge's scores from 1 to 10, pooled over questions, turns and passes; 95% by resampling questions."]
-    if any(row[1] == "ours" and row[7] for row in rows):
+    said = texts(rows)
+    if any(row[1] == "ours" and row[7] for row in said):
         notes.append("valid: replies of the judge that hold a score. Others are counted here and enter no mean.")
-    if any(row[1] == "ours" and row[7] and not _is_gpt_4(row[7]) for row in rows):
+    if any(row[1] == "ours" and row[7] and not _is_gpt_4(row[7]) for row in said):
         notes.append("A judge that is no GPT-4 has a scale of its own: no difference to the paper's is shown.")
-    if any("not judged" in row[-1] for row in rows):
+    if any("not judged" in row[-1] for row in said):
         notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
-    if any("quoted" in row[-1] for row in rows):
+    if any("quoted" in row[-1] for row in said):
         notes.append("quoted: the paper's number, not run here.")
-    if any(row[0] == "none" and row[1] == "paper" for row in rows):
+    if any(row[0] == "none" and row[1] == "paper" for row in said):
         notes.append(
             "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and not in"
             " 4 bit: no difference is shown."
         )
-    notes += beside.notes(rows)
+    notes += beside.notes(said)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
     return Table(title, header, rows, [*notes, *_about(mine), *_ways(mine, bench)], model, _instructions(mine), ())
 
@@ -810,17 +704,19 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
     found = cells(ranked, seeds or 1, select)
     tables = []
     for model in dict.fromkeys(["llama_7b", *sorted(key[0] for key in found)]):
-        rows: list[list[str]] = []
+        rows: list[list[TableCell]] = []
         for row, minutes, memory in paper()["table12"]["rows"]:
             if model == "llama_7b":
-                rows.append([f"{NAMES[row]} r=64", "paper", "", f"{minutes:.1f}", "", "", f"{memory:.2f}", "", "quoted"])
+                rows.append(
+                    make_row(f"{NAMES[row]} r=64", "paper", "", f"{minutes:.1f}", "", "", f"{memory:.2f}", "", "quoted")
+                )
             for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
                 first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
                 memory = f"{cell.cost('peak_memory_bytes') / 1e9:.2f}"
                 times = [f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
                 numbers = [_of_cells(text, cell) for text in (*times, memory)]
-                rows.append([cell.label, "ours", _size(cell), *numbers, first["device"]["name"], "ours"])
+                rows.append(make_row(cell.label, "ours", _size(cell), *numbers, first["device"]["name"], "ours"))
         if not rows:
             continue
         mine = {k: c for k, c in found.items() if k[0] == model and k[1] in ("lora", "vera_r64")}
@@ -879,11 +775,11 @@ def _ablation(
         # The paper's model on the paper's tasks; another one on those that it was tried on.
         tasks = printed_tasks if model == "roberta_large" else tuple(task for task in GLUE if (model, task) in varied)
         found = {key: cell for key, cell in rows_of.items() if key[0] == model and key[2] in tasks}
-        rows: list[list[str]] = []
+        rows: list[list[TableCell]] = []
         for setting, *values in printed:
             ours = {task: found[model, SETTINGS[setting], task] for task in tasks if (model, SETTINGS[setting], task) in found}
             if model == "roberta_large":
-                rows.append([names[setting], "paper", *map(_printed, values), "quoted"])
+                rows.append(make_row(names[setting], "paper", *map(_printed, values), "quoted"))
             if not ours:
                 continue
             whole = all(task in ours and ours[task].complete for task in tasks)
@@ -898,14 +794,16 @@ def _ablation(
             diverged = sum(cell.diverged for cell in ours.values())
             word = (word if whole else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
             name = names[setting] if model != "roberta_large" else ""
-            rows.append([name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), word])
+            rows.append(
+                make_row(name, "ours", *(shown(ours[t], middle="mean") if t in ours else "missing" for t in tasks), word)
+            )
             if model == "roberta_large":
                 gaps = [_gap(compared.get(task)) for task in tasks]
-                rows.append(["", "difference", *gaps, ""])
+                rows.append(make_row("", "difference", *gaps, ""))
         notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
         if select == "crossfit":
             notes[0] = f"Means over seeds. {CROSSFIT}"
-        notes += beside.notes(rows)
+        notes += beside.notes(texts(rows))
         if model == "roberta_large":
             notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
         for task in tasks:
@@ -979,7 +877,7 @@ def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, lis
         pairs = [(a, b) for a, b in zip(ours, values, strict=True) if b is not None]
         wrong = ", ".join(str(b) for _, b in pairs) if any(a != b for a, b in pairs) else ""
         status = f"DIFFERS: {wrong}" if wrong else "as printed" if pairs else "not printed"
-        rows.append([KEYS[key], *map(_plain, ours), status])
+        rows.append(make_row(KEYS[key], *map(_plain, ours), status))
     chosen: dict[str, None] = {}
     for row, model, _ in columns.values():
         chosen |= dict.fromkeys(f"{key}: {why}" for key, why in (_recipe_file(row, model).get("chosen") or {}).items())
@@ -1066,7 +964,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
             spread = cell.spread()
             size = _of_cells(megabytes(cell.cost("adapter_bytes")), cell) if cell.parameters else "-"
             rows.append(
-                [
+                make_row(
                     cell.label + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
                     _size(cell),
                     ratio,
@@ -1076,7 +974,7 @@ def demo(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
                     _of_cells(f"{cell.seconds:.0f}", cell),
                     size,
                     _of_cells(megabytes(4 * cell.records[0]["parameters"]["head"]), cell),
-                ]
+                )
             )
         first = next(iter(mine.values())).records[0]
         header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]

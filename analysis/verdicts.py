@@ -25,7 +25,8 @@ from analysis.stats import (
     smallest_p,
     verdict,
 )
-from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, Number, Table, split
+from analysis.table import Table, TableCell, make_row
+from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, split
 from runs.record import Ledger, Record, crossfit_of
 from runs.record.text import megabytes
 
@@ -209,9 +210,9 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
-        numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
+        numbers = [TableCell(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
-        rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
+        rows.append(make_row(cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)))
         metric = series(cell, "last").name.partition(",")[0]
         if not told["metric"].startswith(metric):
             other.append(f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end.")
@@ -295,17 +296,17 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         bounds, chance, digits = line.interval, line.improvement_interval, _digits(line.less)
         p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
         rows.append(
-            [
+            make_row(
                 line.labels[1],
                 "all tasks" if line.task == "all" else line.task,
-                Number(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
-                Number(number(line.difference, "+", digits), line.ids),
-                Number(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
-                Number(p, line.ids),
-                Number(f"{line.improvement:.2f}", line.ids),
+                TableCell(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
+                TableCell(number(line.difference, "+", digits), line.ids),
+                TableCell(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
+                TableCell(p, line.ids),
+                TableCell(f"{line.improvement:.2f}", line.ids),
                 # Where every pair says the same, so does every resample: no interval.
-                Number(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
-            ]
+                TableCell(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
+            )
         )
     notes = [
         f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
@@ -336,8 +337,8 @@ def costs(ledger: Ledger) -> Table:
         seconds = [f"{cell.cost(f'{kind}_seconds'):,.1f}" for kind in ("train", "evaluate", "decode")]
         sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
-        numbers = [Number(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
-        rows.append([cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)])
+        numbers = [TableCell(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
+        rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
     header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s", "memory", "adapter", "device"]
     notes = ["Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device only."]
     return Table("Cost of each cell", header, rows, notes, "", {}, ())
