@@ -27,9 +27,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis.cells import Cell, Key, cells, ids, label_of, published
 from analysis.command import Parser, entry_point, open_ledger
+from analysis.paper import GLUE, NAMES, ROWS, paper
 from analysis.stats import smallest_p
 from analysis.table import TableCell, make_row, spreadsheet, texts
-from analysis.tables import GLUE, NAMES, ROWS, paper
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, lora_scaling, write_atomically
 from runs.record.text import one_line
 

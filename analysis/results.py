@@ -22,10 +22,12 @@ from typing import Any
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, label_of, over_shared_seeds
 from analysis.command import entry_point
+from analysis.compare import over_seeds, shown
 from analysis.inference import FIRM_PAIRS, is_above, is_near, paired_interval
+from analysis.paper import GLUE, SCORES, recipes
 from analysis.stats import Comparison, compare, series
 from analysis.table import Table, grid, texts
-from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, over_seeds, recipes, shown
+from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, reported, study_folders, write_atomically
 from runs.record.text import megabytes, one_line, plural
@@ -146,7 +148,9 @@ def _paper_epochs(record: Record) -> str:
     """How long the paper trains VeRA on a task."""
     protocol, task = _protocol(record), record["cell"]["task"]
     if protocol == "glue":
-        of = [recipes()["glue"]["vera"][model]["epochs"][ORDER.index(task)] for model in ("roberta-base", "roberta-large")]
+        of = [
+            recipes()["glue"]["vera"][model]["epochs"][tuple(GLUE).index(task)] for model in ("roberta-base", "roberta-large")
+        ]
         return f" (paper: {of[0]} BASE, {of[1]} LARGE)"
     return f" (paper: {recipes()[protocol]['common']['epochs']})" if protocol in ("e2e", "images") else ""
 

@@ -15,6 +15,8 @@ from typing import Any
 from analysis import tables
 from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, same_size, summary
 from analysis.cells import Cell, Key, cells
+from analysis.compare import CROSSFIT
+from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, SETTINGS, paper, split
 from analysis.stats import (
     VERDICT_SEEDS,
     Series,
@@ -26,7 +28,9 @@ from analysis.stats import (
     verdict,
 )
 from analysis.table import Table, TableCell, make_row
-from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, split
+from analysis.tables.e2e import score_beside
+from analysis.tables.images import image_beside
+from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
 from runs.record import Ledger, Record, crossfit_of
 from runs.record.text import megabytes
 
@@ -65,11 +69,11 @@ def _said(one: Beside | None, printed: float, quoted: bool = False) -> Verdict:
 def _table2(ledger: Ledger) -> Iterator[Finding]:
     found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
     for model in ("roberta_base", "roberta_large"):
-        for method, size, *values in tables.paper()["table2"][model.replace("_", "-")]:
+        for method, size, *values in paper()["table2"][model.replace("_", "-")]:
             named = ROWS.get((method, size), method)
             for (task, label), printed in zip(GLUE.items(), values, strict=False):
                 # Only a run that started from MNLI, too, is like for like.
-                row = f"{named}_mnli" if task in tables.FROM_MNLI.get((model, named), ()) else named
+                row = f"{named}_mnli" if task in FROM_MNLI.get((model, named), ()) else named
                 value, spread = split(printed)
                 cell = found.get((model, row, task))
                 one = Beside(cell, value, spread, same_size=same_size(cell, model, named, size)) if cell else None
@@ -83,46 +87,46 @@ def _table3(ledger: Ledger) -> Iterator[Finding]:
     decoded = [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
     found = cells(decoded, VERDICT_SEEDS)
     for model in ("gpt2_medium", "gpt2_large"):
-        for method, size, *values in tables.paper()["table3"][model.replace("_", "-")]:
+        for method, size, *values in paper()["table3"][model.replace("_", "-")]:
             row = ROWS.get((method, size), method)
             cell = found.get((model, row, "e2e"))
             same = cell is not None and same_size(cell, model, row, size)
             for (key, (label, decimals)), value in zip(SCORES.items(), values, strict=True):
-                said = _said(tables.score_beside(cell, key, value, same) if cell else None, value, row in QUOTED["table3"])
+                said = _said(score_beside(cell, key, value, same) if cell else None, value, row in QUOTED["table3"])
                 yield Finding("table3", model, row, "e2e", f"{NAMES[method]} {size}", label, decimals, None, said)
 
 
 def _judged(ledger: Ledger) -> Iterator[Finding]:
-    four, thirteen = tables.paper()["table4"]["rows"], tables.paper()["table13"]["rows"]
+    four, thirteen = paper()["table4"]["rows"], paper()["table13"]["rows"]
     printed = [("table4", "mt_bench", model.replace("-", "_"), row, size, score) for model, row, size, score in four]
     renamed = {"vera": "vera_r256"}
     printed += [("table13", "vicuna_bench", "llama_7b", renamed.get(row, row), size, score) for row, size, _, score in thirteen]
     for table, bench, model, row, size, value in printed:
-        records = [r for r in tables._instructed(ledger) if tables._part(r) == (table == "table13")]
+        records = [r for r in instructed(ledger) if of_table_13(r) == (table == "table13")]
         cell = cells(records, VERDICT_SEEDS).get((model, row, "alpaca"))
         quoted, one = row in QUOTED["table4"], None
         if cell and not quoted:
             ours = [score for record in cell.records for score in _scores(record, bench)]
-            one = tables.judged_beside(cell, value, ours, same_size(cell, model, row, size))
+            one = judged_beside(cell, value, ours, same_size(cell, model, row, size))
         name = "none" if row == "none" else NAMES[row.partition("_")[0]]
         said = _said(one, value, quoted)
-        label = tables.BENCHES[bench]
+        label = BENCHES[bench]
         yield Finding(table, model, row, "alpaca", name if row == "none" else f"{name} {size}", label, 2, None, said)
 
 
 def _scores(record: Record, bench: str) -> list[float]:
     """What a GPT-4 gave a run's answers; other judges have scales of their own."""
-    judged = [j for j in record.get("judged", []) if j["bench"] == bench and tables._is_gpt_4(j["judge"])]
+    judged = [j for j in record.get("judged", []) if j["bench"] == bench and is_gpt_4(j["judge"])]
     return [float(j["mean"]) for j in judged[:1] if j["mean"] is not None]
 
 
 def _table5(ledger: Ledger) -> Iterator[Finding]:
     found = cells([r for r in ledger if r["config"]["task"].get("family") == "images"], VERDICT_SEEDS)
     for model in ("vit_base", "vit_large"):
-        for row, size, *values in tables.paper()["table5"][model.replace("_", "-")]:
+        for row, size, *values in paper()["table5"][model.replace("_", "-")]:
             for (task, label), value in zip(IMAGES.items(), values, strict=True):
                 cell = found.get((model, row, task))
-                one = tables.image_beside(cell, value, same_size(cell, model, row, size)) if cell else None
+                one = image_beside(cell, value, same_size(cell, model, row, size)) if cell else None
                 said = _said(one, value)
                 yield Finding("table5", model, row, task, f"{NAMES[row]} {size}", label, 1, None, said)
 
@@ -130,12 +134,12 @@ def _table5(ledger: Ledger) -> Iterator[Finding]:
 def _ablations(ledger: Ledger) -> Iterator[Finding]:
     """Tables 6 and 7 print means."""
     found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
-    six, seven = tables.paper()["table6"], tables.paper()["table7"]
+    six, seven = paper()["table6"], paper()["table7"]
     parts = ("scaling_vectors", "matrix_init", "d_init")
     lines: list[tuple[str, tuple[str, ...], Any]] = [("table6", ("mrpc", "rte"), line) for p in parts for line in six[p]]
     lines += [("table7", ("mrpc", "rte", "cola", "stsb"), setting) for setting in seven["rows"]]
     for table, tasks, (setting, *values) in lines:
-        row = tables.SETTINGS[setting]
+        row = SETTINGS[setting]
         for task, printed in zip(tasks, values, strict=True):
             value, spread = split(printed)
             cell = found.get(("roberta_large", row, task))
@@ -225,7 +229,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     range_ = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases." if few else ""
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{range_}",
-        f"best, last: the median at the best and the last epoch. {tables.CROSSFIT.lower()}",
+        f"best, last: the median at the best and the last epoch. {CROSSFIT.lower()}",
         "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median over seeds (best and"
         " cross-fitted are medians of their own). An upper estimate: halves choose worse.",
         *dict.fromkeys(other),

@@ -9,11 +9,10 @@ from ledgers import COUNTS, apart, ledger, record, seeds
 from analysis import beside, inference, stats, tables, verdicts
 from analysis.beside import Beside
 from analysis.cells import Cell, cells
+from analysis.paper import GLUE, IMAGES
 
-GLUE = tuple(tables.GLUE)
 
-
-def sized(row, count, tasks=GLUE, model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
+def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
     made = [one for task in tasks for one in seeds(row, task, bests, model=model, **changes)]
     for one in made:
         one["parameters"]["adapter"] = count
@@ -106,7 +105,7 @@ def test_table_2_says_which_of_its_printed_counts_is_off_its_formula():
 
 
 def test_images_and_judged_texts_of_another_size_are_not_judged_either():
-    images = sized("lora", 589824, tuple(tables.IMAGES), "vit_base")
+    images = sized("lora", 589824, tuple(IMAGES), "vit_base")
     for one in images:
         one["config"]["task"] |= {"family": "images", "shots": 10}
     table = tables.table5(ledger(*images), "paper")[0]

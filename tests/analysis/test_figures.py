@@ -9,7 +9,8 @@ import matplotlib
 import pytest
 from ledgers import ledger, record
 
-from analysis import figures, tables
+from analysis import figures
+from analysis.paper import NAMES
 from analysis.table import make_row, texts
 from runs.record import Ledger
 
@@ -23,7 +24,7 @@ def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=N
         made["config"]["method"] |= {"alpha": alpha, "label": f"LoRA r={rank}"}
         made["config"]["recipe"] = {"rank": 8, "alpha": 8}
     made["id"] += f"-{rank}-{alpha}"
-    made["label"] |= {"row": f"{tables.NAMES[kind]} r={rank}", "model": "A model"}
+    made["label"] |= {"row": f"{NAMES[kind]} r={rank}", "model": "A model"}
     made["parameters"]["adapter"] = parameters or (48 * (1024 + rank) if kind == "vera" else 48 * 2048 * rank)
     return made
 

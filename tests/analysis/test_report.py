@@ -74,7 +74,7 @@ def test_each_number_of_a_table_leads_to_its_records(page):
     place = {run["id"]: i for i, cell in enumerate(page.data["cells"]) for run in cell["runs"]}
     assert len(place) == len(mixed().records)
     checked = 0
-    for table in [*tables.table2(mixed(), "paper"), *tables.demo(mixed(), "paper")]:
+    for table in [*tables.table2(mixed(), "paper"), *tables.demo_table(mixed(), "paper")]:
         for cell in (cell for row in table.rows for cell in row if cell.ids):
             cells = list(dict.fromkeys(place[name] for name in cell.ids))
             target = f"#cell-{cells[0]}" if len(cells) == 1 else f"#cells-{'.'.join(map(str, cells))}"

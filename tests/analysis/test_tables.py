@@ -10,8 +10,14 @@ import pytest
 from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import beside, figures, tables, verdicts
+from analysis.beside import follows
 from analysis.cells import cells
+from analysis.compare import CROSSFIT, shown
+from analysis.paper import paper
 from analysis.table import Table, escape, make_row, spreadsheet
+from analysis.tables import recipes
+from analysis.tables.__main__ import main
+from analysis.tables.counts import memory
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
@@ -150,7 +156,7 @@ def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other():
     assert rows(fitted)["VeRA r=1024", "ours"]["RTE"] == "65.0 +-0.0"
     assert rows(own)["VeRA r=1024", "ours"]["RTE"] == "75.0 +-0.0"
     assert rows(fitted)["VeRA r=1024", "ours"]["status"] == "ours"  # the paper's number is not cross-fitted: no verdict
-    assert f"Medians over seeds. {tables.CROSSFIT} The paper's numbers are not." in fitted.notes
+    assert f"Medians over seeds. {CROSSFIT} The paper's numbers are not." in fitted.notes
 
 
 def test_a_record_of_before_cross_fitting_is_read():
@@ -216,7 +222,7 @@ def test_formats(form, marks):
 def test_the_papers_own_averages_follow_from_its_cells():
     """Holds the transcription: each printed average is the mean of its row."""
     for model in ("roberta-base", "roberta-large"):
-        for method, _, *values, average in tables.paper()["table2"][model]:
+        for method, _, *values, average in paper()["table2"][model]:
             mean = statistics.mean(v[0] if isinstance(v, list) else v for v in values)
             assert average == pytest.approx(mean, abs=0.06), method
 
@@ -225,7 +231,7 @@ def test_the_demo_table_and_plot(tmp_path):
     records = [record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm") for row in ("vera", "lora", "head") for s in range(3)]
     for r in records:
         r["parameters"]["adapter"] = {"vera": 7680, "lora": 73728, "head": 0}[r["cell"]["row"]]
-    (table,) = tables.demo(ledger(*records), "paper")
+    (table,) = tables.demo_table(ledger(*records), "paper")
     found = {r[0]: dict(zip(table.header, r, strict=True)) for r in table.texts}
     assert found["VeRA r=1024"]["vs LoRA"] == "0.10x"
     assert found["VeRA r=1024"]["best ep."] == "71.0"
@@ -239,23 +245,23 @@ def test_the_demo_table_and_plot(tmp_path):
     assert path.name == "accuracy_vs_parameters.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "The best epoch is chosen on the rows reported." in table.notes[2]
-    assert tables.CROSSFIT.removesuffix(".") in tables.demo(ledger(*records), "crossfit")[0].notes[2]
+    assert CROSSFIT.removesuffix(".") in tables.demo_table(ledger(*records), "crossfit")[0].notes[2]
     short = copy.deepcopy(records[:2])
-    (table,) = tables.demo(ledger(*short), "paper")
+    (table,) = tables.demo_table(ledger(*short), "paper")
     assert table.texts[0][0] == "VeRA r=1024 (2/3 seeds)"
 
 
 def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
-    assert tables.main(["demo", "--output", str(tmp_path)]) == 2
+    assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
-    assert tables.main(["table99"]) == 2
+    assert main(["table99"]) == 2
     assert (
         "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
     )
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
-    assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
+    assert main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
-    assert tables.main(["table2", "--seeds", "0"]) == 2
+    assert main(["table2", "--seeds", "0"]) == 2
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
@@ -532,7 +538,7 @@ def test_judged_tables_in_every_format(form):
 
 def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
     (table,) = tables.table1(ledger(), "paper")
-    assert tables.memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
+    assert memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
     found = {(row[0], row[1]): row for row in table.texts}
     assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
     assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
@@ -546,11 +552,11 @@ def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
 
 
 def test_a_printed_number_may_be_rounded_or_cut_off():
-    assert tables.follows("18.4K", 18456)
-    assert tables.follows("18.5K", 18456)
-    assert not tables.follows("18.6K", 18456)
-    assert tables.follows("72KB", 72.9 * 1024)
-    assert not tables.follows("2.8M", 2362368)
+    assert follows("18.4K", 18456)
+    assert follows("18.5K", 18456)
+    assert not follows("18.6K", 18456)
+    assert follows("72KB", 72.9 * 1024)
+    assert not follows("2.8M", 2362368)
 
 
 # --- tables 6 and 7
@@ -646,9 +652,9 @@ def test_the_recipes_of_conf_are_the_papers():
 
 
 def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
-    other = copy.deepcopy(tables._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
-    whole = tables._recipe_file
-    monkeypatch.setattr(tables, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
+    other = copy.deepcopy(recipes._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
+    whole = recipes._recipe_file
+    monkeypatch.setattr(recipes, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
     (table,) = tables.table10(ledger(), "paper")
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", "0.03", "0.02", "DIFFERS: 0.1, 0.02"]
@@ -707,7 +713,7 @@ def test_a_run_without_a_finite_metric_is_shown_and_never_averaged(value):
     lost["result"]["protocols"]["paper"]["best"] = value
     (cell,) = cells([*(record(seed=s) for s in range(5)), lost], 6).values()
     assert (cell.seeds, cell.unknown, cell.complete, cell.spread()) == (6, 1, False, None)
-    assert tables.shown(cell).text == tables.shown(cell, middle="mean").text == "nan (5/6)"
+    assert shown(cell).text == shown(cell, middle="mean").text == "nan (5/6)"
     table = tables.table2(ledger(*cell.records), "paper", 6)[0]
     assert "nan: 1 of the runs finished without that number." in table.notes
     assert rows(table)["VeRA r=1024", "ours"]["RTE"] == "nan (5/6)"

@@ -1,0 +1,93 @@
+"""What tables share: a cell as text, ours beside the paper's, and the notes under a table."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.beside import Beside
+from analysis.cells import Cell, Key, ids
+from analysis.table import TableCell
+
+#: What cross-fitted selection is, in a sentence.
+CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by rows."
+
+
+def shown(cell: Cell, which: str = "best", middle: str = "median") -> TableCell:
+    """A cell's median (or mean) and spread, with the number of seeds where it is not complete and of those that diverged."""
+    spread = cell.spread(which)
+    value = cell.mean(which) if middle == "mean" else cell.median(which)
+    text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
+    text += f" ({cell.seeds - cell.unknown}/{cell.wanted})" if not cell.complete else ""
+    return of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
+
+
+def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
+    """The median and spread of a number that a cell's seeds have, and how many where some lack it; "-" where all do."""
+    if not values:
+        return TableCell("-")
+    spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
+    return of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell)
+
+
+def of_cells(text: str, *found: Cell) -> TableCell:
+    """A number that is made of these cells."""
+    return TableCell(text, tuple(name for cell in found for name in ids(cell.records)))
+
+
+def size_of(cell: Cell) -> TableCell:
+    """Its trained parameters."""
+    return of_cells(f"{cell.parameters:,}", cell)
+
+
+def gap(one: Beside | None) -> TableCell:
+    """The difference to the paper's number, with its runs; "-" where there is none."""
+    text = one.gap() if one else "-"
+    return of_cells(text, one.cell) if one and text != "-" else TableCell(text)
+
+
+def printed_text(printed: Any) -> str:
+    return f"{printed[0]:.1f} +-{printed[1]:.1f}" if isinstance(printed, list) else f"{printed:.1f}"
+
+
+def about(found: dict[Key, Cell]) -> list[str]:
+    """What is not in a table's cells, and what deviates in those that are."""
+    notes = []
+    left_out = sum(cell.left_out for cell in found.values())
+    if left_out:
+        one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
+        notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
+    notes += [problem for cell in found.values() for problem in cell.problems]
+    again = [name for cell in found.values() for name in cell.again]
+    if again:
+        notes.append(f"more than one record of the same settings and seed; not counted twice, left out: {', '.join(again)}.")
+    unknown = sum(cell.unknown for cell in found.values())
+    if unknown:
+        notes.append(f"nan: {unknown} of the runs finished without that number.")
+    for (_, row, task), cell in found.items():
+        if cell.collapsed:
+            which = f"seed{'s' * (len(cell.collapsed) > 1)} {', '.join(map(str, cell.collapsed))}"
+            notes.append(
+                f"collapsed (the same {_metric(cell)} at every epoch), and counted like any other: {row} on {task}, {which}."
+            )
+    if any(_keeps_one_pair(cell) for cell in found.values()):
+        notes.append(
+            "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change (see vera_redrawn)."
+        )
+    words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
+    for (_, row, task), cell in found.items():
+        rank = f"rank {row.rpartition('_r')[2]} instead of"  # which the row's name says: lora_r64
+        for word in (word for record in cell.records for word in record["deviations"] if not word.startswith(rank)):
+            words[word].add(f"{row} on {task}")
+    return [*notes, *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items()))]
+
+
+def _keeps_one_pair(cell: Cell) -> bool:
+    """Whether the seeds of a cell share VeRA's random matrices."""
+    method = cell.records[0]["config"]["method"]
+    return cell.seeds > 1 and method["kind"] == "vera" and not method.get("redrawn")
+
+
+def _metric(cell: Cell) -> str:
+    return str(cell.records[0]["result"]["metric"])

@@ -1,0 +1,149 @@
+"""Table 2: GLUE."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from analysis import beside
+from analysis.beside import Beside, mean, off_formula, same_size, status, told
+from analysis.cells import Cell, Key, cells
+from analysis.compare import CROSSFIT, about, gap, of_cells, printed_text, shown, size_of
+from analysis.paper import FROM_MNLI, GLUE, NAMES, ROWS, paper, split
+from analysis.table import Table, TableCell, make_row, texts
+from runs.record import Ledger
+
+
+def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+    """GLUE: a table for each of the paper's models, and one for each other model that has records."""
+    found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in GLUE}
+    tables = []
+    for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
+        model = name.replace("-", "_")
+        rows: list[list[TableCell]] = []
+        used = set()
+        for method, size, *values in paper()["table2"][name]:
+            row = ROWS.get((method, size), method)
+            used.add(row)
+            printed = dict(zip((*GLUE, "avg"), values, strict=True))
+            rows += _paper_rows(model, row, f"{NAMES[method]}", size, printed, found)
+            if (model, row) in FROM_MNLI:
+                used.add(f"{row}_mnli")
+        for row in sorted({key[1] for key in found if key[0] == model} - used):
+            rows.append(_our_row({t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
+        tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
+    for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
+        rows = []
+        tasks = tuple(task for task in GLUE if any(key[0] == model and key[2] == task for key in found))
+        for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
+            ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
+            if ours:
+                rows.append(_our_row(ours, "other model", tasks, columns=tasks))
+        title = f"Table 2's protocol on {model}, a model that the paper does not use"
+        tables.append(_glue_table(title, rows, found, model, select, tasks))
+    return tables
+
+
+def _glue_table(
+    title: str,
+    rows: list[list[TableCell]],
+    found: dict[Key, Cell],
+    model: str,
+    select: str,
+    tasks: tuple[str, ...] = tuple(GLUE),
+) -> Table:
+    notes = [
+        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
+    ]
+    heads = sorted({r["parameters"]["head"] for key, cell in found.items() if key[0] == model for r in cell.records})
+    if heads:
+        notes.append(
+            f"params: without the classification head, which every method trains ({' or '.join(map('{:,}'.format, heads))})."
+        )
+    if select == "crossfit":
+        notes[0] = f"Medians over seeds. {CROSSFIT} The paper's numbers are not."
+    said = texts(rows)
+    notes += beside.notes(said)
+    if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
+        notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
+    if any("quoted" in row[-1] for row in said):
+        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
+        notes += off_formula(model)
+    notes += about({key: cell for key, cell in found.items() if key[0] == model})
+    labels = {task: GLUE[task] for task in tasks}
+    average = ["Avg"] if len(tasks) == len(GLUE) else []
+    header = ["method", "source", "params", *labels.values(), *average, "status"]
+    return Table(title, header, rows, notes, model, labels, ("best",))
+
+
+def _paper_rows(
+    model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]
+) -> list[list[TableCell]]:
+    """The paper's row, ours under it, and the difference; where the paper's started from MNLI, our row that did so too."""
+    started = FROM_MNLI.get((model, row), ())
+    quoted = [printed_text(printed[task]) + ("*" if task in started else "") for task in GLUE]
+    source = "paper, * from MNLI" if started else "paper"
+    rows = [make_row(name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted")]
+
+    def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
+        return {
+            task: Beside(cell, *split(printed[task]), same_size=same_size(cell, model, row, size))
+            for task, cell in ours.items()
+            if task in tasks
+        }
+
+    plain = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
+    from_mnli = {task: found[model, f"{row}_mnli", task] for task in started if (model, f"{row}_mnli", task) in found}
+    if plain:
+        compared = like_for_like(plain, [task for task in GLUE if task not in started])  # only what is like for like
+        rows.append(_our_row(plain, status(list(compared.values()))))
+        rows += _difference(compared, compared if not started else {}, printed["avg"])
+    if from_mnli:
+        compared = like_for_like(from_mnli, started)
+        # The paper's average is over both kinds of cells, and so is this one.
+        both = {**like_for_like(plain, [task for task in GLUE if task not in started]), **compared}
+        averaged = {task: one.cell for task, one in both.items()}
+        rows.append(_our_row(from_mnli, status(list(compared.values())), started, averaged))
+        rows += _difference(compared, both, printed["avg"])
+    return rows
+
+
+def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[TableCell]]:
+    """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
+    if not all(one.same_size for one in compared.values()):
+        return []
+    gaps = [gap(compared.get(task)) for task in GLUE]
+    cells_ = {task: one.cell for task, one in averaged.items()}
+    average, whole = _average(cells_), mean(list(averaged.values()))
+    text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
+    return [make_row("", "difference", "", *gaps, of_cells(text, *cells_.values()) if average is not None else "-", "")]
+
+
+def _our_row(
+    ours: dict[str, Cell],
+    word: str = "ours",
+    tasks: tuple[str, ...] = tuple(GLUE),
+    averaged: dict[str, Cell] | None = None,
+    columns: tuple[str, ...] = tuple(GLUE),
+) -> list[TableCell]:
+    """A row of ours. word: its status where it is complete. tasks: those that it should have; columns: those that the table
+    shows, with an average if they are all."""
+    first = next(iter(ours.values()))
+    averaged = ours if averaged is None else averaged
+    average = _average(averaged)
+    missing = [task for task in tasks if task not in ours]
+    incomplete = [task for task, cell in ours.items() if not cell.complete]
+    if (missing or incomplete) and "another size" not in word:
+        word = "ours, incomplete"
+    diverged = sum(cell.diverged for cell in ours.values())
+    word += f", {diverged} diverged" if diverged else ""
+    cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in columns]
+    whole = (
+        [of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"] if len(columns) == len(GLUE) else []
+    )
+    return make_row(first.label, "ours", size_of(first), *cells_, *whole, word)
+
+
+def _average(ours: dict[str, Cell]) -> float | None:
+    """The mean over tasks of the medians over seeds; None unless every task is there with all its seeds."""
+    if set(ours) != set(GLUE) or not all(cell.complete for cell in ours.values()):
+        return None
+    return sum(cell.median() for cell in ours.values()) / len(GLUE)
