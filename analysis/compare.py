@@ -2,12 +2,13 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from analysis.beside import Beside
+from analysis.beside import Beside, same_size
 from analysis.cells import Cell, Key, ids
-from analysis.table import TableCell
+from analysis.paper import Printed
+from analysis.table import TableCell, make_row
 
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by rows."
@@ -47,8 +48,60 @@ def gap(one: Beside | None) -> TableCell:
     return of_cells(text, one.cell) if one and text != "-" else TableCell(text)
 
 
-def printed_text(printed: Any) -> str:
-    return f"{printed[0]:.1f} +-{printed[1]:.1f}" if isinstance(printed, list) else f"{printed:.1f}"
+# --- rows: the paper's, ours, the difference
+
+
+def printed_text(printed: Printed, decimals: int = 1) -> str:
+    """A number of the paper, with its spread where it has one."""
+    spread = f" +-{printed.spread:.{decimals}f}" if printed.spread is not None else ""
+    return f"{printed.value:.{decimals}f}{spread}"
+
+
+def beside_paper(cell: Cell, printed: Printed, **how: Any) -> Beside:
+    """A cell of ours beside the paper's number. how: what Beside takes, where a table reports no median of best epochs."""
+    same = not printed.size or same_size(cell, printed.model, printed.row, printed.size)
+    return Beside(cell, printed.value, printed.spread, same_size=same, **how)
+
+
+def paper_row(row: Sequence[Printed], *texts: str, source: str = "paper") -> list[TableCell]:
+    """A row of the paper: its method and size, its numbers as text, and that they are quoted."""
+    return make_row(row[0].method, source, row[0].size, *texts, "quoted")
+
+
+def our_row(
+    ours: Mapping[str, Cell],
+    columns: Iterable[str],
+    wanted: Iterable[str],
+    status: str,
+    show: Callable[[Cell], TableCell] = shown,
+    head: Sequence[str | TableCell] | None = None,
+    average: Sequence[str | TableCell] = (),
+) -> list[TableCell]:
+    """A row of ours, its cells by task. columns: the tasks that the table shows; wanted: those that the row should have.
+
+    status: of a complete row, that its cells are beside the paper's. head: what stands before its numbers, where that is not
+    its label and size; average: what stands after them.
+    """
+    if not all(task in ours and ours[task].complete for task in wanted) and "another size" not in status:
+        status = "ours, incomplete"
+    status += told_diverged(ours.values())
+    first = next(iter(ours.values()))
+    numbers = [show(ours[task]) if task in ours else "missing" if task in wanted else "-" for task in columns]
+    return make_row(*(head or (first.label, "ours", size_of(first))), *numbers, *average, status)
+
+
+def difference_row(*gaps: str | TableCell, size: bool = True) -> list[TableCell]:
+    """The line under our row. size: whether the table has a column of trained parameters."""
+    return make_row("", "difference", *[""] * size, *gaps, "")
+
+
+def told_diverged(found: Iterable[Cell]) -> str:
+    """How many seeds diverged, as the end of a status; "" where none did."""
+    count = sum(cell.diverged for cell in found)
+    return f", {count} diverged" if count else ""
+
+
+# --- notes
 
 
 def about(found: dict[Key, Cell]) -> list[str]:

@@ -1,70 +1,82 @@
 """Table 3: E2E NLG."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from analysis import beside
-from analysis.beside import Beside, off_formula, same_size, status
+from analysis.beside import Beside, off_formula, status
 from analysis.cells import Cell, Key, cells
-from analysis.compare import about, gap, over_seeds, size_of
-from analysis.paper import NAMES, ROWS, SCORES, paper
+from analysis.compare import (
+    about,
+    beside_paper,
+    difference_row,
+    gap,
+    over_seeds,
+    paper_row,
+    printed_text,
+    size_of,
+    told_diverged,
+)
+from analysis.paper import SCORES, Printed, printed_rows
 from analysis.stats import MARGIN, MARGIN_OF_10
 from analysis.table import Table, TableCell, make_row, texts
-from runs.record import Ledger
+from runs.record import Ledger, Record
 
 
 def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """E2E NLG: a table for each of the paper's models, and one for each other model that has records."""
-    decoded = [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
-    found = cells(decoded, seeds or 3, select)
+    found = cells(decoded(ledger), seeds or 3, select)
     tables = []
-    for name, label in (("gpt2-medium", "GPT-2 medium"), ("gpt2-large", "GPT-2 large")):
-        model, rows, used = name.replace("-", "_"), [], set()
-        for method, size, *values in paper()["table3"][name]:
-            row = ROWS.get((method, size), method)
+    for model, label in (("gpt2_medium", "GPT-2 medium"), ("gpt2_large", "GPT-2 large")):
+        rows: list[list[TableCell]] = []
+        used = set()
+        for printed in printed_rows("table3", model):
+            row = printed[0].row
             used.add(row)
-            printed = dict(zip(SCORES, values, strict=True))
-            shown_ = [f"{printed[key]:.{decimals}f}" for key, (_, decimals) in SCORES.items()]
-            rows.append(make_row(NAMES[method], "paper", size, *shown_, "quoted"))
+            rows.append(paper_row(printed, *(printed_text(n, SCORES[n.column][1]) for n in printed)))
             if (model, row, "e2e") in found:
-                cell = found[model, row, "e2e"]
-                rows += _score_rows(cell, printed, same_size(cell, model, row, size))
+                rows += _score_rows(found[model, row, "e2e"], printed)
         for row in sorted({key[1] for key in found if key[0] == model} - used):
-            rows += _score_rows(found[model, row, "e2e"], None)
+            rows += _score_rows(found[model, row, "e2e"])
         tables.append(_score_table(f"Table 3, {label}: E2E NLG", rows, found, model, select))
     for model in sorted({key[0] for key in found} - {"gpt2_medium", "gpt2_large"}):
         order = [*("full", "lora", "vera"), *sorted(key[1] for key in found)]
         ours = [found[model, row, "e2e"] for row in dict.fromkeys(order) if (model, row, "e2e") in found]
-        rows = [line for cell in ours for line in _score_rows(cell, None)]
+        rows = [line for cell in ours for line in _score_rows(cell)]
         tables.append(
             _score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model, select)
         )
     return tables
 
 
-def _score_rows(cell: Cell, printed: dict[str, float] | None, same_size: bool = True) -> list[list[TableCell]]:
+def decoded(ledger: Ledger) -> list[Record]:
+    """The records of E2E that have texts, or diverged before they had any."""
+    return [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
+
+
+def _score_rows(cell: Cell, printed: Sequence[Printed] = ()) -> list[list[TableCell]]:
     """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
         (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
-        compared = [score_beside(cell, key, value, same_size) for key, value in printed.items()]
+        compared = [score_beside(cell, number) for number in printed]
         words = status(compared).partition(";")[0]  # five scores of one set of texts have no mean
         lines[0][-1] = TableCell(lines[0][-1].text.replace("ours", words, 1))
-        if same_size:
-            gaps = [gap(one if len(one.seeds) >= cell.wanted else None) for one in compared]
-            lines.append(make_row("", "difference", "", *gaps, ""))
+        if all(one.same_size for one in compared):
+            lines.append(difference_row(*(gap(one if len(one.seeds) >= cell.wanted else None) for one in compared)))
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
     if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
         lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
     return lines
 
 
-def score_beside(cell: Cell, key: str, printed: float, same_size: bool) -> Beside:
+def score_beside(cell: Cell, printed: Printed) -> Beside:
     """A score of a cell's texts beside the paper's."""
-    decimals = SCORES[key][1]
+    decimals = SCORES[printed.column][1]
     margin = MARGIN if decimals == 1 else MARGIN_OF_10
-    return Beside(cell, printed, None, cell.scores(key), margin, decimals=decimals, same_size=same_size)
+    return beside_paper(cell, printed, values=cell.scores(printed.column), margin=margin, decimals=decimals)
 
 
 def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -76,8 +88,7 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
     for key, (_, decimals) in SCORES.items():
         shown_.append(over_seeds(cell, cell.scores(key, which, variant or None), decimals))
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
-    status += f", {cell.diverged} diverged" if cell.diverged else ""
-    status = "" if again else status
+    status = "" if again else status + told_diverged([cell])
     name, size = ("", "") if again else (cell.label, size_of(cell))
     return make_row(name, source, size, *shown_, status)
 

@@ -1,14 +1,13 @@
 """Table 2: GLUE."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from analysis import beside
-from analysis.beside import Beside, mean, off_formula, same_size, status, told
+from analysis.beside import Beside, mean, off_formula, status, told
 from analysis.cells import Cell, Key, cells
-from analysis.compare import CROSSFIT, about, gap, of_cells, printed_text, shown, size_of
-from analysis.paper import FROM_MNLI, GLUE, NAMES, ROWS, paper, split
-from analysis.table import Table, TableCell, make_row, texts
+from analysis.compare import CROSSFIT, about, beside_paper, difference_row, gap, of_cells, our_row, paper_row, printed_text
+from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
+from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
 
 
@@ -16,17 +15,12 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     """GLUE: a table for each of the paper's models, and one for each other model that has records."""
     found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in GLUE}
     tables = []
-    for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
-        model = name.replace("-", "_")
+    for model, label in (("roberta_base", "RoBERTa-base"), ("roberta_large", "RoBERTa-large")):
         rows: list[list[TableCell]] = []
-        used = set()
-        for method, size, *values in paper()["table2"][name]:
-            row = ROWS.get((method, size), method)
-            used.add(row)
-            printed = dict(zip((*GLUE, "avg"), values, strict=True))
-            rows += _paper_rows(model, row, f"{NAMES[method]}", size, printed, found)
-            if (model, row) in FROM_MNLI:
-                used.add(f"{row}_mnli")
+        used = {f"{row}_mnli" for of, row in FROM_MNLI if of == model}
+        for printed in printed_rows("table2", model):
+            used.add(printed[0].row)
+            rows += _paper_rows(printed, found)
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_our_row({t: found[model, row, t] for t in GLUE if (model, row, t) in found}))
         tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select))
@@ -74,35 +68,30 @@ def _glue_table(
     return Table(title, header, rows, notes, model, labels, ("best",))
 
 
-def _paper_rows(
-    model: str, row: str, name: str, size: str, printed: dict[str, Any], found: dict[Key, Cell]
-) -> list[list[TableCell]]:
+def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[TableCell]]:
     """The paper's row, ours under it, and the difference; where the paper's started from MNLI, our row that did so too."""
-    started = FROM_MNLI.get((model, row), ())
-    quoted = [printed_text(printed[task]) + ("*" if task in started else "") for task in GLUE]
+    model, name = row[0].model, row[0].row
+    started = FROM_MNLI.get((model, name), ())
+    printed = {number.column: number for number in row}
     source = "paper, * from MNLI" if started else "paper"
-    rows = [make_row(name, source, size, *quoted, f"{printed['avg']:.1f}", "quoted")]
+    rows = [paper_row(row, *(printed_text(n) + ("*" if n.task in started else "") for n in row), source=source)]
 
     def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
-        return {
-            task: Beside(cell, *split(printed[task]), same_size=same_size(cell, model, row, size))
-            for task, cell in ours.items()
-            if task in tasks
-        }
+        return {task: beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks}
 
-    plain = {task: found[model, row, task] for task in GLUE if (model, row, task) in found}
-    from_mnli = {task: found[model, f"{row}_mnli", task] for task in started if (model, f"{row}_mnli", task) in found}
+    plain = {task: found[model, name, task] for task in GLUE if (model, name, task) in found}
+    from_mnli = {task: found[model, f"{name}_mnli", task] for task in started if (model, f"{name}_mnli", task) in found}
     if plain:
         compared = like_for_like(plain, [task for task in GLUE if task not in started])  # only what is like for like
         rows.append(_our_row(plain, status(list(compared.values()))))
-        rows += _difference(compared, compared if not started else {}, printed["avg"])
+        rows += _difference(compared, compared if not started else {}, printed["avg"].value)
     if from_mnli:
         compared = like_for_like(from_mnli, started)
         # The paper's average is over both kinds of cells, and so is this one.
         both = {**like_for_like(plain, [task for task in GLUE if task not in started]), **compared}
         averaged = {task: one.cell for task, one in both.items()}
         rows.append(_our_row(from_mnli, status(list(compared.values())), started, averaged))
-        rows += _difference(compared, both, printed["avg"])
+        rows += _difference(compared, both, printed["avg"].value)
     return rows
 
 
@@ -114,32 +103,21 @@ def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printe
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
-    return [make_row("", "difference", "", *gaps, of_cells(text, *cells_.values()) if average is not None else "-", "")]
+    return [difference_row(*gaps, of_cells(text, *cells_.values()) if average is not None else "-")]
 
 
 def _our_row(
     ours: dict[str, Cell],
     word: str = "ours",
-    tasks: tuple[str, ...] = tuple(GLUE),
+    wanted: tuple[str, ...] = tuple(GLUE),
     averaged: dict[str, Cell] | None = None,
     columns: tuple[str, ...] = tuple(GLUE),
 ) -> list[TableCell]:
-    """A row of ours. word: its status where it is complete. tasks: those that it should have; columns: those that the table
-    shows, with an average if they are all."""
-    first = next(iter(ours.values()))
+    """A row of ours, with an average where its columns are all tasks. averaged: what the average is over, if not `ours`."""
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
-    missing = [task for task in tasks if task not in ours]
-    incomplete = [task for task, cell in ours.items() if not cell.complete]
-    if (missing or incomplete) and "another size" not in word:
-        word = "ours, incomplete"
-    diverged = sum(cell.diverged for cell in ours.values())
-    word += f", {diverged} diverged" if diverged else ""
-    cells_ = [shown(ours[task]) if task in ours else "missing" if task in tasks else "-" for task in columns]
-    whole = (
-        [of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"] if len(columns) == len(GLUE) else []
-    )
-    return make_row(first.label, "ours", size_of(first), *cells_, *whole, word)
+    text = of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
+    return our_row(ours, columns, wanted, word, average=[text] if len(columns) == len(GLUE) else [])
 
 
 def _average(ours: dict[str, Cell]) -> float | None:

@@ -1,38 +1,36 @@
 """Table 5: few-shot image classification."""
 
+from functools import partial
+
 from analysis import beside
-from analysis.beside import Beside, same_size, status
+from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells
-from analysis.compare import about, gap, shown, size_of
-from analysis.paper import IMAGES, NAMES, paper
+from analysis.compare import about, beside_paper, difference_row, gap, our_row, paper_row, printed_text, shown
+from analysis.paper import IMAGES, Printed, printed_rows
 from analysis.stats import series
-from analysis.table import Table, TableCell, make_row, texts
-from runs.record import Ledger
+from analysis.table import Table, TableCell, texts
+from runs.record import Ledger, Record
 
 
 def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Few-shot images: a table for each of the paper's models, and one for each other model that has records."""
-    records = [r for r in ledger if r["config"]["task"].get("family") == "images"]
-    found = cells(records, seeds or 5, select)
+    found = cells(few_shot(ledger), seeds or 5, select)
     tables = []
-    for name, label in (("vit-base", "ViT-B/16"), ("vit-large", "ViT-L/16")):
-        model, rows, used = name.replace("-", "_"), [], set()
+    for model, label in (("vit_base", "ViT-B/16"), ("vit_large", "ViT-L/16")):
+        rows: list[list[TableCell]] = []
+        used = set()
         more = _tasks(found, model, tuple(IMAGES))
-        for row, size, *values in paper()["table5"][name]:
+        other = ["-"] * (len(more) - len(IMAGES))  # of tasks that the paper does not have
+        for printed in printed_rows("table5", model):
+            row = printed[0].row
             used.add(row)
-            printed = [f"{value:.1f}" for value in values] + ["-"] * (len(more) - len(values))
-            rows.append(make_row(NAMES[row], "paper", str(size), *printed, "quoted"))
+            rows.append(paper_row(printed, *map(printed_text, printed), *other))
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
-                compared = {
-                    task: image_beside(ours[task], value, same_size(ours[task], model, row, size))
-                    for task, value in zip(IMAGES, values, strict=True)
-                    if task in ours
-                }
+                compared = {n.task: image_beside(ours[n.task], n) for n in printed if n.task in ours}
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
-                    gaps = [gap(compared.get(task)) for task in IMAGES]
-                    rows.append(make_row("", "difference", "", *gaps, *["-"] * (len(more) - len(gaps)), ""))
+                    rows.append(difference_row(*(gap(compared.get(task)) for task in IMAGES), *other))
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
         tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
@@ -55,18 +53,18 @@ def _place(task: str) -> tuple[int, str]:
     return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
 
 
-def image_beside(cell: Cell, printed: float, same_size: bool) -> Beside:
+def few_shot(ledger: Ledger) -> list[Record]:
+    """The records of image classification."""
+    return [r for r in ledger if r["config"]["task"].get("family") == "images"]
+
+
+def image_beside(cell: Cell, printed: Printed) -> Beside:
     """A cell's accuracy at the last epoch beside the paper's."""
-    return Beside(cell, printed, None, list(series(cell, "last").values.values()), same_size=same_size)
+    return beside_paper(cell, printed, values=list(series(cell, "last").values.values()))
 
 
 def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[TableCell]:
-    first = next(iter(ours.values()))
-    shown_ = [shown(ours[task], "last") if task in ours else "missing" if task in wanted else "-" for task in tasks]
-    whole = all(task in ours and ours[task].complete for task in wanted)
-    diverged = sum(cell.diverged for cell in ours.values())
-    word = (word if whole or "another size" in word else "ours, incomplete") + (f", {diverged} diverged" if diverged else "")
-    return make_row(first.label, "ours", size_of(first), *shown_, word)
+    return our_row(ours, tasks, wanted, word, partial(shown, which="last"))
 
 
 def _image_table(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import beside
-from analysis.beside import Beside, same_size, status
+from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells, ids
-from analysis.compare import about, of_cells, size_of
-from analysis.paper import BENCHES, LLAMAS, NAMES, QUOTED, paper
+from analysis.compare import about, beside_paper, difference_row, of_cells, paper_row, printed_text, size_of
+from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
 from analysis.stats import MARGIN_OF_JUDGES
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
@@ -21,21 +21,17 @@ TABLE_13_ROWS = 10000
 
 def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """MT-Bench: a table for each of the paper's models, and one for each other model that has records."""
-    printed: dict[str, list[list[Any]]] = defaultdict(list)
-    for name, *row in paper()["table4"]["rows"]:
-        printed[name.replace("-", "_")].append(row)
     found = cells([r for r in instructed(ledger) if not of_table_13(r)], seeds or 1, select)
-    return _judged_tables("Table 4", "mt_bench", found, {model: printed[model] for model in LLAMAS})
+    return _judged_tables("Table 4", "mt_bench", found, {model: printed_rows("table4", model) for model in LLAMAS})
 
 
 def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Vicuna-bench after 10,000 rows of Alpaca-cleaned; other models with their own rows, once a run is judged."""
-    rows = [["lora", *paper()["table13"]["rows"][0][1:]], ["vera_r256", *paper()["table13"]["rows"][1][1:]]]
     judged = [r for r in instructed(ledger) if any(j["bench"] == "vicuna_bench" for j in r.get("judged", []))]
     others = {r["cell"]["model"] for r in judged} - set(LLAMAS)
     records = [r for r in instructed(ledger) if of_table_13(r) or r in judged or r["cell"]["model"] in others]
-    sized = [[row, f"{params} ({size})", score] for row, params, size, score in rows]
-    return _judged_tables("Table 13", "vicuna_bench", cells(records, seeds or 1, select), {"llama_7b": sized})
+    found = cells(records, seeds or 1, select)
+    return _judged_tables("Table 13", "vicuna_bench", found, {"llama_7b": printed_rows("table13")})
 
 
 def instructed(ledger: Ledger) -> list[Record]:
@@ -47,20 +43,18 @@ def of_table_13(record: Record) -> bool:
     return record["cell"]["model"] in LLAMAS and record["config"]["task"].get("train_rows") == TABLE_13_ROWS
 
 
-def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[str, list[list[Any]]]) -> list[Table]:
+def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[str, list[tuple[Printed, ...]]]) -> list[Table]:
     order = [*("none", "lora", "vera", "vera_r256"), *sorted(key[1] for key in found)]
     tables = []
     for model in dict.fromkeys([*printed, *sorted(key[0] for key in found)]):
         rows: list[list[TableCell]] = []
-        for row, size, score in printed.get(model, []):
-            method = "none" if row == "none" else NAMES[row.partition("_")[0]]
-            rows.append(make_row(method, "paper", str(size), f"{score:.2f}", "", "", "", "GPT-4", "quoted"))
-            for cell in _of(found, model, row):
-                theirs = None if row in QUOTED["table4"] else score
-                rows += _judged_rows(cell, bench, theirs, same_size(cell, model, row, size))
-        told = {row for row, *_ in printed.get(model, [])}
+        for (score,) in printed.get(model, []):
+            rows.append(paper_row((score,), printed_text(score, 2), "", "", "", "GPT-4"))
+            for cell in _of(found, model, score.row):
+                rows += _judged_rows(cell, bench, None if score.quoted else score)
+        told = {score.row for (score,) in printed.get(model, [])}
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
-        rows += [line for cell in others for line in _judged_rows(cell, bench, None)]
+        rows += [line for cell in others for line in _judged_rows(cell, bench)]
         label = LLAMAS.get(model)
         title = f"{name}, {label}" if label else f"{name}'s protocol on {model}, a model that the paper does not use"
         mine = {key: cell for key, cell in found.items() if key[0] == model}
@@ -73,7 +67,7 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
     return [cell for key, cell in sorted(found.items()) if key[:2] == (model, row)]
 
 
-def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool = True) -> list[list[TableCell]]:
+def _judged_rows(cell: Cell, bench: str, printed: Printed | None = None) -> list[list[TableCell]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
     head: list[str | TableCell] = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", size_of(cell)]
@@ -101,17 +95,17 @@ def _judged_rows(cell: Cell, bench: str, printed: float | None, same_size: bool 
         numbers = [TableCell(text, of if text != "-" else ()) for text in (score, interval, by_turn, valid)]
         lines.append(make_row(*head, *numbers, judge, word))
         if printed is not None and scores and is_gpt_4(judge) and word == "ours":
-            one = judged_beside(cell, printed, scores, same_size)
+            one = judged_beside(cell, printed, scores)
             lines[-1][-1] = TableCell(status([one]))
-            if same_size:
-                lines.append(make_row("", "difference", "", TableCell(one.gap(), of), "", "", "", "", ""))
+            if one.same_size:
+                lines.append(difference_row(TableCell(one.gap(), of), "", "", "", ""))
         head = ["", "ours", ""]
     return lines
 
 
-def judged_beside(cell: Cell, printed: float, scores: Sequence[float], same_size: bool) -> Beside:
+def judged_beside(cell: Cell, printed: Printed, scores: Sequence[float]) -> Beside:
     """A judge's means of a cell's seeds beside the paper's score."""
-    return Beside(cell, printed, None, scores, MARGIN_OF_JUDGES, decimals=2, same_size=same_size)
+    return beside_paper(cell, printed, values=scores, margin=MARGIN_OF_JUDGES, decimals=2)
 
 
 def is_gpt_4(judge: str) -> bool:
@@ -179,17 +173,16 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
     tables = []
     for model in dict.fromkeys(["llama_7b", *sorted(key[0] for key in found)]):
         rows: list[list[TableCell]] = []
-        for row, minutes, memory in paper()["table12"]["rows"]:
+        for minutes, memory in printed_rows("table12"):
             if model == "llama_7b":
-                rows.append(
-                    make_row(f"{NAMES[row]} r=64", "paper", "", f"{minutes:.1f}", "", "", f"{memory:.2f}", "", "quoted")
-                )
-            for cell in _of(found, model, {"vera": "vera_r64"}.get(row, row)):
+                theirs = (f"{minutes.value:.1f}", "", "", f"{memory.value:.2f}", "")
+                rows.append(make_row(f"{minutes.method} r=64", "paper", "", *theirs, "quoted"))
+            for cell in _of(found, model, minutes.row):
                 first, pace = cell.records[0], f"{cell.cost('tokens_per_second'):,.0f}"
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
-                memory = f"{cell.cost('peak_memory_bytes') / 1e9:.2f}"
+                size = f"{cell.cost('peak_memory_bytes') / 1e9:.2f}"
                 times = [f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
-                numbers = [of_cells(text, cell) for text in (*times, memory)]
+                numbers = [of_cells(text, cell) for text in (*times, size)]
                 rows.append(make_row(cell.label, "ours", size_of(cell), *numbers, first["device"]["name"], "ours"))
         if not rows:
             continue
