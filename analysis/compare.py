@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
@@ -12,10 +12,14 @@ from analysis.table import TableCell, make_row
 
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by rows."
+#: Of tables that report the last epoch.
+NO_SELECT = "--select changes nothing here: the last epoch is reported."
+#: What the status of the paper's own rows means.
+QUOTED_NOTE = "quoted: the paper's number, not run here."
 
 
 def shown(cell: Cell, which: str = "best", middle: str = "median") -> TableCell:
-    """A cell's median (or mean) and spread, with the number of seeds where it is not complete and of those that diverged."""
+    """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many diverged."""
     spread = cell.spread(which)
     value = cell.mean(which) if middle == "mean" else cell.median(which)
     text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
@@ -24,7 +28,7 @@ def shown(cell: Cell, which: str = "best", middle: str = "median") -> TableCell:
 
 
 def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
-    """The median and spread of a number that a cell's seeds have, and how many where some lack it; "-" where all do."""
+    """The median and spread of a number of a cell's seeds, and how many have it where some lack it; "-" where all do."""
     if not values:
         return TableCell("-")
     spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
@@ -58,7 +62,7 @@ def printed_text(printed: Printed, decimals: int = 1) -> str:
 
 
 def beside_paper(cell: Cell, printed: Printed, **how: Any) -> Beside:
-    """A cell of ours beside the paper's number. how: what Beside takes, where a table reports no median of best epochs."""
+    """A cell of ours beside the paper's number. how: for Beside, where a table reports no median of best epochs."""
     same = not printed.size or same_size(cell, printed.model, printed.row, printed.size)
     return Beside(cell, printed.value, printed.spread, same_size=same, **how)
 
@@ -71,16 +75,16 @@ def paper_row(row: Sequence[Printed], *texts: str, source: str = "paper") -> lis
 def our_row(
     ours: Mapping[str, Cell],
     columns: Iterable[str],
-    wanted: Iterable[str],
+    wanted: Collection[str],
     status: str,
     show: Callable[[Cell], TableCell] = shown,
     head: Sequence[str | TableCell] | None = None,
     average: Sequence[str | TableCell] = (),
 ) -> list[TableCell]:
-    """A row of ours, its cells by task. columns: the tasks that the table shows; wanted: those that the row should have.
+    """A row of ours, its cells by task.
 
-    status: of a complete row, that its cells are beside the paper's. head: what stands before its numbers, where that is not
-    its label and size; average: what stands after them.
+    columns: the tasks that the table shows; wanted: those that the row should have. status: that of a complete row. head:
+    what stands before its numbers, where that is not its label and size; average: what stands after them.
     """
     if not all(task in ours and ours[task].complete for task in wanted) and "another size" not in status:
         status = "ours, incomplete"
@@ -101,7 +105,17 @@ def told_diverged(found: Iterable[Cell]) -> str:
     return f", {count} diverged" if count else ""
 
 
-# --- notes
+# --- titles and notes
+
+
+def of_model(found: Mapping[Key, Cell], model: str) -> dict[Key, Cell]:
+    """The cells of one model."""
+    return {key: cell for key, cell in found.items() if key[0] == model}
+
+
+def other_model(table: str, model: str) -> str:
+    """The title of a table of the paper for a model of the user's."""
+    return f"{table}'s protocol on {model}, a model that the paper does not use"
 
 
 def about(found: dict[Key, Cell]) -> list[str]:
@@ -114,16 +128,16 @@ def about(found: dict[Key, Cell]) -> list[str]:
     notes += [problem for cell in found.values() for problem in cell.problems]
     again = [name for cell in found.values() for name in cell.again]
     if again:
-        notes.append(f"more than one record of the same settings and seed; not counted twice, left out: {', '.join(again)}.")
+        why = "more than one record of the same settings and seed; not counted twice"
+        notes.append(f"{why}, left out: {', '.join(again)}.")
     unknown = sum(cell.unknown for cell in found.values())
     if unknown:
         notes.append(f"nan: {unknown} of the runs finished without that number.")
     for (_, row, task), cell in found.items():
         if cell.collapsed:
             which = f"seed{'s' * (len(cell.collapsed) > 1)} {', '.join(map(str, cell.collapsed))}"
-            notes.append(
-                f"collapsed (the same {_metric(cell)} at every epoch), and counted like any other: {row} on {task}, {which}."
-            )
+            same = f"the same {_metric(cell)} at every epoch"
+            notes.append(f"collapsed ({same}), and counted like any other: {row} on {task}, {which}.")
     if any(_keeps_one_pair(cell) for cell in found.values()):
         notes.append(
             "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change (see vera_redrawn)."

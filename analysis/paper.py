@@ -66,9 +66,9 @@ def recipes() -> dict[str, Any]:
 class Printed:
     """A number that the paper prints of a model that was trained, and what it belongs to.
 
-    model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method, size: the row
-    as the paper calls it, and its trained parameters as printed. column: as in paper/tables.yaml. spread: as printed, over
-    seeds. quoted: whether the authors took the row from earlier work.
+    model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method, size: how the
+    paper calls the row, and its trained parameters as printed. column: as in paper/tables.yaml. spread: over seeds, as
+    printed. quoted: whether the authors took the row from earlier work.
     """
 
     table: str

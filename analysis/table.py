@@ -34,7 +34,7 @@ def texts(rows: Iterable[Iterable[TableCell]]) -> list[list[str]]:
 class Table:
     """A table: a title, a header, rows of equal length, and notes under it.
 
-    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that its cells show.
+    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that it shows.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Table:
         return {(i, j): cell.ids for i, row in enumerate(self.rows) for j, cell in enumerate(row) if cell.ids}
 
     def render(self, form: str, runs: bool = False) -> str:
-        """As md, latex or csv. runs: with a list of the run ids of each cell under it (csv has a column of them anyway)."""
+        """As md, latex or csv. runs: with the run ids of each cell under it (csv has a column of them anyway)."""
         flat = self.flat()
         text = {"md": _markdown, "latex": _latex, "csv": _csv}[form](flat)
         if not runs or form == "csv":
@@ -65,7 +65,7 @@ class Table:
         return "\n".join([text, *([] if form == "latex" else [""]), *lines]) if lines else text
 
     def flat(self) -> "Table":
-        """The same without line breaks: a label or a deviation is a stranger's text, and stays in its cell or comment."""
+        """The same without line breaks: a label or deviation is a stranger's text, and stays in its cell or comment."""
         rows = [[cell.flat() for cell in row] for row in self.rows]
         header, notes = ([one_line(text) for text in of] for of in (self.header, self.notes))
         return replace(self, title=one_line(self.title), header=header, rows=rows, notes=notes)
@@ -127,14 +127,14 @@ _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+/\d+\))?\*
 
 
 def spreadsheet(cell: str) -> str:
-    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, and
-    the dash that stands for none, stay."""
+    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers,
+    and the dash that stands for none, stay."""
     runs = cell.lstrip()[:1] in ("=", "+", "-", "@") and cell != "-" and not _NUMBER.fullmatch(cell)
     return f"'{cell}" if runs else cell
 
 
 def _csv(table: Table) -> str:
-    """Numbers a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns, and the title a first one."""
+    """Numbers that a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns; the title is the first."""
     rows = table.texts
     wide = [any(re.search(r"\+-| \(\d+/\d+\)$", row[i]) for row in rows) for i in range(len(table.header))]
     header = ["table"]

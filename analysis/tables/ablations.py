@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from analysis import beside
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells, over_shared_seeds
-from analysis.compare import CROSSFIT, about, beside_paper, difference_row, gap, our_row, printed_text, shown
+from analysis.compare import CROSSFIT, QUOTED_NOTE, about, beside_paper, difference_row, gap, our_row, printed_text, shown
 from analysis.paper import GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger
@@ -25,7 +25,7 @@ OF_PAPER = "roberta_large"
 
 
 def table6(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Ablations: a table for each of the paper's three on RoBERTa-large, and for each other model that has such runs."""
+    """A table for each of the paper's three ablations on RoBERTa-large, and for each other model with such runs."""
     found = cells(ledger, seeds or 5, select)
     tables = []
     for part, (title, names) in PARTS.items():
@@ -91,12 +91,13 @@ def _mean(cell: Cell) -> TableCell:
 
 
 def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> list[str]:
-    notes = [f"Means over seeds of the best epoch on dev, +- sample standard deviation, as the paper's table {title[6]}."]
+    means = "Means over seeds of the best epoch on dev, +- sample standard deviation"
+    notes = [f"{means}, as the paper's table {title[6]}."]
     if select == "crossfit":
         notes[0] = f"Means over seeds. {CROSSFIT}"
     notes += beside.notes(texts(rows))
     if model == OF_PAPER:
-        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds. 1d: one diverged.")
+        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds. 1d: one diverged.")
     return notes
 
 
@@ -111,7 +112,7 @@ def _of_unlike_seeds(
 
 
 def _over_the_same_seeds(rows: dict[str, Cell], task: str) -> list[str]:
-    """Rows of unlike seeds are not to be compared by their means: a note with those over the seeds that all of them have."""
+    """A note with the means over the seeds that all rows have, where rows have unlike seeds: theirs do not compare."""
     alike = over_shared_seeds(rows.values()) if rows else []
     if not alike or not alike[0].records or all(a.seeds == b.seeds for a, b in zip(alike, rows.values(), strict=True)):
         return []

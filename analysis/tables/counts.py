@@ -11,14 +11,16 @@ MODELS = {"roberta-base": "RoBERTa-base", "roberta-large": "RoBERTa-large", "gpt
 
 
 def memory(model: str, rank: int) -> dict[str, int]:
-    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d + r), and the
-    frozen elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes each."""
+    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d + r).
+
+    frozen: the elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes each.
+    """
     matrices, width = SHAPES[model]
     return {"lora": matrices * 2 * width * rank, "vera": matrices * (width + rank), "frozen": 2 * width * rank}
 
 
 def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Trained parameters and bytes of LoRA and VeRA on query and key, by formula, beside the printed ones. Needs no record."""
+    """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed. Needs no record."""
     header = ["model", "rank", "LoRA", "printed", "LoRA bytes", "printed", "VeRA", "printed", "VeRA bytes", "printed", "status"]
     rows = []
     for model, rank, *printed in paper()["table1"]["rows"]:
@@ -41,7 +43,7 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 
 def _told(printed: list[str], differing: list[int], whole: int) -> list[str]:
-    """In words, which of LoRA's and VeRA's two printed numbers do not follow. whole: VeRA's parameters with A and B."""
+    """In words, which of the two printed numbers of each do not follow. whole: VeRA's parameters with A and B."""
     told = ["LoRA differs"] if any(i < 2 for i in differing) else []
     of_vera = [i for i in differing if i > 1]
     if of_vera:

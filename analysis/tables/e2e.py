@@ -7,10 +7,14 @@ from analysis import beside
 from analysis.beside import Beside, off_formula, status
 from analysis.cells import Cell, Key, cells
 from analysis.compare import (
+    NO_SELECT,
+    QUOTED_NOTE,
     about,
     beside_paper,
     difference_row,
     gap,
+    of_model,
+    other_model,
     over_seeds,
     paper_row,
     printed_text,
@@ -43,9 +47,7 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         order = [*("full", "lora", "vera"), *sorted(key[1] for key in found)]
         ours = [found[model, row, "e2e"] for row in dict.fromkeys(order) if (model, row, "e2e") in found]
         rows = [line for cell in ours for line in _score_rows(cell)]
-        tables.append(
-            _score_table(f"Table 3's protocol on {model}, a model that the paper does not use", rows, found, model, select)
-        )
+        tables.append(_score_table(other_model("Table 3", model), rows, found, model, select))
     return tables
 
 
@@ -55,7 +57,7 @@ def decoded(ledger: Ledger) -> list[Record]:
 
 
 def _score_rows(cell: Cell, printed: Sequence[Printed] = ()) -> list[list[TableCell]]:
-    """Our row, the difference to the paper's, and the other ways of counting: another length penalty, the best epoch."""
+    """Our row, the difference, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
         (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
     )
@@ -84,32 +86,31 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[TableCell]:
-    shown_: list[TableCell] = []
-    for key, (_, decimals) in SCORES.items():
-        shown_.append(over_seeds(cell, cell.scores(key, which, variant or None), decimals))
+    scores = {key: cell.scores(key, which, variant or None) for key in SCORES}
+    numbers = [over_seeds(cell, scores[key], decimals) for key, (_, decimals) in SCORES.items()]
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
     status = "" if again else status + told_diverged([cell])
     name, size = ("", "") if again else (cell.label, size_of(cell))
-    return make_row(name, source, size, *shown_, status)
+    return make_row(name, source, size, *numbers, status)
 
 
 def _score_table(title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, select: str) -> Table:
-    mine = {key: cell for key, cell in found.items() if key[0] == model}
+    mine = of_model(found, model)
     notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
     said = texts(rows)
     if any("/" in cell for row in said for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
     notes += beside.notes(said)
     if select == "crossfit":
-        notes.append("--select changes nothing here: the last epoch is reported.")
+        notes.append(NO_SELECT)
     if any("quoted" in row[-1] for row in said):
-        notes.append("quoted: the paper's number, not run here.")
+        notes.append(QUOTED_NOTE)
     notes += off_formula(model)
     empty = [cell.label for cell in mine.values() if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05]
     if empty:
         notes.append(
-            f"{', '.join(empty)}: BLEU 0.0 of an untrained model: its texts end at once, or share no 4 tokens in a row with a"
-            " reference."
+            f"{', '.join(empty)}: BLEU 0.0 of an untrained model: its texts end at once, or share no 4 tokens in a row"
+            " with a reference."
         )
     for cell in mine.values():
         reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}

@@ -5,7 +5,20 @@ from collections.abc import Iterable, Sequence
 from analysis import beside
 from analysis.beside import Beside, mean, off_formula, status, told
 from analysis.cells import Cell, Key, cells
-from analysis.compare import CROSSFIT, about, beside_paper, difference_row, gap, of_cells, our_row, paper_row, printed_text
+from analysis.compare import (
+    CROSSFIT,
+    QUOTED_NOTE,
+    about,
+    beside_paper,
+    difference_row,
+    gap,
+    of_cells,
+    of_model,
+    other_model,
+    our_row,
+    paper_row,
+    printed_text,
+)
 from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
@@ -31,8 +44,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
             if ours:
                 rows.append(_our_row(ours, "other model", tasks, columns=tasks))
-        title = f"Table 2's protocol on {model}, a model that the paper does not use"
-        tables.append(_glue_table(title, rows, found, model, select, tasks))
+        tables.append(_glue_table(other_model("Table 2", model), rows, found, model, select, tasks))
     return tables
 
 
@@ -47,11 +59,10 @@ def _glue_table(
     notes = [
         "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
     ]
-    heads = sorted({r["parameters"]["head"] for key, cell in found.items() if key[0] == model for r in cell.records})
+    heads = sorted({r["parameters"]["head"] for cell in of_model(found, model).values() for r in cell.records})
     if heads:
-        notes.append(
-            f"params: without the classification head, which every method trains ({' or '.join(map('{:,}'.format, heads))})."
-        )
+        sizes = " or ".join(map("{:,}".format, heads))
+        notes.append(f"params: without the classification head, which every method trains ({sizes}).")
     if select == "crossfit":
         notes[0] = f"Medians over seeds. {CROSSFIT} The paper's numbers are not."
     said = texts(rows)
@@ -59,9 +70,9 @@ def _glue_table(
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in said):
-        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds, which enters no average.")
+        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
         notes += off_formula(model)
-    notes += about({key: cell for key, cell in found.items() if key[0] == model})
+    notes += about(of_model(found, model))
     labels = {task: GLUE[task] for task in tasks}
     average = ["Avg"] if len(tasks) == len(GLUE) else []
     header = ["method", "source", "params", *labels.values(), *average, "status"]
@@ -69,7 +80,7 @@ def _glue_table(
 
 
 def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[TableCell]]:
-    """The paper's row, ours under it, and the difference; where the paper's started from MNLI, our row that did so too."""
+    """The paper's row, ours, and the difference; where the paper's started from MNLI, our row that did so too."""
     model, name = row[0].model, row[0].row
     started = FROM_MNLI.get((model, name), ())
     printed = {number.column: number for number in row}
@@ -96,7 +107,8 @@ def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[Tab
 
 
 def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[TableCell]]:
-    """The line under our row; none where it is of another size. averaged: what the average is over. printed: the paper's."""
+    """The line under our row; none where it is of another size. averaged, printed: what our average is over, and the
+    paper's average."""
     if not all(one.same_size for one in compared.values()):
         return []
     gaps = [gap(compared.get(task)) for task in GLUE]
@@ -113,7 +125,7 @@ def _our_row(
     averaged: dict[str, Cell] | None = None,
     columns: tuple[str, ...] = tuple(GLUE),
 ) -> list[TableCell]:
-    """A row of ours, with an average where its columns are all tasks. averaged: what the average is over, if not `ours`."""
+    """A row of ours, with an average where its columns are all tasks. averaged: what it is over, if not `ours`."""
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
     text = of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"

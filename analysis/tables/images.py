@@ -5,7 +5,20 @@ from functools import partial
 from analysis import beside
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells
-from analysis.compare import about, beside_paper, difference_row, gap, our_row, paper_row, printed_text, shown
+from analysis.compare import (
+    NO_SELECT,
+    QUOTED_NOTE,
+    about,
+    beside_paper,
+    difference_row,
+    gap,
+    of_model,
+    other_model,
+    our_row,
+    paper_row,
+    printed_text,
+    shown,
+)
 from analysis.paper import IMAGES, Printed, printed_rows
 from analysis.stats import series
 from analysis.table import Table, TableCell, texts
@@ -13,7 +26,7 @@ from runs.record import Ledger, Record
 
 
 def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Few-shot images: a table for each of the paper's models, and one for each other model that has records."""
+    """Few-shot images: a table for each of the paper's models, and for each other model that has records."""
     found = cells(few_shot(ledger), seeds or 5, select)
     tables = []
     for model, label in (("vit_base", "ViT-B/16"), ("vit_large", "ViT-L/16")):
@@ -39,8 +52,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
         mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
         rows = [_image_row(ours, more, more, "other model") for ours in mine if ours]
-        title = f"Table 5's protocol on {model}, a model that the paper does not use"
-        tables.append(_image_table(title, rows, found, model, more, select))
+        tables.append(_image_table(other_model("Table 5", model), rows, found, model, more, select))
     return tables
 
 
@@ -70,24 +82,24 @@ def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str,
 def _image_table(
     title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
 ) -> Table:
-    mine = {key: cell for key, cell in found.items() if key[0] == model}
+    mine = of_model(found, model)
     notes = [
-        "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training images."
+        "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training"
+        " images.",
+        "params: without the classification head, which every method trains.",
     ]
-    notes.append("params: without the classification head, which every method trains.")
     if select == "crossfit":
-        notes.append("--select changes nothing here: the last epoch is reported.")
+        notes.append(NO_SELECT)
     said = texts(rows)
     notes += beside.notes(said)
     if any("quoted" in row[-1] for row in said):
-        notes.append("quoted: the paper's number, not run here. (n/m): n of m seeds.")
+        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
         shots = {r["config"]["task"].get("shots") for key, cell in mine.items() if key[2] == task for r in cell.records}
         if shots and shots != {10}:
-            notes.append(
-                f"{task}: {' or '.join('all' if n is None else str(n) for n in sorted(shots, key=str))} images a class"
-            )
+            counts = " or ".join("all" if n is None else str(n) for n in sorted(shots, key=str))
+            notes.append(f"{task}: {counts} images a class")
     labels = {task: IMAGES.get(task) or names.get(task, task) for task in tasks}
     header = ["method", "source", "params", *labels.values(), "status"]
     return Table(title, header, rows, [*notes, *about(mine)], model, labels, ("last",))

@@ -9,7 +9,18 @@ from typing import Any
 from analysis import beside
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells, ids
-from analysis.compare import about, beside_paper, difference_row, of_cells, paper_row, printed_text, size_of
+from analysis.compare import (
+    QUOTED_NOTE,
+    about,
+    beside_paper,
+    difference_row,
+    of_cells,
+    of_model,
+    other_model,
+    paper_row,
+    printed_text,
+    size_of,
+)
 from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
 from analysis.stats import MARGIN_OF_JUDGES
 from analysis.table import Table, TableCell, make_row, texts
@@ -26,7 +37,7 @@ def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 
 def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Vicuna-bench after 10,000 rows of Alpaca-cleaned; other models with their own rows, once a run is judged."""
+    """Vicuna-bench after 10,000 rows of Alpaca-cleaned; other models with their rows, once a run is judged."""
     judged = [r for r in instructed(ledger) if any(j["bench"] == "vicuna_bench" for j in r.get("judged", []))]
     others = {r["cell"]["model"] for r in judged} - set(LLAMAS)
     records = [r for r in instructed(ledger) if of_table_13(r) or r in judged or r["cell"]["model"] in others]
@@ -56,8 +67,8 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
         rows += [line for cell in others for line in _judged_rows(cell, bench)]
         label = LLAMAS.get(model)
-        title = f"{name}, {label}" if label else f"{name}'s protocol on {model}, a model that the paper does not use"
-        mine = {key: cell for key, cell in found.items() if key[0] == model}
+        title = f"{name}, {label}" if label else other_model(name, model)
+        mine = of_model(found, model)
         tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, model, mine, bench))
     return tables
 
@@ -150,11 +161,11 @@ def _judged_table(title: str, rows: list[list[TableCell]], model: str, mine: dic
     if any("not judged" in row[-1] for row in said):
         notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
     if any("quoted" in row[-1] for row in said):
-        notes.append("quoted: the paper's number, not run here.")
+        notes.append(QUOTED_NOTE)
     if any(row[0] == "none" and row[1] == "paper" for row in said):
         notes.append(
-            "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and not in"
-            " 4 bit: no difference is shown."
+            "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and"
+            " not in 4 bit: no difference is shown."
         )
     notes += beside.notes(said)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]

@@ -24,7 +24,7 @@ def _recipe_file(row: str, model: str) -> dict[str, Any]:
 
 
 def recipe(row: str, model: str, task: str, key: str) -> Any:
-    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where the file names none. Numbers as numbers."""
+    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where it names none. Numbers as numbers."""
     file = _recipe_file(row, model)
     value = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
     try:
