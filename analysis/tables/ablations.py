@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-from analysis import beside
+from analysis import beside, compare
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells, over_shared_seeds
-from analysis.compare import CROSSFIT, QUOTED_NOTE, about, beside_paper, difference_row, gap, our_row, printed_text, shown
 from analysis.paper import GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger
@@ -59,7 +58,7 @@ def _ablation(
         whose = "RoBERTa-large" if model == OF_PAPER else model
         labels = {task: GLUE[task] for task in tasks}
         header = ["setting", "source", *labels.values(), "status"]
-        tables.append(Table(f"{title}, {whose}", header, rows, [*notes, *about(mine)], model, labels, ("best",)))
+        tables.append(Table(f"{title}, {whose}", header, rows, [*notes, *compare.about(mine)], model, labels, ("best",)))
     return tables
 
 
@@ -71,33 +70,33 @@ def _rows(
         name = names[row[0].method]
         ours = {task: found[model, row[0].row, task] for task in tasks if (model, row[0].row, task) in found}
         if model != OF_PAPER:
-            rows += [our_row(ours, tasks, tasks, "other model", _mean, (name, "ours"))] if ours else []
+            rows += [compare.our_row(ours, tasks, tasks, "other model", _mean, (name, "ours"))] if ours else []
             continue
-        rows.append(make_row(name, "paper", *map(printed_text, row), "quoted"))
+        rows.append(make_row(name, "paper", *map(compare.printed_text, row), "quoted"))
         if ours:
             compared = {n.task: mean_beside(ours[n.task], n) for n in row if n.task in ours}
-            rows.append(our_row(ours, tasks, tasks, status(list(compared.values())), _mean, ("", "ours")))
-            rows.append(difference_row(*(gap(compared.get(task)) for task in tasks), size=False))
+            rows.append(compare.our_row(ours, tasks, tasks, status(list(compared.values())), _mean, ("", "ours")))
+            rows.append(compare.difference_row(*(compare.gap(compared.get(task)) for task in tasks), size=False))
     return rows
 
 
 def mean_beside(cell: Cell, printed: Printed) -> Beside:
     """A cell's mean beside the paper's: tables 6 and 7 print means."""
-    return beside_paper(cell, printed, middle=statistics.fmean)
+    return compare.beside_paper(cell, printed, middle=statistics.fmean)
 
 
 def _mean(cell: Cell) -> TableCell:
-    return shown(cell, middle="mean")
+    return compare.shown(cell, middle="mean")
 
 
 def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> list[str]:
     means = "Means over seeds of the best epoch on dev, +- sample standard deviation"
     notes = [f"{means}, as the paper's table {title[6]}."]
     if select == "crossfit":
-        notes[0] = f"Means over seeds. {CROSSFIT}"
+        notes[0] = f"Means over seeds. {compare.CROSSFIT}"
     notes += beside.notes(texts(rows))
     if model == OF_PAPER:
-        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds. 1d: one diverged.")
+        notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds. 1d: one diverged.")
     return notes
 
 

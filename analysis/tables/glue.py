@@ -2,23 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from analysis import beside
+from analysis import beside, compare
 from analysis.beside import Beside, mean, off_formula, status, told
 from analysis.cells import Cell, Key, cells
-from analysis.compare import (
-    CROSSFIT,
-    QUOTED_NOTE,
-    about,
-    beside_paper,
-    difference_row,
-    gap,
-    of_cells,
-    of_model,
-    other_model,
-    our_row,
-    paper_row,
-    printed_text,
-)
 from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
@@ -44,7 +30,7 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
             if ours:
                 rows.append(_our_row(ours, "other model", tasks, columns=tasks))
-        tables.append(_glue_table(other_model("Table 2", model), rows, found, model, select, tasks))
+        tables.append(_glue_table(compare.other_model("Table 2", model), rows, found, model, select, tasks))
     return tables
 
 
@@ -59,20 +45,20 @@ def _glue_table(
     notes = [
         "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
     ]
-    heads = sorted({r["parameters"]["head"] for cell in of_model(found, model).values() for r in cell.records})
+    heads = sorted({r["parameters"]["head"] for cell in compare.of_model(found, model).values() for r in cell.records})
     if heads:
         sizes = " or ".join(map("{:,}".format, heads))
         notes.append(f"params: without the classification head, which every method trains ({sizes}).")
     if select == "crossfit":
-        notes[0] = f"Medians over seeds. {CROSSFIT} The paper's numbers are not."
+        notes[0] = f"Medians over seeds. {compare.CROSSFIT} The paper's numbers are not."
     said = texts(rows)
     notes += beside.notes(said)
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
     if any("quoted" in row[-1] for row in said):
-        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
+        notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
         notes += off_formula(model)
-    notes += about(of_model(found, model))
+    notes += compare.about(compare.of_model(found, model))
     labels = {task: GLUE[task] for task in tasks}
     average = ["Avg"] if len(tasks) == len(GLUE) else []
     header = ["method", "source", "params", *labels.values(), *average, "status"]
@@ -85,10 +71,10 @@ def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[Tab
     started = FROM_MNLI.get((model, name), ())
     printed = {number.column: number for number in row}
     source = "paper, * from MNLI" if started else "paper"
-    rows = [paper_row(row, *(printed_text(n) + ("*" if n.task in started else "") for n in row), source=source)]
+    rows = [compare.paper_row(row, *(compare.printed_text(n) + ("*" if n.task in started else "") for n in row), source=source)]
 
     def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
-        return {task: beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks}
+        return {task: compare.beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks}
 
     plain = {task: found[model, name, task] for task in GLUE if (model, name, task) in found}
     from_mnli = {task: found[model, f"{name}_mnli", task] for task in started if (model, f"{name}_mnli", task) in found}
@@ -111,11 +97,11 @@ def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printe
     paper's average."""
     if not all(one.same_size for one in compared.values()):
         return []
-    gaps = [gap(compared.get(task)) for task in GLUE]
+    gaps = [compare.gap(compared.get(task)) for task in GLUE]
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
-    return [difference_row(*gaps, of_cells(text, *cells_.values()) if average is not None else "-")]
+    return [compare.difference_row(*gaps, compare.of_cells(text, *cells_.values()) if average is not None else "-")]
 
 
 def _our_row(
@@ -128,8 +114,8 @@ def _our_row(
     """A row of ours, with an average where its columns are all tasks. averaged: what it is over, if not `ours`."""
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
-    text = of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
-    return our_row(ours, columns, wanted, word, average=[text] if len(columns) == len(GLUE) else [])
+    text = compare.of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
+    return compare.our_row(ours, columns, wanted, word, average=[text] if len(columns) == len(GLUE) else [])
 
 
 def _average(ours: dict[str, Cell]) -> float | None:

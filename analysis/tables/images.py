@@ -2,23 +2,9 @@
 
 from functools import partial
 
-from analysis import beside
+from analysis import beside, compare
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells
-from analysis.compare import (
-    NO_SELECT,
-    QUOTED_NOTE,
-    about,
-    beside_paper,
-    difference_row,
-    gap,
-    of_model,
-    other_model,
-    our_row,
-    paper_row,
-    printed_text,
-    shown,
-)
 from analysis.paper import IMAGES, Printed, printed_rows
 from analysis.stats import series
 from analysis.table import Table, TableCell, texts
@@ -37,13 +23,13 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for printed in printed_rows("table5", model):
             row = printed[0].row
             used.add(row)
-            rows.append(paper_row(printed, *map(printed_text, printed), *other))
+            rows.append(compare.paper_row(printed, *map(compare.printed_text, printed), *other))
             ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
             if ours:
                 compared = {n.task: image_beside(ours[n.task], n) for n in printed if n.task in ours}
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
-                    rows.append(difference_row(*(gap(compared.get(task)) for task in IMAGES), *other))
+                    rows.append(compare.difference_row(*(compare.gap(compared.get(task)) for task in IMAGES), *other))
         for row in sorted({key[1] for key in found if key[0] == model} - used):
             rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
         tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
@@ -52,7 +38,7 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
         mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
         rows = [_image_row(ours, more, more, "other model") for ours in mine if ours]
-        tables.append(_image_table(other_model("Table 5", model), rows, found, model, more, select))
+        tables.append(_image_table(compare.other_model("Table 5", model), rows, found, model, more, select))
     return tables
 
 
@@ -72,28 +58,28 @@ def few_shot(ledger: Ledger) -> list[Record]:
 
 def image_beside(cell: Cell, printed: Printed) -> Beside:
     """A cell's accuracy at the last epoch beside the paper's."""
-    return beside_paper(cell, printed, values=list(series(cell, "last").values.values()))
+    return compare.beside_paper(cell, printed, values=list(series(cell, "last").values.values()))
 
 
 def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[TableCell]:
-    return our_row(ours, tasks, wanted, word, partial(shown, which="last"))
+    return compare.our_row(ours, tasks, wanted, word, partial(compare.shown, which="last"))
 
 
 def _image_table(
     title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
 ) -> Table:
-    mine = of_model(found, model)
+    mine = compare.of_model(found, model)
     notes = [
         "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training"
         " images.",
         "params: without the classification head, which every method trains.",
     ]
     if select == "crossfit":
-        notes.append(NO_SELECT)
+        notes.append(compare.NO_SELECT)
     said = texts(rows)
     notes += beside.notes(said)
     if any("quoted" in row[-1] for row in said):
-        notes.append(f"{QUOTED_NOTE} (n/m): n of m seeds.")
+        notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
         shots = {r["config"]["task"].get("shots") for key, cell in mine.items() if key[2] == task for r in cell.records}
@@ -102,4 +88,4 @@ def _image_table(
             notes.append(f"{task}: {counts} images a class")
     labels = {task: IMAGES.get(task) or names.get(task, task) for task in tasks}
     header = ["method", "source", "params", *labels.values(), "status"]
-    return Table(title, header, rows, [*notes, *about(mine)], model, labels, ("last",))
+    return Table(title, header, rows, [*notes, *compare.about(mine)], model, labels, ("last",))

@@ -6,21 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import beside
+from analysis import beside, compare
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells, ids
-from analysis.compare import (
-    QUOTED_NOTE,
-    about,
-    beside_paper,
-    difference_row,
-    of_cells,
-    of_model,
-    other_model,
-    paper_row,
-    printed_text,
-    size_of,
-)
 from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
 from analysis.stats import MARGIN_OF_JUDGES
 from analysis.table import Table, TableCell, make_row, texts
@@ -60,15 +48,15 @@ def _judged_tables(name: str, bench: str, found: dict[Key, Cell], printed: dict[
     for model in dict.fromkeys([*printed, *sorted(key[0] for key in found)]):
         rows: list[list[TableCell]] = []
         for (score,) in printed.get(model, []):
-            rows.append(paper_row((score,), printed_text(score, 2), "", "", "", "GPT-4"))
+            rows.append(compare.paper_row((score,), compare.printed_text(score, 2), "", "", "", "GPT-4"))
             for cell in _of(found, model, score.row):
                 rows += _judged_rows(cell, bench, None if score.quoted else score)
         told = {score.row for (score,) in printed.get(model, [])}
         others = [cell for row in dict.fromkeys(order) if row not in told for cell in _of(found, model, row)]
         rows += [line for cell in others for line in _judged_rows(cell, bench)]
         label = LLAMAS.get(model)
-        title = f"{name}, {label}" if label else other_model(name, model)
-        mine = of_model(found, model)
+        title = f"{name}, {label}" if label else compare.other_model(name, model)
+        mine = compare.of_model(found, model)
         tables.append(_judged_table(f"{title}: {BENCHES[bench]}", rows, model, mine, bench))
     return tables
 
@@ -81,7 +69,7 @@ def _of(found: dict[Key, Cell], model: str, row: str) -> list[Cell]:
 def _judged_rows(cell: Cell, bench: str, printed: Printed | None = None) -> list[list[TableCell]]:
     """A line for each judge, with the difference to the paper's score where that judge is a GPT-4 too."""
     task = cell.records[0]["cell"]["task"]
-    head: list[str | TableCell] = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", size_of(cell)]
+    head: list[str | TableCell] = [cell.label if task == "alpaca" else f"{cell.label} on {task}", "ours", compare.size_of(cell)]
     judges = dict.fromkeys(j["judge"] for r in cell.records for j in r.get("judged", []) if j["bench"] == bench)
     if not judges:
         state = "diverged" if cell.diverged else f"ours, not judged by {BENCHES[bench]}"
@@ -109,14 +97,14 @@ def _judged_rows(cell: Cell, bench: str, printed: Printed | None = None) -> list
             one = judged_beside(cell, printed, scores)
             lines[-1][-1] = TableCell(status([one]))
             if one.same_size:
-                lines.append(difference_row(TableCell(one.gap(), of), "", "", "", ""))
+                lines.append(compare.difference_row(TableCell(one.gap(), of), "", "", "", ""))
         head = ["", "ours", ""]
     return lines
 
 
 def judged_beside(cell: Cell, printed: Printed, scores: Sequence[float]) -> Beside:
     """A judge's means of a cell's seeds beside the paper's score."""
-    return beside_paper(cell, printed, values=scores, margin=MARGIN_OF_JUDGES, decimals=2)
+    return compare.beside_paper(cell, printed, values=scores, margin=MARGIN_OF_JUDGES, decimals=2)
 
 
 def is_gpt_4(judge: str) -> bool:
@@ -161,7 +149,7 @@ def _judged_table(title: str, rows: list[list[TableCell]], model: str, mine: dic
     if any("not judged" in row[-1] for row in said):
         notes.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
     if any("quoted" in row[-1] for row in said):
-        notes.append(QUOTED_NOTE)
+        notes.append(compare.QUOTED_NOTE)
     if any(row[0] == "none" and row[1] == "paper" for row in said):
         notes.append(
             "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and"
@@ -169,7 +157,7 @@ def _judged_table(title: str, rows: list[list[TableCell]], model: str, mine: dic
         )
     notes += beside.notes(said)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
-    return Table(title, header, rows, [*notes, *about(mine), *_ways(mine, bench)], model, _instructions(mine), ())
+    return Table(title, header, rows, [*notes, *compare.about(mine), *_ways(mine, bench)], model, _instructions(mine), ())
 
 
 def _instructions(mine: dict[Key, Cell]) -> dict[str, str]:
@@ -193,8 +181,8 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
                 seconds, steps = cell.cost("train_seconds"), first["steps"]
                 size = f"{cell.cost('peak_memory_bytes') / 1e9:.2f}"
                 times = [f"{seconds / 60:.1f}", f"{seconds / max(steps, 1):.2f}", pace]
-                numbers = [of_cells(text, cell) for text in (*times, size)]
-                rows.append(make_row(cell.label, "ours", size_of(cell), *numbers, first["device"]["name"], "ours"))
+                numbers = [compare.of_cells(text, cell) for text in (*times, size)]
+                rows.append(make_row(cell.label, "ours", compare.size_of(cell), *numbers, first["device"]["name"], "ours"))
         if not rows:
             continue
         mine = {k: c for k, c in found.items() if k[0] == model and k[1] in ("lora", "vera_r64")}
@@ -203,5 +191,5 @@ def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
         header = ["method", "source", "params", "minutes", "s/step", "tok/s", "GB", "device", "status"]
         shows = ("train_seconds", "peak_memory_bytes")
         title = f"{title}: time and memory, rank 64"
-        tables.append(Table(title, header, rows, [*notes, *about(mine)], model, _instructions(mine), shows))
+        tables.append(Table(title, header, rows, [*notes, *compare.about(mine)], model, _instructions(mine), shows))
     return tables
