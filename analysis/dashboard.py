@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.command import Parser, entry_point
-from analysis.tables import SCORES, TABLES, Table
+from analysis.paper import SCORES
+from analysis.table import Table
+from analysis.tables import TABLES
 from runs.command import open_ledger
 from runs.record import Ledger, write_atomically
 from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable

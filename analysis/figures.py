@@ -27,8 +27,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis.cells import Cell, Key, cells, ids, label_of, published
 from analysis.command import Parser, entry_point, open_ledger
+from analysis.paper import GLUE, NAMES, ROWS, paper
 from analysis.stats import smallest_p
-from analysis.tables import GLUE, NAMES, ROWS, Number, paper, spreadsheet
+from analysis.table import TableCell, make_row, spreadsheet, texts
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, lora_scaling, write_atomically
 from runs.record.text import one_line
 
@@ -69,7 +70,7 @@ class Figure:
     name: str
     title: str
     header: list[str]
-    rows: list[list[str]]
+    rows: list[list[TableCell]]
     notes: list[str]
     draw: Callable[[Any], None]
     size: tuple[float, float] = field(default=SIZE)
@@ -116,7 +117,7 @@ def save(figure: Figure, folder: Path) -> list[Path]:
             paths.append(path)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        [[spreadsheet(one_line(cell)) for cell in row] for row in (figure.header, *figure.rows)]
+        [[spreadsheet(one_line(cell)) for cell in row] for row in (figure.header, *texts(figure.rows))]
     )
     write_atomically(folder / f"{figure.name}.csv", text.getvalue())
     return [*paths, folder / f"{figure.name}.csv"]
@@ -129,10 +130,10 @@ def _finite(values: Iterable[Any]) -> list[float]:
     return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _numbers(texts: Iterable[str], of: Iterable[str]) -> list[str]:
+def _numbers(numbers: Iterable[str], of: Iterable[str]) -> list[TableCell]:
     """Numbers that are made of these runs (or measures), which the last column, "runs", names."""
-    names = list(dict.fromkeys(of))
-    return [*(text if text in ("", "-") else Number(text, names) for text in texts), " ".join(names)]
+    names = tuple(dict.fromkeys(of))
+    return [*(TableCell(text, () if text in ("", "-") else names) for text in numbers), TableCell(" ".join(names))]
 
 
 def _middle(cell: Cell, which: str = "best") -> list[str]:
@@ -241,7 +242,7 @@ def figure2(ledger: Ledger) -> list[Figure]:
                 how = lora_scaling(cell.records[0]["config"]) or "constant and proportional"
                 alpha = f"{method['alpha']:g}, {how}" if "alpha" in method else how
             numbers = _numbers([str(cell.parameters), *_middle(cell)], ids(cell.records))
-            rows.append([NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *numbers])
+            rows.append(make_row(NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *numbers))
         notes = _seed_notes(mine)
         if any(row.startswith("lora") for row in mine):
             notes.append(
@@ -253,7 +254,9 @@ def figure2(ledger: Ledger) -> list[Figure]:
                 value = printed[kind][6][0]
                 quoted.append((kind, count, value))
                 rows.append(
-                    [NAMES[kind], str(usual), "-", "paper, table 2 (quoted)", str(count), f"{value:.1f}", "", "", "", ""]
+                    make_row(
+                        NAMES[kind], str(usual), "-", "paper, table 2 (quoted)", str(count), f"{value:.1f}", "", "", "", ""
+                    )
                 )
             notes.append("The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8.")
             ranks = paper()["figure2"]
@@ -348,7 +351,7 @@ def figure3(ledger: Ledger) -> list[Figure]:
             numbers = [statistics.median(d), min(d), max(d)] if d else []
             shown = [f"{v:.4g}" for v in numbers] or ["-"] * 3
             of_b = f"{statistics.median(b):.4g}" if b else "-"
-            rows.append([site, str(layer), *_numbers([*shown, of_b, str(len(d))], (p[2] for p in found))])
+            rows.append(make_row(site, str(layer), *_numbers([*shown, of_b, str(len(d))], (p[2] for p in found))))
             if numbers:
                 lines[site].append((layer, numbers[0], numbers[1], numbers[2]))
         if not measures:
@@ -451,7 +454,9 @@ def figure4(ledger: Ledger) -> list[Figure]:
             for row, (name, accuracy, value, parameters) in _printed_gains().items():
                 quoted[row] = (name, value)
                 implied = 100 * accuracy / value / (parameters / 1000)
-                rows.append([name, "paper (quoted)", str(parameters), f"{accuracy:.1f}", f"{implied:.1f}", f"{value:.2f}", ""])
+                rows.append(
+                    make_row(name, "paper (quoted)", str(parameters), f"{accuracy:.1f}", f"{implied:.1f}", f"{value:.2f}", "")
+                )
             notes.append(
                 "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy. "
                 "The printed values do not follow from one such accuracy."
@@ -469,7 +474,7 @@ def figure4(ledger: Ledger) -> list[Figure]:
             if math.isfinite(gain):
                 ours[row] = (cell.label, gain, cell.complete and head.complete)
             numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
-            rows.append([cell.label, "ours", *_numbers(numbers, ids([*cell.records, *head.records]))])
+            rows.append(make_row(cell.label, "ours", *_numbers(numbers, ids([*cell.records, *head.records]))))
         records = (record for cell in mine.values() for record in cell.records)
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
@@ -539,8 +544,8 @@ def figure5(ledger: Ledger) -> list[Figure]:
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [
-        ["LoRA and VeRA", "paper (quoted)", "query", "mean", f"{printed['mean_lora_vera']:.1e}", "", "", "", ""],
-        ["LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""],
+        make_row("LoRA and VeRA", "paper (quoted)", "query", "mean", f"{printed['mean_lora_vera']:.1e}", "", "", "", ""),
+        make_row("LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""),
     ]
     figures = []
     for model, task in _paper_first(groups):
@@ -561,7 +566,7 @@ def figure5(ledger: Ledger) -> list[Figure]:
             middle = [statistics.median(numbers), min(numbers), max(numbers)] if numbers else []
             shown = [f"{v:.3e}" for v in middle] or ["-"] * 3
             runs = (name for _, of in found for name in of)
-            rows.append([PAIRS[pair], "ours", site, str(layer), *_numbers([*shown, str(len(numbers))], runs)])
+            rows.append(make_row(PAIRS[pair], "ours", site, str(layer), *_numbers([*shown, str(len(numbers))], runs)))
             if middle and (site == "query" or "query" not in sites):
                 lines[pair].append((layer, middle[0], middle[1], middle[2]))
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
@@ -624,7 +629,7 @@ def _draw_cosines(
 def figure6(ledger: Ledger) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix E)."""
     measures = [m for m in ledger.measures.values() if m["kind"] == "matrix_fit"]
-    rows: list[list[str]] = []
+    rows: list[list[TableCell]] = []
     lines: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
     notes: list[str] = []
     title, settings = "Figure 6: fitting random 10 x 10 matrices", None
@@ -643,7 +648,7 @@ def figure6(ledger: Ledger) -> list[Figure]:
             mean, spread = statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else 0.0
             least = f"{statistics.fmean(best):.3e}" if best else ""
             numbers = _numbers([str(count), f"{mean:.3e}", f"{spread:.3e}", least], [chosen["id"]])
-            rows.append([NAMES[method], str(rank), *numbers])
+            rows.append(make_row(NAMES[method], str(rank), *numbers))
             lines[method].append((count, mean, min(finite), max(finite)))
         keys = ("matrices", "target", "steps", "lr", "optimizer")
         notes.append("Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + ".")
@@ -714,7 +719,7 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
         which = "last" if images else "best"
         rows = []
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-            rows.append([cell.label, *_numbers([str(cell.parameters), *_middle(cell, which)], ids(cell.records))])
+            rows.append(make_row(cell.label, *_numbers([str(cell.parameters), *_middle(cell, which)], ids(cell.records))))
         label = next(iter(mine.values())).records[0]["label"]
         most = max(cell.seeds for cell in mine.values())
         seeds = f"median of {most} seeds, {which} epoch; lines span the seeds" if most > 1 else f"one seed, {which} epoch"
@@ -770,7 +775,7 @@ def make(name: str, ledger: Ledger) -> list[Figure]:
     """A figure's parts by its name, each with what of it is of published records."""
     made = FIGURES[name](ledger)
     for figure in made:
-        figure.notes += published(ledger, (run for row in figure.rows for run in row[-1].split()))
+        figure.notes += published(ledger, (run for row in figure.rows for run in row[-1].text.split()))
     return made
 
 

@@ -314,21 +314,20 @@ def _table(table: Any, place: Mapping[str, int]) -> str:
     behind: dict[str, None] = {}
     named = ""
     # A figure's last column are the ids that its numbers lead to; of a measure that is of no run it stays.
-    known = [name for row in table.rows for text in row for name in getattr(text, "ids", ())]
+    known = [name for row in table.rows for cell in row for name in cell.ids]
     header = table.header[:-1] if table.header[-1] == "runs" and all(name in place for name in known) else table.header
     for row in table.rows:
         cells = []
-        for i, (text, column) in enumerate(zip(row, header, strict=False)):
-            ids = getattr(text, "ids", ())
-            shown = _link(text, ids, place)
-            cells.append(f'<th scope="row">{shown}</th>' if i == 0 and text else f"<td{_class(column)}>{shown}</td>")
-        ids = list(dict.fromkeys(name for text in row for name in getattr(text, "ids", ()) if name in place))
-        named = row[0] or named
-        if ids and row[1:2] != ["difference"]:
+        for i, (cell, column) in enumerate(zip(row, header, strict=False)):
+            shown = _link(cell.text, cell.ids, place)
+            cells.append(f'<th scope="row">{shown}</th>' if i == 0 and cell.text else f"<td{_class(column)}>{shown}</td>")
+        ids = list(dict.fromkeys(name for cell in row for name in cell.ids if name in place))
+        named = row[0].text or named
+        source = row[1].text if len(row) > 1 else ""
+        if ids and source != "difference":
             links = " ".join(f'<a href="#run-{_e(name)}">{_e(name)}</a>' for name in ids)
-            behind[f"<li>{_e(named)}{' on ' + _e(row[1]) if table.header[1:2] == ['task'] else ''}: {links}</li>"] = None
-        quoted = len(row) > 1 and row[1].startswith("paper")
-        rows.append(f"<tr{' class=paper' if quoted else ''}>{''.join(cells)}</tr>")
+            behind[f"<li>{_e(named)}{' on ' + _e(source) if table.header[1:2] == ['task'] else ''}: {links}</li>"] = None
+        rows.append(f"<tr{' class=paper' if source.startswith('paper') else ''}>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{_e(note)}</li>" for note in table.notes)
     made = _grid(table.title, header, rows) + (f'<ul class="notes">{notes}</ul>' if notes else "")
     if behind:
@@ -338,7 +337,7 @@ def _table(table: Any, place: Mapping[str, int]) -> str:
 
 def _about(table: Any, name: str, findings: list[Finding], parts: list[Entry], place: Mapping[str, int]) -> str:
     """What the filters go by: models, tasks and rows of a table or figure; an empty list fits everything."""
-    ids = {one for row in table.rows for text in row for one in getattr(text, "ids", ()) if one in place}
+    ids = {one for row in table.rows for cell in row for one in cell.ids if one in place}
     keys = {parts[place[one]].key for one in ids}
     model = getattr(table, "model", "")
     mine = {(f.model, f.row, f.task) for f in findings if f.table == name and f.model == model}

@@ -22,9 +22,12 @@ from typing import Any
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, label_of, over_shared_seeds
 from analysis.command import entry_point
+from analysis.compare import over_seeds, shown
 from analysis.inference import FIRM_PAIRS, is_above, is_near, paired_interval
+from analysis.paper import GLUE, SCORES, recipes
 from analysis.stats import Comparison, compare, series
-from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, recipes, shown
+from analysis.table import Table, grid, texts
+from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, reported, study_folders, write_atomically
 from runs.record.text import megabytes, one_line, plural
@@ -145,7 +148,9 @@ def _paper_epochs(record: Record) -> str:
     """How long the paper trains VeRA on a task."""
     protocol, task = _protocol(record), record["cell"]["task"]
     if protocol == "glue":
-        of = [recipes()["glue"]["vera"][model]["epochs"][ORDER.index(task)] for model in ("roberta-base", "roberta-large")]
+        of = [
+            recipes()["glue"]["vera"][model]["epochs"][tuple(GLUE).index(task)] for model in ("roberta-base", "roberta-large")
+        ]
         return f" (paper: {of[0]} BASE, {of[1]} LARGE)"
     return f" (paper: {recipes()[protocol]['common']['epochs']})" if protocol in ("e2e", "images") else ""
 
@@ -284,7 +289,7 @@ def _nearest(high: Cell, lora: list[Cell]) -> list[Cell] | None:
 
 
 def _lines(figure: figures.Figure) -> list[dict[str, str]]:
-    return [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+    return [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
 
 
 def _of(figure: figures.Figure) -> str:
@@ -508,7 +513,7 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
                 parts.append(_table(table))
     for name in figures.FIGURES:
         for figure in figures.FIGURES[name](finished):
-            if any(row[-1] for row in figure.rows):
+            if any(row[-1].text for row in figure.rows):
                 path = f"results/{folder.name}_{figure.name}.svg"
                 made.pictures[path] = figures.svg(figure)
                 notes_ = [f"- {one_line(note)}" for note in figure.notes]
@@ -520,11 +525,8 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
 
 def _table(table: Table) -> str:
     table = table.flat()
-    body = table.render("md").removeprefix(table.title).strip()
-    lines = body.splitlines()
-    end = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))
     notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"**{table.title}**", "", *lines[:end], "", *notes]).strip()
+    return "\n".join([f"**{table.title}**", "", *grid(table), "", *notes]).strip()
 
 
 def _trials(ledger: Ledger) -> str:
@@ -602,13 +604,13 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
     cell = next(iter(mine.values()))
     protocol = _protocol(cell.records[0])
     if protocol == "e2e":
-        return {name: over_seeds(cell, cell.scores(key), decimals) for key, (name, decimals) in SCORES.items()}
+        return {name: over_seeds(cell, cell.scores(key), decimals).text for key, (name, decimals) in SCORES.items()}
     if protocol == "instruct":
         size = cell.cost("adapter_bytes")
         perplexity = over_seeds(cell, list(series(cell).values.values()), 2)
-        return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
+        return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity.text}
     which = "last" if protocol == "images" else "best"
-    return {label: shown(mine[task], which) if task in mine else "missing" for task, label in tasks.items()}
+    return {label: shown(mine[task], which).text if task in mine else "missing" for task, label in tasks.items()}
 
 
 def readme(text: str, study: str, table: str) -> str:

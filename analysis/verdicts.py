@@ -7,14 +7,15 @@ and the cost on the authors' device.
 import difflib
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from analysis import tables
-from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, same_size, summary
+from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, summary
 from analysis.cells import Cell, Key, cells
+from analysis.compare import CROSSFIT, beside_paper
+from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
 from analysis.stats import (
     VERDICT_SEEDS,
     Series,
@@ -25,7 +26,11 @@ from analysis.stats import (
     smallest_p,
     verdict,
 )
-from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, Number, Table, split
+from analysis.table import Table, TableCell, make_row
+from analysis.tables.ablations import mean_beside
+from analysis.tables.e2e import decoded, score_beside
+from analysis.tables.images import few_shot, image_beside
+from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
 from runs.record import Ledger, Record, crossfit_of
 from runs.record.text import megabytes
 
@@ -51,95 +56,67 @@ class Finding:
     verdict: Verdict
 
 
+#: The tables whose numbers have a verdict, in the order in which they are told.
+JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
+
+
 def verdicts(ledger: Ledger) -> list[Finding]:
-    """One for each number that the paper prints of a trained and judged model, in the paper's order."""
-    return [*_table2(ledger), *_table3(ledger), *_judged(ledger), *_table5(ledger), *_ablations(ledger)]
+    """One for each number that the paper prints of a trained and judged model, by its table."""
+    glue = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
+    found = {"table2": glue, "table3": cells(decoded(ledger), VERDICT_SEEDS), "table6": glue, "table7": glue}
+    for table in ("table4", "table13"):
+        part = [r for r in instructed(ledger) if of_table_13(r) == (table == "table13")]
+        found[table] = cells(part, VERDICT_SEEDS)
+    found["table5"] = cells(few_shot(ledger), VERDICT_SEEDS)
+    return [_finding(n, found[table]) for table in JUDGED for n in numbers() if n.table == table and n.task]
 
 
-def _said(one: Beside | None, printed: float, quoted: bool = False) -> Verdict:
-    """The verdict of a number of the paper: of our cell beside it, where there is one."""
-    return one.verdict if one else verdict(None, printed, quoted=quoted)
+def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
+    row = printed.row
+    if printed.table == "table2" and printed.task in FROM_MNLI.get((printed.model, row), ()):
+        row = f"{row}_mnli"  # only a run that started from MNLI, too, is like for like
+    cell = found.get((printed.model, row, printed.task))
+    one = _beside(cell, printed) if cell else None
+    said = one.verdict if one else verdict(None, printed.value, quoted=printed.quoted)
+    if row != printed.row and not said.ids and (printed.model, printed.row, printed.task) in found:
+        said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
+    column, decimals = _column(printed)
+    return Finding(printed.table, printed.model, row, printed.task, _method(printed), column, decimals, printed.spread, said)
 
 
-def _table2(ledger: Ledger) -> Iterator[Finding]:
-    found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
-    for model in ("roberta_base", "roberta_large"):
-        for method, size, *values in tables.paper()["table2"][model.replace("_", "-")]:
-            named = ROWS.get((method, size), method)
-            for (task, label), printed in zip(GLUE.items(), values, strict=False):
-                # Only a run that started from MNLI, too, is like for like.
-                row = f"{named}_mnli" if task in tables.FROM_MNLI.get((model, named), ()) else named
-                value, spread = split(printed)
-                cell = found.get((model, row, task))
-                one = Beside(cell, value, spread, same_size=same_size(cell, model, named, size)) if cell else None
-                said = _said(one, value, named in QUOTED["table2"])
-                if row != named and not said.ids and (model, named, task) in found:
-                    said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
-                yield Finding("table2", model, row, task, f"{NAMES[method]} {size}", label, 1, spread, said)
+def _beside(cell: Cell, printed: Printed) -> Beside | None:
+    """Our cell beside the paper's number, by what its table reports; None for a score that the paper has from elsewhere."""
+    if printed.table in BENCH:
+        scores = [score for record in cell.records for score in _scores(record, BENCH[printed.table])]
+        return None if printed.quoted else judged_beside(cell, printed, scores)
+    of = {"table3": score_beside, "table5": image_beside, "table6": mean_beside, "table7": mean_beside}
+    return of.get(printed.table, beside_paper)(cell, printed)
 
 
-def _table3(ledger: Ledger) -> Iterator[Finding]:
-    decoded = [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
-    found = cells(decoded, VERDICT_SEEDS)
-    for model in ("gpt2_medium", "gpt2_large"):
-        for method, size, *values in tables.paper()["table3"][model.replace("_", "-")]:
-            row = ROWS.get((method, size), method)
-            cell = found.get((model, row, "e2e"))
-            same = cell is not None and same_size(cell, model, row, size)
-            for (key, (label, decimals)), value in zip(SCORES.items(), values, strict=True):
-                said = _said(tables.score_beside(cell, key, value, same) if cell else None, value, row in QUOTED["table3"])
-                yield Finding("table3", model, row, "e2e", f"{NAMES[method]} {size}", label, decimals, None, said)
+BENCH = {"table4": "mt_bench", "table13": "vicuna_bench"}
 
 
-def _judged(ledger: Ledger) -> Iterator[Finding]:
-    four, thirteen = tables.paper()["table4"]["rows"], tables.paper()["table13"]["rows"]
-    printed = [("table4", "mt_bench", model.replace("-", "_"), row, size, score) for model, row, size, score in four]
-    renamed = {"vera": "vera_r256"}
-    printed += [("table13", "vicuna_bench", "llama_7b", renamed.get(row, row), size, score) for row, size, _, score in thirteen]
-    for table, bench, model, row, size, value in printed:
-        records = [r for r in tables._instructed(ledger) if tables._part(r) == (table == "table13")]
-        cell = cells(records, VERDICT_SEEDS).get((model, row, "alpaca"))
-        quoted, one = row in QUOTED["table4"], None
-        if cell and not quoted:
-            ours = [score for record in cell.records for score in _scores(record, bench)]
-            one = tables.judged_beside(cell, value, ours, same_size(cell, model, row, size))
-        name = "none" if row == "none" else NAMES[row.partition("_")[0]]
-        said = _said(one, value, quoted)
-        label = tables.BENCHES[bench]
-        yield Finding(table, model, row, "alpaca", name if row == "none" else f"{name} {size}", label, 2, None, said)
+def _column(printed: Printed) -> tuple[str, int]:
+    """What a number is, in words, and its decimals."""
+    if printed.table == "table3":
+        return SCORES[printed.column]
+    if printed.table in BENCH:
+        return BENCHES[BENCH[printed.table]], 2
+    mean = ", mean" if printed.table in ("table6", "table7") else ""
+    return (GLUE | IMAGES)[printed.column] + mean, 1
+
+
+def _method(printed: Printed) -> str:
+    """The paper's row in words."""
+    if printed.table in ("table6", "table7"):
+        return f"VeRA {printed.method}"
+    return printed.method if printed.row == "none" else f"{printed.method} {printed.size.partition(' ')[0]}"
 
 
 def _scores(record: Record, bench: str) -> list[float]:
     """What a GPT-4 gave a run's answers; other judges have scales of their own."""
-    judged = [j for j in record.get("judged", []) if j["bench"] == bench and tables._is_gpt_4(j["judge"])]
+    judged = [j for j in record.get("judged", []) if j["bench"] == bench and is_gpt_4(j["judge"])]
     return [float(j["mean"]) for j in judged[:1] if j["mean"] is not None]
-
-
-def _table5(ledger: Ledger) -> Iterator[Finding]:
-    found = cells([r for r in ledger if r["config"]["task"].get("family") == "images"], VERDICT_SEEDS)
-    for model in ("vit_base", "vit_large"):
-        for row, size, *values in tables.paper()["table5"][model.replace("_", "-")]:
-            for (task, label), value in zip(IMAGES.items(), values, strict=True):
-                cell = found.get((model, row, task))
-                one = tables.image_beside(cell, value, same_size(cell, model, row, size)) if cell else None
-                said = _said(one, value)
-                yield Finding("table5", model, row, task, f"{NAMES[row]} {size}", label, 1, None, said)
-
-
-def _ablations(ledger: Ledger) -> Iterator[Finding]:
-    """Tables 6 and 7 print means."""
-    found = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
-    six, seven = tables.paper()["table6"], tables.paper()["table7"]
-    parts = ("scaling_vectors", "matrix_init", "d_init")
-    lines: list[tuple[str, tuple[str, ...], Any]] = [("table6", ("mrpc", "rte"), line) for p in parts for line in six[p]]
-    lines += [("table7", ("mrpc", "rte", "cola", "stsb"), setting) for setting in seven["rows"]]
-    for table, tasks, (setting, *values) in lines:
-        row = tables.SETTINGS[setting]
-        for task, printed in zip(tasks, values, strict=True):
-            value, spread = split(printed)
-            cell = found.get(("roberta_large", row, task))
-            said = _said(Beside(cell, value, spread, middle=statistics.fmean) if cell else None, value)
-            yield Finding(table, "roberta_large", row, task, f"VeRA {setting}", f"{GLUE[task]}, mean", 1, spread, said)
 
 
 # --- the statistics as tables
@@ -209,9 +186,9 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
-        numbers = [Number(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
+        numbers = [TableCell(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
-        rows.append([cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)])
+        rows.append(make_row(cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)))
         metric = series(cell, "last").name.partition(",")[0]
         if not told["metric"].startswith(metric):
             other.append(f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end.")
@@ -224,7 +201,7 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     range_ = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases." if few else ""
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{range_}",
-        f"best, last: the median at the best and the last epoch. {tables.CROSSFIT.lower()}",
+        f"best, last: the median at the best and the last epoch. {CROSSFIT.lower()}",
         "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median over seeds (best and"
         " cross-fitted are medians of their own). An upper estimate: halves choose worse.",
         *dict.fromkeys(other),
@@ -295,17 +272,17 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         bounds, chance, digits = line.interval, line.improvement_interval, _digits(line.less)
         p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
         rows.append(
-            [
+            make_row(
                 line.labels[1],
                 "all tasks" if line.task == "all" else line.task,
-                Number(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
-                Number(number(line.difference, "+", digits), line.ids),
-                Number(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
-                Number(p, line.ids),
-                Number(f"{line.improvement:.2f}", line.ids),
+                TableCell(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
+                TableCell(number(line.difference, "+", digits), line.ids),
+                TableCell(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
+                TableCell(p, line.ids),
+                TableCell(f"{line.improvement:.2f}", line.ids),
                 # Where every pair says the same, so does every resample: no interval.
-                Number(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
-            ]
+                TableCell(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
+            )
         )
     notes = [
         f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
@@ -336,8 +313,8 @@ def costs(ledger: Ledger) -> Table:
         seconds = [f"{cell.cost(f'{kind}_seconds'):,.1f}" for kind in ("train", "evaluate", "decode")]
         sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
-        numbers = [Number(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
-        rows.append([cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)])
+        numbers = [TableCell(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
+        rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
     header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s", "memory", "adapter", "device"]
     notes = ["Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device only."]
     return Table("Cost of each cell", header, rows, notes, "", {}, ())

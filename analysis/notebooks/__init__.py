@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from analysis.figures import svg
-from analysis.tables import Table
+from analysis.table import Table, texts
 from runs.command import open_ledger
 from runs.record import Ledger
 
@@ -34,13 +34,13 @@ class Shown:
         of = self.of
         if isinstance(of, Table):
             return of.render("md")
-        return "\n".join([of.title, *("  ".join(row) for row in [of.header, *of.rows]), *of.notes])
+        return "\n".join([of.title, *("  ".join(row) for row in [of.header, *texts(of.rows)]), *of.notes])
 
     def _repr_html_(self) -> str:
         of = self.of
         picture = "" if isinstance(of, Table) else svg(of).partition("<svg")[2]
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in of.header)
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in of.rows)
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in texts(of.rows))
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in of.notes)
         table = f"<table><caption>{html.escape(of.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         return (f"<svg{picture}" if picture else "") + f"{table}<ul>{notes}</ul>"

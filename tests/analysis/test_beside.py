@@ -9,11 +9,10 @@ from ledgers import COUNTS, apart, ledger, record, seeds
 from analysis import beside, inference, stats, tables, verdicts
 from analysis.beside import Beside
 from analysis.cells import Cell, cells
+from analysis.paper import GLUE, IMAGES
 
-GLUE = tuple(tables.GLUE)
 
-
-def sized(row, count, tasks=GLUE, model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
+def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
     made = [one for task in tasks for one in seeds(row, task, bests, model=model, **changes)]
     for one in made:
         one["parameters"]["adapter"] = count
@@ -21,7 +20,7 @@ def sized(row, count, tasks=GLUE, model="roberta_large", bests=(0.95, 0.951, 0.9
 
 
 def status_of(table, source="ours"):
-    return [row[-1] for row in table.rows if row[1] == source]
+    return [row[-1] for row in table.texts if row[1] == source]
 
 
 # --- the size of a row
@@ -72,14 +71,14 @@ def test_a_row_of_another_size_is_not_judged():
     made = ledger(*sized("lora_fa", 393216))
     table = tables.table2(made, "paper")[1]
     assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.rows)
+    assert not any(row[1] == "difference" for row in table.texts)
     assert not any(note.startswith(("difference:", "reproduced n/m")) for note in table.notes)
     found = [f.verdict for f in verdicts.verdicts(made) if f.verdict.ids]
     assert [(said.word, said.difference, said.interval) for said in found] == [("other size", None, None)] * 6
-    assert {row[-1] for row in verdicts.statistics_tables(made)[0].rows} == {"other size"}
+    assert {row[-1] for row in verdicts.statistics_tables(made)[0].texts} == {"other size"}
     fewer = tables.table2(ledger(*sized("lora_fa", 393216, ("rte",))), "paper")[1]
     assert status_of(fewer) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in fewer.rows)
+    assert not any(row[1] == "difference" for row in fewer.texts)
 
 
 def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_says_so():
@@ -89,7 +88,7 @@ def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_sa
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **score}]}
         assert one["parameters"]["adapter"] == 393216
     table = tables.table3(ledger(*made), "paper")[0]
-    (difference,) = [row for row in table.rows if row[1] == "difference"]
+    (difference,) = [row for row in table.texts if row[1] == "difference"]
     assert difference[3] == apart(([69.0, 69.1, 69.2, 69.3, 69.4], 68.9, None)) == "+0.3 +-0.2"
     assert difference[4] == "-0.19 +-0.00"  # NIST, of the same value in each seed
     assert beside.off_formula("gpt2_medium")[0] in table.notes
@@ -102,22 +101,22 @@ def test_table_2_says_which_of_its_printed_counts_is_off_its_formula():
     base, large = tables.table2(ledger(*sized("full", 124055040, model="roberta_base")), "paper")
     assert note in base.notes
     assert not any("whose exact count is" in line for line in large.notes)
-    assert any(row[1] == "difference" for row in base.rows)
+    assert any(row[1] == "difference" for row in base.texts)
 
 
 def test_images_and_judged_texts_of_another_size_are_not_judged_either():
-    images = sized("lora", 589824, tuple(tables.IMAGES), "vit_base")
+    images = sized("lora", 589824, tuple(IMAGES), "vit_base")
     for one in images:
         one["config"]["task"] |= {"family": "images", "shots": 10}
     table = tables.table5(ledger(*images), "paper")[0]
     assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.rows)
+    assert not any(row[1] == "difference" for row in table.texts)
     judged = judged_by_gpt_4("lora", [5.0, 5.1, 5.2, 5.3, 5.4])
     for one in judged:
         one["parameters"]["adapter"] = 40_000
     table = tables.table4(ledger(*judged), "paper")[0]
     assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.rows)
+    assert not any(row[1] == "difference" for row in table.texts)
     words = {f.verdict.word for one in (images, judged) for f in verdicts.verdicts(ledger(*one)) if f.verdict.ids}
     assert words == {"other size"}
 
@@ -125,9 +124,9 @@ def test_images_and_judged_texts_of_another_size_are_not_judged_either():
 def test_a_dash_is_no_number():
     """A cell without a difference yet names no runs, or it would be a link to them."""
     table = tables.table2(ledger(*seeds("vera", "rte"), *seeds("vera", "cola", (0.65, 0.66))), "paper")[0]
-    (difference,) = [row for row in table.rows if row[1] == "difference"]
-    assert [type(text) for text in difference if text == "-"] == [str] * 6
-    assert [text for text in difference if isinstance(text, tables.Number)] == [difference[table.header.index("RTE")]]
+    (difference,) = [row for row in table.rows if row[1].text == "difference"]
+    assert [cell.ids for cell in difference if cell.text == "-"] == [()] * 6
+    assert [cell for cell in difference if cell.ids] == [difference[table.header.index("RTE")]]
 
 
 # --- judged texts
@@ -157,7 +156,7 @@ def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
     """Its 2.61 is a number of Zheng et al. 2023, asked with another prompt and not in 4 bit."""
     made = ledger(*judged_by_gpt_4("none", [2.6, 2.61, 2.62, 2.63, 2.64], "llama_13b"))
     table = next(table for table in tables.table4(made, "paper") if "Llama 13B" in table.title)
-    lines = [row for row in table.rows if row[0] == "none" or row[1] == "difference"]
+    lines = [row for row in table.texts if row[0] == "none" or row[1] == "difference"]
     assert [(row[1], row[3], row[-1]) for row in lines] == [("paper", "2.61", "quoted"), ("ours", "2.62 +-0.02", "ours")]
     assert any("that of Zheng et al. 2023" in note and "no difference is shown" in note for note in table.notes)
     (found,) = [f for f in verdicts.verdicts(made) if (f.table, f.model, f.row) == ("table4", "llama_13b", "none")]
@@ -168,7 +167,7 @@ def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
 
 def test_a_judges_scores_have_two_decimals_and_their_interval():
     table = tables.table4(ledger(*judged_by_gpt_4("vera", [4.5, 4.6, 4.7, 4.8, 4.9])), "paper")[0]
-    (difference,) = [row for row in table.rows if row[1] == "difference"]
+    (difference,) = [row for row in table.texts if row[1] == "difference"]
     assert difference[3] == apart(([4.5, 4.6, 4.7, 4.8, 4.9], 4.77, None), decimals=2) == "-0.07 +-0.24"
     assert status_of(table) == ["inside 1/1"]
 
@@ -243,7 +242,7 @@ def test_two_conventions_of_alpha_are_two_rows():
     }
     assert [cell.label for cell in found.values()] == ["LoRA r=2, alpha=8", "LoRA r=2, alpha=r"]
     table = tables.table2(ledger(*made), "paper")[2]
-    assert [(row[0], row[3]) for row in table.rows] == [
+    assert [(row[0], row[3]) for row in table.texts] == [
         ("LoRA r=2, alpha=8", "10.0 +-0.0"),
         ("LoRA r=2, alpha=r", "20.0 +-0.0"),
     ]

@@ -9,6 +9,7 @@ import pytest
 from wandb_server import good, refusing
 
 from analysis import dashboard, tables
+from analysis.paper import GLUE
 from runs.record import Ledger
 from runs.tracking import points_of, summary_of
 
@@ -83,7 +84,7 @@ def test_every_table_has_a_section_with_its_own_tasks():
     assert list(sections) == [table.title for table in made]
     assert len(sections) == 17  # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
     base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
-    assert [f"cells/roberta_base/{task}/dev" for task in tables.GLUE] == [n for n in names_in(base) if n.endswith("/dev")]
+    assert [f"cells/roberta_base/{task}/dev" for task in GLUE] == [n for n in names_in(base) if n.endswith("/dev")]
     assert "cells/gpt2_medium/e2e/rouge_l" in names_in(sections["Table 3, GPT-2 medium: E2E NLG"])
     assert "cells/vit_base/food101/last" in names_in(sections["Table 5, ViT-B/16: 10 training images a class"])
     demo = sections["reviews (MiniLM, median over the seeds there are): dev accuracy"]

@@ -9,7 +9,9 @@ import matplotlib
 import pytest
 from ledgers import ledger, record
 
-from analysis import figures, tables
+from analysis import figures
+from analysis.paper import NAMES
+from analysis.table import make_row, texts
 from runs.record import Ledger
 
 
@@ -22,7 +24,7 @@ def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=N
         made["config"]["method"] |= {"alpha": alpha, "label": f"LoRA r={rank}"}
         made["config"]["recipe"] = {"rank": 8, "alpha": 8}
     made["id"] += f"-{rank}-{alpha}"
-    made["label"] |= {"row": f"{tables.NAMES[kind]} r={rank}", "model": "A model"}
+    made["label"] |= {"row": f"{NAMES[kind]} r={rank}", "model": "A model"}
     made["parameters"]["adapter"] = parameters or (48 * (1024 + rank) if kind == "vera" else 48 * 2048 * rank)
     return made
 
@@ -64,7 +66,7 @@ def paths(figure):
 
 def lines(figure, **wanted):
     """The rows of a figure's data, as dicts, that have these values."""
-    found = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+    found = [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
@@ -280,7 +282,7 @@ def test_figure_6_is_the_mean_over_matrices():
 def test_an_empty_ledger_never_raises_and_says_why(name):
     for figure in figures.FIGURES[name](Ledger()):
         assert figure.notes
-        assert all(row[-1] == "" for row in figure.rows)  # quoted: no runs
+        assert all(row[-1].text == "" for row in figure.rows)  # quoted: no runs
         assert bool(figure.rows) == (name in ("figure2", "figure4", "figure5"))
         ET.fromstring(figures.svg(figure))
 
@@ -319,12 +321,12 @@ def test_the_numbers_of_a_figure_name_their_runs_or_measure():
     cosines = {"layer": [0], "site": ["query"], "lora_vera": [0.2], "lora_random": [0.1], "vera_random": [0.0]}
     found = [measure("magnitude", values), measure("similarity", cosines, ("a", "b")), fit()]
     for name, make in figures.FIGURES.items():
-        ours = [row for figure in make(measured(*found, records=of)) for row in figure.rows if row[-1]]
+        ours = [row for figure in make(measured(*found, records=of)) for row in figure.rows if row[-1].text]
         assert ours, name
         for row in ours:
-            numbers = [text for text in row if isinstance(text, tables.Number)]
+            numbers = [cell for cell in row if cell.ids]
             assert len(numbers) >= 3
-            assert {" ".join(text.ids) for text in numbers} == {row[-1]}
+            assert {" ".join(cell.ids) for cell in numbers} == {row[-1].text}
 
 
 def test_files_are_whole_and_the_same_each_time(tmp_path):
@@ -334,13 +336,13 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
     assert sorted(first) == ["figure6.csv", "figure6.pdf", "figure6.png"]
     assert first == second
     assert first["figure6.pdf"].startswith(b"%PDF")
-    assert list(csv.reader(first["figure6.csv"].decode().splitlines())) == [figure.header, *figure.rows]
+    assert list(csv.reader(first["figure6.csv"].decode().splitlines())) == [figure.header, *texts(figure.rows)]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(first)  # nothing half-written is left
     assert figures.svg(figure) == figures.svg(figure)
 
 
 def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers(tmp_path):
-    rows = [["=cmd|' /C calc'!A0", "-8.0e-05", "+a\n=b", "-"]]
+    rows = [make_row("=cmd|' /C calc'!A0", "-8.0e-05", "+a\n=b", "-")]
     figure = figures.Figure("f", "t", ["@a", "b", "c", "runs"], rows, [], figures._empty)
     figures.save(figure, tmp_path)
     lines = [["'@a", "b", "c", "runs"], ["'=cmd|' /C calc'!A0", "-8.0e-05", "'+a =b", "-"]]

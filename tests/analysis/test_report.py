@@ -74,12 +74,12 @@ def test_each_number_of_a_table_leads_to_its_records(page):
     place = {run["id"]: i for i, cell in enumerate(page.data["cells"]) for run in cell["runs"]}
     assert len(place) == len(mixed().records)
     checked = 0
-    for table in [*tables.table2(mixed(), "paper"), *tables.demo(mixed(), "paper")]:
-        for text in (text for row in table.rows for text in row if isinstance(text, tables.Number)):
-            cells = list(dict.fromkeys(place[name] for name in text.ids))
+    for table in [*tables.table2(mixed(), "paper"), *tables.demo_table(mixed(), "paper")]:
+        for cell in (cell for row in table.rows for cell in row if cell.ids):
+            cells = list(dict.fromkeys(place[name] for name in cell.ids))
             target = f"#cell-{cells[0]}" if len(cells) == 1 else f"#cells-{'.'.join(map(str, cells))}"
-            assert [target, text.replace("+-", "±")] in page.links
-            assert all(f"#run-{name}" in numbers.values() for name in text.ids)
+            assert [target, cell.text.replace("+-", "±")] in page.links
+            assert all(f"#run-{name}" in numbers.values() for name in cell.ids)
             checked += 1
     assert checked == 23
     for href, _ in page.links:
@@ -134,10 +134,10 @@ def test_ablations_and_figures_of_measures_lead_to_their_runs():
     found = Page(report.page(made))
     place = {run["id"]: i for i, cell in enumerate(found.data["cells"]) for run in cell["runs"]}
     vectors = tables.table6(made, "paper")[0]
-    numbers = [text for row in vectors.rows for text in row if isinstance(text, tables.Number)]
+    numbers = [cell for row in vectors.rows for cell in row if cell.ids]
     assert len(numbers) == 4
-    for text in numbers:
-        assert [f"#cell-{place[text.ids[0]]}", text.replace("+-", "±")] in found.links
+    for cell in numbers:
+        assert [f"#cell-{place[cell.ids[0]]}", cell.text.replace("+-", "±")] in found.links
     part = found.text.partition("Figure 3: change of d by layer")[2].partition("Figure 4")[0]
     assert "<img" in part
     assert f'<a href="#cell-{place[one["id"]]}">0.25</a>' in part

@@ -11,6 +11,7 @@ from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import stats, tables, verdicts
 from analysis.cells import Cell, cells
+from analysis.paper import GLUE
 
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
@@ -109,8 +110,8 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
     told, compared = verdicts.statistics_tables(ledger(*records))
-    assert [row[4] for row in told.rows] == ["3.45", "3.05"]  # with two decimals: they lie close together
-    assert compared.rows[0][3] == "+0.40"
+    assert [row[4] for row in told.texts] == ["3.45", "3.05"]  # with two decimals: they lie close together
+    assert compared.texts[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
     gone["result"]["metric"] = "perplexity"
     assert stats.series(cell(gone)).values == {0: math.inf}
@@ -227,7 +228,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds():
         halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),  # 90, both halves at the same epoch
     ]
     (table,) = verdicts.statistics_tables(ledger(*made))
-    (line,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    (line,) = [dict(zip(table.header, row, strict=True)) for row in table.texts]
     assert [line[key] for key in ("best", "last", "best-last", "cross-fitted", "optimism")] == [
         *("75.0", "75.0", "+0.0", "70.0", "+5.0")
     ]
@@ -235,16 +236,16 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds():
     images = record()
     images["config"]["task"]["family"] = "images"
     (table,) = verdicts.statistics_tables(ledger(images))
-    assert dict(zip(table.header, table.rows[0], strict=True))["optimism"] == "-"  # no epoch is chosen
+    assert dict(zip(table.header, table.texts[0], strict=True))["optimism"] == "-"  # no epoch is chosen
 
 
 def test_a_run_without_its_number_is_shown_as_such_and_enters_no_average():
     tasks = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
     records = [r for task in tasks for r in seeds("vera", task)]
-    assert tables.table2(ledger(*records), "paper")[0].rows[-2][-2] == "78.7"
+    assert tables.table2(ledger(*records), "paper")[0].texts[-2][-2] == "78.7"
     records[7]["result"]["protocols"]["paper"]["best"] = None
     table = tables.table2(ledger(*records), "paper")[0]
-    ours = dict(zip(table.header, table.rows[-2], strict=True))
+    ours = dict(zip(table.header, table.texts[-2], strict=True))
     assert (ours["MRPC"], ours["Avg"]) == ("nan (4/5)", "-")
     assert "incomplete" in ours["status"]
     assert "nan: 1 of the runs finished without that number." in table.notes
@@ -259,7 +260,7 @@ def test_records_of_one_seed_are_counted_once_and_named():
 
 
 def test_the_numbers_of_a_table_name_their_records():
-    records = [r for task in tables.GLUE for r in seeds("vera", task)]
+    records = [r for task in GLUE for r in seeds("vera", task)]
     ours, difference = tables.table2(ledger(*records), "paper")[0].rows[-2:]
     assert ours[3].ids == tuple(r["id"] for r in records if r["cell"]["task"] == "sst2")
     assert difference[3].ids == ours[3].ids

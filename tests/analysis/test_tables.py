@@ -10,13 +10,20 @@ import pytest
 from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import beside, figures, tables, verdicts
+from analysis.beside import follows
 from analysis.cells import cells
+from analysis.compare import CROSSFIT, shown
+from analysis.paper import paper
+from analysis.table import Table, escape, make_row, spreadsheet
+from analysis.tables import recipes
+from analysis.tables.__main__ import main
+from analysis.tables.counts import memory
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
 
 def rows(table):
-    return {(r[0], r[1]): dict(zip(table.header, r, strict=True)) for r in table.rows}
+    return {(r[0], r[1]): dict(zip(table.header, r, strict=True)) for r in table.texts}
 
 
 def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
@@ -86,7 +93,7 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     assert (ours["RTE"], ours["CoLA"], ours["Avg"]) == ("90.0 +-0.0", "-", "85.0")
     # Of 90.0: MRPC 89.7 +-0.7, whose interval is 1.04 wide at least, RTE 86.6 and STS-B 91.5.
     assert ours["status"] == "reproduced 0/3, wide 1, not 2 (0.15 by chance); mean not reproduced"
-    last = dict(zip(table.header, table.rows[[r[0] for r in table.rows].index("lora_mnli") + 1], strict=True))
+    last = dict(zip(table.header, table.texts[[r[0] for r in table.texts].index("lora_mnli") + 1], strict=True))
     plain, equal = [80.0, 75.0, 90.0, 70.0, 85.0], [90.0] * 5
     assert (last["source"], last["RTE"], last["CoLA"]) == ("difference", apart((equal, 86.6, 0.7)), "-")
     of_plain = ((plain, 95.1, 0.2), (plain, 63.4, 1.2), (plain, 93.3, 0.3))
@@ -149,7 +156,7 @@ def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other():
     assert rows(fitted)["VeRA r=1024", "ours"]["RTE"] == "65.0 +-0.0"
     assert rows(own)["VeRA r=1024", "ours"]["RTE"] == "75.0 +-0.0"
     assert rows(fitted)["VeRA r=1024", "ours"]["status"] == "ours"  # the paper's number is not cross-fitted: no verdict
-    assert f"Medians over seeds. {tables.CROSSFIT} The paper's numbers are not." in fitted.notes
+    assert f"Medians over seeds. {CROSSFIT} The paper's numbers are not." in fitted.notes
 
 
 def test_a_record_of_before_cross_fitting_is_read():
@@ -166,7 +173,7 @@ def test_a_model_of_ones_own_has_a_table_of_its_own():
     assert "minilm" in found[2].title
     assert list(rows(found[2])) == [("VeRA r=1024", "ours")]
     assert rows(found[2])["VeRA r=1024", "ours"]["status"] == "other model"
-    assert all(row[1].startswith("paper") for row in found[0].rows)
+    assert all(row[1].startswith("paper") for row in found[0].texts)
 
 
 def test_a_table_and_a_figure_say_what_of_them_is_published():
@@ -184,7 +191,7 @@ def test_a_collapsed_seed_is_told_and_stays():
     records = seeds("lora", "cola", model="minilm")
     records[2] = record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0])
     table = tables.table2(ledger(*records), "paper")[2]
-    assert table.rows[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
+    assert table.texts[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
     assert "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2." in table.notes
     whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
     assert not any("collapsed" in note for note in whole.notes)
@@ -196,7 +203,7 @@ def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
     )
     table = tables.table2(ledger(*small), "paper")[2]
     assert table.header == ["method", "source", "params", "MRPC", "CoLA", "status"]
-    found = {row[0]: row[3:] for row in table.rows}
+    found = {row[0]: row[3:] for row in table.texts}
     assert found["VeRA r=1024"] == ["78.7 +-1.1", "78.7 +-1.1", "other model"]
     assert found["LoRA r=8"] == ["missing", "78.7 +-1.1", "ours, incomplete"]
 
@@ -215,7 +222,7 @@ def test_formats(form, marks):
 def test_the_papers_own_averages_follow_from_its_cells():
     """Holds the transcription: each printed average is the mean of its row."""
     for model in ("roberta-base", "roberta-large"):
-        for method, _, *values, average in tables.paper()["table2"][model]:
+        for method, _, *values, average in paper()["table2"][model]:
             mean = statistics.mean(v[0] if isinstance(v, list) else v for v in values)
             assert average == pytest.approx(mean, abs=0.06), method
 
@@ -224,8 +231,8 @@ def test_the_demo_table_and_plot(tmp_path):
     records = [record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm") for row in ("vera", "lora", "head") for s in range(3)]
     for r in records:
         r["parameters"]["adapter"] = {"vera": 7680, "lora": 73728, "head": 0}[r["cell"]["row"]]
-    (table,) = tables.demo(ledger(*records), "paper")
-    found = {r[0]: dict(zip(table.header, r, strict=True)) for r in table.rows}
+    (table,) = tables.demo_table(ledger(*records), "paper")
+    found = {r[0]: dict(zip(table.header, r, strict=True)) for r in table.texts}
     assert found["VeRA r=1024"]["vs LoRA"] == "0.10x"
     assert found["VeRA r=1024"]["best ep."] == "71.0"
     assert found["VeRA r=1024"]["spread"] == "1.0"
@@ -233,28 +240,28 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["VeRA r=1024"]["adapter"] == "172 KB"
     assert found["head"]["adapter"] == "-"
     (figure,) = figures.demo(ledger(*records))
-    assert [row[:5] for row in figure.rows][1] == ["VeRA r=1024", "7680", "71.0", "70.0", "72.0"]
+    assert [cell.text for cell in figure.rows[1][:5]] == ["VeRA r=1024", "7680", "71.0", "70.0", "72.0"]
     _, path, _ = figures.save(figure, tmp_path)
     assert path.name == "accuracy_vs_parameters.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "The best epoch is chosen on the rows reported." in table.notes[2]
-    assert tables.CROSSFIT.removesuffix(".") in tables.demo(ledger(*records), "crossfit")[0].notes[2]
+    assert CROSSFIT.removesuffix(".") in tables.demo_table(ledger(*records), "crossfit")[0].notes[2]
     short = copy.deepcopy(records[:2])
-    (table,) = tables.demo(ledger(*short), "paper")
-    assert table.rows[0][0] == "VeRA r=1024 (2/3 seeds)"
+    (table,) = tables.demo_table(ledger(*short), "paper")
+    assert table.texts[0][0] == "VeRA r=1024 (2/3 seeds)"
 
 
 def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
-    assert tables.main(["demo", "--output", str(tmp_path)]) == 2
+    assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "no records of demo" in capsys.readouterr().err
-    assert tables.main(["table99"]) == 2
+    assert main(["table99"]) == 2
     assert (
         "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
     )
     assert figures.main(["demo", "--output", str(tmp_path)]) == 2
-    assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
+    assert main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
-    assert tables.main(["table2", "--seeds", "0"]) == 2
+    assert main(["table2", "--seeds", "0"]) == 2
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
@@ -289,11 +296,11 @@ def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penaltie
     assert [found["", "difference"][c] for c in ("BLEU", "NIST", "METEOR")] == ["-0.9", "-0.19", "-0.4"]
     assert found["", "ours, length penalty 0.8"]["BLEU"] == "68.1 +-1.0"
     assert ("", "ours, best epoch") not in found
-    printed = {(r[0], r[2]): r[3:] for r in medium.rows if r[1] == "paper"}
+    printed = {(r[0], r[2]): r[3:] for r in medium.texts if r[1] == "paper"}
     assert len(printed) == 8
     assert printed["VeRA", "0.098M"] == ["70.1", "8.81", "46.6", "71.5", "2.50", "quoted"]
     assert printed["DyLoRA", "0.39M"][-1] == printed["AdaLoRA", "0.38M"][-1] == "quoted"
-    assert len(large.rows) == 5
+    assert len(large.texts) == 5
 
 
 def test_table_3_shows_the_best_epoch_where_it_is_another():
@@ -332,7 +339,7 @@ def test_another_model_has_a_table_of_its_own_and_adalora_a_row():
     medium, _, small = tables.table3(ledger(*records), "paper")
     assert ("adalora", "ours") in rows(medium)
     assert "smollm2, a model that the paper does not use" in small.title
-    assert [row[0] for row in small.rows] == ["VeRA r=1024", "", "none", ""]
+    assert [row[0] for row in small.texts] == ["VeRA r=1024", "", "none", ""]
     assert not any("quoted" in note for note in small.notes)
     assert "68.0,,(1/3)" in small.render("csv")
     assert "BLEU & NIST" in small.render("latex")
@@ -369,7 +376,7 @@ def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
     assert beside.VERDICTS["inside"] in base.notes
     assert beside.VERDICTS["reproduced"] not in base.notes
     assert rows(base)["VeRA", "paper"]["RESISC45"] == "77.0"
-    assert [row[1] for row in large.rows] == ["paper"] * 4
+    assert [row[1] for row in large.texts] == ["paper"] * 4
 
 
 def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
@@ -421,7 +428,7 @@ def llama(found, label="Llama 7B"):
 def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     ours = instructed(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)])
     table = llama(tables.table4(ledger(ours), "paper"))
-    lines = [row for row in table.rows if row[1] != "paper"]
+    lines = [row for row in table.texts if row[1] != "paper"]
     assert lines[0] == [
         *("VeRA r=1024", "ours", "1,589,248", "5.00", "4.50 to 5.50"),
         *("5.25 / 4.75", "159 of 160", "gpt-4-0613", "ours"),
@@ -430,26 +437,26 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     assert lines[2] == ["", "ours", "", "7.00", "6.50 to 7.50", "7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
     assert len(lines) == 3
     assert any("A judge that is no GPT-4" in note for note in table.notes)
-    assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").rows] == ["none", "LoRA", "VeRA"]
+    assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").texts] == ["none", "LoRA", "VeRA"]
 
 
 def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
     records = [instructed(seed=seed, scores=[("gpt-4", mean)]) for seed, mean in enumerate((5.0, 6.0, 4.0))]
-    line = next(r for r in llama(tables.table4(ledger(*records), "paper", 3)).rows if r[1] == "ours")
+    line = next(r for r in llama(tables.table4(ledger(*records), "paper", 3)).texts if r[1] == "ours")
     assert (line[3], line[4], line[6], line[8]) == ("5.00 +-1.00", "-", "477 of 480", "ours")
     records[1]["judged"] = []
     found = llama(tables.table4(ledger(*records), "paper", 3))
-    line = next(r for r in found.rows if r[1] == "ours")
+    line = next(r for r in found.texts if r[1] == "ours")
     assert (line[3], line[8]) == ("4.50 +-0.71 (2/3)", "ours, incomplete")
-    assert not any(row[1] == "difference" for row in found.rows)
-    line = next(r for r in llama(tables.table4(ledger(*records), "paper")).rows if r[1] == "ours")
+    assert not any(row[1] == "difference" for row in found.texts)
+    line = next(r for r in llama(tables.table4(ledger(*records), "paper")).texts if r[1] == "ours")
     assert line[3] == "4.50 +-0.71 (2/3)"  # also where one seed would do
 
 
 def test_a_judge_that_gives_no_score_has_none():
     ours = instructed(scores=[("gpt-4", 5.0)])
     ours["judged"][0] |= {"mean": None, "low": None, "high": None, "n_valid": 0, "turns": {"1": None, "2": None}}
-    line = next(r for r in llama(tables.table4(ledger(ours), "paper")).rows if r[1] == "ours")
+    line = next(r for r in llama(tables.table4(ledger(ours), "paper")).texts if r[1] == "ours")
     assert line[3:8] == ["-", "-", "- / -", "0 of 160", "gpt-4"]
 
 
@@ -479,7 +486,7 @@ def test_answers_of_another_way_are_told():
 
 def test_what_is_not_judged_says_how_to_have_it_judged():
     table = llama(tables.table4(ledger(instructed("none"), instructed(status="diverged", seed=1)), "paper", 1))
-    states = {row[0]: row[-1] for row in table.rows if row[1] == "ours"}
+    states = {row[0]: row[-1] for row in table.texts if row[1] == "ours"}
     assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
     assert any("python -m runs.judge ID" in note for note in table.notes)
 
@@ -488,24 +495,24 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
     part = instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")
     whole = instructed("lora", scores=[("gpt-4", 5.0)])
     four, thirteen = (llama(make(ledger(part, whole), "paper")) for make in (tables.table4, tables.table13))
-    assert [row[0] for row in four.rows if row[1] == "ours"] == ["LoRA r=8"]
-    ours = [row for row in thirteen.rows if row[1] != "paper"]
+    assert [row[0] for row in four.texts if row[1] == "ours"] == ["LoRA r=8"]
+    ours = [row for row in thirteen.texts if row[1] != "paper"]
     assert [row[3] for row in ours] == ["7.00", "-0.48"]  # to 7.48
     fewer = instructed("lora", train_rows=64, scores=[("gpt-4", 6.0)], bench="vicuna_bench")
-    assert any(row[3] == "6.00" for row in llama(tables.table13(ledger(fewer), "paper")).rows)
-    assert [row[2] for row in thirteen.rows if row[1] == "paper"] == ["159.9M (610MB)", "1.4M (5.4MB)"]
+    assert any(row[3] == "6.00" for row in llama(tables.table13(ledger(fewer), "paper")).texts)
+    assert [row[2] for row in thirteen.texts if row[1] == "paper"] == ["159.9M (610MB)", "1.4M (5.4MB)"]
 
 
 def test_time_and_memory_stand_beside_the_papers():
     found = tables.table12(ledger(instructed("vera_r64"), instructed("lora"), instructed("vera")), "paper")
     table = found[0]
-    assert [(row[0], row[1]) for row in table.rows] == [
+    assert [(row[0], row[1]) for row in table.texts] == [
         *(("LoRA r=64", "paper"), ("LoRA r=8", "ours"), ("VeRA r=64", "paper"), ("vera_r64", "ours"))
     ]
     ours = rows(table)["vera_r64", "ours"]
     assert (ours["minutes"], ours["s/step"], ours["tok/s"], ours["device"]) == ("0.2", "0.10", "5", "Own GPU")
     assert len(found) == 1
-    part = [row[1] for row in tables.table12(ledger(instructed("lora", train_rows=10000)), "paper")[0].rows]
+    part = [row[1] for row in tables.table12(ledger(instructed("lora", train_rows=10000)), "paper")[0].texts]
     assert part == ["paper", "ours", "paper"]
 
 
@@ -516,7 +523,7 @@ def test_another_model_is_in_table_13_once_vicuna_bench_has_judged_it():
     )
     assert [table.model for table in tables.table13(ledger(waiting), "paper")] == ["llama_7b"]
     (_, own) = tables.table13(ledger(waiting, judged), "paper")
-    assert [row[-1] for row in own.rows] == ["ours, not judged by Vicuna-bench", "ours"]
+    assert [row[-1] for row in own.texts] == ["ours, not judged by Vicuna-bench", "ours"]
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "csv"])
@@ -531,25 +538,25 @@ def test_judged_tables_in_every_format(form):
 
 def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
     (table,) = tables.table1(ledger(), "paper")
-    assert tables.memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
-    found = {(row[0], row[1]): row for row in table.rows}
+    assert memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
+    found = {(row[0], row[1]): row for row in table.texts}
     assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
     assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
     assert found["GPT-3", "256"][2:6] == ["1,207,959,552", "1207.9M", "4.5 GB", "4.6GB*"]
-    states = [row[-1] for row in table.rows]
+    states = [row[-1] for row in table.texts]
     assert states == [
         *["as printed"] * 4,
         *("VeRA differs", "as printed", "VeRA with A and B", "VeRA with A and B", "LoRA differs, VeRA with A and B"),
     ]
-    assert [row for row in table.rows if "*" in "".join(row)] == [row for row in table.rows if row[-1] != "as printed"]
+    assert [row for row in table.texts if "*" in "".join(row)] == [row for row in table.texts if row[-1] != "as printed"]
 
 
 def test_a_printed_number_may_be_rounded_or_cut_off():
-    assert tables.follows("18.4K", 18456)
-    assert tables.follows("18.5K", 18456)
-    assert not tables.follows("18.6K", 18456)
-    assert tables.follows("72KB", 72.9 * 1024)
-    assert not tables.follows("2.8M", 2362368)
+    assert follows("18.4K", 18456)
+    assert follows("18.5K", 18456)
+    assert not follows("18.6K", 18456)
+    assert follows("72KB", 72.9 * 1024)
+    assert not follows("2.8M", 2362368)
 
 
 # --- tables 6 and 7
@@ -564,20 +571,20 @@ def test_table_6_shows_means_beside_the_papers():
         f"Table 6, {part}, RoBERTa-large" for part in ("scaling vectors", "matrix initialisation", "initial d")
     ]
     spread = statistics.stdev([100 * v for v in values])
-    vectors = found[0].rows
+    vectors = found[0].texts
     assert vectors[0] == ["d and b", "paper", "90.5 +-0.7", "85.8 +-0.7", "quoted"]
     assert vectors[1] == ["", "ours", "missing", f"82.0 +-{spread:.1f}", "ours, incomplete"]  # the median is 80.0
     of = [100 * value for value in values]
     assert vectors[2] == ["", "difference", "-", apart((of, 85.8, 0.7), middle=statistics.fmean), ""]
     assert vectors[3:5] == [["only d", "paper", "89.7 +-0.0", "67.0 +-13.9", "quoted"], vectors[1]]
     assert vectors[6] == ["only b", "paper", "81.6 +-10.1", "64.3 +-11.5", "quoted"]
-    assert [row[0] for row in found[1].rows if row[1] == "paper"] == ["Kaiming uniform", "Kaiming normal", "uniform [0, 0.1]"]
-    assert [row[3] for row in found[2].rows if row[1] == "difference"] == [
+    assert [row[0] for row in found[1].texts if row[1] == "paper"] == ["Kaiming uniform", "Kaiming normal", "uniform [0, 0.1]"]
+    assert [row[3] for row in found[2].texts if row[1] == "difference"] == [
         apart((of, *printed), middle=statistics.fmean) for printed in ((85.8, 0.7), (60.3, 12.4))
     ]
     part = [r for r in records if r["cell"]["seed"] < 3]
-    assert tables.table6(ledger(*part), "paper")[0].rows[1][3].endswith("(3/5)")
-    assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].rows)
+    assert tables.table6(ledger(*part), "paper")[0].texts[1][3].endswith("(3/5)")
+    assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].texts)
 
 
 def test_ablations_of_unlike_seeds_are_compared_over_those_that_all_have():
@@ -592,7 +599,7 @@ def test_ablations_of_unlike_seeds_are_compared_over_those_that_all_have():
 def test_a_whole_row_of_table_6_has_the_verdicts_word():
     records = [record("vera_only_d", t, s, 0.897, model="roberta_large") for t in ("mrpc", "rte") for s in range(5)]
     table = tables.table6(ledger(*records), "paper")[0]
-    (ours,) = [row for row in table.rows if row[1] == "ours"]
+    (ours,) = [row for row in table.texts if row[1] == "ours"]
     # MRPC is 89.7 +-0.0, which counts as 0.05; RTE is 67.0 +-13.9: 22.7 points below, in an interval of 17.3.
     assert ours[-1] == "reproduced 1/2, wide 0, not 1 (0.1 by chance); mean not reproduced"
     assert beside.VERDICTS["reproduced"] in table.notes
@@ -604,8 +611,8 @@ def test_another_model_shows_the_tasks_that_its_ablations_ran_on():
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
     vectors = tables.table6(ledger(*small, plain), "paper")[1]
     assert vectors.header == ["setting", "source", "SST-2", "CoLA", "status"]
-    assert [row[0] for row in vectors.rows] == ["d and b", "only d"]
-    assert vectors.rows[0][2:] == ["80.0 (1/5)", "80.0 (1/5)", "ours, incomplete"]
+    assert [row[0] for row in vectors.texts] == ["d and b", "only d"]
+    assert vectors.texts[0][2:] == ["80.0 (1/5)", "80.0 (1/5)", "ours, incomplete"]
 
 
 def test_table_7_and_other_models_with_ablations():
@@ -614,14 +621,14 @@ def test_table_7_and_other_models_with_ablations():
     large, own = tables.table7(ledger(*records, *small, record("vera", "rte", 0, 0.8, model="other")), "paper")
     of, mean = [90.0] * 5, statistics.fmean
     printed = [(90.0, 0.9), (90.7, 0.3)]
-    assert [row[2] for row in large.rows if row[1] == "difference"] == [apart((of, *one), middle=mean) for one in printed]
-    assert [row[-1] for row in large.rows if row[1] == "ours"] == [
+    assert [row[2] for row in large.texts if row[1] == "difference"] == [apart((of, *one), middle=mean) for one in printed]
+    assert [row[-1] for row in large.texts if row[1] == "ours"] == [
         "reproduced 0/4, wide 1, not 3 (0.2 by chance); mean not reproduced",  # MRPC: +0.0 +-1.1
         "reproduced 0/4, wide 0, not 4 (0.2 by chance); mean not reproduced",  # MRPC: -0.7 +-0.4
     ]
-    assert large.rows[3] == ["unique A, B", "paper", "90.7 +-0.3", "84.6 +-0.8", "68.3 +-1.8", "91.5 +-0.2", "quoted"]
+    assert large.texts[3] == ["unique A, B", "paper", "90.7 +-0.3", "84.6 +-0.8", "68.3 +-1.8", "91.5 +-0.2", "quoted"]
     assert own.title == "Table 7, random matrices, minilm"
-    assert [row[:3] for row in own.rows] == [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
+    assert [row[:3] for row in own.texts] == [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
 
 
 # --- tables 8 to 11
@@ -632,24 +639,24 @@ def test_the_recipes_of_conf_are_the_papers():
         table for make in (tables.table8, tables.table9, tables.table10, tables.table11) for table in make(ledger(), "paper")
     ]
     assert len(made) == 2 + 4 + 1 + 8
-    states = {row[-1] for table in made for row in table.rows}
+    states = {row[-1] for table in made for row in table.texts}
     assert states == {"as printed", "not printed"}
     # And by eye, from the paper's tables 8 to 11.
-    base = {row[0]: row[1:-1] for row in made[0].rows}
+    base = {row[0]: row[1:-1] for row in made[0].texts}
     assert base["learning rate"] == ["0.004", "0.01", "0.01", "0.01", "0.004", "0.01"]
     assert base["epochs"] == ["60", "30", "80", "25", "160", "80"]
-    large = {row[0]: row[1:-1] for row in made[1].rows}
+    large = {row[0]: row[1:-1] for row in made[1].texts}
     assert large["learning rate, head"] == ["0.006", "0.003", "0.006", "0.0002", "0.002", "0.002"]
-    assert {row[0]: row[1:-1] for row in made[6].rows}["learning rate"] == ["0.1", "0.02"]
-    assert {row[0]: row[1:-1] for row in made[10].rows}["learning rate"] == ["0.02", "0.04", "0.04", "0.07"]
+    assert {row[0]: row[1:-1] for row in made[6].texts}["learning rate"] == ["0.1", "0.02"]
+    assert {row[0]: row[1:-1] for row in made[10].texts}["learning rate"] == ["0.02", "0.04", "0.04", "0.07"]
 
 
 def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
-    other = copy.deepcopy(tables._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
-    whole = tables._recipe_file
-    monkeypatch.setattr(tables, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
+    other = copy.deepcopy(recipes._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
+    whole = recipes._recipe_file
+    monkeypatch.setattr(recipes, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
     (table,) = tables.table10(ledger(), "paper")
-    (line,) = [row for row in table.rows if row[0] == "learning rate"]
+    (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", "0.03", "0.02", "DIFFERS: 0.1, 0.02"]
 
 
@@ -660,11 +667,11 @@ def test_every_cell_of_ours_names_its_runs():
     records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
     table = tables.table2(ledger(*records), "paper")[0]
     of_rte, of_cola = (tuple(r["id"] for r in records if r["cell"]["task"] == task) for task in ("rte", "cola"))
-    (i,) = [i for i, row in enumerate(table.rows) if row[1] == "ours"]
+    (i,) = [i for i, row in enumerate(table.texts) if row[1] == "ours"]
     j = table.header.index("RTE")
     assert table.runs[i, j] == of_rte
     assert table.runs[i + 1, table.header.index("CoLA")] == of_cola
-    assert all(table.rows[row][1] in ("ours", "difference") for row, _ in table.runs)
+    assert all(table.texts[row][1] in ("ours", "difference") for row, _ in table.runs)
     assert f"VeRA r=1024 / RTE: {' '.join(of_rte)}" in table.render("md", runs=True).splitlines()
     assert f"% VeRA r=1024 / RTE: {' '.join(of_rte)}" in table.render("latex", runs=True).splitlines()
     assert of_rte[0] not in table.render("md")
@@ -706,7 +713,7 @@ def test_a_run_without_a_finite_metric_is_shown_and_never_averaged(value):
     lost["result"]["protocols"]["paper"]["best"] = value
     (cell,) = cells([*(record(seed=s) for s in range(5)), lost], 6).values()
     assert (cell.seeds, cell.unknown, cell.complete, cell.spread()) == (6, 1, False, None)
-    assert tables.shown(cell) == tables.shown(cell, middle="mean") == "nan (5/6)"
+    assert shown(cell).text == shown(cell, middle="mean").text == "nan (5/6)"
     table = tables.table2(ledger(*cell.records), "paper", 6)[0]
     assert "nan: 1 of the runs finished without that number." in table.notes
     assert rows(table)["VeRA r=1024", "ours"]["RTE"] == "nan (5/6)"
@@ -725,7 +732,7 @@ def test_protocols_are_never_mixed():
 
 
 def test_latex_keeps_what_is_latex_own():
-    assert tables._escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"
+    assert escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"
 
 
 # --- text of a stranger
@@ -743,7 +750,7 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
     table, other = (tables.table2(ledger(*found), "paper")[2] for found in (records, plain))
     text = table.render(form, runs=True)
     assert len(text.splitlines()) == len(other.render(form, runs=True).splitlines())
-    assert (FLAT if form == "md" else tables._escape(FLAT)) in text
+    assert (FLAT if form == "md" else escape(FLAT)) in text
     assert f"deviation: {FLAT} (vera on rte)" in text
     assert not any(line.startswith("\\input") for line in text.splitlines())
 
@@ -751,8 +758,8 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
 def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
     evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "1=1+1", "-e1"]
     numbers = {"-0.3": "-0.3,,", "+0.2 +-1.1": "+0.2,1.1,", "+0.2 +-1.1 (3/5)": "+0.2,1.1,(3/5)", "43.1": "43.1,,", "-": ",,-"}
-    rows = [[label, number, mark] for label in evil for number in numbers for mark in ("=m", "80.0 +-1.0")]
-    text = tables.Table("=t", ["@method", "a", "=b"], rows, ["=n"], "", {}, ()).render("csv")
+    rows = [make_row(label, number, mark) for label in evil for number in numbers for mark in ("=m", "80.0 +-1.0")]
+    text = Table("=t", ["@method", "a", "=b"], rows, ["=n"], "", {}, ()).render("csv")
     header, *read = csv.reader(io.StringIO(text))
     assert header == ["table", "'@method", "a", "a spread", "a mark", "'=b", "'=b spread", "'=b mark", "runs"]
     assert {line[0] for line in read} == {"'=t"}
@@ -764,4 +771,4 @@ def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
 
 @pytest.mark.parametrize("number", ["-0.3", "+0.2 +-1.1", "+0.2 +-1.1 (3/5)", "43,008", "-8.0e-05", "-", "", "80.0*", "+1%"])
 def test_a_number_stays_one_in_a_spreadsheet(number):
-    assert tables.spreadsheet(number) == number
+    assert spreadsheet(number) == number

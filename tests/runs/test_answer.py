@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from analysis.tables import main as tables
+from analysis.tables.__main__ import main as tables
 from runs import answer, decode, evaluate, judge, models
 from runs.answer import draw, uniforms
 from runs.config import expand
