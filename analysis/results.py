@@ -22,6 +22,7 @@ from typing import Any
 from analysis import figures, verdicts
 from analysis.cells import Cell, Key, label_of, over_shared_seeds
 from analysis.command import entry_point
+from analysis.figures import figure3, figure5, figure6
 from analysis.inference import FIRM_PAIRS, is_above, is_near, paired_interval
 from analysis.stats import Comparison, compare, series
 from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, recipes, shown
@@ -294,7 +295,7 @@ def _of(figure: figures.Figure) -> str:
 
 def _moved(ledger: Ledger) -> Iterator[Claim]:
     """Of each run by itself: what figure 3 shows is the median of them."""
-    for figure in figures.figure3(ledger):
+    for figure in figure3.make(ledger):
         runs = sorted({name for line in _lines(figure) for name in line["runs"].split()})
         measures = [m["values"] for m in ledger.measures.values() if m["kind"] == "magnitude" and m["of"][0]["id"] in runs]
         moved = [[p for p in zip(m["layer"], m["site"], m["d"], strict=True) if p[2] is not None] for m in measures]
@@ -331,7 +332,7 @@ def _trained_runs(ledger: Ledger, runs: Sequence[str]) -> str:
 
 def _alike(ledger: Ledger) -> Iterator[Claim]:
     """Of each pair of runs by itself, over the query matrices; with the band in which random matrices lie."""
-    for figure in figures.figure5(ledger):
+    for figure in figure5.make(ledger):
         runs = {name for line in _lines(figure) for name in line["runs"].split()}
         measures = [m for m in ledger.measures.values() if m["kind"] == "similarity" and {o["id"] for o in m["of"]} <= runs]
         means = [[_query_mean(m["values"], pair) for pair in ("lora_vera", "lora_random")] for m in measures]
@@ -371,7 +372,7 @@ def _query_mean(values: dict[str, list[Any]], pair: str) -> float | None:
 
 
 def _fit(ledger: Ledger) -> Iterator[Claim]:
-    (figure,) = figures.figure6(ledger)
+    (figure,) = figure6.make(ledger)
     errors = {(line["method"], int(line["parameters"])): float(line["mse mean"]) for line in _lines(figure)}
     counts = [count for method, count in errors if method == "LoRA" and ("VeRA", count) in errors]
     if counts:

@@ -11,6 +11,8 @@ from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import beside, figures, tables, verdicts
 from analysis.cells import cells
+from analysis.figures import parameters
+from analysis.figures.__main__ import main as figures_main
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
@@ -232,7 +234,7 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["VeRA r=1024"]["s/run"] == "11"
     assert found["VeRA r=1024"]["adapter"] == "172 KB"
     assert found["head"]["adapter"] == "-"
-    (figure,) = figures.demo(ledger(*records))
+    (figure,) = parameters.demo(ledger(*records))
     assert [row[:5] for row in figure.rows][1] == ["VeRA r=1024", "7680", "71.0", "70.0", "72.0"]
     _, path, _ = figures.save(figure, tmp_path)
     assert path.name == "accuracy_vs_parameters.png"
@@ -251,7 +253,7 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert (
         "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
     )
-    assert figures.main(["demo", "--output", str(tmp_path)]) == 2
+    assert figures_main(["demo", "--output", str(tmp_path)]) == 2
     assert tables.main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
     assert tables.main(["table2", "--seeds", "0"]) == 2
