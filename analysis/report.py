@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import figures, tables, verdicts
-from analysis.beside import VERDICTS, summary
+from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS, VERDICTS, summary
 from analysis.cells import Cell, Key, one_each, row_of
 from analysis.command import Parser, entry_point, open_ledger
-from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, PERPLEXITY, VERDICT_SEEDS
+from analysis.series import PERPLEXITY
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, records_folder, reported, write_atomically

@@ -24,7 +24,7 @@ from analysis.cells import Cell, Key, label_of, over_shared_seeds
 from analysis.command import entry_point
 from analysis.figures import figure3, figure5, figure6
 from analysis.inference import FIRM_PAIRS, is_above, is_near, paired_interval
-from analysis.stats import Comparison, compare, series
+from analysis.series import Comparison, compare, series
 from analysis.tables import GLUE, ORDER, SCORES, TABLES, WITHOUT_RECORDS, Table, over_seeds, recipes, shown
 from analysis.verdicts import all_cells
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study, reported, study_folders, write_atomically

@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from analysis import beside
-from analysis.beside import Beside, follows, mean, off_formula, same_size, status, told
+from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, Beside, follows, mean, off_formula, same_size, status, told
 from analysis.cells import Cell, Key, cells, ids, over_shared_seeds, published
 from analysis.command import Parser, entry_point, open_ledger
-from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, series
+from analysis.series import series
 from runs.record import Ledger, Record, write_atomically
 from runs.record.text import megabytes, one_line, plural
 

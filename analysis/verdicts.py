@@ -1,6 +1,6 @@
 """A verdict for each cell that the paper prints, and the statistics of a ledger as tables.
 
-The rule stands in analysis/stats.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
+The rule stands in analysis/beside.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
 and the cost on the authors' device.
 """
 
@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import tables
-from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, same_size, summary
+from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict, same_size, summary, verdict
 from analysis.cells import Cell, Key, cells
-from analysis.stats import (
-    VERDICT_SEEDS,
-    Series,
-    Verdict,
-    compare,
-    interval,
-    series,
-    smallest_p,
-    verdict,
-)
+from analysis.inference import median_interval, smallest_p
+from analysis.series import Series, compare, series
 from analysis.tables import GLUE, IMAGES, LLAMAS, NAMES, QUOTED, ROWS, SCORES, Number, Table, split
 from runs.record import Ledger, Record, crossfit_of
 from runs.record.text import megabytes
@@ -245,7 +237,7 @@ def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
     fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
     scale = 1 if curve.less else 100
     optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and which == "best" else None
-    bounds = interval(list(main.values.values())) if interval_too else None
+    bounds = median_interval(list(main.values.values())) if interval_too else None
     return {
         "metric": main.name,
         "median": number(_middle(main), decimals=digits),

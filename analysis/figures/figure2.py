@@ -23,7 +23,7 @@ from analysis.figures.figure import (
     with_runs,
 )
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
-from analysis.stats import smallest_p
+from analysis.inference import smallest_p
 from analysis.tables import GLUE, NAMES, paper
 from runs.record import Ledger, Record, lora_scaling
 
