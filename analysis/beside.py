@@ -13,9 +13,14 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell
-from analysis.inference import LEVEL, Difference, difference, mean_difference, outside_by_chance
-from analysis.stats import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS, Verdict, series, sides, verdict
+from analysis.inference import LEVEL, Difference, Estimate, difference, mean_difference, outside_by_chance
+from analysis.series import series
 
+#: Seeds that a verdict needs, and that the paper's medians and means are over.
+VERDICT_SEEDS = 5
+#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR and ROUGE-L in
+#: points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
+MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES = 1.0, 0.1, 0.2
 #: Words of a verdict where the paper prints a spread, and where it prints none.
 WITH_SPREAD = ("reproduced", "consistent, wide", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
@@ -35,6 +40,77 @@ VERDICTS = {
     ),
     "mean": "mean: the same rule for the mean over the tasks of the row.",
 }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of verdicts.WORDS, and what it rests on. interval: the 95% interval of `difference`, ours less the paper's, from
+    both sides, or from ours alone where the paper prints no spread."""
+
+    word: str
+    ours: float | None = None
+    printed: float | None = None
+    margin: float = MARGIN
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    seeds: int = 0
+    deviations: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+def verdict(
+    cell: Cell | None,
+    printed: float | None,
+    printed_spread: float | None = None,
+    paper_model: bool = True,
+    values: Sequence[float] | None = None,
+    margin: float = MARGIN,
+    quoted: bool = False,
+    middle: Any = statistics.median,
+    same_size: bool = True,
+) -> Verdict:
+    """Whether a cell of the paper is reproduced, over at least 5 seeds of the paper's model.
+
+    Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it is at most the
+    margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not hold 0). Else the paper's number
+    is "inside our interval" or "outside our interval".
+
+    values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself took the number
+    from earlier work. middle: the mean where the paper prints one. same_size: our row trains as many numbers as the
+    paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete", however close.
+    """
+    if cell is None:
+        return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
+    if values is None:
+        values = list(series(cell, "best").values.values())
+    ours = float(middle(values)) if values else None
+    bounds, gap = None, None
+    if not paper_model:
+        word = "other model"
+    elif printed is None:
+        word = "not in the paper"
+    elif not same_size:
+        word = "other size"
+    elif ours is None or len(values) < max(VERDICT_SEEDS, cell.seeds):
+        word, gap = "incomplete", None if ours is None else ours - printed
+    else:
+        found = difference(*sides(values, printed, printed_spread, middle))
+        word, bounds, gap = str(found.word(margin)), found.interval, found.value
+    words = dict.fromkeys(word for record in cell.records for word in record["deviations"])
+    ids = tuple(record["id"] for record in cell.records)
+    return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), ids)
+
+
+#: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0" is not none.
+HALF_DIGIT = 0.05
+
+
+def sides(
+    values: Sequence[float], printed: float, spread: float | None, middle: Any = statistics.median
+) -> tuple[Estimate, Estimate]:
+    """Ours and the paper's number, each with what it varies by."""
+    spread = None if spread is None else max(spread, HALF_DIGIT)
+    return Estimate.of(values, middle), Estimate.printed(printed, spread, VERDICT_SEEDS, middle)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Intervals and the two rules of judgement, on plain numbers: a cell against the paper's, and a finding over paired runs.
+"""Intervals, tests and the two rules of judgement, on plain numbers: a cell against the paper's, a finding over paired runs.
 
 A cell is compared by the difference of two statistics, each with the variance of what it is: the mean of n normals has
 sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's degrees of freedom (Welch
@@ -7,7 +7,7 @@ sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's 
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -115,6 +115,67 @@ def outside_by_chance(seeds: int) -> float:
     """How often a perfect replication is "outside our interval": the paper's number, of as many seeds, varies like ours,
     and that is not in the interval."""
     return float(2 * stats.t.sf(stats.t.ppf((1 + LEVEL) / 2, seeds - 1) / math.sqrt(2), seeds - 1))
+
+
+# --- over seeds and tasks
+
+RESAMPLES = 9999
+#: For probabilities of improvement: they take a resample of both sides in each task.
+IMPROVEMENT_RESAMPLES = 2000
+
+
+@cache
+def _draws(n: int) -> Any:
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
+
+    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is infinite, as the
+    perplexity of a diverged run is.
+    """
+    if len(values) < 2:
+        return None
+    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
+    low, high = np.percentile(medians, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def sign_test(differences: Iterable[float]) -> float:
+    """The exact two-sided p of as many signs one way, zeros left out; 1 where nothing is left."""
+    signs = [difference > 0 for difference in differences if difference != 0]
+    return float(stats.binomtest(sum(signs), len(signs)).pvalue) if signs else 1.0
+
+
+def smallest_p(n: int) -> float:
+    """What the sign test cannot go below with n pairs."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. One (x, y) a task, each a value a run."""
+    return float(np.mean([_above(x, y) for x, y in pairs]))
+
+
+def improvement_interval(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has one run."""
+    if any(len(x) < 2 or len(y) < 2 for x, y in pairs):
+        return None
+    random, means = np.random.default_rng(0), np.zeros(IMPROVEMENT_RESAMPLES)
+    for x, y in pairs:
+        both = [np.asarray(side, dtype=float) for side in (x, y)]
+        means += _above(*(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both))
+    low, high = np.percentile(means / len(pairs), [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def _above(x: Any, y: Any) -> Any:
+    """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
+    u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic  # the method is that of p, which nobody reads
+    return u / (np.shape(x)[-1] * np.shape(y)[-1])
 
 
 # --- findings

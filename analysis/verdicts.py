@@ -1,6 +1,6 @@
 """A verdict for each cell that the paper prints, and the statistics of a ledger as tables.
 
-The rule stands in analysis/stats.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
+The rule stands in analysis/beside.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
 and the cost on the authors' device.
 """
 
@@ -12,20 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import tables
-from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD, Beside, summary
+from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict, summary, verdict
 from analysis.cells import Cell, Key, cells
 from analysis.compare import CROSSFIT, beside_paper
+from analysis.inference import median_interval, smallest_p
 from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
-from analysis.stats import (
-    VERDICT_SEEDS,
-    Series,
-    Verdict,
-    compare,
-    interval,
-    series,
-    smallest_p,
-    verdict,
-)
+from analysis.series import Series, compare, series
 from analysis.table import Table, TableCell, make_row
 from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
@@ -222,7 +214,7 @@ def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
     fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
     scale = 1 if curve.less else 100
     optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and which == "best" else None
-    bounds = interval(list(main.values.values())) if interval_too else None
+    bounds = median_interval(list(main.values.values())) if interval_too else None
     return {
         "metric": main.name,
         "median": number(_middle(main), decimals=digits),

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from analysis import results
+from analysis.results.__main__ import main
 from runs.config import expand
 from runs.evaluate import words_of
 from runs.identity import run_id
@@ -17,7 +17,7 @@ STUDIES = study_folders()
 
 
 def test_the_pages_are_those_of_the_records(capsys):
-    assert results.main(["--check"]) == 0, capsys.readouterr()
+    assert main(["--check"]) == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)

@@ -6,7 +6,7 @@
 # %%
 from analysis import tables
 from analysis.notebooks import ledger, show
-from analysis.stats import compare
+from analysis.series import compare
 from analysis.verdicts import all_cells
 
 records = ledger()

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import beside, compare
-from analysis.beside import Beside, off_formula, status
+from analysis.beside import MARGIN, MARGIN_OF_10, Beside, off_formula, status
 from analysis.cells import Cell, Key, cells
 from analysis.paper import SCORES, Printed, printed_rows
-from analysis.stats import MARGIN, MARGIN_OF_10
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
 

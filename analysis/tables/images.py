@@ -6,7 +6,7 @@ from analysis import beside, compare
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells
 from analysis.paper import IMAGES, Printed, printed_rows
-from analysis.stats import series
+from analysis.series import series
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger, Record
 

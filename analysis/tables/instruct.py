@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import beside, compare
-from analysis.beside import Beside, status
+from analysis.beside import MARGIN_OF_JUDGES, Beside, status
 from analysis.cells import Cell, Key, cells, ids
 from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
-from analysis.stats import MARGIN_OF_JUDGES
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
 

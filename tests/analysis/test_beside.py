@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ledgers import COUNTS, apart, ledger, record, seeds
 
-from analysis import beside, inference, stats, tables, verdicts
+from analysis import beside, inference, tables, verdicts
 from analysis.beside import Beside
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE, IMAGES
@@ -271,5 +271,5 @@ def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_
         ours = [inference.Estimate(80.0, variance, df) for variance in np.linspace(0, 0.5, 101) for df in (4, 9, 1000)]
         return min(inference.difference(one, paper).half for one in ours)
 
-    assert narrowest(beyond) > stats.MARGIN
-    assert narrowest(reachable) <= stats.MARGIN
+    assert narrowest(beyond) > beside.MARGIN
+    assert narrowest(reachable) <= beside.MARGIN

@@ -10,6 +10,9 @@ import pytest
 from ledgers import ledger, record
 
 from analysis import figures
+from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
+from analysis.figures.__main__ import main
+from analysis.figures.figure import COLOURS, canvas, colour, draw_nothing
 from analysis.paper import NAMES
 from analysis.table import make_row, texts
 from runs.record import Ledger
@@ -50,13 +53,13 @@ def svg_text(figure):
 def drawn(figure):
     """As figures.svg, with the text as text."""
     text = io.StringIO()
-    figures._canvas(figure).savefig(text, format="svg")
+    canvas(figure).savefig(text, format="svg")
     return text.getvalue()
 
 
 def paths(figure):
     """The lines over ranks that a picture of figure 2 has, as points, by dash and colour."""
-    (axes,) = figures._canvas(figure).axes
+    (axes,) = canvas(figure).axes
     several = [line for line in axes.get_lines() if len(line.get_xdata()) > 1 and len(set(line.get_xdata())) > 1]
     return {
         (line.get_linestyle(), line.get_color()): [(x, pytest.approx(y)) for x, y in zip(*line.get_data(), strict=True)]
@@ -76,7 +79,7 @@ def lines(figure, **wanted):
 def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
     values = [0.80, 0.75, 0.90, 0.70, 0.85]
     records = [ranked("vera", 4, s, v) for s, v in enumerate(values)] + [ranked("lora", 8, s, 0.8) for s in range(3)]
-    (figure,) = figures.figure2(ledger(*records))
+    (figure,) = figure2.make(ledger(*records))
     (vera,) = lines(figure, method="VeRA", rank="4")
     assert (vera["parameters"], vera["median"], vera["low"], vera["high"]) == ("49344", "80.0", "70.0", "90.0")
     assert (vera["seeds"], vera["runs"].split()) == ("5/5", [r["id"] for r in records[:5]])
@@ -94,7 +97,7 @@ def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
     for rank, best in ((1, 0.5), (2, 0.55)):
         made += [ranked("lora", rank, s, best) for s in range(5)]
     made += [ranked("lora", 2, s, 0.65, alpha=2) for s in range(5)]
-    (figure,) = figures.figure2(ledger(*made))
+    (figure,) = figure2.make(ledger(*made))
     ours = [(row["method"], row["rank"], row["alpha"], row["median"]) for row in lines(figure, source="ours")]
     assert ours == [
         ("LoRA", "1", "8, constant", "50.0"),
@@ -119,7 +122,7 @@ def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
 
 
 def test_figure_2_without_a_proportional_alpha_has_no_second_line():
-    (figure,) = figures.figure2(ledger(*(ranked("lora", rank, 0, 0.8) for rank in (1, 8)), ranked("vera", 256, 0, 0.8)))
+    (figure,) = figure2.make(ledger(*(ranked("lora", rank, 0, 0.8) for rank in (1, 8)), ranked("vera", 256, 0, 0.8)))
     assert "LoRA, alpha proportional to r" not in svg_text(figure)
     assert ("--", "#0072B2") not in paths(figure)
     assert "LoRA, alpha proportional to r: not run here at rank 1, 2, 4, 16, 32, 64 (make rank-scaling)." in figure.notes
@@ -128,7 +131,7 @@ def test_figure_2_without_a_proportional_alpha_has_no_second_line():
 def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_twice():
     twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera")]
     twice[1]["deviations"] = ["method.rank=64 instead of 256"]
-    (figure,) = figures.figure2(ledger(*twice, ranked("vera", 64, 1, 0.8)))
+    (figure,) = figure2.make(ledger(*twice, ranked("vera", 64, 1, 0.8)))
     (point,) = lines(figure, source="ours")
     assert (point["median"], point["low"], point["high"], point["seeds"]) == ("75.0", "70.0", "80.0", "2/5")
     assert any(note.endswith(f"not counted twice, left out: {twice[1]['id']}.") for note in figure.notes)
@@ -136,7 +139,7 @@ def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_t
 
 def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
     small = [ranked("vera", r, 0, 0.8, model="minilm") for r in (1, 64)] + [ranked("lora", 8, 0, 0.8, model="lone")]
-    found = figures.figure2(ledger(*small))
+    found = figure2.make(ledger(*small))
     assert [f.name for f in found] == ["figure2", "figure2_minilm_rte"]
     assert not any("quoted" in row["source"] for row in lines(found[1]))
     assert found[1].notes[0] == "minilm on rte is not in the paper, whose figure is RoBERTa-large on RTE."
@@ -149,7 +152,7 @@ def test_ranks_on_other_tasks_are_figures_of_their_own_and_never_mixed():
         one["id"] += one["cell"]["task"]
         one["result"]["metric"] = "matthews"
     made[1]["result"]["protocols"]["paper"]["best"] = made[3]["result"]["protocols"]["paper"]["best"] = 0.55
-    _, cola, rte = figures.figure2(ledger(*made))
+    _, cola, rte = figure2.make(ledger(*made))
     assert (cola.name, rte.name) == ("figure2_minilm_cola", "figure2_minilm_rte")
     assert {row["median"] for row in lines(cola)} == {"55.0"}
     assert {row["median"] for row in lines(rte)} == {"80.0"}
@@ -167,7 +170,7 @@ def test_figure_3_is_the_median_over_runs_by_layer_and_site():
     ]
     ablation = measure("magnitude", {"layer": [0], "site": ["query"], "d": [9.0], "b": [9.0]}, ("z",), row="vera_only_d")
     records = [record() | {"id": i} for i in "abc"] + [record("vera_only_d") | {"id": "z"}]
-    (figure,) = figures.figure3(measured(*made, ablation, records=records))
+    (figure,) = figure3.make(measured(*made, ablation, records=records))
     assert not any("left out" in note for note in figure.notes)  # an ablation is no part of it
     (query,) = lines(figure, site="query", layer="0")
     assert [query[key] for key in ("d median", "d low", "d high", "b median", "n")] == ["0.3", "0.1", "0.7", "0.5", "3"]
@@ -180,7 +183,7 @@ def test_a_trials_measure_is_in_no_figure():
     values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
     stopped = record() | {"id": "a"}
     stopped["config"] = stopped["config"] | {"train": stopped["config"]["train"] | {"max_steps": 3}}
-    (figure,) = figures.figure3(measured(measure("magnitude", values, ("a",), seed=0), records=[stopped]))
+    (figure,) = figure3.make(measured(measure("magnitude", values, ("a",), seed=0), records=[stopped]))
     assert figure.rows == []
     assert "Nothing measured" in figure.notes[0]
 
@@ -193,7 +196,7 @@ def test_odd_measures_are_told_and_never_averaged_in():
     gone = measure("magnitude", values | {"d": [7.0]}, ("d",), seed=3)
     faster = measure("magnitude", values | {"d": [8.0]}, ("e",), seed=4)
     records = [record() | {"id": i} for i in "abc"] + [record(lr=5e-2, deviations=["lr"]) | {"id": "e"}]
-    (figure,) = figures.figure3(measured(*odd, other, again, gone, faster, records=records))
+    (figure,) = figure3.make(measured(*odd, other, again, gone, faster, records=records))
     (query,) = lines(figure)
     assert (query["d median"], query["d high"], query["n"]) == ("0.2", "0.2", "1")
     notes = "\n".join(figure.notes)
@@ -205,7 +208,7 @@ def test_figure_5_is_over_query_matrices_and_quotes_two_means():
     values = {"layer": [0, 0, 1], "site": ["query", "value", "query"], "lora_vera": [0.2, 0.9, 0.4]}
     values |= {"lora_random": [0.01, 0.02, -0.01], "vera_random": [0.0, None, 0.0]}
     of = [record() | {"id": i} for i in "ab"]
-    (figure,) = figures.figure5(measured(measure("similarity", values, ("a", "b")), records=of))
+    (figure,) = figure5.make(measured(measure("similarity", values, ("a", "b")), records=of))
     (first,) = lines(figure, pair="LoRA and VeRA", site="query", layer="0", source="ours")
     assert (first["median"], first["n"], first["runs"]) == ("2.000e-01", "1", "a b")
     assert "LoRA and VeRA: mean over layers of what is drawn 3.0e-01." in figure.notes
@@ -222,7 +225,7 @@ def test_figure_4_on_another_task_with_accuracy_and_never_on_one_without():
     records += [record(row, "cola", 0, 0.5, model="minilm") for row in ("head", "lora")]
     for one in records[10:]:
         one["result"]["metric"] = "matthews"
-    paper, mrpc = figures.figure4(ledger(*records))
+    paper, mrpc = figure4.make(ledger(*records))
     assert not lines(paper, source="ours")
     assert mrpc.name == "figure4_minilm_mrpc"
     (ours,) = lines(mrpc)
@@ -235,7 +238,7 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
     records += [ranked("vera", 256, s, 0.8) for s in range(5)] + [ranked("vera", 4, s, 0.8) for s in range(5)]
     for r in records[:5]:
         r["parameters"]["adapter"] = 0
-    (figure,) = figures.figure4(ledger(*records))
+    (figure,) = figure4.make(ledger(*records))
     (ours,) = lines(figure, source="ours")  # and no row for another rank
     assert float(ours["gain"]) == pytest.approx(100 * 80 / 52 / 61.44, rel=1e-3)
     assert (ours["accuracy"], ours["head"], len(ours["runs"].split())) == ("80.0", "52.0", 10)
@@ -250,7 +253,7 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
     }
     assert printed["VeRA"]["head"] == "53.0"  # 100 * 85.9 / 2.64 / 61.44
     assert printed["LoRA"]["head"] == "60.2"
-    (alone,) = figures.figure4(ledger(*records[5:]))
+    (alone,) = figure4.make(ledger(*records[5:]))
     assert not lines(alone, source="ours")
     assert any("No run of the head alone" in note for note in alone.notes)
 
@@ -266,7 +269,7 @@ def fit(seed=0, errors=(0.5, 0.7)):
 
 
 def test_figure_6_is_the_mean_over_matrices():
-    (figure,) = figures.figure6(measured(fit(1), fit(0, (0.5, 0.9))))
+    (figure,) = figure6.make(measured(fit(1), fit(0, (0.5, 0.9))))
     lora, vera = lines(figure)
     spread = f"{statistics.stdev([0.5, 0.9]):.3e}"
     assert (lora["mse mean"], lora["mse spread"], lora["least"]) == ("7.000e-01", spread, "5.500e-01")
@@ -306,7 +309,7 @@ def test_an_odd_ledger_never_raises(name):
 
 def test_a_run_without_its_number_is_told_and_not_drawn():
     records = [ranked("vera", 4, s, 0.8) for s in range(4)] + [ranked("vera", 4, 4, float("nan")), ranked("vera", 1, 0, 0.7)]
-    (figure,) = figures.figure2(ledger(*records))
+    (figure,) = figure2.make(ledger(*records))
     (point,) = lines(figure, rank="4")
     assert [point[key] for key in ("median", "low", "high", "seeds")] == ["nan", "nan", "nan", "4/5"]
     assert "VeRA r=4: 1 of 5 runs finished without the number (nan): not drawn." in figure.notes
@@ -330,7 +333,7 @@ def test_the_numbers_of_a_figure_name_their_runs_or_measure():
 
 
 def test_files_are_whole_and_the_same_each_time(tmp_path):
-    (figure,) = figures.figure6(measured(fit()))
+    (figure,) = figure6.make(measured(fit()))
     first = {path.name: path.read_bytes() for path in figures.save(figure, tmp_path / "a")}
     second = {path.name: path.read_bytes() for path in figures.save(figure, tmp_path / "b")}
     assert sorted(first) == ["figure6.csv", "figure6.pdf", "figure6.png"]
@@ -343,24 +346,24 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
 
 def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers(tmp_path):
     rows = [make_row("=cmd|' /C calc'!A0", "-8.0e-05", "+a\n=b", "-")]
-    figure = figures.Figure("f", "t", ["@a", "b", "c", "runs"], rows, [], figures._empty)
+    figure = figures.Figure("f", "t", ["@a", "b", "c", "runs"], rows, [], draw_nothing)
     figures.save(figure, tmp_path)
     lines = [["'@a", "b", "c", "runs"], ["'=cmd|' /C calc'!A0", "-8.0e-05", "'+a =b", "-"]]
     assert list(csv.reader((tmp_path / "f.csv").read_text().splitlines())) == lines
 
 
 def test_a_method_has_one_colour_and_they_are_apart():
-    assert figures.colour("vera_r64") == figures.colour("vera") != figures.colour("lora") == figures.colour("lora_mnli")
-    assert figures.colour("adapter_p_3m") == figures.colour("adapter_h_6m")
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert colour("vera_r64") == colour("vera") != colour("lora") == colour("lora_mnli")
+    assert colour("adapter_p_3m") == colour("adapter_h_6m")
+    assert len(set(COLOURS.values())) == len(COLOURS)
 
 
 def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
-    assert figures.main(["figure4", "--output", str(tmp_path)]) == 0
+    assert main(["figure4", "--output", str(tmp_path)]) == 0
     assert "figure4.png" in capsys.readouterr().out
-    assert figures.main(["figure3", "--output", str(tmp_path)]) == 2
+    assert main(["figure3", "--output", str(tmp_path)]) == 2
     assert "error: no records of figure3" in capsys.readouterr().err
-    assert figures.main(["figure7"]) == 2
+    assert main(["figure7"]) == 2
     assert "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, all" in capsys.readouterr().err
 
 
@@ -374,10 +377,10 @@ def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_
     for one in shots:
         one["config"]["task"]["family"] = "images"
     other = record("vera", "alpaca", 0, 0.8, model="smollm2")
-    digits, rte = figures.parameters(ledger(*records, *shots, other))
+    digits, rte = parameters.make(ledger(*records, *shots, other))
     assert (digits.name, rte.name) == ("parameters_digits_dinov2_small", "parameters_rte_minilm")
     assert [(row["median"], row["seeds"]) for row in lines(digits)] == [("70.0", "3/5")]
     assert [(row["method"], row["median"]) for row in lines(rte)] == [("head", "80.0"), ("VeRA r=1024", "80.0")]
     assert "last epoch" in digits.title
     assert "best epoch" in rte.title
-    assert figures.parameters(ledger()) == []
+    assert parameters.make(ledger()) == []

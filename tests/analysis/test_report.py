@@ -13,6 +13,7 @@ import pytest
 from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import report, tables
+from analysis.report.__main__ import main
 from runs.record import write_record
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -158,9 +159,9 @@ def test_records_of_one_seed_and_numbers_that_are_none_are_said():
 
 def test_of_a_large_ledger_the_newest_runs_are_shown_one_by_one(monkeypatch):
     """And of older ones the cell; what the tables are made of is always whole, however old."""
-    monkeypatch.setattr(report, "RUNS_SHOWN", 7)
-    monkeypatch.setattr(report, "CELLS_SHOWN", 3)
-    monkeypatch.setattr(report, "LINES_SHOWN", 1)
+    monkeypatch.setattr("analysis.report.data.RUNS_SHOWN", 7)
+    monkeypatch.setattr("analysis.report.data.CELLS_SHOWN", 3)
+    monkeypatch.setattr("analysis.report.sections.LINES_SHOWN", 1)
     tried = [[record(seed=seed, lr=lr) for seed in (0, 1)] for lr in (0.1, 0.2, 0.3)]
     changed = {r["id"]: float(i) for i, pair in enumerate(tried) for r in pair}
     page = Page(report.page(ledger(*seeds(), *itertools.chain(*tried)), changed))
@@ -187,7 +188,7 @@ def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
 
 
 def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
-    assert report.main(["--output", str(tmp_path)]) == 0
+    assert main(["--output", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert "no records of your own in" in said.err
     page = Page((tmp_path / "report.html").read_text())
@@ -332,7 +333,7 @@ def browser(tmp_path_factory):
 def opened(browser, tmp_path):
     for r in mixed():
         write_record(tmp_path, r)
-    assert report.main(["--output", str(tmp_path)]) == 0
+    assert main(["--output", str(tmp_path)]) == 0
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size(1280, 900))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     browser.get("about:blank")

@@ -8,6 +8,10 @@ import scipy.stats
 from ledgers import halves, ledger, record, seeds
 
 from analysis import results
+from analysis.results.__main__ import main
+from analysis.results.findings import Claim, null_band
+from analysis.results.readme import BEGIN, END, headline
+from analysis.results.sections import agreement, crossfit_word, tally
 from analysis.verdicts import statistics_tables
 
 
@@ -77,7 +81,7 @@ def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
     lora = [record("lora", "cola", s, values=v, model="minilm") for s, v in enumerate(((1, 2, 3), (1, 3, 2), (3, 1, 2)))]
     near = said(results.claims(ledger(*vera, *lora)), "VeRA is near LoRA")
     assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"  # table 8's, on CoLA
-    whole = results._agreement([near])
+    whole = agreement([near])
     assert f"| {near.trained} | {near.word} |" in whole
     assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained  # one of two
 
@@ -153,7 +157,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not at the 50 of the whole."""
     made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5,) * 5)]
     near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert (near.agrees, results._again(near)) == (True, "**agrees**")
+    assert (near.agrees, crossfit_word(near)) == (True, "**agrees**")
     for one in made:
         if one["cell"]["row"] == "vera":
             lower = 0.4 + one["cell"]["seed"] / 1000
@@ -161,12 +165,12 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
     assert near.agrees
     apart = pairs(*(-10 + seed / 10 for seed in range(5)), near=True)
-    assert results._again(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
-    assert results._again(near) in results._agreement([near])
+    assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
+    assert crossfit_word(near) in agreement([near])
     images = [record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)]
     for one in images:
         one["config"]["task"]["family"] = "images"
-    assert results._again(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"  # where no epoch is selected
+    assert crossfit_word(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"  # where no epoch is selected
 
 
 def test_ablations_are_compared_by_their_means_and_pairs():
@@ -358,23 +362,23 @@ def test_the_band_of_random_cosines_holds_95_percent_of_means():
         values = {"site": ["query", "value"] * 12, "lora_random": lora, "vera_random": vera, "lora_vera": [0.5] * 24}
         values["lora_random"][1::2] = values["vera_random"][1::2] = [0.9] * 12  # of value: no part of it
         measures.append({"values": values})
-    band = results._null_band(measures)
+    band = null_band(measures)
     assert band == pytest.approx(1.96 * 0.01 / 12**0.5, rel=0.05)
     within = np.abs(random[:, :, ::2].mean(axis=2)) <= band
     assert within.mean() == pytest.approx(0.95, abs=0.04)
     zero = {"site": ["query"], "lora_random": [None], "vera_random": [0.1]}
-    assert results._null_band([{"values": zero}]) is None  # one number has no band
+    assert null_band([{"values": zero}]) is None  # one number has no band
 
 
 def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
     near, far = (f"VeRA is near LoRA with fewer parameters ({table})" for table in ("table 2", "table 5"))
     found = [
-        results.Claim(near, "MiniLM, CoLA", "", (True, True), True, firm=False),
-        results.Claim(near, "MiniLM, RTE", "", (True,) * 5, None, firm=True),
-        results.Claim(far, "DINOv2-small, digits", "", (False, False, False), False, firm=False),
-        results.Claim("VeRA and LoRA fit (figure 6)", "10 x 10 matrices", "", (True, False), False, firm=True),
+        Claim(near, "MiniLM, CoLA", "", (True, True), True, firm=False),
+        Claim(near, "MiniLM, RTE", "", (True,) * 5, None, firm=True),
+        Claim(far, "DINOv2-small, digits", "", (False, False, False), False, firm=False),
+        Claim("VeRA and LoRA fit (figure 6)", "10 x 10 matrices", "", (True, False), False, firm=True),
     ]
-    head, _, *lines = results._tally(found)
+    head, _, *lines = tally(found)
     assert "of at least 5 pairs or runs" in head
     assert lines == [
         "| VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
@@ -384,7 +388,7 @@ def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
 
 def test_the_page_says_what_its_words_rest_on():
     """The shares are those of tests/analysis/test_inference.py."""
-    text = " ".join(results._agreement([results.Claim("c (figure 2)", "w", "h", (True,), True, firm=False)]).split())
+    text = " ".join(agreement([Claim("c (figure 2)", "w", "h", (True,), True, firm=False)]).split())
     for words in (
         "Student's t on the differences",
         "one-sided 95% bound of the mean difference X - Y is above -1 point",
@@ -436,17 +440,17 @@ def study(tmp_path, monkeypatch):
         (folder / f"{one['id']}.json").write_text(json.dumps(one))
     (folder / "NOTES.md").write_text("Run with love.\n")
     readme = tmp_path / "README.md"
-    begin, end = (mark.format("glue_minilm") for mark in (results.BEGIN, results.END))
+    begin, end = (mark.format("glue_minilm") for mark in (BEGIN, END))
     readme.write_text(f"# Mine\n{begin}\nold\n{end}\nthe rest\n")
     return ["--docs", str(tmp_path / "docs"), "--readme", str(readme)], tmp_path
 
 
 def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, capsys):
     words, folder = study
-    assert results.main([*words, "--check"]) == 1
+    assert main([*words, "--check"]) == 1
     assert "is not what the records say: make results" in capsys.readouterr().out
     assert not (folder / "docs").exists()
-    assert results.main(words) == 0
+    assert main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
     assert "Run with love." in text
     assert "| VeRA is near LoRA with fewer parameters | 1 | 1 | 0 | 0 | 0 | 3 of 3 |" in text
@@ -461,17 +465,17 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
     assert f"](results/{picture.name})" in text
     assert picture.read_text().startswith("<svg")
-    assert results.main([*words, "--check"]) == 0
+    assert main([*words, "--check"]) == 0
     picture.unlink()
-    assert results.main([*words, "--check"]) == 1
-    assert results.main(words) == 0
+    assert main([*words, "--check"]) == 1
+    assert main(words) == 0
     (folder / "records" / "glue_minilm" / "NOTES.md").write_text("Run with care.\n")
-    assert results.main([*words, "--check"]) == 1
+    assert main([*words, "--check"]) == 1
 
 
 def test_the_readmes_table_stands_between_its_marks(study, capsys):
     words, folder = study
-    assert results.main(words) == 0
+    assert main(words) == 0
     text = (folder / "README.md").read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("\nthe rest\n")
@@ -479,7 +483,7 @@ def test_the_readmes_table_stands_between_its_marks(study, capsys):
     assert "| VeRA r=1024 | 43,008 | 1.00x | 41.5 +-0.5 (3/5) |" in text
     assert "| head | 0 | - | 20.0 +-10.0 (3/5) |" in text
     (folder / "README.md").write_text("# no marks\n")
-    assert results.main(words) == 2
+    assert main(words) == 2
     assert "README.md lacks the lines" in capsys.readouterr().err
 
 
@@ -490,7 +494,7 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     for one in made:
         one["config"]["task"]["family"] = "images"
         one["parameters"]["adapter"] = {"vera": 100, "lora": 1000}[one["cell"]["row"]]
-    assert results.headline(ledger(*made)).splitlines() == [
+    assert headline(ledger(*made)).splitlines() == [
         "| | trainable | vs LoRA | digits |",
         "| --- | ---: | ---: | ---: |",
         "| LoRA r=8 | 1,000 | 1.00x | 55.0 +-7.1 (2/5) |",
@@ -504,14 +508,14 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
         one["result"]["metric"] = "perplexity"
         scores = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}]}
-    assert results.headline(ledger(*told[:2])).splitlines() == [
+    assert headline(ledger(*told[:2])).splitlines() == [
         "| | trainable | vs LoRA | BLEU | NIST | METEOR | ROUGE-L | CIDEr |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| VeRA r=1024 | 43,008 | - | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35 +-0.00 (2/3) |",
     ]
     for one in told:
         del one["texts"]
-    assert results.headline(ledger(*told[2:])).splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
+    assert headline(ledger(*told[2:])).splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
 
 
 def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
@@ -521,7 +525,7 @@ def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
     one = record("vera", "alpaca", values=[3.0], model="smollm2")
     one["config"]["task"] |= {"family": "instruct", "train_rows": None}
     (other / f"{one['id']}.json").write_text(json.dumps(one | {"determinism": {"threads": 1}}))
-    assert results.main(words) == 0
+    assert main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
     assert "## instructions" in text
     assert "MT-Bench" not in text
@@ -533,7 +537,7 @@ def test_a_picture_that_no_study_has_any_more_goes(study):
     old = folder / "docs" / "results" / "gone.svg"
     old.parent.mkdir(parents=True)
     old.write_text("<svg/>")
-    assert results.main(words) == 0
+    assert main(words) == 0
     assert not old.exists()
 
 
@@ -544,11 +548,11 @@ def test_benchmarks_are_shown_with_their_date_and_processor(study):
     made = {"machine": {"name": "A processor"}, "threads": 2, "date": "2026-01-02", "rows": []}
     (bench / "serving.json").write_text(json.dumps(made))
     (bench / "serving.md").write_text("| a table |\n")
-    assert results.main(words) == 0
+    assert main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
     assert "**serving, 2026-01-02, A processor, 2 threads**\n\n| a table |" in text
 
 
 def test_without_published_records_it_says_so(tmp_path, capsys):
-    assert results.main(["--docs", str(tmp_path)]) == 2
+    assert main(["--docs", str(tmp_path)]) == 2
     assert "no published records" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from ledgers import apart, halves, ledger, record, seeds
 
-from analysis import stats, tables, verdicts
+from analysis import beside, inference, series, stats, tables, verdicts
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
 
@@ -22,48 +22,48 @@ def cell(*records, wanted=5):
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
     expected = scipy.stats.bootstrap(
-        (VALUES,), np.median, n_resamples=stats.RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        (VALUES,), np.median, n_resamples=inference.RESAMPLES, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    assert stats.interval(VALUES) == pytest.approx((expected.low, expected.high))
-    wider = stats.interval(VALUES, 0.99)
-    assert wider[0] <= stats.interval(VALUES)[0] < stats.interval(VALUES)[1] <= wider[1]
+    assert inference.median_interval(VALUES) == pytest.approx((expected.low, expected.high))
+    wider = inference.median_interval(VALUES, 0.99)
+    assert wider[0] <= inference.median_interval(VALUES)[0] < inference.median_interval(VALUES)[1] <= wider[1]
 
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_over_few_seeds_the_interval_is_their_range(n):
     """The least and the largest value are the median of a resample in (n choose more than half) cases: over 2.5%."""
-    assert stats.interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
+    assert inference.median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
     k = sum(math.comb(n, i) * (n - 1) ** (n - i) for i in range(n // 2 + 1, n + 1)) / n**n
     assert k > 0.025
-    assert stats.interval(VALUES[:1]) is None
+    assert inference.median_interval(VALUES[:1]) is None
 
 
 def test_the_sign_test_is_scipys_and_has_a_floor():
     for n in range(1, 13):
         for k in range(n + 1):
             expected = scipy.stats.binomtest(k, n).pvalue
-            assert stats.sign_test([1.0] * k + [-1.0] * (n - k)) == pytest.approx(expected), (k, n)
-    assert stats.sign_test([1, 0, 0]) == stats.sign_test([1]) == 1.0
-    assert stats.sign_test([]) == 1.0
-    assert stats.sign_test([1] * 5) == stats.smallest_p(5) == 0.0625
+            assert inference.sign_test([1.0] * k + [-1.0] * (n - k)) == pytest.approx(expected), (k, n)
+    assert inference.sign_test([1, 0, 0]) == inference.sign_test([1]) == 1.0
+    assert inference.sign_test([]) == 1.0
+    assert inference.sign_test([1] * 5) == inference.smallest_p(5) == 0.0625
 
 
 def test_the_probability_of_improvement_is_mann_whitneys_u_and_a_mean_over_tasks():
     x, y = [80.0, 81.0, 79.0, 80.0], [79.0, 80.0, 78.0]
     u = scipy.stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
-    assert stats.improvement([(x, y)]) == pytest.approx(u)
-    assert stats.improvement([([2, 3], [1, 1]), ([0, 0], [1, 1])]) == 0.5
-    assert stats.improvement([([1], [1])]) == 0.5
-    low, high = stats.improvement_interval([(x, y)])
+    assert inference.improvement([(x, y)]) == pytest.approx(u)
+    assert inference.improvement([([2, 3], [1, 1]), ([0, 0], [1, 1])]) == 0.5
+    assert inference.improvement([([1], [1])]) == 0.5
+    low, high = inference.improvement_interval([(x, y)])
     assert 0 <= low < u < high <= 1
-    assert stats.improvement_interval([([2, 3], [0, 1]), ([2, 3], [0, 1])]) == (1.0, 1.0)
-    assert stats.improvement_interval([(x, y[:1])]) is None
+    assert inference.improvement_interval([([2, 3], [0, 1]), ([2, 3], [0, 1])]) == (1.0, 1.0)
+    assert inference.improvement_interval([(x, y[:1])]) is None
 
 
 def test_runs_are_paired_by_task_and_seed():
     records = [*seeds("vera", "rte", (0.80, 0.81, 0.82)), *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50))]
     records += [*seeds("vera", "cola", (0.60, 0.61, 0.62)), *seeds("lora", "cola", (0.59, 0.60, 0.62))]
-    rte, cola, both = stats.compare(cells(records, 5))
+    rte, cola, both = series.compare(cells(records, 5))
     assert (rte.task, rte.pairs, rte.wins, rte.losses) == ("rte", 3, 2, 1)  # +1, -1, +2: seed 3 has no pair
     assert rte.difference == pytest.approx(1.0)
     assert rte.p == 1.0
@@ -80,16 +80,16 @@ def test_runs_are_paired_by_task_and_seed():
 def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign():
     """LoRA of rank 4 on E2E and of rank 8 on Alpaca are two rows; BLEU and perplexity have no middle."""
     records = [one for row in ("vera", "lora") for task in ("e2e", "alpaca") for one in seeds(row, task, (3.0, 3.1))]
-    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca", "all"]
+    assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca", "all"]
     for one in records:
         if one["cell"]["task"] == "alpaca":
             one["result"]["metric"] = "perplexity"
-    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca"]
+    assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
     for one in records:
         one["result"]["metric"] = "accuracy"
         if (one["cell"]["row"], one["cell"]["task"]) == ("vera", "e2e"):
             one["label"] = one["label"] | {"row": "VeRA r=64"}
-    assert [line.task for line in stats.compare(cells(records, 1))] == ["e2e", "alpaca"]
+    assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
     _, compared = verdicts.statistics_tables(ledger(*records))
     assert compared.title.endswith("VeRA r=64 on e2e and VeRA r=1024 on alpaca against the other methods")
 
@@ -106,7 +106,7 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     records = [*seeds("vera", "alpaca", (3.0, 3.1)), *seeds("lora", "alpaca", (3.5, 3.4))]
     for r in records:
         r["result"]["metric"] = "perplexity"
-    (line,) = stats.compare(cells(records, 1))
+    (line,) = series.compare(cells(records, 1))
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
     told, compared = verdicts.statistics_tables(ledger(*records))
@@ -114,27 +114,27 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert compared.texts[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
     gone["result"]["metric"] = "perplexity"
-    assert stats.series(cell(gone)).values == {0: math.inf}
+    assert series.series(cell(gone)).values == {0: math.inf}
 
 
 def test_a_diverged_seed_counts_as_in_the_tables_and_a_seed_without_a_number_is_named():
     gone, silent = record(seed=1, values=(), status="diverged"), record(seed=2)
     silent["result"]["protocols"]["paper"]["best"] = None
-    found = stats.series(cell(record(), gone, silent))
+    found = series.series(cell(record(), gone, silent))
     assert found.values == {0: 80.0, 1: 0.0}
     assert found.unknown == (2,)
 
 
 def test_the_epoch_and_the_rows_of_a_series():
     one = cell(record(values=(0.6, 0.8, 0.79)))
-    assert stats.series(one).name == "accuracy, best epoch"
-    assert stats.series(one, "last").values[0] == pytest.approx(79.0)
-    assert stats.series(cell(halves(record(), (0.6, 0.9), (0.7, 0.5))), "best", "crossfit").values[0] == pytest.approx(55.0)
+    assert series.series(one).name == "accuracy, best epoch"
+    assert series.series(one, "last").values[0] == pytest.approx(79.0)
+    assert series.series(cell(halves(record(), (0.6, 0.9), (0.7, 0.5))), "best", "crossfit").values[0] == pytest.approx(55.0)
     image = record()
     image["config"]["task"]["family"] = "images"
-    assert stats.series(cell(image)).values[0] == pytest.approx(79.0)
+    assert series.series(cell(image)).values[0] == pytest.approx(79.0)
     text = record(texts={"scores": [{"which": "last", "bleu": 68.0}, {"which": "best", "bleu": 69.0}]})
-    assert stats.series(cell(text)).values == {0: 68.0}
+    assert series.series(cell(text)).values == {0: 68.0}
 
 
 #: Five seeds of a median of 78.7 that vary by 0.3, and as many that vary by 3.
@@ -173,12 +173,12 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
     ],
 )
 def test_a_verdict_follows_its_rule(bests, printed, spread, more, word):
-    assert stats.verdict(cell(*seeds(bests=bests)), printed, spread, **more).word == word
+    assert beside.verdict(cell(*seeds(bests=bests)), printed, spread, **more).word == word
 
 
 def test_a_verdict_says_what_it_rests_on():
     records = seeds(deviations=["max_length 128"])
-    said = stats.verdict(cell(*records), 78.7, 0.7)
+    said = beside.verdict(cell(*records), 78.7, 0.7)
     assert said.ids == tuple(r["id"] for r in records)
     assert said.deviations == ("max_length 128",)
     assert (said.ours, said.difference) == (pytest.approx(78.7), pytest.approx(0.0))
@@ -187,9 +187,9 @@ def test_a_verdict_says_what_it_rests_on():
     assert said.interval == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
     assert said.margin == 1.0
     records[0]["result"]["protocols"]["paper"]["best"] = None
-    assert stats.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
-    assert stats.verdict(None, 78.7).word == "not run"
-    assert stats.verdict(None, 78.7, quoted=True).word == "quoted"
+    assert beside.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
+    assert beside.verdict(None, 78.7).word == "not run"
+    assert beside.verdict(None, 78.7, quoted=True).word == "quoted"
 
 
 def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():

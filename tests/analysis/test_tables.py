@@ -13,6 +13,8 @@ from analysis import beside, figures, tables, verdicts
 from analysis.beside import follows
 from analysis.cells import cells
 from analysis.compare import CROSSFIT, shown
+from analysis.figures import parameters
+from analysis.figures.__main__ import main as figures_main
 from analysis.paper import paper
 from analysis.table import Table, escape, make_row, spreadsheet
 from analysis.tables import recipes
@@ -239,7 +241,7 @@ def test_the_demo_table_and_plot(tmp_path):
     assert found["VeRA r=1024"]["s/run"] == "11"
     assert found["VeRA r=1024"]["adapter"] == "172 KB"
     assert found["head"]["adapter"] == "-"
-    (figure,) = figures.demo(ledger(*records))
+    (figure,) = parameters.demo(ledger(*records))
     assert [cell.text for cell in figure.rows[1][:5]] == ["VeRA r=1024", "7680", "71.0", "70.0", "72.0"]
     _, path, _ = figures.save(figure, tmp_path)
     assert path.name == "accuracy_vs_parameters.png"
@@ -258,7 +260,7 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert (
         "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
     )
-    assert figures.main(["demo", "--output", str(tmp_path)]) == 2
+    assert figures_main(["demo", "--output", str(tmp_path)]) == 2
     assert main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
     assert main(["table2", "--seeds", "0"]) == 2

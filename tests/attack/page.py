@@ -11,7 +11,7 @@ from typing import Any
 
 from ledgers import record
 
-from analysis import report
+from analysis.report.__main__ import main
 from attack.cases import Case, Home, WrongError
 from runs.record import write_record
 
@@ -51,7 +51,7 @@ def cases(home: Home) -> Iterator[Case]:
     write_record(benign, record())
     paths = {}
     for name, output in (("hostile", place), ("benign", benign)):
-        if report.main(["--output", str(output)]):
+        if main(["--output", str(output)]):
             raise WrongError("the report is not made")
         paths[name] = output / "report.html"
     text = paths["hostile"].read_text()

@@ -10,7 +10,9 @@ import signal
 import pytest
 from ledgers import record, seeds
 
-from analysis import dashboard, figures, report, stats
+from analysis import dashboard, stats
+from analysis.figures.__main__ import main as figures_main
+from analysis.report.__main__ import main as report_main
 from analysis.tables.__main__ import main as tables_main
 from runs import evaluate, export, plan, publish
 from runs.errors import UserError
@@ -180,8 +182,8 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd):
     [
         lambda output: tables_main(["table2", f"output={output}"]),
         lambda output: stats.main(["table2", f"output={output}"]),
-        lambda output: figures.main(["all", f"output={output}"]),
-        lambda output: report.main([f"output={output}"]),
+        lambda output: figures_main(["all", f"output={output}"]),
+        lambda output: report_main([f"output={output}"]),
         lambda output: dashboard.main([f"output={output}", f"--json={output}/view.json"]),
         lambda output: plan.main(["task=rte", f"output={output}"]),
         lambda output: publish.main(["study", f"output={output}"]),

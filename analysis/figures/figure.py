@@ -1,0 +1,150 @@
+"""The type of a figure, its style, its files, and which of the paper's it stands beside."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure as Canvas
+
+from analysis.table import TableCell, spreadsheet, texts
+from runs.record import Record, write_atomically
+from runs.record.text import one_line
+
+#: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
+COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
+COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
+OTHER = "#CC79A7"
+MARKERS = {"vera": "D", "lora": "o"}
+#: Of a figure across the text of a paper, in inches.
+SIZE = (5.5, 3.3)
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vera-bench",  # the same data give the same file
+}
+
+
+@dataclass
+class Figure:
+    """A figure: its name and title, the data behind it as text, what is missing, and how it is drawn.
+
+    The last column of the data, "runs", names the run ids (or the measure) of each point, as each of its numbers does.
+    Without rows there is nothing to draw, and the notes say why. size: inches.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[TableCell]]
+    notes: list[str]
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = field(default=SIZE)
+
+
+def colour(row: str) -> str:
+    """Of a row of conf/method, by its method: vera_r64 has VeRA's."""
+    return COLOURS.get(row) or COLOURS.get(row.partition("_")[0], OTHER)
+
+
+# --- files
+
+
+def canvas(figure: Figure) -> Canvas:
+    """The figure as drawn; without rows its title and notes as text."""
+    whole = Canvas(figsize=figure.size, layout="constrained")
+    if figure.rows:
+        figure.draw(whole)
+    else:
+        whole.text(0.5, 0.5, "\n".join([figure.title, "", *figure.notes]), ha="center", va="center", wrap=True)
+    return whole
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element (without an XML header), for a page of HTML."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
+        canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def save(figure: Figure, folder: Path) -> list[Path]:
+    """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for form, unstable in (("pdf", {"CreationDate": None, "ModDate": None}), ("png", {})):
+            path = folder / f"{figure.name}.{form}"
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                canvas(figure).savefig(unfinished, format=form, dpi=200, metadata=unstable)
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+            paths.append(path)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [[spreadsheet(one_line(cell)) for cell in row] for row in (figure.header, *texts(figure.rows))]
+    )
+    write_atomically(folder / f"{figure.name}.csv", text.getvalue())
+    return [*paths, folder / f"{figure.name}.csv"]
+
+
+# --- numbers and words
+
+
+def finite(values: Iterable[Any]) -> list[float]:
+    """Those of the values that are finite numbers."""
+    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def with_runs(numbers: Iterable[str], of: Iterable[str]) -> list[TableCell]:
+    """Numbers that are made of these runs (or measures), which the last column, "runs", names."""
+    names = tuple(dict.fromkeys(of))
+    return [*(TableCell(text, () if text in ("", "-") else names) for text in numbers), TableCell(" ".join(names))]
+
+
+def parameter_count(value: float, _: Any) -> str:
+    """Parameters at an axis: 50K, 2M."""
+    return next((f"{value / scale:g}{unit}" for unit, scale in (("M", 1e6), ("K", 1e3)) if value >= scale), f"{value:g}")
+
+
+def draw_nothing(_: Any) -> None:
+    """Draws nothing."""
+
+
+# --- the paper's figure, and others of its kind
+
+
+#: The model and task of the paper's figures 2 to 4.
+LARGE, RTE = "roberta_large", "rte"
+
+
+def paper_first(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Models and tasks, those of the paper's figures first, whether they are among them or not."""
+    return sorted({(LARGE, RTE), *found}, key=lambda key: (key != (LARGE, RTE), key))
+
+
+def suffix(model: str, task: str) -> str:
+    """Of a figure's name, where it is not the paper's own."""
+    return "" if (model, task) == (LARGE, RTE) else f"_{model}_{task}"
+
+
+def model_name(model: str, records: Iterable[Record]) -> str:
+    """A model's label, by its records; the paper's where it has none."""
+    return next((str(r["label"]["model"]) for r in records), "RoBERTa-large" if model == LARGE else model)

@@ -1,0 +1,158 @@
+"""Figure 2: the dev metric by trainable parameters, over the ranks of VeRA and LoRA."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.cells import Cell, cells, ids
+from analysis.figures.figure import (
+    LARGE,
+    MARKERS,
+    RTE,
+    Figure,
+    colour,
+    model_name,
+    paper_first,
+    parameter_count,
+    suffix,
+    with_runs,
+)
+from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
+from analysis.inference import smallest_p
+from analysis.paper import GLUE, NAMES, paper, printed_rows
+from analysis.table import TableCell, make_row
+from runs.record import Ledger, Record, lora_scaling
+
+#: The lines of figure 2: a name, a row's kind, and the rows on it. LoRA's has two, by how alpha follows the rank; the rank of
+#: the recipe is on both.
+RANK_LINES = {
+    "VeRA": ("vera", r"vera_r(\d+)"),
+    "LoRA, constant alpha": ("lora", r"lora_r(\d+)"),
+    "LoRA, alpha proportional to r": ("lora", r"lora_r(\d+)_proportional"),
+}
+
+
+def make(ledger: Ledger) -> list[Figure]:
+    """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and task, and for
+    each model and task of GLUE on which ranks of both vary."""
+    found = cells(_by_rank(ledger), wanted=5)
+    points = Counter((model, task, row.partition("_")[0]) for model, row, task in found)
+    several = {(model, task) for (model, task, _), count in points.items() if count > 1}
+    figures = []
+    for model, task in paper_first(several):
+        mine = {key[1]: cell for key, cell in sorted(found.items()) if (key[0], key[2]) == (model, task)}
+        records = [record for cell in mine.values() for record in cell.records]
+        rows, notes = [_row(row, cell) for row, cell in mine.items()], seed_notes(mine)
+        quoted: list[tuple[str, int, float]] = []
+        if any(row.startswith("lora") for row in mine):
+            notes.append(
+                "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's alpha / rank times"
+                " the rank. Rates are the recipe's, tuned at its rank, where both are one."
+            )
+        if (model, task) == (LARGE, RTE):
+            quoted = _quoted()
+            for (kind, count, value), rank in zip(quoted, (256, 8), strict=True):
+                source = [NAMES[kind], str(rank), "-", "paper, table 2 (quoted)"]
+                rows.append(make_row(*source, str(count), f"{value:.1f}", "", "", "", ""))
+            notes += _beside_the_paper(mine)
+        else:
+            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
+        title = f"Figure 2: {GLUE[task]} by trainable parameters, {model_name(model, records)}"
+        header = ["method", "rank", "alpha", "source", "parameters", "median", "low", "high", "seeds", "runs"]
+        metric = next((str(r["result"]["metric"]) for r in records), "accuracy")
+        draw = partial(_draw_ranks, drawable(mine), quoted, title, f"{GLUE[task]} dev {metric_label(metric)}")
+        figures.append(Figure(f"figure2{suffix(model, task)}", title, header, rows, notes, draw))
+    return figures
+
+
+def _by_rank(ledger: Ledger) -> Iterator[Record]:
+    """GLUE's records of VeRA and LoRA, each with its rank in its row's name."""
+    for record in ledger:
+        method, row = record["config"]["method"], record["cell"]["row"]
+        plain = row in ("vera", "lora") or row.removeprefix("vera_r").removeprefix("lora_r").isdecimal()
+        if record["cell"]["task"] in GLUE and plain and method.get("rank"):
+            # A rank set on the command line and a row of that rank are one point: cells() is told so.
+            yield record | {"cell": record["cell"] | {"row": f"{method['kind']}_r{method['rank']:04d}"}}
+
+
+def _row(row: str, cell: Cell) -> list[TableCell]:
+    kind, _, rank = row.partition("_r")
+    alpha = "-"
+    if kind == "lora":
+        method = cell.records[0]["config"]["method"]
+        how = lora_scaling(cell.records[0]["config"]) or "constant and proportional"
+        alpha = f"{method['alpha']:g}, {how}" if "alpha" in method else how
+    ours = with_runs([str(cell.parameters), *median_and_range(cell)], ids(cell.records))
+    return make_row(NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *ours)
+
+
+def _quoted() -> list[tuple[str, int, float]]:
+    """Table 2's RTE of VeRA (rank 256) and LoRA (rank 8): the method, its exact count, and the number."""
+    rte = {number.row: number.value for row in printed_rows("table2", LARGE) for number in row if number.task == RTE}
+    return [(kind, count, rte[kind]) for kind, count in (("vera", 61440), ("lora", 786432))]
+
+
+def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
+    """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
+    notes = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
+    ranks = paper()["figure2"]
+    for name, (kind, pattern) in RANK_LINES.items():
+        ran = {int(of[1]) for row in [*mine, *_shared_rank(mine)] if (of := re.fullmatch(pattern, row))}
+        missing = [r for r in ranks[f"{kind}_ranks"] if r not in ran]
+        if missing:
+            notes.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
+    notes.append(f"The paper's finding: {ranks['finding']}. It does not say which alpha LoRA's ranks have.")
+    return notes
+
+
+def _shared_rank(mine: dict[str, Cell]) -> dict[str, Cell]:
+    """LoRA's cells at the recipe's own rank and alpha, as rows of the proportional line too."""
+    lora = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
+    return {f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None}
+
+
+def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    proportional = [row for row in mine if row.endswith("_proportional")]
+    for name, (kind, pattern) in RANK_LINES.items():
+        second = name.endswith("to r")
+        cells_ = {**mine, **_shared_rank(mine)} if second and proportional else mine
+        line = sorted((int(found[1]), row) for row in cells_ if (found := re.fullmatch(pattern, row)))
+        points = [(cells_[row].parameters, cells_[row].median()) for _, row in line]
+        if not points:
+            continue
+        dashes = "--" if second else "-"
+        axes.plot(*zip(*points, strict=True), color=colour(kind), linewidth=1, alpha=0.8, linestyle=dashes)
+        for i, (rank, row) in enumerate((rank, row) for rank, row in line if row in mine):
+            cell = mine[row]
+            draw_point(axes, cell.parameters, cell, row)
+            top, shift, across, along = max(cell.values()), (0, 4), "center", "baseline"
+            if kind == "vera":  # the lowest ranks have nearly the same count: above to the left, below to the right, by turns
+                top, shift = cell.median(), ((-4, 3), (4, -3))[i % 2]
+                across, along = (("right", "bottom"), ("left", "top"))[i % 2]
+            look: dict[str, Any] = {"ha": across, "va": along, "fontsize": 6, "color": colour(kind)}
+            if not second or f"lora_r{rank:04d}" not in mine:  # one name for the two lines' points of a rank
+                axes.annotate(f"r={rank}", (cell.parameters, top), shift, textcoords="offset points", **look)
+        axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=name, linestyle=dashes)
+    for kind, count, value in quoted:
+        label = f"{NAMES[kind]}, paper's table 2 (quoted)"
+        axes.plot(count, value, "x", color=colour(kind), markersize=7, markeredgewidth=1.5, label=label, linestyle="none")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1, y=0.12)
+    axes.set_xlabel("trainable parameters, without the classification head")
+    axes.set_ylabel(metric)
+    counts = sorted({cell.seeds for cell in mine.values()}) or [0]
+    of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
+    # The range of n seeds misses the median of such runs where all lie on one side: a sign test's smallest p.
+    which = f"of {most} " if counts[0] < most else ""
+    lines = f"lowest to highest ({which}a {100 * (1 - smallest_p(most)):.0f}% interval)"
+    axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; lines: {lines}" if most > 1 else title)
+    axes.legend(loc="best")

@@ -1,0 +1,106 @@
+"""Figure 5: the cosine of weight differences by layer."""
+
+import statistics
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from analysis.cells import ids, label_of
+from analysis.figures.bands import Point, draw_band, median_and_range, shown
+from analysis.figures.figure import COLOURS, Figure, finite, suffix, with_runs
+from analysis.figures.measures import measured
+from analysis.paper import paper
+from analysis.table import TableCell, make_row
+from runs.record import Ledger, Record
+
+PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
+
+
+def make(ledger: Ledger) -> list[Figure]:
+    """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix D)."""
+    printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
+    header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
+    quoted = [
+        make_row("LoRA and VeRA", "paper (quoted)", "query", "mean", f"{printed['mean_lora_vera']:.1e}", "", "", "", ""),
+        make_row("LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""),
+    ]
+    figures = []
+    for found in measured(ledger, "similarity"):
+        measures, notes = found.measures, found.notes
+        rows, lines, where = _by_layer(measures, notes)
+        means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
+        notes += [f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
+        known = (ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records)
+        if labels := sorted({label_of(record) for record in known}):
+            notes.append(f"The runs are {' and '.join(labels)}.")
+        if not measures:
+            notes.append("Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity.")
+        if found.of_the_paper:
+            rows += quoted
+            notes.append("The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value by layer.")
+            notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
+        else:
+            notes.insert(0, f"{found.model} on {found.task} is not in the paper: no comparison with its means.")
+        title = f"Figure 5: cosine of weight differences, {found.place}"
+        draw = partial(_draw_cosines, lines, printed if found.of_the_paper else {}, title, len(measures), where)
+        figures.append(Figure(f"figure5{suffix(found.model, found.task)}", title, header, rows, notes, draw))
+    return figures
+
+
+def _by_layer(measures: list[Record], notes: list[str]) -> tuple[list[list[TableCell]], dict[str, list[Point]], str]:
+    """The rows of the data, for each pair its line, and of which matrices the lines are; adds to the notes what has no
+    cosine."""
+    points: dict[tuple[str, str, int], list[tuple[Any, list[str]]]] = defaultdict(list)
+    for measure in measures:
+        values, of = measure["values"], ids(measure["of"])
+        for i, (layer, site) in enumerate(zip(values["layer"], values["site"], strict=True)):
+            for pair in PAIRS:
+                points[pair, site, layer].append((values[pair][i], of))
+    rows, lines = [], defaultdict[str, list[Point]](list)
+    sites = {site for _, site, _ in points}
+    for (pair, site, layer), found in sorted(points.items()):
+        numbers = finite(value for value, _ in found)
+        if len(numbers) < len(found):
+            lost = f"{len(found) - len(numbers)} of {len(found)}"
+            notes.append(f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero).")
+        middle = median_and_range(numbers)
+        runs = (name for _, of in found for name in of)
+        texts = [*shown(middle, ".3e"), str(len(numbers))]
+        rows.append(make_row(PAIRS[pair], "ours", site, str(layer), *with_runs(texts, runs)))
+        if middle and (site == "query" or "query" not in sites):
+            lines[pair].append((layer, middle[0], middle[1], middle[2]))
+    where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
+    return rows, dict(lines), where
+
+
+def _draw_cosines(
+    lines: dict[str, list[Point]],
+    printed: dict[str, float],
+    title: str,
+    measured: int,
+    where: str,
+    canvas: Canvas,
+) -> None:
+    axes = canvas.subplots()
+    looks = {"lora_vera": (COLOURS["vera"], "-", "D"), "lora_random": (COLOURS["lora"], "--", "o")}
+    looks |= {"vera_random": (COLOURS["random"], ":", "^")}
+    for pair, look in looks.items():
+        if pair in lines:
+            draw_band(axes, lines[pair], look, PAIRS[pair])
+    for key, value in printed.items():
+        tint, _, _ = looks[key.removeprefix("mean_")]
+        label = f"{PAIRS[key.removeprefix('mean_')]}, paper's mean (quoted)"
+        axes.axhline(value, color=tint, linestyle=(0, (1, 2)), linewidth=1, label=label)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("cosine")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    if not lines:
+        axes.set_xticks([])  # the paper's two means, and no layers
+    pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
+    axes.set_title(f"{title}\n{pairs}")
+    if lines or printed:
+        axes.legend()

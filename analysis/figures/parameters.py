@@ -1,0 +1,88 @@
+"""The dev metric by trainable parameters: of the demo, and of the tasks of tables 2 and 5."""
+
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+
+from analysis.cells import Cell, Key, cells, ids
+from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
+from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
+from analysis.paper import GLUE
+from analysis.table import make_row
+from runs.record import Ledger
+
+
+def demo(ledger: Ledger) -> list[Figure]:
+    """The demo's: one picture a model; bars span the seeds."""
+    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
+    figures = _by_parameters(found, "accuracy_vs_parameters", "minilm")
+    if not figures:
+        why = ["Nothing has run: make demo."]
+        title = "The demo: dev metric by parameters"
+        figures = [Figure("accuracy_vs_parameters", title, [], [], why, draw_nothing, (7, 4))]
+    return figures
+
+
+def make(ledger: Ledger) -> list[Figure]:
+    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without other ranks and
+    ablations."""
+    known = [r for r in ledger if r["cell"]["task"] in GLUE or r["config"]["task"].get("family") == "images"]
+    found = cells([r for r in known if not r["cell"]["row"].startswith(("vera_", "lora_"))], wanted=5)
+    return [
+        figure
+        for task in sorted({key[2] for key in found})
+        for figure in _by_parameters({key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}")
+    ]
+
+
+def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
+    """A picture for each model, of one task's cells. usual: the model that the name needs no word for."""
+    header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
+    figures = []
+    for model in sorted({key[0] for key in found}):
+        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+        images = next(iter(mine.values())).records[0]["config"]["task"].get("family") == "images"
+        which = "last" if images else "best"
+        rows = []
+        for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+            numbers = with_runs([str(cell.parameters), *median_and_range(cell, which)], ids(cell.records))
+            rows.append(make_row(cell.label, *numbers))
+        label = next(iter(mine.values())).records[0]["label"]
+        most = max(cell.seeds for cell in mine.values())
+        seeds = f"median of {most} seeds, {which} epoch; lines span the seeds" if most > 1 else f"one seed, {which} epoch"
+        title = f"{label['model']} on {label['task']}: {seeds}"
+        draw = partial(_draw_parameters, drawable(mine), title, which)
+        whole = name if model == usual else f"{name}_{model}"
+        figures.append(Figure(whole, title, header, rows, seed_notes(mine), draw, (7, 4)))
+    return figures
+
+
+#: Counts of parameters that are so near each other, by their ratio, that labels above both would meet.
+CLOSE = 1.5
+
+
+def _draw_parameters(mine: dict[str, Cell], title: str, which: str, canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
+    counts = [cell.parameters for _, cell in ordered]
+    for i, (row, cell) in enumerate(ordered):
+        values, x = cell.values(which), cell.parameters
+        axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
+        draw_point(axes, x, cell, row, which=which)
+        # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right of the point
+        # where the one before has nearly the same count.
+        beside = i > 0 and x < CLOSE * counts[i - 1]
+        place, shift = ((x, cell.median(which)), (7, 0)) if beside else ((x, max(values)), (0, 7))
+        look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}
+        label = f"{cell.label}\n{cell.median(which):.1f}"
+        axes.annotate(label, place, shift, textcoords="offset points", color=colour(row), fontsize=8, **look)
+    axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
+    axes.set_xlim(left=-400)
+    axes.margins(y=0.18)
+    axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
+    axes.minorticks_off()
+    metric = next((cell.records[0]["result"]["metric"] for cell in mine.values()), "metric")
+    axes.set_xlabel("trainable parameters, without the classification head")
+    axes.set_ylabel(f"dev {metric_label(metric)}")
+    axes.set_title(title)

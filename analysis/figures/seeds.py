@@ -1,0 +1,51 @@
+"""A cell in a figure: its median and the range of its seeds, as text and as a point, and what is missing of them."""
+
+import math
+from typing import Any
+
+from analysis.cells import Cell
+from analysis.figures.figure import MARKERS, colour
+
+
+def median_and_range(cell: Cell, which: str = "best") -> list[str]:
+    """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
+    values = [math.nan] if cell.unknown else cell.values(which)
+    return [f"{v:.1f}" for v in (cell.median(which), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
+
+
+def drawable(mine: dict[str, Cell]) -> dict[str, Cell]:
+    """Those whose every seed has its number."""
+    return {row: cell for row, cell in mine.items() if not cell.unknown}
+
+
+def seed_notes(found: dict[str, Cell]) -> list[str]:
+    """Fewer seeds than wanted, diverged ones, and what cells() has left out."""
+    notes = []
+    for cell in found.values():
+        if not cell.complete:
+            notes.append(f"{cell.label}: {cell.seeds - cell.unknown} of {cell.wanted} seeds (hollow).")
+        if cell.unknown:
+            notes.append(f"{cell.label}: {cell.unknown} of {cell.seeds} runs finished without the number (nan): not drawn.")
+        if cell.again:
+            more = "more than one record of the same settings and seed; not counted twice, left out"
+            notes.append(f"{cell.label}: {more}: {', '.join(cell.again)}.")
+        if cell.diverged:
+            notes.append(f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch before.")
+        if cell.left_out:
+            notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
+        notes += cell.problems
+    return notes
+
+
+def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None, which: str = "best") -> None:
+    """A cell's median and the range of its seeds; hollow where seeds are missing."""
+    values, tint = cell.values(which), colour(row)
+    axes.plot([x, x], [min(values), max(values)], color=tint, alpha=0.6)
+    face = tint if cell.complete else "white"
+    marker = MARKERS.get(row.partition("_")[0], "s")
+    axes.plot(x, cell.median(which), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
+
+
+def metric_label(name: str) -> str:
+    """A metric as an axis calls it."""
+    return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
