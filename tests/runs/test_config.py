@@ -529,6 +529,7 @@ def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_
     assert composed == [1]
 
 
+@pytest.mark.usefixtures("process")
 def test_neither_configuration_nor_plan_nor_reading_imports_torch():
     import subprocess
 

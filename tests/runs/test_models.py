@@ -180,7 +180,7 @@ def refused(model, path, why):
 
 
 @pytest.fixture
-def minilm(tmp_path, monkeypatch):
+def minilm(real_model, tmp_path, monkeypatch):
     """Its configuration, and a copy of the folder in its package, which the copy stands for."""
     (run,) = expand(["model=minilm", f"output={tmp_path}"])
     model = run.config["model"]

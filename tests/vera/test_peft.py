@@ -49,7 +49,11 @@ def method_of(name: str, **config) -> vera.Peft:
     return vera.Peft(name, {**SMALL.get(name, {}), **config})
 
 
-@pytest.mark.parametrize("name", CLASSES)
+#: BOFT has a compiler looked for.
+COMPILED = pytest.param("BOFTConfig", marks=pytest.mark.slow("process"))
+
+
+@pytest.mark.parametrize("name", [COMPILED if name == "BOFTConfig" else name for name in CLASSES])
 def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(name, tmp_path):
     method, model = method_of(name), tiny_model()
     if name in REFUSED:
