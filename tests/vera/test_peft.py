@@ -49,11 +49,7 @@ def method_of(name: str, **config) -> vera.Peft:
     return vera.Peft(name, {**SMALL.get(name, {}), **config})
 
 
-#: BOFT has a compiler looked for.
-COMPILED = pytest.param("BOFTConfig", marks=pytest.mark.slow("process"))
-
-
-@pytest.mark.parametrize("name", [COMPILED if name == "BOFTConfig" else name for name in CLASSES])
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(name, tmp_path):
     method, model = method_of(name), tiny_model()
     if name in REFUSED:
@@ -150,7 +146,14 @@ def roberta_base(layers: int = 12) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in REFUSED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in COUNTS_OF_TWO_LAYERS else ())
+        for name in CLASSES
+        if name not in REFUSED
+    ],
+)
 def test_what_each_class_trains_in_roberta_base(name):
     with torch.device("meta" if name in COUNTS else "cpu"):
         model = roberta_base(12 if name in COUNTS else 2)
