@@ -76,7 +76,11 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         ),
         (["model.path=/nowhere"], "error: /nowhere: no such folder (model.path)"),
         (["task.data_dir=/nowhere"], "error: /nowhere: no such folder (task.data_dir)"),
-        (["device=cuda"], "error: device=cuda: torch sees no CUDA device here"),
+        pytest.param(
+            ["device=cuda"],
+            "error: device=cuda: torch sees no CUDA device here",
+            marks=pytest.mark.slow("process"),
+        ),
         (["--nonsense"], "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
@@ -101,6 +105,7 @@ def test_without_hub_and_path_the_way_out_is_named(glue, tmp_path):
     assert "model.path=/where/roberta-base" in done.stderr
 
 
+@pytest.mark.usefixtures("process")
 def test_weights_that_are_damaged_or_of_another_model(words, tiny_bert, tmp_path):
     import shutil
 
