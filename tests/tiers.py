@@ -18,8 +18,8 @@ import pytest
 from transformers import PreTrainedModel
 
 SLOW = {"process", "network", "java", "browser", "slurm", "ray", "real_model"}
-#: Programs that answer at once. The last two are torch's, which looks for a compiler where peft's BOFT is imported.
-QUICK = {"git", "uname", "ninja", "gcc"}
+#: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib for fonts.
+QUICK = {"git", "uname", "ninja", "gcc", "fc-list"}
 #: Bytes of weights that no tiny model of the tests has: the smallest real one (MiniLM) takes 90 MB.
 REAL = 50_000_000
 

@@ -38,6 +38,19 @@ from runs.train import Training
 from tasks import DataError
 
 
+@pytest.fixture
+def pictures():
+    """The test draws pictures of predictions."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Others do not: drawing takes seconds a run."""
+    if "pictures" not in request.fixturenames:
+        for name in ("grid", "confusion"):
+            monkeypatch.setattr(f"tasks.pictures.{name}", lambda *_: None)
+
+
 def begin(words):
     (run,) = expand(words)
     return Training(run, run_id(run), lambda event: None)
@@ -190,7 +203,7 @@ def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_pa
 
 
 @pytest.mark.parametrize("change", ["task.augment=none", "task.augment=crop", "method=head"])
-def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, tmp_path):
+def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, pictures, tmp_path):
     words = [w for w in image_words if not (change == "method=head" and w.startswith("method."))]
     words = [*words, change]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
@@ -210,8 +223,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, i
     for record in (straight, resumed):
         del record["config"]["task"]["cache_dir"]
     assert comparable(resumed) == comparable(straight)
-    pictures = ("predictions.csv", "predictions.png", "confusion.png")
-    for name in pictures:
+    for name in ("predictions.csv", "predictions.png", "confusion.png"):
         one, other = (run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed"))
         assert one.read_bytes() == other.read_bytes()
 
