@@ -33,7 +33,7 @@ LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
-.PHONY: help setup constraints demo test chaos attack lint docs plan tune counts publish results sync dashboard report notebooks \
+.PHONY: help setup constraints demo test test-all chaos attack lint docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -67,8 +67,14 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 	@$(BIN)/python -m analysis.figures demo --output $(call quoted,,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
-test: setup ## the tests
-	@$(BIN)/python -m pytest -n auto --dist worksteal
+# What both print at the end: the slowest ones. Each worker takes tests from the others when its own are done.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
+
+test: setup ## the fast tests, at most 4 minutes on 2 cores
+	@$(PYTEST) -m "not slow"
+
+test-all: test ## and the slow ones: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
+	@$(PYTEST) -m slow
 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)

@@ -32,7 +32,7 @@ from runs.wandb_setup import base_url, cell_key, logged_in, mode_here, project, 
 if TYPE_CHECKING:
     from runs.config import Run
 
-#: Seconds that close() waits, and that the process takes at most once its input has ended.
+#: Seconds that close() waits, and that the process takes at most once its input has ended, where nobody says otherwise.
 PATIENCE = {"online": 30.0, "offline": 10.0}
 #: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together with one start
 #: of W&B they stay below PATIENCE: what could not be sent is on disk by then.
@@ -54,11 +54,15 @@ class Tracker:
     and ends by itself when this one does.
     """
 
-    def __init__(self, mode: str | None, output: str) -> None:
-        """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet."""
+    def __init__(self, mode: str | None, output: str, patience: float | None = None) -> None:
+        """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet.
+
+        patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT of PATIENCE).
+        """
         later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
         self.mode = "off" if later_process else mode or mode_here()
         self.output = output
+        self.patience = patience or PATIENCE.get(self.mode, 0.0)
         self.log = Path(output) / "wandb" / "tracking.log"
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -80,13 +84,13 @@ class Tracker:
         self._tell("end", lambda: record)
 
     def close(self) -> None:
-        """Waits until W&B has everything, no longer than PATIENCE, and ends the process. One line if something is missing."""
+        """Waits until W&B has everything, not beyond its patience, and ends the process. One line if something is missing."""
         if self._writer is None and not self._trouble:
             return
-        deadline = time.monotonic() + PATIENCE[self.mode]
+        deadline = time.monotonic() + self.patience
         self._lines.put(None)
         if self._writer:
-            self._writer.join(PATIENCE[self.mode])
+            self._writer.join(self.patience)
         code: int | None = LOST
         if self._process:
             try:
@@ -128,7 +132,7 @@ class Tracker:
             places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
             with open(self.log, "ab") as log:
                 process = self._process = subprocess.Popen(
-                    [sys.executable, "-m", "runs.tracking", "serve", self.mode, self.output],
+                    [sys.executable, "-m", "runs.tracking", "serve", self.mode, self.output, str(self.patience)],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -213,8 +217,8 @@ def summary_of(record: Record) -> dict[str, Any]:
 class Server:
     """The process's side. A run that W&B fails to take is told again from its beginning, offline: nothing is missing then."""
 
-    def __init__(self, mode: str, output: str) -> None:
-        self.mode, self.output = mode, output
+    def __init__(self, mode: str, output: str, patience: float) -> None:
+        self.mode, self.output, self.share = mode, output, patience / PATIENCE[mode]
         self.code = 0
         self.over = False
         self.offline_until = 0.0
@@ -276,8 +280,8 @@ class Server:
 
         self.seen = set()
         settings = wandb.Settings(
-            init_timeout=INIT_TIMEOUT,
-            finish_timeout=FINISH_TIMEOUT,
+            init_timeout=INIT_TIMEOUT * self.share,
+            finish_timeout=FINISH_TIMEOUT * self.share,
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=1.0,  # a killed process has lost no more than that
             # The record has versions, commit and device; the log is the run's own; the rest is not this process's to tell.
@@ -330,7 +334,7 @@ class Server:
             (Path(self.run.dir).parent / OPEN).unlink(missing_ok=True)
 
 
-def serve(mode: str, output: str) -> int:
+def serve(mode: str, output: str, patience: float) -> int:
     """The process's whole life: reads lines until they end, or until this command's parent has gone."""
     words = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as nothing:
@@ -340,14 +344,14 @@ def serve(mode: str, output: str) -> int:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crashes are told to a server elsewhere otherwise
     with contextlib.suppress(OSError):
         os.nice(5)  # the run comes first
-    server = Server(mode, output)
+    server = Server(mode, output, patience)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in words:
             lines.put(line)
         lines.put(b"")
-        time.sleep(PATIENCE[mode] - 2)
+        time.sleep(patience - 2)
         os._exit(server.code if server.over else LOST)  # whatever hangs
 
     threading.Thread(target=read, daemon=True).start()
@@ -441,8 +445,8 @@ def _is_on(path: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) == 3 and arguments[0] == "serve":
-        return serve(*arguments[1:])
+    if len(arguments) == 4 and arguments[0] == "serve":
+        return serve(arguments[1], arguments[2], float(arguments[3]))
     words = [word for word in arguments[1:] if not word.startswith("output=")]
     if not arguments or arguments[0] != "sync" or words or {"-h", "--help"} & set(arguments):
         print(__doc__)

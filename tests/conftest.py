@@ -10,18 +10,42 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from bench import write_mt_bench
+from tiers import declared, guard, java, network, process, ray, real_model  # noqa: F401 - fixtures
 from tiny import save_gpt2, save_llama, save_timm, save_tiny, save_vit, write_alpaca, write_e2e, write_glue, write_images
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are stopped by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if declared(item):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    with guard.watch(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    try:
+        return (yield)
+    finally:
+        if guard.found and not isinstance(sys.exception(), pytest.fail.Exception):  # in a thread, or caught by who is tested
+            pytest.fail(guard.found)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """What each method can do on each architecture, found by doing it. Writes docs/methods.md: make docs
 
-tests/vera/test_support.py does the same and compares, so that the page cannot lie.
+tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and nowhere else.
 """
 
 import tempfile

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(process, tmp_path):
     """Runs a target in a folder whose python writes down the words that each command gets."""
     folder = tmp_path / "a place"
     (folder / ".venv" / "bin").mkdir(parents=True)
@@ -104,6 +104,14 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
     assert answer == ["-m", "runs.answer", "paper=table4_llama_7b", "output=outputs"]
     assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "paper=demo", "output=outputs", "'a b"]]
     assert make("dashboard", "PROJECT=a b")[0][-1] == "--project=a b"
+
+
+def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):
+    """As CI calls it, where `make test` alone is what the README names."""
+    command = ["-m", "pytest", "-n", "auto", "--dist", "worksteal", "--durations", "10", "-m"]
+    fast, slow = [*command, "not slow"], [*command, "slow"]
+    assert make("test") == [fast]
+    assert make("test", "test-all") == make("test-all") == [fast, slow]
 
 
 def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, tmp_path):

@@ -10,6 +10,7 @@ def call(*words):
     return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -27,6 +28,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("process")
 def test_a_reader_that_has_seen_enough_hears_no_complaint():
     command = [sys.executable, "-c", "import sys\nfrom analysis.command import entry_point\nsys.argv = ['x']\n"]
     command[-1] += "entry_point(lambda arguments: print('line\\n' * 100_000) or 0)"

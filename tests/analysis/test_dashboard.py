@@ -146,6 +146,7 @@ def one_line(capsys):
     return err
 
 
+@pytest.mark.usefixtures("process")
 def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     """In processes of their own: wandb keeps an address for the life of one."""
     with good() as server:
@@ -163,6 +164,7 @@ def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     assert "Table 2, RoBERTa-base: GLUE dev sets" in [section["name"] for section in sections]
 
 
+@pytest.mark.usefixtures("process")
 def test_tables_do_without_wandb():
     code = "import analysis.tables, analysis.dashboard, sys; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

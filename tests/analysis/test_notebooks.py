@@ -27,6 +27,7 @@ WORDS = {
 }
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("name", build.NAMES)
 def test_a_notebook_runs_on_a_small_ledger(name, output):
     path = build.build(name, output)

@@ -305,7 +305,7 @@ def test_colours_have_enough_contrast_in_light_and_dark():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser(process, tmp_path_factory):
     if not (CHROMIUM.exists() and DRIVER.exists()) and not os.environ.get("BROWSER_TEST"):  # CI sets it: there it must run
         pytest.skip("no chromium and chromedriver here (CI installs them)")
     from selenium import webdriver

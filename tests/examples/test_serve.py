@@ -232,6 +232,7 @@ def test_what_json_cannot_repeat_is_refused_with_a_line_in_the_log(served, body)
     assert "\n" not in lines[0]
 
 
+@pytest.mark.usefixtures("process")
 def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
     place = save_tiny(tmp_path / "model", "bert")
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import QUESTIONS
 from judge_server import JudgeServer, Reply, error, score
-from running import comparable, do, elsewhere
+from running import comparable, do, elsewhere, trained
 from safetensors.torch import load_file
 from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,7 +30,7 @@ COUNT = len(QUESTIONS["mt_bench"])
 @pytest.fixture
 def done(alpaca_words, tmp_path):
     """A finished run: its record and its output folder."""
-    return do(alpaca_words), tmp_path / "outputs"
+    return trained(alpaca_words), tmp_path / "outputs"
 
 
 def asked(record, output, *words):
@@ -115,7 +115,7 @@ def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_ref
 @pytest.mark.parametrize("method", ["vera", "lora"])
 def test_checkpointing_and_micro_batches_change_no_gradient(method, alpaca_words, tmp_path):
     words = [*alpaca_words, f"method={method}", "method.sites=[all-linear]"]
-    plain = do(words)
+    plain = trained(words)
     other = do(elsewhere([*words, "gradient_checkpointing=true", "micro_batch=2"], output=tmp_path / "other"))
     assert other["id"] == plain["id"]
     assert other["curve"]["dev_loss"] == pytest.approx(plain["curve"]["dev_loss"], rel=1e-5)

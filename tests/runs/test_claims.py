@@ -203,6 +203,7 @@ def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
     assert {path.name for path in folder.iterdir()} == {living.path.name, elsewhere.name, "dead.2.other"}
 
 
+@pytest.mark.usefixtures("process")
 @LINUX
 def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     script = (

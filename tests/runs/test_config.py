@@ -425,6 +425,7 @@ def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, messag
 IMAGE_TASKS = ("cifar100", "food101", "flowers102", "resisc45", "digits", "image_folder")
 
 
+@pytest.mark.slow  # 70 compositions; tests/nets has those of every preset
 def test_every_file_of_conf_composes():
     import vera
 
@@ -529,6 +530,7 @@ def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_
     assert composed == [1]
 
 
+@pytest.mark.usefixtures("process")
 def test_neither_configuration_nor_plan_nor_reading_imports_torch():
     import subprocess
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import call, call_here, comparable, do, elsewhere, started
+from running import call, call_here, comparable, do, elsewhere, started, trained
+from tiers import pairs
 
 import tasks.e2e_metrics
 import vera
@@ -43,7 +44,7 @@ def folder_of(words) -> Path:
 
 
 def test_the_record_holds_the_scores_of_the_last_and_the_best_epoch_by_each_penalty(e2e_words):
-    record = do(e2e_words)
+    record = trained(e2e_words)
     assert record["status"] == "done"
     assert record["parameters"] == record["parameters"] | {"adapter": 2 * 2 * (32 + 8), "head": 0}
     curve, result, texts = record["curve"], record["result"], record["texts"]
@@ -81,13 +82,12 @@ def test_the_best_epoch_is_decoded_from_its_own_adapter(e2e_words):
         assert [t["0.9"] for t in texts] == saved["0.9"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("keep", ["best", "last", "both", "none"])
+@pytest.mark.parametrize(("keep", "precision"), pairs(["best", "last", "both", "none"], ["fp32", "fp16"]))
 def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_path, capsys):
     """And the scores are of full precision, whatever is kept."""
     words = worse(e2e_words, f"keep={keep}", f"adapter_precision={precision}")
     record = do(words)
-    reference = do(worse(elsewhere(e2e_words, output=tmp_path / "reference")))
+    reference = trained(worse(elsewhere(e2e_words, output=tmp_path / "reference")))
     assert record["texts"] == reference["texts"]
     names = {"none": [], "both": ["adapter", "adapter_best"]}.get(keep, ["adapter"])
     assert {path.name for path in folder_of(words).glob("*.safetensors")} == {f"{name}.safetensors" for name in names}
@@ -195,10 +195,10 @@ def killed_while_decoding(words, after, monkeypatch):
     return training.folder
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkeypatch, capfd):
     words = worse(e2e_words, "task.beams=6")  # an MR a call
-    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    straight = trained(elsewhere(words, output=tmp_path / "straight"))
     killed = elsewhere(words, output=tmp_path / "killed")
     folder = killed_while_decoding(killed, after, monkeypatch)
     which = "last" if after < 3 else "best"
@@ -218,7 +218,7 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
 
 
 def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
-    do(e2e_words)
+    trained(e2e_words)
     path = folder_of(e2e_words) / "decoded_last.jsonl"
     before = path.read_bytes()
     (run,) = expand(e2e_words)
@@ -231,7 +231,7 @@ def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
 
 
 def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
-    do(e2e_words)
+    trained(e2e_words)
     path = folder_of(e2e_words) / "decoded_last.jsonl"
     header, *lines = path.read_text().splitlines()
     of = json.loads(header)
@@ -246,6 +246,7 @@ def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
     assert decode._saved(path, of, ["0.9"]) == {}
 
 
+@pytest.mark.usefixtures("process")
 def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path, capfd):
     """SIGKILL, as a scheduler does it: what has been written is there, and the record is the straight run's."""
     data = tmp_path / "many"
@@ -290,7 +291,7 @@ def test_a_run_that_was_begun_with_another_select_goes_on(e2e_words, tmp_path, m
 
 
 def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, capsys):
-    record = do(e2e_words)
+    record = trained(e2e_words)
     path = record_path(record["config"]["output"], record["id"])
     first, *others = record["texts"]["scores"]
     first |= {"rouge_l": 50.0, "unavailable": {"meteor": "java failed", "cider": "java failed"}}
@@ -306,8 +307,9 @@ def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, ca
     assert len(again) == 1 + len(others)
 
 
+@pytest.mark.usefixtures("process")
 def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_words, monkeypatch, capsys):
-    record = do(e2e_words)
+    record = trained(e2e_words)
     output = record["config"]["output"]
     monkeypatch.undo()
     assert evaluate.main([record["id"], f"output={output}"]) == 0
@@ -331,6 +333,7 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
         evaluate.main([record["id"], f"output={output}"])
 
 
+@pytest.mark.usefixtures("process")
 def test_a_sweep_shows_decoding_and_the_score(e2e_words):
     done = call("runs", *e2e_words, check=0)
     assert "dev perplexity" in done.stdout
@@ -352,6 +355,7 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
     assert not list(folder_of(e2e_words).iterdir())
 
 
+@pytest.mark.usefixtures("process")
 def test_an_encoder_cannot_do_it(e2e_words, tiny_bert):
     words = [f"model.path={tiny_bert}" if w.startswith("model.path") else w for w in e2e_words]
     done = call_here("runs", *words, check=2)

@@ -1,6 +1,5 @@
 """Executors and launchers: how runs end, what is tried again, and who starts what. Slurm and Ray for real, where they are."""
 
-import contextlib
 import errno
 import itertools
 import json
@@ -31,7 +30,7 @@ from runs.train import Training
 
 
 @pytest.fixture
-def fork(monkeypatch):
+def fork(process, monkeypatch):
     """Children are forked from this process, so that they see what a test has replaced."""
     monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
 
@@ -467,6 +466,7 @@ def test_a_signal_while_a_runs_process_starts(words, fork, monkeypatch):
     assert (outcome.exit_code, outcome.failed) == (143, [])
 
 
+@pytest.mark.usefixtures("process")
 def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
     script = "import time, runs.executor as e; e.Sweep.load = lambda path: time.sleep(60); e.main(['sweep.json', '0'])"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 1
@@ -475,6 +475,7 @@ def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
 # --- signals, and several executors
 
 
+@pytest.mark.usefixtures("process")
 def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
     """SIGTERM in the middle of an epoch, as a scheduler sends it: the step is saved, not the five minutes before it."""
     slow = [*words, "train.effective_batch=1", "train.epochs=8"]
@@ -514,6 +515,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, monkeypatch, tmp_pat
     assert comparable(do(words)) == comparable(straight)
 
 
+@pytest.mark.usefixtures("process")
 def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path):
     """launcher=local: one executor is killed with its run on, and one run fails."""
     many = [*words, "seed=0,1,2", "train.epochs=12", "method.sites=[query],[qeury]", "lease_seconds=3"]
@@ -544,6 +546,7 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     assert "0 done, 3 already there, 3 failed" in again.stdout
 
 
+@pytest.mark.usefixtures("process")
 def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch):
     monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
     with pytest.raises(UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"):
@@ -554,7 +557,7 @@ def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch
 
 
 @pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
+def two_gpus(process, tmp_path, monkeypatch):
     """A machine with two GPUs, by what nvidia-smi prints there."""
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
@@ -597,6 +600,7 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
     assert "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     script = (
         f"from runs import launch; launch.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
@@ -690,7 +694,7 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def slurm():
+def slurm(process):
     """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh."""
     if not (os.environ.get("CI") or os.environ.get("SLURM_TEST")):
         pytest.skip("a Slurm is started with CI=true or SLURM_TEST=1 only")
@@ -734,11 +738,7 @@ def test_a_job_that_slurm_refuses_is_one_line(slurm, words):
     assert "Traceback" not in done.stderr
 
 
-def test_on_ray_two_workers_do_a_sweep(words, tmp_path):
-    with contextlib.suppress(ImportError):
-        import ray  # noqa: F401
-    if "ray" not in sys.modules:
-        pytest.skip("Ray is an extra: pip install -e '.[ray]'")
+def test_on_ray_two_workers_do_a_sweep(ray, words, tmp_path):
     many = [*words, "seed=0,1"]
     done = call("runs", *many, "launcher=ray", "executors=2", check=0)
     assert "2 done, 0 already there" in done.stdout

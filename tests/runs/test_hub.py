@@ -84,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp_path):
+def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp_path):
     """The server's address; it holds four models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its parquet branch,
     uoft-cs/cifar100, yahma/alpaca-cleaned, and the space lmsys/mt-bench."""
     task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})

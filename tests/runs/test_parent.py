@@ -89,7 +89,7 @@ class Family:
 
 
 @pytest.fixture
-def family(tmp_path):
+def family(process, tmp_path):
     if not Path("/proc/self/environ").exists():
         pytest.skip("this system does not tell which process came of which")
     begun = []

@@ -23,9 +23,11 @@ PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
 PRESETS |= {"glue_minilm": 12, "glue_more_minilm": 18, "rank_scaling_minilm": 13, "ablations_minilm": 8}
 PRESETS |= {"figure2_proportional": 6, "rank_scaling_minilm_proportional": 6}
 PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
+#: One of each family of text is fast; so is a run on images, in tests/nets.
+FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
 
 
-@pytest.mark.parametrize("paper", PRESETS)
+@pytest.mark.parametrize("paper", [pytest.param(p, marks=() if p in FAST else pytest.mark.slow) for p in PRESETS])
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two

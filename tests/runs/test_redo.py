@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from running import ROOT, call_here, do, output_of
+from running import ROOT, call_here, output_of, trained
 
 import runs.__main__
 from runs import evaluate, provenance, sources
@@ -74,7 +74,7 @@ def test_outside_a_checkout_nothing_is_known(checkout):
 
 
 def test_a_record_names_its_source_files(words):
-    found = do([*words, "train.max_steps=1"])["code"]["sources"]
+    found = trained([*words, "train.max_steps=1"])["code"]["sources"]
     files = {part: source["file"] for part, source in found.items()}
     assert files == {"method": "vera/methods/vera.py", "task": "tasks/glue.py"}
     for source in found.values():
@@ -123,6 +123,7 @@ def edited(output, part="method"):
         write_record(output, record)
 
 
+@pytest.mark.usefixtures("process")
 def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(words):
     few, output = [*words, "train.max_steps=2"], output_of(words)
     call_here("runs", *few, check=0)
@@ -163,6 +164,7 @@ def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(wor
     assert "1 already there" in call_here("runs", *few, check=0).stdout
 
 
+@pytest.mark.usefixtures("process")
 def test_launched_executors_do_again_what_was_set_aside_once(words):
     few, output = [*words, "train.max_steps=1"], output_of(words)
     call_here("runs", *few, "seed=0", check=0)
@@ -177,6 +179,7 @@ def test_launched_executors_do_again_what_was_set_aside_once(words):
     assert all(r["code"]["sources"]["method"]["sha256"] != "0" * 16 for r in read_ledger(output, published=False))
 
 
+@pytest.mark.usefixtures("process")
 def test_a_mistake_sets_nothing_aside(words):
     few, output = [*words, "train.max_steps=1"], output_of(words)
     call_here("runs", *few, check=0)
@@ -204,7 +207,7 @@ def test_what_others_start_from_is_not_done_again_unless_asked_for(words, monkey
 @pytest.fixture
 def finished(words):
     """A record, as a command has read it that wants it done again."""
-    record = do([*words, "train.max_steps=1"])
+    record = trained([*words, "train.max_steps=1"])
     return record, output_of(words)
 
 
@@ -246,9 +249,10 @@ def test_nothing_is_moved_under_the_hands_of_a_runs_owner(finished):
 # --- the command that makes a record's run
 
 
+@pytest.mark.usefixtures("process")
 def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monkeypatch, tmp_path):
     output = output_of(words)
-    record = do([*words, "train.max_steps=1", "keep=none"])
+    record = trained([*words, "train.max_steps=1", "keep=none"])
     done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
     assert f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: " in done.stderr
     command = done.stderr.partition("python -m runs ")[2].split()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from running import call_here
+from running import call_here, trained
 from safetensors.torch import load_file
 
 from runs import plan, sweep
@@ -10,7 +10,7 @@ from runs.config import expand, starts, with_starts
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-from runs.train import Training
+from runs.train import Training, train
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def mnli_rows(words):
     ]
 
 
+@pytest.mark.usefixtures("process")
 def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, capsys):
     words = mnli_rows(lora)
     runs = expand(words)
@@ -69,7 +70,7 @@ def test_the_default_lora_row_has_no_start(lora):
 
 def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
     (plain,) = expand(lora)
-    sweep.sweep([plain])
+    trained(lora)
     path = run_folder(plain.config["output"], run_id(plain)) / "adapter.safetensors"
     by_id, by_file = (expand([*lora, f"init_from={start}", "seed=1"])[0] for start in (run_id(plain), path))
     ids = {run_id(by_id), run_id(by_file), run_id(expand([*lora, "seed=1"])[0])}
@@ -87,7 +88,7 @@ def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
 
 def test_training_begins_with_the_start_and_a_fresh_head(lora):
     (plain,) = expand(lora)
-    sweep.sweep([plain])
+    trained(lora)
     folder = run_folder(plain.config["output"], run_id(plain))
     kept = load_file(folder / "adapter.safetensors")
     (run,) = expand([*lora, f"init_from={run_id(plain)}", "seed=1"])
@@ -108,7 +109,7 @@ def test_training_begins_with_the_start_and_a_fresh_head(lora):
 )
 def test_a_start_of_other_settings_is_refused_before_anything_starts(change, message, lora):
     (plain,) = expand(lora)
-    sweep.sweep([plain])
+    trained(lora)
     kept = [w for w in lora if w.partition("=")[0] not in {c.partition("=")[0] for c in change}]
     with pytest.raises(UserError) as error:
         sweep.sweep(expand([*kept, *change, f"init_from={run_id(plain)}"]))
@@ -131,7 +132,7 @@ def test_what_a_start_kept_is_part_of_the_identity(lora):
     usual = run_id(run)
     assert run.start
     run.start.config["keep"] = "last"
-    sweep.sweep([run.start])
+    train(run.start, run_id(run.start), lambda event: None)
     assert run_id(expand(mnli_rows(lora))[0]) != usual
 
 
@@ -154,6 +155,7 @@ def test_what_is_not_there_is_one_line(lora, tmp_path):
         assert "blocked 1" in text_of([*lora, f"init_from={start}"])
 
 
+@pytest.mark.usefixtures("process")
 def test_a_start_that_failed_or_kept_nothing_blocks_what_comes_after(lora, capsys):
     runs = expand(mnli_rows(lora))
     (first,) = starts(runs)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of
+from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
 
 from runs import config, display, evaluate, executor, plan, publish, sweep
 from runs.config import expand
@@ -20,6 +20,7 @@ from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 
 
+@pytest.mark.usefixtures("process")
 def test_a_sweep_runs_skips_and_survives_a_failure(words):
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     first = call("runs", *sweep_words, check=0)
@@ -68,13 +69,18 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
     [
         (["model=robertta_base"], "error: no model 'robertta_base'. Did you mean roberta_base?"),
         (["method.rank=0"], "error: rank must be a whole number of at least 1, got 0"),
-        (
+        pytest.param(
             ["method.sites=[qeury]"],
             "error: no linear layer is a 'qeury' site of this model. It has: dense, key, query, value, all-linear",
+            marks=pytest.mark.slow("process"),
         ),
         (["model.path=/nowhere"], "error: /nowhere: no such folder (model.path)"),
         (["task.data_dir=/nowhere"], "error: /nowhere: no such folder (task.data_dir)"),
-        (["device=cuda"], "error: device=cuda: torch sees no CUDA device here"),
+        pytest.param(
+            ["device=cuda"],
+            "error: device=cuda: torch sees no CUDA device here",
+            marks=pytest.mark.slow("process"),
+        ),
         (["--nonsense"], "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
@@ -99,6 +105,7 @@ def test_without_hub_and_path_the_way_out_is_named(glue, tmp_path):
     assert "model.path=/where/roberta-base" in done.stderr
 
 
+@pytest.mark.usefixtures("process")
 def test_weights_that_are_damaged_or_of_another_model(words, tiny_bert, tmp_path):
     import shutil
 
@@ -115,12 +122,14 @@ def test_weights_that_are_damaged_or_of_another_model(words, tiny_bert, tmp_path
     assert "the weights lack bert.encoder.layer.2" in lacking
 
 
+@pytest.mark.usefixtures("process")
 def test_debug_shows_the_traceback(words):
     done = call("runs", *[w for w in words if not w.startswith("method.")], "method.sites=[qeury]", "debug=true")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.usefixtures("process")
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
     long = [*words, "train.epochs=2000", "checkpoint_minutes=0"]
     process = subprocess.Popen(
@@ -145,6 +154,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
     assert [p.state for p in plan.plan([run], read_ledger(run.config["output"], published=False))] == ["partial"]
 
 
+@pytest.mark.usefixtures("process")
 def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypatch, capsys):
     """The run's process meets a full disk when it writes its checkpoint."""
     from runs import errors
@@ -170,6 +180,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
     assert [p.name for p in record_path(output_of(words), "x").parent.iterdir()] == [f"{run_id(first)}.json"]
 
 
+@pytest.mark.usefixtures("process")
 def test_a_file_that_cannot_grow_is_one_line_too(words):
     """For real: the operating system refuses to write more than 60 KB to any file (the checkpoint is larger)."""
     import resource
@@ -188,6 +199,7 @@ def test_a_file_that_cannot_grow_is_one_line_too(words):
     assert not list(Path(output_of(words)).glob("runs/*/.*"))  # no half-written file stays
 
 
+@pytest.mark.usefixtures("process")
 def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkeypatch):
     runs = expand([*words, "seed=0,1", "train.max_steps=1"])
 
@@ -213,8 +225,7 @@ def test_the_plan_says_where_each_run_stands(words):
     runs = expand(every)
     output = output_of(words)
     assert "missing 4" in call_here("runs.plan", *every, check=0).stdout
-    sweep.sweep(runs[:1])
-    record = read_record(record_path(output, run_id(runs[0])))
+    record = trained([*words, "seed=0", "train.max_steps=2"])
     write_record(output, record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"})
     write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
     text = call_here("runs.plan", *every, check=0).stdout
@@ -233,7 +244,7 @@ def test_the_plan_says_where_each_run_stands(words):
 
 
 def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
-    record = do([*words, "train.epochs=1"])
+    record = trained([*words, "train.epochs=1"])
     folder = tmp_path / "other" / "RTE"
     shutil.copytree(Path(record["config"]["task"]["data_dir"]) / "RTE", folder)
     lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
@@ -260,8 +271,7 @@ def test_the_plan_of_a_whole_table_composes_each_cell_once(monkeypatch, tmp_path
 
 def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole(words):
     small = [*words, "task.train_rows=16", "task.dev_rows=8"]
-    (run,) = expand(small)
-    sweep.sweep([run])
+    trained(small)
     assert "est. " in call_here("runs.plan", *small, "seed=1", check=0).stdout
     assert "no estimate" in call_here("runs.plan", *words, check=0).stdout
 
@@ -269,8 +279,7 @@ def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole(words):
 def test_a_run_without_steps_is_no_measure_of_others(words):
     """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says so."""
     plain = [w for w in words if not w.startswith("method.")]
-    (none,) = expand([*plain, "method=none"])
-    sweep.sweep([none])
+    trained([*plain, "method=none"])
     assert "no estimate" in call_here("runs.plan", *plain, "method=lora", check=0).stdout
     assert "est. " in call_here("runs.plan", *plain, "method=none", "seed=1", check=0).stdout
 
@@ -278,8 +287,7 @@ def test_a_run_without_steps_is_no_measure_of_others(words):
 def test_an_estimate_goes_by_steps_not_by_runs(words):
     """A trial of 2 steps is no measure of a run of 10: its pace is."""
     (trial,) = expand([*words, "train.max_steps=2"])
-    sweep.sweep([trial])
-    record = read_record(record_path(output_of(words), run_id(trial)))
+    record = trained([*words, "train.max_steps=2"])
     record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
     (whole,) = expand(words)  # 2 epochs of 5 steps
     assert plan._seconds(whole, record) == pytest.approx(10 * 2.0 + 2 * 3.0)
@@ -290,7 +298,8 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     runs = expand([*words, "seed=0,1"])
-    sweep.sweep([*runs, *expand([*words, "train.max_steps=1"])])  # the last one is a trial, and stays here
+    for more in (["seed=0"], ["seed=1"], ["train.max_steps=1"]):  # the last one is a trial, and stays here
+        trained([*words, *more])
     failed = read_record(record_path(output_of(words), run_id(runs[1])))
     write_record(output_of(words), failed | {"status": "failed"})
     assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
@@ -317,10 +326,7 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
 
 
 def test_a_finished_run_is_checked_from_its_files(words, capsys):
-    (run,) = expand(words)
-    sweep.sweep([run])
-    capsys.readouterr()
-    found = run_id(run)
+    found = trained(words)["id"]
     assert evaluate.main([found[:6], f"output={output_of(words)}"]) == 0
     assert "the same" in capsys.readouterr().out
     adapter = Path(output_of(words)) / "runs" / found / "adapter.safetensors"
@@ -331,7 +337,7 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     told = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr  # or a record that was copied
     assert "is not there: the run kept one, where it was done (its record is" in told
     assert told.strip().endswith("redo=true")
-    none = do([*words, "train.epochs=1", "keep=none"])
+    none = trained([*words, "train.epochs=1", "keep=none"])
     told = call_here("runs.evaluate", none["id"], f"output={output_of(words)}", check=2).stderr
     assert "the run kept none (its record is" in told
     assert " keep=best " in told
@@ -341,10 +347,8 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
 @pytest.mark.parametrize("method", ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit"])
 def test_any_method_is_checked_from_its_files(method, words, capsys):
     plain = [w for w in words if not w.startswith("method.")]
-    (run,) = expand([*plain, f"method={method}"])
-    sweep.sweep([run])
-    assert evaluate.main([run_id(run), f"output={output_of(words)}"]) == 0
-    record = read_record(record_path(output_of(words), run_id(run)))
+    record = trained([*plain, f"method={method}"])
+    assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
     assert (record["steps"] == 0) == (method == "none")
     assert record["parameters"]["adapter"] == record["parameters"]["formula"]
     assert (record["parameters"]["frozen_extra"] > 0) == (method in ("lora_fa", "vera_unique", "adalora"))
@@ -359,9 +363,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
 
     from runs import export
 
-    (run,) = expand([*words, "train.lr=1"])
-    sweep.sweep([run])
-    found, output = run_id(run), f"output={output_of(words)}"
+    found, output = trained([*words, "train.lr=1"])["id"], f"output={output_of(words)}"
     for form in ("peft", "merged", "fp16", "bf16"):
         assert export.main([found, form, str(tmp_path / form), output]) == 0
     printed = capsys.readouterr().out
@@ -398,11 +400,12 @@ def test_an_adapter_is_kept_in_half_precision_on_request(words):
 
     (run,) = expand([*words, "adapter_precision=fp16"])
     assert run_id(run) == run_id(expand(words)[0])  # a matter of storage: the result is the same run's
-    sweep.sweep([run])
+    trained([*words, "adapter_precision=fp16"])
     tensors = load_file(Path(output_of(words)) / "runs" / run_id(run) / "adapter.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
 
 
+@pytest.mark.usefixtures("process")
 def test_damaged_records_are_named_and_hide_nothing(words, capsys):
     (run,) = expand([*words, "train.max_steps=1"])
     sweep.sweep([run])
@@ -421,7 +424,7 @@ def test_damaged_records_are_named_and_hide_nothing(words, capsys):
     assert read_record(path)["status"] == "done"
 
 
-@pytest.mark.usefixtures("no_hang")
+@pytest.mark.usefixtures("process", "no_hang")
 def test_what_is_no_file_in_a_records_place_fails_that_run_alone(words):
     """It stays, and is named with the way out; the others are done, and one whose record is damaged is done again."""
     many = [*words, f"seed={','.join(map(str, range(len(ODD) + 2)))}", "train.max_steps=1"]
@@ -445,7 +448,7 @@ def test_what_is_no_file_in_a_records_place_fails_that_run_alone(words):
     assert sweep.sweep(runs[:1]).done == 1
 
 
-@pytest.mark.usefixtures("no_hang")
+@pytest.mark.usefixtures("process", "no_hang")
 def test_a_launcher_names_what_is_no_file_in_a_records_place(words):
     (run,) = expand(words)
     path = record_path(output_of(words), run_id(run))
@@ -495,9 +498,10 @@ def test_a_half_written_file_with_a_number_that_no_process_has_is_left_alone(tmp
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.usefixtures("process")
 def test_data_parallel_trains_as_one_process_does(words, tmp_path):
     """Two processes under torchrun: the same effective batch, the same curve up to the order of sums."""
-    do(words)
+    trained(words)
     two = [f"output={tmp_path / 'two'}" if w.startswith("output=") else w for w in words]
     launch = ["--nproc-per-node", "2", "--master-port", "29671", "-m", "runs", *two]
     call("torch.distributed.run", *launch, check=0)
@@ -506,6 +510,7 @@ def test_data_parallel_trains_as_one_process_does(words, tmp_path):
     assert curves[0]["metric"] == curves[1]["metric"]
 
 
+@pytest.mark.usefixtures("process")
 def test_two_processes_decode_as_one_does(e2e_words, tmp_path):
     """Token means weigh the shares of a batch; each decodes its part of the MRs, and one file has them all."""
     one = elsewhere([*e2e_words, "train.effective_batch=3"], output=tmp_path / "one")

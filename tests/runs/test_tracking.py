@@ -154,6 +154,7 @@ def tell(tracker, run, run_id, record, epochs=(1, 2, 3)):
     tracker.end(record)
 
 
+@pytest.mark.usefixtures("process")
 def test_runs_as_they_are_in_wandb(output, tmp_path, capfd):
     """One after another: done, failed, interrupted, gone on and diverged; from one process."""
     done, broken, stopped = runs_of(output, f"task.cache_dir={tmp_path}", seeds=3)
@@ -218,6 +219,7 @@ def rank_1(output, monkeypatch):
     return Tracker("online", output)
 
 
+@pytest.mark.usefixtures("process")
 def test_the_executors_process_never_imports_wandb():
     code = "import runs.tracking, runs.sweep, runs.plan, sys; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -287,6 +289,7 @@ def test_a_point_is_the_same_live_and_from_the_record(output):
     assert points_of(failed(run, "a" * 12)) == []
 
 
+@pytest.mark.usefixtures("process")
 def test_online_a_run_goes_to_the_server(output, online, capfd):
     (run,) = runs_of(output)
     with good() as server:
@@ -307,8 +310,9 @@ def test_online_a_run_goes_to_the_server(output, online, capfd):
     assert offline_runs(output) == []
 
 
+@pytest.mark.usefixtures("process")
 def test_a_server_that_refuses_hangs_or_answers_nonsense_costs_a_run_nothing(tmp_path, online, capfd):
-    """At the same time, since each takes as long as W&B is given. All is on disk in the end."""
+    """At the same time, since each takes as long as W&B is given: half of the usual here. All is on disk in the end."""
     trackers = []
     garbage = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{garbage]"
     error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
@@ -318,7 +322,7 @@ def test_a_server_that_refuses_hangs_or_answers_nonsense_costs_a_run_nothing(tmp
             output = str(tmp_path / str(number))
             (run,) = runs_of(output)
             online(url)
-            trackers.append(Tracker(None, output))
+            trackers.append(Tracker(None, output, patience=15))
             assert trackers[-1].mode == "online"
             at_once(trackers[-1].begin, run, "a" * 12)
             for epoch in (1, 2, 3):
@@ -328,7 +332,7 @@ def test_a_server_that_refuses_hangs_or_answers_nonsense_costs_a_run_nothing(tmp
         started = time.monotonic()
         for tracker in trackers:
             tracker.close()
-        assert time.monotonic() - started < tracking.PATIENCE["online"] + 5
+        assert time.monotonic() - started < 15 + 5
     for tracker in trackers:
         (written,) = offline_runs(tracker.output)
         assert [line["epoch"] for line in written["history"]] == [1, 2, 3]
@@ -338,6 +342,7 @@ def test_a_server_that_refuses_hangs_or_answers_nonsense_costs_a_run_nothing(tmp
     assert all(f"make sync OUTPUT={t.output} uploads" in line for t, line in zip(trackers, said, strict=True))
 
 
+@pytest.mark.usefixtures("process")
 def test_a_killed_process_is_one_line(output, capfd):
     (run,) = runs_of(output)
     tracker = Tracker("offline", output)
@@ -368,6 +373,7 @@ def wait(condition, seconds=30):
     return found
 
 
+@pytest.mark.usefixtures("process")
 def test_wandbs_service_dies_and_the_run_is_told_again(output, capfd):
     """wandb's own process, behind ours: an answer that it does not expect is enough to end it."""
     (run,) = runs_of(output)
@@ -401,6 +407,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.usefixtures("process")
 def test_it_ends_when_the_sweep_is_killed(output):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, output], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
@@ -441,6 +448,7 @@ def test_a_run_that_cannot_be_told_is_one_line(output, capfd):
     assert capfd.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("process")
 def test_sync_uploads_each_run_once(output, online, capfd):
     run, other = runs_of(output, seeds=2)
     tracker = Tracker("offline", output)
@@ -491,6 +499,7 @@ def test_sync_uploads_each_run_once(output, online, capfd):
         assert server.streams == []
 
 
+@pytest.mark.usefixtures("process")
 def test_syncs_errors_are_one_line_and_exit_code_2(output):
     (Path(output) / "wandb" / "offline-run-1").mkdir(parents=True)
     (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").write_bytes(b":W&B\xe1\xbe\0" + struct.pack("<IHB", 0, 0, 1))

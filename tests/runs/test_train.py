@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import ROOT, call, comparable, do, elsewhere, started
+from running import ROOT, call, comparable, do, elsewhere, started, trained
 from torch import nn
 
 from analysis.cells import cells
@@ -108,7 +108,7 @@ def test_the_schedules_are_transformers_own(kind, theirs, warmup, total):
 
 def test_groups_have_their_own_rates_and_decay_spares_biases_and_layernorms(words):
     plain = [w for w in words if not w.startswith("method.")]
-    record = do([*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"])
+    record = trained([*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"])
     groups = {g["name"]: g for g in record["groups"]}
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "adapter": (1e-2, 0.1),
@@ -180,7 +180,7 @@ def test_selection_takes_the_earliest_of_equals():
 
 
 def test_a_record_says_what_was_done(words):
-    record = do(words)
+    record = trained(words)
     (run,) = expand(words)
     assert record["status"] == "done"
     assert record["id"] == run_id(run)
@@ -210,8 +210,8 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
     """Or a run with other sites would pass for the row itself."""
     (run,) = expand([*words, "method.sites=[query]", "train.precision=fp32"])
     assert run.changed == [*(w for w in words if w.startswith("train.")), "method.rank=8", "method.sites=[query]"]
-    assert "method.sites=[query] given" in do([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
-    assert not [word for word in do([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
+    assert "method.sites=[query] given" in trained([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
+    assert not [word for word in trained([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,9 @@ def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
     assert one["label"]["row"] == "VeRA r=8, A and B redrawn"
     assert one["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
     assert not [w for record in (one, other) for w in record["deviations"] if "projection" in w or "redrawn" in w]
-    fixed = do([*words, "seed=1"])
+    fixed = trained([*words, "seed=1"])
     assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]  # the head's values and the batches are the same
-    assert do([*words, "seed=0"])["curve"] == one["curve"]
+    assert trained([*words, "seed=0"])["curve"] == one["curve"]
     assert cell_id(one) == cell_id(other)
     assert len(cells([one, other], 2)) == 1
 
@@ -369,7 +369,7 @@ def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
 
 
 def test_half_precision_trains(words):
-    half, single = do([*words, "train.precision=bf16"]), do(words)
+    half, single = do([*words, "train.precision=bf16"]), trained(words)
     assert half["id"] != single["id"]
     assert half["curve"]["train_loss"] == pytest.approx(single["curve"]["train_loss"], abs=0.02)
     assert half["curve"]["train_loss"] != single["curve"]["train_loss"]
@@ -391,6 +391,7 @@ def dropout_words(words, tmp_path_factory):
     return [f"model.path={folder}" if w.startswith("model.path=") else w for w in words]
 
 
+@pytest.mark.usefixtures("process")
 def test_twice_in_one_process_and_once_in_another_give_one_record(dropout_words, tmp_path):
     records = [do(elsewhere(dropout_words, output=tmp_path / name)) for name in ("a", "b")]
     third = elsewhere(dropout_words, output=tmp_path / "c")
@@ -400,6 +401,7 @@ def test_twice_in_one_process_and_once_in_another_give_one_record(dropout_words,
     assert records[0]["curve"]["train_loss"][0] != records[0]["curve"]["train_loss"][1]
 
 
+@pytest.mark.usefixtures("process")
 def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(dropout_words, tmp_path):
     long = [*dropout_words, "train.epochs=60", "checkpoint_minutes=0"]
     straight = do(elsewhere(long, output=tmp_path / "straight"))
@@ -429,7 +431,7 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"garbage", lambda b: b[:40] + b"\0" * 40 + b[80:]])
 def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, words, tmp_path, capfd):
-    straight = do(elsewhere(words, output=tmp_path / "straight"))
+    straight = trained(elsewhere(words, output=tmp_path / "straight"))
     (run,) = expand(elsewhere(words, output=tmp_path / "damaged"))
     loop = Training(run, run_id(run), lambda event: None)
     for rows in epoch_batches(loop.lengths, 8, seed=0, epoch=0)[:2]:

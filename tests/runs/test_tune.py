@@ -50,6 +50,7 @@ def stamps(words) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in output_of(words).glob("records/*.json")}
 
 
+@pytest.mark.usefixtures("process")
 def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_words, capsys, monkeypatch, tmp_path):
     command = [*tiny_words, "tracking=off", "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
     assert tune.main(command) == 0
@@ -122,6 +123,7 @@ def test_the_dev_set_is_never_looked_at(words, tmp_path):
     assert curves[0][1] != curves[1][1]
 
 
+@pytest.mark.usefixtures("process")
 def test_a_killed_search_goes_on(tiny_words, capsys):
     """SIGKILL between a trial's two runs: that trial is ended first, and no run is done twice."""
     command = [*tiny_words, "train.epochs=10", "seed=0,1", "grid={train.lr: [1e-2, 2e-2], train.lr_head: [1e-2]}"]
@@ -158,6 +160,7 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
         assert trial.value == pytest.approx(sum(record["result"]["protocols"]["paper"]["best"] for record in of_lr) / 2)
 
 
+@pytest.mark.usefixtures("process")
 def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatch, capsys):
     command = [*tiny_words, "train.max_steps=1", "grid={train.lr: [1e-2, 2e-2, 3e-2], train.lr_head: [1e-2]}"]
     real, calls = tune.sweep, []
@@ -192,6 +195,7 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
     assert text.count("[trial ") == 2
 
 
+@pytest.mark.usefixtures("process")
 def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     command = [w for w in e2e_words if not w.startswith("train.lr")]
     command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
@@ -211,6 +215,7 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("process")
 def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     command = [w for w in alpaca_words if not w.startswith("train.lr")]
     assert tune.main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0

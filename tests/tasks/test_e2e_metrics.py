@@ -15,7 +15,6 @@ from tasks import e2e_metrics
 from tasks.e2e_metrics import METRICS, bleu, nist, scores
 
 ROOT = Path(__file__).parents[2]
-needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR, ROUGE-L and CIDEr need Java")
 
 #: Items of our own, with 3, 1, 2 and 4 references, and what a system might have written.
 REFERENCES = [
@@ -64,14 +63,14 @@ def test_nist_by_hand():
     assert nist(references, ["", ""]) == 0
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 def test_all_five_scores():
     found = scores(REFERENCES, HYPOTHESES)
     assert found.keys() == METRICS.keys()
     assert found == pytest.approx(GOLDEN, abs=1e-4)
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 def test_references_scored_against_themselves_and_against_each_other():
     """The sanity gate: the ceiling is the ceiling, and a human against the others is far above words in a heap."""
     several = [item for item in REFERENCES if len(item) > 1]
@@ -85,7 +84,7 @@ def test_references_scored_against_themselves_and_against_each_other():
         assert heap[key] < human[key] < perfect[key]
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 def test_texts_that_java_would_read_as_more_or_fewer_lines():
     """Empty ones, also at the end, and characters that end a line for Java but not for Python."""
     references = [["A pub .\u2028By the river ."], ["A shop ."], ["An inn ."]]
@@ -128,6 +127,7 @@ def test_without_java_three_scores_are_null_with_a_reason(tmp_path, monkeypatch)
     assert "no java on this machine" in found["unavailable"]["meteor"]
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(
     "script",
     [
@@ -145,7 +145,7 @@ def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkey
     assert "java ended before the PTB tokeniser was done" in found["unavailable"]["cider"]
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 @pytest.mark.parametrize(
     "script", ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"]
 )
@@ -160,7 +160,7 @@ def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path,
     )
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 def test_meteor_is_started_once_for_several_scores_and_again_when_it_died():
     processes = []
     for _ in range(3):
@@ -191,7 +191,7 @@ def call(folder, references, hypotheses):
 BLOCKS = "\n\n".join("\n".join(item) for item in REFERENCES) + "\n"
 
 
-@needs_java
+@pytest.mark.usefixtures("java")
 def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     done = call(tmp_path, BLOCKS, "\n".join(HYPOTHESES) + "\n")
     assert done.returncode == 0, done.stderr
@@ -203,6 +203,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == pytest.approx(GOLDEN, abs=1e-4)
 
 
+@pytest.mark.usefixtures("process")
 def test_the_table_gives_a_reason_once(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     done = call(tmp_path, BLOCKS, "\n".join(HYPOTHESES))
@@ -211,6 +212,7 @@ def test_the_table_gives_a_reason_once(tmp_path, monkeypatch):
     assert [line.split()[1] for line in done.stdout.splitlines()[3:6]] == ["-"] * 3
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
@@ -227,6 +229,7 @@ def test_files_that_do_not_fit_are_one_clear_line(references, hypotheses, messag
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("process")
 def test_a_file_that_is_not_there(tmp_path):
     words = [str(tmp_path / "none"), str(tmp_path / "none")]
     done = subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)

@@ -829,6 +829,7 @@ class Holding:
         return DROP
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, answers, tmp_path):
     file = tmp_path / "saved.jsonl"
@@ -853,6 +854,7 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
         assert set(server.paid.values()) == {1}
 
 
+@pytest.mark.usefixtures("process")
 def test_two_processes_share_a_file(data, tmp_path):
     questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
     for name in ("a", "b"):

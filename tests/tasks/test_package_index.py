@@ -67,7 +67,7 @@ def index(serve):
 
 
 @pytest.fixture
-def real_pip(monkeypatch):
+def real_pip(process, monkeypatch):
     """Sets options of pip, which has no others: not this machine's. It takes a second to start."""
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
@@ -208,6 +208,7 @@ def test_no_index_and_none_that_answers(pip, tmp_path):
     assert "pip is told to ask no index (no-index) and has no find-links" in refused(tmp_path, WRONG)
 
 
+@pytest.mark.usefixtures("process")
 def test_a_python_without_pip_is_told_how_to_get_it(monkeypatch, tmp_path):
     for content, why in (("", "No module named pip.__main__"), ("raise SystemExit('broken')", "(broken)")):
         (tmp_path / "pip").mkdir(exist_ok=True)

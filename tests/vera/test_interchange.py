@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiers import pairs
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
@@ -34,8 +35,7 @@ def moved(architecture, method):
     return model
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
 def test_exported_it_answers_the_same_under_peft_and_comes_back_whole(name, architecture, tmp_path):
     method = METHODS[name]
     model = moved(architecture, method)

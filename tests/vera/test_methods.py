@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+from tiers import pairs
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
 
@@ -347,8 +348,7 @@ def test_adapting_twice_is_refused(name):
         METHODS[name].adapt(model)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
 def test_unloading_gives_the_base_model_back(name, architecture):
     """The same module types, names, hooks and weights, and it can be adapted again."""
     base, model = tiny(architecture), tiny(architecture)

@@ -146,7 +146,14 @@ def roberta_base(layers: int = 12) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in REFUSED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in COUNTS_OF_TWO_LAYERS else ())
+        for name in CLASSES
+        if name not in REFUSED
+    ],
+)
 def test_what_each_class_trains_in_roberta_base(name):
     with torch.device("meta" if name in COUNTS else "cpu"):
         model = roberta_base(12 if name in COUNTS else 2)

@@ -143,7 +143,7 @@ def digest_elsewhere(environment: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("numpy", ["1.26.4", "2.0.2"])
-def test_the_same_under_older_numpy(numpy, tmp_path):
+def test_the_same_under_older_numpy(network, numpy, tmp_path):
     if numpy == "1.26.4" and sys.version_info >= (3, 13):
         pytest.skip("numpy 1.26 has no wheel for this Python")
     command = [
@@ -163,7 +163,7 @@ def test_the_same_under_older_numpy(numpy, tmp_path):
     assert digests == list(GOLDEN.values())
 
 
-def test_the_same_without_vector_instructions():
+def test_the_same_without_vector_instructions(process):
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
     off = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]

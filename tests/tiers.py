@@ -1,0 +1,124 @@
+"""What makes a test slow: that it uses one of these fixtures, which only say so. `make test` leaves slow tests out.
+
+Two more start what they are named after, where it is used: `slurm` (test_executor.py) and `browser` (test_report.py).
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing.forkserver
+import multiprocessing.process
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+SLOW = {"process", "network", "java", "browser", "slurm", "ray", "real_model"}
+#: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib for fonts.
+QUICK = {"git", "uname", "ninja", "gcc", "fc-list"}
+#: Bytes of weights that no tiny model of the tests has: the smallest real one (MiniLM) takes 90 MB.
+REAL = 50_000_000
+
+
+@pytest.fixture(scope="session")
+def process() -> None:
+    """Starts processes, other than QUICK."""
+
+
+@pytest.fixture(scope="session")
+def network(process) -> None:
+    """Asks a server that is not the test's own, such as pip's package index."""
+
+
+@pytest.fixture(scope="session")
+def java(process) -> None:
+    """Scores texts with Java."""
+    if shutil.which("java") is None:
+        pytest.skip("METEOR, ROUGE-L and CIDEr need Java")
+
+
+@pytest.fixture(scope="session")
+def ray(process) -> None:
+    """Sweeps on Ray."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is an extra: pip install -e '.[ray]'")
+
+
+@pytest.fixture(scope="session")
+def real_model() -> None:
+    """Loads a model that people use, and no tiny one of the tests."""
+
+
+def declared(item: pytest.Item) -> set[str]:
+    """The fixtures of SLOW that a test uses, itself or through others; a parameter names its own by pytest.mark.slow(NAME)."""
+    marked = [name for mark in item.iter_markers("slow") for name in mark.args]
+    return SLOW.intersection([*marked, *getattr(item, "fixturenames", ())])
+
+
+def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
+    """Every row with every column, as a test's parameters. Each row with one column, and each column with a row, is fast."""
+    rows, columns = list(rows), list(columns)
+    fast = {(i % len(rows), i % len(columns)) for i in range(max(len(rows), len(columns)))}
+    slow = {(i, j): () if (i, j) in fast else pytest.mark.slow for i in range(len(rows)) for j in range(len(columns))}
+    return [pytest.param(rows[i], columns[j], marks=marks) for (i, j), marks in slow.items()]
+
+
+class Guard:
+    """Fails a test that does what makes it slow, and uses no fixture that says so.
+
+    It stands before three functions, and in place of a fourth, from the first import of this file on.
+    """
+
+    def __init__(self) -> None:
+        self.allowed, self.found = set(SLOW), ""
+        self.patch = pytest.MonkeyPatch()
+        self._before(subprocess.Popen, "__init__", self._popen)
+        self._before(multiprocessing.process.BaseProcess, "start", lambda *_: self._need("process", "starts a process"))
+        self._before(os, "fork", lambda: self._need("process", "starts a process"))
+        serve = multiprocessing.forkserver.ensure_running
+        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs none.
+        self.patch.setattr(multiprocessing.forkserver, "ensure_running", lambda: serve() if "process" in self.allowed else None)
+        load = PreTrainedModel.from_pretrained.__func__
+
+        def from_pretrained(cls, folder, *arguments, **more):
+            if sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) > REAL:
+                self._need("real_model", f"loads {folder}")
+            return load(cls, folder, *arguments, **more)
+
+        self.patch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+
+    def _before(self, owner: Any, name: str, check: Callable[..., None]) -> None:
+        """Has the check see a function's arguments first."""
+        function = getattr(owner, name)
+
+        def checked(*arguments, **more):
+            check(*arguments, **more)
+            return function(*arguments, **more)
+
+        self.patch.setattr(owner, name, checked)
+
+    def _popen(self, popen: Any, command: Any, *_: Any, **__: Any) -> None:
+        words = [command] if isinstance(command, str | os.PathLike) else [str(word) for word in command]
+        if os.path.basename(words[0]) not in QUICK:
+            self._need("process", f"starts `{' '.join(map(str, words))[:80]}`")
+
+    def _need(self, fixture: str, what: str) -> None:
+        if fixture not in self.allowed:
+            self.found = f"it {what}: have the test use the fixture {fixture} (tests/tiers.py), which makes it slow"
+            pytest.fail(self.found)
+
+    @contextlib.contextmanager
+    def watch(self, item: pytest.Item) -> Iterator[None]:
+        """While a test is on, with its fixtures."""
+        self.allowed, self.found = declared(item), ""
+        try:
+            yield
+        finally:
+            self.allowed = set(SLOW)
+
+
+guard = Guard()
