@@ -82,7 +82,7 @@ def verdict(
     if cell is None:
         return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
     if values is None:
-        values = list(series(cell, "best").values.values())
+        values = list(series(cell).values.values())
     ours = float(middle(values)) if values else None
     bounds, gap = None, None
     if not paper_model:
@@ -140,7 +140,7 @@ class Beside:
 
     @property
     def seeds(self) -> list[float]:
-        return list(series(self.cell, "best").values.values() if self.values is None else self.values)
+        return list(series(self.cell).values.values() if self.values is None else self.values)
 
     def gap(self) -> str:
         """The difference, with half of its interval where the seeds are enough for a verdict; "-" for an incomplete cell."""

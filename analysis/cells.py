@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runs.record import Ledger, Record, cell_id, is_trial, lora_scaling, protocol, reported, row_label
+from runs.record import Ledger, Metric, Record, cell_id, is_trial, lora_scaling, protocol, reported, row_label
 
 
 @dataclass
@@ -49,22 +49,30 @@ class Cell:
     def diverged(self) -> int:
         return sum(record["status"] == "diverged" for record in self.records)
 
-    def values(self, which: str = "best") -> list[float]:
-        """The metric of each seed, at the selected ("best") or the last epoch."""
-        results: list[tuple[Record, Any]] = [(r, reported(r, self.select).get(which)) for r in self.records]
-        return [100 * v if _is_number(v) else 0.0 if r["status"] == "diverged" else math.nan for r, v in results]
+    def values(self, epoch: str | None = None) -> list[float]:
+        """The metric of each seed, in the unit of the table, at the epoch that its task's table reports or at this one, best or
+        last; not a number for a run that finished without it."""
+        metric, epoch = Metric.of_record(self.records[0]), epoch or self.records[0]["result"]["reported"]
+        values = []
+        for record in self.records:
+            value = reported(record, self.select).get(epoch)
+            if value is not None and _is_number(value):
+                values.append(metric.scale * value)
+            else:
+                values.append(metric.worst if record["status"] == "diverged" else math.nan)
+        return values
 
-    def median(self, which: str = "best") -> float:
-        values = self.values(which)
+    def median(self, epoch: str | None = None) -> float:
+        values = self.values(epoch)
         return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
-    def mean(self, which: str = "best") -> float:
+    def mean(self) -> float:
         """Not a number where a seed's is none, as the median."""
-        return statistics.fmean(self.values(which))
+        return statistics.fmean(self.values())
 
-    def spread(self, which: str = "best") -> float | None:
+    def spread(self) -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
-        values = self.values(which)
+        values = self.values()
         known = not any(map(math.isnan, values))
         return statistics.stdev(values) if len(values) > 1 and known else None
 

@@ -18,10 +18,10 @@ NO_SELECT = "--select changes nothing here: the last epoch is reported."
 QUOTED_NOTE = "quoted: the paper's number, not run here."
 
 
-def shown(cell: Cell, which: str = "best", middle: str = "median") -> TableCell:
+def shown(cell: Cell, middle: str = "median") -> TableCell:
     """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many diverged."""
-    spread = cell.spread(which)
-    value = cell.mean(which) if middle == "mean" else cell.median(which)
+    spread = cell.spread()
+    value = cell.mean() if middle == "mean" else cell.median()
     text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
     text += f" ({cell.seeds - cell.unknown}/{cell.wanted})" if not cell.complete else ""
     return of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)

@@ -9,15 +9,12 @@ from typing import Any
 
 from analysis.cells import Cell, Key
 from analysis.inference import improvement, improvement_interval, median_interval, sign_test
-from runs.record import Record, reported
-
-#: Metrics that are not fractions, and of which less is better.
-PERPLEXITY = "perplexity"
+from runs.record import Metric, Record, reported
 
 
 @dataclass(frozen=True)
 class Series:
-    """The number that a cell's table reports, by seed, in points: its name, and whether less is better.
+    """The number that a cell's table reports, by seed, in points: its name, whether less is better, and its decimals.
 
     unknown: seeds that finished without that number. They are in no statistic, and are named beside it.
     """
@@ -25,32 +22,31 @@ class Series:
     name: str
     values: dict[int, float]
     less: bool = False
+    decimals: int = 1
     unknown: tuple[int, ...] = ()
 
 
 def series(cell: Cell, which: str | None = None, select: str | None = None) -> Series:
-    """By seed: BLEU of the last epoch where texts were scored, else the metric of the last epoch of images and texts, and of
-    the best one elsewhere. `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another epoch.
+    """By seed: BLEU of the last epoch where texts were scored, else the metric of the epoch that the task's table reports.
+    `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another epoch.
 
     A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
     """
     first = cell.records[0]
     if which is None and any(record.get("texts") for record in cell.records):
         values = dict(zip((r["cell"]["seed"] for r in cell.records), map(_bleu, cell.records), strict=True))
-        return _series("BLEU, last epoch", values, False)
-    metric = str(first["result"]["metric"])
-    family = first["config"]["task"].get("family")
-    which = which or ("last" if family in ("images", "instruct", "e2e") else "best")
-    less = metric == PERPLEXITY
+        return _series("BLEU, last epoch", values, Metric("BLEU"))  # in points, as scorers print it
+    metric = Metric.of_record(first)
+    which = which or first["result"]["reported"]
     found: dict[int, float | None] = {}
     for record in cell.records:
         value = reported(record, select or cell.select).get(which)
         if value is not None and not math.isfinite(value):
             value = None
         if value is None and record["status"] == "diverged":
-            value = math.inf if less else 0.0
-        found[record["cell"]["seed"]] = value if value is None or less else 100 * value
-    return _series(f"{metric}, {which} epoch", found, less)
+            value = metric.worst
+        found[record["cell"]["seed"]] = value if value is None else metric.scale * value
+    return _series(f"{metric.name}, {which} epoch", found, metric)
 
 
 def _bleu(record: Record) -> float | None:
@@ -60,9 +56,11 @@ def _bleu(record: Record) -> float | None:
     return entries[0].get("bleu") if entries else None
 
 
-def _series(name: str, values: Mapping[int, float | None], less: bool) -> Series:
+def _series(name: str, values: Mapping[int, float | None], metric: Metric) -> Series:
     known = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
-    return Series(name, known, less, tuple(seed for seed in values if seed not in known))
+    return Series(
+        name, known, not metric.higher_is_better, metric.decimals, tuple(seed for seed in values if seed not in known)
+    )
 
 
 # --- comparisons
@@ -86,7 +84,7 @@ class Comparison:
     p: float
     improvement: float
     improvement_interval: tuple[float, float] | None
-    less: bool  # less is better of what is compared: perplexity
+    decimals: int
     ids: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -159,6 +157,6 @@ def _comparison(
         sign_test(flat),
         improvement(sides),
         improvement_interval(sides),
-        all(series(cell).less for both in cells_ for cell in both),
+        min(series(cell).decimals for both in cells_ for cell in both),
         tuple(record["id"] for both in cells_ for cell in both for record in cell.records),
     )

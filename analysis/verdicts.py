@@ -207,13 +207,13 @@ def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
     """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and what choosing the
     epoch adds (optimism)."""
     main = series(cell)
-    which = "last" if "last" in main.name else "best"
-    curve = series(cell, which)  # of the epochs, where the table reports scores of texts
-    digits, of_epochs = (_digits(found.less) for found in (main, curve))
+    epoch = cell.records[0]["result"]["reported"]
+    curve = series(cell, epoch)  # of the epochs, where the table reports scores of texts
+    digits, of_epochs = main.decimals, curve.decimals
     others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
     fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
-    scale = 1 if curve.less else 100
-    optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and which == "best" else None
+    scale = cell.records[0]["result"]["scale"]
+    optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and epoch == "best" else None
     bounds = median_interval(list(main.values.values())) if interval_too else None
     return {
         "metric": main.name,
@@ -222,7 +222,7 @@ def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
         "best": number(others["best"], "", of_epochs),
         "last": number(others["last"], "", of_epochs),
         "gain": number(_apart(others["best"], others["last"]), "+", of_epochs),
-        "crossfit": number(_middle(series(cell, which, "crossfit")), "", of_epochs),
+        "crossfit": number(_middle(series(cell, epoch, "crossfit")), "", of_epochs),
         "optimism": number(optimism, "+", of_epochs),
     }
 
@@ -237,11 +237,6 @@ def _middle(found: Series) -> float | None:
 
 def _apart(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _digits(less: bool) -> int:
-    """Decimals: perplexities lie closer together than points."""
-    return 2 if less else 1
 
 
 def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
@@ -261,7 +256,7 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
         whose = lines[0].labels[0]
     rows = []
     for line in lines:
-        bounds, chance, digits = line.interval, line.improvement_interval, _digits(line.less)
+        bounds, chance, digits = line.interval, line.improvement_interval, line.decimals
         p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
         rows.append(
             make_row(

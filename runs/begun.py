@@ -25,6 +25,7 @@ KEPT = (".json", ".jsonl", ".safetensors", ".txt", ".csv", ".png")
 EVENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("epoch", "epochs", "step", "steps", "texts", "done", "of", "pid"), (int,)),
     **dict.fromkeys(("loss", "metric", "best", "pace", "seconds_left"), (int, float, type(None))),
+    "scale": (int, float),
     **dict.fromkeys(("phase", "metric_name", "unit", "host"), (str,)),
 }
 
@@ -123,9 +124,8 @@ def _fits(key: str, value: Any) -> bool:
 
 def _whole(event: dict[str, Any]) -> bool:
     """Whether an event has what belongs together."""
-    epoch = "epoch" not in event or (
-        {"epochs", "metric", "metric_name", "best"} <= event.keys() and (event["metric"] is None) == (event["best"] is None)
-    )
+    whole = {"epochs", "metric", "metric_name", "scale", "best"} <= event.keys()
+    epoch = "epoch" not in event or (whole and (event["metric"] is None) == (event["best"] is None))
     return epoch and ("of" not in event or "done" in event)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.config import Run
-from runs.record import Record, row_label
-from runs.record.text import duration, plural, shown
+from runs.record import Metric, Record, row_label
+from runs.record.text import duration, plural
 
 Event = dict[str, Any]
 
@@ -75,7 +75,7 @@ class Display:
         words += [f"step {event['step']}/{event['steps']}"] * (not self.live and event["phase"] == "training")
         words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
-            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
+            now, best = (Metric(event["metric_name"], scale=event["scale"]).text(event[which]) for which in ("metric", "best"))
             words.append(f"dev {event['metric_name']} {now} (best {best})")
         pace, unit = event["pace"], event["unit"]
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
@@ -124,7 +124,7 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    best, last = (shown(result["metric"], result[which]) for which in ("best", "last"))
+    best, last = (Metric.of_record(record).text(result[which]) for which in ("best", "last"))
     words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
     scores = record["texts"]["scores"][0] if record.get("texts") else None  # of the last epoch, by the protocol
     return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words

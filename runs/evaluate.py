@@ -21,7 +21,7 @@ from runs.command import open_ledger
 from runs.config import Run, as_word, choices, expand
 from runs.errors import UserError, entry_point
 from runs.record import Record, record_path, run_folder, study_folders, write_record
-from runs.record.text import LESS_IS_BETTER, describe
+from runs.record.text import describe
 from tasks.base import Decoding
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: the run kept no adapter, so that its {record['result']['metric']} is not checked")
         return 0 if same else 1
     for best in (False, True) if record["config"]["keep"] == "both" else (False,):
-        metric, recorded = record["result"]["metric"], _kept_result(record, best)
+        result, recorded = record["result"], _kept_result(record, best)
         training = restore(record, output, best)
         again = training.task.score(training.evaluate()[1], training.task.labels("dev"))
         alike = bool(np.isclose(again, recorded, atol=1e-9))
-        scale = 1 if metric in LESS_IS_BETTER else 100
+        scale = result["scale"]
         verdict = "the same" if alike else "NOT the same"
         which = " (the best epoch's)" if best else ""
-        print(f"{name}{which}: {metric} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
+        print(f"{name}{which}: {result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
         same = same and alike
     return 0 if same else 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from runs import models
 from runs.errors import UserError, entry_point
 from runs.evaluate import find, restore
-from runs.record.text import LESS_IS_BETTER, megabytes
+from runs.record.text import megabytes
 from tasks.images import ImageTask
 from tasks.pixels import write_preprocessing
 
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
         vera.load(model, place)
         after = training.task.score(training.evaluate()[1], training.task.labels("dev"))
-        scale = 1 if training.task.metric in LESS_IS_BETTER else 100
+        scale = training.task.scale
         print(f"{training.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
     files = [place] if place.is_file() else list(place.iterdir())
     print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")

@@ -23,8 +23,8 @@ from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
 from runs.identity import data_content, one_look, run_id
 from runs.pairs import refusal
-from runs.record import Ledger, Record, is_trial, read_record, records_folder, run_folder
-from runs.record.text import duration, megabytes, plural, shown
+from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder
+from runs.record.text import duration, megabytes, plural
 from runs.starts import start_file
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
@@ -162,7 +162,7 @@ def progress_words(event: dict[str, Any]) -> str:
     if "epoch" in event:
         words = [f"epoch {event['epoch']}/{event['epochs']}"]
         if event["metric"] is not None:
-            now, best = (shown(event["metric_name"], event[which]) for which in ("metric", "best"))
+            now, best = (Metric(event["metric_name"], scale=event["scale"]).text(event[which]) for which in ("metric", "best"))
             words.append(f"{event['metric_name']} {now} (best {best})")
     if "of" in event:
         words.append(f"{event['done']}/{event['of']}")

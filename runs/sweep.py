@@ -106,10 +106,10 @@ def _check_folders(jobs: list[Job]) -> None:
             raise UserError(f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away")
 
 
-def preflight(runs: list[Run]) -> dict[str, str]:
+def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     """Fetches and checks the model, the data and the method of every run, before the first one starts.
 
-    Returns each task's metric.
+    Returns each task.
     """
     import vera
 
@@ -120,13 +120,12 @@ def preflight(runs: list[Run]) -> dict[str, str]:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
-    metrics, notes = {}, list[str]()
+    found, notes = {}, list[str]()
     missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
     loaded: dict[str, tasks.Task] = {}
     for run in _distinct(runs, "task"):
         try:
-            task = loaded[hash_of(run.config["task"])] = tasks.load(run.config["task"])
-            metrics[run.task] = task.metric
+            task = loaded[hash_of(run.config["task"])] = found[run.task] = tasks.load(run.config["task"])
             notes += [*task.notes, *task.advice]
         except tasks.DataError as error:
             after = next((r for r in runs if r.start and r.start.task == run.task), None)
@@ -146,7 +145,7 @@ def preflight(runs: list[Run]) -> dict[str, str]:
             notes += task.notes
     for note in dict.fromkeys(notes):  # each seed draws images of its own, and has the same to say of them
         print(f"note: {note}")
-    return metrics
+    return found
 
 
 def settled_id(run: Run) -> str:

@@ -42,8 +42,8 @@ from runs.record import (
     COMPUTED,
     READS_LENGTH_GROUPED,
     SCHEMA,
+    Metric,
     Record,
-    best_epoch,
     cell_id,
     crossfit,
     from_recipe,
@@ -52,7 +52,6 @@ from runs.record import (
     run_folder,
     write_record,
 )
-from runs.record.text import shown
 from runs.sources import sources
 from runs.starts import start_file, start_id
 
@@ -198,7 +197,7 @@ class Training:
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[unused])
         report({"phase": "loading"})
         built = build(run, self.accelerator.device, start)
-        self.task, self.method = built.task, built.method
+        self.task, self.metric, self.method = built.task, Metric.of_task(built.task), built.method
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         self.raw_model = built.model
         if self.config.get("gradient_checkpointing"):
@@ -377,7 +376,7 @@ class Training:
         for key, value in point.items():
             curve[key].append(value)
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
-        metric = f"{self.task.metric} {shown(self.task.metric, point['metric'])}"
+        metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
         state["predictions"].append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         state |= {"epoch": state["epoch"] + 1, "loss_sum": 0.0, "rows": 0}
@@ -486,7 +485,7 @@ class Training:
             "micro_batch": config["micro_batch"],
             "steps": state["step"],
             "curve": curve,
-            "result": summarise(curve, dev_rows, self.task.metric, config["select"]),
+            "result": summarise(curve, dev_rows, self.metric, self.task.reported, config["select"]),
             "texts": texts,
             "cost": {
                 "train_seconds": round(seconds["train"], 3),
@@ -547,7 +546,7 @@ class Training:
 
     def best(self) -> int:
         """Index of the epoch that is best so far."""
-        return best_epoch(self.state["curve"]["metric"], self.task.metric)
+        return self.metric.best(self.state["curve"]["metric"])
 
     @property
     def best_file(self) -> Path:
@@ -600,7 +599,8 @@ class Training:
                 "step": state["step"],
                 "steps": self.total_steps,
                 "loss": loss,
-                "metric_name": self.task.metric,
+                "metric_name": self.metric.name,
+                "scale": self.metric.scale,
                 "metric": metrics[-1] if metrics else None,
                 "best": metrics[best] if metrics else None,
                 "pace": state["units"] / max(state["seconds"]["train"], 1e-9),
@@ -617,19 +617,22 @@ def dev_halves(rows: int) -> tuple[Any, Any]:
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def summarise(curve: dict[str, list[Any]], dev_rows: int, metric: str, select: str) -> dict[str, Any]:
+def summarise(curve: dict[str, list[Any]], dev_rows: int, metric: Metric, reported: str, select: str) -> dict[str, Any]:
     """The result by both protocols; `best` and `last` are the configured one's, best_epoch is the one that is kept.
 
     paper: the best epoch on the dev set, reported on the same rows, which flatters. crossfit: see runs.record.crossfit.
+    reported: which of the two numbers the table of the task has.
     """
+    direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
+    of_table = {"metric": metric.name, **direction, "reported": reported, "select": select}
     if not curve["metric"]:
-        return {"metric": metric, "select": select, "best": None, "best_epoch": None, "last": None}
-    chosen = best_epoch(curve["metric"], metric)
+        return {**of_table, "best": None, "best_epoch": None, "last": None}
+    chosen = metric.best(curve["metric"])
     paper = {"best": curve["metric"][chosen], "best_epoch": curve["epoch"][chosen], "last": curve["metric"][-1]}
     protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
     of = protocols[select]
     told = {"best": of.get("best"), "best_epoch": paper["best_epoch"], "last": of.get("last")}
-    return {"metric": metric, "select": select, **told, "protocols": protocols}
+    return {**of_table, **told, "protocols": protocols}
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:

@@ -33,14 +33,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
+import tasks
 from runs import launch
 from runs.config import CONF, GROUPS, Run, as_word, expand, with_starts
 from runs.errors import UserError, entry_point
 from runs.executor import start_fork_server
 from runs.identity import hash_of
 from runs.launch import Launch
-from runs.record import Record, write_atomically
-from runs.record.text import LESS_IS_BETTER, duration, plural, shown
+from runs.record import Metric, Record, reported, write_atomically
+from runs.record.text import duration, plural
 from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
 
 #: Words that a trial needs and the best setting's command does not.
@@ -151,7 +152,7 @@ def _read(text: str) -> Any:
 # --- a study
 
 
-def open_study(cell: Cell, metric: str) -> optuna.Study:
+def open_study(cell: Cell, metric: Metric) -> optuna.Study:
     """The cell's study, begun or gone on with. Raises UserError for a journal that cannot be read."""
     path = cell.folder / "journal.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ def open_study(cell: Cell, metric: str) -> optuna.Study:
         if not whole.endswith(b"\n"):
             path.write_bytes(whole[: whole.rfind(b"\n") + 1])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = StudyDirection.MINIMIZE if metric in LESS_IS_BETTER else StudyDirection.MAXIMIZE
+    direction = StudyDirection.MAXIMIZE if metric.higher_is_better else StudyDirection.MINIMIZE
     try:
         storage, sampler = JournalStorage(JournalFileBackend(str(path))), Grid(cell.axes, seed=0)
         return optuna.create_study(
@@ -222,54 +223,49 @@ def seconds_left(cell: Cell) -> float | None:
 
 
 def value_of(record: Record) -> float:
-    """The metric on the held-out rows, of the epoch that the family's table reports; of a run that diverged before its
+    """The metric on the held-out rows, of the epoch that the task's table reports; of a run that diverged before its
     first epoch ended, the worst."""
-    metric, reported = record["result"]["metric"], reported_epoch(record["config"])
-    value = record["result"].get("protocols", {}).get("paper", {}).get(reported)
-    return float(value) if value is not None else float("inf") if metric in LESS_IS_BETTER else 0.0
-
-
-def reported_epoch(config: dict[str, Any]) -> str:
-    """Table 2 reports the best epoch, tables 3, 4 and 5 the last."""
-    return "best" if config["task"]["modality"] == "text" else "last"
+    value = reported(record, "paper").get(record["result"]["reported"])
+    return float(value) if value is not None else Metric.of_record(record).worst
 
 
 # --- what is seen
 
 
-def ranked(cell: Cell, study: optuna.Study, metric: str) -> list[tuple[Point, FrozenTrial]]:
+def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point, FrozenTrial]]:
     """Points and their trials, the best first; of equals the first in the grid; then those without a value."""
     trials = latest(cell, study)
     tried = [(point, trials[point]) for point in cell.trials if point in trials]
     done = [(point, trial) for point, trial in tried if trial.state == TrialState.COMPLETE]
-    done.sort(key=lambda pair: pair[1].value or 0.0, reverse=metric not in LESS_IS_BETTER)
+    done.sort(key=lambda pair: pair[1].value or 0.0, reverse=metric.higher_is_better)
     return done + [(point, trial) for point, trial in tried if trial.state != TrialState.COMPLETE]
 
 
-def report(cell: Cell, study: optuna.Study, metric: str) -> str:
+def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     """All trials, and the best one's words and recipe. Writes the same as trials.csv (values as fractions)."""
+    metric = Metric.of_task(task)
     trials = ranked(cell, study, metric)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([metric, "spread", *cell.axes, "state", "runs"])
+    writer.writerow([metric.name, "spread", *cell.axes, "state", "runs"])
     rows = []
     for point, trial in trials:
         attrs, state = trial.user_attrs, trial.state.name.lower()
         value, spread = trial.value, spread_of(attrs.get("values", []))
         writer.writerow([value, spread, *point, state, " ".join(attrs.get("runs", []))])
         words = [f"{attrs['diverged']} diverged" if attrs.get("diverged") else "", "failed" if value is None else ""]
-        numbers = ["-" if number is None else shown(metric, number) for number in (value, spread)]
+        numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
         rows.append([*numbers, *point, " ".join([str(len(attrs.get("runs", []))), *filter(None, words)])])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
     model, task = (cell.first.config[part]["label"] for part in ("model", "task"))
     title = f"{cell.first.row} on {task} ({model})"
     point, best = trials[0]
     if best.value is None:
-        return "\n".join([f"{title}: no trial has a value", "", *table([metric, "spread", *cell.axes, "runs"], rows)])
+        return "\n".join([f"{title}: no trial has a value", "", *table([metric.name, "spread", *cell.axes, "runs"], rows)])
     held, rest = best.user_attrs["rows"]
-    which = f"{reported_epoch(cell.first.config)} epoch"
+    which = f"{task.reported} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
-    lines = [f"{title}: {metric} on {judged}", "", *table([metric, "spread", *cell.axes, "runs"], rows), ""]
+    lines = [f"{title}: {metric.name} on {judged}", "", *table([metric.name, "spread", *cell.axes, "runs"], rows), ""]
     equal = sum(trial.value == best.value for _, trial in trials)
     lines += [f"{equal} settings have the best value: which of them comes first says nothing"] if equal > 1 else []
     lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
@@ -349,13 +345,13 @@ def main(arguments: list[str]) -> int:
     check_ids(runs)
     if not runs[0].config["debug"]:
         start_fork_server()
-    metrics = preflight(runs)
+    of_name = preflight(runs)
     failed, reports = [], []
     for cell in found:
-        metric = metrics[cell.first.task]
-        study = open_study(cell, metric)
+        task = of_name[cell.first.task]
+        study = open_study(cell, Metric.of_task(task))
         failed += search(cell, study)
-        reports.append(report(cell, study, metric))
+        reports.append(report(cell, study, task))
     print("".join(f"\n{text}\n" for text in reports))
     for line in failed:
         print(f"failed, and tried again by the same command: {line}")

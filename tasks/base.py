@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +107,9 @@ class Rows:
 class Task(ABC):
     """What the training loop needs. Splits are "train" and "dev"; indices address the rows of a split.
 
-    metric: the reported metric's name. num_labels: outputs of the model; 0: a language model, without a head.
+    metric: the reported metric's name. higher_is_better: its direction. scale: what tables multiply its values by: 100, which
+    makes a fraction a percentage, or 1. reported: the epoch whose value the task's table reports, the best or the last.
+    num_labels: outputs of the model; 0: a language model, without a head.
     problem: transformers' problem_type. notes: what differs from the published data, in words, for the record.
     advice: what this machine lacks, said before a run starts and in no record.
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
@@ -121,6 +123,9 @@ class Task(ABC):
 
     name: str
     metric: str
+    higher_is_better: bool = True
+    scale: float = 100.0
+    reported: Literal["best", "last"] = "best"
     num_labels: int
     problem: str
     notes: list[str]
@@ -186,7 +191,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Array, labels: Array) -> float:
-        """The metric, as a fraction (0.89, not 89); a perplexity as it is."""
+        """The metric; of scale 100 as a fraction (0.89, not 89), of scale 1 as it is."""
 
     @abstractmethod
     def labels(self, split: str) -> Array:

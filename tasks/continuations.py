@@ -22,6 +22,9 @@ class Continuations(Task):
     """
 
     metric = "perplexity"
+    higher_is_better = False
+    scale = 1.0
+    reported = "last"
     num_labels = 0
     problem = "generation"
     label_smoothing = 0.0

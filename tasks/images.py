@@ -103,6 +103,7 @@ class ImageTask(Task):
     """Images of classes. Rows are settled by `prepare`, which decodes: some may not be readable."""
 
     metric = "accuracy"
+    reported = "last"
     problem = "single_label_classification"
     pictures = True
     unit = "img"

@@ -7,7 +7,7 @@ from pathlib import Path
 import scipy.stats
 import yaml
 
-from runs.record import Ledger
+from runs.record import SCHEMA, Ledger
 
 #: Exact counts of the paper's rows: another count would be a row of another size, which is not compared.
 COUNTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
@@ -23,6 +23,13 @@ def count(model, row):
         if of["model"] == model and name in (of["method"], f"{of['method']}_r{of['settings'].get('rank')}"):
             return of["count"]
     return 43008
+
+
+def of_metric(name, reported="best"):
+    """What a result says of its metric and of the epoch that tables report."""
+    fraction = name != "perplexity"
+    scale = 100.0 if fraction else 1.0
+    return {"metric": name, "higher_is_better": fraction, "scale": scale, "reported": reported}
 
 
 def record(
@@ -55,7 +62,7 @@ def record(
     numbers = protocols.get("paper", dict.fromkeys(("best", "best_epoch", "last")))
     epochs = [i + 1.0 for i in range(len(values))]
     made = {
-        "schema": 2,
+        "schema": SCHEMA,
         "id": f"{model}-{row}-{task}-{seed}-{lr}-{status}",
         "status": status,
         "error": None,
@@ -89,7 +96,7 @@ def record(
             "metric_select": [value + 0.02 for value in values],
             "metric_report": [value - 0.02 for value in values],
         },
-        "result": {"metric": "accuracy", "select": "paper", **numbers, "protocols": protocols},
+        "result": {**of_metric("accuracy"), "select": "paper", **numbers, "protocols": protocols},
         "cost": {
             "train_seconds": 10.0,
             "evaluate_seconds": 1.0,

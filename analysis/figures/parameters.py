@@ -42,17 +42,16 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
     figures = []
     for model in sorted({key[0] for key in found}):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
-        images = next(iter(mine.values())).records[0]["config"]["task"].get("family") == "images"
-        which = "last" if images else "best"
         rows = []
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-            numbers = with_runs([str(cell.parameters), *median_and_range(cell, which)], ids(cell.records))
+            numbers = with_runs([str(cell.parameters), *median_and_range(cell)], ids(cell.records))
             rows.append(make_row(cell.label, *numbers))
-        label = next(iter(mine.values())).records[0]["label"]
+        first = next(iter(mine.values())).records[0]
+        label, epoch = first["label"], first["result"]["reported"]
         most = max(cell.seeds for cell in mine.values())
-        seeds = f"median of {most} seeds, {which} epoch; lines span the seeds" if most > 1 else f"one seed, {which} epoch"
+        seeds = f"median of {most} seeds, {epoch} epoch; lines span the seeds" if most > 1 else f"one seed, {epoch} epoch"
         title = f"{label['model']} on {label['task']}: {seeds}"
-        draw = partial(_draw_parameters, drawable(mine), title, which)
+        draw = partial(_draw_parameters, drawable(mine), title)
         whole = name if model == usual else f"{name}_{model}"
         figures.append(Figure(whole, title, header, rows, seed_notes(mine), draw, (7, 4)))
     return figures
@@ -62,20 +61,20 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
 CLOSE = 1.5
 
 
-def _draw_parameters(mine: dict[str, Cell], title: str, which: str, canvas: Canvas) -> None:
+def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
     ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
     counts = [cell.parameters for _, cell in ordered]
     for i, (row, cell) in enumerate(ordered):
-        values, x = cell.values(which), cell.parameters
+        values, x = cell.values(), cell.parameters
         axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
-        draw_point(axes, x, cell, row, which=which)
+        draw_point(axes, x, cell, row)
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right of the point
         # where the one before has nearly the same count.
         beside = i > 0 and x < CLOSE * counts[i - 1]
-        place, shift = ((x, cell.median(which)), (7, 0)) if beside else ((x, max(values)), (0, 7))
+        place, shift = ((x, cell.median()), (7, 0)) if beside else ((x, max(values)), (0, 7))
         look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}
-        label = f"{cell.label}\n{cell.median(which):.1f}"
+        label = f"{cell.label}\n{cell.median():.1f}"
         axes.annotate(label, place, shift, textcoords="offset points", color=colour(row), fontsize=8, **look)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)

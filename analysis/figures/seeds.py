@@ -7,10 +7,10 @@ from analysis.cells import Cell
 from analysis.figures.figure import MARKERS, colour
 
 
-def median_and_range(cell: Cell, which: str = "best") -> list[str]:
+def median_and_range(cell: Cell) -> list[str]:
     """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
-    values = [math.nan] if cell.unknown else cell.values(which)
-    return [f"{v:.1f}" for v in (cell.median(which), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
+    values = [math.nan] if cell.unknown else cell.values()
+    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
 
 
 def drawable(mine: dict[str, Cell]) -> dict[str, Cell]:
@@ -37,13 +37,13 @@ def seed_notes(found: dict[str, Cell]) -> list[str]:
     return notes
 
 
-def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None, which: str = "best") -> None:
+def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None) -> None:
     """A cell's median and the range of its seeds; hollow where seeds are missing."""
-    values, tint = cell.values(which), colour(row)
+    values, tint = cell.values(), colour(row)
     axes.plot([x, x], [min(values), max(values)], color=tint, alpha=0.6)
     face = tint if cell.complete else "white"
     marker = MARKERS.get(row.partition("_")[0], "s")
-    axes.plot(x, cell.median(which), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
+    axes.plot(x, cell.median(), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
 
 
 def metric_label(name: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from analysis import verdicts
 from analysis.beside import summary
 from analysis.cells import Cell, Key, one_each, row_of
-from analysis.series import PERPLEXITY
 from analysis.verdicts import Finding, number
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, reported
 from runs.record.text import megabytes, one_line
@@ -126,8 +125,8 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
     model, row, task = entry.key
     first, cell = entry.records[0], entry.cell()
     label = first.get("label") or {}
-    metric = str((first.get("result") or {}).get("metric") or "metric")
-    percent = metric != PERPLEXITY
+    result = first.get("result") or {"metric": "metric", "scale": 100}
+    metric, percent = str(result["metric"]), result["scale"] == 100
     words = list(dict.fromkeys(f.verdict.word for f in findings)) or [_other_word(entry)]
     records = entry.records if entry.whole else []
     facts = [facts_of(record) for record in records]

@@ -43,8 +43,7 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
         size = cell.cost("adapter_bytes")
         perplexity = over_seeds(cell, list(series(cell).values.values()), 2).text
         return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
-    which = "last" if protocol == "images" else "best"
-    return {label: shown(mine[task], which).text if task in mine else "missing" for task, label in tasks.items()}
+    return {label: shown(mine[task]).text if task in mine else "missing" for task, label in tasks.items()}
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -1,7 +1,5 @@
 """Table 5: few-shot image classification."""
 
-from functools import partial
-
 from analysis import beside, compare
 from analysis.beside import Beside, status
 from analysis.cells import Cell, Key, cells
@@ -58,11 +56,11 @@ def few_shot(ledger: Ledger) -> list[Record]:
 
 def image_beside(cell: Cell, printed: Printed) -> Beside:
     """A cell's accuracy at the last epoch beside the paper's."""
-    return compare.beside_paper(cell, printed, values=list(series(cell, "last").values.values()))
+    return compare.beside_paper(cell, printed, values=list(series(cell).values.values()))
 
 
 def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[TableCell]:
-    return compare.our_row(ours, tasks, wanted, word, partial(compare.shown, which="last"))
+    return compare.our_row(ours, tasks, wanted, word, compare.shown)
 
 
 def _image_table(

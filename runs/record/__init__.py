@@ -22,9 +22,10 @@ from runs.record.files import (
     write_record,
 )
 from runs.record.ledger import PUBLISHED, Ledger, read_ledger, read_measure, read_record, read_study, study_folders
+from runs.record.metric import Metric
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
 from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record
-from runs.record.selection import best_epoch, crossfit, crossfit_of, reported
+from runs.record.selection import crossfit, crossfit_of, reported
 
 __all__ = [
     "COMPUTED",
@@ -36,8 +37,8 @@ __all__ = [
     "SCALINGS",
     "SCHEMA",
     "Ledger",
+    "Metric",
     "Record",
-    "best_epoch",
     "cache_folder",
     "cell_id",
     "check_regular",

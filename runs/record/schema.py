@@ -17,9 +17,12 @@ from typing import (
 from annotated_types import Ge  # which pydantic reads
 from typing_extensions import TypedDict
 
-SCHEMA = 2
+SCHEMA = 3
 #: From each older schema to the next.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record | {"schema": 2, "tries": []}}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda record: record | {"schema": 2, "tries": []},
+    2: lambda record: record | {"schema": 3} | _with_metric(record),
+}
 #: Of measures, and the columns that each kind has.
 MEASURE_SCHEMA = 1
 MEASURES = {
@@ -30,6 +33,19 @@ MEASURES = {
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 Record = dict[str, Any]
+
+
+def _with_metric(record: dict[str, Any]) -> dict[str, Any]:
+    """The result with what its metric is and which epoch tables report, which schema 2 left to its readers."""
+    result, config = record.get("result"), record.get("config")
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(result, dict) or not isinstance(task, dict):
+        return {}
+    fraction = result.get("metric") != "perplexity"
+    reported = "last" if task.get("family") in ("images", "instruct", "e2e") else "best"
+    of_metric = {"higher_is_better": fraction, "scale": 100.0 if fraction else 1.0, "reported": reported}
+    return {"result": result | of_metric}
+
 
 Count = Annotated[int, Ge(0)]
 Number = float | None
@@ -206,6 +222,9 @@ class Result(TypedDict):
     """What tables are made of."""
 
     metric: str
+    higher_is_better: bool
+    scale: float  # what tables multiply the metric by: 100 for fractions
+    reported: Literal["best", "last"]  # the epoch whose number the task's table reports
     select: NotRequired[str]  # the protocol that the command showed
     best: Number
     best_epoch: Number | list[float]

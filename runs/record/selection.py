@@ -1,18 +1,12 @@
 """Which epoch's number a record reports: the best on the dev set, as the paper, or one chosen on other rows."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from runs.record.metric import Metric
 from runs.record.schema import Record
-from runs.record.text import LESS_IS_BETTER
 
 
-def best_epoch(values: Sequence[float], metric: str) -> int:
-    """Index of the best epoch by these values, the earliest of equals; 0 where there are none."""
-    return values.index((min if metric in LESS_IS_BETTER else max)(values)) if values else 0
-
-
-def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: str) -> dict[str, Any] | None:
+def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict[str, Any] | None:
     """The best epoch without the flattery of choosing it on the rows reported: chosen on half A of dev and reported on
     half B, chosen on B and reported on A, and the mean of the two weighted by rows.
 
@@ -24,7 +18,7 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: str) -> dict[st
     a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
     if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
         return None
-    by_a, by_b, whole = (best_epoch(values, metric) for values in (a, b, curve["metric"]))
+    by_a, by_b, whole = (metric.best(values) for values in (a, b, curve["metric"]))
     share = (dev_rows // 2) / dev_rows
 
     def mean(of_a: float, of_b: float) -> float:
@@ -36,7 +30,7 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: str) -> dict[st
         "best": best,
         "best_epoch": [curve["epoch"][by_a], curve["epoch"][by_b]],
         "last": mean(a[-1], b[-1]),
-        "optimism": -optimism if metric in LESS_IS_BETTER else optimism,
+        "optimism": optimism if metric.higher_is_better else -optimism,
     }
 
 
@@ -49,4 +43,4 @@ def reported(record: Record, select: str) -> dict[str, Any]:
 
 def crossfit_of(record: Record) -> dict[str, Any] | None:
     """What `crossfit` says of a finished record."""
-    return crossfit(record["curve"], record["data"]["dev_rows"], record["result"]["metric"])
+    return crossfit(record["curve"], record["data"]["dev_rows"], Metric.of_record(record))

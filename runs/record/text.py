@@ -2,14 +2,6 @@
 
 import re
 
-#: Metrics that are no fractions, and of which less is better.
-LESS_IS_BETTER = ("perplexity",)
-
-
-def shown(metric: str, value: float) -> str:
-    """A metric's value as tables print it: a fraction as a percentage."""
-    return f"{value:.2f}" if metric in LESS_IS_BETTER else f"{100 * value:.1f}"
-
 
 def duration(seconds: float) -> str:
     """Seconds in words: 12s, 5m40s, 31.2h."""

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from ledgers import of_metric
 from wandb_server import good, refusing
 
 from analysis import dashboard, tables
 from analysis.paper import GLUE
-from runs.record import Ledger
+from runs.record import SCHEMA, Ledger
 from runs.tracking import points_of, summary_of
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
 def record(task="reviews", model="minilm", row="vera", seed=0):
     both = {"best": 0.8, "best_epoch": 1.0, "last": 0.7}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "id": f"{model}-{row}-{task}-{seed}",
         "status": "done",
         "error": None,
@@ -55,7 +56,7 @@ def record(task="reviews", model="minilm", row="vera", seed=0):
             "metric_select": [0.8, 0.7],
             "metric_report": [0.8, 0.7],
         },
-        "result": {"metric": "accuracy", "select": "paper", **both, "protocols": {"paper": both, "crossfit": {}}},
+        "result": {**of_metric("accuracy"), "select": "paper", **both, "protocols": {"paper": both, "crossfit": {}}},
         "cost": {"train_seconds": 1.0, "evaluate_seconds": 1.0, "adapter_bytes": 1, "peak_memory_bytes": 1},
         "deviations": [],
     }

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import matplotlib
 import pytest
-from ledgers import ledger, record
+from ledgers import ledger, of_metric, record
 
 from analysis import figures
 from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
@@ -150,7 +150,7 @@ def test_ranks_on_other_tasks_are_figures_of_their_own_and_never_mixed():
     for i, one in enumerate(made):
         one["cell"]["task"] = ("rte", "cola")[i % 2]
         one["id"] += one["cell"]["task"]
-        one["result"]["metric"] = "matthews"
+        one["result"] |= of_metric("matthews")
     made[1]["result"]["protocols"]["paper"]["best"] = made[3]["result"]["protocols"]["paper"]["best"] = 0.55
     _, cola, rte = figure2.make(ledger(*made))
     assert (cola.name, rte.name) == ("figure2_minilm_cola", "figure2_minilm_rte")
@@ -224,7 +224,7 @@ def test_figure_4_on_another_task_with_accuracy_and_never_on_one_without():
     records = [record(row, "mrpc", s, v, model="minilm") for row, v in (("head", 0.7), ("lora", 0.84)) for s in range(5)]
     records += [record(row, "cola", 0, 0.5, model="minilm") for row in ("head", "lora")]
     for one in records[10:]:
-        one["result"]["metric"] = "matthews"
+        one["result"] |= of_metric("matthews")
     paper, mrpc = figure4.make(ledger(*records))
     assert not lines(paper, source="ours")
     assert mrpc.name == "figure4_minilm_mrpc"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import halves, ledger, record, seeds
+from ledgers import halves, ledger, of_metric, record, seeds
 
 from analysis import results
 from analysis.results.__main__ import main
@@ -19,7 +19,7 @@ def small(row, task, bests, **changes):
     made = seeds(row, task, bests, model="minilm", **changes)
     for one in made:
         one["determinism"] = {"threads": 1}
-        one["result"]["metric"] = "matthews" if task == "cola" else "accuracy"
+        one["result"] |= of_metric("matthews" if task == "cola" else "accuracy")
     return made
 
 
@@ -139,7 +139,7 @@ def test_texts_are_compared_by_bleu_where_they_were_decoded():
     made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
     for one in made:
         one["config"]["task"]["family"] = "e2e"
-        one["result"]["metric"] = "perplexity"
+        one["result"] |= of_metric("perplexity")
     assert results.claims(ledger(*made)) == []  # of which the paper says nothing
     for one in made:
         bleu = {"vera": 69.5, "lora": 70.0}[one["cell"]["row"]] + one["cell"]["seed"] / 100
@@ -406,7 +406,7 @@ def test_bleu_is_not_held_to_perplexity():
     made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
     for one in made:
         one["config"]["task"]["family"] = "e2e"
-        one["result"]["metric"] = "perplexity"
+        one["result"] |= of_metric("perplexity")
         if one["cell"]["row"] == "lora":
             one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
         else:
@@ -505,7 +505,7 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     ]
     for one in told:
         one["config"]["task"]["family"] = {"e2e": "e2e", "alpaca": "instruct"}[one["cell"]["task"]]
-        one["result"]["metric"] = "perplexity"
+        one["result"] |= of_metric("perplexity")
         scores = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}]}
     assert headline(ledger(*told[:2])).splitlines() == [

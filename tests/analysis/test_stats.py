@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import apart, halves, ledger, record, seeds
+from ledgers import apart, halves, ledger, of_metric, record, seeds
 
 from analysis import beside, inference, series, stats, tables, verdicts
 from analysis.cells import Cell, cells
@@ -83,10 +83,10 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca", "all"]
     for one in records:
         if one["cell"]["task"] == "alpaca":
-            one["result"]["metric"] = "perplexity"
+            one["result"] |= of_metric("perplexity")
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
     for one in records:
-        one["result"]["metric"] = "accuracy"
+        one["result"] |= of_metric("accuracy")
         if (one["cell"]["row"], one["cell"]["task"]) == ("vera", "e2e"):
             one["label"] = one["label"] | {"row": "VeRA r=64"}
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
@@ -105,7 +105,7 @@ def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     records = [*seeds("vera", "alpaca", (3.0, 3.1)), *seeds("lora", "alpaca", (3.5, 3.4))]
     for r in records:
-        r["result"]["metric"] = "perplexity"
+        r["result"] |= of_metric("perplexity")
     (line,) = series.compare(cells(records, 1))
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
@@ -113,7 +113,7 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert [row[4] for row in told.texts] == ["3.45", "3.05"]  # with two decimals: they lie close together
     assert compared.texts[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
-    gone["result"]["metric"] = "perplexity"
+    gone["result"] |= of_metric("perplexity")
     assert series.series(cell(gone)).values == {0: math.inf}
 
 

@@ -1,12 +1,16 @@
 """What a record says by each protocol: the best epoch of all, and cross-fitted selection."""
 
+import json
 import math
 import os
 
 import numpy as np
 import pytest
+from ledgers import of_metric, record
 
-from runs.record import best_epoch, crossfit, read_record, read_regular, reported
+from runs.record import SCHEMA, Metric, crossfit, read_record, read_regular, reported
+
+ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
 
 
 def curve(a, b, rows=10):
@@ -19,19 +23,19 @@ def curve(a, b, rows=10):
 @pytest.mark.parametrize(
     ("values", "metric", "index"),
     [
-        ([0.5, 0.7, 0.7], "accuracy", 1),
-        ([0.9, 0.1, 0.9], "matthews", 0),
-        ([3.0, 2.0, 2.0], "perplexity", 1),
-        ([], "accuracy", 0),
+        ([0.5, 0.7, 0.7], ACCURACY, 1),
+        ([0.9, 0.1, 0.9], ACCURACY, 0),
+        ([3.0, 2.0, 2.0], PERPLEXITY, 1),
+        ([], ACCURACY, 0),
     ],
 )
 def test_the_best_epoch_is_the_earliest_of_equals(values, metric, index):
-    assert best_epoch(values, metric) == index
+    assert metric.best(values) == index
 
 
 def test_cross_fitting_by_hand_with_unequal_halves():
     """5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has 1/2."""
-    found = crossfit(curve((1.0, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), rows=5), 5, "accuracy")
+    found = crossfit(curve((1.0, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), rows=5), 5, ACCURACY)
     assert found["best"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 / 3))  # 2 of 5 rows
     assert found["best_epoch"] == [1.0, 3.0]
     assert found["last"] == pytest.approx(0.4 * 0.5 + 0.6 * (2 / 3))
@@ -40,14 +44,14 @@ def test_cross_fitting_by_hand_with_unequal_halves():
 
 
 def test_of_equal_epochs_the_earliest_is_chosen_on_each_half():
-    found = crossfit(curve((0.9, 0.9, 0.1), (0.2, 0.8, 0.8)), 10, "accuracy")
+    found = crossfit(curve((0.9, 0.9, 0.1), (0.2, 0.8, 0.8)), 10, ACCURACY)
     assert found["best_epoch"] == [1.0, 2.0]
     assert found["best"] == pytest.approx((0.2 + 0.9) / 2)
     assert found["optimism"] == pytest.approx((0.9 + 0.8) / 2 - (0.2 + 0.9) / 2)
 
 
 def test_of_perplexity_less_is_better_and_optimism_is_how_much_less():
-    found = crossfit(curve((3.0, 2.0, 2.6), (3.0, 2.8, 2.0)), 10, "perplexity")
+    found = crossfit(curve((3.0, 2.0, 2.6), (3.0, 2.8, 2.0)), 10, PERPLEXITY)
     assert found["best_epoch"] == [2.0, 3.0]
     assert found["best"] == pytest.approx((2.6 + 2.8) / 2)  # worse than 2.3, the best of the whole
     assert found["optimism"] == pytest.approx(2.7 - 2.3)
@@ -55,7 +59,7 @@ def test_of_perplexity_less_is_better_and_optimism_is_how_much_less():
 
 def test_an_epoch_that_is_best_on_both_halves_has_no_optimism():
     for a, b in (((0.5, 0.9), (0.4, 0.7)), ((0.5,), (0.4,))):
-        found = crossfit(curve(a, b), 10, "accuracy")
+        found = crossfit(curve(a, b), 10, ACCURACY)
         assert found["optimism"] == 0.0
         assert found["best"] == pytest.approx((a[-1] + b[-1]) / 2)
 
@@ -67,9 +71,9 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
         for _ in range(500):
             right = random.random((rows, 6)) < random.random(6)
             a, b = (part.mean(axis=0).tolist() for part in (right[: rows // 2], right[rows // 2 :]))
-            found = crossfit(curve(a, b, rows), rows, "accuracy")
+            found = crossfit(curve(a, b, rows), rows, ACCURACY)
             assert found["optimism"] >= -1e-12
-            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, "perplexity")["optimism"] == pytest.approx(
+            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, PERPLEXITY)["optimism"] == pytest.approx(
                 found["optimism"]
             )
 
@@ -85,8 +89,8 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
     ],
 )
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
-    assert crossfit(odd, 10, "accuracy") is None
-    record = {"curve": odd, "data": {"dev_rows": 10}, "result": {"metric": "accuracy"}}
+    assert crossfit(odd, 10, ACCURACY) is None
+    record = {"curve": odd, "data": {"dev_rows": 10}, "result": of_metric("accuracy")}
     assert reported(record, "crossfit") == {}
     assert reported(record, "paper") == {}  # of a run that diverged before its first epoch
 
@@ -94,10 +98,27 @@ def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
 def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     paper = {"best": 0.75, "best_epoch": 2.0, "last": 0.75}
     record = {"curve": curve((0.6, 0.9, 0.7), (0.5, 0.6, 0.8)), "data": {"dev_rows": 10}}
-    record["result"] = {"metric": "accuracy", "select": "paper", "protocols": {"paper": paper, "unbiased": {"best": 0.6}}}
+    record["result"] = {**of_metric("accuracy"), "select": "paper", "protocols": {"paper": paper, "unbiased": {"best": 0.6}}}
     assert reported(record, "paper") == paper
     assert reported(record, "crossfit")["best"] == pytest.approx(0.65)
     assert math.isclose(reported(record, "crossfit")["optimism"], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "family", "reported"),
+    [("accuracy", "glue", "best"), ("accuracy", "images", "last"), ("perplexity", "e2e", "last"), ("accuracy", None, "best")],
+)
+def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(metric, family, reported, tmp_path):
+    older = record() | {"schema": 2}
+    older["config"]["task"]["family"] = family or "glue"
+    if family is None:
+        del older["config"]["task"]["family"]
+    older["result"] = {"metric": metric, **{key: older["result"][key] for key in ("select", "best", "best_epoch", "last")}}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    read = read_record(tmp_path / "older.json")
+    assert read["schema"] == SCHEMA
+    assert Metric.of_record(read) == (ACCURACY if metric == "accuracy" else PERPLEXITY)
+    assert read["result"]["reported"] == reported
 
 
 def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):

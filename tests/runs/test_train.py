@@ -18,7 +18,7 @@ from analysis.cells import cells
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import cell_id, read_record, record_path
+from runs.record import Metric, cell_id, read_record, record_path
 from runs.train import Training, dev_halves, deviations, epoch_batches, rate_factor, summarise
 
 
@@ -165,15 +165,17 @@ def test_selection_takes_the_earliest_of_equals():
     """Of the whole the second epoch, which is kept; of half A the first, and of B the second."""
     curve = {"epoch": [1.0, 2.0, 3.0], "metric": [0.5, 0.7, 0.7]}
     curve |= {"metric_select": [0.9, 0.6, 0.9], "metric_report": [0.1, 0.8, 0.5]}
+    accuracy = Metric("accuracy")
     for select, best, last in (("paper", 0.7, 0.7), ("crossfit", (0.1 + 0.6) / 2, 0.7)):
-        result = summarise(curve, 10, "accuracy", select)
+        result = summarise(curve, 10, accuracy, "best", select)
         assert (result["best"], result["last"]) == (pytest.approx(best), pytest.approx(last))
         assert result["best_epoch"] == 2.0
         assert result["protocols"]["paper"] == {"best": 0.7, "best_epoch": 2.0, "last": 0.7}
         assert result["protocols"]["crossfit"]["best_epoch"] == [1.0, 2.0]
-    assert summarise(curve, 10, "perplexity", "paper")["best_epoch"] == 1.0
+    perplexity = Metric("perplexity", higher_is_better=False, scale=1.0)
+    assert summarise(curve, 10, perplexity, "last", "paper")["best_epoch"] == 1.0
     empty = {key: [] for key in curve}
-    assert summarise(empty, 10, "accuracy", "crossfit")["best"] is None
+    assert summarise(empty, 10, accuracy, "best", "crossfit")["best"] is None
 
 
 # --- the record
