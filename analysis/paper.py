@@ -1,4 +1,4 @@
-"""What the VeRA paper prints (analysis/paper/*.yaml), and what its rows, tasks and models are called here."""
+"""What the VeRA paper prints (analysis/printed/*.yaml), and what its rows, tasks and models are called here."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -50,15 +50,15 @@ QUOTED["table3"] |= {"dylora", "adalora"}
 
 @cache
 def paper() -> dict[str, Any]:
-    """paper/tables.yaml as it is: also what is no number of a trained model (formulas, findings)."""
-    found: dict[str, Any] = yaml.safe_load((Path(__file__).with_suffix("") / "tables.yaml").read_text())
+    """printed/tables.yaml as it is: also what is no number of a trained model (formulas, findings)."""
+    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / "tables.yaml").read_text())
     return found
 
 
 @cache
 def recipes() -> dict[str, Any]:
     """The hyperparameters that the papers print."""
-    found: dict[str, Any] = yaml.safe_load((Path(__file__).with_suffix("") / "recipes.yaml").read_text())
+    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / "recipes.yaml").read_text())
     return found
 
 
@@ -67,7 +67,7 @@ class Printed:
     """A number that the paper prints of a model that was trained, and what it belongs to.
 
     model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method, size: how the
-    paper calls the row, and its trained parameters as printed. column: as in paper/tables.yaml. spread: over seeds, as
+    paper calls the row, and its trained parameters as printed. column: as in printed/tables.yaml. spread: over seeds, as
     printed. quoted: whether the authors took the row from earlier work.
     """
 

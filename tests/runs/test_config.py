@@ -241,7 +241,7 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     assert {r.model for r in medium} | {r.model for r in large} == {"gpt2_medium", "gpt2_large"}
 
 
-PRINTED = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["images"]
+PRINTED = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["images"]
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -265,7 +265,7 @@ def test_image_cells_are_table_11s(size):
         assert not run.changed
 
 
-E2E = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["e2e"]
+E2E = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["e2e"]
 
 
 @pytest.mark.parametrize("size", ["medium", "large"])
@@ -304,7 +304,7 @@ def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
             assert method["sites"] == ["query", "value"]
 
 
-PAPER = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())["glue"]
+PAPER = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["glue"]
 
 
 @pytest.mark.parametrize(

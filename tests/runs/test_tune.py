@@ -256,7 +256,7 @@ def test_what_the_words_search(tiny_words, e2e_words):
 
 
 def test_the_grids_are_values_that_the_papers_print():
-    printed = yaml.safe_load((ROOT / "analysis" / "paper" / "recipes.yaml").read_text())
+    printed = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())
     grids = tune._read((ROOT / "conf" / "tune.yaml").read_text())
 
     def values(node, kind, key, inside=False):
