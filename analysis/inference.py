@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, stdtr, stdtrit  # scipy.stats takes a second to import: where it is needed
 
 LEVEL = 0.95
 #: Pairs from which on a finding's word is bold: with fewer, one more seed often changes it.
@@ -29,7 +29,7 @@ def median_variance(n: int) -> float:
     if n == 1:
         return 1.0
     grid = np.linspace(-7, 7, 1401)
-    density, below = stats.norm.pdf(grid), stats.norm.cdf(grid)
+    density, below = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), ndtr(grid)
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
@@ -108,13 +108,13 @@ def mean_difference(pairs: Sequence[tuple[Estimate, Estimate]]) -> Difference:
     if total == 0:
         return Difference(value, 0.0, both)
     df = total**2 / sum(part**2 / free for part, free in parts)
-    return Difference(value, float(stats.t.ppf((1 + LEVEL) / 2, df)) * math.sqrt(total), both)
+    return Difference(value, float(stdtrit(df, (1 + LEVEL) / 2)) * math.sqrt(total), both)
 
 
 def outside_by_chance(seeds: int) -> float:
     """How often a perfect replication is "outside our interval": the paper's number, of as many seeds, varies like ours,
     and that is not in the interval."""
-    return float(2 * stats.t.sf(stats.t.ppf((1 + LEVEL) / 2, seeds - 1) / math.sqrt(2), seeds - 1))
+    return float(2 * stdtr(seeds - 1, -stdtrit(seeds - 1, (1 + LEVEL) / 2) / math.sqrt(2)))
 
 
 # --- over seeds and tasks
@@ -144,6 +144,8 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
 
 def sign_test(differences: Iterable[float]) -> float:
     """The exact two-sided p of as many signs one way, zeros left out; 1 where nothing is left."""
+    from scipy import stats
+
     signs = [difference > 0 for difference in differences if difference != 0]
     return float(stats.binomtest(sum(signs), len(signs)).pvalue) if signs else 1.0
 
@@ -174,6 +176,8 @@ def improvement_interval(
 
 def _above(x: Any, y: Any) -> Any:
     """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
+    from scipy import stats
+
     u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic  # the method is that of p, which nobody reads
     return u / (np.shape(x)[-1] * np.shape(y)[-1])
 
@@ -186,7 +190,7 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple
     if len(differences) < 2:
         return None
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stats.t.ppf((1 + level) / 2, len(differences) - 1)) * spread / math.sqrt(len(differences))
+    half = float(stdtrit(len(differences) - 1, (1 + level) / 2)) * spread / math.sqrt(len(differences))
     return mean - half, mean + half
 
 

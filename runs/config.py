@@ -327,7 +327,7 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
     try:
-        config: Any = OmegaConf.to_container(_own(cfg), resolve=True)
+        config: dict[str, Any] = {key: _plain(cfg[key]) for key in cfg if key in _OWN}
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {_first_line(error)}") from None
     changed = _check_types(config, overrides, recipe)
@@ -458,7 +458,15 @@ def settings(groups: tuple[str, ...] = ()) -> list[str]:
 
 def _own(cfg: DictConfig) -> DictConfig:
     """Without Hydra's part."""
-    return OmegaConf.masked_copy(cfg, [f.name for f in dataclasses.fields(Config)])
+    return OmegaConf.masked_copy(cfg, _OWN)
+
+
+_OWN = [f.name for f in dataclasses.fields(Config)]
+
+
+def _plain(node: Any) -> Any:
+    """A part of the configuration as plain values, resolved: of the parts that are asked for alone, which is quicker."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -506,12 +514,13 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
     given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
         return []
-    default: Any = _defaults(tuple(o for o in overrides if o.partition("=")[0] in GROUPS), recipe)
+    default = _defaults(tuple(o for o in overrides if o.partition("=")[0] in GROUPS), recipe)
     changed = []
     for line in given:
-        node, wanted = config, default
-        for part in line.partition("=")[0].split("."):
-            parent, node, wanted = node, node[part], (wanted or {}).get(part)
+        key, node = line.partition("=")[0], config
+        wanted = _plain(OmegaConf.select(default, key))
+        for part in key.split("."):
+            parent, node = node, node[part]
         if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
             parent[part] = node = float(node)  # `1` and `1.0` are one run
         elif isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted):
@@ -533,14 +542,12 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
 
 
 @cache
-def _defaults(groups: tuple[str, ...], recipe: str) -> dict[str, Any]:
-    """What the files say, resolved. The recipe may be that of another row: its values are a run's own, too."""
+def _defaults(groups: tuple[str, ...], recipe: str) -> DictConfig:
+    """What the files say. The recipe may be that of another row: its values are a run's own, too."""
     cfg = _compose(groups)
     if recipe not in ("defaults", cfg.hydra.runtime.choices.get("recipe")):
         cfg = _compose((*groups, f"recipe={recipe}"))
-    keys = ["model", "task", "method", "recipe", "train", "output", "seed", "data_seed"]
-    found: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
-    return dict(found)
+    return cfg
 
 
 #: Keys of a task that hold a path or a name, or null: a number is no such word.

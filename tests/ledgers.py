@@ -25,11 +25,11 @@ def count(model, row):
     return 43008
 
 
-def of_metric(name, reported="best"):
-    """What a result says of its metric and of the epoch that tables report."""
-    fraction = name != "perplexity"
-    scale = 100.0 if fraction else 1.0
-    return {"metric": name, "higher_is_better": fraction, "scale": scale, "reported": reported}
+def of_metric(name):
+    """What a result says of its metric, and of the epoch that tables report: of a perplexity the last."""
+    if name == "perplexity":
+        return {"metric": name, "higher_is_better": False, "scale": 1.0, "reported": "last"}
+    return {"metric": name, "higher_is_better": True, "scale": 100.0, "reported": "best"}
 
 
 def record(

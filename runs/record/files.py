@@ -32,12 +32,14 @@ def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
         # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
         check_regular(os.stat(path), path)
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with open(file, "rb", buffering=0) as opened:
+        try:
             found = os.fstat(file)
             check_regular(found, path)
             if found.st_size > most:
                 raise ValueError(f"{path}: larger than {most:,} bytes")
-            return opened.read(found.st_size)
+            return os.read(file, found.st_size)
+        finally:
+            os.close(file)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import heapq
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.cell import cell_id
+from runs.record.cell import cell_id, protocol
 from runs.record.files import read_regular, records_folder, run_folder
 from runs.record.schema import FINISHED, MEASURE_SCHEMA, MIGRATIONS, SCHEMA, Record, check, check_measure
 
@@ -19,7 +20,7 @@ from runs.record.schema import FINISHED, MEASURE_SCHEMA, MIGRATIONS, SCHEMA, Rec
 PUBLISHED = Path(__file__).parent.parent / "records"
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
     record = _read(path, "record")
     while record["schema"] in MIGRATIONS:
@@ -34,7 +35,7 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def read_measure(path: Path) -> Record:
+def read_measure(path: str | Path) -> Record:
     """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
     measure = _read(path, "measure")
     if measure["schema"] != MEASURE_SCHEMA:
@@ -46,7 +47,7 @@ def read_measure(path: Path) -> Record:
     return measure
 
 
-def _read(path: Path, what: str) -> Record:
+def _read(path: str | Path, what: str) -> Record:
     content = read_regular(path)
     try:
         found = orjson.loads(content)
@@ -78,14 +79,15 @@ class _Parts:
     """Parts that many records have alike, kept once: of 100,000 records they are two thirds of the memory."""
 
     OF_RECORD = (
-        *("status", "label", "recipe", "seeds", "code", "versions", "device", "determinism", "model", "data", "parameters"),
+        *("label", "recipe", "seeds", "code", "versions", "device", "determinism", "data", "parameters"),
         *("groups", "deviations", "tries"),
     )
-    OF_CONFIG = ("model", "task", "method", "train", "recipe", "select", "keep", "adapter_precision", "device", "output")
+    OF_CONFIG = ("model", "task", "method", "train", "recipe")
     OF_CURVE = ("epoch", "step", "lr")
 
     def __init__(self) -> None:
         self._parts: dict[bytes, Any] = {}
+        self._cells: dict[tuple[Any, ...], str] = {}
 
     def share(self, record: Record) -> None:
         """Puts the parts of an earlier record in the place of those of this one that are equal to them, to the bit."""
@@ -94,11 +96,24 @@ class _Parts:
             for key in keys:
                 if key in holder:
                     holder[key] = parts.setdefault(orjson.dumps(holder[key]), holder[key])
-        cell, result = record["cell"], record.get("result", {})
-        for words, names in ((cell, ("paper", "row", "model", "task")), (result, ("metric",))):
+        for words, names in (
+            (record, ("status", "model")),
+            (record["cell"], ("paper", "row", "model", "task")),
+            (config, ("select", "keep", "adapter_precision", "device", "output")),
+            (record.get("result", {}), ("metric", "reported", "select")),
+        ):
             for name in names:
-                if words.get(name):
+                if type(words.get(name)) is str:
                     words[name] = sys.intern(words[name])
+
+    def cell_id(self, record: Record) -> str:
+        """`cell_id` of a finished record whose parts are shared, made once for the same parts."""
+        config, start = record["config"], record.get("start") or {}
+        parts = (record["data"], record["recipe"], *(config[key] for key in ("model", "task", "method", "train")))
+        key = (*map(id, parts), record["model"], start.get("id"), protocol(record))
+        if key not in self._cells:
+            self._cells[key] = sys.intern(cell_id(record))
+        return self._cells[key]
 
 
 #: How many of a folder's newest records say what runs cost, where not all are wanted.
@@ -149,7 +164,7 @@ def _printable(error: ValueError) -> str:
     return str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path], measures: Path, output: str | Path) -> None:
+def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[str], measures: Path, output: str | Path) -> None:
     others, known = [], ledger._known
     with _no_garbage():
         for path in files:
@@ -158,13 +173,14 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path],
             except ValueError as error:
                 ledger.problems.append(_printable(error))
                 continue
-            if path.stem != record["id"]:  # a copy by hand; which of two would count must not hang on their names
+            # A copy by hand has another name; which of two would count must not hang on their names.
+            if os.path.basename(path) != f"{record['id']}.json":
                 ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
                 continue
             known.share(record)
             record.pop("cell_id", None)  # what another version said defines a result
             if record["status"] in FINISHED:
-                record["cell_id"] = sys.intern(cell_id(record))
+                record["cell_id"] = known.cell_id(record)
             first = ledger.records.setdefault(record["id"], record)
             if first is not record and first.get("result") != record.get("result"):
                 others.append(record["id"])
@@ -183,21 +199,19 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[Path],
         ledger.problems.append(f"{folder}: {which} another result here than in {whose}, which counts")
 
 
-def _json_files(folder: Path) -> list[Path]:
+def _json_files(folder: Path) -> list[str]:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
+    return [f"{folder}/{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def _some_files(folder: Path, wanted: Collection[str]) -> list[Path]:
+def _some_files(folder: Path, wanted: Collection[str]) -> list[str]:
     """The records of these runs, and the newest of the others."""
-    names = {path.name for path in _json_files(folder)}
-    chosen = names & {f"{run_id}.json" for run_id in wanted}
-    others = names - chosen
+    paths = _json_files(folder)
+    chosen = {f"{folder}/{run_id}.json" for run_id in wanted}.intersection(paths)
+    others = [path for path in paths if path not in chosen]
     if len(others) > SAMPLE:
-        with os.scandir(folder) as entries:
-            ages = {e.name: e.stat(follow_symlinks=False).st_mtime_ns for e in entries if e.name in others}
-        others = set(sorted(ages, key=lambda name: ages[name])[-SAMPLE:])
-    return [folder / name for name in sorted(chosen | others)]
+        others = heapq.nlargest(SAMPLE, others, key=lambda path: os.stat(path, follow_symlinks=False).st_mtime_ns)
+    return sorted([*chosen, *others])
 
 
 @contextlib.contextmanager

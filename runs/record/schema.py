@@ -21,7 +21,7 @@ SCHEMA = 3
 #: From each older schema to the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda record: record | {"schema": 2, "tries": []},
-    2: lambda record: record | {"schema": 3} | _with_metric(record),
+    2: lambda record: _with_metric(record) | {"schema": 3},
 }
 #: Of measures, and the columns that each kind has.
 MEASURE_SCHEMA = 1
@@ -36,15 +36,15 @@ Record = dict[str, Any]
 
 
 def _with_metric(record: dict[str, Any]) -> dict[str, Any]:
-    """The result with what its metric is and which epoch tables report, which schema 2 left to its readers."""
+    """The record with what its metric is and which epoch tables report, which schema 2 left to its readers."""
     result, config = record.get("result"), record.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(result, dict) or not isinstance(task, dict):
-        return {}
+        return record
     fraction = result.get("metric") != "perplexity"
     reported = "last" if task.get("family") in ("images", "instruct", "e2e") else "best"
-    of_metric = {"higher_is_better": fraction, "scale": 100.0 if fraction else 1.0, "reported": reported}
-    return {"result": result | of_metric}
+    result |= {"higher_is_better": fraction, "scale": 100.0 if fraction else 1.0, "reported": reported}
+    return record
 
 
 Count = Annotated[int, Ge(0)]

@@ -360,6 +360,7 @@ def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes
         "cache_dir": f"/c/{seed}",
     }
     made["label"]["task"] = name or task
+    made["result"]["reported"] = "last"
     return made
 
 
@@ -404,6 +405,7 @@ def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(),
     found = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
     found["id"] += f"-{train_rows}"
     found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
+    found["result"]["reported"] = "last"
     found["config"]["method"]["rank"] = {"vera": 1024, "lora": 64, "vera_r64": 64}.get(row)
     found |= {"steps": 100, "device": {"name": "Own GPU"}}
     found["judged"] = [
