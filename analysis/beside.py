@@ -1,4 +1,5 @@
-"""A cell of ours beside the paper's number: may they be compared, by how much do they differ, and what that says."""
+"""A cell of ours beside the paper's number: may they be compared, by how much do they differ, and what that
+says."""
 
 import math
 import re
@@ -18,25 +19,29 @@ from analysis.series import series
 
 #: Seeds that a verdict needs, and that the paper's medians and means are over.
 VERDICT_SEEDS = 5
-#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR and ROUGE-L in
-#: points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
+#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR
+#: and ROUGE-L in points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
 MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES = 1.0, 0.1, 0.2
 #: Words of a verdict where the paper prints a spread, and where it prints none.
 WITH_SPREAD = ("reproduced", "consistent, wide", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
 #: What the words in the last column of a table mean, by what they begin with.
 VERDICTS = {
-    "difference": "difference: ours less the paper's, +- half of its 95% interval (Welch's t over the seeds of both sides).",
+    "difference": (
+        "difference: ours less the paper's, +- half of its 95% interval (Welch's t over the seeds of both"
+        " sides)."
+    ),
     "reproduced": (
-        f"reproduced n/m: in n of m cells the interval holds 0, and half of it is at most the margin: {MARGIN:g} point"
-        f" ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g} for judges). wide: it holds 0 and is wider. not: it does"
-        f" not hold 0, as in {1 - LEVEL:.0%} of perfect replications: so many of these cells by chance."
-        " Where the paper's spread is 0.7 or more (0.9 of its means), half of the interval exceeds 1 point whatever is run"
-        " here: at best wide."
+        "reproduced n/m: in n of m cells the interval holds 0, and half of it is at most the margin:"
+        f" {MARGIN:g} point ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g} for judges). wide: it"
+        f" holds 0 and is wider. not: it does not hold 0, as in {1 - LEVEL:.0%} of perfect replications: so"
+        " many of these cells by chance. Where the paper's spread is 0.7 or more (0.9 of its means), half of"
+        " the interval exceeds 1 point whatever is run here: at best wide."
     ),
     "inside": (
-        "inside n/m: the paper prints no spread, and its number is in the 95% interval of ours. That leaves the paper's own"
-        f" seeds out: {outside_by_chance(VERDICT_SEEDS):.0%} of perfect replications over {VERDICT_SEEDS} seeds are outside."
+        "inside n/m: the paper prints no spread, and its number is in the 95% interval of ours. That leaves"
+        f" the paper's own seeds out: {outside_by_chance(VERDICT_SEEDS):.0%} of perfect replications over"
+        f" {VERDICT_SEEDS} seeds are outside."
     ),
     "mean": "mean: the same rule for the mean over the tasks of the row.",
 }
@@ -44,8 +49,8 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of verdicts.WORDS, and what it rests on. interval: the 95% interval of `difference`, ours less the paper's, from
-    both sides, or from ours alone where the paper prints no spread."""
+    """One of verdicts.WORDS, and what it rests on. interval: the 95% interval of `difference`, ours less the
+    paper's, from both sides, or from ours alone where the paper prints no spread."""
 
     word: str
     ours: float | None = None
@@ -71,14 +76,14 @@ def verdict(
 ) -> Verdict:
     """Whether a cell of the paper is reproduced, over at least 5 seeds of the paper's model.
 
-    Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it is at most the
-    margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not hold 0). Else the paper's number
-    is "inside our interval" or "outside our interval".
+    Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it is
+    at most the margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not hold 0).
+    Else the paper's number is "inside our interval" or "outside our interval".
 
-    values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself took the number
-    from earlier work. middle: the mean where the paper prints one. same_size: our row trains as many numbers as the
-    paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete", however close.
-    """
+    values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself
+    took the number from earlier work. middle: the mean where the paper prints one. same_size: our row trains
+    as many numbers as the paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete",
+    however close."""
     if cell is None:
         return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
     if values is None:
@@ -101,7 +106,8 @@ def verdict(
     return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), ids)
 
 
-#: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0" is not none.
+#: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0"
+#: is not none.
 HALF_DIGIT = 0.05
 
 
@@ -143,7 +149,8 @@ class Beside:
         return list(series(self.cell).values.values() if self.values is None else self.values)
 
     def gap(self) -> str:
-        """The difference, with half of its interval where the seeds are enough for a verdict; "-" for an incomplete cell."""
+        """The difference, with half of its interval where the seeds are enough for a verdict; "-" for an
+        incomplete cell."""
         if not self.cell.complete or not self.seeds:
             return "-"
         found = difference(*sides(self.seeds, self.printed, self.spread, self.middle))
@@ -164,19 +171,24 @@ def told(found: Difference, decimals: int = 1, firm: bool = True) -> str:
 
 
 def summary(words: Sequence[str]) -> str:
-    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)", "inside 3/4"; "" without any."""
+    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)", "inside 3/4"; ""
+    without any."""
     count = Counter(words)
     parts = []
     if of := sum(count[word] for word in WITH_SPREAD):
         wide, wrong = count["consistent, wide"], count["not reproduced"]
-        parts.append(f"reproduced {count['reproduced']}/{of}, wide {wide}, not {wrong} ({(1 - LEVEL) * of:.2g} by chance)")
+        parts.append(
+            f"reproduced {count['reproduced']}/{of}, wide {wide}, not {wrong} ({(1 - LEVEL) * of:.2g} by"
+            " chance)"
+        )
     if of := sum(count[word] for word in WITHOUT_SPREAD):
         parts.append(f"inside {count['inside our interval']}/{of}")
     return ", ".join(parts)
 
 
 def status(rows: Sequence[Beside]) -> str:
-    """The last column of our row: the verdicts of its cells and of their mean; "ours" where one has none yet."""
+    """The last column of our row: the verdicts of its cells and of their mean; "ours" where one has none
+    yet."""
     words = [row.verdict.word for row in rows]
     if "other size" in words:
         return "ours, another size: not compared"
@@ -196,23 +208,28 @@ def notes(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def follows(printed: str, value: float) -> bool:
-    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers of 1024."""
+    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers
+    of 1024."""
     number, unit = re.fullmatch(r"([\d.]+)([KMG])B?", printed).groups()  # type: ignore[union-attr]
     base = 1024 if printed.endswith("B") else 1000
     scale = 10 ** len(number.partition(".")[2])
-    exact = value / base ** (" KMG".index(unit)) * scale
+    exact = value / base ** " KMG".index(unit) * scale
     return round(float(number) * scale) in (round(exact), math.floor(exact))
 
 
 @cache
 def exact_counts() -> list[dict[str, Any]]:
-    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is not that."""
-    found: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
+    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
+    not that."""
+    found: list[dict[str, Any]] = yaml.safe_load(
+        (Path(__file__).parent.parent / "conf" / "counts.yaml").read_text()
+    )
     return found
 
 
 def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:
-    """Whether our row trains as many numbers as the paper's: what it prints, rounded, or what its formula gives."""
+    """Whether our row trains as many numbers as the paper's: what it prints, rounded, or what its formula
+    gives."""
     size = str(printed).partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return cell.parameters == 0
@@ -226,7 +243,8 @@ def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:
 def off_formula(model: str) -> list[str]:
     """The printed counts of a model's rows that do not follow from their own formula, in words."""
     return [
-        f"The paper prints {entry['printed']} for {entry['method']}, whose exact count is {entry['count']:,}: {entry['note']}."
+        f"The paper prints {entry['printed']} for {entry['method']}, whose exact count is {entry['count']:,}:"
+        f" {entry['note']}."
         for entry in exact_counts()
         if entry["model"] == model and "note" in entry
     ]

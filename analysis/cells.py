@@ -1,4 +1,5 @@
-"""From records to cells: one (model, row, task) over its seeds, with the median, the spread, and what is missing."""
+"""From records to cells: one (model, row, task) over its seeds, with the median, the spread, and what is
+missing."""
 
 import math
 import statistics
@@ -14,17 +15,17 @@ from runs.record import Ledger, Metric, Record, cell_id, is_trial, lora_scaling,
 class Cell:
     """The records of one cell, a seed each, and how many seeds a complete cell has.
 
-    Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a diverged
-    one by its best epoch before it diverged, or 0 where it had none. One that finished without its metric is not a number,
-    and so is whatever is made of it.
-    """
+    Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a
+    diverged one by its best epoch before it diverged, or 0 where it had none. One that finished without its
+    metric is not a number, and so is whatever is made of it."""
 
     records: list[Record]
     wanted: int
     select: str = "paper"
     left_out: int = 0  # records of the same row with other settings
     again: tuple[str, ...] = ()  # ids of records of the same settings and seed as one that is here
-    problems: list[str] = field(default_factory=list)  # records that are no part of it and should have been, in words
+    # Records that are no part of it and should have been, in words
+    problems: list[str] = field(default_factory=list)
 
     @property
     def seeds(self) -> int:
@@ -41,8 +42,11 @@ class Cell:
 
     @property
     def collapsed(self) -> list[int]:
-        """Seeds whose metric is the same at every epoch, to the bit: the model says one thing of every row."""
-        curves = {r["cell"]["seed"]: r["curve"].get("metric") or [] for r in self.records if r["status"] == "done"}
+        """Seeds whose metric is the same at every epoch, to the bit: the model says one thing of every
+        row."""
+        curves = {
+            r["cell"]["seed"]: r["curve"].get("metric") or [] for r in self.records if r["status"] == "done"
+        }
         return sorted(seed for seed, metrics in curves.items() if len(metrics) > 1 and len(set(metrics)) == 1)
 
     @property
@@ -50,8 +54,8 @@ class Cell:
         return sum(record["status"] == "diverged" for record in self.records)
 
     def values(self, epoch: str | None = None) -> list[float]:
-        """The metric of each seed, in the unit of the table, at the epoch that its task's table reports or at this one, best or
-        last; not a number for a run that finished without it."""
+        """The metric of each seed, in the unit of the table, at the epoch that its task's table reports or at
+        this one, best or last; not a number for a run that finished without it."""
         metric, epoch = Metric.of_record(self.records[0]), epoch or self.records[0]["result"]["reported"]
         values = []
         for record in self.records:
@@ -77,7 +81,8 @@ class Cell:
         return statistics.stdev(values) if len(values) > 1 and known else None
 
     def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
-        """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the protocol's).
+        """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the
+        protocol's).
 
         0 for a seed that diverged; left out for one whose texts were not scored by it (no Java).
         """
@@ -106,13 +111,14 @@ class Cell:
 
 
 def label_of(record: Record) -> str:
-    """A record's method as tables name it: with how alpha came about, which older records' labels leave out."""
+    """A record's method as tables name it: with how alpha came about, which older records' labels leave
+    out."""
     return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
 
 
 def row_of(record: Record) -> str:
-    """The row of tables that a record belongs to: LoRA of another rank than its recipe's is one row with a constant alpha
-    and another with a proportional one, whichever way alpha was given."""
+    """The row of tables that a record belongs to: LoRA of another rank than its recipe's is one row with a
+    constant alpha and another with a proportional one, whichever way alpha was given."""
     row = str(record["cell"]["row"])
     return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
 
@@ -137,7 +143,8 @@ def ids(records: Iterable[Record]) -> list[str]:
 
 
 def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
-    """Which of these run ids (or measures) come from published studies, in words; nothing where all ran on this machine."""
+    """Which of these run ids (or measures) come from published studies, in words; nothing where all ran on
+    this machine."""
     names = set(runs)
     known = [name for name in names if name in ledger.origin]
     studies = Counter(ledger.origin[name] for name in known if ledger.origin[name] != "ours")
@@ -145,11 +152,14 @@ def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
         return []
     told = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
     count = f"{studies.total()} of the {len(known)} runs"
-    return [f"{count} were not done here, but are records that the project has published in runs/records: {told}."]
+    return [
+        f"{count} were not done here, but are records that the project has published in runs/records: {told}."
+    ]
 
 
 def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """One record for each seed, of several the one that deviates least and then of the first id; and the others."""
+    """One record for each seed, of several the one that deviates least and then of the first id; and the
+    others."""
     kept: dict[int, Record] = {}
     again = []
     for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
@@ -159,11 +169,11 @@ def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
-    """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data) are never
-    mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its settings those that
-    follow the recipe, and among equals those with more seeds. A run that was stopped early by train.max_steps, or judged
-    on training rows (task.holdout), was a trial, and is no result. A second run of one seed counts nowhere; the cell
-    names it."""
+    """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data)
+    are never mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its
+    settings those that follow the recipe, and among equals those with more seeds. A run that was stopped
+    early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result. A
+    second run of one seed counts nowhere; the cell names it."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
@@ -172,13 +182,16 @@ def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict
     found = {}
     for key, variants in groups.items():
         chosen = max(
-            variants.values(), key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v))
+            variants.values(),
+            key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v)),
         )
         others = sum(map(len, variants.values())) - len(chosen)
         kept, again = one_each(chosen)
         problems = []
         if older := {protocol(r) for v in variants.values() for r in v} - {protocol(chosen[0])}:
             versions, newest = ", ".join(map(str, sorted(older))), protocol(chosen[0])
-            problems.append(f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}.")
+            problems.append(
+                f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}."
+            )
         found[key] = Cell(kept, wanted, select, others, tuple(ids(again)), problems)
     return found

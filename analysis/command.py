@@ -14,7 +14,9 @@ from runs.record.text import describe
 class Parser(argparse.ArgumentParser):
     """python -m analysis.COMMAND with --output, which may be written output= as for python -m runs."""
 
-    def __init__(self, command: str, description: str | None, output: str = "the folder that holds records/") -> None:
+    def __init__(
+        self, command: str, description: str | None, output: str = "the folder that holds records/"
+    ) -> None:
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"python -m analysis.{command}", description=description, formatter_class=shape)
         self.add_argument("--output", default="outputs", help=output)
@@ -29,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def open_ledger(output: str) -> Ledger:
-    """The records of a folder, and the published ones. What is odd in them is told on stderr, and that the folder has none."""
+    """The records of a folder, and the published ones. What is odd in them is told on stderr, and that the
+    folder has none."""
     ledger = command.open_ledger(output)
     if "ours" not in ledger.origin.values():
         others = ": only what the project has published is shown" if ledger.records else ""
@@ -43,7 +46,8 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough: head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
+        # Or Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
         print(f"error: {describe(error)}", file=sys.stderr)

@@ -11,7 +11,10 @@ from analysis.paper import Printed
 from analysis.table import TableCell, make_row
 
 #: What cross-fitted selection is, in a sentence.
-CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by rows."
+CROSSFIT = (
+    "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways, weighted by"
+    " rows."
+)
 #: Of tables that report the last epoch.
 NO_SELECT = "--select changes nothing here: the last epoch is reported."
 #: What the status of the paper's own rows means.
@@ -19,7 +22,8 @@ QUOTED_NOTE = "quoted: the paper's number, not run here."
 
 
 def shown(cell: Cell, middle: str = "median") -> TableCell:
-    """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many diverged."""
+    """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many
+    diverged."""
     spread = cell.spread()
     value = cell.mean() if middle == "mean" else cell.median()
     text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
@@ -28,7 +32,8 @@ def shown(cell: Cell, middle: str = "median") -> TableCell:
 
 
 def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
-    """The median and spread of a number of a cell's seeds, and how many have it where some lack it; "-" where all do."""
+    """The median and spread of a number of a cell's seeds, and how many have it where some lack it; "-" where
+    all do."""
     if not values:
         return TableCell("-")
     spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
@@ -62,7 +67,8 @@ def printed_text(printed: Printed, decimals: int = 1) -> str:
 
 
 def beside_paper(cell: Cell, printed: Printed, **how: Any) -> Beside:
-    """A cell of ours beside the paper's number. how: for Beside, where a table reports no median of best epochs."""
+    """A cell of ours beside the paper's number. how: for Beside, where a table reports no median of best
+    epochs."""
     same = not printed.size or same_size(cell, printed.model, printed.row, printed.size)
     return Beside(cell, printed.value, printed.spread, same_size=same, **how)
 
@@ -83,9 +89,9 @@ def our_row(
 ) -> list[TableCell]:
     """A row of ours, its cells by task.
 
-    columns: the tasks that the table shows; wanted: those that the row should have. status: that of a complete row. head:
-    what stands before its numbers, where that is not its label and size; average: what stands after them.
-    """
+    columns: the tasks that the table shows; wanted: those that the row should have. status: that of a
+    complete row. head: what stands before its numbers, where that is not its label and size; average: what
+    stands after them."""
     if not all(task in ours and ours[task].complete for task in wanted) and "another size" not in status:
         status = "ours, incomplete"
     status += told_diverged(ours.values())
@@ -123,7 +129,11 @@ def about(found: dict[Key, Cell]) -> list[str]:
     notes = []
     left_out = sum(cell.left_out for cell in found.values())
     if left_out:
-        one = "1 record with other settings is" if left_out == 1 else f"{left_out} records with other settings are"
+        one = (
+            "1 record with other settings is"
+            if left_out == 1
+            else f"{left_out} records with other settings are"
+        )
         notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
     notes += [problem for cell in found.values() for problem in cell.problems]
     again = [name for cell in found.values() for name in cell.again]
@@ -140,14 +150,20 @@ def about(found: dict[Key, Cell]) -> list[str]:
             notes.append(f"collapsed ({same}), and counted like any other: {row} on {task}, {which}.")
     if any(_keeps_one_pair(cell) for cell in found.values()):
         notes.append(
-            "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change (see vera_redrawn)."
+            "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change"
+            " (see vera_redrawn)."
         )
     words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
     for (_, row, task), cell in found.items():
         rank = f"rank {row.rpartition('_r')[2]} instead of"  # which the row's name says: lora_r64
-        for word in (word for record in cell.records for word in record["deviations"] if not word.startswith(rank)):
+        for word in (
+            word for record in cell.records for word in record["deviations"] if not word.startswith(rank)
+        ):
             words[word].add(f"{row} on {task}")
-    return [*notes, *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items()))]
+    return [
+        *notes,
+        *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items())),
+    ]
 
 
 def _keeps_one_pair(cell: Cell) -> bool:

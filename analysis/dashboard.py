@@ -3,10 +3,9 @@
     python -m analysis.dashboard [--entity NAME] [--project vera-bench] [--output outputs]    (make dashboard)
     python -m analysis.dashboard --json FILE     (or -: to the terminal) what it would save, without W&B
 
-A section for each table: the table itself as the records give it, and for each of its columns the dev metric by epoch and
-the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved before. What a run
-is called in W&B, and under which names its numbers are there, is in runs/tracking.py.
-"""
+A section for each table: the table itself as the records give it, and for each of its columns the dev metric
+by epoch and the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved
+before. What a run is called in W&B, and under which names its numbers are there, is in runs/tracking.py."""
 
 import json
 import os
@@ -24,7 +23,12 @@ from runs.record import Ledger, write_atomically
 from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
 
 #: Panels for the numbers that tables show.
-NUMBERS = {"best": "best epoch", "last": "last epoch", "train_seconds": "seconds of training", "peak_memory_bytes": "memory"}
+NUMBERS = {
+    "best": "best epoch",
+    "last": "last epoch",
+    "train_seconds": "seconds of training",
+    "peak_memory_bytes": "memory",
+}
 NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
 #: W&B shows ten runs a panel unless told otherwise; a table has up to 250.
 RUNS_SHOWN = 1000
@@ -38,7 +42,9 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
     """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
     import wandb_workspaces.workspaces as ws
 
-    tables = [(name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None) if table.tasks]
+    tables = [
+        (name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None) if table.tasks
+    ]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -59,12 +65,18 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median", "groupby_rangefunc": "minmax"}
+    alike: dict[str, Any] = {
+        "groupby": wr.Metric("Group"),
+        "groupby_aggfunc": "median",
+        "groupby_rangefunc": "minmax",
+    }
     alike |= {"max_runs_to_show": RUNS_SHOWN}
     panels: list[Any] = [wr.MarkdownPanel(markdown=_words(name, table))]
     for task, label in table.tasks.items():
         cell = cell_key(table.model, task)
-        panels.append(wr.LinePlot(title=f"{label}: dev metric by epoch", x="epoch", y=[f"{cell}/dev"], **alike))
+        panels.append(
+            wr.LinePlot(title=f"{label}: dev metric by epoch", x="epoch", y=[f"{cell}/dev"], **alike)
+        )
         for number in table.shows:
             title, metric = f"{label}: {NUMBERS[number]}", f"{cell}/{number}"
             panels.append(wr.BarPlot(title=title, metrics=[metric], max_bars_to_show=100, **alike))
@@ -79,11 +91,11 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
 def _words(name: str, table: Table) -> str:
     """The table as it is in the records, and what the panels beside it are."""
     return (
-        f"{table.render('md')}\n\n"
-        f"Made from the records on {time.strftime('%Y-%m-%d')}; `python -m analysis.tables {name}` makes it anew. "
-        "The panels are W&B's view of the runs that were sent to it: one line or bar a cell (row@model@task), W&B's own median "
-        "over its runs, whatever their settings; it samples long histories, and its own panels show means. "
-        "Numbers for a paper come from the records."
+        f"{table.render('md')}\n\nMade from the records on {time.strftime('%Y-%m-%d')}; `python -m"
+        f" analysis.tables {name}` makes it anew. The panels are W&B's view of the runs that were sent to it:"
+        " one line or bar a cell (row@model@task), W&B's own median over its runs, whatever their settings;"
+        " it samples long histories, and its own panels show means. Numbers for a paper come from the"
+        " records."
     )
 
 
@@ -124,7 +136,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--project", default=project(), help="(WANDB_PROJECT, or vera-bench)")
     options = parser.read(arguments)
     if not options.json and not logged_in():
-        print(f"error: not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY", file=sys.stderr)
+        print(
+            f"error: not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY", file=sys.stderr
+        )
         return 2
     if not options.json and (why := unreachable()):
         print(f"error: {base_url()} cannot be reached ({why})", file=sys.stderr)

@@ -1,9 +1,10 @@
-"""Intervals, tests and the two rules of judgement, on plain numbers: a cell against the paper's, a finding over paired runs.
+"""Intervals, tests and the two rules of judgement, on plain numbers: a cell against the paper's, a finding
+over paired runs.
 
-A cell is compared by the difference of two statistics, each with the variance of what it is: the mean of n normals has
-sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's degrees of freedom (Welch
-1947; Satterthwaite 1946) gives the 95% interval. A finding is compared by the mean of paired differences (Student's t).
-"""
+A cell is compared by the difference of two statistics, each with the variance of what it is: the mean of n
+normals has sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's
+degrees of freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval. A finding is compared by the mean
+of paired differences (Student's t)."""
 
 import math
 import statistics
@@ -24,8 +25,8 @@ FIRM_PAIRS = 5
 def median_variance(n: int) -> float:
     """Variance of the median of n standard normals, times n: 1 at n=1 and 2, 1.434 at n=5, towards pi / 2.
 
-    By numerical integration of the density of the middle order statistics (David and Nagaraja 2003, chapter 2).
-    """
+    By numerical integration of the density of the middle order statistics (David and Nagaraja 2003, chapter
+    2)."""
     if n == 1:
         return 1.0
     grid = np.linspace(-7, 7, 1401)
@@ -35,7 +36,8 @@ def median_variance(n: int) -> float:
         return float(n * (grid**2 * weight).sum() / weight.sum())
     half = n // 2 - 1
     first, second = density * below**half, density * (1 - below) ** half
-    joint = np.outer(first, second) * (grid[:, None] < grid[None, :])  # the two in the middle, the lower one first
+    # The two in the middle, the lower one first
+    joint = np.outer(first, second) * (grid[:, None] < grid[None, :])
     joint += np.diag(first * second) / 2
     middle = (grid[:, None] + grid[None, :]) / 2
     return float(n * (middle**2 * joint).sum() / joint.sum())
@@ -43,7 +45,8 @@ def median_variance(n: int) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its variance and the degrees of freedom of that; variance None where nothing says it."""
+    """A statistic with its variance and the degrees of freedom of that; variance None where nothing says
+    it."""
 
     value: float
     variance: float | None
@@ -56,8 +59,11 @@ class Estimate:
         return cls.printed(float(middle(values)), spread, len(values), middle)
 
     @classmethod
-    def printed(cls, value: float, spread: float | None, seeds: int, middle: Any = statistics.median) -> "Estimate":
-        """A median (or mean) over seeds as a paper prints it, with the sample standard deviation of a seed."""
+    def printed(
+        cls, value: float, spread: float | None, seeds: int, middle: Any = statistics.median
+    ) -> "Estimate":
+        """A median (or mean) over seeds as a paper prints it, with the sample standard deviation of a
+        seed."""
         if spread is None or seeds < 2:
             return cls(value, None, 0)
         factor = median_variance(seeds) if middle is statistics.median else 1.0
@@ -96,8 +102,8 @@ def difference(ours: Estimate, paper: Estimate) -> Difference:
 
 
 def mean_difference(pairs: Sequence[tuple[Estimate, Estimate]]) -> Difference:
-    """The mean over tasks of ours minus the paper's, with a Welch interval over all sides. Where one cell of the paper
-    has no spread, the paper's are left out of the interval."""
+    """The mean over tasks of ours minus the paper's, with a Welch interval over all sides. Where one cell of
+    the paper has no spread, the paper's are left out of the interval."""
     value = statistics.fmean(ours.value - paper.value for ours, paper in pairs)
     both = all(paper.variance is not None for _, paper in pairs)
     sides = [side for pair in pairs for side in (pair if both else pair[:1])]
@@ -112,8 +118,8 @@ def mean_difference(pairs: Sequence[tuple[Estimate, Estimate]]) -> Difference:
 
 
 def outside_by_chance(seeds: int) -> float:
-    """How often a perfect replication is "outside our interval": the paper's number, of as many seeds, varies like ours,
-    and that is not in the interval."""
+    """How often a perfect replication is "outside our interval": the paper's number, of as many seeds, varies
+    like ours, and that is not in the interval."""
     return float(2 * stdtr(seeds - 1, -stdtrit(seeds - 1, (1 + LEVEL) / 2) / math.sqrt(2)))
 
 
@@ -132,9 +138,8 @@ def _draws(n: int) -> Any:
 def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
 
-    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is infinite, as the
-    perplexity of a diverged run is.
-    """
+    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is
+    infinite, as the perplexity of a diverged run is."""
     if len(values) < 2:
         return None
     medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
@@ -156,20 +161,24 @@ def smallest_p(n: int) -> float:
 
 
 def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. One (x, y) a task, each a value a run."""
+    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. One (x, y) a task, each a value a
+    run."""
     return float(np.mean([_above(x, y) for x, y in pairs]))
 
 
 def improvement_interval(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has one run."""
+    """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has
+    one run."""
     if any(len(x) < 2 or len(y) < 2 for x, y in pairs):
         return None
     random, means = np.random.default_rng(0), np.zeros(IMPROVEMENT_RESAMPLES)
     for x, y in pairs:
         both = [np.asarray(side, dtype=float) for side in (x, y)]
-        means += _above(*(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both))
+        means += _above(
+            *(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both)
+        )
     low, high = np.percentile(means / len(pairs), [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
 
@@ -178,7 +187,8 @@ def _above(x: Any, y: Any) -> Any:
     """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
     from scipy import stats
 
-    u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic  # the method is that of p, which nobody reads
+    # The method is that of p, which nobody reads
+    u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic
     return u / (np.shape(x)[-1] * np.shape(y)[-1])
 
 
@@ -195,8 +205,8 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple
 
 
 def is_near(differences: Sequence[float], margin: float) -> bool | None:
-    """Whether X is near Y, given X - Y by pair: True where the one-sided 95% bound of the mean is above -margin, False
-    where the other bound is below it, else None."""
+    """Whether X is near Y, given X - Y by pair: True where the one-sided 95% bound of the mean is above
+    -margin, False where the other bound is below it, else None."""
     bounds = paired_interval(differences, 2 * LEVEL - 1)
     if bounds is None:
         return None
@@ -204,8 +214,8 @@ def is_near(differences: Sequence[float], margin: float) -> bool | None:
 
 
 def is_above(differences: Sequence[float]) -> bool | None:
-    """Whether X is above Y, given X - Y by pair: True where the 95% interval of the mean is above 0, False where it is
-    below, else None."""
+    """Whether X is above Y, given X - Y by pair: True where the 95% interval of the mean is above 0, False
+    where it is below, else None."""
     bounds = paired_interval(differences)
     if bounds is None:
         return None

@@ -1,4 +1,5 @@
-"""What the VeRA paper prints (analysis/printed/*.yaml), and what its rows, tasks and models are called here."""
+"""What the VeRA paper prints (analysis/printed/*.yaml), and what its rows, tasks and models are called
+here."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,11 +13,34 @@ import yaml
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 IMAGES = {"cifar100": "CIFAR-100", "food101": "Food-101", "flowers102": "Flowers-102", "resisc45": "RESISC45"}
 #: The scores of texts, and their decimals as the paper prints them.
-SCORES = {"bleu": ("BLEU", 1), "nist": ("NIST", 2), "meteor": ("METEOR", 1), "rouge_l": ("ROUGE-L", 1), "cider": ("CIDEr", 2)}
+SCORES = {
+    "bleu": ("BLEU", 1),
+    "nist": ("NIST", 2),
+    "meteor": ("METEOR", 1),
+    "rouge_l": ("ROUGE-L", 1),
+    "cider": ("CIDEr", 2),
+}
 BENCHES = {"mt_bench": "MT-Bench", "vicuna_bench": "Vicuna-bench"}
-LLAMAS = {"llama_7b": "Llama 7B", "llama_13b": "Llama 13B", "llama2_7b": "Llama 2 7B", "llama2_13b": "Llama 2 13B"}
-NAMES = {"full": "full", "bitfit": "BitFit", "lora": "LoRA", "vera": "VeRA", "head": "head", "lora_fa": "LoRA-FA"}
-NAMES |= {"adapter_drop": "Adapter D", "adapter_p": "Adapter P", "adapter_h": "Adapter H", "adapter_l": "Adapter L"}
+LLAMAS = {
+    "llama_7b": "Llama 7B",
+    "llama_13b": "Llama 13B",
+    "llama2_7b": "Llama 2 7B",
+    "llama2_13b": "Llama 2 13B",
+}
+NAMES = {
+    "full": "full",
+    "bitfit": "BitFit",
+    "lora": "LoRA",
+    "vera": "VeRA",
+    "head": "head",
+    "lora_fa": "LoRA-FA",
+}
+NAMES |= {
+    "adapter_drop": "Adapter D",
+    "adapter_p": "Adapter P",
+    "adapter_h": "Adapter H",
+    "adapter_l": "Adapter L",
+}
 NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
 #: The paper's row, by its name and printed size, where this project's row has another name.
 ROWS = {
@@ -37,7 +61,13 @@ FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 #: The rows of conf/method that tables 6, 7, 12 and 13 are of.
 SETTINGS = {"vera": "vera", "only_d": "vera_only_d", "only_b": "vera_only_b", "kaiming_uniform": "vera"}
 SETTINGS |= {"kaiming_normal": "vera_kaiming_normal", "uniform_0_0.1": "vera_uniform"}
-SETTINGS |= {"0.1": "vera", "1e-07": "vera_d_init_1e-7", "1.0": "vera_d_init_1", "shared": "vera", "unique": "vera_unique"}
+SETTINGS |= {
+    "0.1": "vera",
+    "1e-07": "vera_d_init_1e-7",
+    "1.0": "vera_d_init_1",
+    "shared": "vera",
+    "unique": "vera_unique",
+}
 AT_RANK = {"table12": {"vera": "vera_r64"}, "table13": {"vera": "vera_r256"}}
 #: Rows that the paper itself took from earlier work and prints no hyperparameters for.
 QUOTED = {
@@ -66,10 +96,10 @@ def recipes() -> dict[str, Any]:
 class Printed:
     """A number that the paper prints of a model that was trained, and what it belongs to.
 
-    model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method, size: how the
-    paper calls the row, and its trained parameters as printed. column: as in printed/tables.yaml. spread: over seeds, as
-    printed. quoted: whether the authors took the row from earlier work.
-    """
+    model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method,
+    size: how the paper calls the row, and its trained parameters as printed. column: as in
+    printed/tables.yaml. spread: over seeds, as printed. quoted: whether the authors took the row from earlier
+    work."""
 
     table: str
     part: str
@@ -87,7 +117,14 @@ class Printed:
 @cache
 def numbers() -> tuple[Printed, ...]:
     """Every number of tables 2 to 7, 12 and 13, in their order."""
-    return (*_by_model("table2"), *_by_model("table3"), *_table4(), *_by_model("table5"), *_ablations(), *_table12_and_13())
+    return (
+        *_by_model("table2"),
+        *_by_model("table3"),
+        *_table4(),
+        *_by_model("table5"),
+        *_ablations(),
+        *_table12_and_13(),
+    )
 
 
 def printed_rows(table: str, model: str = "", part: str = "") -> list[tuple[Printed, ...]]:
@@ -112,12 +149,21 @@ def _by_model(table: str) -> Iterator[Printed]:
 
 def _table4() -> Iterator[Printed]:
     for name, row, size, score in paper()["table4"]["rows"]:
-        of = (name.replace("-", "_"), row, "none" if row == "none" else NAMES[row], str(size), "alpaca", "score")
+        of = (
+            name.replace("-", "_"),
+            row,
+            "none" if row == "none" else NAMES[row],
+            str(size),
+            "alpaca",
+            "score",
+        )
         yield Printed("table4", "", *of, float(score), None, row in QUOTED["table4"])
 
 
 def _ablations() -> Iterator[Printed]:
-    parts = [("table6", part, paper()["table6"][part]) for part in ("scaling_vectors", "matrix_init", "d_init")]
+    parts = [
+        ("table6", part, paper()["table6"][part]) for part in ("scaling_vectors", "matrix_init", "d_init")
+    ]
     for table, part, rows in [*parts, ("table7", "", paper()["table7"]["rows"])]:
         for setting, *values in rows:
             for task, value in zip(paper()[table]["columns"][1:], values, strict=True):

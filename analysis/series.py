@@ -1,4 +1,5 @@
-"""The number that a cell reports, by seed, and two rows of one model compared over the seeds that both have."""
+"""The number that a cell reports, by seed, and two rows of one model compared over the seeds that both
+have."""
 
 import math
 import statistics
@@ -14,7 +15,8 @@ from runs.record import Metric, Record, reported
 
 @dataclass(frozen=True)
 class Series:
-    """The number that a cell's table reports, by seed, in points: its name, whether less is better, and its decimals.
+    """The number that a cell's table reports, by seed, in points: its name, whether less is better, and its
+    decimals.
 
     unknown: seeds that finished without that number. They are in no statistic, and are named beside it.
     """
@@ -27,8 +29,9 @@ class Series:
 
 
 def series(cell: Cell, which: str | None = None, select: str | None = None) -> Series:
-    """By seed: BLEU of the last epoch where texts were scored, else the metric of the epoch that the task's table reports.
-    `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another epoch.
+    """By seed: BLEU of the last epoch where texts were scored, else the metric of the epoch that the task's
+    table reports. `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another
+    epoch.
 
     A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
     """
@@ -59,7 +62,11 @@ def _bleu(record: Record) -> float | None:
 def _series(name: str, values: Mapping[int, float | None], metric: Metric) -> Series:
     known = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
     return Series(
-        name, known, not metric.higher_is_better, metric.decimals, tuple(seed for seed in values if seed not in known)
+        name,
+        known,
+        not metric.higher_is_better,
+        metric.decimals,
+        tuple(seed for seed in values if seed not in known),
     )
 
 
@@ -68,8 +75,8 @@ def _series(name: str, values: Mapping[int, float | None], metric: Metric) -> Se
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against another on a task, or pooled over tasks (task "all"). Positive: the first is better, less is better
-    or not. `p` cannot go below smallest_p(pairs)."""
+    """One row against another on a task, or pooled over tasks (task "all"). Positive: the first is better,
+    less is better or not. `p` cannot go below smallest_p(pairs)."""
 
     model: str
     row: str
@@ -93,18 +100,20 @@ class Comparison:
 
 
 def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
-    """A row against every other of the same model: on each task where both have runs, and over these tasks together.
+    """A row against every other of the same model: on each task where both have runs, and over these tasks
+    together.
 
-    Differences are paired by task and seed; a seed that one side lacks is in nothing. Tasks are taken together where both rows
-    have one size on them, and their numbers one sign. The pooled sign test takes the pairs of all tasks as independent: runs of
-    one seed on two tasks share no draw but the seed's number.
-    """
+    Differences are paired by task and seed; a seed that one side lacks is in nothing. Tasks are taken
+    together where both rows have one size on them, and their numbers one sign. The pooled sign test takes the
+    pairs of all tasks as independent: runs of one seed on two tasks share no draw but the seed's number."""
     out = []
     for model in sorted({key[0] for key in found}):
         tasks = [key[2] for key in found if key[:2] == (model, row)]
         for other in sorted({key[1] for key in found if key[0] == model} - {row}):
             lines = [
-                (task, found[model, row, task], found[model, other, task]) for task in tasks if (model, other, task) in found
+                (task, found[model, row, task], found[model, other, task])
+                for task in tasks
+                if (model, other, task) in found
             ]
             usable = [(task, *_both(a, b), a, b) for task, a, b in lines]
             usable = [line for line in usable if line[1]]
@@ -117,19 +126,26 @@ def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
             for of_size in alike.values():
                 if len(of_size) > 1:
                     both = [(a, b) for *_, a, b in of_size]
-                    out.append(_comparison(model, row, other, "all", [u[1] for u in of_size], [u[2] for u in of_size], both))
+                    out.append(
+                        _comparison(
+                            model, row, other, "all", [u[1] for u in of_size], [u[2] for u in of_size], both
+                        )
+                    )
     return out
 
 
 def _both(a: Cell, b: Cell) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """The paired differences of two cells, and the values of each side over the seeds of the pairs; the sign such that more is
-    better."""
+    """The paired differences of two cells, and the values of each side over the seeds of the pairs; the sign
+    such that more is better."""
     mine, others = series(a), series(b)
     if mine.name != others.name:  # one has texts scored, the other has not
         return [], ([], [])
     sign = -1.0 if mine.less else 1.0
     shared = sorted(set(mine.values) & set(others.values))
-    apart = [sign * (mine.values[s] - others.values[s]) if mine.values[s] != others.values[s] else 0.0 for s in shared]
+    apart = [
+        sign * (mine.values[s] - others.values[s]) if mine.values[s] != others.values[s] else 0.0
+        for s in shared
+    ]
     return apart, ([sign * mine.values[s] for s in shared], [sign * others.values[s] for s in shared])
 
 

@@ -34,8 +34,8 @@ def texts(rows: Iterable[Iterable[TableCell]]) -> list[list[str]]:
 class Table:
     """A table: a title, a header, rows of equal length, and notes under it.
 
-    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that it shows.
-    """
+    For the dashboard, what it is made of: a model, tasks with their labels, and the numbers of a run that it
+    shows."""
 
     title: str
     header: list[str]
@@ -55,17 +55,22 @@ class Table:
         return {(i, j): cell.ids for i, row in enumerate(self.rows) for j, cell in enumerate(row) if cell.ids}
 
     def render(self, form: str, runs: bool = False) -> str:
-        """As md, latex or csv. runs: with the run ids of each cell under it (csv has a column of them anyway)."""
+        """As md, latex or csv. runs: with the run ids of each cell under it (csv has a column of them
+        anyway)."""
         flat = self.flat()
         text = {"md": _markdown, "latex": _latex, "csv": _csv}[form](flat)
         if not runs or form == "csv":
             return text
         mark = "% " if form == "latex" else ""
-        lines = [f"{mark}{flat._of_row(i)} / {flat.header[j]}: {' '.join(found)}" for (i, j), found in flat.runs.items()]
+        lines = [
+            f"{mark}{flat._of_row(i)} / {flat.header[j]}: {' '.join(found)}"
+            for (i, j), found in flat.runs.items()
+        ]
         return "\n".join([text, *([] if form == "latex" else [""]), *lines]) if lines else text
 
     def flat(self) -> "Table":
-        """The same without line breaks: a label or deviation is a stranger's text, and stays in its cell or comment."""
+        """The same without line breaks: a label or deviation is a stranger's text, and stays in its cell or
+        comment."""
         rows = [[cell.flat() for cell in row] for row in self.rows]
         header, notes = ([one_line(text) for text in of] for of in (self.header, self.notes))
         return replace(self, title=one_line(self.title), header=header, rows=rows, notes=notes)
@@ -86,10 +91,15 @@ def grid(table: Table) -> list[str]:
     widths = [max(len(row[i]) for row in [table.header, *rows]) for i in range(len(table.header))]
 
     def row_of(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         return "| " + " | ".join(cells) + " |"
 
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
     return [row_of(table.header), rule, *map(row_of, rows)]
 
 
@@ -127,14 +137,15 @@ _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+/\d+\))?\*
 
 
 def spreadsheet(cell: str) -> str:
-    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers,
-    and the dash that stands for none, stay."""
+    """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it;
+    numbers, and the dash that stands for none, stay."""
     runs = cell.lstrip()[:1] in ("=", "+", "-", "@") and cell != "-" and not _NUMBER.fullmatch(cell)
     return f"'{cell}" if runs else cell
 
 
 def _csv(table: Table) -> str:
-    """Numbers that a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns; the title is the first."""
+    """Numbers that a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns; the title is the
+    first."""
     rows = table.texts
     wide = [any(re.search(r"\+-| \(\d+/\d+\)$", row[i]) for row in rows) for i in range(len(table.header))]
     header = ["table"]
@@ -145,7 +156,9 @@ def _csv(table: Table) -> str:
         parts = [table.title]
         for cell, splits in zip(row, wide, strict=True):
             parts += _split(cell.text) if splits else [_plain(cell.text)]
-        found = [f"{name}: {' '.join(cell.ids)}" for name, cell in zip(table.header, row, strict=True) if cell.ids]
+        found = [
+            f"{name}: {' '.join(cell.ids)}" for name, cell in zip(table.header, row, strict=True) if cell.ids
+        ]
         lines.append([*parts, "; ".join(found)])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[spreadsheet(cell) for cell in line] for line in lines])

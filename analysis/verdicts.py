@@ -1,8 +1,7 @@
 """A verdict for each cell that the paper prints, and the statistics of a ledger as tables.
 
-The rule stands in analysis/beside.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print formulas, figures
-and the cost on the authors' device.
-"""
+The rule stands in analysis/beside.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
+formulas, figures and the cost on the authors' device."""
 
 import difflib
 import math
@@ -28,7 +27,16 @@ from runs.record.text import megabytes
 
 PRESETS = Path(__file__).parent.parent / "conf" / "paper"
 #: Words of a verdict, in the order in which they are told.
-WORDS = (*WITH_SPREAD, *WITHOUT_SPREAD, "incomplete", "other size", "other model", "not in the paper", "not run", "quoted")
+WORDS = (
+    *WITH_SPREAD,
+    *WITHOUT_SPREAD,
+    "incomplete",
+    "other size",
+    "other model",
+    "not in the paper",
+    "not run",
+    "quoted",
+)
 MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large", "gpt2_medium": "GPT-2 medium"}
 MODELS |= {"gpt2_large": "GPT-2 large", "vit_base": "ViT-B/16", "vit_large": "ViT-L/16", **LLAMAS}
 
@@ -73,11 +81,22 @@ def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
     if row != printed.row and not said.ids and (printed.model, printed.row, printed.task) in found:
         said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
     column, decimals = _column(printed)
-    return Finding(printed.table, printed.model, row, printed.task, _method(printed), column, decimals, printed.spread, said)
+    return Finding(
+        printed.table,
+        printed.model,
+        row,
+        printed.task,
+        _method(printed),
+        column,
+        decimals,
+        printed.spread,
+        said,
+    )
 
 
 def _beside(cell: Cell, printed: Printed) -> Beside | None:
-    """Our cell beside the paper's number, by what its table reports; None for a score that the paper has from elsewhere."""
+    """Our cell beside the paper's number, by what its table reports; None for a score that the paper has from
+    elsewhere."""
     if printed.table in BENCH:
         scores = [score for record in cell.records for score in _scores(record, BENCH[printed.table])]
         return None if printed.quoted else judged_beside(cell, printed, scores)
@@ -128,8 +147,9 @@ def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cel
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
-    """The records of a table, of a preset (paper=NAME), or all of them; with a preset's those of the row that its others are
-    compared with, which may have run for another preset first. ValueError for a table that there is not."""
+    """The records of a table, of a preset (paper=NAME), or all of them; with a preset's those of the row that
+    its others are compared with, which may have run for another preset first. ValueError for a table that
+    there is not."""
     if not what:
         return ledger
     preset = what.removeprefix("paper=")
@@ -140,21 +160,34 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
     if preset != what:
         tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
         cell = [(r, r["cell"]) for r in ledger]
-        keep = [r for r, c in cell if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)]
+        keep = [
+            r
+            for r, c in cell
+            if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)
+        ]
     elif what in tables.WITHOUT_RECORDS:
         raise ValueError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:
-        shown = {(table.model, task) for table in tables.TABLES[what](ledger, "paper", None) for task in table.tasks}
+        shown = {
+            (table.model, task)
+            for table in tables.TABLES[what](ledger, "paper", None)
+            for task in table.tasks
+        }
         keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
     else:
         hint = f" A preset's: paper={what}." if what in known else ""
         raise ValueError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and paper=PRESET")
-    return Ledger({r["id"]: r for r in keep}, {r["id"]: ledger.origin[r["id"]] for r in keep}, ledger.problems, ledger.measures)
+    return Ledger(
+        {r["id"]: r for r in keep},
+        {r["id"]: ledger.origin[r["id"]] for r in keep},
+        ledger.problems,
+        ledger.measures,
+    )
 
 
 def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
-    """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against the
-    others."""
+    """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
+    the others."""
     found, made = all_cells(ledger), []
     said: dict[tuple[str, ...], list[str]] = {}
     for finding in verdicts(ledger):
@@ -178,24 +211,51 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = facts(cell)
         ids = tuple(record["id"] for record in cell.records)
-        numbers = [TableCell(told[key], ids) for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")]
+        numbers = [
+            TableCell(told[key], ids)
+            for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")
+        ]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
         rows.append(make_row(cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)))
         metric = series(cell, "last").name.partition(",")[0]
         if not told["metric"].startswith(metric):
-            other.append(f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end.")
+            other.append(
+                f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end."
+            )
         missing = series(cell).unknown
         if missing:
-            unknown.append(f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no statistic.")
-    header = ["method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last", "cross-fitted", "optimism"]
+            unknown.append(
+                f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no"
+                " statistic."
+            )
+    header = [
+        "method",
+        "task",
+        "metric",
+        "seeds",
+        "median",
+        "95%",
+        "best",
+        "last",
+        "best-last",
+        "cross-fitted",
+        "optimism",
+    ]
     few = sorted({n for cell in found.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
     covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
-    range_ = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases." if few else ""
+    range_ = (
+        f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
+        if few
+        else ""
+    )
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{range_}",
         f"best, last: the median at the best and the last epoch. {CROSSFIT.lower()}",
-        "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median over seeds (best and"
-        " cross-fitted are medians of their own). An upper estimate: halves choose worse.",
+        (
+            "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median"
+            " over seeds (best and cross-fitted are medians of their own). An upper estimate: halves choose"
+            " worse."
+        ),
         *dict.fromkeys(other),
         *unknown,
     ]
@@ -204,16 +264,22 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
 
 
 def facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
-    """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and what choosing the
-    epoch adds (optimism)."""
+    """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and
+    what choosing the epoch adds (optimism)."""
     main = series(cell)
     epoch = cell.records[0]["result"]["reported"]
     curve = series(cell, epoch)  # of the epochs, where the table reports scores of texts
     digits, of_epochs = main.decimals, curve.decimals
     others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
-    fitted = [found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"]
+    fitted = [
+        found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"
+    ]
     scale = cell.records[0]["result"]["scale"]
-    optimism = statistics.median(scale * found["optimism"] for found in fitted) if fitted and epoch == "best" else None
+    optimism = (
+        statistics.median(scale * found["optimism"] for found in fitted)
+        if fitted and epoch == "best"
+        else None
+    )
     bounds = median_interval(list(main.values.values())) if interval_too else None
     return {
         "metric": main.name,
@@ -257,30 +323,47 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
     rows = []
     for line in lines:
         bounds, chance, digits = line.interval, line.improvement_interval, line.decimals
-        p = f"{line.p:.3f}" + (" (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else "")
+        p = f"{line.p:.3f}" + (
+            " (smallest)" if line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05 else ""
+        )
         rows.append(
             make_row(
                 line.labels[1],
                 "all tasks" if line.task == "all" else line.task,
                 TableCell(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
                 TableCell(number(line.difference, "+", digits), line.ids),
-                TableCell(f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids) if bounds else "-",
+                (
+                    TableCell(
+                        f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}", line.ids
+                    )
+                    if bounds
+                    else "-"
+                ),
                 TableCell(p, line.ids),
                 TableCell(f"{line.improvement:.2f}", line.ids),
                 # Where every pair says the same, so does every resample: no interval.
-                TableCell(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids) if chance and chance[0] < chance[1] else "-",
+                (
+                    TableCell(f"{chance[0]:.2f} to {chance[1]:.2f}", line.ids)
+                    if chance and chance[0] < chance[1]
+                    else "-"
+                ),
             )
         )
     notes = [
         f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
-        f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never show p < 0.05. "
-        "(smallest): all pairs say the same, and more pairs would be needed for a smaller p.",
-        "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal et al. 2021);"
-        " over the seeds that both have.",
+        (
+            f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone"
+            " never show p < 0.05. (smallest): all pairs say the same, and more pairs would be needed for a"
+            " smaller p."
+        ),
+        (
+            "P(better): the chance that a run of the one is above a run of the other, the mean over tasks"
+            " (Agarwal et al. 2021); over the seeds that both have."
+        ),
         *(
             [
-                "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev set, as independent:"
-                " its p is too small."
+                "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev"
+                " set, as independent: its p is too small."
             ]
             if any(line.task == "all" for line in lines)
             else []
@@ -289,7 +372,17 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
     ]
     title = f"{model}: {whose} against the other methods"
     header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
-    return [Table(title, header, rows, notes, model, {line.task: line.task for line in lines if line.task != "all"}, ())]
+    return [
+        Table(
+            title,
+            header,
+            rows,
+            notes,
+            model,
+            {line.task: line.task for line in lines if line.task != "all"},
+            (),
+        )
+    ]
 
 
 def costs(ledger: Ledger) -> Table:
@@ -302,6 +395,21 @@ def costs(ledger: Ledger) -> Table:
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
         numbers = [TableCell(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
         rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
-    header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s", "memory", "adapter", "device"]
-    notes = ["Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device only."]
+    header = [
+        "method",
+        "model",
+        "task",
+        "seeds",
+        "params",
+        "train s",
+        "evaluate s",
+        "decode s",
+        "memory",
+        "adapter",
+        "device",
+    ]
+    notes = [
+        "Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device"
+        " only."
+    ]
     return Table("Cost of each cell", header, rows, notes, "", {}, ())

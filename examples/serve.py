@@ -1,14 +1,12 @@
 """Serves many VeRA adapters over HTTP: requests for different adapters are answered in one batch.
 
-    pip install -e '.[serve]'
-    python examples/serve.py --model FOLDER outputs/runs/*            # each folder holds adapter.safetensors, and its head
-    curl localhost:8000/adapters
-    curl localhost:8000/classify -H 'content-type: application/json' -d '{"adapter": "ID", "text": "A lovely film."}'
+    pip install -e '.[serve]' python examples/serve.py --model FOLDER outputs/runs/*            # each folder
+    holds adapter.safetensors, and its head curl localhost:8000/adapters curl localhost:8000/classify -H
+    'content-type: application/json' -d '{"adapter": "ID", "text": "A lovely film."}'
 
-Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there is no load.
-A request whose client has left leaves the queue. A full queue answers 503, and a body over a megabyte 413.
-There is no login: let other machines in through a proxy that has one.
-"""
+Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there
+is no load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
+megabyte 413. There is no login: let other machines in through a proxy that has one."""
 
 import argparse
 import asyncio
@@ -75,7 +73,9 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     def compute(questions: list[Question]) -> list[Answer]:
         # Each by itself, then padded: what one request holds changes nothing for another.
         texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q in questions]
-        batch = tokenizer.pad([tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt")
+        batch = tokenizer.pad(
+            [tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt"
+        )
         with torch.inference_mode():
             logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
         rows, labels = logits.float().softmax(-1).tolist(), logits.argmax(-1).tolist()
@@ -116,7 +116,9 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
             answers = await asyncio.to_thread(compute_each, list(batch.values()))
             for future, answer in zip(batch, answers, strict=True):
                 if not future.done():  # the client may be gone
-                    future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)
+                    future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(
+                        answer
+                    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -173,8 +175,12 @@ async def left(http: Request) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders with adapter.safetensors and head.safetensors")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="folders with adapter.safetensors and head.safetensors"
+    )
     parser.add_argument("--model", required=True, help="the base model's folder, or its name on the hub")
     parser.add_argument("--labels", type=int, default=2)
     parser.add_argument("--host", default="127.0.0.1")
@@ -188,7 +194,10 @@ def main() -> None:
     adapters = vera.Adapters(model)
     kept = [folder for folder in options.folders if (folder / "adapter.safetensors").is_file()]
     if len(kept) < len(options.folders):  # runs of the head alone, of all weights, and trials
-        print(f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors", file=sys.stderr)
+        print(
+            f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors",
+            file=sys.stderr,
+        )
     for folder in kept:
         head = folder / "head.safetensors"
         if not (own_head or head.is_file()):
@@ -200,7 +209,10 @@ def main() -> None:
             print(f"left out: {error}", file=sys.stderr)
     if not adapters:
         sys.exit("error: no adapter to serve")
-    print(f"{len(adapters)} adapters: {', '.join(list(adapters)[:5])}{', ...' if len(adapters) > 5 else ''}", flush=True)
+    print(
+        f"{len(adapters)} adapters: {', '.join(list(adapters)[:5])}{', ...' if len(adapters) > 5 else ''}",
+        flush=True,
+    )
     app = build(model, tokenizer, adapters, own_head)
     uvicorn.run(app, host=options.host, port=options.port, access_log=False)  # it logs where it listens
 

@@ -1,3 +1,4 @@
 import logging
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns as it is imported, whether anyone uses it or not
+# Which warns as it is imported, whether anyone uses it or not
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

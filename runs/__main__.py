@@ -1,14 +1,13 @@
 """Runs experiments.
 
-python -m runs model=roberta_base task=rte method=vera seed=3      one run
-python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: every combination
-python -m runs paper=table2_base                                   a preset: a whole table of the paper
-python -m runs paper=table2_base method=vera seed=0                part of it
-python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray: see the README)
-python -m runs paper=table2_base method=vera redo=true             again, although there are records: the old ones go aside
-python -m runs --cfg task=cola                                     the configuration, without running
-python -m runs --help task=text                                    the keys of a task, model or method
-"""
+python -m runs model=roberta_base task=rte method=vera seed=3      one run python -m runs task=rte,mrpc
+method=vera,lora seed=0,1,2           a sweep: every combination python -m runs paper=table2_base
+a preset: a whole table of the paper python -m runs paper=table2_base method=vera seed=0                part
+of it python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray:
+see the README) python -m runs paper=table2_base method=vera redo=true             again, although there are
+records: the old ones go aside python -m runs --cfg task=cola                                     the
+configuration, without running python -m runs --help task=text                                    the keys of
+a task, model or method"""
 
 import json
 from dataclasses import fields
@@ -33,7 +32,9 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]
     if flags:
-        raise UserError(f"no option {flags[0]}. Known: -m, --cfg, --help; settings are words, such as output=FOLDER")
+        raise UserError(
+            f"no option {flags[0]}. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"
+        )
     how, hydra, words = launch.take(words)
     runs = expand(words)
     if "--cfg" in arguments:

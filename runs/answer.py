@@ -1,14 +1,15 @@
 """Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for runs.judge.
 
-python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in outputs/records
-python -m runs.answer paper=table4_llama2_7b                       every finished run of a preset, or of other such words
-python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
-python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 eval_batch=8
+python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
+outputs/records python -m runs.answer paper=table4_llama2_7b                       every finished run of a
+preset, or of other such words python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy
+of FastChat's data folder python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512
+task.top_p=0.9 task.top_k=50 eval_batch=8
 
-Answers are saved as they come; the same command goes on after a kill. They lie in outputs/runs/RUN/BENCH.jsonl, in
-FastChat's format, and BENCH.json says how they were made. Each answer's tokens are drawn from random numbers of its own
-(question, turn, the run's seed): what it is batched with changes it only by rounding, in half precision.
-"""
+Answers are saved as they come; the same command goes on after a kill. They lie in
+outputs/runs/RUN/BENCH.jsonl, in FastChat's format, and BENCH.json says how they were made. Each answer's
+tokens are drawn from random numbers of its own (question, turn, the run's seed): what it is batched with
+changes it only by rounding, in half precision."""
 
 import contextlib
 import hashlib
@@ -65,13 +66,15 @@ def main(arguments: list[str]) -> int:
         with held(config["output"], f"{record['id']}-{config['task']['bench']}"):
             path, short = answer(record, config, display.show)
         display.line(
-            f"answers: {path}" + (f" ({short} cut short or left empty: the model has no more positions)" if short else "")
+            f"answers: {path}"
+            + (f" ({short} cut short or left empty: the model has no more positions)" if short else "")
         )
     return 0
 
 
 def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
-    """The finished records that words name: run ids, or whatever names runs. own: keys of the command that name none.
+    """The finished records that words name: run ids, or whatever names runs. own: keys of the command that
+    name none.
 
     Raises UserError where there is none, or for a task that is no instruction tuning.
     """
@@ -81,7 +84,9 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
     if ids:
         if len(words) > len(ids):
             other = next(word for word in words if "=" in word)
-            raise UserError(f"{other}: beside run ids this command knows {', '.join(f'{key}=' for key in own)}")
+            raise UserError(
+                f"{other}: beside run ids this command knows {', '.join(f'{key}=' for key in own)}"
+            )
         found = [find(name, output) for name in ids]
     else:
         runs = expand([*words, *(word for word in arguments if word.startswith("output="))])
@@ -93,19 +98,26 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
         found = [record for record in records if record is not None and record["status"] == "done"]
         if not found:
             raise UserError(
-                f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs {' '.join(words)}"
+                f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs"
+                f" {' '.join(words)}"
             )
     for record in found:
         if record["config"]["task"].get("family") != "instruct":
             raise UserError(
-                f"run {record['id']} is on {record['label']['task']}: questions are for instruction tuning, such as alpaca"
+                f"run {record['id']} is on {record['label']['task']}: questions are for instruction tuning,"
+                " such as alpaca"
             )
     return found
 
 
 def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's configuration with the command's own words in it. Raises UserError for a value of another type."""
-    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}, "output": _output(arguments)}
+    """The record's configuration with the command's own words in it. Raises UserError for a value of another
+    type."""
+    config: dict[str, Any] = {
+        **record["config"],
+        "task": {**record["config"]["task"]},
+        "output": _output(arguments),
+    }
     for word in arguments:
         key, equals, text = word.partition("=")
         if not equals or key not in own:
@@ -140,12 +152,14 @@ def answers_path(output: str, run: str, bench: str) -> Path:
     return run_folder(output, run) / f"{bench}.jsonl"
 
 
-def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> tuple[Path, int]:
-    """Answers every question that has no answer yet; the file's path, and how many answers the model had no room for.
+def answer(
+    record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]
+) -> tuple[Path, int]:
+    """Answers every question that has no answer yet; the file's path, and how many answers the model had no
+    room for.
 
-    Beside the answers BENCH.json says how they were made. Raises UserError where the prompt's words, or the rows, are not
-    those that the model was trained with.
-    """
+    Beside the answers BENCH.json says how they were made. Raises UserError where the prompt's words, or the
+    rows, are not those that the model was trained with."""
     from runs.decode import weights, write_down
 
     how, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
@@ -153,7 +167,10 @@ def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, A
     path = answers_path(config["output"], record["id"], how["bench"])
     if data_content(record["config"]["task"]) != record["data"]["content"]:
         words = how["template"] or "the template"
-        raise UserError(f"{words} or the rows have changed since run {record['id']}: it would be asked in words it never saw")
+        raise UserError(
+            f"{words} or the rows have changed since run {record['id']}: it would be asked in words it"
+            " never saw"
+        )
     report({"phase": "loading"})
     training = restore({**record, "config": config}, config["output"])
     training.report = report
@@ -162,18 +179,25 @@ def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, A
     about |= {key: how[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
     said, short = [list[str]() for _ in questions], 0
     for turn in range(BENCHES[how["bench"]]):
-        prompts = [task.conversation(q.turns[: turn + 1], texts) for q, texts in zip(questions, said, strict=True)]
+        prompts = [
+            task.conversation(q.turns[: turn + 1], texts) for q, texts in zip(questions, said, strict=True)
+        ]
         short += sum(_room(task, ids, how["answer_tokens"]) < how["answer_tokens"] for ids in prompts)
-        # By temperature, since greedy answers need no random numbers, and by length, since they are padded to the longest.
-        order = sorted(range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i])))
+        # By temperature, since greedy answers need no random numbers, and by length, since they are padded to
+        # the longest.
+        order = sorted(
+            range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i]))
+        )
         of = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
         found = write_down(
             training,
-            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(of)[:8]}.jsonl"),  # other settings leave these answers be
+            # Other settings leave these answers be
+            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(of)[:8]}.jsonl"),
             of,
             [order[start : start + size] for start in range(0, len(order), size)],
             lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
-                {"text": text} for text in _sample(training, [(questions[i], turn, prompts[i]) for i in rows], how)
+                {"text": text}
+                for text in _sample(training, [(questions[i], turn, prompts[i]) for i in rows], how)
             ],
             ["text"],
             f"answering {how['bench']}" + (f" turn {turn + 1}" if BENCHES[how["bench"]] > 1 else ""),
@@ -181,8 +205,12 @@ def answer(record: Record, config: dict[str, Any], report: Callable[[dict[str, A
         for i, texts in enumerate(said):
             texts.append(found[i]["text"])
     if training.accelerator.is_main_process:
-        write_answers(path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions)
-        write_atomically(path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n")
+        write_answers(
+            path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions
+        )
+        write_atomically(
+            path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n"
+        )
     return path, short
 
 
@@ -199,10 +227,11 @@ def uniforms(question: int, turn: int, seed: int, count: int) -> Any:
 
 
 def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, numbers: Any) -> Any:
-    """A token of each row: the likeliest at temperature 0, else where a row's random number falls in the distribution.
+    """A token of each row: the likeliest at temperature 0, else where a row's random number falls in the
+    distribution.
 
-    logits (rows, vocabulary); temperatures and numbers (rows,) in float64. top_p and top_k leave the likeliest tokens.
-    """
+    logits (rows, vocabulary); temperatures and numbers (rows,) in float64. top_p and top_k leave the
+    likeliest tokens."""
     import torch
 
     greedy = logits.argmax(-1)
@@ -220,7 +249,9 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
     return torch.where(temperatures == 0, greedy, drawn[:, 0])
 
 
-def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]) -> list[str]:
+def _sample(
+    training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]
+) -> list[str]:
     """The answers to questions, each given as (question, turn from 0, prompt)."""
     import torch
     from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
@@ -253,7 +284,9 @@ def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             tail = input_ids[:, max(longest, input_ids.shape[1] - 16) :]
             step, texts = input_ids.shape[1] - longest, task.tokenizer.batch_decode(tail)
-            ended = [step >= room or bool(stop and stop in text) for room, text in zip(rooms, texts, strict=True)]
+            ended = [
+                step >= room or bool(stop and stop in text) for room, text in zip(rooms, texts, strict=True)
+            ]
             return torch.tensor(ended, device=input_ids.device)
 
     batch = torch.full((len(asked), longest), end, device=device)
@@ -262,7 +295,8 @@ def _sample(training: "Training", asked: Sequence[tuple[Question, int, list[int]
         batch[row, longest - len(ids) :] = torch.tensor(ids, device=device)
         mask[row, longest - len(ids) :] = 1
     plain = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
-    usual, model.generation_config = model.generation_config, plain  # or the model's own would fill what is not said here
+    # Or the model's own would fill what is not said here
+    usual, model.generation_config = model.generation_config, plain
     try:
         with torch.no_grad():
             output = model.generate(

@@ -1,8 +1,9 @@
-"""What a run that has begun keeps in its folder until it has a record: how it stands, and how earlier tries ended.
+"""What a run that has begun keeps in its folder until it has a record: how it stands, and how earlier tries
+ended.
 
-No torch: the plan and the executors read these. Neither file is needed for a result; one that is damaged counts as none,
-and of one that somebody else has written no more is believed than this file's functions write.
-"""
+No torch: the plan and the executors read these. Neither file is needed for a result; one that is damaged
+counts as none, and of one that somebody else has written no more is believed than this file's functions
+write."""
 
 import contextlib
 import errno
@@ -31,8 +32,9 @@ EVENT: dict[str, tuple[type, ...]] = {
 
 
 def obstacle(path: Path) -> str | None:
-    """What stands in a file's place and is none (a folder, a pipe, a device, a link that leads nowhere), in one line with
-    the way out; None for a file, and where nothing is. It is not ours to remove, and whoever opened it might never return."""
+    """What stands in a file's place and is none (a folder, a pipe, a device, a link that leads nowhere), in
+    one line with the way out; None for a file, and where nothing is. It is not ours to remove, and whoever
+    opened it might never return."""
     try:
         check_regular(os.stat(path), path)
     except ValueError as error:
@@ -47,7 +49,8 @@ def obstacle(path: Path) -> str | None:
 
 
 def in_the_way(output: str | Path, run_id: str) -> str | None:
-    """The first obstacle in the place of a run's record or of a file in its folder. A folder of another name is no matter."""
+    """The first obstacle in the place of a run's record or of a file in its folder. A folder of another name
+    is no matter."""
     folder = run_folder(output, run_id)
     inside = sorted(path for path in folder.iterdir() if path.suffix in KEPT) if folder.is_dir() else []
     found = map(obstacle, (record_path(output, run_id), *inside))
@@ -74,8 +77,8 @@ def append(path: Path) -> int:
 def read_tries(
     output: str | Path, run_id: str, config: dict[str, Any], say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """ended: how earlier tries ended, in words. settings: of the configuration, that came of it: a micro_batch or eval_batch
-    that is no larger than config's. deviations: these in words.
+    """ended: how earlier tries ended, in words. settings: of the configuration, that came of it: a
+    micro_batch or eval_batch that is no larger than config's. deviations: these in words.
 
     Whatever else the file holds is left out, and `say` is told so in one line.
     """
@@ -84,10 +87,17 @@ def read_tries(
     ended, settings, deviations = (found.get(key) for key in ("ended", "settings", "deviations"))
     tries: dict[str, Any] = {"ended": ended if _are_texts(ended) else [], "settings": {}, "deviations": []}
     if isinstance(settings, dict):
-        tries["settings"] = {key: settings[key] for key in HALVED if _is_smaller(config, key, settings.get(key))}
+        tries["settings"] = {
+            key: settings[key] for key in HALVED if _is_smaller(config, key, settings.get(key))
+        }
     if isinstance(deviations, list) and _are_texts(deviations):
-        said = [rf"{HALVED[key]} {value}, since memory ran out at \d+.*" for key, value in tries["settings"].items()]
-        tries["deviations"] = [text for text in deviations if any(re.fullmatch(words, text) for words in said)]
+        said = [
+            rf"{HALVED[key]} {value}, since memory ran out at \d+.*"
+            for key, value in tries["settings"].items()
+        ]
+        tries["deviations"] = [
+            text for text in deviations if any(re.fullmatch(words, text) for words in said)
+        ]
     if say and os.path.lexists(path) and found != tries:
         say(f"{path}: what no executor has written there for this command is left out")
     return tries
@@ -110,8 +120,8 @@ def write_tries(output: str | Path, run_id: str, tries: dict[str, Any]) -> None:
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
-    """The last event of a run's training (phase, epoch, metric, seconds_left ...); empty where it has not begun, and where
-    the file holds something else by these names."""
+    """The last event of a run's training (phase, epoch, metric, seconds_left ...); empty where it has not
+    begun, and where the file holds something else by these names."""
     found = _read(run_folder(output, run_id) / "progress.json")
     event = {key: found[key] for key in EVENT if key in found}
     return event if all(map(_fits, event, event.values())) and _whole(event) else {}
@@ -119,7 +129,11 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 def _fits(key: str, value: Any) -> bool:
     """Whether a value of an event is of its type, and no number that no float holds."""
-    return isinstance(value, EVENT[key]) and type(value) is not bool and (type(value) is not int or abs(value) < 2**63)
+    return (
+        isinstance(value, EVENT[key])
+        and type(value) is not bool
+        and (type(value) is not int or abs(value) < 2**63)
+    )
 
 
 def _whole(event: dict[str, Any]) -> bool:
@@ -144,7 +158,8 @@ def saved(output: str | Path, run_id: str) -> list[tuple[str, int]]:
 
 
 def clear(output: str | Path, run_id: str, keep: str) -> None:
-    """Removes what a run needed to go on, once it has a record. A kill in between leaves some: this may be asked again."""
+    """Removes what a run needed to go on, once it has a record. A kill in between leaves some: this may be
+    asked again."""
     folder = run_folder(output, run_id)
     for name in ("checkpoint.safetensors", "tries.json", "progress.json"):
         remove(folder / name)
@@ -157,7 +172,8 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
 
 
 def sweep_up(output: str | Path, run_id: str) -> None:
-    """Removes half-written files of a run's killed processes. For the owner of the run, and for all once it has a record.
+    """Removes half-written files of a run's killed processes. For the owner of the run, and for all once it
+    has a record.
 
     Not in the folder of records, which may be large: see sweep_up_dead."""
     for path in run_folder(output, run_id).glob(".*"):

@@ -1,10 +1,10 @@
 """What VeRA costs beside peft and the base model: ratios of interleaved medians, measured in one process.
 
-python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on 2 cores
-python -m runs.bench --full        every model, length and variant
-python -m runs.bench serving       64 adapters in one batch (--full: 10,000 resident, more lengths)
-python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (--full: medium, too)
-options: output=FOLDER (the tables go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
+python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on
+2 cores python -m runs.bench --full        every model, length and variant python -m runs.bench serving
+64 adapters in one batch (--full: 10,000 resident, more lengths) python -m runs.bench decoding      beam
+search for E2E beside transformers' own, GPT-2 small (--full: medium, too) options: output=FOLDER (the tables
+go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
 
 Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
 """
@@ -83,7 +83,11 @@ def base_model(shape: Shape) -> nn.Module:
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**shape.config)
-    build: Any = transformers.AutoModel if "llama" in shape.label.lower() else transformers.AutoModelForSequenceClassification
+    build: Any = (
+        transformers.AutoModel
+        if "llama" in shape.label.lower()
+        else transformers.AutoModelForSequenceClassification
+    )
     return build.from_config(config).to(DEVICE)
 
 
@@ -123,7 +127,8 @@ def batch_of(shape: Shape, base: nn.Module, tokens: int) -> dict[str, Tensor]:
 
 
 def forward(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The loss. "floor" is the frozen model and the gradient of its first block's input: less, no adapter can do."""
+    """The loss. "floor" is the frozen model and the gradient of its first block's input: less, no adapter can
+    do."""
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         if name == "floor" and "input_ids" in batch:
             roberta: Any = model.roberta
@@ -229,7 +234,9 @@ def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1, end_with, (os.getpid(),)) as pool:
             peak = pool.apply(_peak, (name, shape, tokens))
-        rows.append({"part": "memory", "model": shape.label, "tokens": tokens, "variant": name, "bytes": peak})
+        rows.append(
+            {"part": "memory", "model": shape.label, "tokens": tokens, "variant": name, "bytes": peak}
+        )
     return rows
 
 
@@ -251,7 +258,9 @@ def files(shape: Shape) -> list[Row]:
             started = time.perf_counter()
             load()
             seconds.append(time.perf_counter() - started)
-        rows.append({"part": "files", "model": shape.label, "variant": name, "bytes": size, "seconds": seconds})
+        rows.append(
+            {"part": "files", "model": shape.label, "variant": name, "bytes": size, "seconds": seconds}
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         method, model = vera.VeRA(rank=shape.rank), sharing(base)
@@ -262,7 +271,9 @@ def files(shape: Shape) -> list[Row]:
         row("VeRA, first on this base (its weights are hashed)", size, lambda: vera.load(fresh, ours), 1)
         row("VeRA, any other", size, lambda: vera.load(fresh, ours))
         for name, stored in (("peft VeRA", True), ("peft VeRA, without projections", False)):
-            config: Any = peft.VeraConfig(r=shape.rank, target_modules=["query", "value"], save_projection=stored)
+            config: Any = peft.VeraConfig(
+                r=shape.rank, target_modules=["query", "value"], save_projection=stored
+            )
             theirs = Path(folder) / name
             peft.get_peft_model(sharing(base), config).save_pretrained(theirs)
             size = (theirs / "adapter_model.safetensors").stat().st_size
@@ -277,7 +288,9 @@ def start() -> list[Row]:
         for i in range(4):  # the first one fetches
             command = [sys.executable, "-m", "runs", "train.max_steps=1", f"seed={i}", f"output={folder}"]
             started = time.perf_counter()
-            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **tied())
+            run = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **tied()
+            )
             taken = None
             while run.poll() is None and taken is None:
                 logs = sorted(Path(folder).glob("runs/*/log.txt"), key=lambda p: p.stat().st_mtime)
@@ -287,7 +300,8 @@ def start() -> list[Row]:
             _, error = run.communicate()
             if run.returncode or taken is None:
                 raise UserError(
-                    f"the run that is timed failed: {error.strip().splitlines()[-1] if error.strip() else 'no step'}"
+                    "the run that is timed failed:"
+                    f" {error.strip().splitlines()[-1] if error.strip() else 'no step'}"
                 )
             if i:
                 seconds.append(taken)
@@ -295,7 +309,8 @@ def start() -> list[Row]:
 
 
 def epoch(data: str) -> list[Row]:
-    """An epoch on RTE as the harness trains it, and padded to 512 tokens as microsoft/LoRA does: the same losses."""
+    """An epoch on RTE as the harness trains it, and padded to 512 tokens as microsoft/LoRA does: the same
+    losses."""
     from torch.nn.functional import pad
 
     from runs.identity import run_id
@@ -321,7 +336,10 @@ def epoch(data: str) -> list[Row]:
             seconds[name] = time.perf_counter() - started
     short, long = losses.values()
     apart = max(abs(a - b) for a, b in zip(short, long, strict=True))
-    return [{"part": "epoch", "variant": f"padded {n}", "seconds": [s], "losses_apart": apart} for n, s in seconds.items()]
+    return [
+        {"part": "epoch", "variant": f"padded {n}", "seconds": [s], "losses_apart": apart}
+        for n, s in seconds.items()
+    ]
 
 
 def split(model: Any, ids: Tensor) -> None:
@@ -345,9 +363,13 @@ def serving(full: bool) -> list[Row]:
                 vector.normal_(0, 0.1)
     many = sharing(base)
     adapters = vera.Adapters(many)
-    sites: Any = {"target_modules": ["query", "value"]}  # no task type: peft's mixed batch cannot do with RoBERTa's head
+    # No task type: peft's mixed batch cannot do with RoBERTa's head
+    sites: Any = {"target_modules": ["query", "value"]}
     theirs: dict[str, Any] = {}
-    for name, config in (("VeRA", peft.VeraConfig(r=shape.rank, **sites)), ("LoRA", peft.LoraConfig(r=8, **sites))):
+    for name, config in (
+        ("VeRA", peft.VeraConfig(r=shape.rank, **sites)),
+        ("LoRA", peft.LoraConfig(r=8, **sites)),
+    ):
         theirs[name] = peft.get_peft_model(sharing(base), config, "0")
         for i in range(1, count):
             theirs[name].add_adapter(str(i), config)
@@ -372,7 +394,9 @@ def serving(full: bool) -> list[Row]:
                 if resident == count:
                     work |= {
                         "VeRA, one adapter, not merged": partial(one, ids),
-                        f"peft LoRA r=8, mixed batch of {count}": partial(theirs["LoRA"], ids, adapter_names=names),
+                        f"peft LoRA r=8, mixed batch of {count}": partial(
+                            theirs["LoRA"], ids, adapter_names=names
+                        ),
                         f"peft VeRA, batch split over {count}": partial(split, theirs["VeRA"], ids),
                     }
                 with torch.no_grad():
@@ -394,7 +418,8 @@ DECODERS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_laye
 
 
 def decoding(full: bool) -> list[Row]:
-    """MRs of 20 to 50 tokens, 10 beams, no end token: every search goes to the last step, whatever the weights are."""
+    """MRs of 20 to 50 tokens, 10 beams, no end token: every search goes to the last step, whatever the
+    weights are."""
     import transformers
 
     rows, steps = [], 64 if full else 32
@@ -405,7 +430,10 @@ def decoding(full: bool) -> list[Row]:
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**shape)
         model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
-        prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in torch.randint(20, 50, (count,)).tolist()]
+        prompts = [
+            torch.randint(3, shape["vocab_size"], (n,)).tolist()
+            for n in torch.randint(20, 50, (count,)).tolist()
+        ]
         how = {"beams": 10, "length_penalty": [0.9], "no_repeat_ngram": 4, "max_new_tokens": steps}
         none = shape["vocab_size"]  # an end token that is never written
         search = Search(10, (0.9,), 4, steps, (none,))
@@ -417,7 +445,14 @@ def decoding(full: bool) -> list[Row]:
         interleaved(work, 1, "warming up")
         seconds = interleaved(work, 3, f"{label}, decoding")
         rows += [
-            {"part": "decoding", "model": label, "items": count, "steps": steps, "variant": name, "seconds": s}
+            {
+                "part": "decoding",
+                "model": label,
+                "items": count,
+                "steps": steps,
+                "variant": name,
+                "seconds": s,
+            }
             for name, s in seconds.items()
         ]
     return rows
@@ -453,11 +488,18 @@ def markdown(rows: list[Row]) -> str:
     for model in dict.fromkeys(row["model"] for row in trained):
         mine = {(row["variant"], row["tokens"]): row for row in trained if row["model"] == model}
         names, lengths = (list(dict.fromkeys(key[i] for key in mine)) for i in (0, 1))
-        head = [f"{model}, a training step", *(f"{t} tokens" for t in lengths), *(f"saved at {t}" for t in lengths)]
+        head = [
+            f"{model}, a training step",
+            *(f"{t} tokens" for t in lengths),
+            *(f"saved at {t}" for t in lengths),
+        ]
         lines = []
         for name in names:
             found = [mine.get((name, t)) for t in lengths]
-            times = [f"{median(r) / median(mine[REFERENCE, r['tokens']]):.2f} ({median(r):.2f} s)" if r else "-" for r in found]
+            times = [
+                f"{median(r) / median(mine[REFERENCE, r['tokens']]):.2f} ({median(r):.2f} s)" if r else "-"
+                for r in found
+            ]
             lines.append([name, *times, *(megabytes(r["saved"] if r else None) for r in found)])
         blocks.append(f"Time against {REFERENCE}; what the forward pass keeps.\n\n" + table(head, lines))
     if "memory" in parts:
@@ -479,7 +521,10 @@ def markdown(rows: list[Row]) -> str:
         mine_ = [row for row in decoded if row["model"] == model]
         lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / median(mine_[0]):.2f}"] for r in mine_]
         blocks.append(
-            table([f"{model}: {mine_[0]['items']} MRs, 10 beams, {mine_[0]['steps']} tokens", "time", "ratio"], lines)
+            table(
+                [f"{model}: {mine_[0]['items']} MRs, 10 beams, {mine_[0]['steps']} tokens", "time", "ratio"],
+                lines,
+            )
         )
     served = parts.get("serving", [])
     if served:
@@ -493,7 +538,9 @@ def markdown(rows: list[Row]) -> str:
             ]
             for r in served
         ]
-        blocks.append(table(["a batch of 64 requests, RoBERTa-base", "tokens each", "time", "against the base"], lines))
+        blocks.append(
+            table(["a batch of 64 requests, RoBERTa-base", "tokens each", "time", "against the base"], lines)
+        )
         blocks[-1] += "".join(f"\n\n{r['variant']}: {megabytes(r['bytes'])}." for r in parts["resident"])
     return "\n\n".join(blocks)
 
@@ -519,8 +566,17 @@ def main(arguments: list[str]) -> int:
         for shape in SHAPES if full else SHAPES[:1]:
             if full:
                 heads = [] if "Llama" in shape.label else ["head", "full"]
-                variants = ["VeRA", *(f"VeRA {path}" for path in PATHS), REFERENCE, "peft VeRA", *heads, "floor"]
-            rows += training(shape, variants, [512, 1024, 2048, 4096] if full else [512, 1024, 2048], 5 if full else 3)
+                variants = [
+                    "VeRA",
+                    *(f"VeRA {path}" for path in PATHS),
+                    REFERENCE,
+                    "peft VeRA",
+                    *heads,
+                    "floor",
+                ]
+            rows += training(
+                shape, variants, [512, 1024, 2048, 4096] if full else [512, 1024, 2048], 5 if full else 3
+            )
             gc.collect()
             rows += memory(shape, ["VeRA", REFERENCE, "peft VeRA"], 2048 if full else 1024)
         rows += files(SHAPES[0])

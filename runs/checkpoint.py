@@ -1,9 +1,9 @@
-"""The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the same record.
+"""The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the
+same record.
 
-Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON: the step,
-the scheduler, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over all of it: a run that
-went on from a damaged file would end with a record like any other.
-"""
+Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
+the step, the scheduler, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
+all of it: a run that went on from a damaged file would end with a record like any other."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ def save(
     state: dict[str, Any],
     method_state: dict[str, Tensor],
 ) -> None:
-    """Writes a checkpoint. `parameters`: the trainable ones by name. `state` (plain values) and `method_state` (what the
-    method has gathered) are given back by `load`."""
+    """Writes a checkpoint. `parameters`: the trainable ones by name. `state` (plain values) and
+    `method_state` (what the method has gathered) are given back by `load`."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
@@ -49,7 +49,11 @@ def save(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         text = json.dumps(header)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"header": text, "sha256": _digest(text, tensors)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            partial,
+            {"header": text, "sha256": _digest(text, tensors)},
+        )
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -70,7 +74,8 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
 def load(
     path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Puts everything back and returns the state and the method's; None, with nothing changed, without a usable checkpoint."""
+    """Puts everything back and returns the state and the method's; None, with nothing changed, without a
+    usable checkpoint."""
     if not path.is_file():
         return None
     try:
@@ -102,4 +107,6 @@ def load(
             torch.cuda.set_rng_state(tensor, int(name.rpartition("/")[2]))
     random.setstate((python[0], tuple(python[1]), python[2]))
     np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
-    return state, {name.removeprefix("method/"): value for name, value in tensors.items() if name.startswith("method/")}
+    return state, {
+        name.removeprefix("method/"): value for name, value in tensors.items() if name.startswith("method/")
+    }

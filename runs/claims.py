@@ -1,16 +1,16 @@
-"""Who does a run: leases as files, so that of all executors that see the same folder one does it, on whatever machine.
+"""Who does a run: leases as files, so that of all executors that see the same folder one does it, on whatever
+machine.
 
-outputs/claims/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it lives. Each
-is created whole and by one alone (a hard link fails where the name is taken). A lease whose counter has stood still for
-`lease_seconds` of the watcher's own monotonic clock is taken over by creating the next generation: no two clocks are ever
-compared, so none of them may jump and change anything. The highest generation owns the run; an owner that comes back
-late finds a higher one, or its own gone, and is refused before it writes. Its counter goes through an open file, so it
-can raise nobody else's.
+outputs/claims/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it
+lives. Each is created whole and by one alone (a hard link fails where the name is taken). A lease whose
+counter has stood still for `lease_seconds` of the watcher's own monotonic clock is taken over by creating the
+next generation: no two clocks are ever compared, so none of them may jump and change anything. The highest
+generation owns the run; an owner that comes back late finds a higher one, or its own gone, and is refused
+before it writes. Its counter goes through an open file, so it can raise nobody else's.
 
-What no executor writes has no owner who could come back. A name that is not a lease's to the letter (RUN.007) is none. By
-a lease's name whatever it is, garbage, a folder, a pipe, is nobody's lease: it grows old like any other, is followed by the
-next generation, and is never opened unless it is a file.
-"""
+What no executor writes has no owner who could come back. A name that is not a lease's to the letter (RUN.007)
+is none. By a lease's name whatever it is, garbage, a folder, a pipe, is nobody's lease: it grows old like any
+other, is followed by the next generation, and is never opened unless it is a file."""
 
 import contextlib
 import errno
@@ -42,7 +42,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "pid": (int,),
     **dict.fromkeys(("started", "boot"), (str, type(None))),
 }
-#: How generations are written, and the highest. A run is given up long before it has had so many owners (runs/executor.py).
+#: How generations are written, and the highest. A run is given up long before it has had so many owners
+#: (runs/executor.py).
 GENERATION, LAST = re.compile("[1-9][0-9]{0,8}"), 10**9 - 1
 
 
@@ -76,7 +77,8 @@ class Claim:
         owner = _read(self.path)
         if not held or max(held) != self.generation or owner is None or owner["token"] != self.token:
             raise LostClaimError(
-                f"run {self.run_id} was taken over by another executor, since this one was silent for too long"
+                f"run {self.run_id} was taken over by another executor, since this one was silent for too"
+                " long"
             )
 
     def beat(self, count: int) -> None:
@@ -86,7 +88,8 @@ class Claim:
             os.fsync(self._file)  # which is what shows it to other machines
 
     def release(self) -> None:
-        """Gives the run back; what earlier owners left goes first, or it would count as a lease of its own."""
+        """Gives the run back; what earlier owners left goes first, or it would count as a lease of its
+        own."""
         with contextlib.suppress(OSError):
             os.close(self._file)
         owner = _read(self.path)
@@ -97,16 +100,17 @@ class Claim:
                 remove(self.path.with_suffix(f".{generation}"))
 
     def write(self, output: str | Path, record: Record) -> None:
-        """Writes the run's record, whole or not at all. Raises LostClaimError for a late owner, and where a finished record is
-        there already: the first one stays. UserError where a folder or the like is in its place: that stays, too."""
+        """Writes the run's record, whole or not at all. Raises LostClaimError for a late owner, and where a
+        finished record is there already: the first one stays. UserError where a folder or the like is in its
+        place: that stays, too."""
         self.check()
         path, text = record_path(output, self.run_id), record_text(record)
         if why := obstacle(path):
             raise UserError(why)
         if path.exists() and not _finished(path):
-            # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this process looked, it
-            # may have slept, and another owner may have written.
-            aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.aside")  # see sweep_up_dead
+            # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this
+            # process looked, it may have slept, and another owner may have written. See sweep_up_dead
+            aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.aside")
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, aside)
                 if _finished(aside):
@@ -115,7 +119,8 @@ class Claim:
             aside.unlink(missing_ok=True)
         try:
             link_or_fail(path, text)
-        except (FileExistsError, FileNotFoundError):  # the latter: a later owner has swept up what was to be linked
+        except (FileExistsError, FileNotFoundError):
+            # The latter: a later owner has swept up what was to be linked
             raise LostClaimError(f"run {self.run_id} has a record already") from None
 
 
@@ -188,7 +193,8 @@ class Watcher:
         claim = self._create(self._path(run_id, top + 1))
         if claim is None:
             return None
-        # Of two that came at once the higher generation has it, and what was judged silent must not have ended well since.
+        # Of two that came at once the higher generation has it, and what was judged silent must not have
+        # ended well since.
         after = _read(self._path(run_id, top)) if held else None
         same = (before and before["token"]) == (after and after["token"])
         if max(generations(self.folder, run_id), default=0) != claim.generation or not same:
@@ -204,12 +210,14 @@ class Watcher:
         return not held or (owner is not None and self._silent(run_id, max(held), owner))
 
     def undecided(self, run_id: str) -> bool:
-        """Whether the run's lease may be a silent one: `take` has seen it, and has not seen its counter change."""
+        """Whether the run's lease may be a silent one: `take` has seen it, and has not seen its counter
+        change."""
         seen = self._seen.get(run_id)
         return seen is not None and not seen[3]
 
     def forget(self, run_id: str) -> None:
-        """Removes what dead executors left of a run that has its record. One that may live gives its lease back itself."""
+        """Removes what dead executors left of a run that has its record. One that may live gives its lease
+        back itself."""
         for partial in self.folder.glob(f".{run_id}.*"):
             remove(partial)
         held = generations(self.folder, run_id)
@@ -226,13 +234,15 @@ class Watcher:
     def _silent(self, run_id: str, generation: int, owner: dict[str, Any]) -> bool:
         if generation == LAST:
             raise UserError(
-                f"{self._path(run_id, LAST)}: no run has had so many owners. Delete it and run the same command again"
+                f"{self._path(run_id, LAST)}: no run has had so many owners. Delete it and run the same"
+                " command again"
             )
         if _dead(owner):
             return True
         now, what = time.monotonic(), (generation, owner)
         seen, last, age, changed = self._seen.get(run_id, (what, now, 0.0, False))
-        # One look counts for a quarter at most: if this process and the owner slept together, the owner gets its chance.
+        # One look counts for a quarter at most: if this process and the owner slept together, the owner gets
+        # its chance.
         age = age + min(now - last, self.lease_seconds / 4) if seen == what else 0.0
         self._seen[run_id] = (what, now, age, changed or seen != what)
         return age >= self.lease_seconds
@@ -243,12 +253,18 @@ class Watcher:
     def _create(self, path: Path) -> Claim | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex[:16]
-        owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        owner = {
+            "token": token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+        }
         text = BEAT.decode() + "0" * WIDTH + '", ' + json.dumps(owner | {"boot": _boot()})[1:] + "\n"
         try:
             link_or_fail(path, text)
             return Claim(path, token, os.open(path, os.O_WRONLY))
-        except (FileExistsError, FileNotFoundError):  # the latter: it was swept up, since the run has its record now
+        except (FileExistsError, FileNotFoundError):
+            # The latter: it was swept up, since the run has its record now
             return None
 
 
@@ -268,8 +284,9 @@ def generations(folder: Path, run_id: str) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A lease: who holds it, and its counter. None where there is none (any more). Of what no executor has written: its path,
-    and all of it as its token, so that it is nobody's and grows old while it stays the same."""
+    """A lease: who holds it, and its counter. None where there is none (any more). Of what no executor has
+    written: its path, and all of it as its token, so that it is nobody's and grows old while it stays the
+    same."""
     damaged = {"token": "? a link", "path": str(path)}
     if os.path.islink(path):
         return damaged
@@ -284,7 +301,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise missing from None
     try:
         found = json.loads(content)
-        sound = found.keys() == KEYS.keys() and all(isinstance(found[key], kinds) for key, kinds in KEYS.items())
+        sound = found.keys() == KEYS.keys() and all(
+            isinstance(found[key], kinds) for key, kinds in KEYS.items()
+        )
         if sound and type(found["pid"]) is int and 0 < found["pid"] < 2**31:
             return dict(found)
     except (ValueError, AttributeError, RecursionError):
@@ -306,7 +325,8 @@ def _finished(path: Path) -> bool:
 
 @cache
 def _boot() -> str | None:
-    """This start of this machine, and the set of processes that are seen from here. None where that cannot be told."""
+    """This start of this machine, and the set of processes that are seen from here. None where that cannot be
+    told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -315,7 +335,8 @@ def _boot() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's own ticks since the machine's start; None if there is none of that number."""
+    """When a process began, in the kernel's own ticks since the machine's start; None if there is none of
+    that number."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

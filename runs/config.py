@@ -1,8 +1,7 @@
 """From command-line words to the runs they mean: Hydra composes, this file types, checks and multiplies.
 
-No torch here: the plan must answer at once. Hydra's compose API is used rather than its main(): a sweep is expanded
-before anything starts (so that it can be counted, planned and checked), and errors are one line.
-"""
+No torch here: the plan must answer at once. Hydra's compose API is used rather than its main(): a sweep is
+expanded before anything starts (so that it can be counted, planned and checked), and errors are one line."""
 
 import contextlib
 import copy
@@ -29,7 +28,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tasks
 from runs.errors import UserError
-from runs.record import NOT_SETTINGS, SCALINGS, cache_folder, from_recipe, proportional_alpha, row_label, write_atomically
+from runs.record import (
+    NOT_SETTINGS,
+    SCALINGS,
+    cache_folder,
+    from_recipe,
+    proportional_alpha,
+    row_label,
+    write_atomically,
+)
 
 CONF = Path(__file__).parent.parent / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
@@ -52,7 +59,8 @@ class Model:
     package: str | None = None
     wheel: str | None = None  # name==version of a wheel that holds the model as GGUF
     sha256: str | None = None
-    architecture: dict[str, Any] | None = None  # checked against the folder's config.json; null: whatever it is
+    # Checked against the folder's config.json; null: whatever it is
+    architecture: dict[str, Any] | None = None
     settings: Any = None  # a mapping: of the configuration, other than the pretrained ones
     quantise: str | None = None  # nf4: the linear layers in 4 bit
 
@@ -80,7 +88,8 @@ class Train:
 
 @dataclass
 class Config:
-    """The whole configuration. Task and method are open: their files say which keys there are, and of what type."""
+    """The whole configuration. Task and method are open: their files say which keys there are, and of what
+    type."""
 
     model: Model
     task: dict[str, Any]
@@ -112,7 +121,8 @@ def _alpha(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
 
 
 def _keep(*, _root_: DictConfig) -> str:
-    """The task's word on what stays on disk, or else the method's; but a method that keeps nothing keeps nothing."""
+    """The task's word on what stays on disk, or else the method's; but a method that keeps nothing keeps
+    nothing."""
     method, task = str(_root_.method.keep), _root_.task.get("keep")
     return method if method == "none" or task is None else str(task)
 
@@ -133,10 +143,9 @@ ConfigStore.instance().store(name="schema", node=Config)
 class Run:
     """One run to do: its cell, its seed, and its resolved configuration as plain values.
 
-    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
-    changed: the words of the command line that gave the method or the training another setting than their files.
-    words: a command line that means this run but for its seed. Two that mean the same are one run.
-    """
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it. changed: the
+    words of the command line that gave the method or the training another setting than their files. words: a
+    command line that means this run but for its seed. Two that mean the same are one run."""
 
     row: str
     model: str
@@ -169,14 +178,17 @@ def starts(runs: list[Run]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs in an order that can be done: those that others start from come first, whether asked for or not."""
+    """The runs in an order that can be done: those that others start from come first, whether asked for or
+    not."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]
 
 
 def choices(group: str) -> list[str]:
     """The files of a configuration group."""
-    return sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
+    return sorted(
+        p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml")
+    )
 
 
 def expand(arguments: list[str]) -> list[Run]:
@@ -186,12 +198,16 @@ def expand(arguments: list[str]) -> list[Run]:
     tenth of a second a cell, so the answer is kept under a hash of conf/ and of the words.
     """
     # Only at the start of a word would the shell have expanded it.
-    arguments = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1) for argument in arguments]
+    arguments = [
+        re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1) for argument in arguments
+    ]
     digest = hashlib.sha256(repr(arguments).encode())
     for path in [Path(__file__), PEFT_SITES, *sorted(CONF.rglob("*.yaml"))]:
         digest.update(path.read_bytes())
     # An environment variable may change between two calls: nothing that reads one is kept.
-    reads_environment = any("oc.env" in text for text in [*arguments, *(p.read_text() for p in CONF.rglob("*.yaml"))])
+    reads_environment = any(
+        "oc.env" in text for text in [*arguments, *(p.read_text() for p in CONF.rglob("*.yaml"))]
+    )
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if not reads_environment and kept.is_file():
         try:
@@ -211,7 +227,8 @@ def _expand(arguments: list[str]) -> list[Run]:
     fixed = {_key(o): o.input_line or "" for o in parsed if not o.is_sweep_override()}
     swept = {_key(o): [f"{_key(o)}={v}" for v in _values(o)] for o in parsed if o.is_sweep_override()}
     for line in (o.input_line or "" for o in parsed if _key(o) == "init_from" and o.is_sweep_override()):
-        swept["init_from"] = [f"init_from={word}" for word in _word(line).split(",")]  # an id may look like a number
+        # An id may look like a number
+        swept["init_from"] = [f"init_from={word}" for word in _word(line).split(",")]
     if "paper" in swept:
         raise UserError("paper= takes one preset at a time")
     preset = _word(fixed["paper"]) if "paper" in fixed else None
@@ -229,11 +246,15 @@ def _expand(arguments: list[str]) -> list[Run]:
         key, _, value = line.partition("=")
         if key in ("model", "task", "method", "recipe"):
             _check_choice(key, value)
-    # Seeds last and without composing anew: a composition takes a tenth of a second, and a seed changes nothing else.
+    # Seeds last and without composing anew: a composition takes a tenth of a second, and a seed changes
+    # nothing else.
     seeds: list[str | None] = [*params.pop("seed", [])] or [fixed.pop("seed", None)]
     count = math.prod(map(len, params.values())) * len(seeds)
     if count > MOST_RUNS:
-        raise UserError(f"these words mean {count:,} runs, and one command takes at most {MOST_RUNS:,}: give shorter lists")
+        raise UserError(
+            f"these words mean {count:,} runs, and one command takes at most {MOST_RUNS:,}: give shorter"
+            " lists"
+        )
     runs = []
     for combination in itertools.product(*params.values()):
         overrides = (*fixed.values(), *combination)
@@ -244,9 +265,10 @@ def _expand(arguments: list[str]) -> list[Run]:
             wanted = f"{picked['method']}/{picked['model']}"
             raise UserError(
                 f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
-                f"or choose one of its models or methods (METHODS=, MODEL=)"
+                "or choose one of its models or methods (METHODS=, MODEL=)"
             )
-        # Resolving takes time, too. Where nothing but data_seed follows the seed, runs differ by these two numbers alone.
+        # Resolving takes time, too. Where nothing but data_seed follows the seed, runs differ by these two
+        # numbers alone.
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
         alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{(data_)?seed", str(raw))) == 1
         first: Run | None = None
@@ -267,7 +289,9 @@ def _compose_with_recipe(overrides: tuple[str, ...]) -> DictConfig:
     cfg = _compose(overrides)
     picked, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
     named = any(line.startswith("recipe=") for line in overrides)
-    borrows = not (cfg.get("recipe") or named or other is None) and f"{other}/{picked['model']}" in choices("recipe")
+    borrows = not (cfg.get("recipe") or named or other is None) and f"{other}/{picked['model']}" in choices(
+        "recipe"
+    )
     if borrows:
         cfg = _compose((*overrides, f"recipe={other}/{picked['model']}"))
     if cfg.get("recipe"):
@@ -279,9 +303,9 @@ def _compose_with_recipe(overrides: tuple[str, ...]) -> DictConfig:
 def check_recipe(name: str, conf: str, written: int) -> None:
     """Raises UserError for a key of a recipe file that nothing reads, and for a task that there is none of.
 
-    A key that is misspelt would leave the default value in its place, under the recipe's name. name: ROW/MODEL; of the
-    methods, the file of ROW and those that it begins with count. conf, written: what the answer may be kept for.
-    """
+    A key that is misspelt would leave the default value in its place, under the recipe's name. name:
+    ROW/MODEL; of the methods, the file of ROW and those that it begins with count. conf, written: what the
+    answer may be kept for."""
     place, recipe = f"conf/recipe/{name}.yaml", _yaml("recipe", name)
     row = name.partition("/")[0]
     readers = [CONF / "config.yaml", *sorted(CONF.glob("task/*.yaml")), *_method_files(row)]
@@ -325,7 +349,9 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return found[0], {key: value for key, value in found[1].items() if key not in NOT_SETTINGS}
 
 
-def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]) -> Run:
+def _make_run(
+    cfg: DictConfig, picked: Any, recipe: str, preset: str | None, overrides: tuple[str, ...]
+) -> Run:
     try:
         config: dict[str, Any] = {key: _plain(cfg[key]) for key in cfg if key in _OWN}
     except OmegaConfBaseException as error:
@@ -351,7 +377,9 @@ def _make_run(cfg: DictConfig, picked: Any, recipe: str, preset: str | None, ove
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
     groups = ("method", "model", "task")
-    words = [f"{group}={picked[group]}" for group in groups] + [o for o in overrides if o.partition("=")[0] not in groups]
+    words = [f"{group}={picked[group]}" for group in groups] + [
+        o for o in overrides if o.partition("=")[0] not in groups
+    ]
     return Run(row, picked["model"], picked["task"], cfg.seed, recipe, preset, config, start, changed, words)
 
 
@@ -376,12 +404,24 @@ def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> t
         is_id = re.fullmatch(r"[0-9a-f]{12}", word)
         if not is_id and not word.endswith(".safetensors"):
             raise UserError(
-                f"init_from={word}: should be a run id (12 hex digits), an adapter file or ROW@TASK such as lora@mnli"
+                f"init_from={word}: should be a run id (12 hex digits), an adapter file or ROW@TASK such as"
+                " lora@mnli"
             )
         return (f"run {word}" if is_id else Path(word).stem), None
     _check_choice("method", row)
     _check_choice("task", task)
-    own = ("method", "task", "seed", "data_seed", "init_from", "recipe", "paper", "keep", "model", "task.holdout")
+    own = (
+        "method",
+        "task",
+        "seed",
+        "data_seed",
+        "init_from",
+        "recipe",
+        "paper",
+        "keep",
+        "model",
+        "task.holdout",
+    )
     carried = [o for o in overrides if o.partition("=")[0] not in own and not o.startswith("method.")]
     words = (*carried, f"model={picked['model']}", f"method={row}", f"task={task}", "seed=0")
     cfg = _compose_with_recipe(words)
@@ -393,12 +433,15 @@ def _start(config: dict[str, Any], picked: Any, overrides: tuple[str, ...]) -> t
 
 
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
-    """What Hydra composes. A choice of files is composed once; words KEY=VALUE are put into a copy, as Hydra puts them after
-    its files. Composing takes a tenth of a second, and a sweep asks for the same files again and again."""
+    """What Hydra composes. A choice of files is composed once; words KEY=VALUE are put into a copy, as Hydra
+    puts them after its files. Composing takes a tenth of a second, and a sweep asks for the same files again
+    and again."""
     files = tuple(o for o in overrides if o.partition("=")[0] in GROUPS)
     cfg = copy.deepcopy(_files(files, str(CONF), _written()))
     try:
-        for override in map(OverridesParser.create().parse_override, (o for o in overrides if o not in files)):
+        for override in map(
+            OverridesParser.create().parse_override, (o for o in overrides if o not in files)
+        ):
             if override.package or override.is_delete() or override.is_add() or override.is_sweep_override():
                 return _hydra(overrides)
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
@@ -413,7 +456,8 @@ def _files(choices: tuple[str, ...], conf: str, written: int) -> DictConfig:
 
 
 def _written() -> int:
-    """When a file of conf/ was last written or came, in nanoseconds: a notebook may edit one between two calls."""
+    """When a file of conf/ was last written or came, in nanoseconds: a notebook may edit one between two
+    calls."""
     return max(path.stat().st_mtime_ns for path in [CONF, *CONF.rglob("*")])
 
 
@@ -436,7 +480,11 @@ def _explain(error: HydraException, overrides: tuple[str, ...]) -> str:
     for line in overrides:
         key = line.partition("=")[0]
         if f"full_key: {key}" in f"{error}\n{cause}":
-            for words, wanted in (("to Float", "a number"), ("to Integer", "a whole number"), ("valid bool", "true or false")):
+            for words, wanted in (
+                ("to Float", "a number"),
+                ("to Integer", "a whole number"),
+                ("valid bool", "true or false"),
+            ):
                 if words in str(cause):
                     return f"{line}: should be {wanted}"
             return f"{line}: {_first_line(cause)}"
@@ -453,7 +501,11 @@ def settings(groups: tuple[str, ...] = ()) -> list[str]:
     """Every key that has a value with these group choices, as KEY=VALUE."""
     found = dict(_walk(OmegaConf.to_container(_own(_compose(groups)), resolve=True)))
     parents = {key.rpartition(".")[0] for key in found}
-    return [f"{key}={as_word(found[key])}" for key in found if key not in (*parents, *GROUPS, "task.name", "model.name")]
+    return [
+        f"{key}={as_word(found[key])}"
+        for key in found
+        if key not in (*parents, *GROUPS, "task.name", "model.name")
+    ]
 
 
 def _own(cfg: DictConfig) -> DictConfig:
@@ -465,12 +517,14 @@ _OWN = [f.name for f in dataclasses.fields(Config)]
 
 
 def _plain(node: Any) -> Any:
-    """A part of the configuration as plain values, resolved: of the parts that are asked for alone, which is quicker."""
+    """A part of the configuration as plain values, resolved: of the parts that are asked for alone, which is
+    quicker."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and what they hold, but for what no word sets: the recipe's, and parts of an architecture."""
+    """Dotted keys and what they hold, but for what no word sets: the recipe's, and parts of an
+    architecture."""
     for key, value in node.items():
         if f"{prefix}{key}".startswith(("recipe", "model.architecture.")):
             continue
@@ -491,13 +545,19 @@ def as_word(value: Any) -> str:
 def _check_choice(group: str, value: str) -> None:
     known = choices(group)
     if value not in known:
-        raise UserError(f"no {group} {value!r}.{_did_you_mean(value, known)} Known: {', '.join(known)} (python -m runs --help)")
+        raise UserError(
+            f"no {group} {value!r}.{_did_you_mean(value, known)} Known: {', '.join(known)} (python -m runs"
+            " --help)"
+        )
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
     """The nearest right name, or, for a key of a group, what the group has."""
-    group, _, last = word.rpartition(".")  # "lr" for "train.lr": the last part right, the group wrong or left out
-    close = [k for k in known if k.startswith(f"{word}_")][:4] or [k for k in known if k.endswith(f".{last}")][:1]
+    # "lr" for "train.lr": the last part right, the group wrong or left out
+    group, _, last = word.rpartition(".")
+    close = [k for k in known if k.startswith(f"{word}_")][:4] or [
+        k for k in known if k.endswith(f".{last}")
+    ][:1]
     close = close or difflib.get_close_matches(word, known, 1, 0.75)
     if close:
         return f" Did you mean {' or '.join(close)}?"
@@ -506,11 +566,11 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 
 def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str) -> list[str]:
-    """Task and method files are their own schema: a value given for a key must be of the type of the file's own.
+    """Task and method files are their own schema: a value given for a key must be of the type of the file's
+    own.
 
-    A whole number for a key that has a fraction becomes one. Returns the words that set the method, the training or the
-    model's configuration to something else than their files do.
-    """
+    A whole number for a key that has a fraction becomes one. Returns the words that set the method, the
+    training or the model's configuration to something else than their files do."""
     given = [o for o in overrides if o.startswith(("task.", "method.", "train.", "model.settings"))]
     if not given:
         return []
@@ -523,7 +583,9 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
             parent, node = node, node[part]
         if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
             parent[part] = node = float(node)  # `1` and `1.0` are one run
-        elif isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted):
+        elif (
+            isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted)
+        ):
             parent[part] = node = [float(x) if type(x) is int else x for x in node]
         if node != wanted and not line.startswith("task."):
             changed.append(line)
@@ -537,7 +599,9 @@ def _check_types(config: dict[str, Any], overrides: tuple[str, ...], recipe: str
             list: "a list [a,b]",
             dict: "a mapping {a:b}",
         }
-        raise UserError(f"{line}: should be {names.get(type(wanted), type(wanted).__name__)}, such as {wanted}")
+        raise UserError(
+            f"{line}: should be {names.get(type(wanted), type(wanted).__name__)}, such as {wanted}"
+        )
     return changed
 
 
@@ -587,38 +651,57 @@ def _check_values(config: dict[str, Any]) -> None:
         raise UserError(f"task.family={task['family']}: should be one of {', '.join(tasks.families())}")
     for key in ("train_rows", "dev_rows", "items"):
         if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
-            raise UserError(f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all")
-    for part, key in ((task, "task.length_grouped"), (config["method"], "method.redrawn")):  # null is no third value
+            raise UserError(
+                f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all"
+            )
+    # Null is no third value
+    for part, key in ((task, "task.length_grouped"), (config["method"], "method.redrawn")):
         value = part.get(key.partition(".")[2], True)
         if not isinstance(value, bool):
             raise UserError(f"{key}={as_word(value)}: should be true or false")
     share = task["holdout"]
     if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
-        raise UserError(f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none")
+        raise UserError(
+            f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none"
+        )
     for key in PLACES:
         if not isinstance(task.get(key), str | None):
             value = as_word(task[key])
             raise UserError(f"task.{key}={value}: should be a word; of digits alone, ./{value} or quoted")
     if model["settings"] is not None and not isinstance(model["settings"], dict):
-        raise UserError(f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}")
+        raise UserError(
+            f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}"
+        )
     if model["quantise"] and model["modality"] != "text generation":
         raise UserError(
-            f"model.quantise={model['quantise']} is for language models: the head of {model['name']} is new, and trains"
+            f"model.quantise={model['quantise']} is for language models: the head of {model['name']} is new,"
+            " and trains"
         )
     if model["quantise"] and config["method"]["kind"] == "full":
-        raise UserError("method=full trains the model's own weights, which 4 bits cannot hold: model.quantise=null")
+        raise UserError(
+            "method=full trains the model's own weights, which 4 bits cannot hold: model.quantise=null"
+        )
     if config["keep"] == "both" and "decode" not in task:
         raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
     if model["modality"] != task["modality"]:
-        mismatch = f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}"
-        fitting = [", ".join(_of(group, part["modality"])) for group, part in (("model", task), ("task", model))]
-        raise UserError(f"{mismatch}. Models for {task['name']}: {fitting[0]}. Tasks for {model['name']}: {fitting[1]}")
+        mismatch = (
+            f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}"
+        )
+        fitting = [
+            ", ".join(_of(group, part["modality"])) for group, part in (("model", task), ("task", model))
+        ]
+        raise UserError(
+            f"{mismatch}. Models for {task['name']}: {fitting[0]}. Tasks for {model['name']}: {fitting[1]}"
+        )
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
-        raise UserError(f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name")
+        raise UserError(
+            f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"
+        )
 
 
 def _check_where_from(config: dict[str, Any], cfg: DictConfig) -> None:
-    """Settings of a method that follow from others (LoRA's alpha, VeRA's projection_seed). cfg: before it was resolved."""
+    """Settings of a method that follow from others (LoRA's alpha, VeRA's projection_seed). cfg: before it was
+    resolved."""
     method = config["method"]
     if method["kind"] != "lora":
         method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)
@@ -629,15 +712,23 @@ def _check_where_from(config: dict[str, Any], cfg: DictConfig) -> None:
         wanted = _alpha(method["scaling"], old, rank, method["rank"])
         if method["scaling"] == "proportional" and method["alpha"] != wanted:
             asked = f"method.alpha={method['alpha']} with method.scaling=proportional"
-            raise UserError(f"{asked}, which makes it {wanted} at rank {method['rank']}: leave one of the two out")
+            raise UserError(
+                f"{asked}, which makes it {wanted} at rank {method['rank']}: leave one of the two out"
+            )
     if "redrawn" in method:
         raw: Any = OmegaConf.to_container(cfg.method, resolve=False)
-        asked, follows = f"method.projection_seed={raw['projection_seed']}", "seed" in str(raw["projection_seed"])
+        asked, follows = (
+            f"method.projection_seed={raw['projection_seed']}",
+            "seed" in str(raw["projection_seed"]),
+        )
         if method["redrawn"] and not (follows and method["projection_seed"] == config["seed"]):
             mend = "matrices that are drawn anew follow the seed, as with method=vera_redrawn alone"
             raise UserError(f"{asked} with method.redrawn=true: {mend}")
         if follows and not method["redrawn"]:
-            raise UserError(f"{asked}: matrices that are drawn anew for every seed are a row of their own, method=vera_redrawn")
+            raise UserError(
+                f"{asked}: matrices that are drawn anew for every seed are a row of their own,"
+                " method=vera_redrawn"
+            )
 
 
 def _of(group: str, modality: str) -> list[str]:
@@ -660,16 +751,23 @@ def _parse(argument: str) -> Override:
     except HydraException:
         if argument.startswith("-"):
             raise UserError(f"no option {shown}; settings are words, such as output=FOLDER") from None
-        raise UserError(f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)") from None
+        raise UserError(
+            f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)"
+        ) from None
     if override.is_add():
         raise UserError(f"no key {override.key_or_group!r}: keys are those of conf/, and + adds none")
     if override.key_or_group.startswith("recipe."):  # or the result would stand under the recipe's name
         key = override.key_or_group.removeprefix("recipe.")
-        raise UserError(f"{shown}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is")
+        raise UserError(
+            f"{shown}: a recipe is a file; set train.{key}, method.{key} or task.{key}, whichever there is"
+        )
     if override.is_delete() or not override.key_or_group or not argument.partition("=")[1]:
         raise UserError(f"{shown!r} is not KEY=VALUE")
     if re.match(r"hydra\b", override.key_or_group):
-        raise UserError(f"{shown}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm and ray")
+        raise UserError(
+            f"{shown}: of Hydra's own settings only hydra.launcher.KEY=VALUE is taken, by launcher=slurm"
+            " and ray"
+        )
     if "_target_" in override.key_or_group.split(".") or _names_target(override.value()):
         raise UserError(f"{shown}: _target_ names what is called, which no word does")
     return override
@@ -680,7 +778,9 @@ def _names_target(value: Any) -> bool:
     if isinstance(value, ChoiceSweep):
         value = value.list
     if isinstance(value, dict):
-        return any(getattr(key, "text", key) == "_target_" for key in value) or any(map(_names_target, value.values()))
+        return any(getattr(key, "text", key) == "_target_" for key in value) or any(
+            map(_names_target, value.values())
+        )
     return isinstance(value, list) and any(map(_names_target, value))
 
 
@@ -689,13 +789,19 @@ def _key(override: Override) -> str:
 
 
 def _values(override: Override) -> list[str]:
-    """What a word lists. UserError for more than MOST_RUNS values, before they are made, and for what is no list."""
+    """What a word lists. UserError for more than MOST_RUNS values, before they are made, and for what is no
+    list."""
     line, value = override.input_line or "", override.value()
     nested = isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list)
     if nested or not isinstance(value, ChoiceSweep | RangeSweep):
-        raise UserError(f"{line}: should be KEY=a,b or KEY=range(first,end) for a sweep, KEY=[a,b] for one value")
+        raise UserError(
+            f"{line}: should be KEY=a,b or KEY=range(first,end) for a sweep, KEY=[a,b] for one value"
+        )
     try:
-        if isinstance(value, RangeSweep) and len(list(itertools.islice(value.range(), MOST_RUNS + 1))) > MOST_RUNS:
+        if (
+            isinstance(value, RangeSweep)
+            and len(list(itertools.islice(value.range(), MOST_RUNS + 1))) > MOST_RUNS
+        ):
             raise UserError(f"{line}: more values than the {MOST_RUNS:,} runs that one command takes")
         return [str(word) for word in override.sweep_string_iterator()]
     except (HydraException, ValueError, ArithmeticError) as error:

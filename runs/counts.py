@@ -15,7 +15,8 @@ COLUMNS = "{:<15}{:<19}{:>8}{:>13}{:>13}{:>13}  {:<9}{}"
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
-    """For an entry of conf/counts.yaml: the rank (or bottleneck), the exact count, and the method's closed formula."""
+    """For an entry of conf/counts.yaml: the rank (or bottleneck), the exact count, and the method's closed
+    formula."""
     import vera
 
     model_config, settings = parts(entry["model"], entry["method"])
@@ -38,7 +39,11 @@ def main(arguments: list[str]) -> int:
         wrong += differs
         verdict = "DIFFERS" if differs else entry.get("note", "")
         numbers = (f"{n:,}" for n in (exact, formula, entry["count"]))
-        print(COLUMNS.format(entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict).rstrip())
+        print(
+            COLUMNS.format(
+                entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict
+            ).rstrip()
+        )
     print(f"{len(entries)} counts, {wrong} wrong")
     return 1 if wrong else 0
 

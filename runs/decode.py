@@ -1,8 +1,8 @@
-"""The texts that a trained model writes, and their scores: for the last epoch, and for the best one where it is another.
+"""The texts that a trained model writes, and their scores: for the last epoch, and for the best one where it
+is another.
 
-Texts are saved as they come, so that a killed run goes on where it was. They stay in the run's folder: decoded_last.jsonl
-and, in the format of the metrics' own scripts, the task's text files.
-"""
+Texts are saved as they come, so that a killed run goes on where it was. They stay in the run's folder:
+decoded_last.jsonl and, in the format of the metrics' own scripts, the task's text files."""
 
 import contextlib
 import hashlib
@@ -54,14 +54,19 @@ def decode(training: "Training") -> dict[str, Any]:
     write(task, training.folder, found)
     entries = scores(task, found, epochs)
     for entry in entries:
-        words = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if isinstance(value, float) and key != "epoch")
+        words = ", ".join(
+            f"{key} {value:.2f}"
+            for key, value in entry.items()
+            if isinstance(value, float) and key != "epoch"
+        )
         print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
     about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
     return {**about, "scores": entries}
 
 
 def rehearse(training: "Training") -> None:
-    """Finds out before hours of training whether the model can be decoded. Raises DataError in one line where it cannot."""
+    """Finds out before hours of training whether the model can be decoded. Raises DataError in one line where
+    it cannot."""
     training.raw_model.eval()
     with torch.no_grad(), training.accelerator.autocast():
         cast(Decoding, training.task).rehearse(training.raw_model)
@@ -76,17 +81,23 @@ def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, floa
             digest = hashlib.sha256(json.dumps(texts[variant]).encode()).hexdigest()[:16]
             if digest not in kept:
                 kept[digest] = task.scores(texts[variant])
-            entries.append({"which": which, "epoch": epochs[which], "variant": variant, **kept[digest], "hash": digest})
+            entries.append(
+                {"which": which, "epoch": epochs[which], "variant": variant, **kept[digest], "hash": digest}
+            )
     return entries
 
 
 def write(task: Decoding, folder: Path, found: Mapping[str, Texts]) -> None:
     """The texts as files in the format of the metrics' own scripts."""
-    task.write(folder, {f"{which}_{variant}": texts[variant] for which, texts in found.items() for variant in task.variants})
+    task.write(
+        folder,
+        {f"{which}_{variant}": texts[variant] for which, texts in found.items() for variant in task.variants},
+    )
 
 
 def read(task: Decoding, folder: Path) -> dict[str, Texts]:
-    """The texts of a finished run, by epoch (last, and best where it is another). Raises ValueError where one is missing."""
+    """The texts of a finished run, by epoch (last, and best where it is another). Raises ValueError where one
+    is missing."""
     found = {}
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
@@ -127,8 +138,8 @@ def write_down(
     variants: Sequence[str],
     phase: str,
 ) -> dict[int, dict[str, str]]:
-    """Each item's texts by variant, saved in `path` as they come; processes share the batches. What an earlier try has
-    saved there is not decoded again, if it is of the same `of`: what defines the texts.
+    """Each item's texts by variant, saved in `path` as they come; processes share the batches. What an
+    earlier try has saved there is not decoded again, if it is of the same `of`: what defines the texts.
 
     Items that meet in a batch meet again after a kill: sums of floats depend on the company.
     """
@@ -147,7 +158,13 @@ def write_down(
 
     def report(turn: int, turns: int, seconds_left: float | None = None) -> None:
         quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
-        event = {"phase": phase, "done": len(saved), "of": total, "milestone": quarter, "seconds_left": seconds_left}
+        event = {
+            "phase": phase,
+            "done": len(saved),
+            "of": total,
+            "milestone": quarter,
+            "seconds_left": seconds_left,
+        }
         training.report(event)
 
     training.raw_model.eval()
@@ -170,7 +187,8 @@ def write_down(
 
 @contextlib.contextmanager
 def _merged(training: "Training") -> Any:
-    """The adapter in the weights, where the method can do that: every step then costs what the base model's does."""
+    """The adapter in the weights, where the method can do that: every step then costs what the base model's
+    does."""
     method, model = training.method, training.raw_model
     try:
         method.merge(model)
@@ -186,20 +204,25 @@ def _merged(training: "Training") -> Any:
 def weights(training: "Training") -> str:
     """A hash of the trained values: texts of other values are no part of this run."""
     digest = hashlib.sha256()
-    for name, tensor in sorted((name, p) for name, p in training.raw_model.named_parameters() if p.requires_grad):
+    for name, tensor in sorted(
+        (name, p) for name, p in training.raw_model.named_parameters() if p.requires_grad
+    ):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
-    """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is left out."""
+    """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is
+    left out."""
     header, *lines = _lines(path) or [None]
     if header != of:
         return {}
     found = {}
     for line in lines:
-        if not (isinstance(line, dict) and type(line.get("item")) is int and isinstance(line.get("texts"), dict)):
+        if not (
+            isinstance(line, dict) and type(line.get("item")) is int and isinstance(line.get("texts"), dict)
+        ):
             break
         texts = {variant: line["texts"].get(variant) for variant in variants}
         if not all(isinstance(text, str) for text in texts.values()):
@@ -209,7 +232,8 @@ def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[i
 
 
 def _lines(path: Path) -> list[Any]:
-    """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none without a file."""
+    """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none
+    without a file."""
     found: list[Any] = []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         text = path.read_text(encoding="utf-8", errors="replace")  # the kill may have cut a letter
@@ -220,9 +244,12 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
-    """The file, open at its end, with the header and what is saved: written anew, since a kill may have cut a line."""
+    """The file, open at its end, with the header and what is saved: written anew, since a kill may have cut a
+    line."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    partial.write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+    )
     partial.replace(path)
     return open(path, "a", encoding="utf-8")

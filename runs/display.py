@@ -18,15 +18,18 @@ FIRST_LINE, LINES = 30.0, 600.0
 
 
 class Display:
-    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch and, in long ones, more."""
+    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch and, in long
+    ones, more."""
 
     def __init__(self, total: int, name_task: bool) -> None:
         self.total, self.name_task = total, name_task
         self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
         self.bar: Any = None
         self.head = ""
-        self.later, self.unknown = 0.0, 0  # seconds for the runs after this one, and how many of them are not in it
-        self.due = 0.0  # when a line is to be written, whatever the run is at: a log should show that it goes on
+        # Seconds for the runs after this one, and how many of them are not in it
+        self.later, self.unknown = 0.0, 0
+        # When a line is to be written, whatever the run is at: a log should show that it goes on
+        self.due = 0.0
 
     def start(self, position: int, run: Run, words: str = "") -> None:
         """The run that lines are about now. words: what tells it from others of the same row and task."""
@@ -49,7 +52,12 @@ class Display:
         if self.bar is None:
             # The words go where tqdm's unit stands: before a postfix it would put a comma.
             self.bar = tqdm(
-                total=1, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
+                total=1,
+                bar_format="{desc}  {bar:12}  {unit}",
+                leave=False,
+                ascii=" -#",
+                dynamic_ncols=True,
+                unit="",
             )
         if "steps" in event:
             self.bar.total, self.bar.n = event["steps"], event["step"]
@@ -75,7 +83,10 @@ class Display:
         words += [f"step {event['step']}/{event['steps']}"] * (not self.live and event["phase"] == "training")
         words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
-            now, best = (Metric(event["metric_name"], scale=event["scale"]).text(event[which]) for which in ("metric", "best"))
+            now, best = (
+                Metric(event["metric_name"], scale=event["scale"]).text(event[which])
+                for which in ("metric", "best")
+            )
             words.append(f"dev {event['metric_name']} {now} (best {best})")
         pace, unit = event["pace"], event["unit"]
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
@@ -110,7 +121,12 @@ class Board(Display):
             return
         if self.bar is None:
             self.bar = tqdm(
-                total=self.total, bar_format="{desc}  {bar:12}  {unit}", leave=False, ascii=" -#", dynamic_ncols=True, unit=""
+                total=self.total,
+                bar_format="{desc}  {bar:12}  {unit}",
+                leave=False,
+                ascii=" -#",
+                dynamic_ncols=True,
+                unit="",
             )
         self.bar.n = self.total - left
         longest = max((event.get("seconds_left") or 0.0 for event in running), default=0.0)
@@ -126,5 +142,6 @@ def result_words(record: Record) -> str:
         return f"diverged: {record['error']}"
     best, last = (Metric.of_record(record).text(result[which]) for which in ("best", "last"))
     words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
-    scores = record["texts"]["scores"][0] if record.get("texts") else None  # of the last epoch, by the protocol
+    # Of the last epoch, by the protocol
+    scores = record["texts"]["scores"][0] if record.get("texts") else None
     return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words

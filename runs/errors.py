@@ -43,5 +43,6 @@ def interrupted_words() -> str:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether an error is a user's mistake. AdapterError is known by its name: to import it would be to import torch."""
+    """Whether an error is a user's mistake. AdapterError is known by its name: to import it would be to
+    import torch."""
     return isinstance(error, UserError | DataError) or type(error).__name__ == "AdapterError"

@@ -3,8 +3,8 @@
 python -m runs.evaluate RUN                 a run id (or its beginning), as in outputs/records
 python -m runs.evaluate RUN output=FOLDER
 
-Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into the record.
-"""
+Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into
+the record."""
 
 import json
 import re
@@ -60,7 +60,10 @@ def main(arguments: list[str]) -> int:
         scale = result["scale"]
         verdict = "the same" if alike else "NOT the same"
         which = " (the best epoch's)" if best else ""
-        print(f"{name}{which}: {result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}: {verdict}")
+        print(
+            f"{name}{which}: {result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}:"
+            f" {verdict}"
+        )
         same = same and alike
     return 0 if same else 1
 
@@ -74,18 +77,31 @@ def score_again(record: Record, output: str, name: str) -> bool:
     try:
         found = read(task, folder)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})") from None
+        raise UserError(
+            f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})"
+        ) from None
     write(task, folder, found)
     again = scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
     same, filled = len(again) == len(entries), False
     for before, after in zip(entries, again, strict=False):
-        common = [key for key in after if isinstance(after[key], float) and before.get(key) is not None and key != "epoch"]
-        alike = before["hash"] == after["hash"] and all(np.isclose(after[key], before[key], atol=1e-6) for key in common)
+        common = [
+            key
+            for key in after
+            if isinstance(after[key], float) and before.get(key) is not None and key != "epoch"
+        ]
+        alike = before["hash"] == after["hash"] and all(
+            np.isclose(after[key], before[key], atol=1e-6) for key in common
+        )
         added = [key for key in after if alike and isinstance(after[key], float) and before.get(key) is None]
         words = ", ".join(f"{key} {after[key]:.2f}" for key in common)
         news = f"; {', '.join(added)} added to the record" if added else ""
-        print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {'the same' if alike else 'NOT the same'}{news}")
-        reasons = {key: why for key, why in (before.pop("unavailable", None) or {}).items() if key not in added}
+        print(
+            f"{name}, {after['which']} epoch, {after['variant']}: {words}:"
+            f" {'the same' if alike else 'NOT the same'}{news}"
+        )
+        reasons = {
+            key: why for key, why in (before.pop("unavailable", None) or {}).items() if key not in added
+        }
         before |= {key: after[key] for key in added} | ({"unavailable": reasons} if reasons else {})
         same, filled = same and alike, filled or bool(added)
     if filled:
@@ -108,9 +124,16 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     adapter = f"adapter{'_best' if best else ''}.safetensors"
     for name in [{"adapter": adapter, "head": "head.safetensors"}[name] for name in needed]:
         if not (folder / name).is_file():
-            why = "the run kept one, where it was done" if record["config"]["keep"] != "none" else "the run kept none"
+            why = (
+                "the run kept one, where it was done"
+                if record["config"]["keep"] != "none"
+                else "the run kept none"
+            )
             where = f"its record is {_path(record, output)}"
-            raise UserError(f"{folder}/{name} is not there: {why} ({where}). To have it here: {command_of(record, output)}")
+            raise UserError(
+                f"{folder}/{name} is not there: {why} ({where}). To have it here:"
+                f" {command_of(record, output)}"
+            )
     training = Training(as_run(record), record["id"], lambda event: None, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():
@@ -130,26 +153,35 @@ def _path(record: Record, output: str) -> Path:
 
 
 def command_of(record: Record, output: str) -> str:
-    """The command that makes a record's run here, with an adapter that is kept. Where its data or model were local files of
-    another machine, it has words to be filled in: task.data_dir=/where/glue."""
+    """The command that makes a record's run here, with an adapter that is kept. Where its data or model were
+    local files of another machine, it has words to be filled in: task.data_dir=/where/glue."""
     try:
         words = words_of(record)
     except UserError as error:
         return f"no words make this run any more ({error})"
     if record["config"]["keep"] == "none":
         words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
-    words += [f"output={output}"] * (output != "outputs") + ["redo=true"] * record_path(output, record["id"]).is_file()
+    words += [f"output={output}"] * (output != "outputs") + ["redo=true"] * record_path(
+        output, record["id"]
+    ).is_file()
     return f"python -m runs {shlex.join(words)}"
 
 
 def words_of(record: Record) -> list[str]:
-    """The words that compose a record's run: its row, model, task, seed and preset, and each setting that would be another
-    by these. A local file or folder that is not here is called by its last part, below /where."""
+    """The words that compose a record's run: its row, model, task, seed and preset, and each setting that
+    would be another by these. A local file or folder that is not here is called by its last part, below
+    /where."""
     cell, config = record["cell"], record["config"]
     row, task = cell["row"].partition("_from_")[0], cell["task"]
     words = [f"paper={cell['paper']}"] * (cell["paper"] in choices("paper"))
-    words += [f"model={cell['model']}", f"task={task if task in choices('task') else config['task']['family']}"]
-    words += [f"method={row if row in choices('method') else config['method']['kind']}", f"seed={cell['seed']}"]
+    words += [
+        f"model={cell['model']}",
+        f"task={task if task in choices('task') else config['task']['family']}",
+    ]
+    words += [
+        f"method={row if row in choices('method') else config['method']['kind']}",
+        f"seed={cell['seed']}",
+    ]
     label = "" if row in choices("method") else "method.label"  # which a row of peft's is named by
     recipe, wanted = record["recipe"]["name"], dict(_leaves(config))
     for key in PLACES:  # without which some models and tasks compose nothing
@@ -174,7 +206,8 @@ def words_of(record: Record) -> list[str]:
         if any(key in found and found[key] != value for found in composed):
             quoted = isinstance(value, str) and re.search(r"[^\w./:@+-]", value)
             words.append(f"{key}={json.dumps(value) if quoted else as_word(value)}")
-            runs = expand(words)  # another setting may follow this one: the head's rate is the adapter's unless it is given
+            # Another setting may follow this one: the head's rate is the adapter's unless it is given
+            runs = expand(words)
     return words
 
 
@@ -183,7 +216,8 @@ def _place(path: str) -> str:
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a configuration by their dotted keys. A mapping within a part (peft's config) is one value."""
+    """The settings of a configuration by their dotted keys. A mapping within a part (peft's config) is one
+    value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and not prefix:
             yield from _leaves(value, f"{key}.")
@@ -194,21 +228,28 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _kept_result(record: Record, best: bool) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept; best: at the best one, of two."""
     curve, config, result = record["curve"], record["config"], record["result"]
-    epoch = -1 if config["keep"] in ("last", "both") and not best else curve["epoch"].index(result["best_epoch"])
+    epoch = (
+        -1 if config["keep"] in ("last", "both") and not best else curve["epoch"].index(result["best_epoch"])
+    )
     return float(curve["metric"][epoch])
 
 
 def as_run(record: Record) -> Run:
     """The run of a record."""
     cell, recipe = record["cell"], record["recipe"]["name"]
-    return Run(cell["row"], cell["model"], cell["task"], cell["seed"], recipe, cell["paper"], record["config"])
+    return Run(
+        cell["row"], cell["model"], cell["task"], cell["seed"], recipe, cell["paper"], record["config"]
+    )
 
 
 def find(name: str, output: str) -> Record:
     """The finished record whose id begins so. Raises UserError for none, several, or one that has failed."""
     found = [record for record in open_ledger(output) if record["id"].startswith(name)]
     if len(found) != 1:
-        raise UserError(f"{len(found) or 'no'} records begin with {name!r} in {output}/records (files are named by the ids)")
+        raise UserError(
+            f"{len(found) or 'no'} records begin with {name!r} in {output}/records (files are named by the"
+            " ids)"
+        )
     if found[0]["status"] != "done":
         raise UserError(f"run {found[0]['id']} is {found[0]['status']}: {found[0]['error']}")
     return found[0]

@@ -1,10 +1,11 @@
-"""One executor: claims a run, does it in a process of its own, judges how that ended, and tries again where the cause says so.
+"""One executor: claims a run, does it in a process of its own, judges how that ended, and tries again where
+the cause says so.
 
-Whatever the launcher, this is who does the runs. The processes are forked from a server that has torch imported already,
-so a run starts in a fraction of a second, and no state leaks from one to the next.
+Whatever the launcher, this is who does the runs. The processes are forked from a server that has torch
+imported already, so a run starts in a fraction of a second, and no state leaks from one to the next.
 
-python -m runs.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what launchers start (runs/launch.py)
-"""
+python -m runs.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what launchers start
+(runs/launch.py)"""
 
 import errno
 import functools
@@ -30,7 +31,16 @@ from runs.config import Run
 from runs.display import Display, Event, result_words
 from runs.errors import UserError, entry_point, is_users
 from runs.identity import hash_of
-from runs.record import FINISHED, SCHEMA, Record, read_record, record_path, row_label, run_folder, write_atomically
+from runs.record import (
+    FINISHED,
+    SCHEMA,
+    Record,
+    read_record,
+    record_path,
+    row_label,
+    run_folder,
+    write_atomically,
+)
 from runs.record.text import describe, duration
 from runs.sources import changed_words
 from runs.tracking import Tracker
@@ -53,7 +63,8 @@ GRACE = 60
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: its place in it from 1, its id, and the words that tell it from others of the same row and task."""
+    """A run of a sweep: its place in it from 1, its id, and the words that tell it from others of the same
+    row and task."""
 
     position: int
     run: Run
@@ -78,7 +89,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What executors are given: the jobs, and whose failed records stood there before (these are tried again)."""
+    """What executors are given: the jobs, and whose failed records stood there before (these are tried
+    again)."""
 
     jobs: list[Job]
     failed_before: dict[str, str | None]
@@ -86,7 +98,8 @@ class Sweep:
     tracking: str | None
 
     def save(self, path: Path) -> None:
-        """For executors that are other processes, maybe on other machines, and the folder that paths begin at."""
+        """For executors that are other processes, maybe on other machines, and the folder that paths begin
+        at."""
         write_atomically(path, json.dumps(asdict(self) | {"folder": os.getcwd()}))
 
     @staticmethod
@@ -94,7 +107,9 @@ class Sweep:
         """Reads what `save` wrote, and goes to its folder."""
         found = json.loads(path.read_text(encoding="utf-8"))
         os.chdir(found.pop("folder"))
-        return Sweep(**found | {"jobs": [Job(**job | {"run": run_from(job["run"])}) for job in found["jobs"]]})
+        return Sweep(
+            **found | {"jobs": [Job(**job | {"run": run_from(job["run"])}) for job in found["jobs"]]}
+        )
 
 
 def run_from(plain: dict[str, Any]) -> Run:
@@ -104,7 +119,8 @@ def run_from(plain: dict[str, Any]) -> Run:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a try of a run ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or lost."""
+    """How a try of a run ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or
+    lost."""
 
     cause: str
     error: str = ""
@@ -114,9 +130,8 @@ class Ending:
 class Executor:
     """Does the runs of a sweep that nobody else does, and takes over those whose owners have fallen silent.
 
-    waits: for runs whose owners live, too. alone: a user's mistake in the one run of a command ends it (UserError), without
-    a record.
-    """
+    waits: for runs whose owners live, too. alone: a user's mistake in the one run of a command ends it
+    (UserError), without a record."""
 
     def __init__(self, sweep: Sweep, display: Display, waits: bool = True, alone: bool = False) -> None:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
@@ -139,7 +154,8 @@ class Executor:
                     if self.signal is None and self._look(job, pending, spent):
                         pending.remove(job)
                 if len(pending) == count and pending and self.signal is None:
-                    # Nobody else watches for this one: a lease that it leaves before it can have grown old never would.
+                    # Nobody else watches for this one: a lease that it leaves before it can have grown old
+                    # never would.
                     if not self.waits and not any(self.watcher.undecided(job.id) for job in pending):
                         break
                     self._tell_waiting(pending, told)
@@ -210,7 +226,8 @@ class Executor:
     # --- one run
 
     def _do(self, job: Job, claim: Claim, heart: Heart) -> str:
-        """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's cause."""
+        """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's
+        cause."""
         why, counts = begun.in_the_way(self.output, job.id), dict[str, int]()
         tries = begun.read_tries(self.output, job.id, job.run.config, None if why else self.display.line)
         if why:
@@ -234,7 +251,8 @@ class Executor:
             if settled_record(job, self.sweep.failed_before, quiet=True):
                 break  # it ended after it had written that: another try would begin anew
             before, saved = saved, begun.saved(self.output, job.id)
-            counts = counts if saved == before else {}  # a try that has won something counts as a new beginning
+            # A try that has won something counts as a new beginning
+            counts = counts if saved == before else {}
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
             words = self._again(ending, run, tries, counts[ending.cause])
             if words is None:
@@ -273,7 +291,9 @@ class Executor:
             except OSError as error:
                 if pause is None or error.errno not in FULL or self.signal is not None:
                     raise
-                self.display.line(f"{describe(error).partition('. Finished runs')[0]}: tried again in {duration(pause)}")
+                self.display.line(
+                    f"{describe(error).partition('. Finished runs')[0]}: tried again in {duration(pause)}"
+                )
                 self._pause(pause)
         return None
 
@@ -302,12 +322,14 @@ class Executor:
                         "task": run.config["task"]["name"],
                         "seed": run.seed,
                     },
-                    "label": {"row": row_label(run.config)} | {part: run.config[part]["label"] for part in ("model", "task")},
+                    "label": {"row": row_label(run.config)}
+                    | {part: run.config[part]["label"] for part in ("model", "task")},
                     "config": run.config,
                     "config_hash": hash_of(run.config)[:16],
                 },
             )
-        except (LostClaimError, UserError):  # the latter: something else is in its place, which `_settled` says
+        except (LostClaimError, UserError):
+            # The latter: something else is in its place, which `_settled` says
             return
         begun.remove(run_folder(self.output, job.id) / "tries.json")
 
@@ -361,7 +383,9 @@ class Executor:
         if ended:
             return Ending(ended["cause"], ended["error"], phase)
         code = child.exitcode or 0
-        if code == INTERRUPTED or (self.signal is not None and code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)):
+        if code == INTERRUPTED or (
+            self.signal is not None and code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
+        ):
             return Ending("interrupted")
         if code == 0:
             return Ending("record")
@@ -381,7 +405,11 @@ class Executor:
                 child.join(1)
                 if child.is_alive() and not told:
                     told = True
-                    print("\nsaving where the run is. Ctrl-C again does not wait for it", file=sys.stderr, flush=True)
+                    print(
+                        "\nsaving where the run is. Ctrl-C again does not wait for it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         finally:
             if child.is_alive():
                 child.kill()
@@ -394,7 +422,8 @@ class Executor:
 
 
 def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
-    """The record of a job that needs no more: finished, or failed since the sweep began. A damaged one counts as none."""
+    """The record of a job that needs no more: finished, or failed since the sweep began. A damaged one counts
+    as none."""
     path = record_path(job.run.config["output"], job.id)
     try:
         record = read_record(path)
@@ -423,7 +452,8 @@ def _say_once(text: str) -> None:
 
 
 def tidy(job: Job, record: Record, watcher: Watcher) -> None:
-    """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its record may."""
+    """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its
+    record may."""
     output = job.run.config["output"]
     kept = record.get("config", job.run.config)["keep"]  # the command at hand may keep another epoch
     begun.clear(output, job.id, kept)
@@ -437,7 +467,10 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
     """
     if phase.startswith("training"):
-        key, before = "micro_batch", min(config["micro_batch"] or sys.maxsize, config["train"]["effective_batch"])
+        key, before = (
+            "micro_batch",
+            min(config["micro_batch"] or sys.maxsize, config["train"]["effective_batch"]),
+        )
     elif phase.startswith(("evaluat", "decoding")):
         key, before = "eval_batch", config["eval_batch"]
     else:
@@ -448,26 +481,29 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
 def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, int]:
     """Seconds for the runs that are left, and how many of them no finished run says anything of.
 
-    Each takes the median of its row on its task, or of the other rows there. A head alone goes over features that are computed
-    once, and a model as it is goes through no training: their times say nothing of other rows, nor those of theirs.
-    """
+    Each takes the median of its row on its task, or of the other rows there. A head alone goes over features
+    that are computed once, and a model as it is goes through no training: their times say nothing of other
+    rows, nor those of theirs."""
     seconds, unknown = 0.0, 0
     for run in left:
         same = [(done, time_) for done, time_ in spent if (done.model, done.task) == (run.model, run.task)]
         known = [time_ for done, time_ in same if done.row == run.row]
-        known = known or [time_ for done, time_ in same if not {done.method["kind"], run.method["kind"]} & {"head", "none"}]
+        known = known or [
+            time_ for done, time_ in same if not {done.method["kind"], run.method["kind"]} & {"head", "none"}
+        ]
         seconds, unknown = (seconds + statistics.median(known), unknown) if known else (seconds, unknown + 1)
     return seconds, unknown
 
 
 def start_fork_server() -> None:
-    """Starts the process that every run is forked from, while this one goes on: it imports what takes long, once."""
+    """Starts the process that every run is forked from, while this one goes on: it imports what takes long,
+    once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.preload"])
     os.environ[PARENT] = str(os.getpid())
-    # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process and this one: what
-    # is ignored now, the server inherits. It ends with this process (with this thread, to be exact), and its runs
-    # with it: see runs/preload.py and tasks/parent.py.
+    # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process
+    # and this one: what is ignored now, the server inherits. It ends with this process (with this thread, to
+    # be exact), and its runs with it: see runs/preload.py and tasks/parent.py.
     before = {number: _listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
     try:
         multiprocessing.forkserver.ensure_running()
@@ -477,7 +513,8 @@ def start_fork_server() -> None:
 
 
 def _listen(number: int, handler: Any) -> Any:
-    """Sets a signal's handler and returns the one before, in the main thread; elsewhere signals are somebody else's."""
+    """Sets a signal's handler and returns the one before, in the main thread; elsewhere signals are somebody
+    else's."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(number, handler)
@@ -499,7 +536,8 @@ def _kernel_kills() -> int:
 
 
 def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
-    """The process's whole life: output into the run's log, progress to the executor, one line for an error."""
+    """The process's whole life: output into the run's log, progress to the executor, one line for an
+    error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends this process
     stop: Any = None
 
@@ -557,9 +595,15 @@ def cause_of(error: BaseException) -> tuple[str, str]:
         return "lost", words
     if is_users(error):
         return "mistake", words
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOMEM:
+    if (
+        isinstance(error, MemoryError)
+        or name == "OutOfMemoryError"
+        or getattr(error, "errno", None) == errno.ENOMEM
+    ):
         return "memory", "out of memory"
-    if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
+    if isinstance(error, RuntimeError) and any(
+        w in str(error) for w in ("out of memory", "can't allocate memory")
+    ):
         return "memory", "out of memory"
     if isinstance(error, OSError):
         return ("disk" if error.errno in FULL else "mistake"), words
@@ -569,8 +613,9 @@ def cause_of(error: BaseException) -> tuple[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It leaves waiting
-    for others to whoever started it. The parent is named, since it may be gone before this process can ask for it."""
+    """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It
+    leaves waiting for others to whoever started it. The parent is named, since it may be gone before this
+    process can ask for it."""
     if len(arguments) < 2:
         print(__doc__)
         return 2

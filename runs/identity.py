@@ -1,8 +1,8 @@
 """A run's identity: the hash of what defines its result.
 
-Row, model and data by content, training settings, seeds, and the task family's protocol version. Not where files lie,
-nor device, micro-batch, path of computation, logging, or which epoch's adapter is kept: the record has the whole curve.
-"""
+Row, model and data by content, training settings, seeds, and the task family's protocol version. Not where
+files lie, nor device, micro-batch, path of computation, logging, or which epoch's adapter is kept: the record
+has the whole curve."""
 
 import contextlib
 import hashlib
@@ -94,9 +94,15 @@ def one_look() -> Iterator[None]:
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over files by their names and contents: the same wherever they lie."""
     if len(files) < 16:
-        return f"sha256:{hash_of({name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()})}"
-    # Thousands of images: their stamps stand for them, or each call would read as many small files of the cache.
-    kept = cache_folder() / "sha256" / hash_of([[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()])
+        hashes = {name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()}
+        return f"sha256:{hash_of(hashes)}"
+    # Thousands of images: their stamps stand for them, or each call would read as many small files of the
+    # cache.
+    kept = (
+        cache_folder()
+        / "sha256"
+        / hash_of([[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()])
+    )
     if kept.is_file():
         return kept.read_text()
     parts = {}

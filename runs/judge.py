@@ -1,13 +1,14 @@
-"""Lets a judge score the answers of finished runs (runs.answer), and writes the scores into their records, for table 4.
+"""Lets a judge score the answers of finished runs (runs.answer), and writes the scores into their records,
+for table 4.
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
-python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that name runs
-python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
+python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that
+name runs python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
 
-The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the same command
-goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other system's answers.
-"""
+The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the
+same command goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other
+system's answers."""
 
 import json
 from pathlib import Path
@@ -51,7 +52,9 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     records = chosen(arguments, SETTINGS)
     config = given(records[0], arguments, SETTINGS)
-    by = Judge(config.get("judge", "gpt-4"), config.get("passes", 1), max_tokens=config.get("max_tokens", 2048))
+    by = Judge(
+        config.get("judge", "gpt-4"), config.get("passes", 1), max_tokens=config.get("max_tokens", 2048)
+    )
     file = Path(config["output"], "judgments", by.file().name)
     answered = [_answers(record, given(record, arguments, SETTINGS)) for record in records]
     messages = [m for bench, folder, answers in answered for m in _prompts(folder, bench, answers).values()]
@@ -66,15 +69,25 @@ def main(arguments: list[str]) -> int:
         print(f"  {count} not judged: {reason}")
     saved, shown = read_judgments(file), list[dict[str, Any]]()
     for record, (bench, folder, answers) in zip(records, answered, strict=True):
-        found = {**summary(folder, bench, answers, by, saved), "answering": _answering(config["output"], record, bench)}
+        found = {
+            **summary(folder, bench, answers, by, saved),
+            "answering": _answering(config["output"], record, bench),
+        }
         # What stays: of other benches, and of other judges that judged the same answers.
-        judged = [j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == found["answers"]]
+        judged = [
+            j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == found["answers"]
+        ]
         before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
         if before and before["passes"] > by.passes:
-            print(f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and keeps them")
+            print(
+                f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and"
+                " keeps them"
+            )
             found = before
         if found["judged"] == found["n"]:  # a part of the scores is no result
-            write_record(config["output"], {**record, "judged": [*(j for j in judged if j is not before), found]})
+            write_record(
+                config["output"], {**record, "judged": [*(j for j in judged if j is not before), found]}
+            )
         shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
     print(table(shown))
     return 1 if failed else 0
@@ -85,7 +98,9 @@ def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[in
     bench, folder = config["task"]["bench"], data_folder(config["task"])
     path = answers_path(config["output"], record["id"], bench)
     if not path.is_file():
-        raise UserError(f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}")
+        raise UserError(
+            f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}"
+        )
     return bench, folder, read_answers(path, read_questions(folder, bench), record["id"])[1]
 
 
@@ -99,7 +114,9 @@ def _answering(output: str, record: Record, bench: str) -> dict[str, Any]:
     return {key: about[key] for key in ("answer_tokens", "top_p", "top_k", "batch", "without_room")}
 
 
-def _prompts(folder: Path, bench: str, answers: dict[int, list[str]]) -> dict[tuple[int, int], list[dict[str, str]]]:
+def _prompts(
+    folder: Path, bench: str, answers: dict[int, list[str]]
+) -> dict[tuple[int, int], list[dict[str, str]]]:
     return prompts(folder, bench, read_questions(folder, bench), answers)
 
 

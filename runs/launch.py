@@ -1,7 +1,7 @@
 """Launchers, chosen by one word: they start executors (runs/executor.py) and know nothing of runs.
 
-serial  in this process          local  one process a device          slurm, ray  Hydra's launchers, with their own settings
-"""
+serial  in this process          local  one process a device          slurm, ray  Hydra's launchers, with
+their own settings"""
 
 import contextlib
 import fcntl
@@ -55,7 +55,8 @@ class Launch:
 
 ConfigStore.instance().store(name="launch_schema", node=Launch)
 
-#: Hydra's launcher behind a word, what installs it, and settings of it that suit executors, which go on where they were.
+#: Hydra's launcher behind a word, what installs it, and settings of it that suit executors, which go on where
+#: they were.
 HYDRA = {
     "slurm": ("submitit_slurm", "hydra-submitit-launcher", ["hydra.launcher.max_num_timeout=1000"]),
     "ray": ("ray", "'vera-bench[ray]'", []),
@@ -69,10 +70,15 @@ EXECUTORS = 8
 
 
 def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
-    """Where and how, Hydra's words for the launcher, and the other words of a command. UserError for what is wrong."""
+    """Where and how, Hydra's words for the launcher, and the other words of a command. UserError for what is
+    wrong."""
     names = {f.name for f in fields(Launch)}
     own = [word for word in words if word.partition("=")[0] in names]
-    hydra = [word for word in words if word.startswith(("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher."))]
+    hydra = [
+        word
+        for word in words
+        if word.startswith(("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher."))
+    ]
     rest = [word for word in words if word not in own and word not in hydra]
     cfg = _compose(own)
     launch = Launch(**{name: cfg[name] for name in names})
@@ -83,7 +89,9 @@ def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
     if launch.runs_per_device < 1 or (launch.executors is not None and launch.executors < 1):
         raise UserError("runs_per_device and executors should be at least 1")
     if launch.executors is not None and launch.launcher not in HYDRA:
-        raise UserError(f"executors={launch.executors} is for launcher=slurm and launcher=ray; local starts one a device")
+        raise UserError(
+            f"executors={launch.executors} is for launcher=slurm and launcher=ray; local starts one a device"
+        )
     if not 1 <= launch.lease_seconds < float("inf"):
         raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
     if launch.launcher in HYDRA:
@@ -94,7 +102,8 @@ def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
 
 
 def _check_called(launcher: str, words: list[str]) -> None:
-    """Raises UserError for words that Hydra's launcher does not know, or that have Hydra call something else (_target_)."""
+    """Raises UserError for words that Hydra's launcher does not know, or that have Hydra call something else
+    (_target_)."""
     called = []
     for given in (words, []):
         settings = _compose(_hydra_words(launcher, given)).hydra.launcher
@@ -109,7 +118,9 @@ def _check_called(launcher: str, words: list[str]) -> None:
 
 def _targets(node: Any) -> Iterator[Any]:
     """Every _target_ in a plain value."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+    for key, value in (
+        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    ):
         if key == "_target_":
             yield value
         yield from _targets(value)
@@ -138,10 +149,14 @@ def _hydra_words(launcher: str, words: list[str]) -> list[str]:
 
 
 def devices(device: str) -> list[str]:
-    """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu, or mps."""
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu,
+    or mps."""
     if device in ("cpu", "mps"):
         return [device]
-    if not (shutil.which("nvidia-smi") or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))):
+    if not (
+        shutil.which("nvidia-smi")
+        or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))
+    ):
         return ["cpu"]  # without waiting for torch, which takes two seconds to say so
     import torch
 
@@ -151,7 +166,9 @@ def devices(device: str) -> list[str]:
     uuids: dict[str, str] = {}
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+        lines = subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.splitlines()
         uuids = dict(line.split(", ") for line in lines if line)
     if visible is not None:
         return [uuids.get(word, word) for word in visible.split(",") if word]
@@ -159,8 +176,8 @@ def devices(device: str) -> list[str]:
 
 
 class DeviceLease:
-    """A device for as many runs as `runs_per_device` says, over all commands of this machine. The kernel gives it back when
-    the process ends, however it does."""
+    """A device for as many runs as `runs_per_device` says, over all commands of this machine. The kernel
+    gives it back when the process ends, however it does."""
 
     def __init__(self, names: list[str], runs_per_device: int) -> None:
         """Takes a place on the least shared of the devices, and waits while there is none."""
@@ -228,7 +245,8 @@ class Launcher(Protocol):
         """How many live, or wait to be started."""
 
     def stop(self, done: bool) -> str:
-        """At the end, where all is done, or at Ctrl-C: what becomes of them, in words. Returns in bounded time."""
+        """At the end, where all is done, or at Ctrl-C: what becomes of them, in words. Returns in bounded
+        time."""
 
 
 class Local:
@@ -236,11 +254,16 @@ class Local:
 
     def __init__(self, sweep: Path, launch: Launch, device: str) -> None:
         self.sweep, self.launch, self.devices = sweep, launch, devices(device)
-        self.size, self.logs = len(self.devices) * launch.runs_per_device, str(sweep.parent / "executor-*.log")
+        self.size, self.logs = (
+            len(self.devices) * launch.runs_per_device,
+            str(sweep.parent / "executor-*.log"),
+        )
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        }
         if self.devices == ["cpu"] and self.size > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
         places = [*self.devices, str(self.launch.runs_per_device)]
@@ -249,7 +272,9 @@ class Local:
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
                 # A group of its own: Ctrl-C reaches it through `stop`, and so once.
-                self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **how))
+                self._processes.append(
+                    subprocess.Popen(command, env=environment, start_new_session=True, **how)
+                )
 
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)
@@ -283,13 +308,17 @@ def _launch(sweep: Path, words: list[str], count: int, first: int) -> None:
 
 def _quiet(sweep: Path, name: str) -> list[str]:
     """Hydra's files stay in the sweep's folder, and few."""
-    folder = [f"hydra.sweep.dir={sweep.parent}", "hydra.sweep.subdir=${hydra.job.num}", "hydra.output_subdir=null"]
+    folder = [
+        f"hydra.sweep.dir={sweep.parent}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+        "hydra.output_subdir=null",
+    ]
     return [*folder, f"hydra.job.name={name}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
 class Slurm:
-    """An array of Slurm jobs, by Hydra's submitit launcher. Which of them live is asked of squeue: without accounting, sacct
-    would never tell of a job that was killed."""
+    """An array of Slurm jobs, by Hydra's submitit launcher. Which of them live is asked of squeue: without
+    accounting, sacct would never tell of a job that was killed."""
 
     def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
         self.sweep, self.name, self.size = sweep, sweep.parent.name, min(runs, launch.executors or EXECUTORS)
@@ -323,14 +352,19 @@ class Slurm:
 
     def stop(self, done: bool) -> str:
         if done:  # those that were to go on after their time limit have nothing left to do
-            subprocess.run(["scancel", f"--name={self.name}", "--state=PENDING"], capture_output=True, check=False)
+            subprocess.run(
+                ["scancel", f"--name={self.name}", "--state=PENDING"], capture_output=True, check=False
+            )
             return ""
         jobs = self.alive()
-        return f"{jobs} jobs go on without this command. To end them: scancel --name={self.name}" if jobs else ""
+        return (
+            f"{jobs} jobs go on without this command. To end them: scancel --name={self.name}" if jobs else ""
+        )
 
 
 class Ray:
-    """Ray's workers, by Hydra's Ray launcher, which waits for them: in a thread, and for each lot in one of its own."""
+    """Ray's workers, by Hydra's Ray launcher, which waits for them: in a thread, and for each lot in one of
+    its own."""
 
     def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
         self.sweep, self.size = sweep, min(runs, launch.executors or EXECUTORS)
@@ -374,12 +408,14 @@ def make_launcher(sweep: Path, launch: Launch, words: list[str], device: str, ru
 
 
 def run_executor(_: Any, sweep: str) -> int:
-    """What Hydra's launchers call on the other machine: an executor in a process of its own, which hears of the end of the
-    job's time in good time. Slurm's launcher then puts the job into the queue again."""
+    """What Hydra's launchers call on the other machine: an executor in a process of its own, which hears of
+    the end of the job's time in good time. Slurm's launcher then puts the job into the queue again."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
         command = [sys.executable, "-m", "runs.executor", sweep, str(os.getpid())]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log, **tied())
+        process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log, **tied()
+        )
     asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:

@@ -1,14 +1,15 @@
-"""Measures what figures 3, 5 and 6 show: from the adapters that finished runs have kept, or by a fit that takes seconds.
+"""Measures what figures 3, 5 and 6 show: from the adapters that finished runs have kept, or by a fit that
+takes seconds.
 
-python -m runs.measure magnitude [RUN ...]       how far each d and b has moved (VeRA paper, figure 3); no RUN: every VeRA run
-python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight differences (figure 5); none named: every pair
+python -m runs.measure magnitude [RUN ...]       how far each d and b has moved (VeRA paper, figure 3); no
+RUN: every VeRA run python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight differences
+(figure 5); none named: every pair
                                                  of one model, task, seed and rank
-python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure 6), on the CPU
-output=FOLDER                                    another place than outputs
+python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure
+6), on the CPU output=FOLDER                                    another place than outputs
 
-A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record; the same command again
-replaces it. Nothing here needs a base model or data: an adapter file is enough.
-"""
+A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record; the same
+command again replaces it. Nothing here needs a base model or data: an adapter file is enough."""
 
 import itertools
 import math
@@ -25,7 +26,15 @@ from runs.command import open_ledger
 from runs.errors import UserError, entry_point, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
-from runs.record import MEASURE_SCHEMA, Record, is_trial, measure_path, measure_text, run_folder, write_atomically
+from runs.record import (
+    MEASURE_SCHEMA,
+    Record,
+    is_trial,
+    measure_path,
+    measure_text,
+    run_folder,
+    write_atomically,
+)
 from runs.record.text import describe
 
 if TYPE_CHECKING:
@@ -42,7 +51,8 @@ FIT: dict[str, Any] = {
     "optimizer": "adam, linear to zero",
     "target": "normal(0, 1)",
 }
-#: VeRA has rank + 10 parameters and LoRA 20 rank: VeRA at each of LoRA's counts, and at some that LoRA cannot have.
+#: VeRA has rank + 10 parameters and LoRA 20 rank: VeRA at each of LoRA's counts, and at some that LoRA cannot
+#: have.
 FIT["ranks"] = {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 20))}
 
 
@@ -69,7 +79,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if kind == "similarity" and len(names) not in (0, 2):
         raise UserError("similarity compares two runs: python -m runs.measure similarity LORA VERA")
-    jobs = [[find(name, output) for name in names]] if kind == "similarity" else [[find(name, output)] for name in names]
+    jobs = (
+        [[find(name, output) for name in names]]
+        if kind == "similarity"
+        else [[find(name, output)] for name in names]
+    )
     jobs = jobs if names else list(_all(kind, output))
     if not jobs:
         pair = "pair of a LoRA and a VeRA run of one model, task, seed and rank"
@@ -78,7 +92,11 @@ def main(arguments: list[str]) -> int:
     done = 0
     for runs in jobs:
         try:
-            found = magnitude(runs[0], output) if kind == "magnitude" else similarity(runs[0], runs[1], output, int(word))
+            found = (
+                magnitude(runs[0], output)
+                if kind == "magnitude"
+                else similarity(runs[0], runs[1], output, int(word))
+            )
         except Exception as error:
             if names or not is_users(error):
                 raise
@@ -92,26 +110,42 @@ def main(arguments: list[str]) -> int:
 
 
 def _all(kind: str, output: str) -> Iterator[list[Record]]:
-    """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and rank; without
-    those that were told to keep no adapter, and without trials."""
-    kept = [r for r in open_ledger(output, published=False) if r["status"] == "done" and r["config"]["keep"] != "none"]
+    """What there is to measure: VeRA's finished runs, or LoRA's with VeRA's of the same model, task, seed and
+    rank; without those that were told to keep no adapter, and without trials."""
+    kept = [
+        r
+        for r in open_ledger(output, published=False)
+        if r["status"] == "done" and r["config"]["keep"] != "none"
+    ]
     done = [r for r in kept if not is_trial(r["config"])]
     vera, lora = ([r for r in done if r["config"]["method"]["kind"] == method] for method in ("vera", "lora"))
     if kind == "magnitude":
         yield from ([run] for run in vera)
     else:
-        yield from ([one, other] for one, other in itertools.product(lora, vera) if _alike(one) == _alike(other))
+        yield from (
+            [one, other] for one, other in itertools.product(lora, vera) if _alike(one) == _alike(other)
+        )
 
 
 def _alike(record: Record) -> list[Any]:
     cell, method = record["cell"], record["config"]["method"]
-    return [record["model"], cell["task"], record["data"]["content"], cell["seed"], method["rank"], method["sites"]]
+    return [
+        record["model"],
+        cell["task"],
+        record["data"]["content"],
+        cell["seed"],
+        method["rank"],
+        method["sites"],
+    ]
 
 
 def _report(output: str, measure: Record) -> None:
     path = measure_path(output, measure["id"])
     write_atomically(path, measure_text(measure))
-    of = " and ".join(f"{run['label']['row']} on {run['label']['task']}, seed {run['cell']['seed']}" for run in measure["of"])
+    of = " and ".join(
+        f"{run['label']['row']} on {run['label']['task']}, seed {run['cell']['seed']}"
+        for run in measure["of"]
+    )
     words = ", ".join(f"{key} {value:.3g}" for key, value in measure["summary"].items())
     print(f"{measure['kind']}{' of ' + of if of else ''}: {words} -> {path}")
 
@@ -151,14 +185,16 @@ def _measure(
 
 
 class Adapter:
-    """The adapter that a finished run kept, as its file has it. Raises UserError where there is none, AdapterError for a
-    damaged one."""
+    """The adapter that a finished run kept, as its file has it. Raises UserError where there is none,
+    AdapterError for a damaged one."""
 
     def __init__(self, record: Record, output: str, kind: str) -> None:
         from vera.checkpoint import FORMAT, method_of, read_file
 
         if record["config"]["method"]["kind"] != kind:
-            raise UserError(f"run {record['id']} is {record['label']['row']}: a run of the kind {kind} is wanted here")
+            raise UserError(
+                f"run {record['id']} is {record['label']['row']}: a run of the kind {kind} is wanted here"
+            )
         path = run_folder(output, record["id"]) / "adapter.safetensors"
         if not path.is_file():
             kept = record["config"]["keep"] != "none"
@@ -167,7 +203,8 @@ class Adapter:
         self.record, self.path = record, path
         self.header, tensors = read_file(path, FORMAT)
         self.method: Any = method_of(path, self.header)
-        self.matrices: dict[str, dict[str, Tensor]] = {}  # by the adapted matrix's path: its vectors or matrices
+        # By the adapted matrix's path: its vectors or matrices
+        self.matrices: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             matrix, _, part = name.rpartition(".")
             self.matrices.setdefault(matrix, {})[part] = tensor.double()
@@ -191,8 +228,9 @@ def _fingerprint(path: Path) -> str:
 
 
 def place(matrix: str) -> tuple[int, str]:
-    """Layer (-1 where there is none) and site of an adapted matrix, from its path: "encoder.layer.3.attention.self.query"
-    is (3, "query"), a site that is no role keeps its path in the layer."""
+    """Layer (-1 where there is none) and site of an adapted matrix, from its path:
+    "encoder.layer.3.attention.self.query" is (3, "query"), a site that is no role keeps its path in the
+    layer."""
     from vera.sites import ALIASES
 
     found = re.search(r"(?:^|\.)(\d+)\.(.+)$", matrix)
@@ -202,15 +240,17 @@ def place(matrix: str) -> tuple[int, str]:
 
 
 def magnitude(record: Record, output: str) -> Record:
-    """The L2 length of the change of d and of b from their initial values, for each adapted matrix (VeRA paper, figure 3).
+    """The L2 length of the change of d and of b from their initial values, for each adapted matrix (VeRA
+    paper, figure 3).
 
-    A vector that the method leaves out is null. Raises UserError for a run that started from another adapter, whose initial
-    values are not the method's.
-    """
+    A vector that the method leaves out is null. Raises UserError for a run that started from another adapter,
+    whose initial values are not the method's."""
     started = time.monotonic()
     adapter = Adapter(record, output, "vera")
     if record.get("start"):
-        raise UserError(f"run {record['id']} started from another adapter: its change from d_init is not its own")
+        raise UserError(
+            f"run {record['id']} started from another adapter: its change from d_init is not its own"
+        )
     # As float32 had it, or a d that never moved would have moved by a rounding.
     initial = {"d": float(np.float32(adapter.method.d_init)), "b": 0.0}
     values: dict[str, list[Any]] = {"layer": [], "site": [], "d": [], "b": []}
@@ -226,8 +266,9 @@ def magnitude(record: Record, output: str) -> Record:
 
 
 def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
-    """Cosine of the flattened weight differences of a LoRA and a VeRA run, matrix by matrix, and of each with a random matrix
-    (VeRA paper, figure 5). Random: normal, of the matrix's shape, drawn anew for each from `seed`.
+    """Cosine of the flattened weight differences of a LoRA and a VeRA run, matrix by matrix, and of each with
+    a random matrix (VeRA paper, figure 5). Random: normal, of the matrix's shape, drawn anew for each from
+    `seed`.
 
     Raises UserError unless both adapt the same matrices of the same base.
     """
@@ -238,11 +279,17 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         one, other = other, one
     lora, vera = Adapter(one, output, "lora"), Adapter(other, output, "vera")
     if not same_base(lora.header.get("base"), vera.header.get("base") or {}):
-        raise UserError(f"runs {one['id']} and {other['id']} adapt other base weights: their changes cannot be compared")
+        raise UserError(
+            f"runs {one['id']} and {other['id']} adapt other base weights: their changes cannot be compared"
+        )
     if differing := sorted(lora.matrices.keys() ^ vera.matrices.keys()):
-        raise UserError(f"runs {one['id']} and {other['id']} adapt other matrices: {differing[0]} is in one alone")
+        raise UserError(
+            f"runs {one['id']} and {other['id']} adapt other matrices: {differing[0]} is in one alone"
+        )
     draw = vera_change(vera)
-    values: dict[str, list[Any]] = {key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")}
+    values: dict[str, list[Any]] = {
+        key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")
+    }
     for index, (matrix, parts) in enumerate(lora.matrices.items()):
         first = (lora.method.alpha / lora.method.rank) * (parts["B"] @ parts["A"])
         second = draw(matrix, (parts["B"].shape[0], parts["A"].shape[1]))
@@ -259,7 +306,9 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     over = "query" if "query" in values["site"] else "all"
     settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
-    return _measure("similarity", started, [lora.told(), vera.told()], settings, {"random": seed}, values, means)
+    return _measure(
+        "similarity", started, [lora.told(), vera.told()], settings, {"random": seed}, values, means
+    )
 
 
 def _cosine(a: Any, b: Any) -> float | None:
@@ -269,7 +318,8 @@ def _cosine(a: Any, b: Any) -> float | None:
 
 
 def vera_change(adapter: Adapter) -> Any:
-    """A function from a matrix's path and shape (out, in) to VeRA's change of it, (b * B) @ (d * A), in float64.
+    """A function from a matrix's path and shape (out, in) to VeRA's change of it, (b * B) @ (d * A), in
+    float64.
 
     Raises UserError where A and B are not one shared pair, or not those that the file was trained with.
     """
@@ -278,8 +328,13 @@ def vera_change(adapter: Adapter) -> Any:
     method: VeRA = adapter.method
     fixed = adapter.header["fixed"]
     if method.projections != "shared":
-        raise UserError(f"run {adapter.record['id']}: similarity reads VeRA with shared projections, not {method.projections}")
-    pair = ProjectionSpec(method.projection_seed, method.rank, fixed["inputs"], fixed["outputs"], method.init).make()
+        raise UserError(
+            f"run {adapter.record['id']}: similarity reads VeRA with shared projections, not"
+            f" {method.projections}"
+        )
+    pair = ProjectionSpec(
+        method.projection_seed, method.rank, fixed["inputs"], fixed["outputs"], method.init
+    ).make()
     if fingerprint(*pair) != fixed["fingerprint"]:
         raise UserError(f"{adapter.path}: trained with projections that this version does not make")
     a, b = (matrix.astype(np.float64) for matrix in pair)
@@ -297,12 +352,13 @@ def vera_change(adapter: Adapter) -> Any:
 
 
 def matrix_fit(seed: int, **changes: Any) -> Record:
-    """Fits random square matrices M by LoRA's P Q and by VeRA's (b * B)(d * A) and keeps the mean squared error of each
-    (VeRA paper, appendix E). Both start as in training (P and b at zero), and train P and Q, or d and b.
+    """Fits random square matrices M by LoRA's P Q and by VeRA's (b * B)(d * A) and keeps the mean squared
+    error of each (VeRA paper, appendix E). Both start as in training (P and b at zero), and train P and Q, or
+    d and b.
 
-    A and B are VeRA's (Kaiming uniform), a pair of their own for each matrix. `best` is the least error that a matrix of
-    LoRA's rank can have, by singular values: it tells whether the fit has converged. changes: to FIT.
-    """
+    A and B are VeRA's (Kaiming uniform), a pair of their own for each matrix. `best` is the least error that
+    a matrix of LoRA's rank can have, by singular values: it tells whether the fit has converged. changes: to
+    FIT."""
     import torch
 
     started = time.monotonic()
@@ -322,18 +378,30 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
             frozen, count, best = [], 2 * size * rank, (tails[:, rank:].sum(1) / size**2).tolist()
         else:
             trained = [torch.zeros(n, size, 1), torch.full((n, rank, 1), 0.1)]
-            frozen = [uniform(math.sqrt(6 / rank), n, size, rank), uniform(math.sqrt(6 / size), n, rank, size)]
+            frozen = [
+                uniform(math.sqrt(6 / rank), n, size, rank),
+                uniform(math.sqrt(6 / size), n, rank, size),
+            ]
             count, best = size + rank, None
         errors = _fit(trained, frozen, targets, settings["steps"], settings["lr"])
         for key, value in zip(values, (method, rank, count, errors, best), strict=True):
             values[key].append(value)
-    mean = {(m, c): fmean(e) for m, c, e in zip(*(values[key] for key in ("method", "parameters", "mse")), strict=True)}
+    mean = {
+        (m, c): fmean(e)
+        for m, c, e in zip(*(values[key] for key in ("method", "parameters", "mse")), strict=True)
+    }
     counts = [count for name, count in mean if name == "lora" and ("vera", count) in mean]
-    summary = {f"{name} at {count} parameters": mean[name, count] for count in counts[:1] for name in ("lora", "vera")}
+    summary = {
+        f"{name} at {count} parameters": mean[name, count]
+        for count in counts[:1]
+        for name in ("lora", "vera")
+    }
     return _measure("matrix_fit", started, [], settings, {"random": seed}, values, summary)
 
 
-def _fit(trained: list["Tensor"], frozen: list["Tensor"], targets: "Tensor", steps: int, lr: float) -> list[float]:
+def _fit(
+    trained: list["Tensor"], frozen: list["Tensor"], targets: "Tensor", steps: int, lr: float
+) -> list[float]:
     """The mean squared error of each matrix after training by Adam, the rate falling linearly to zero.
 
     trained: P and Q, or b and d, which scale the rows of the frozen B and A.
@@ -341,7 +409,9 @@ def _fit(trained: list["Tensor"], frozen: list["Tensor"], targets: "Tensor", ste
     import torch
 
     def errors() -> "Tensor":
-        left, right = trained if not frozen else (scale * matrix for scale, matrix in zip(trained, frozen, strict=True))
+        left, right = (
+            trained if not frozen else (scale * matrix for scale, matrix in zip(trained, frozen, strict=True))
+        )
         return (left @ right - targets).square().mean((1, 2))
 
     for tensor in trained:

@@ -1,4 +1,5 @@
-"""A pretrained backbone from the hub, a local folder, an installed package, or a wheel: nothing else differs between them.
+"""A pretrained backbone from the hub, a local folder, an installed package, or a wheel: nothing else differs
+between them.
 
 torch and transformers are imported where they are used: the plan asks this file where a model lies.
 """
@@ -54,13 +55,15 @@ PACKAGED = {
     )
 }
 
-#: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the hub, as kernels.
+#: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the
+#: hub, as kernels.
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
 #: More layers than any model has, and few enough to be built in a moment.
 MOST_LAYERS = 1000
 #: How deep a configuration may nest, and its bytes: those of models reach 4, and 2 MB for 21,000 classes.
 DEEPEST, LARGEST = 20, 50_000_000
-#: Settings that have transformers, and of model_args timm, read weights of another name or from another place.
+#: Settings that have transformers, and of model_args timm, read weights of another name or from another
+#: place.
 ELSEWHERE = ("transformers_weights", "checkpoint_path")
 ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
@@ -76,7 +79,9 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         package, _, inner = model["package"].partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"the package {package} that holds {model['label']} is not installed (make setup)")
+            raise UserError(
+                f"the package {package} that holds {model['label']} is not installed (make setup)"
+            )
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
         folder = converted(model)
@@ -85,7 +90,8 @@ def locate(model: Mapping[str, Any]) -> Path | None:
 
 
 def fetch(model: Mapping[str, Any]) -> Path:
-    """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one line."""
+    """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one
+    line."""
     known = {} if model.get("wheel") or not model["sha256"] else {"model.safetensors": model["sha256"]}
     if model["path"]:
         folder = _checked(Path(model["path"]), model)
@@ -111,7 +117,8 @@ def fetch(model: Mapping[str, Any]) -> Path:
 
 
 def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], instead: str) -> None:
-    """Raises UserError unless the known files (name -> sha256) are as published, and all of `present` known."""
+    """Raises UserError unless the known files (name -> sha256) are as published, and all of `present`
+    known."""
     for name, digest in known.items():
         path = folder / name
         if not path.is_file():
@@ -144,22 +151,36 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     if not config.is_file():
         raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
     if not any(folder.glob("model*.safetensors")):
-        pickled = " It holds pickled weights (pytorch_model.bin): save them as safetensors" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"{folder}: no weights (model*.safetensors).{pickled or ' Put model.safetensors beside config.json'}")
+        pickled = (
+            " It holds pickled weights (pytorch_model.bin): save them as safetensors"
+            if any(folder.glob("*.bin"))
+            else ""
+        )
+        raise UserError(
+            f"{folder}: no weights"
+            f" (model*.safetensors).{pickled or ' Put model.safetensors beside config.json'}"
+        )
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move it out")
+        raise UserError(
+            f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"
+            " it out"
+        )
     found = _mapping(config)
     _check_config(found, config)
     if (folder / "model.safetensors.index.json").exists():
         _check_index(folder / "model.safetensors.index.json")
     wanted = dict(model["architecture"] or {})
-    if isinstance(found.get("architecture"), str) and wanted:  # of timm, which gives it a name, such as vit_base_patch16_224
+    # Of timm, which gives it a name, such as vit_base_patch16_224
+    if isinstance(found.get("architecture"), str) and wanted:
         wanted = {"architecture": model["name"], "num_features": wanted["hidden_size"]}
         found["architecture"] = found["architecture"].partition("_patch")[0]
     for key, value in wanted.items():
         if key in found and found[key] != value:
             other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
-            raise UserError(f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model? (model={other})")
+            raise UserError(
+                f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model?"
+                f" (model={other})"
+            )
     return folder
 
 
@@ -178,7 +199,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _check_config(node: Any, path: Path, depth: int = 1) -> None:
-    """Raises UserError for what no model of ours needs, and would run foreign code, read other files or take for ever."""
+    """Raises UserError for what no model of ours needs, and would run foreign code, read other files or take
+    for ever."""
     if depth > DEEPEST:
         raise UserError(f"{path}: not a model's configuration (it nests deeper than {DEEPEST})")
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -188,11 +210,17 @@ def _check_config(node: Any, path: Path, depth: int = 1) -> None:
         asked = value.values() if isinstance(value, dict) else [value]
         if "attn_implementation" in name and any(one not in ATTENTION for one in asked):
             words = ", ".join(word for word in ATTENTION if word)
-            raise UserError(f"{path}: {name} is {str(value)[:60]!r}, and would load a kernel. Known: {words}. Take it out")
+            raise UserError(
+                f"{path}: {name} is {str(value)[:60]!r}, and would load a kernel. Known: {words}. Take it out"
+            )
         layers = name.endswith(("layers", "_layer", "depth")) and isinstance(value, int | float)
         if layers and value > MOST_LAYERS:
             raise UserError(f"{path}: {name} is {value:g}, and a model has {MOST_LAYERS} layers at most")
-        of_timm = [word for word in ELSEWHERE_OF_TIMM if name == "model_args" and isinstance(value, dict) and word in value]
+        of_timm = [
+            word
+            for word in ELSEWHERE_OF_TIMM
+            if name == "model_args" and isinstance(value, dict) and word in value
+        ]
         if name in ELSEWHERE or of_timm or (name == "architecture" and ":" in str(value)):
             name = of_timm[0] if of_timm else name
             raise UserError(f"{path}: {name} would load weights that are not this folder's. Take it out")
@@ -206,13 +234,15 @@ def _check_index(path: Path) -> None:
     for name in dict.fromkeys(map(str, shards.values())):
         if Path(name).name != name or not fnmatch.fnmatchcase(name, "model*.safetensors"):
             raise UserError(
-                f"{path}: names {name[:100]!r}, which is no model*.safetensors of this folder. Get the folder again"
+                f"{path}: names {name[:100]!r}, which is no model*.safetensors of this folder. Get the folder"
+                " again"
             )
         if not (path.parent / name).is_file():
             raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")
 
 
-#: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et al. 2023, QLoRA).
+#: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et
+#: al. 2023, QLoRA).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 #: Parts of the names of matrices that stay as they are: embeddings, and the output layer.
 NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "shared")
@@ -221,8 +251,8 @@ NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "shared")
 def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device") -> None:
     """Raises UserError for a model that cannot fit the device's free memory, before it is loaded.
 
-    Its weights, and where all of them are trained their gradients and moments; what activations take is not known before.
-    """
+    Its weights, and where all of them are trained their gradients and moments; what activations take is not
+    known before."""
     from safetensors import safe_open
 
     quantise, size = config["model"].get("quantise"), {"whole": 0.0, "nf4": 0.0}
@@ -239,12 +269,16 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
     everything = config["method"]["kind"] == "full"
     needed, free = size[quantise or "whole"] * (4 if everything else 1), free_memory(device)
     if needed > free:
-        what = "weights, gradients and AdamW's moments" if everything else f"weights alone{' in 4 bit' if quantise else ''}"
+        what = (
+            "weights, gradients and AdamW's moments"
+            if everything
+            else f"weights alone{' in 4 bit' if quantise else ''}"
+        )
         fits = not quantise and not everything and size["nf4"] < free
         smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if fits else ""
         raise UserError(
-            f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free on "
-            f"{device.type}.{smaller} Choose a smaller model, or another device (device=)"
+            f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free"
+            f" on {device.type}.{smaller} Choose a smaller model, or another device (device=)"
         )
 
 
@@ -276,13 +310,14 @@ def load(
     quantise: "torch.dtype | None" = None,
     device: "torch.device | None" = None,
 ) -> tuple[Any, Any]:
-    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed, or, for
-    num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained ones. modality:
-    for "image" the backbone sees images, and its preprocessing comes in the tokenizer's place. quantise: the linear
-    layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this dtype; then on `device`.
+    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed,
+    or, for num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained
+    ones. modality: for "image" the backbone sees images, and its preprocessing comes in the tokenizer's
+    place. quantise: the linear layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this
+    dtype; then on `device`.
 
-    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at random).
-    """
+    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at
+    random)."""
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -301,7 +336,8 @@ def load(
         pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not hasattr(pretrained, key):
             raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
-        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):  # what it does not name stays
+        # What it does not name stays
+        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
             own[key] = getattr(pretrained, key) | value
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
     if num_labels:
@@ -316,12 +352,15 @@ def load(
             kind = AutoModelForImageClassification
             own = {key: given.pop(key) for key in ("num_labels", "problem_type", *own)}
             config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
-            if config.model_type == "timm_wrapper":  # timm writes this number twice, and transformers then passes it twice
+            # Timm writes this number twice, and transformers then passes it twice
+            if config.model_type == "timm_wrapper":
                 config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
             given["config"] = config
         model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
         tokenizer = (
-            preprocessing(folder) if modality == "image" else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            preprocessing(folder)
+            if modality == "image"
+            else AutoTokenizer.from_pretrained(folder, local_files_only=True)
         )
     except DataError:
         raise
@@ -334,7 +373,9 @@ def load(
         _renew(model, [name for name in head_parameters(model) if name not in unfilled])
     lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
     if lacking:
-        raise UserError(f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?")
+        raise UserError(
+            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
+        )
     return model, tokenizer
 
 
@@ -352,13 +393,18 @@ def _suits(model: Any, folder: Path) -> None:
     from vera.sites import head_parameters
 
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError(f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps")
+        raise UserError(
+            f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps"
+        )
     if not head_parameters(model):
-        raise UserError(f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)")
+        raise UserError(
+            f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)"
+        )
 
 
 def _renew(model: Any, names: list[str]) -> None:
-    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its seed."""
+    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its
+    seed."""
     for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         module = model.get_submodule(path)
         for parameter in module.parameters(recurse=False):
@@ -367,7 +413,8 @@ def _renew(model: Any, names: list[str]) -> None:
 
 
 def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
-    """The model without weights, on the meta device, for counting: by its folder's configuration, or by conf/model's."""
+    """The model without weights, on the meta device, for counting: by its folder's configuration, or by
+    conf/model's."""
     import torch
     import transformers
 

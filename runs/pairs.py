@@ -1,7 +1,7 @@
 """Whether a method of peft can be put on a model: told from the model's configuration, before anything runs.
 
-The method is installed on the model without its weights. What only weights can tell (an SVD, say) is not told here.
-"""
+The method is installed on the model without its weights. What only weights can tell (an SVD, say) is not told
+here."""
 
 import contextlib
 import io
@@ -17,10 +17,11 @@ from runs.errors import UserError
 
 
 def refusal(run: Run) -> str | None:
-    """Why a run's method and model do not go together, in one line; None where they do, or where it cannot be told here.
+    """Why a run's method and model do not go together, in one line; None where they do, or where it cannot be
+    told here.
 
-    Of peft's methods only: this library's own need no other layer than a linear one, and importing peft takes seconds.
-    """
+    Of peft's methods only: this library's own need no other layer than a linear one, and importing peft takes
+    seconds."""
     if run.method["kind"] != "peft":
         return None
     model = run.config["model"]
@@ -48,7 +49,8 @@ def _refusal(model: str, folder: str | None, method: str) -> str | None:
     except Exception:  # an architecture that transformers does not know, say: loading it has its own message
         return None
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # peft's are for the run itself
+        # Peft's are for the run itself
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             adapter.adapt(outline)
     except vera.AdapterError as error:

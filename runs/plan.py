@@ -1,4 +1,5 @@
-"""What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing, needs no torch.
+"""What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing,
+needs no torch.
 
 python -m runs.plan paper=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
@@ -39,12 +40,16 @@ LEGEND = {
 
 
 #: Why a run may be missing although there is a record of its cell.
-OTHER_DATA = "have finished on data of other content: task.data_dir= names a folder, and without it the data are the hub's"
+OTHER_DATA = (
+    "have finished on data of other content: task.data_dir= names a folder, and without it the data are the"
+    " hub's"
+)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why` in one line.
+    """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why`
+    in one line.
 
     progress: of one that runs, the last event of its training (runs/train.py), and on which host.
     """
@@ -62,12 +67,18 @@ def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     elsewhere: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record in ledger:
         if record["status"] == "done" and not is_trial(record["config"]):
-            elsewhere[tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))].add(record["data"]["content"])
-    return [_state(run, ledger, held, elsewhere[run.row, run.model, run.config["task"]["name"], run.seed]) for run in runs]
+            elsewhere[tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))].add(
+                record["data"]["content"]
+            )
+    return [
+        _state(run, ledger, held, elsewhere[run.row, run.model, run.config["task"]["name"], run.seed])
+        for run in runs
+    ]
 
 
 def running(output: str) -> set[str]:
-    """The runs whose executors gave a sign of life within the last minute. To show, by the clock: nothing is decided by it."""
+    """The runs whose executors gave a sign of life within the last minute. To show, by the clock: nothing is
+    decided by it."""
     found = set()
     for path in claims_folder(output).glob("*.*"):
         with contextlib.suppress(OSError):
@@ -86,7 +97,9 @@ def _state(run: Run, ledger: Ledger, held: set[str], contents: set[str]) -> Plan
     if refused:
         return Planned(run, "blocked", refused)
     if found is None:
-        return Planned(run, "unknown", f"{run.model} or {run.task} has no pinned revision and is not on this machine")
+        return Planned(
+            run, "unknown", f"{run.model} or {run.task} has no pinned revision and is not on this machine"
+        )
     record = ledger.records.get(found)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
@@ -117,12 +130,19 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     sizes = {"task": len(columns), "row": len(rows), "seed": len({p.run.seed for p in planned})}
     size = " x ".join(plural(count, word) for word, count in sizes.items())
     lines = [
-        f"{title}: {size} = {len(planned)} runs on {', '.join(models)}" + (f", and {len(first)} before them" if first else ""),
+        f"{title}: {size} = {len(planned)} runs on {', '.join(models)}"
+        + (f", and {len(first)} before them" if first else ""),
         "",
     ]
     for p in first:
         waiting = sum(q.run.start == p.run for q in planned)
-        lines += [f"first: {p.run.label}, from which {waiting} of them start: {p.state}{f' ({p.why})' if p.why else ''}", ""]
+        lines += [
+            (
+                f"first: {p.run.label}, from which {waiting} of them start:"
+                f" {p.state}{f' ({p.why})' if p.why else ''}"
+            ),
+            "",
+        ]
     names = [task if len(models) == 1 else f"{task}@{model}" for model, task in columns]
     width = max(9, *(len(name) + 2 for name in names))
     margin = max(len(row) for row in rows) + 2
@@ -131,7 +151,9 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
         cells = []
         for column in columns:
             states = Counter(
-                p.state for p in planned if (p.run.row, p.run.model, p.run.config["task"]["name"]) == (row, *column)
+                p.state
+                for p in planned
+                if (p.run.row, p.run.model, p.run.config["task"]["name"]) == (row, *column)
             )
             marks = "".join(mark for state, mark in MARKS.items() if states[state])
             finished = states["done"] + states["diverged"]
@@ -142,8 +164,14 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
         lines.append("; ".join(f"{mark}: {LEGEND[mark]}" for mark in LEGEND if mark in used))
     totals = Counter(p.state for p in planned)
     order = ("done", "diverged", "running", "failed", "partial", "missing", "blocked", "unknown")
-    lines += ["", " · ".join(f"{state} {totals[state]}" for state in order if totals[state]), cost([*first, *planned], ledger)]
-    lines += [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
+    lines += [
+        "",
+        " · ".join(f"{state} {totals[state]}" for state in order if totals[state]),
+        cost([*first, *planned], ledger),
+    ]
+    lines += [
+        f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"
+    ]
     if other := sum(p.why == OTHER_DATA for p in planned):
         lines.append(f"missing: {other} of them {OTHER_DATA}")
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
@@ -152,7 +180,9 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
         for p in (p for p in planned if p.state == state):
             soon = ", and is done first by the same command" if p.run.start in coming else ""
             reasons[f"{p.run.label}: {p.why}" if state == "failed" else f"{p.why}{soon}"] += 1
-        lines += [f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()]
+        lines += [
+            f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()
+        ]
     return "\n".join(lines)
 
 
@@ -162,7 +192,10 @@ def progress_words(event: dict[str, Any]) -> str:
     if "epoch" in event:
         words = [f"epoch {event['epoch']}/{event['epochs']}"]
         if event["metric"] is not None:
-            now, best = (Metric(event["metric_name"], scale=event["scale"]).text(event[which]) for which in ("metric", "best"))
+            now, best = (
+                Metric(event["metric_name"], scale=event["scale"]).text(event[which])
+                for which in ("metric", "best")
+            )
             words.append(f"{event['metric_name']} {now} (best {best})")
     if "of" in event:
         words.append(f"{event['done']}/{event['of']}")
@@ -172,12 +205,17 @@ def progress_words(event: dict[str, Any]) -> str:
 
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
-    """Time and disk that are left, from finished runs of the same model and task, and from what running ones say."""
+    """Time and disk that are left, from finished runs of the same model and task, and from what running ones
+    say."""
     coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
     # A run that waits for one of these can be done after it, by the same command.
     left = [*coming, *(p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming])]
     if not left:
-        return "nothing left to do" if all(p.state != "blocked" for p in planned) else "nothing that can be done yet"
+        return (
+            "nothing left to do"
+            if all(p.state != "blocked" for p in planned)
+            else "nothing that can be done yet"
+        )
     done = [record for record in ledger if record["status"] == "done"]
     likes = [_like(p.run, done) for p in left]
     guesses = [_time_left(p, like) for p, like in zip(left, likes, strict=True)]
@@ -192,33 +230,54 @@ def cost(planned: list[Planned], ledger: Ledger) -> str:
     if at_once > 1:
         words += f", {duration(max(sum(known) / at_once, *known))} with {at_once} at once as now"
     return words + (
-        f", {megabytes(sum(statistics.median(map(_bytes, like)) for like in likes if like))} on disk" if basis else ""
+        f", {megabytes(sum(statistics.median(map(_bytes, like)) for like in likes if like))} on disk"
+        if basis
+        else ""
     )
 
 
 def _time_left(planned: Planned, like: list[Record]) -> float | None:
     """Seconds, as a running one says itself, or else from finished runs."""
     says = planned.progress.get("seconds_left")
-    return says if says is not None or not like else statistics.median(_seconds(planned.run, record) for record in like)
+    return (
+        says
+        if says is not None or not like
+        else statistics.median(_seconds(planned.run, record) for record in like)
+    )
 
 
 def _bytes(record: Record) -> int:
-    """What a finished run takes on disk: by its folder, or where that is elsewhere, by its adapter and head."""
+    """What a finished run takes on disk: by its folder, or where that is elsewhere, by its adapter and
+    head."""
     folder = run_folder(record["config"]["output"], record["id"])
     files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     return sum(files) or int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
 
 
 def _like(run: Run, done: list[Record]) -> list[Record]:
-    """Finished runs to judge this one by: the same cell, or else other rows of the same model and task, as large a one."""
-    same = [r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])]
-    sizes = ("train_rows", "dev_rows", "holdout", "items", "decode", "beams", "max_new_tokens", "shots", "image_size")
+    """Finished runs to judge this one by: the same cell, or else other rows of the same model and task, as
+    large a one."""
+    same = [
+        r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])
+    ]
+    sizes = (
+        "train_rows",
+        "dev_rows",
+        "holdout",
+        "items",
+        "decode",
+        "beams",
+        "max_new_tokens",
+        "shots",
+        "image_size",
+    )
     same = [r for r in same if all(r["config"]["task"].get(k) == run.config["task"].get(k) for k in sizes)]
     return [r for r in same if r["cell"]["row"] == run.row] or [r for r in same if r["steps"]]
 
 
 def _seconds(run: Run, record: Record) -> float:
-    """What a run would take at the pace of a finished one, which may have had other epochs, or stopped early."""
+    """What a run would take at the pace of a finished one, which may have had other epochs, or stopped
+    early."""
     train = run.config["train"]
     steps_per_epoch = math.ceil(record["data"]["train_rows"] / train["effective_batch"])
     steps = min(steps_per_epoch * train["epochs"], train["max_steps"] or math.inf)
@@ -239,11 +298,13 @@ def text(planned: list[Planned], ledger: Ledger) -> str:
 
 
 def watch(runs: list[Run], every: float = 2.0) -> None:
-    """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or Ctrl-C."""
+    """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or
+    Ctrl-C."""
     output, live, before = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
     while True:
-        for path in records_folder(output).glob("*.json"):  # a ledger of thousands is read once, and then what is new
+        # A ledger of thousands is read once, and then what is new
+        for path in records_folder(output).glob("*.json"):
             stamp = path.stat().st_mtime_ns
             if stamps.get(path.name) != stamp:
                 stamps[path.name] = stamp
@@ -255,7 +316,9 @@ def watch(runs: list[Run], every: float = 2.0) -> None:
         if now != before:
             before = now
             clear = "\x1b[H\x1b[2J" if live else ""
-            print(f"{clear}{now}" + ("\n\nCtrl-C ends the watch, not the sweep" if live else "\n"), flush=True)
+            print(
+                f"{clear}{now}" + ("\n\nCtrl-C ends the watch, not the sweep" if live else "\n"), flush=True
+            )
         if not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}:
             return
         time.sleep(every)
@@ -281,13 +344,17 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             watch(runs)
         return 0
-    # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample for the forecast.
+    # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample
+    # for the forecast.
     ledger = open_ledger(runs[0].config["output"], published=False, wanted=ids(runs))
     planned = plan(runs, ledger)
     print(text(planned, ledger))
     if how.redo:
         done = sum(p.state in ("done", "diverged") for p in planned)
-        print(f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that estimate")
+        print(
+            f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that"
+            " estimate"
+        )
     return 0
 
 

@@ -1,10 +1,10 @@
 """What nearly every run imports, for the server that runs are forked from (runs/executor.py) to import once.
 
-That takes long, and multiprocessing's server looks only afterwards whether anybody still needs it. So first of all
-it is tied to the process that started it, and the runs to it.
+That takes long, and multiprocessing's server looks only afterwards whether anybody still needs it. So first
+of all it is tied to the process that started it, and the runs to it.
 
-It freezes what is there, too: a run's garbage collector need not walk through it, nor take a copy of the pages it lies on.
-"""
+It freezes what is there, too: a run's garbage collector need not walk through it, nor take a copy of the
+pages it lies on."""
 
 import gc
 import importlib

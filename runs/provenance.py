@@ -35,13 +35,14 @@ PACKAGES = (
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of the code and whether that commit is not all of it: a tracked file has changed, or a folder that makes
-    results holds one that is neither tracked nor ignored. None outside a git checkout."""
+    """The commit of the code and whether that commit is not all of it: a tracked file has changed, or a
+    folder that makes results holds one that is neither tracked nor ignored. None outside a git checkout."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
     changed = git("status", "--porcelain", "--untracked-files=no")
-    new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")  # which are no code
+    # Which are no code
+    new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
     return {"commit": commit, "dirty": bool(changed or new)}
 
 

@@ -1,7 +1,8 @@
 """Publishes records: copies finished ones from outputs/records to runs/records/STUDY, to be committed.
 
-python -m runs.publish STUDY                        every finished record of this machine, but for copies of published ones
-python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
+python -m runs.publish STUDY                        every finished record of this machine, but for copies of
+published ones python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words
+that name runs
 
 Measures (runs/measure.py) go with the runs that they measure.
 """
@@ -19,7 +20,8 @@ from runs.record.text import plural
 
 
 def without_paths(record: Record) -> Record:
-    """The record with the last part of each local path only: where files lay is nobody's business, and proves nothing."""
+    """The record with the last part of each local path only: where files lay is nobody's business, and proves
+    nothing."""
     config = {**record["config"], "output": "outputs"}
     places = ("data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template")
     for part, keys in (("model", ("path",)), ("task", places)):

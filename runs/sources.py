@@ -1,8 +1,8 @@
-"""Which code made a record: the source files of its method and of its task family, and whether they have changed since.
+"""Which code made a record: the source files of its method and of its task family, and whether they have
+changed since.
 
-A run's id has no code in it. What is committed is told by the commit; what is not, by the hash of these two files.
-No torch: a command that finds everything done asks this.
-"""
+A run's id has no code in it. What is committed is told by the commit; what is not, by the hash of these two
+files. No torch: a command that finds everything done asks this."""
 
 import hashlib
 import inspect
@@ -30,13 +30,17 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-#: The files as this process, or the one that it was forked from, began with them: an edit after that is not in what it runs.
-AT_START = {path: _digest(path) for folder in ("vera/methods", "tasks") for path in ROOT.glob(f"{folder}/*.py")}
+#: The files as this process, or the one that it was forked from, began with them: an edit after that is not
+#: in what it runs.
+AT_START = {
+    path: _digest(path) for folder in ("vera/methods", "tasks") for path in ROOT.glob(f"{folder}/*.py")
+}
 
 
 def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
-    """For a record: the file of the method's class and that of the task's family, by name, with the first 16 hex digits of
-    its SHA-256, and whether it is untracked or differs from the last commit (None: no git checkout)."""
+    """For a record: the file of the method's class and that of the task's family, by name, with the first 16
+    hex digits of its SHA-256, and whether it is untracked or differs from the last commit (None: no git
+    checkout)."""
     files = {"method": Path(inspect.getfile(type(method))), "task": Path(str(family.__file__))}
     return {part: _source(path) for part, path in files.items()}
 
@@ -50,14 +54,16 @@ def _source(path: Path) -> dict[str, Any]:
 
 @cache
 def uncommitted(name: str, digest: str) -> bool | None:
-    """Whether a file of the checkout, with this content, is untracked or differs from the last commit; None: no checkout."""
+    """Whether a file of the checkout, with this content, is untracked or differs from the last commit; None:
+    no checkout."""
     found = git("status", "--porcelain", "--untracked-files=all", "--", name)
     return None if found is None else bool(found)
 
 
 def changed(record: Record) -> list[str]:
-    """Those of a record's source files that have changed since, and are or were uncommitted. A file that has moved, and one
-    that was committed both times, is no change; nor is anything of a record from before this was kept."""
+    """Those of a record's source files that have changed since, and are or were uncommitted. A file that has
+    moved, and one that was committed both times, is no change; nor is anything of a record from before this
+    was kept."""
     found = []
     for source in record.get("code", {}).get("sources", {}).values():
         path = ROOT / source["file"]
@@ -71,4 +77,8 @@ def changed_words(record: Record) -> str:
     """What a skipped run's line says of that; empty where there is nothing to say."""
     found = changed(record)
     verb = "have" if len(found) > 1 else "has"
-    return f"{' and '.join(found)} {verb} changed since this record was made; redo=true runs it again" if found else ""
+    return (
+        f"{' and '.join(found)} {verb} changed since this record was made; redo=true runs it again"
+        if found
+        else ""
+    )

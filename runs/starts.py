@@ -9,7 +9,8 @@ from runs.record import Record, read_record, record_path, run_folder
 
 
 def start_id(run: Run) -> str | None:
-    """What of its start belongs to a run's identity: the other run's id and which epoch it kept, or the file's hash.
+    """What of its start belongs to a run's identity: the other run's id and which epoch it kept, or the
+    file's hash.
 
     None: not known yet. Raises UserError for a file that is missing.
     """
@@ -21,8 +22,9 @@ def start_id(run: Run) -> str | None:
     found = run_id(run.start) if run.start else str(word)
     if found is None:
         return None
-    # The same run keeps other values by these keys, which are no part of its own identity. An older record may be of
-    # select=unbiased, which kept the epoch chosen on one half of dev; any other keeps the best one of the whole.
+    # The same run keeps other values by these keys, which are no part of its own identity. An older record
+    # may be of select=unbiased, which kept the epoch chosen on one half of dev; any other keeps the best one
+    # of the whole.
     path = record_path(run.config["output"], found)
     config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
     kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
@@ -31,7 +33,8 @@ def start_id(run: Run) -> str | None:
 
 
 def start_file(run: Run) -> Path:
-    """The adapter file that a run starts from. Raises UserError, saying what it waits for, while it is not there."""
+    """The adapter file that a run starts from. Raises UserError, saying what it waits for, while it is not
+    there."""
     word = run.config["init_from"]
     if word.endswith(".safetensors"):
         return Path(word)
@@ -45,7 +48,10 @@ def start_file(run: Run) -> Path:
     if status != "done":
         raise UserError(f"waits for {name}, which is {status}")
     if not path.is_file():
-        raise UserError(f"waits for the adapter of {name}, which kept none: delete {record} and run it again with keep=best")
+        raise UserError(
+            f"waits for the adapter of {name}, which kept none: delete {record} and run it again with"
+            " keep=best"
+        )
     return path
 
 

@@ -20,7 +20,17 @@ from runs.claims import Heart, Watcher, held
 from runs.config import Run
 from runs.display import Board, Display, result_words
 from runs.errors import UserError, interrupted_words, is_users
-from runs.executor import Executor, Job, Outcome, Sweep, failure, settled_record, skipped_words, start_fork_server, tidy
+from runs.executor import (
+    Executor,
+    Job,
+    Outcome,
+    Sweep,
+    failure,
+    settled_record,
+    skipped_words,
+    start_fork_server,
+    tidy,
+)
 from runs.identity import hash_of, one_look, run_id
 from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.pairs import refusal
@@ -44,9 +54,8 @@ def sweep(
     """Does every run that has no record yet. Raises UserError or DataError before anything starts.
 
     part: of a longer command, which has done the preflight, sums up itself, and goes on after a failed run.
-    launch, words: where and how (runs/launch.py), and Hydra's words for its launcher; else one after another, here.
-    again: runs that are done although they have a record, which is set aside first.
-    """
+    launch, words: where and how (runs/launch.py), and Hydra's words for its launcher; else one after another,
+    here. again: runs that are done although they have a record, which is set aside first."""
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started, launch = time.monotonic(), launch or Launch()
@@ -54,10 +63,14 @@ def sweep(
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     try:
         if here and launch.launcher != "serial":
-            raise UserError(f"launcher={launch.launcher} has processes of its own: leave out torchrun and debug=true")
+            raise UserError(
+                f"launcher={launch.launcher} has processes of its own: leave out torchrun and debug=true"
+            )
         with one_look():
             finished = [finished_record(run) for run in runs]
-        replaced = {position: record for position, record in enumerate(finished) if record and runs[position] in again}
+        replaced = {
+            position: record for position, record in enumerate(finished) if record and runs[position] in again
+        }
         finished = [None if position in replaced else record for position, record in enumerate(finished)]
         left = [run for run, record in zip(runs, finished, strict=True) if record is None]
         if left:
@@ -67,18 +80,27 @@ def sweep(
             if not part:
                 preflight(left)
         words_of = telling_words(runs)
-        jobs = [Job(position, run, settled_id(run), words_of[position - 1]) for position, run in enumerate(runs, 1)]
+        jobs = [
+            Job(position, run, settled_id(run), words_of[position - 1])
+            for position, run in enumerate(runs, 1)
+        ]
         _check_folders(jobs)
     except Exception as error:
         if not is_users(error):
             raise
-        raise UserError(f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started.") from None
+        raise UserError(
+            f"{str(error).rstrip('.')}{'' if str(error).endswith('?') else '.'} Nothing was started."
+        ) from None
     for part_of in ("records", "sweeps"):
         sweep_up_dead(Path(runs[0].config["output"]) / part_of)
     if replaced and not int(os.environ.get("RANK", "0")):
         for position, record in replaced.items():
             set_aside(record, runs[position].config["output"], launch.lease_seconds)
-        print(f"redo: {plural(len(replaced), 'record')} set aside, in {replaced_folder(runs[0].config['output'])}", flush=True)
+        print(
+            f"redo: {plural(len(replaced), 'record')} set aside, in"
+            f" {replaced_folder(runs[0].config['output'])}",
+            flush=True,
+        )
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:
@@ -103,7 +125,9 @@ def _check_folders(jobs: list[Job]) -> None:
     for job in jobs:
         folder = run_folder(output, job.id)
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away")
+            raise UserError(
+                f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away"
+            )
 
 
 def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
@@ -116,7 +140,9 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     for run in runs:
         method = vera.make_method(**run.method)
         if run.start:
-            vera.check_start(vera.make_method(**run.start.method), method, f"init_from={run.config['init_from']}")
+            vera.check_start(
+                vera.make_method(**run.start.method), method, f"init_from={run.config['init_from']}"
+            )
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
@@ -129,7 +155,11 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
             notes += [*task.notes, *task.advice]
         except tasks.DataError as error:
             after = next((r for r in runs if r.start and r.start.task == run.task), None)
-            missing.append(f"{after.row} starts from {run.label}: {error}" if after and run.task != after.task else str(error))
+            missing.append(
+                f"{after.row} starts from {run.label}: {error}"
+                if after and run.task != after.task
+                else str(error)
+            )
     for run in _distinct(runs, "model"):
         try:
             models.fetch(run.config["model"])
@@ -139,7 +169,8 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):
-        if run.config["model"]["modality"] == "image":  # evaluation images are made ready once for all runs, and can be read
+        # Evaluation images are made ready once for all runs, and can be read
+        if run.config["model"]["modality"] == "image":
             task = loaded[hash_of(run.config["task"])]
             task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
             notes += task.notes
@@ -152,7 +183,10 @@ def settled_id(run: Run) -> str:
     """The id of a run whose model and data the preflight has brought here."""
     settled = run_id(run)
     if settled is None:
-        raise UserError(f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or model.revision=")
+        raise UserError(
+            f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
+            " model.revision="
+        )
     return settled
 
 
@@ -177,9 +211,9 @@ def replaced_folder(output: str | Path) -> Path:
 def set_aside(record: Record, output: str, lease_seconds: float) -> None:
     """Moves a finished run's record, folder and measures to outputs/replaced/ID.TIME, under the run's lease.
 
-    Of two commands that want it at once, one does it: the other finds no record, or a new one, which it leaves alone. The
-    folder goes first: a kill in between leaves a record without it, and no file of the old run in a new one's way.
-    """
+    Of two commands that want it at once, one does it: the other finds no record, or a new one, which it
+    leaves alone. The folder goes first: a kill in between leaves a record without it, and no file of the old
+    run in a new one's way."""
     name, watcher = record["id"], Watcher(output, lease_seconds)
     path, folder = record_path(output, name), run_folder(output, name)
     while _is_there(path, record):
@@ -219,14 +253,17 @@ def _failed(jobs: list[Job]) -> dict[str, str | None]:
 
 
 def _take_device(run: Run, launch: Launch) -> None:
-    """For the rest of this process, where there is a choice: two commands do not meet on one GPU by accident."""
+    """For the rest of this process, where there is a choice: two commands do not meet on one GPU by
+    accident."""
     names = devices(run.config["device"])
     if not {"cpu", "mps"} & set(names):
         DeviceLease(names, launch.runs_per_device).use()
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:
-    return list({json.dumps([run.config[part] for part in parts], sort_keys=True): run for run in runs}.values())
+    return list(
+        {json.dumps([run.config[part] for part in parts], sort_keys=True): run for run in runs}.values()
+    )
 
 
 def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Outcome:
@@ -241,7 +278,9 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
             display.line(skipped_words(record))
             continue
         if why := in_the_way(job.run.config["output"], job.id):
-            outcome.failed.append((job.run, why, str(run_folder(job.run.config["output"], job.id) / "log.txt")))
+            outcome.failed.append(
+                (job.run, why, str(run_folder(job.run.config["output"], job.id) / "log.txt"))
+            )
             display.line(f"FAILED: {why}")
             continue
         begun = time.monotonic()
@@ -251,7 +290,9 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
         else:
             record = train(job.run, job.id, display.show)
         if record["status"] == "diverged":
-            outcome.diverged.append((job.run, record["error"], str(run_folder(job.run.config["output"], job.id) / "log.txt")))
+            outcome.diverged.append(
+                (job.run, record["error"], str(run_folder(job.run.config["output"], job.id) / "log.txt"))
+            )
             display.line(f"DIVERGED: {record['error']}")
         else:
             outcome.done += 1
@@ -264,7 +305,8 @@ def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Ou
 
 
 def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Outcome:
-    """Starts executors until no run is left, and shows what they do. What ends them or this command loses nothing."""
+    """Starts executors until no run is left, and shows what they do. What ends them or this command loses
+    nothing."""
     output = Path(plan.jobs[0].run.config["output"])
     name = f"vera-bench-{hash_of([str(output.resolve()), [job.id for job in plan.jobs]])[:8]}"
     path = (output / "sweeps" / name / "sweep.json").resolve()
@@ -281,7 +323,9 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
     def stop(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {
+        number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    }
     empty = 0
     try:
         while pending and not asked:
@@ -292,12 +336,16 @@ def supervise(plan: Sweep, board: Board, launch: Launch, words: list[str]) -> Ou
             busy = [job for job in pending if watcher.holder(job.id)]
             empty = 0 if len(pending) < count or busy else empty
             waiting = [job for job in pending if any(other.run == job.run.start for other in pending)]
-            free = [job for job in pending if job not in waiting and (job not in busy or watcher.free(job.id))]
+            free = [
+                job for job in pending if job not in waiting and (job not in busy or watcher.free(job.id))
+            ]
             alive = launcher.alive()
             wanted = min(launcher.size, len(free) + alive) - alive
             if free and wanted > 0:
                 if empty == EMPTY_STARTS:
-                    raise UserError(f"executors end without having begun a run. They say why: {launcher.logs}")
+                    raise UserError(
+                        f"executors end without having begun a run. They say why: {launcher.logs}"
+                    )
                 empty += 1
                 launcher.start(wanted)
                 board.say(f"{plural(wanted, 'executor')} started ({launcher.logs})")
@@ -345,10 +393,14 @@ def _seen(job: Job, plan: Sweep, board: Board, outcome: Outcome, watcher: Watche
 
 
 def telling_words(runs: list[Run]) -> list[str]:
-    """The words of each run that not all of a sweep have, but for those that its row, model and task say already."""
+    """The words of each run that not all of a sweep have, but for those that its row, model and task say
+    already."""
     common = set.intersection(*(set(run.words) for run in runs))
     groups = ("method", "model", "task", "recipe", "seed")
-    return [" ".join(w for w in run.words if w not in common and w.partition("=")[0] not in groups) for run in runs]
+    return [
+        " ".join(w for w in run.words if w not in common and w.partition("=")[0] not in groups)
+        for run in runs
+    ]
 
 
 def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:

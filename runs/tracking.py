@@ -2,11 +2,11 @@
 
     python -m runs.tracking sync [output=outputs]      uploads what was written offline (make sync)
 
-W&B is a view; the records are what counts. A run of W&B has the run's id, its cell as group, its row, model, task, kind
-of method and preset as tags, the status as one more at the end, and exit code 1 where it failed or diverged (a failed
-run would look finished otherwise). Its points lie over `epoch`, and W&B's own step counts lines: a run that goes on, or
-is repeated, may tell an epoch twice or late, and W&B drops what comes at a step that it has passed.
-"""
+W&B is a view; the records are what counts. A run of W&B has the run's id, its cell as group, its row, model,
+task, kind of method and preset as tags, the status as one more at the end, and exit code 1 where it failed or
+diverged (a failed run would look finished otherwise). Its points lie over `epoch`, and W&B's own step counts
+lines: a run that goes on, or is repeated, may tell an epoch twice or late, and W&B drops what comes at a step
+that it has passed."""
 
 import contextlib
 import fcntl
@@ -32,10 +32,11 @@ from runs.wandb_setup import base_url, cell_key, logged_in, mode_here, project, 
 if TYPE_CHECKING:
     from runs.config import Run
 
-#: Seconds that close() waits, and that the process takes at most once its input has ended, where nobody says otherwise.
+#: Seconds that close() waits, and that the process takes at most once its input has ended, where nobody says
+#: otherwise.
 PATIENCE = {"online": 30.0, "offline": 10.0}
-#: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together with one start
-#: of W&B they stay below PATIENCE: what could not be sent is on disk by then.
+#: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together
+#: with one start of W&B they stay below PATIENCE: what could not be sent is on disk by then.
 INIT_TIMEOUT, FINISH_TIMEOUT = 14.0, 8.0
 #: After a failure runs are written offline for so many seconds, and then online is tried again.
 RETRY = 600.0
@@ -50,15 +51,14 @@ LONGEST_TAG, LONGEST_NAME = 64, 128
 class Tracker:
     """Tells Weights & Biases of runs, from a process of its own: whatever happens there never hurts a run.
 
-    begin, event and end never raise and never wait. The process starts with the first run, takes one run after another,
-    and ends by itself when this one does.
-    """
+    begin, event and end never raise and never wait. The process starts with the first run, takes one run
+    after another, and ends by itself when this one does."""
 
     def __init__(self, mode: str | None, output: str, patience: float | None = None) -> None:
         """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet.
 
-        patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT of PATIENCE).
-        """
+        patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT
+        of PATIENCE)."""
         later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
         self.mode = "off" if later_process else mode or mode_here()
         self.output = output
@@ -84,7 +84,8 @@ class Tracker:
         self._tell("end", lambda: record)
 
     def close(self) -> None:
-        """Waits until W&B has everything, not beyond its patience, and ends the process. One line if something is missing."""
+        """Waits until W&B has everything, not beyond its patience, and ends the process. One line if
+        something is missing."""
         if self._writer is None and not self._trouble:
             return
         deadline = time.monotonic() + self.patience
@@ -103,10 +104,15 @@ class Tracker:
         self.mode, self._writer, trouble, self._trouble = "off", None, self._trouble, ""
         again = "make sync" if self.output == "outputs" else f"make sync OUTPUT={self.output}"
         if code == UNSENT and not trouble:
-            print(f"note: W&B could not be reached: {again} uploads what was not sent ({self.log})", file=sys.stderr)
+            print(
+                f"note: W&B could not be reached: {again} uploads what was not sent ({self.log})",
+                file=sys.stderr,
+            )
         elif code or trouble:
             why = f"{trouble}; " if trouble else ""
-            print(f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr)
+            print(
+                f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr
+            )
 
     def _about(self, run: "Run", run_id: str) -> dict[str, Any]:
         self._cell = cell_key(run.model, run.config["task"]["name"])
@@ -125,14 +131,23 @@ class Tracker:
             self._trouble = self._trouble or describe(error)
 
     def _write(self) -> None:
-        """The thread's whole life: starts the process and feeds it. A pipe that is full or broken stops nobody else."""
+        """The thread's whole life: starts the process and feeds it. A pipe that is full or broken stops
+        nobody else."""
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             root = str(Path(__file__).parents[1])
             places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
             with open(self.log, "ab") as log:
                 process = self._process = subprocess.Popen(
-                    [sys.executable, "-m", "runs.tracking", "serve", self.mode, self.output, str(self.patience)],
+                    [
+                        sys.executable,
+                        "-m",
+                        "runs.tracking",
+                        "serve",
+                        self.mode,
+                        self.output,
+                        str(self.patience),
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -156,12 +171,26 @@ class Tracker:
 
 
 def about(run: "Run", run_id: str) -> dict[str, Any]:
-    """What W&B is told of a run at its beginning. Where files lie on this machine is left out, as from published records."""
+    """What W&B is told of a run at its beginning. Where files lie on this machine is left out, as from
+    published records."""
     from runs.publish import without_paths
 
     config = run.config
-    cell = {"paper": run.paper, "row": run.row, "model": run.model, "task": config["task"]["name"], "seed": run.seed}
-    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.paper, "trial" if is_trial(config) else None]
+    cell = {
+        "paper": run.paper,
+        "row": run.row,
+        "model": run.model,
+        "task": config["task"]["name"],
+        "seed": run.seed,
+    }
+    tags = [
+        run.row,
+        run.model,
+        cell["task"],
+        config["method"]["kind"],
+        run.paper,
+        "trial" if is_trial(config) else None,
+    ]
     start = {"from": config["init_from"]} if config["init_from"] else None
     return {
         "id": run_id,
@@ -184,13 +213,16 @@ def points_of(record: Record) -> list[dict[str, Any]]:
     return [_point(cell, record["result"]["metric"], *values) for values in zip(*columns, strict=True)]
 
 
-def _point(cell: str, name: str, epoch: float, step: int, loss: float, metric: float | None) -> dict[str, Any]:
+def _point(
+    cell: str, name: str, epoch: float, step: int, loss: float, metric: float | None
+) -> dict[str, Any]:
     point = {"epoch": epoch, "step": step, "train/loss": loss, f"dev/{name}": metric, f"{cell}/dev": metric}
     return {key: value for key, value in point.items() if value is not None}
 
 
 def summary_of(record: Record) -> dict[str, Any]:
-    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the protocol.
+    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the
+    protocol.
 
     What tables are made of stands there twice: once more under the name of the cell.
     """
@@ -203,7 +235,9 @@ def summary_of(record: Record) -> dict[str, Any]:
     shown |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
     for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
         if entry["variant"] == texts["scores"][0]["variant"]:
-            scores = {key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
+            scores = {
+                key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"
+            }
             found |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
             shown |= scores if entry["which"] == "last" else {}
     cell = cell_key(record["cell"]["model"], record["cell"]["task"])
@@ -215,7 +249,8 @@ def summary_of(record: Record) -> dict[str, Any]:
 
 
 class Server:
-    """The process's side. A run that W&B fails to take is told again from its beginning, offline: nothing is missing then."""
+    """The process's side. A run that W&B fails to take is told again from its beginning, offline: nothing is
+    missing then."""
 
     def __init__(self, mode: str, output: str, patience: float) -> None:
         self.mode, self.output, self.share = mode, output, patience / PATIENCE[mode]
@@ -248,7 +283,8 @@ class Server:
     def _failed(self) -> None:
         """Tells the run once more, offline; a second failure loses it."""
         log(traceback.format_exc())
-        # The service behind wandb may be dead, or stuck on the way to the server: what comes now gets another one.
+        # The service behind wandb may be dead, or stuck on the way to the server: what comes now gets another
+        # one.
         with contextlib.suppress(Exception):
             import wandb
 
@@ -284,7 +320,8 @@ class Server:
             finish_timeout=FINISH_TIMEOUT * self.share,
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=1.0,  # a killed process has lost no more than that
-            # The record has versions, commit and device; the log is the run's own; the rest is not this process's to tell.
+            # The record has versions, commit and device; the log is the run's own; the rest is not this
+            # process's to tell.
             console="off",
             disable_code=True,
             disable_git=True,
@@ -341,7 +378,8 @@ def serve(mode: str, output: str, patience: float) -> int:
         os.dup2(nothing.fileno(), 0)  # nobody may ask a question here, nor read what is not for them
     for key in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):  # the parent has decided
         os.environ.pop(key, None)
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crashes are told to a server elsewhere otherwise
+    # Wandb's own crashes are told to a server elsewhere otherwise
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     with contextlib.suppress(OSError):
         os.nice(5)  # the run comes first
     server = Server(mode, output, patience)
@@ -381,7 +419,8 @@ def log(text: str) -> None:
 
 
 def sync(output: str) -> int:
-    """Uploads the runs that were written offline, each once. Exit code 1 where some are left; the same command goes on."""
+    """Uploads the runs that were written offline, each once. Exit code 1 where some are left; the same
+    command goes on."""
     folder = Path(output) / "wandb"
     files = sorted(folder.glob("offline-run-*/*.wandb"))
     waiting = [file for file in files if not _synced(file)]
@@ -391,18 +430,31 @@ def sync(output: str) -> int:
     also = f", {len(on)} still on" if on else ""
     also += f", {len(damaged)} cut off by a kill and left out" if damaged else ""
     if not waiting:
-        print(f"no offline runs to upload in {folder} ({len(files) - len(on) - len(damaged)} uploaded before{also})")
+        print(
+            f"no offline runs to upload in {folder} ({len(files) - len(on) - len(damaged)} uploaded"
+            f" before{also})"
+        )
         return 0
     if not logged_in():
-        raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded.")
+        raise UserError(
+            f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded."
+        )
     if why := unreachable():
         raise UserError(f"{base_url()} cannot be reached ({why}). Nothing was uploaded, and nothing is lost")
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
-    environment = {"WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "4"} | environment | {"WANDB_DIR": output}
-    for first in range(0, len(waiting), 200):  # what a command line holds; wandb keeps the order of a run's own folders
+    environment = (
+        {"WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "4"}
+        | environment
+        | {"WANDB_DIR": output}
+    )
+    # What a command line holds; wandb keeps the order of a run's own folders
+    for first in range(0, len(waiting), 200):
         part = waiting[first : first + 200]
         subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", *map(str, part)], env=environment, stdin=subprocess.DEVNULL, check=False
+            [sys.executable, "-m", "wandb", "sync", *map(str, part)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     left = [file for file in waiting if not _synced(file)]
     again = "; the same command tries again" if left else ""
@@ -415,8 +467,8 @@ def _synced(file: Path) -> bool:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a run's file (LevelDB's log format) ends where a message ends: one that does not stops wandb from uploading
-    any that is named beside it."""
+    """Whether a run's file (LevelDB's log format) ends where a message ends: one that does not stops wandb
+    from uploading any that is named beside it."""
     data, place, kind = file.read_bytes(), 7, 0
     while place < len(data):
         room = 32768 - place % 32768  # a header of 7 bytes never crosses a block's end

@@ -1,8 +1,7 @@
 """The one training loop, for every model, task and method.
 
-Accelerate brings device, precision and data parallel; the effective batch is the key, and micro-batches, devices and
-accumulation follow from it.
-"""
+Accelerate brings device, precision and data parallel; the effective batch is the key, and micro-batches,
+devices and accumulation follow from it."""
 
 import contextlib
 import hashlib
@@ -17,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts: cuBLAS deterministic
+# Read once, when CUDA starts: cuBLAS deterministic
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
@@ -59,7 +59,9 @@ Report = Callable[[dict[str, Any]], None]
 
 #: What a record says of VeRA's A and B, by method.redrawn.
 DRAWS = {
-    False: "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change",
+    False: (
+        "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
+    ),
     True: "A and B are drawn anew for each seed: the spread over seeds holds what another draw changes",
 }
 
@@ -70,8 +72,8 @@ class StoppedError(Exception):
 
 @dataclass
 class Stop:
-    """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between steps, and while
-    it evaluates. Elsewhere there is nothing to save, and its process may end at once."""
+    """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between
+    steps, and while it evaluates. Elsewhere there is nothing to save, and its process may end at once."""
 
     wanted: bool = False
     listens: bool = False
@@ -92,7 +94,8 @@ class Built:
 
 
 def build(run: Run, device: torch.device, start: bool = True) -> Built:
-    """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers 11965).
+    """Seeds everything, then builds: the head's and LoRA's initial values come from the seed (transformers
+    11965).
 
     start: fill the adapter from the run or file that init_from names. device: where a 4-bit model is loaded.
     """
@@ -110,8 +113,12 @@ def build(run: Run, device: torch.device, start: bool = True) -> Built:
     if modality == "image":
         task.prepare(tokenizer, 0)
     else:  # RoBERTa's positions begin after its padding index.
-        positions = getattr(model.config, "max_position_embeddings", 512) - 2 * ("roberta" in model.config.model_type)
-        task.prepare(tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length), positions)
+        positions = getattr(model.config, "max_position_embeddings", 512) - 2 * (
+            "roberta" in model.config.model_type
+        )
+        task.prepare(
+            tokenizer, min(config["train"]["max_length"], positions, tokenizer.model_max_length), positions
+        )
     method.adapt(model)
     if start and config["init_from"]:
         vera.start_from(model, start_file(run))
@@ -123,17 +130,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same, and imports the compiler: 2 s
+    # Use_deterministic_algorithms does the same, and imports the compiler: 2 s
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
 
 
-def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8) -> list[list[int]]:
-    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same batches.
+def epoch_batches(
+    lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
+) -> list[list[int]]:
+    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same
+    batches.
 
-    block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes from epoch
-    to epoch.
-    """
+    block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes
+    from epoch to epoch."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
     batches = []
@@ -146,13 +156,19 @@ def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int, bloc
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without weight decay
-    (unless train.decay_all)."""
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without
+    weight decay (unless train.decay_all)."""
+    norms = {
+        id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
+    }
     groups = []
     for name, parameters in method.parameter_groups(model).items():
         rate = train["lr_head"] if name == "head" else train["lr"]
-        free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms} if not train["decay_all"] else set()
+        free = (
+            {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+            if not train["decay_all"]
+            else set()
+        )
         for suffix, decay, members in (
             ("", train["weight_decay"], [p for n, p in parameters.items() if n not in free]),
             (" (no decay)", 0.0, [p for n, p in parameters.items() if n in free]),
@@ -163,10 +179,11 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """What the learning rates are multiplied by: from 0 to 1 over the warm-up, then linear or cosine to 0, or constant.
+    """What the learning rates are multiplied by: from 0 to 1 over the warm-up, then linear or cosine to 0, or
+    constant.
 
-    transformers' own (get_scheduler), to the bit; its import takes four seconds, since peft and bitsandbytes come along.
-    """
+    transformers' own (get_scheduler), to the bit; its import takes four seconds, since peft and bitsandbytes
+    come along."""
     if step < warmup:
         return step / warmup
     span = max(1, total - warmup)
@@ -178,7 +195,13 @@ class Training:
     """One run: what the loop needs, and what it has learnt so far (`state`, which a checkpoint keeps)."""
 
     def __init__(
-        self, run: Run, run_id: str, report: Report, start: bool = True, claim: Claim | None = None, stop: Stop | None = None
+        self,
+        run: Run,
+        run_id: str,
+        report: Report,
+        start: bool = True,
+        claim: Claim | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.run, self.run_id, self.report = run, run_id, report
         self.claim, self.stop = claim, stop or Stop()
@@ -188,13 +211,17 @@ class Training:
         self.folder.mkdir(parents=True, exist_ok=True)
         device = self.config["device"]
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
+            raise UserError(
+                f"device={device}: torch sees no CUDA device here. device=auto takes what there is"
+            )
         precision = {"fp32": "no"}.get(self.settings["precision"], self.settings["precision"])
         # Accelerate keeps its settings for the whole process; the next run here may want another precision.
         AcceleratorState._reset_state()
         # AdapterDrop leaves other adapters without a gradient in each batch.
         unused = DistributedDataParallelKwargs(find_unused_parameters=bool(run.method.get("drop_per_batch")))
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[unused])
+        self.accelerator = Accelerator(
+            mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[unused]
+        )
         report({"phase": "loading"})
         built = build(run, self.accelerator.device, start)
         self.task, self.metric, self.method = built.task, Metric.of_task(built.task), built.method
@@ -205,7 +232,9 @@ class Training:
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # Where nothing trains (method=none), the model is judged as it is.
-        groups = self.groups or [{"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}]
+        groups = self.groups or [
+            {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
+        ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=self.settings["adam_eps"])
         # Where the head alone trains, its inputs may not change from epoch to epoch.
         self.raw_model.to(self.accelerator.device)
@@ -214,7 +243,9 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.lengths = self.task.lengths("train")
         if len(self.task.lengths("dev")) < 2:
-            raise UserError("the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it")
+            raise UserError(
+                "the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it"
+            )
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.settings["effective_batch"])
         total = self.steps_per_epoch * self.settings["epochs"] if self.groups else 0
         self.total_steps = min(total, self.settings["max_steps"] or total)
@@ -222,7 +253,8 @@ class Training:
         warmup = self.settings["warmup_steps"]
         warmup = math.ceil(self.settings["warmup_ratio"] * self.total_steps) if warmup is None else warmup
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps)
+            optimizer,
+            partial(rate_factor, kind=self.settings["schedule"], warmup=warmup, total=self.total_steps),
         )
         self.method.before_training(self.raw_model, self.total_steps)
         self.notes = large_share(self.method, self.raw_model)
@@ -234,7 +266,17 @@ class Training:
             "loss_sum": 0.0,
             "rows": 0,  # or a language model's tokens: what loss_sum is a sum over
             "curve": {
-                key: [] for key in ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
+                key: []
+                for key in (
+                    "epoch",
+                    "step",
+                    "train_loss",
+                    "dev_loss",
+                    "metric",
+                    "metric_select",
+                    "metric_report",
+                    "lr",
+                )
             },
             "predictions": [],
             "seconds": {"train": 0.0, "evaluate": 0.0, "decode": 0.0},
@@ -255,7 +297,8 @@ class Training:
             state, method_state = resumed
             self.state |= state
             begun = self.state["keep"]
-            if begun != self.config["keep"]:  # or the file on disk would be another epoch's than the record says
+            # Or the file on disk would be another epoch's than the record says
+            if begun != self.config["keep"]:
                 anew = f"go on with that, or delete {path} to begin anew"
                 raise UserError(f"keep={self.config['keep']}: this run was begun with keep={begun}: {anew}")
             self.method.load_training_state(self.raw_model, method_state)
@@ -322,11 +365,13 @@ class Training:
             self.end_epoch()
 
     def step(self, rows: list[int]) -> float:
-        """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's mean."""
+        """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's
+        mean."""
         world, mine = self.accelerator.num_processes, self._mine(rows)
         size = self.config["micro_batch"] or len(rows)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        # Every process must take part in the last backward, or the others wait for it: an empty share weighs nothing.
+        # Every process must take part in the last backward, or the others wait for it: an empty share weighs
+        # nothing.
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
@@ -358,7 +403,10 @@ class Training:
         self.report({"phase": "evaluating"})
         dev_loss, predictions = self.evaluate()
         if not math.isfinite(dev_loss):
-            self.state |= {"status": "diverged", "error": f"dev loss became {dev_loss} at step {self.state['step']}"}
+            self.state |= {
+                "status": "diverged",
+                "error": f"dev loss became {dev_loss} at step {self.state['step']}",
+            }
             return
         self.predictions, labels = predictions, self.task.labels("dev")
         halves = dev_halves(len(labels))
@@ -402,16 +450,23 @@ class Training:
             outputs |= dict(zip(part, answers, strict=True))
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
         answers = np.stack([everything[row] for row in range(len(lengths))])
-        return sum(gather_object([loss_sum])) / self.task.weight("dev", range(len(lengths))), self.task.predict(answers)
+        return sum(gather_object([loss_sum])) / self.task.weight(
+            "dev", range(len(lengths))
+        ), self.task.predict(answers)
 
     # --- the end
 
     def finish(self, texts: dict[str, Any] | None) -> Record:
         """The record, from the state. texts: what was decoded, and its scores."""
         config, state, curve = self.config, self.state, self.state["curve"]
-        parts = {name: sum(p.numel() for p in ps.values()) for name, ps in self.method.parameter_groups(self.raw_model).items()}
+        parts = {
+            name: sum(p.numel() for p in ps.values())
+            for name, ps in self.method.parameter_groups(self.raw_model).items()
+        }
         adapter = self.folder / "adapter.safetensors"
-        trainable_bytes = sum(p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values())
+        trainable_bytes = sum(
+            p.numel() * p.element_size() for p in self.method.adapter_parameters(self.raw_model).values()
+        )
         frozen = sum(tensor.numel() for tensor in vera.frozen_extra(self.raw_model).values())
         seconds, device = dict(state["seconds"]), self.accelerator.device
         if self.features:  # computed by each start of the run, and counted once
@@ -434,7 +489,11 @@ class Training:
                 "task": config["task"]["name"],
                 "seed": config["seed"],
             },
-            "label": {"row": row_label(config), "model": config["model"]["label"], "task": config["task"]["label"]},
+            "label": {
+                "row": row_label(config),
+                "model": config["model"]["label"],
+                "task": config["task"]["label"],
+            },
             "start": {"from": config["init_from"], "id": start_id(self.run)} if config["init_from"] else None,
             "config": config,
             "config_hash": hash_of(config)[:16],
@@ -447,7 +506,11 @@ class Training:
                 "training": config["seed"],
                 "data": config["data_seed"],
                 "projection": config["method"].get("projection_seed"),
-                **({"projection_note": DRAWS[config["method"]["redrawn"]]} if "redrawn" in config["method"] else {}),
+                **(
+                    {"projection_note": DRAWS[config["method"]["redrawn"]]}
+                    if "redrawn" in config["method"]
+                    else {}
+                ),
             },
             "code": self.code,
             "versions": versions(),
@@ -507,11 +570,16 @@ class Training:
 
     def _checkpoint_gradients(self) -> None:
         model = self.raw_model
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # before 5.24
+        # Before 5.24
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
         try:
             enable({"use_reentrant": False})
         except (ValueError, AttributeError):
-            raise UserError(f"gradient_checkpointing=true: a {type(model).__name__} cannot do that, set it to false") from None
+            raise UserError(
+                f"gradient_checkpointing=true: a {type(model).__name__} cannot do that, set it to false"
+            ) from None
 
     def _mine(self, rows: list[int]) -> list[int]:
         """This process's share of an effective batch."""
@@ -537,7 +605,9 @@ class Training:
         if self.accelerator.is_main_process:
             self.check_owner()
             method_state = self.method.training_state(self.raw_model)
-            checkpoint.save(path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state)
+            checkpoint.save(
+                path, self.run_id, self.parameters, self.optimizer.optimizer, self.state, method_state
+            )
 
     def check_owner(self) -> None:
         """Raises LostClaimError where another executor has taken the run over: it writes these files now."""
@@ -550,11 +620,13 @@ class Training:
 
     @property
     def best_file(self) -> Path:
-        """The best epoch's adapter, beside the last one's (keep=both) or, in full precision, until its texts are decoded."""
+        """The best epoch's adapter, beside the last one's (keep=both) or, in full precision, until its texts
+        are decoded."""
         return self.folder / "adapter_best.safetensors"
 
     def _keep(self) -> None:
-        """Writes the adapter, after an epoch, where it is one to keep. What decodes texts keeps the rest at its end."""
+        """Writes the adapter, after an epoch, where it is one to keep. What decodes texts keeps the rest at
+        its end."""
         keep, is_best = self.config["keep"], self.best() == len(self.state["curve"]["epoch"]) - 1
         if is_best and self.task.decodes:
             self.write(self.best_file, "fp32")
@@ -564,13 +636,16 @@ class Training:
                 self.write(self.best_file)
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless another is given."""
+        """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless
+        another is given."""
         if not self.accelerator.is_main_process:
             return
         self.check_owner()
         if self.method.adapter_parameters(self.raw_model):
             dtypes = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-            vera.save(self.raw_model, self.method, adapter, dtypes[precision or self.config["adapter_precision"]])
+            vera.save(
+                self.raw_model, self.method, adapter, dtypes[precision or self.config["adapter_precision"]]
+            )
         if self.task.num_labels:
             vera.save_head(self.raw_model, self.folder / "head.safetensors")
 
@@ -579,7 +654,8 @@ class Training:
         return (epoch + 1) % self.settings["evaluate_every"] == 0 or epoch + 1 == self.epochs
 
     def _seconds_left(self) -> float:
-        """At the pace so far. Until the first evaluation, a row of it is taken for a third of one that is trained on."""
+        """At the pace so far. Until the first evaluation, a row of it is taken for a third of one that is
+        trained on."""
         state = self.state
         per_step, metrics = state["seconds"]["train"] / max(state["step"], 1), state["curve"]["metric"]
         per_evaluation = per_step / self.settings["effective_batch"] * len(self.task.lengths("dev")) / 3
@@ -612,23 +688,30 @@ class Training:
 
 
 def dev_halves(rows: int) -> tuple[Any, Any]:
-    """Two halves of the dev rows, A and B, for cross-fitted selection: the same for every run, whatever its seed."""
+    """Two halves of the dev rows, A and B, for cross-fitted selection: the same for every run, whatever its
+    seed."""
     order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def summarise(curve: dict[str, list[Any]], dev_rows: int, metric: Metric, reported: str, select: str) -> dict[str, Any]:
-    """The result by both protocols; `best` and `last` are the configured one's, best_epoch is the one that is kept.
+def summarise(
+    curve: dict[str, list[Any]], dev_rows: int, metric: Metric, reported: str, select: str
+) -> dict[str, Any]:
+    """The result by both protocols; `best` and `last` are the configured one's, best_epoch is the one that is
+    kept.
 
-    paper: the best epoch on the dev set, reported on the same rows, which flatters. crossfit: see runs.record.crossfit.
-    reported: which of the two numbers the table of the task has.
-    """
+    paper: the best epoch on the dev set, reported on the same rows, which flatters. crossfit: see
+    runs.record.crossfit. reported: which of the two numbers the table of the task has."""
     direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
     of_table = {"metric": metric.name, **direction, "reported": reported, "select": select}
     if not curve["metric"]:
         return {**of_table, "best": None, "best_epoch": None, "last": None}
     chosen = metric.best(curve["metric"])
-    paper = {"best": curve["metric"][chosen], "best_epoch": curve["epoch"][chosen], "last": curve["metric"][-1]}
+    paper = {
+        "best": curve["metric"][chosen],
+        "best_epoch": curve["epoch"][chosen],
+        "last": curve["metric"][-1],
+    }
     protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
     of = protocols[select]
     told = {"best": of.get("best"), "best_epoch": paper["best_epoch"], "last": of.get("last")}
@@ -655,26 +738,45 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
     if run.config["task"]["family"] in READS_LENGTH_GROUPED:
-        grouped, wanted = run.config["task"].get("length_grouped", True), from_recipe(run.config, "length_grouped", True)
+        grouped, wanted = (
+            run.config["task"].get("length_grouped", True),
+            from_recipe(run.config, "length_grouped", True),
+        )
         if grouped != wanted:
-            kinds, whose = {True: "of like lengths", False: "random"}, "harness" if run.recipe == "defaults" else "recipe"
+            kinds, whose = (
+                {True: "of like lengths", False: "random"},
+                "harness" if run.recipe == "defaults" else "recipe",
+            )
             words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
     # Said above or by the row, or of no weight.
-    told = {*recipe, *recipe.get("by_task", {}), "label", "max_steps", "config_class", "config", "scaling", *COMPUTED}
-    words += [f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told]
+    told = {
+        *recipe,
+        *recipe.get("by_task", {}),
+        "label",
+        "max_steps",
+        "config_class",
+        "config",
+        "scaling",
+        *COMPUTED,
+    }
+    words += [
+        f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told
+    ]
     if train["max_steps"] is not None:
         words.append(f"stopped after {train['max_steps']} steps")
     return words
 
 
-#: A method that trains a larger share of the model is none that a table of small adapters should hold without a word.
+#: A method that trains a larger share of the model is none that a table of small adapters should hold without
+#: a word.
 LARGE_SHARE = 0.05
 
 
 def large_share(method: vera.Method, model: nn.Module) -> list[str]:
     """A sentence where a method other than full fine-tuning trains much of the model (head apart)."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
-    share = trained / sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())  # 4 bit: two a byte
+    # 4 bit: two a byte
+    share = trained / sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
     if method.kind == "full" or share <= LARGE_SHARE:
         return []
     return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]
@@ -692,7 +794,9 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train(run: Run, run_id: str, report: Report, claim: Claim | None = None, stop: Stop | None = None) -> Record:
+def train(
+    run: Run, run_id: str, report: Report, claim: Claim | None = None, stop: Stop | None = None
+) -> Record:
     """Does one run and writes its record; the checkpoint goes once the record is there.
 
     Raises StoppedError where `stop` asks for it, and LostClaimError where another executor has the run.
@@ -707,10 +811,14 @@ def train(run: Run, run_id: str, report: Report, claim: Claim | None = None, sto
             try:
                 training.task.illustrate(training.folder, training.predictions)
             except Exception as error:  # a picture is not worth a run
-                print(f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})", flush=True)
+                print(
+                    f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})",
+                    flush=True,
+                )
         both = run.config["keep"] == "both" and training.task.decodes
         if both and record["status"] == "done" and run.config["adapter_precision"] != "fp32":
-            # The model carries it since it was decoded. In its place it would be decoded again, rounded, after a kill.
+            # The model carries it since it was decoded. In its place it would be decoded again, rounded,
+            # after a kill.
             training.write(training.folder / "adapter_best_rounded.safetensors")
         if claim:
             claim.write(run.config["output"], record)

@@ -1,15 +1,16 @@
-"""Tunes learning rates: a grid for each cell, judged on rows held out from training data, never on a dev or test set.
+"""Tunes learning rates: a grid for each cell, judged on rows held out from training data, never on a dev or
+test set.
 
-python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
-python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a trial
-python -m runs.tune paper=table2_base method=vera                   the cells of a preset
-python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key of it
-python -m runs.tune method=lora train.lr=1e-3                       what a word sets is not searched
-python -m runs.tune task.holdout=0.3                                the share of the training rows that is held out (0.2)
+python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0 python
+-m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a trial
+python -m runs.tune paper=table2_base method=vera                   the cells of a preset python -m runs.tune
+method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key of it python -m
+runs.tune method=lora train.lr=1e-3                       what a word sets is not searched python -m runs.tune
+task.holdout=0.3                                the share of the training rows that is held out (0.2)
 
-The words are those of python -m runs. Each trial is a run a seed, with a record, which enters no table. The same command
-goes on where it was, and tries failed trials again. output/tune/STUDY holds the journal and trials.csv.
-"""
+The words are those of python -m runs. Each trial is a run a seed, with a record, which enters no table. The
+same command goes on where it was, and tries failed trials again. output/tune/STUDY holds the journal and
+trials.csv."""
 
 import csv
 import io
@@ -53,7 +54,8 @@ Point = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one study searches: values as texts by key, and the runs of each point of the grid, one a seed, in grid order."""
+    """What one study searches: values as texts by key, and the runs of each point of the grid, one a seed, in
+    grid order."""
 
     words: list[str]  # of the command for the best setting, without what is searched
     axes: dict[str, list[str]]
@@ -101,14 +103,27 @@ def cells(arguments: list[str]) -> list[Cell]:
     for run in expand([*words, *own, "seed=0"]):
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
-            raise UserError("task.holdout=null: trials are judged on held-out training rows, never on the dev or test set")
-        idle = {"train.lr"} if kind == "head" else {"train.lr_head"} if task["modality"] == "text generation" else set()
-        axes = {key: values for key, values in (known.get(kind, {}) | grid).items() if key not in given | idle}
+            raise UserError(
+                "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set"
+            )
+        idle = (
+            {"train.lr"}
+            if kind == "head"
+            else {"train.lr_head"}
+            if task["modality"] == "text generation"
+            else set()
+        )
+        axes = {
+            key: values for key, values in (known.get(kind, {}) | grid).items() if key not in given | idle
+        }
         if not axes or kind == "none":
             raise UserError(
-                f"{run.row}: nothing to search. conf/tune.yaml has grids for {', '.join(known)}; grid= gives another"
+                f"{run.row}: nothing to search. conf/tune.yaml has grids for {', '.join(known)}; grid= gives"
+                " another"
             )
-        decode = [f"task.decode={TRIAL['task.decode']}"] if "decode" in task and "task.decode" not in given else []
+        decode = (
+            [f"task.decode={TRIAL['task.decode']}"] if "decode" in task and "task.decode" not in given else []
+        )
         lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
         runs = expand([*run.words, *decode, *lists, *seeds])
         points = list(itertools.product(*axes.values()))
@@ -136,7 +151,8 @@ def _grid(words: list[str]) -> dict[str, list[str]]:
 
 
 def _read(text: str) -> Any:
-    """YAML with 1e-2 as a number (PyYAML alone reads a word), the lists in it as texts of the command line."""
+    """YAML with 1e-2 as a number (PyYAML alone reads a word), the lists in it as texts of the command
+    line."""
 
     def plain(value: Any) -> Any:
         return list(dict.fromkeys(map(as_word, value))) if isinstance(value, list) else value
@@ -145,7 +161,8 @@ def _read(text: str) -> Any:
     if not isinstance(read, dict):
         return read
     return {
-        key: {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else plain(value) for key, value in read.items()
+        key: {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else plain(value)
+        for key, value in read.items()
     }
 
 
@@ -156,7 +173,8 @@ def open_study(cell: Cell, metric: Metric) -> optuna.Study:
     """The cell's study, begun or gone on with. Raises UserError for a journal that cannot be read."""
     path = cell.folder / "journal.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():  # a full disk or a loss of power cuts the last line, and the next one would go on in it
+    # A full disk or a loss of power cuts the last line, and the next one would go on in it
+    if path.is_file():
         whole = path.read_bytes()
         if not whole.endswith(b"\n"):
             path.write_bytes(whole[: whole.rfind(b"\n") + 1])
@@ -168,11 +186,14 @@ def open_study(cell: Cell, metric: Metric) -> optuna.Study:
             storage=storage, sampler=sampler, study_name=cell.name, direction=direction, load_if_exists=True
         )
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error}). Delete it: the runs of finished trials are not done again") from None
+        raise UserError(
+            f"{path}: damaged ({error}). Delete it: the runs of finished trials are not done again"
+        ) from None
 
 
 def latest(cell: Cell, study: optuna.Study) -> dict[Point, FrozenTrial]:
-    """The last trial of each point that has one. Of one that is only queued, Optuna knows the parameters as fixed_params."""
+    """The last trial of each point that has one. Of one that is only queued, Optuna knows the parameters as
+    fixed_params."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
@@ -182,15 +203,18 @@ def latest(cell: Cell, study: optuna.Study) -> dict[Point, FrozenTrial]:
 
 
 def search(cell: Cell, study: optuna.Study) -> list[str]:
-    """Does the trials that are left, those first that were on when an earlier command was killed. Returns a line for each
-    run that failed."""
+    """Does the trials that are left, those first that were on when an earlier command was killed. Returns a
+    line for each run that failed."""
     before = latest(cell, study)
     for point, last in before.items():
         if last.state == TrialState.FAIL:
             study.enqueue_trial(dict(zip(cell.axes, point, strict=True)))
     done = sum(last.state == TrialState.COMPLETE for last in before.values())
     total = len(cell.trials)
-    print(f"{cell.name}: {plural(total, 'trial')} of {plural(cell.seeds, 'run')}, {done} done before", flush=True)
+    print(
+        f"{cell.name}: {plural(total, 'trial')} of {plural(cell.seeds, 'run')}, {done} done before",
+        flush=True,
+    )
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     failed: list[str] = []
     for number in range(done + 1, total + 1):
@@ -204,7 +228,10 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         trial.set_user_attr("runs", [settled_id(run) for run in runs])
         if outcome.failed:
             study.tell(trial, state=TrialState.FAIL)
-            failed += [f"{' '.join(cell.words_of(point))}, {run.label}: {error} ({log})" for run, error, log in outcome.failed]
+            failed += [
+                f"{' '.join(cell.words_of(point))}, {run.label}: {error} ({log})"
+                for run, error, log in outcome.failed
+            ]
             continue
         records = [record for run in runs if (record := finished_record(run))]
         values = [value_of(record) for record in records]
@@ -216,15 +243,18 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
 
 
 def seconds_left(cell: Cell) -> float | None:
-    """What the runs without a record will take, by what those with one took, whenever that was; None before the first."""
+    """What the runs without a record will take, by what those with one took, whenever that was; None before
+    the first."""
     records = [finished_record(run) for runs in cell.trials.values() for run in runs]
-    took = [record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"] for record in records if record]
+    took = [
+        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"] for record in records if record
+    ]
     return statistics.fmean(took) * (len(records) - len(took)) if took else None
 
 
 def value_of(record: Record) -> float:
-    """The metric on the held-out rows, of the epoch that the task's table reports; of a run that diverged before its
-    first epoch ended, the worst."""
+    """The metric on the held-out rows, of the epoch that the task's table reports; of a run that diverged
+    before its first epoch ended, the worst."""
     value = reported(record, "paper").get(record["result"]["reported"])
     return float(value) if value is not None else Metric.of_record(record).worst
 
@@ -233,7 +263,8 @@ def value_of(record: Record) -> float:
 
 
 def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point, FrozenTrial]]:
-    """Points and their trials, the best first; of equals the first in the grid; then those without a value."""
+    """Points and their trials, the best first; of equals the first in the grid; then those without a
+    value."""
     trials = latest(cell, study)
     tried = [(point, trials[point]) for point in cell.trials if point in trials]
     done = [(point, trial) for point, trial in tried if trial.state == TrialState.COMPLETE]
@@ -242,7 +273,8 @@ def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point,
 
 
 def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
-    """All trials, and the best one's words and recipe. Writes the same as trials.csv (values as fractions)."""
+    """All trials, and the best one's words and recipe. Writes the same as trials.csv (values as
+    fractions)."""
     metric = Metric.of_task(task)
     trials = ranked(cell, study, metric)
     file = io.StringIO()
@@ -253,7 +285,10 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
         attrs, state = trial.user_attrs, trial.state.name.lower()
         value, spread = trial.value, spread_of(attrs.get("values", []))
         writer.writerow([value, spread, *point, state, " ".join(attrs.get("runs", []))])
-        words = [f"{attrs['diverged']} diverged" if attrs.get("diverged") else "", "failed" if value is None else ""]
+        words = [
+            f"{attrs['diverged']} diverged" if attrs.get("diverged") else "",
+            "failed" if value is None else "",
+        ]
         numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
         rows.append([*numbers, *point, " ".join([str(len(attrs.get("runs", []))), *filter(None, words)])])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
@@ -261,15 +296,27 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     title = f"{cell.first.row} on {task} ({model})"
     point, best = trials[0]
     if best.value is None:
-        return "\n".join([f"{title}: no trial has a value", "", *table([metric.name, "spread", *cell.axes, "runs"], rows)])
+        return "\n".join(
+            [f"{title}: no trial has a value", "", *table([metric.name, "spread", *cell.axes, "runs"], rows)]
+        )
     held, rest = best.user_attrs["rows"]
     which = f"{task.reported} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
-    lines = [f"{title}: {metric.name} on {judged}", "", *table([metric.name, "spread", *cell.axes, "runs"], rows), ""]
+    lines = [
+        f"{title}: {metric.name} on {judged}",
+        "",
+        *table([metric.name, "spread", *cell.axes, "runs"], rows),
+        "",
+    ]
     equal = sum(trial.value == best.value for _, trial in trials)
-    lines += [f"{equal} settings have the best value: which of them comes first says nothing"] if equal > 1 else []
+    lines += (
+        [f"{equal} settings have the best value: which of them comes first says nothing"] if equal > 1 else []
+    )
     lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
-    lines += [f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}", *recipe(cell, point, judged)]
+    lines += [
+        f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}",
+        *recipe(cell, point, judged),
+    ]
     return "\n".join([*lines, f"trials: {cell.folder / 'trials.csv'}"])
 
 
@@ -290,11 +337,17 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
     """The lines for a recipe file, of those keys that look there."""
     files = "".join(path.read_text() for path in [CONF / "config.yaml", *sorted(CONF.glob("method/*.yaml"))])
     task = cell.first.config["task"]["name"]
-    axes = [(key.rpartition(".")[2], values, value) for (key, values), value in zip(cell.axes.items(), point, strict=True)]
+    axes = [
+        (key.rpartition(".")[2], values, value)
+        for (key, values), value in zip(cell.axes.items(), point, strict=True)
+    ]
     axes = [axis for axis in axes if f"${{recipe:{axis[0]}," in files]
     if not axes:
         return []
-    tried = {key: f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried" for key, values, _ in axes}
+    tried = {
+        key: f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
+        for key, values, _ in axes
+    }
     chosen = [f"    {key}: on {task} {words}, on {judged}" for key, words in tried.items()]
     method = cell.words[0].partition("=")[2]
     own = method != "peft"  # whose file would be that of every class
@@ -317,7 +370,8 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def spread_of(values: list[float]) -> float | None:
-    """Sample standard deviation over the seeds; None for a single one, or where one diverged without a perplexity."""
+    """Sample standard deviation over the seeds; None for a single one, or where one diverged without a
+    perplexity."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
@@ -330,7 +384,8 @@ def main(arguments: list[str]) -> int:
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise UserError(
-            f"no option {flags[0]}. Known: --help; settings are words, such as output=FOLDER (python -m runs --help lists them)"
+            f"no option {flags[0]}. Known: --help; settings are words, such as output=FOLDER (python -m runs"
+            " --help lists them)"
         )
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
@@ -338,7 +393,8 @@ def main(arguments: list[str]) -> int:
     if how != Launch():
         other = next(word for word in words if word not in rest)
         raise UserError(
-            f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears of none"
+            f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears"
+            " of none"
         )
     found = cells(rest)
     runs = with_starts([run for cell in found for trial in cell.trials.values() for run in trial])

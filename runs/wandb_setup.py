@@ -1,4 +1,5 @@
-"""Weights & Biases as it is set up on this machine, told without importing wandb (half a second) and without the network.
+"""Weights & Biases as it is set up on this machine, told without importing wandb (half a second) and without
+the network.
 
 analysis/ reads this, too.
 """
@@ -21,27 +22,38 @@ def project() -> str:
 
 
 def cell_key(model: str, task: str) -> str:
-    """What the names of a column's numbers begin with. A panel of a workspace cannot choose runs, only names."""
+    """What the names of a column's numbers begin with. A panel of a workspace cannot choose runs, only
+    names."""
     return f"cells/{model}/{task}"
 
 
 def wandb_settings() -> dict[str, str]:
     """What `wandb login` and `wandb offline` have set, and the environment over it."""
-    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")  # never raises, as Path.home() may
+    # Never raises, as Path.home() may
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
     found: dict[str, str] = {}
     for path in (Path(folder) / "settings", Path("wandb") / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
         with contextlib.suppress(OSError, ValueError, configparser.Error):
             parser.read(path)
             found |= dict(parser["default"]) if parser.has_section("default") else {}
-    named = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("mode", "base_url", "api_key", "identity_token_file")}
+    named = {
+        key: os.environ.get(f"WANDB_{key.upper()}")
+        for key in ("mode", "base_url", "api_key", "identity_token_file")
+    }
     return found | {key: value for key, value in named.items() if value}
 
 
 def mode_here() -> str:
     """off, offline or online: WANDB_MODE or `wandb offline` says it; else online if the user is logged in."""
     said = wandb_settings().get("mode", "")
-    known = {"disabled": "off", "offline": "offline", "dryrun": "offline", "online": "online", "run": "online"}
+    known = {
+        "disabled": "off",
+        "offline": "offline",
+        "dryrun": "offline",
+        "online": "online",
+        "run": "online",
+    }
     return known.get(said) or ("online" if logged_in() else "offline")
 
 

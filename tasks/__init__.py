@@ -26,14 +26,21 @@ Settings = Mapping[str, Any]
 def families() -> tuple[str, ...]:
     """The families there are: the files of this folder with a PROTOCOL. Nothing is imported."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple(path.stem for path in files if re.search(r"^PROTOCOL\b", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return tuple(
+        path.stem
+        for path in files
+        if re.search(r"^PROTOCOL\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family. Raises DataError where there is none of that name, and imports nothing else."""
+    """The module of the task's family. Raises DataError where there is none of that name, and imports nothing
+    else."""
     name = settings["family"]
     if name not in families():
-        raise DataError(f"no task family {name!r}: it is one of {', '.join(families())} (the files of tasks/)")
+        raise DataError(
+            f"no task family {name!r}: it is one of {', '.join(families())} (the files of tasks/)"
+        )
     return importlib.import_module(f"tasks.{name}")
 
 
@@ -51,7 +58,8 @@ def source(settings: Settings) -> Source:
 
 
 def load(settings: Settings) -> Task:
-    """The task with its rows, fetched where they are not on this machine. Raises DataError for bad or missing data."""
+    """The task with its rows, fetched where they are not on this machine. Raises DataError for bad or missing
+    data."""
     task: Task = family(settings).load(settings)
     if settings.get("holdout") is not None:
         task.hold_out(settings["holdout"])

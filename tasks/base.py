@@ -38,8 +38,8 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def named(value: Any) -> str:
-    """A name of a file as an error shows it: on one line without quotation marks, of a long one its beginning and
-    length."""
+    """A name of a file as an error shows it: on one line without quotation marks, of a long one its beginning
+    and length."""
     return _cut(repr(str(value))[1:-1])
 
 
@@ -48,11 +48,11 @@ def _cut(text: str) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises DataError, which begins with `where`, for what is no JSON or is deeper than
-    DEEPEST.
+    """The value of a JSON text. Raises DataError, which begins with `where`, for what is no JSON or is deeper
+    than DEEPEST.
 
-    The limit is far below the depth at which Python gives up: what walks through the value later has room for it.
-    """
+    The limit is far below the depth at which Python gives up: what walks through the value later has room for
+    it."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -80,9 +80,8 @@ def _parts(value: Any) -> Iterable[Any]:
 class Source:
     """Where rows come from. Their content is part of a run's identity; the place is not.
 
-    files: local files, hashed by content. pinned: a hash that stands for the content already (a hub revision or an
-    archive's sha256). Neither: known only once the network has been asked.
-    """
+    files: local files, hashed by content. pinned: a hash that stands for the content already (a hub revision
+    or an archive's sha256). Neither: known only once the network has been asked."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     pinned: str | None = None
@@ -107,19 +106,17 @@ class Rows:
 class Task(ABC):
     """What the training loop needs. Splits are "train" and "dev"; indices address the rows of a split.
 
-    metric: the reported metric's name. higher_is_better: its direction. scale: what tables multiply its values by: 100, which
-    makes a fraction a percentage, or 1. reported: the epoch whose value the task's table reports, the best or the last.
-    num_labels: outputs of the model; 0: a language model, without a head.
-    problem: transformers' problem_type. notes: what differs from the published data, in words, for the record.
-    advice: what this machine lacks, said before a run starts and in no record.
-    block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so that
-    batches of like lengths waste little on padding; 1: plain random batches.
-    decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
-    pictures: whether a run ends with `illustrate`.
-    unit: what `units` counts, as progress lines show it: tokens or images.
-    selection: a hash that stands for the training rows, where they were drawn.
-    unreadable: rows that were left out because they cannot be read, by name, with the reason.
-    """
+    metric: the reported metric's name. higher_is_better: its direction. scale: what tables multiply its
+    values by: 100, which makes a fraction a percentage, or 1. reported: the epoch whose value the task's
+    table reports, the best or the last. num_labels: outputs of the model; 0: a language model, without a
+    head. problem: transformers' problem_type. notes: what differs from the published data, in words, for the
+    record. advice: what this machine lacks, said before a run starts and in no record. block: rows are
+    shuffled, cut into blocks of this many batches, and sorted by length within a block, so that batches of
+    like lengths waste little on padding; 1: plain random batches. decodes: whether the trained model writes
+    texts at the end, which are scored (the class Decoding). pictures: whether a run ends with `illustrate`.
+    unit: what `units` counts, as progress lines show it: tokens or images. selection: a hash that stands for
+    the training rows, where they were drawn. unreadable: rows that were left out because they cannot be read,
+    by name, with the reason."""
 
     name: str
     metric: str
@@ -138,13 +135,16 @@ class Task(ABC):
     unreadable: Mapping[str, str] = {}
 
     def hold_out(self, share: float) -> None:
-        """Makes a fixed random share in (0, 1) of the training rows the dev rows, whatever the seed; the task's own dev rows
-        are dropped. Raises DataError where the family cannot, or the rows are too few."""
-        raise DataError(f"task.holdout={share:g}: the task family of {self.name} cannot hold out training rows")
+        """Makes a fixed random share in (0, 1) of the training rows the dev rows, whatever the seed; the
+        task's own dev rows are dropped. Raises DataError where the family cannot, or the rows are too few."""
+        raise DataError(
+            f"task.holdout={share:g}: the task family of {self.name} cannot hold out training rows"
+        )
 
     @abstractmethod
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if that is known.
+        """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if
+        that is known.
 
         Of images, `tokenizer` is the model's preprocessing (tasks/pixels.py).
         """
@@ -158,7 +158,8 @@ class Task(ABC):
         """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ..., labels (rows,)."""
 
     def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:  # noqa: B027 - most need no notice
-        """Told before an epoch's training: its number from 0, and the rows of this process's batches that are to come."""
+        """Told before an epoch's training: its number from 0, and the rows of this process's batches that are
+        to come."""
 
     def units(self, batch: Mapping[str, Any]) -> int:
         """How much a batch is, for the pace: its tokens without the padding."""
@@ -169,7 +170,8 @@ class Task(ABC):
         return False
 
     def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """A batch's logits, (rows, classes), from the model, or from its head alone where the batch holds "features"."""
+        """A batch's logits, (rows, classes), from the model, or from its head alone where the batch holds
+        "features"."""
         raise NotImplementedError
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
@@ -181,7 +183,8 @@ class Task(ABC):
         return model(**batch).loss
 
     def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
-        """The mean evaluation loss of a batch, and what `predict` needs of each row: here the logits (rows, num_labels)."""
+        """The mean evaluation loss of a batch, and what `predict` needs of each row: here the logits (rows,
+        num_labels)."""
         outputs = model(**batch)
         return float(outputs.loss), outputs.logits.float().cpu().numpy()
 
@@ -198,12 +201,14 @@ class Task(ABC):
         """The labels of a split."""
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
-        """Writes pictures of a finished run into its folder, from the last epoch's predictions of the dev rows."""
+        """Writes pictures of a finished run into its folder, from the last epoch's predictions of the dev
+        rows."""
         raise NotImplementedError
 
 
 class Decoding(Task):
-    """A task whose trained model writes a text for each of `items`, scored at the end by more than one metric."""
+    """A task whose trained model writes a text for each of `items`, scored at the end by more than one
+    metric."""
 
     decodes = True
     split: str  # whose items they are
@@ -220,15 +225,18 @@ class Decoding(Task):
 
     @abstractmethod
     def rehearse(self, model: Any) -> None:
-        """Writes a word or two of one item, before training. Raises DataError for a model that cannot be decoded so."""
+        """Writes a word or two of one item, before training. Raises DataError for a model that cannot be
+        decoded so."""
 
     @abstractmethod
     def scores(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The metrics of a text for every item, None where one cannot be had, and the reasons under "unavailable"."""
+        """The metrics of a text for every item, None where one cannot be had, and the reasons under
+        "unavailable"."""
 
     @abstractmethod
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """Writes texts by name, and what they are scored against, as files in the format of the metrics' own scripts."""
+        """Writes texts by name, and what they are scored against, as files in the format of the metrics' own
+        scripts."""
 
 
 def block(settings: Mapping[str, Any]) -> int:
@@ -237,7 +245,8 @@ def block(settings: Mapping[str, Any]) -> int:
 
 
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
-    """The same `rows` indices of `total` every time, in order; all of them for None. It does not depend on any seed."""
+    """The same `rows` indices of `total` every time, in order; all of them for None. It does not depend on
+    any seed."""
     if rows is None or rows >= total:
         return list(range(total))
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
@@ -245,8 +254,9 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
 
 
 def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
-    """Indices of a fixed random share of each group's rows, in order: at least one row of a group and at least one less
-    than all, where it has two. groups: the group of each row. Raises DataError where fewer than two rows come out."""
+    """Indices of a fixed random share of each group's rows, in order: at least one row of a group and at
+    least one less than all, where it has two. groups: the group of each row. Raises DataError where fewer
+    than two rows come out."""
     members: dict[Any, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
@@ -255,7 +265,9 @@ def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         found += [rows[i] for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")]
     if len(found) < 2:
-        raise DataError(f"task.holdout={share:g}: {name} has too few training rows, two at least should be held out")
+        raise DataError(
+            f"task.holdout={share:g}: {name} has too few training rows, two at least should be held out"
+        )
     return sorted(found)
 
 

@@ -1,17 +1,18 @@
-"""The beam search behind the E2E numbers of LoRA and VeRA (microsoft/LoRA, examples/NLG), batched and with a cache.
+"""The beam search behind the E2E numbers of LoRA and VeRA (microsoft/LoRA, examples/NLG), batched and with a
+cache.
 
-It is not transformers' search:
-- no n-gram of the generated tokens may repeat (the prompt's do not count); a banned token's logit is removed before the
+It is not transformers' search: - no n-gram of the generated tokens may repeat (the prompt's do not count); a
+banned token's logit is removed before the
   softmax, so that the rest is renormalised;
-- each step keeps the best `beams` of all beams x vocabulary candidates. One that ends with an end token scores
-  sum log p / length ** penalty (the length of what was generated, the end token included), is kept if it is the best so
-  far, and dies: nothing takes its place in that step;
+- each step keeps the best `beams` of all beams x vocabulary candidates. One that ends with an end token
+scores
+  sum log p / length ** penalty (the length of what was generated, the end token included), is kept if it is
+  the best so far, and dies: nothing takes its place in that step;
 - when the steps are over, the beams that are left compete under the same score.
 
-The penalty takes no part in the search itself, only in the choice among what it found: several are had for the price of
-one. A prompt is left as soon as none of its beams can win any more, which changes no result: log p only falls, and so a
-beam's score is at most its sum so far / longest length ** penalty.
-"""
+The penalty takes no part in the search itself, only in the choice among what it found: several are had for
+the price of one. A prompt is left as soon as none of its beams can win any more, which changes no result: log
+p only falls, and so a beam's score is at most its sum so far / longest length ** penalty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Search:
-    """beams: candidates kept in each step. penalties: exponents of the length, not negative. no_repeat_ngram: 0 allows
-    repeats. max_new_tokens: steps. ends: the tokens that end a text."""
+    """beams: candidates kept in each step. penalties: exponents of the length, not negative. no_repeat_ngram:
+    0 allows repeats. max_new_tokens: steps. ends: the tokens that end a text."""
 
     beams: int
     penalties: tuple[float, ...]
@@ -50,7 +51,8 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # transformers' older name
+    # Transformers' older name
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     call: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits[:, -1].float()
 
@@ -71,22 +73,28 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
         ended = torch.ones_like(tokens, dtype=torch.bool) if over else torch.isin(tokens, ends)
         _keep_best(best, best_score, alive, scores, history, ended, search.penalties)
         scores = scores.masked_fill(ended, -torch.inf)
-        hopeful = scores.max(1).values.unsqueeze(1) / torch.tensor([float(steps) ** p for p in search.penalties], device=device)
+        hopeful = scores.max(1).values.unsqueeze(1) / torch.tensor(
+            [float(steps) ** p for p in search.penalties], device=device
+        )
         going = (hopeful > best_score[alive]).any(1)
         if over or not going.any():
             break
         if not going.all():
             scores, history = scores[going], history[going]
-            rows = going.nonzero()[:, 0].repeat_interleave(beams) * beams + torch.arange(beams, device=device).repeat(
-                int(going.sum())
-            )
+            rows = going.nonzero()[:, 0].repeat_interleave(beams) * beams + torch.arange(
+                beams, device=device
+            ).repeat(int(going.sum()))
             cache.batch_select_indices(rows)
             mask, positions = mask[rows], positions[rows]
             alive = [prompt for prompt, goes in zip(alive, going.tolist(), strict=True) if goes]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions + 1
         flat = history.flatten(0, 1)
-        logits = model(input_ids=flat[:, -1:], attention_mask=mask, position_ids=positions, **call).logits[:, -1].float()
+        logits = (
+            model(input_ids=flat[:, -1:], attention_mask=mask, position_ids=positions, **call)
+            .logits[:, -1]
+            .float()
+        )
         ban_repeats(logits, flat, search.no_repeat_ngram)
         # The best of a prompt are among the best of its beams.
         each = logits.log_softmax(-1).topk(min(beams, vocabulary))
@@ -94,8 +102,12 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
         scores, width = found.values, each.values.shape[1]
         parents = found.indices // width
         tokens = each.indices.view(len(alive), -1).gather(1, found.indices)
-        history = torch.cat([history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length)), tokens.unsqueeze(-1)], -1)
-        cache.reorder_cache((parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten())
+        history = torch.cat(
+            [history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length)), tokens.unsqueeze(-1)], -1
+        )
+        cache.reorder_cache(
+            (parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten()
+        )
     return best
 
 
@@ -108,7 +120,8 @@ def _keep_best(
     ended: Tensor,
     penalties: Sequence[float],
 ) -> None:
-    """Notes, for each prompt and penalty, the best of the beams that have ended (prompts, beams), if it is a better one."""
+    """Notes, for each prompt and penalty, the best of the beams that have ended (prompts, beams), if it is a
+    better one."""
     if not ended.any():
         return
     length = history.shape[-1]
@@ -122,7 +135,8 @@ def _keep_best(
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
-    """Removes, in place, the logits (rows, vocabulary) of each token that would repeat an n-gram of history (rows, tokens)."""
+    """Removes, in place, the logits (rows, vocabulary) of each token that would repeat an n-gram of history
+    (rows, tokens)."""
     if not 0 < size <= history.shape[1]:
         return
     grams = history.unfold(1, size, 1)  # (rows, windows, size)

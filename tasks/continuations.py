@@ -1,8 +1,7 @@
 """What tasks of a prompt and its continuation share: E2E's references, instructions' responses.
 
-A row is token ids, of which the first are the prompt's. Only what predicts the continuation is trained, and a loss is a
-mean over these tokens. The metric of an epoch is the perplexity of the dev rows' continuations.
-"""
+A row is token ids, of which the first are the prompt's. Only what predicts the continuation is trained, and a
+loss is a mean over these tokens. The metric of an epoch is the perplexity of the dev rows' continuations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,13 +33,15 @@ class Continuations(Task):
         return [len(ids) for ids, _ in self._rows[split]]
 
     def labels(self, split: str) -> Array:
-        return np.zeros(len(self._rows[split]), dtype=np.int64)  # a text has no label; there is one for each row
+        # A text has no label; there is one for each row
+        return np.zeros(len(self._rows[split]), dtype=np.int64)
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
         return sum(len(ids) - 1 - last for ids, last in (self._rows[split][i] for i in indices))
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """input_ids, attention_mask and targets (rows, tokens): what each position should predict, -100 where none is."""
+        """input_ids, attention_mask and targets (rows, tokens): what each position should predict, -100 where
+        none is."""
         rows = [self._rows[split][i] for i in indices]
         width = max(len(ids) for ids, _ in rows)
         batch = {
@@ -69,7 +70,8 @@ class Continuations(Task):
         from torch.nn.functional import cross_entropy
 
         wanted = batch["targets"] != -100
-        # The output layer is half of a small model's work: it gets what predicts a continuation, not what fills a prompt.
+        # The output layer is half of a small model's work: it gets what predicts a continuation, not what
+        # fills a prompt.
         head = getattr(model, "module", model).get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
         try:
@@ -77,7 +79,9 @@ class Continuations(Task):
             logits = model(input_ids=batch["input_ids"]).logits.float()
         finally:
             hook.remove()
-        return cross_entropy(logits, batch["targets"][wanted], reduction="none", label_smoothing=smoothing), wanted
+        return cross_entropy(
+            logits, batch["targets"][wanted], reduction="none", label_smoothing=smoothing
+        ), wanted
 
     def predict(self, outputs: Array) -> Array:
         return outputs

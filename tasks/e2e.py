@@ -1,9 +1,9 @@
 """E2E NLG (Novikova et al. 2017): a restaurant's attributes in, a sentence out. Tables 3 and 10.
 
-The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG):
-- the meaning representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised;
-- a row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or a model's own end of text;
-- only what predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
+The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG): - the meaning
+representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised; - a row is BPE(MR),
+separator, BPE(" " + reference), end. Both are <|endoftext|>, or a model's own end of text; - only what
+predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
   label smoothing goes over the whole vocabulary. The dev loss is not smoothed;
 - a test MR is decoded once (tasks/beam.py) and scored against all its references (tasks/e2e_metrics.py).
 
@@ -62,7 +62,9 @@ Pair = tuple[str, str]
 class E2ETask(Continuations, Decoding):
     """See the module."""
 
-    def __init__(self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]) -> None:
+    def __init__(
+        self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]
+    ) -> None:
         self.name, self.how = settings["name"], settings
         self.splits, self.items, self.split = splits, items, settings["decode"]
         self.decodes = self.split != "none"
@@ -77,20 +79,28 @@ class E2ETask(Continuations, Decoding):
         """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
         if self.decodes:
             raise DataError(
-                f"task.holdout={share:g} with task.decode={self.split}: texts of a trial are not decoded, set it to none"
+                f"task.holdout={share:g} with task.decode={self.split}: texts of a trial are not decoded, set"
+                " it to none"
             )
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
         held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
-        self.splits = {"train": [p for p in pairs if p[0] not in held], "dev": [p for p in pairs if p[0] in held]}
+        self.splits = {
+            "train": [p for p in pairs if p[0] not in held],
+            "dev": [p for p in pairs if p[0] in held],
+        }
         rows = f"{len(self.splits['dev'])} of {len(pairs)} training rows ({len(held)} of {len(mrs)} MRs)"
         self.notes.append(f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        # GPT-2's separator, where the vocabulary has it: an instruction model's end of turn would ask for a new turn.
+        # GPT-2's separator, where the vocabulary has it: an instruction model's end of turn would ask for a
+        # new turn.
         self._end = SEPARATOR if SEPARATOR in tokenizer.get_vocab() else tokenizer.eos_token
         if self._end is None:
-            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token, which separates MR and reference")
+            raise DataError(
+                f"{self.name}: the model's tokenizer has no end-of-text token, which separates MR and"
+                " reference"
+            )
         end = tokenizer.convert_tokens_to_ids(self._end)
         self._tokenizer = tokenizer
 
@@ -99,13 +109,19 @@ class E2ETask(Continuations, Decoding):
             return found
 
         for split, pairs in self.splits.items():
-            prompts, references = ids([mr for mr, _ in pairs]), ids([f" {reference}" for _, reference in pairs])
+            prompts, references = (
+                ids([mr for mr, _ in pairs]),
+                ids([f" {reference}" for _, reference in pairs]),
+            )
             self._rows[split] = [
-                ([*mr, end, *reference, end][:max_length], len(mr)) for mr, reference in zip(prompts, references, strict=True)
+                ([*mr, end, *reference, end][:max_length], len(mr))
+                for mr, reference in zip(prompts, references, strict=True)
             ]
             for (_, separator), (mr, _) in zip(self._rows[split], pairs, strict=True):
                 if separator + 2 > max_length:
-                    raise DataError(f"train.max_length={max_length} leaves no room for a reference after {quoted(mr)}")
+                    raise DataError(
+                        f"train.max_length={max_length} leaves no room for a reference after {quoted(mr)}"
+                    )
         self._prompts = [[*mr, end] for mr in ids([mr for mr, _ in self.items])]
         new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
         if self._prompts and positions is not None and longest + new > positions:
@@ -123,9 +139,12 @@ class E2ETask(Continuations, Decoding):
     def rehearse(self, model: Any) -> None:
         try:
             self._search(model, self._prompts[:1], {**self.how, "max_new_tokens": 2})
-        except Exception as error:  # whatever a model's own code says: attention without a cache, say, or another call
+        except Exception as error:
+            # Whatever a model's own code says: attention without a cache, say, or another call
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{self.name}: this model cannot be decoded ({reason}). task.decode=none trains without") from None
+            raise DataError(
+                f"{self.name}: this model cannot be decoded ({reason}). task.decode=none trains without"
+            ) from None
 
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
         found = self._search(model, [self._prompts[i] for i in indices], self.how)
@@ -148,14 +167,21 @@ class E2ETask(Continuations, Decoding):
         return scores([references for _, references in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """references.txt (a block for each MR) and NAME.txt (a line for each), as tuetschek/e2e-metrics reads them."""
-        blocks = ["".join(f"{reference}\n" for reference in references) + "\n" for _, references in self.items]
+        """references.txt (a block for each MR) and NAME.txt (a line for each), as tuetschek/e2e-metrics reads
+        them."""
+        blocks = [
+            "".join(f"{reference}\n" for reference in references) + "\n" for _, references in self.items
+        ]
         (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
         for name, lines in texts.items():
-            (folder / f"{name}.txt").write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
+            (folder / f"{name}.txt").write_text(
+                "".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8"
+            )
 
 
-def transformers_search(model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]) -> list[list[list[int]]]:
+def transformers_search(
+    model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
+) -> list[list[list[int]]]:
     """transformers' own beam search, which bans the prompt's n-grams too, and keeps its width."""
     import torch
 
@@ -193,7 +219,8 @@ def source(settings: Any) -> Source:
 
 
 def load(settings: Any) -> E2ETask:
-    """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an empty reference."""
+    """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an
+    empty reference."""
     _check(settings)
     if settings.get("data_dir"):
         folder = Path(settings["data_dir"])
@@ -208,7 +235,9 @@ def load(settings: Any) -> E2ETask:
         splits[part] = [every[i] for i in fixed_subset(len(every), settings.get(f"{part}_rows"), name)]
         if len(splits[part]) != ROWS[part]:
             whole = "a fixed subset of" if len(splits[part]) < len(every) else "the files hold"
-            notes.append(f"{name} {part}: {len(splits[part])} rows ({whole} {len(every)}); E2E has {ROWS[part]}")
+            notes.append(
+                f"{name} {part}: {len(splits[part])} rows ({whole} {len(every)}); E2E has {ROWS[part]}"
+            )
     groups: dict[str, list[str]] = {}
     for mr, reference in rows.get(split, []):
         groups.setdefault(mr, []).append(reference)
@@ -220,20 +249,28 @@ def load(settings: Any) -> E2ETask:
         notes.append(f"{len(task.items)} MRs are decoded, of {len(mrs)} in the {split} set")
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(
-            f"references tokenised here with spaCy {version('spacy')}'s English rules, as microsoft/LoRA's test references "
-            f"are; its dev (and, it seems, train) references are tokenised differently ({OTHERWISE}): for table 3 use its "
-            f"txt files"
+            f"references tokenised here with spaCy {version('spacy')}'s English rules, as microsoft/LoRA's"
+            " test references are; its dev (and, it seems, train) references are tokenised differently"
+            f" ({OTHERWISE}): for table 3 use its txt files"
         )
     task.notes = notes + _deviations(settings)
     if task.decodes and shutil.which("java") is None:
-        task.advice = [f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. python -m runs.evaluate ID adds them later"]
+        task.advice = [
+            f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. python -m runs.evaluate ID adds them"
+            " later"
+        ]
     return task
 
 
 def _deviations(settings: Any) -> list[str]:
     """What is set otherwise than in the published runs, in words."""
     if settings["decode"] == "none":  # how texts would be decoded matters to nobody
-        settings = {**settings, **PUBLISHED, "length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
+        settings = {
+            **settings,
+            **PUBLISHED,
+            "length_penalty": [0.9],
+            "label_smoothing": settings["label_smoothing"],
+        }
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
     words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
     if float(settings["length_penalty"][0]) != 0.9:
@@ -261,18 +298,27 @@ def _check(settings: Any) -> None:
         if settings[key] is None:
             raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
     if not 0 <= settings["label_smoothing"] < 1:
-        raise DataError(f"task.label_smoothing={settings['label_smoothing']}: should be at least 0 and less than 1")
+        raise DataError(
+            f"task.label_smoothing={settings['label_smoothing']}: should be at least 0 and less than 1"
+        )
     if settings["no_repeat_ngram"] < 0:
-        raise DataError(f"task.no_repeat_ngram={settings['no_repeat_ngram']}: should be at least 0 (which allows repeats)")
+        raise DataError(
+            f"task.no_repeat_ngram={settings['no_repeat_ngram']}: should be at least 0 (which allows repeats)"
+        )
     for key in ("beams", "max_new_tokens", "items", "train_rows", "dev_rows"):
         if settings[key] is not None and settings[key] < 1:
             raise DataError(f"task.{key}={settings[key]}: should be at least 1")
 
 
 def _local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split: all by the challenge's names, or all by LoRA's, or all the hub's parquet files."""
+    """The file of each split: all by the challenge's names, or all by LoRA's, or all the hub's parquet
+    files."""
     if not folder.is_dir():
-        what = "a file: task.data_dir takes the folder that holds it" if folder.is_file() else "no such folder (task.data_dir)"
+        what = (
+            "a file: task.data_dir takes the folder that holds it"
+            if folder.is_file()
+            else "no such folder (task.data_dir)"
+        )
         raise DataError(f"{folder}: {what}")
     wanted = [split for split in FILES if split != "test" or decode == "test"]
     missing: list[str] = []
@@ -289,7 +335,8 @@ def _local_files(folder: Path, decode: str) -> dict[str, Path]:
 
 
 def _named(folder: Path, name: str) -> Path | None:
-    """A file by its name, or the hub's parquet file of a split: validation-00000.parquet, default/validation/0000.parquet."""
+    """A file by its name, or the hub's parquet file of a split: validation-00000.parquet,
+    default/validation/0000.parquet."""
     above = ("", "*/") if "." not in name else ()
     patterns = [f"{folders}{name}{end}" for folders in above for end in ("*.parquet", "/*.parquet")] or [name]
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
@@ -300,14 +347,18 @@ def _named(folder: Path, name: str) -> Path | None:
 
 
 def _read(path: Path) -> Iterator[Pair]:
-    """Pairs of a file, as the model reads them. Raises DataError with file and line, and for a file without rows."""
+    """Pairs of a file, as the model reads them. Raises DataError with file and line, and for a file without
+    rows."""
     rows = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix](path)
     count = 0
     for line, mr, reference in rows:
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
         try:
-            yield mr if path.suffix == ".txt" else linearise(mr), reference if path.suffix == ".txt" else tokenise(reference)
+            yield (
+                mr if path.suffix == ".txt" else linearise(mr),
+                reference if path.suffix == ".txt" else tokenise(reference),
+            )
         except ValueError as error:
             raise DataError(f"{path} line {line}: {error}") from None
         count += 1
@@ -321,11 +372,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
         for column in ("mr", "ref"):
             if column not in (reader.fieldnames or []):
                 known = listed(reader.fieldnames or []) or "nothing"
-                raise DataError(f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)")
+                raise DataError(
+                    f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)"
+                )
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
+                    raise DataError(
+                        f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns"
+                    )
                 yield reader.line_num, row["mr"], row["ref"]
         except csv.Error as error:
             raise DataError(f"{path} after line {reader.line_num}: {error}") from None
@@ -354,7 +409,8 @@ def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def linearise(mr: str) -> str:
-    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type : pub | price : £ 20 - 25`.
+    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type : pub | price : £ 20
+    - 25`.
 
     Raises ValueError for another form, or an attribute that E2E does not have.
     """
@@ -378,10 +434,10 @@ def _unknown(key: str, known: Any) -> str:
 def tokenise(reference: str) -> str:
     """Spaces around punctuation and before clitics, case kept: as the references of LoRA's files are written.
 
-    spaCy's English rules, but with a hyphen split off only between letters (`kid - friendly`, `5-star`): the rules that
-    spaCy had when those files were made. On the challenge's test set the result is as long as LoRA's file, to the character.
-    LoRA's dev file was made by other rules (OTHERWISE): of its 4,672 references 73 differ from these.
-    """
+    spaCy's English rules, but with a hyphen split off only between letters (`kid - friendly`, `5-star`): the
+    rules that spaCy had when those files were made. On the challenge's test set the result is as long as
+    LoRA's file, to the character. LoRA's dev file was made by other rules (OTHERWISE): of its 4,672
+    references 73 differ from these."""
     return " ".join(token.text for token in _tokenizer()(reference) if not token.is_space)
 
 

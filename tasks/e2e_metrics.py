@@ -1,15 +1,15 @@
-"""The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python mode) where
-every text has 4 tokens or more. Of a shorter text those scripts count the n-grams that it lacks as a negative number, and an
-empty text as one token, so that BLEU and NIST differ; here such a text has no n-grams.
+"""The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python
+mode) where every text has 4 tokens or more. Of a shorter text those scripts count the n-grams that it lacks
+as a negative number, and an empty text as one token, so that BLEU and NIST differ; here such a text has no
+n-grams.
 
     python -m tasks.e2e_metrics REFERENCES HYPOTHESES [--json]
 
-REFERENCES holds a block of lines for each item, with a blank line between items; HYPOTHESES a line for each item.
-BLEU, METEOR and ROUGE-L are printed times 100, as papers do; NIST and CIDEr as they are.
+REFERENCES holds a block of lines for each item, with a blank line between items; HYPOTHESES a line for each
+item. BLEU, METEOR and ROUGE-L are printed times 100, as papers do; NIST and CIDEr as they are.
 
-BLEU is sacrebleu's, METEOR 1.5, ROUGE-L and CIDEr are pycocoevalcap's behind its PTB tokeniser; these three need Java.
-NIST has no package that agrees with mteval, and is computed here from its definition.
-"""
+BLEU is sacrebleu's, METEOR 1.5, ROUGE-L and CIDEr are pycocoevalcap's behind its PTB tokeniser; these three
+need Java. NIST has no package that agrees with mteval, and is computed here from its definition."""
 
 import argparse
 import atexit
@@ -35,9 +35,8 @@ NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; co
 def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
     """The five scores of a hypothesis for each item, by the keys of METRICS.
 
-    Where Java is missing or fails, what needs it is None, and "unavailable" says why by key. Raises ValueError for numbers
-    of items that differ, none at all, or an item without references.
-    """
+    Where Java is missing or fails, what needs it is None, and "unavailable" says why by key. Raises
+    ValueError for numbers of items that differ, none at all, or an item without references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
     if not references or not all(any(r.strip() for r in item) for item in references):
@@ -54,7 +53,8 @@ def _spaced(text: str) -> str:
 
 
 def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """BLEU-4 of mteval-13a on lower-case text, times 100; the reference closest in length counts, the shorter of two."""
+    """BLEU-4 of mteval-13a on lower-case text, times 100; the reference closest in length counts, the shorter
+    of two."""
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references))
@@ -66,13 +66,13 @@ def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> floa
 def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest: int = 5) -> float:
     """NIST-5 of mteval-13a on lower-case text (Doddington 2002).
 
-    Information of an n-gram: log2 of how often its first n - 1 words occur in all references over how often it does. The
-    mean information of the matched n-grams is summed over n, and multiplied by exp(beta log2(min(1, length ratio))),
-    with beta such that a ratio of 2/3 costs a half; the reference length is the mean of an item's references.
-    The challenge's Perl script averages otherwise where the number of references varies, and can differ from this one
-    and from its own Python mode, which agree.
-    """
-    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]  # by length, over all references
+    Information of an n-gram: log2 of how often its first n - 1 words occur in all references over how often
+    it does. The mean information of the matched n-grams is summed over n, and multiplied by exp(beta
+    log2(min(1, length ratio))), with beta such that a ratio of 2/3 costs a half; the reference length is the
+    mean of an item's references. The challenge's Perl script averages otherwise where the number of
+    references varies, and can differ from this one and from its own Python mode, which agree."""
+    # By length, over all references
+    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
     matched: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
     total, reference_length = [0] * (longest + 1), 0.0
     for item, hypothesis in zip(references, hypotheses, strict=True):
@@ -92,7 +92,9 @@ def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest
             total[n] += mine.total()
     information = 0.0
     for n in range(1, longest + 1):
-        gained = sum(k * math.log2(counts[n - 1][gram[:-1]] / counts[n][gram]) for gram, k in matched[n].items())
+        gained = sum(
+            k * math.log2(counts[n - 1][gram[:-1]] / counts[n][gram]) for gram, k in matched[n].items()
+        )
         information += gained / total[n] if total[n] else 0.0
     ratio = min(1.0, total[1] / reference_length) if reference_length else 0.0
     beta = math.log(0.5) / math.log(1.5) ** 2
@@ -113,7 +115,8 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _with_java(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
-    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, for what Java did not do."""
+    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, for what Java
+    did not do."""
     found: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
     if shutil.which("java") is None:
         return found | {"unavailable": dict.fromkeys(found, NO_JAVA)}
@@ -146,21 +149,26 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     _tie(ptbtokenizer)
-    # The wrapper tells texts apart by lines alone, and takes fewer for granted. A last line of ours shows that all came.
+    # The wrapper tells texts apart by lines alone, and takes fewer for granted. A last line of ours shows
+    # that all came.
     end = -1
-    marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()} | {end: [{"caption": "end"}]}
+    marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()} | {
+        end: [{"caption": "end"}]
+    }
 
     def run() -> Any:
         return ptbtokenizer.PTBTokenizer().tokenize(marked)
 
     found: Tokenised = _quietly("the PTB tokeniser", run)
     if found.pop(end, None) != ["end"]:
-        raise JavaError("java ended before the PTB tokeniser was done (out of memory? is it Java 8 or newer?)")
+        raise JavaError(
+            "java ended before the PTB tokeniser was done (out of memory? is it Java 8 or newer?)"
+        )
     return found
 
 
-#: METEOR's processes that wait for more texts, by this process and Java: each reads paraphrases for seconds before its first
-#: text, and a run has two to four sets of texts.
+#: METEOR's processes that wait for more texts, by this process and Java: each reads paraphrases for seconds
+#: before its first text, and a run has two to four sets of texts.
 _WAITING: dict[tuple[int, str | None], Any] = {}
 atexit.register(_WAITING.clear)
 
@@ -187,8 +195,8 @@ def _meteor(expected: Tokenised, given: Tokenised) -> float:
 
 
 def _tie(wrapper: ModuleType) -> None:
-    """Has a wrapper start its Java so that it ends with this process. Else METEOR's, with up to 2 GB, would read
-    paraphrases for seconds before it saw that nobody asks."""
+    """Has a wrapper start its Java so that it ends with this process. Else METEOR's, with up to 2 GB, would
+    read paraphrases for seconds before it saw that nobody asks."""
 
     def start(command: list[str], **how: Any) -> Any:
         return subprocess.Popen(command, **how, **tied())
@@ -197,7 +205,8 @@ def _tie(wrapper: ModuleType) -> None:
 
 
 def _quietly(what: str, run: Callable[[], Any]) -> Any:
-    """Calls a wrapper of a Java program; its errors, of which each is another when Java dies, become one line."""
+    """Calls a wrapper of a Java program; its errors, of which each is another when Java dies, become one
+    line."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)  # the tokeniser reports its speed there
@@ -215,7 +224,8 @@ def _quietly(what: str, run: Callable[[], Any]) -> Any:
 
 
 def read_references(path: Path) -> list[list[str]]:
-    """The items of a file: blocks of lines with a blank line between them, or, in a file without any, a line each.
+    """The items of a file: blocks of lines with a blank line between them, or, in a file without any, a line
+    each.
 
     Raises DataError with the line of an item without references.
     """
@@ -232,7 +242,9 @@ def read_references(path: Path) -> list[list[str]]:
         if line.strip():
             items[-1].append(line.strip())
         elif not items[-1]:
-            raise DataError(f"{path} line {number}: an item without references (one blank line stands between items)")
+            raise DataError(
+                f"{path} line {number}: an item without references (one blank line stands between items)"
+            )
         else:
             items.append([])
     return items
@@ -258,7 +270,9 @@ def _lines(path: Path) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.e2e_metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tasks.e2e_metrics",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("references", type=Path)
     parser.add_argument("hypotheses", type=Path)

@@ -1,9 +1,9 @@
 """GLUE (Wang et al. 2019): sst2, mrpc, cola, qnli, rte, stsb, and mnli as a start for one of LoRA's rows.
 
 From the hub at a pinned revision, or from a local folder of GLUE's TSV files or of the hub's parquet files.
-CoLA is judged by Matthews correlation, STS-B by Pearson's, the rest by accuracy (MRPC too: not F1).
-SST-2's training rows are phrases of 6,920 sentences, its dev rows are sentences: tuning holds out sentences (Phrases).
-"""
+CoLA is judged by Matthews correlation, STS-B by Pearson's, the rest by accuracy (MRPC too: not F1). SST-2's
+training rows are phrases of 6,920 sentences, its dev rows are sentences: tuning holds out sentences
+(Phrases)."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,8 @@ HELD_OUT = {"sst2": 2}
 
 @dataclass(frozen=True)
 class Spec:
-    """How one task lies on disk. Names of columns in the TSV files; a CoLA file has no header, so numbers there."""
+    """How one task lies on disk. Names of columns in the TSV files; a CoLA file has no header, so numbers
+    there."""
 
     folder: str
     text: str | int
@@ -66,16 +67,21 @@ def source(settings: Any) -> Source:
 
 
 def load(settings: Any) -> TextTask:
-    """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of range."""
+    """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of
+    range."""
     name, spec = settings["name"], _spec(settings["name"])
     if settings.get("data_dir"):
         files = _local_files(name, Path(settings["data_dir"]))
     else:
         instead = "Give a local copy: task.data_dir=/where/glue (with make: DATA=/where/glue)"
-        folder = snapshot(settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead)
+        folder = snapshot(
+            settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead
+        )
         files = _local_files(name, folder)
     train, dev = (_read(files[split], spec) for split in ("train", "dev"))
-    parts = [subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev))]
+    parts = [
+        subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev))
+    ]
     task = TextTask(name, spec.classes, spec.metric, *parts)
     if name == "sst2":
         task = Phrases(name, spec.classes, spec.metric, *parts, whole=train)
@@ -89,31 +95,38 @@ def load(settings: Any) -> TextTask:
 
 
 class Phrases(TextTask):
-    """SST-2. Of its training rows only whole sentences resemble the dev rows. whole: all training rows of the file."""
+    """SST-2. Of its training rows only whole sentences resemble the dev rows. whole: all training rows of the
+    file."""
 
-    def __init__(self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, *, whole: Rows) -> None:
+    def __init__(
+        self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, *, whole: Rows
+    ) -> None:
         super().__init__(name, classes, metric, train, dev)
         self.whole = whole
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out. Sentences of the whole file become the dev rows: as many as `share` of the training rows, but at
-        most that share of all sentences. A phrase that is in no other sentence is trained on no more: a model would know a
-        held-out sentence by it."""
+        """See Task.hold_out. Sentences of the whole file become the dev rows: as many as `share` of the
+        training rows, but at most that share of all sentences. A phrase that is in no other sentence is
+        trained on no more: a model would know a held-out sentence by it."""
         train = self.splits["train"]
         within = sentences(self.whole.texts)
         rows = [row for row, text in enumerate(self.whole.texts) if _words(text) in within[_words(text)]]
         part = min(share, share * len(train) / len(rows))
-        dev = self.whole.take([rows[i] for i in held_out([self.whole.labels[row] for row in rows], part, self.name)])
+        dev = self.whole.take(
+            [rows[i] for i in held_out([self.whole.labels[row] for row in rows], part, self.name)]
+        )
         held = set(map(_words, dev.texts))
         rest = [row for row, text in enumerate(train.texts) if not within[_words(text)] <= held]
         self.splits = {"train": train.take(rest), "dev": dev}
         left = f"{len(train) - len(rest)} of {len(train)} training rows are left out with them"
-        self.notes.append(f"dev: {len(dev)} sentences held out (task.holdout={share:g}), {left}, the dev set is not used")
+        self.notes.append(
+            f"dev: {len(dev)} sentences held out (task.holdout={share:g}), {left}, the dev set is not used"
+        )
 
 
 def sentences(texts: Sequence[str]) -> dict[str, set[str]]:
-    """Of each text, by its words, the sentences that it is a run of whole words of. A sentence is a text that is in no other
-    one; it is in itself."""
+    """Of each text, by its words, the sentences that it is a run of whole words of. A sentence is a text that
+    is in no other one; it is in itself."""
     found: dict[str, set[str]] = {_words(text): set() for text in texts}
     for text in sorted(found, key=lambda text: (-len(text.split()), text)):
         if not found[text]:  # no longer text has it
@@ -137,7 +150,8 @@ def _spec(name: str) -> Spec:
 
 
 def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
-    """The training and dev file under data_dir, which is the task's own folder or the one that holds them all."""
+    """The training and dev file under data_dir, which is the task's own folder or the one that holds them
+    all."""
     spec = _spec(name)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
@@ -145,7 +159,11 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
         found = {}
         for split, stem in (("train", "train"), ("dev", spec.dev)):
             hub_stem = stem if split == "train" else spec.hub_dev
-            candidates = [folder / f"{stem}.tsv", *sorted(folder.glob(f"{hub_stem}*.parquet")), folder / f"{stem}.parquet"]
+            candidates = [
+                folder / f"{stem}.tsv",
+                *sorted(folder.glob(f"{hub_stem}*.parquet")),
+                folder / f"{stem}.parquet",
+            ]
             found[split] = next((p for p in candidates if p.is_file()), candidates[0])
         present = [path for path in found.values() if path.is_file()]
         if len(present) == 2:
@@ -154,8 +172,12 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
         if present or folder.name in (spec.folder, name):
             missing = next(path for path in found.values() if not path.is_file())
             if folder.is_dir():
-                raise DataError(f"{missing}: no such file ({name} needs {missing.stem}.tsv or the hub's parquet files)")
-    raise DataError(f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} (task.data_dir for {name})")
+                raise DataError(
+                    f"{missing}: no such file ({name} needs {missing.stem}.tsv or the hub's parquet files)"
+                )
+    raise DataError(
+        f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} (task.data_dir for {name})"
+    )
 
 
 def _read(path: Path, spec: Spec) -> Rows:
@@ -177,9 +199,12 @@ def _read(path: Path, spec: Spec) -> Rows:
 
 
 def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:
-    if parquet and spec.classes is not None:  # class indices, in the order of spec.classes; -1 marks the hidden test labels
+    # Class indices, in the order of spec.classes; -1 marks the hidden test labels
+    if parquet and spec.classes is not None:
         if value not in range(len(spec.classes)):
-            raise DataError(f"{path} row {line}: label {quoted(value)} is not one of 0 to {len(spec.classes) - 1}")
+            raise DataError(
+                f"{path} row {line}: label {quoted(value)} is not one of 0 to {len(spec.classes) - 1}"
+            )
         return int(value)
     number = parse_label(value, spec.classes, path, line)
     if spec.classes is None and not 0 <= number <= 5:
@@ -194,5 +219,8 @@ def _read_tsv(path: Path, spec: Spec) -> Iterator[Row]:
         header: list[Any] = list(range(4)) if headless else next(reader, [])
         for fields in reader:
             if len(fields) != len(header):
-                raise DataError(f"{path} line {reader.line_num}: {len(fields)} columns, {len(header)} expected. Is it cut off?")
+                raise DataError(
+                    f"{path} line {reader.line_num}: {len(fields)} columns, {len(header)} expected. Is it cut"
+                    " off?"
+                )
             yield reader.line_num, dict(zip(header, fields, strict=True))

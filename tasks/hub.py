@@ -1,4 +1,5 @@
-"""Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local cache."""
+"""Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local
+cache."""
 
 from pathlib import Path
 from typing import Any
@@ -7,31 +8,39 @@ from tasks.base import DataError
 
 
 def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: str, instead: str) -> Path:
-    """The local folder of a hub repository at a revision (None: its default branch), with the files that match.
+    """The local folder of a hub repository at a revision (None: its default branch), with the files that
+    match.
 
-    The folder's name is the commit's hash. `instead` says in the error what to give when the hub is out of reach.
-    """
+    The folder's name is the commit's hash. `instead` says in the error what to give when the hub is out of
+    reach."""
     from huggingface_hub import HfApi, logging, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of httpx, or of what the installed hub library uses instead
+    # Of httpx, or of what the installed hub library uses instead
+    http_error: Any = HfHubHTTPError.__bases__[0]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        # Asked first, and once: the download itself would try an unreachable hub six times, for half a minute.
+        # Asked first, and once: the download itself would try an unreachable hub six times, for half a
+        # minute.
         HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}") from None
+        raise DataError(
+            f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}"
+        ) from None
     except (http_error, OSError):
         here = cached(repo, revision, repo_type)
         if here is None:
-            raise DataError(f"{repo} is not on this machine and the hub cannot be reached. {instead}") from None
+            raise DataError(
+                f"{repo} is not on this machine and the hub cannot be reached. {instead}"
+            ) from None
         return here
 
 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:
-    """What pins a hub repository's content: its name and commit. None where only the network knows the commit."""
+    """What pins a hub repository's content: its name and commit. None where only the network knows the
+    commit."""
     here = None if revision else cached(repo, None, repo_type)
     commit = revision or (here.name if here else None)
     return f"{repo}@{commit}" if commit else None

@@ -1,4 +1,5 @@
-"""Where images come from: the layouts of the paper's four data sets, image folders, the hub's parquet files, digits."""
+"""Where images come from: the layouts of the paper's four data sets, image folders, the hub's parquet files,
+digits."""
 
 import functools
 import json
@@ -13,12 +14,28 @@ import numpy as np
 from tasks.base import Array, DataError, listed, named, quoted
 from tasks.pixels import Item
 
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".avif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+)
 
 
 @dataclass
 class Pool:
-    """Images of a split: a name and a class index for each, and how to get at some of them (in the order asked for)."""
+    """Images of a split: a name and a class index for each, and how to get at some of them (in the order
+    asked for)."""
 
     names: list[str]
     labels: Array
@@ -40,18 +57,30 @@ class ImageSet:
 # --- which files
 
 
-def local_files(name: str, data_dir: Path, train_splits: Sequence[str], test_split: str | None) -> dict[str, Path]:
-    """The files of a local copy by their names inside it. data_dir: the set's own folder, or for a published set the one
-    that holds them all by name. Raises DataError where there is nothing that can be read."""
+def local_files(
+    name: str, data_dir: Path, train_splits: Sequence[str], test_split: str | None
+) -> dict[str, Path]:
+    """The files of a local copy by their names inside it. data_dir: the set's own folder, or for a published
+    set the one that holds them all by name. Raises DataError where there is nothing that can be read."""
     if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: {'no folder' if data_dir.exists() else 'no such folder'} (task.data_dir)")
-    data_dir = next((data_dir / inner for inner in HOMES.get(name, ()) if (data_dir / inner).is_dir()), data_dir)
+        raise DataError(
+            f"{data_dir}: {'no folder' if data_dir.exists() else 'no such folder'} (task.data_dir)"
+        )
+    data_dir = next(
+        (data_dir / inner for inner in HOMES.get(name, ()) if (data_dir / inner).is_dir()), data_dir
+    )
     found = _upstream(name, data_dir) or _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
     if not found:
         kinds = f"{UPSTREAM[name]}, " if name in UPSTREAM else ""
         if any(path.name.lower().endswith(ENDINGS) for path in data_dir.iterdir()):
-            raise DataError(f"{data_dir}: images without folders for their classes. Is the folder above meant? (task.data_dir)")
-        raise DataError(f"{data_dir}: no images. It should hold {kinds}train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg")
+            raise DataError(
+                f"{data_dir}: images without folders for their classes. Is the folder above meant?"
+                " (task.data_dir)"
+            )
+        raise DataError(
+            f"{data_dir}: no images. It should hold {kinds}train/CLASS/*.jpg and test/CLASS/*.jpg, or"
+            " CLASS/*.jpg"
+        )
     return found
 
 
@@ -78,7 +107,8 @@ def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
         for folder in (data_dir, data_dir / "cifar-100-python"):
             if all((folder / file).is_file() for file in ("train", "test", "meta")):
                 raise DataError(
-                    f"{folder} holds pickles, which can run code. Take CIFAR-100's binary version (cifar-100-binary)"
+                    f"{folder} holds pickles, which can run code. Take CIFAR-100's binary version"
+                    " (cifar-100-binary)"
                 )
     if name == "food101":
         lists = {f"meta/{split}.txt": data_dir / "meta" / f"{split}.txt" for split in ("train", "test")}
@@ -107,7 +137,9 @@ def _parquet(data_dir: Path, train_splits: Sequence[str], test_split: str | None
         homes = sorted({path.parent for path in files})
         if len(homes) > 1:
             several = ", ".join(str(home.relative_to(data_dir)) for home in homes)
-            raise DataError(f"{data_dir}: parquet files of several configurations ({several}). Give one (task.data_dir=)")
+            raise DataError(
+                f"{data_dir}: parquet files of several configurations ({several}). Give one (task.data_dir=)"
+            )
         found |= {f"{split}/{number}.parquet": path for number, path in enumerate(files)}
     lacking = [split for split in wanted if not any(name.startswith(f"{split}/") for name in found)]
     if found and lacking:
@@ -121,8 +153,13 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
 
 
 def _folders(data_dir: Path) -> dict[str, Path]:
-    """Image files by split/class/name, or class/name. Names that begin with . or __ are none of the data's."""
-    homes = {path.name.lower(): path for path in sorted(data_dir.iterdir()) if path.is_dir() and not _hidden(path.name)}
+    """Image files by split/class/name, or class/name. Names that begin with . or __ are none of the
+    data's."""
+    homes = {
+        path.name.lower(): path
+        for path in sorted(data_dir.iterdir())
+        if path.is_dir() and not _hidden(path.name)
+    }
     train = next((homes[name] for name in TRAIN_FOLDERS if name in homes), None)
     test = next((homes[name] for name in TEST_FOLDERS if name in homes), None)
     others = [path.name for name, path in homes.items() if name not in (*TRAIN_FOLDERS, *TEST_FOLDERS)]
@@ -139,17 +176,24 @@ def _folders(data_dir: Path) -> dict[str, Path]:
             inside = []
             for folder, inner, names in os.walk(home, followlinks=True):
                 inner[:] = [name for name in inner if not _hidden(name)]
-                inside += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and not _hidden(name)]
+                inside += [
+                    Path(folder, name)
+                    for name in names
+                    if name.lower().endswith(ENDINGS) and not _hidden(name)
+                ]
             _one_class(home, inside)
             files |= {f"{split}{path.relative_to(top).as_posix()}": path for path in sorted(inside)}
     return files
 
 
 def _one_class(home: Path, images: list[Path]) -> None:
-    """Raises DataError for a folder that would be a class by its place, and by what it holds is none: its name would be
-    learnt in a class's stead."""
+    """Raises DataError for a folder that would be a class by its place, and by what it holds is none: its
+    name would be learnt in a class's stead."""
     if not images:
-        raise DataError(f"{home}: a folder for a class without an image ({', '.join(ENDINGS[:6])}, ...). Remove it, or fill it")
+        raise DataError(
+            f"{home}: a folder for a class without an image ({', '.join(ENDINGS[:6])}, ...). Remove it, or"
+            " fill it"
+        )
     inner = sorted({path.relative_to(home).parts[0] for path in images})
     if len(inner) > 1 and all(path.parent != home for path in images):
         where = f"{home} holds folders of images ({_some(inner)}), where images of one class are expected"
@@ -164,7 +208,8 @@ def _hidden(name: str) -> bool:
 
 
 def read(name: str, files: dict[str, Path], settings: Any) -> ImageSet:
-    """The data set in files of `local_files`. No image is decoded. Raises DataError where classes do not fit together."""
+    """The data set in files of `local_files`. No image is decoded. Raises DataError where classes do not fit
+    together."""
     if "train.bin" in files:
         return _cifar100(files)
     if "meta/train.txt" in files:
@@ -177,7 +222,8 @@ def read(name: str, files: dict[str, Path], settings: Any) -> ImageSet:
 
 
 def digits() -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (the test set of UCI's optical recognition data)."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (the test set of UCI's optical recognition
+    data)."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -198,7 +244,9 @@ def _in_memory(name: str, pixels: Array, labels: Array) -> Pool:
 
 
 def _paths(names: list[str], labels: Sequence[int], files: dict[str, Path]) -> Pool:
-    return Pool(names, np.asarray(labels, np.int64), lambda indices: (files[names[index]] for index in indices))
+    return Pool(
+        names, np.asarray(labels, np.int64), lambda indices: (files[names[index]] for index in indices)
+    )
 
 
 def _cifar100(files: dict[str, Path]) -> ImageSet:
@@ -209,7 +257,9 @@ def _cifar100(files: dict[str, Path]) -> ImageSet:
             raise DataError(f"{files[f'{split}.bin']}: not whole records of 3,074 bytes. Is it cut off?")
         rows = raw.reshape(-1, 3074)  # the coarse label, the fine label, and the red, green and blue plane
         if rows[:, 1].max() >= len(classes):
-            raise DataError(f"{files[f'{split}.bin']}: label {rows[:, 1].max()}, but {len(classes)} class names")
+            raise DataError(
+                f"{files[f'{split}.bin']}: label {rows[:, 1].max()}, but {len(classes)} class names"
+            )
         pools[split] = _in_memory(split, rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 1])
     return ImageSet(classes, pools["train"], pools["test"])
 
@@ -237,25 +287,41 @@ def _flowers102(files: dict[str, Path]) -> ImageSet:
     pools = []
     for split in ("trnid", "tstid"):
         numbers = found[split].ravel().tolist()
-        pools.append(_paths([f"jpg/image_{n:05d}.jpg" for n in numbers], [int(labels[n - 1]) - 1 for n in numbers], files))
+        pools.append(
+            _paths(
+                [f"jpg/image_{n:05d}.jpg" for n in numbers], [int(labels[n - 1]) - 1 for n in numbers], files
+            )
+        )
         lacking = [name for name in pools[-1].names if name not in files]
         if lacking:
-            raise DataError(f"{files['setid.mat'].parent / lacking[0]}: no such file ({len(lacking)} of {len(numbers)} lack)")
+            raise DataError(
+                f"{files['setid.mat'].parent / lacking[0]}: no such file ({len(lacking)} of {len(numbers)}"
+                " lack)"
+            )
     return ImageSet([str(n) for n in range(1, labels.max() + 1)], *pools)
 
 
 def _from_folders(files: dict[str, Path]) -> ImageSet:
-    split = all(name.startswith(("train/", "test/")) for name in files) and any(name.count("/") > 1 for name in files)
-    parts = [[n for n in files if n.startswith(f"{p}/")] for p in ("train", "test")] if split else [list(files)]
+    split = all(name.startswith(("train/", "test/")) for name in files) and any(
+        name.count("/") > 1 for name in files
+    )
+    parts = (
+        [[n for n in files if n.startswith(f"{p}/")] for p in ("train", "test")] if split else [list(files)]
+    )
     labels = [[name.split("/")[1 if split else 0] for name in part] for part in parts]
     classes = sorted(set(labels[0]))
     if split and set(labels[1]) != set(classes):
         lacking, more = sorted(set(classes) - set(labels[1])), sorted(set(labels[1]) - set(classes))
         where = next(iter(files.values())).parents[2]
-        words = [f"only train has {_some(lacking)}"] * bool(lacking) + [f"only test has {_some(more)}"] * bool(more)
+        words = [f"only train has {_some(lacking)}"] * bool(lacking) + [
+            f"only test has {_some(more)}"
+        ] * bool(more)
         raise DataError(f"{where}: the class folders of train and test differ: {'; '.join(words)}")
     index = {name: number for number, name in enumerate(classes)}
-    pools = [_paths(part, [index[label] for label in words_], files) for part, words_ in zip(parts, labels, strict=True)]
+    pools = [
+        _paths(part, [index[label] for label in words_], files)
+        for part, words_ in zip(parts, labels, strict=True)
+    ]
     return ImageSet(classes, pools[0], pools[1] if split else None)
 
 
@@ -280,17 +346,23 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
                 if lacking:
                     has = listed(opened.schema_arrow.names)
                     raise DataError(
-                        f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column, label_column)"
+                        f"{path}: no column {sorted(lacking)[0]!r}. It has: {has} (task.image_column,"
+                        " label_column)"
                     )
                 found = opened.read([label]).column(label).to_pylist()
                 strange = next((row for row, x in enumerate(found) if not isinstance(x, int | str)), None)
                 if strange is not None:
-                    raise DataError(f"{path} row {strange}: label {quoted(found[strange])} is neither a number nor a word")
+                    raise DataError(
+                        f"{path} row {strange}: label {quoted(found[strange])} is neither a number nor a word"
+                    )
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
             names += [f"{path.stem}/{row}" for row in range(len(found))]
             labels += found
-            groups += [(path, group, opened.metadata.row_group(group).num_rows) for group in range(opened.num_row_groups)]
+            groups += [
+                (path, group, opened.metadata.row_group(group).num_rows)
+                for group in range(opened.num_row_groups)
+            ]
             here = _class_names(opened.schema_arrow.metadata, label)
             if classes and here and here != classes:
                 raise DataError(f"{path}: its class names are not those of {train[0]}")
@@ -308,7 +380,9 @@ def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
         classes = [str(x) for x in every]
         index = {x: n for n, x in enumerate(every)}
     made = {
-        split: Pool(names, np.asarray([index[x] for x in labels], np.int64), functools.partial(_rows, groups, image))
+        split: Pool(
+            names, np.asarray([index[x] for x in labels], np.int64), functools.partial(_rows, groups, image)
+        )
         for split, (names, labels, groups) in pools.items()
     }
     return ImageSet(classes, made["train"], made.get("test"))

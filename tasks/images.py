@@ -1,10 +1,10 @@
-"""Few-shot image classification, as in the VeRA paper's table 5: CIFAR-100, Food-101, Flowers-102, RESISC45; scikit-learn's
-digits; and any folder of images.
+"""Few-shot image classification, as in the VeRA paper's table 5: CIFAR-100, Food-101, Flowers-102, RESISC45;
+scikit-learn's digits; and any folder of images.
 
-`shots` images of each class are drawn from the training split, and the whole test split is evaluated on; where there is no
-test split (RESISC45, digits), all the rest is. From the hub, from a local copy in the data set's own layout, or from a
-folder: see tasks/image_sets.py. What a model sees of an image belongs to its weights: see tasks/pixels.py.
-"""
+`shots` images of each class are drawn from the training split, and the whole test split is evaluated on;
+where there is no test split (RESISC45, digits), all the rest is. From the hub, from a local copy in the data
+set's own layout, or from a folder: see tasks/image_sets.py. What a model sees of an image belongs to its
+weights: see tasks/pixels.py."""
 
 import csv
 import functools
@@ -48,11 +48,15 @@ def source(settings: Any) -> Source:
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if settings["name"] == "digits":
         return Source(files={"digits.csv.gz": image_sets.digits_file()})
-    raise DataError("the task names no images. Give task.data_dir=/a/folder (train/CLASS/*.jpg, test/CLASS/*.jpg) or task.hub=")
+    raise DataError(
+        "the task names no images. Give task.data_dir=/a/folder (train/CLASS/*.jpg, test/CLASS/*.jpg) or"
+        " task.hub="
+    )
 
 
 def load(settings: Any) -> "ImageTask":
-    """See tasks.load. Raises DataError for classes with too few images, and settings out of range; decodes none yet."""
+    """See tasks.load. Raises DataError for classes with too few images, and settings out of range; decodes
+    none yet."""
     _check(settings)
     source(settings)
     if settings.get("data_dir") or settings.get("hub"):
@@ -72,8 +76,17 @@ def _local(settings: Any, folder: Path) -> dict[str, Path]:
 
 def _fetched(settings: Any) -> Path:
     splits = [*settings["train_splits"], *([settings["test_split"]] if settings["test_split"] else [])]
-    instead = "Give a local copy: task.data_dir=/its/folder, or the folder that holds several sets by name (with make: DATA=)"
-    return snapshot(settings["hub"], settings.get("revision"), [f"*{split}-*.parquet" for split in splits], "dataset", instead)
+    instead = (
+        "Give a local copy: task.data_dir=/its/folder, or the folder that holds several sets by name (with"
+        " make: DATA=)"
+    )
+    return snapshot(
+        settings["hub"],
+        settings.get("revision"),
+        [f"*{split}-*.parquet" for split in splits],
+        "dataset",
+        instead,
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -96,7 +109,10 @@ def _check(settings: Any) -> None:
     scale = settings["crop_scale"]
     numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
     if not (numbers and 0 < scale[0] <= scale[1] <= 1):
-        raise DataError(f"task.crop_scale={list(settings['crop_scale'])}: should be two shares of the area, such as [0.25,1.0]")
+        raise DataError(
+            f"task.crop_scale={list(settings['crop_scale'])}: should be two shares of the area, such as"
+            " [0.25,1.0]"
+        )
 
 
 class ImageTask(Task):
@@ -130,14 +146,16 @@ class ImageTask(Task):
     def _check_set(self) -> None:
         if self.num_labels < 2:
             raise DataError(
-                f"{self.name}: one class, {named(self.classes[0])}. Two are needed; is task.data_dir a folder too high?"
+                f"{self.name}: one class, {named(self.classes[0])}. Two are needed; is task.data_dir a folder"
+                " too high?"
             )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
             few = f"class {named(self.classes[fewest])} has {counts[fewest]} training images"
             raise DataError(
-                f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
+                f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller task.shots, or more"
+                " images"
             )
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and whole and not self.settings["holdout"]:
@@ -147,21 +165,27 @@ class ImageTask(Task):
         is_, there = (self.num_labels, len(self.set.train), test), PUBLISHED.get(self.name)
         if there and is_ != there:
             words = "{:,} classes, {:,} training and {:,} test images"
-            self.notes.append(f"{self.name}: {words.format(*is_)}; the published set has {words.format(*there)}")
+            self.notes.append(
+                f"{self.name}: {words.format(*is_)}; the published set has {words.format(*there)}"
+            )
         if self.settings["augment"] != "none":
             self.notes.append(f"training images are augmented ({self.settings['augment']})")
 
     def hold_out(self, share: float) -> None:
-        """See tasks.Task. Of the images drawn for training, the last `share` of each class; no test image is read."""
+        """See tasks.Task. Of the images drawn for training, the last `share` of each class; no test image is
+        read."""
         self.holdout = share
 
     # --- preparing
 
     def prepare(self, tokenizer: Preprocessing, max_length: int = 0, positions: int | None = None) -> None:
-        """Draws the training images and makes the evaluation's ready, from a file that is made once. `tokenizer` is the
-        model's preprocessing. Raises DataError for images that cannot be read, unless task.bad_images=skip."""
+        """Draws the training images and makes the evaluation's ready, from a file that is made once.
+        `tokenizer` is the model's preprocessing. Raises DataError for images that cannot be read, unless
+        task.bad_images=skip."""
         if isinstance(self.settings["image_size"], int):
-            self.notes.append(f"images of {self.settings['image_size']} pixels, not the {tokenizer.size[0]} of the weights")
+            self.notes.append(
+                f"images of {self.settings['image_size']} pixels, not the {tokenizer.size[0]} of the weights"
+            )
         self.wanted = tokenizer.at(self.settings["image_size"])
         bad: dict[str, str] = {}
         drawn = self._draw(bad)
@@ -187,7 +211,9 @@ class ImageTask(Task):
         self.selection = hashlib.sha256(json.dumps(self._rows["train"].tolist()).encode()).hexdigest()[:16]
         if self.holdout is not None:
             rows_ = f"{len(self._rows['dev'])} of {sum(map(len, drawn))} training images"
-            self.notes.append(f"dev: {rows_} held out (task.holdout={self.holdout}), the test images are not used")
+            self.notes.append(
+                f"dev: {rows_} held out (task.holdout={self.holdout}), the test images are not used"
+            )
         elif self.settings["dev_rows"]:
             self.notes.append(f"{self.name} dev: a fixed subset of {len(self._rows['dev'])} images")
 
@@ -196,23 +222,34 @@ class ImageTask(Task):
         pool, seed = self.set.train, self.settings["draw_seed"]
         members = [np.flatnonzero(pool.labels == label) for label in range(self.num_labels)]
         orders = [
-            np.random.Generator(np.random.Philox(key=[seed, label])).permutation(rows) for label, rows in enumerate(members)
+            np.random.Generator(np.random.Philox(key=[seed, label])).permutation(rows)
+            for label, rows in enumerate(members)
         ]
         if self.shots is None:
             self._pixels["train"], unreadable = self._file("train", pool)
             bad |= {pool.names[index]: why for index, why in unreadable.items()}
             self._where = {index: index for index in range(len(pool))}
-            readable = [np.asarray([row for row in order if row not in unreadable], np.int64) for order in orders]
-            empty = next((name for name, rows in zip(self.classes, readable, strict=True) if not len(rows)), None)
+            readable = [
+                np.asarray([row for row in order if row not in unreadable], np.int64) for order in orders
+            ]
+            empty = next(
+                (name for name, rows in zip(self.classes, readable, strict=True) if not len(rows)), None
+            )
             if empty is not None:
                 self._tell(bad, f"{self.name}: class {named(empty)} has no training image that can be read")
             return readable
         coming, chosen = [iter(order.tolist()) for order in orders], [list[int]() for _ in orders]
         pixels: dict[int, Array] = {}
-        while todo := [row for have, more in zip(chosen, coming, strict=True) for row in _next(more, self.shots - len(have))]:
+        while todo := [
+            row
+            for have, more in zip(chosen, coming, strict=True)
+            for row in _next(more, self.shots - len(have))
+        ]:
             todo.sort()  # a file of many images is read from its beginning to its end
             items = list(pool.items(todo))
-            for row, item, result in zip(todo, items, parallel(self.wanted.read, items, self.workers), strict=True):
+            for row, item, result in zip(
+                todo, items, parallel(self.wanted.read, items, self.workers), strict=True
+            ):
                 if isinstance(result, BadImageError):
                     bad[pool.names[row]] = str(result)
                     continue
@@ -224,7 +261,9 @@ class ImageTask(Task):
             if len(have) < self.shots:
                 fewer = f"class {named(self.classes[label])} has {len(have)} training images that can be read"
                 self._tell(
-                    bad, f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller task.shots"
+                    bad,
+                    f"{self.name}: {fewer}, fewer than task.shots={self.shots}. Mend them, or give a smaller"
+                    " task.shots",
                 )
         every = [row for have in chosen for row in have]
         self._where = {row: position for position, row in enumerate(every)}
@@ -233,9 +272,14 @@ class ImageTask(Task):
 
     def _split(self, drawn: list[Array]) -> tuple[list[Array], list[Array]]:
         """The training rows and the held-out ones of each class."""
-        cuts = [len(rows) - (max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0) for rows in drawn]
+        cuts = [
+            len(rows) - (max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0) for rows in drawn
+        ]
         if min(cuts) < 1:
-            raise DataError(f"{self.name}: task.holdout={self.holdout} of task.shots={self.shots} leaves nothing to train on")
+            raise DataError(
+                f"{self.name}: task.holdout={self.holdout} of task.shots={self.shots} leaves nothing to"
+                " train on"
+            )
         pairs = list(zip(drawn, cuts, strict=True))
         return [rows[:cut] for rows, cut in pairs], [rows[cut:] for rows, cut in pairs]
 
@@ -248,8 +292,8 @@ class ImageTask(Task):
         return prepared(items, len(pool), f"{self.key} {split}", self.wanted, folder, self.workers)
 
     def _tell(self, bad: dict[str, str], fatal: str | None = None) -> None:
-        """Names the images that cannot be read: as an error where they are refused, else in a note. fatal: what is an error
-        even where they are skipped."""
+        """Names the images that cannot be read: as an error where they are refused, else in a note. fatal:
+        what is an error even where they are skipped."""
         refused = self.settings["bad_images"] == "refuse"
         shown = sorted(bad.items())[: 20 if refused else 3]  # the record has them all
         first = "; ".join(f"{printable(name)} ({why})" for name, why in shown)
@@ -277,7 +321,8 @@ class ImageTask(Task):
             self._ahead = deque(row for batch in batches for row in batch)
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """pixel_values (images, 3, height, width) as bytes, which `loss` scales on the device; labels (images,)."""
+        """pixel_values (images, 3, height, width) as bytes, which `loss` scales on the device; labels
+        (images,)."""
         if split == "train" and self.settings["augment"] != "none":
             try:
                 pixels = np.stack([view.result() for view in self._views(indices)])
@@ -296,12 +341,18 @@ class ImageTask(Task):
         while self._ahead and len(self._waiting) < 2 * len(rows) + 4 * self.workers:
             row = self._ahead.popleft()
             self._waiting[row] = self._threads.submit(self._view, row)
-        return [self._waiting.pop(row) if row in self._waiting else self._threads.submit(self._view, row) for row in rows]
+        return [
+            self._waiting.pop(row) if row in self._waiting else self._threads.submit(self._view, row)
+            for row in rows
+        ]
 
     def _view(self, row: int) -> Array:
-        """A pure function of seed, epoch and row: a resumed run sees the same views, and so does any number of workers."""
+        """A pure function of seed, epoch and row: a resumed run sees the same views, and so does any number
+        of workers."""
         index, settings = int(self._rows["train"][row]), self.settings
-        generator = np.random.Generator(np.random.Philox(key=[settings["draw_seed"], (self._epoch << 32) + index]))
+        generator = np.random.Generator(
+            np.random.Philox(key=[settings["draw_seed"], (self._epoch << 32) + index])
+        )
         item = self._items[index] if index in self._items else next(self.set.train.items([index]))
         return augment(item, settings["augment"], settings["crop_scale"], self.wanted, generator)
 
@@ -328,17 +379,22 @@ class ImageTask(Task):
         if "features" in batch:
             return model(batch["features"])
         pixels = batch["pixel_values"].float()
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.wanted.mean, self.wanted.std))
+        mean, std = (
+            pixels.new_tensor(values)[:, None, None] for values in (self.wanted.mean, self.wanted.std)
+        )
         try:
             return model(pixel_values=(pixels / 255 - mean) / std, **self._resampling(model)).logits
         except (AssertionError, ValueError) as error:
             if self.settings["image_size"] is None:
                 raise
             timms = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
-            raise DataError(f"task.image_size={self.settings['image_size']}: {str(error).splitlines()[0]} {timms}") from None
+            raise DataError(
+                f"task.image_size={self.settings['image_size']}: {str(error).splitlines()[0]} {timms}"
+            ) from None
 
     def _resampling(self, model: Any) -> dict[str, bool]:
-        """ViT resamples its table of positions for images of another size when it is asked to; DINOv2 always does."""
+        """ViT resamples its table of positions for images of another size when it is asked to; DINOv2 always
+        does."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
         return {key: True} if self.settings["image_size"] and key in signature(forward).parameters else {}
@@ -355,10 +411,13 @@ class ImageTask(Task):
     # --- what is seen of a run
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
-        """predictions.csv, confusion.png, and predictions.png: 40 evaluation images, the same for every method."""
+        """predictions.csv, confusion.png, and predictions.png: 40 evaluation images, the same for every
+        method."""
         labels, pool = self.labels("dev"), self._pool["dev"]
         names = [pool.names[row] for row in self._rows["dev"]]
-        with open(folder / "predictions.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(
+            folder / "predictions.csv", "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", "label", "predicted"])
             words = ([self.classes[n] for n in values] for values in (labels, predictions))

@@ -1,12 +1,12 @@
-"""Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in the VeRA paper's tables 4, 9, 12 and 13.
+"""Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in the VeRA paper's tables 4, 9, 12
+and 13.
 
-A row is BOS (where the tokenizer writes one), prompt, response, end token. The prompt is a template's: see Template. Only
-what predicts the response and its end is trained (tasks/continuations.py). The paper names no dev set: `dev_rows` rows
-are held out from the published ones, the same for every run.
+A row is BOS (where the tokenizer writes one), prompt, response, end token. The prompt is a template's: see
+Template. Only what predicts the response and its end is trained (tasks/continuations.py). The paper names no
+dev set: `dev_rows` rows are held out from the published ones, the same for every run.
 
-What a trained model says to MT-Bench's questions is asked by runs/answer.py, in the template's own words: a conversation
-goes on after the end token of the answer before it.
-"""
+What a trained model says to MT-Bench's questions is asked by runs/answer.py, in the template's own words: a
+conversation goes on after the end token of the answer before it."""
 
 import hashlib
 import string
@@ -26,9 +26,9 @@ PROTOCOL = 1
 #: Rows of yahma/alpaca-cleaned.
 PUBLISHED = 51760
 OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
-#: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each
-#: as UTF-8 without the white space at its end: that file ends them at the colon, alpaca-lora with a line's end, QLoRA with a
-#: space.
+#: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of
+#: https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each as UTF-8 without the white space at
+#: its end: that file ends them at the colon, alpaca-lora with a line's end, QLoRA with a space.
 ALPACA = {
     "prompt_input": "28811e9850d9511bab334d167a03a8a37614535fdb28d645492efac8e9951c0f",
     "prompt_no_input": "35101bc36d10997c7d926d8f21f7d173aec6523f3a57d78821b944a89925cdca",
@@ -39,9 +39,9 @@ STOP = "### Instruction"
 
 @dataclass(frozen=True)
 class Template:
-    """The words around an instruction, in the keys of alpaca-lora's template files: prompt_input, prompt_no_input; and,
-    both of which upstream's files lack, next_turn (for want of it, prompt_no_input from its last heading before the
-    instruction on) and stop (Alpaca's marker, where the prompt has it)."""
+    """The words around an instruction, in the keys of alpaca-lora's template files: prompt_input,
+    prompt_no_input; and, both of which upstream's files lack, next_turn (for want of it, prompt_no_input from
+    its last heading before the instruction on) and stop (Alpaca's marker, where the prompt has it)."""
 
     prompt_input: str
     prompt_no_input: str
@@ -56,7 +56,10 @@ class Template:
     @property
     def is_alpacas(self) -> bool:
         """Whether both prompts are Alpaca's own."""
-        return all(hashlib.sha256(getattr(self, key).rstrip().encode()).hexdigest() == digest for key, digest in ALPACA.items())
+        return all(
+            hashlib.sha256(getattr(self, key).rstrip().encode()).hexdigest() == digest
+            for key, digest in ALPACA.items()
+        )
 
     def turn(self, instruction: str) -> str:
         """The text between the end of an answer and the next one."""
@@ -64,7 +67,8 @@ class Template:
 
 
 def read_template(path: Path) -> Template:
-    """A template file (JSON). Raises DataError for a missing form, or a placeholder that is missing or not known."""
+    """A template file (JSON). Raises DataError for a missing form, or a placeholder that is missing or not
+    known."""
     try:
         with open_text(path) as file:
             found = parse_json(file.read(), str(path))
@@ -75,7 +79,10 @@ def read_template(path: Path) -> Template:
     plain = found.get("prompt_no_input")
     if isinstance(plain, str):
         heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
-        found = {"next_turn": "\n\n" + plain[max(heading, 0) :], "stop": STOP if STOP in plain else None} | found
+        found = {
+            "next_turn": "\n\n" + plain[max(heading, 0) :],
+            "stop": STOP if STOP in plain else None,
+        } | found
     for key, wanted in (
         ("prompt_input", "instruction input"),
         ("prompt_no_input", "instruction"),
@@ -91,10 +98,14 @@ def read_template(path: Path) -> Template:
         fields = {str(name) for name, _, _ in parts}
         if fields != set(wanted.split()) or any(form or conversion for _, form, conversion in parts):
             names, there = ", ".join(f"{{{name}}}" for name in wanted.split()), quoted(sorted(fields))
-            raise DataError(f"{path}: {key} has the placeholders {there}, it should have {names} and nothing in them")
+            raise DataError(
+                f"{path}: {key} has the placeholders {there}, it should have {names} and nothing in them"
+            )
         _whole(f"{path}: {key}", text)
     if not isinstance(found["stop"], str | None) or found["stop"] == "":
-        raise DataError(f"{path}: stop is {quoted(found['stop'])}, it should be a text or null (task.template)")
+        raise DataError(
+            f"{path}: stop is {quoted(found['stop'])}, it should be a text or null (task.template)"
+        )
     return Template(*(found[key] for key in ("prompt_input", "prompt_no_input", "next_turn", "stop")))
 
 
@@ -126,7 +137,9 @@ class InstructTask(Continuations):
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
-            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token, which ends a response")
+            raise DataError(
+                f"{self.name}: the model's tokenizer has no end-of-text token, which ends a response"
+            )
         self.tokenizer, self.positions = tokenizer, positions
         short = 0
         for split, rows in self.splits.items():
@@ -135,8 +148,8 @@ class InstructTask(Continuations):
             whole = self._ids([prompt + row.output for prompt, row in zip(prompts, rows, strict=True)])
             found: list[Row] = []
             for prompt, both, row in zip(asked, whole, rows, strict=True):
-                # As one text, for a response begins with another token after a line's end than by itself; but what the
-                # model is asked with must be what it was trained with.
+                # As one text, for a response begins with another token after a line's end than by itself; but
+                # what the model is asked with must be what it was trained with.
                 if both[: len(prompt)] != prompt:
                     both = prompt + tokenizer(row.output, add_special_tokens=False)["input_ids"]
                 ids = [*both, tokenizer.eos_token_id][:max_length]
@@ -145,7 +158,10 @@ class InstructTask(Continuations):
             short += len(rows) - len(found)
             self._rows[split] = found
             if not found:
-                raise DataError(f"{self.name}: train.max_length={max_length} leaves no room for a response in any {split} row")
+                raise DataError(
+                    f"{self.name}: train.max_length={max_length} leaves no room for a response in any"
+                    f" {split} row"
+                )
         if short:
             self.notes.append(f"{short} rows left out, whose prompt fills train.max_length={max_length}")
 
@@ -156,11 +172,16 @@ class InstructTask(Continuations):
         return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """Token ids of a conversation up to where the next answer begins: a turn more than there are answers."""
+        """Token ids of a conversation up to where the next answer begins: a turn more than there are
+        answers."""
         ids = self._ids([self.template.prompt(turns[0]) + (answers[0] if answers else "")])[0]
         for number, turn in enumerate(turns[1:], 1):
             text = self.template.turn(turn) + (answers[number] if number < len(answers) else "")
-            ids = [*ids, self.tokenizer.eos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            ids = [
+                *ids,
+                self.tokenizer.eos_token_id,
+                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
+            ]
         return ids
 
 
@@ -192,7 +213,9 @@ def load(settings: Any) -> InstructTask:
     path = _local(folder)
     rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
     if len(rows) < count + 2:
-        raise DataError(f"{path}: {len(rows)} rows, of which task.dev_rows={count} are held out: too few are left")
+        raise DataError(
+            f"{path}: {len(rows)} rows, of which task.dev_rows={count} are held out: too few are left"
+        )
     held = set(fixed_subset(len(rows), count, f"{name}, held out"))
     rest = [row for i, row in enumerate(rows) if i not in held]
     train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
@@ -202,27 +225,41 @@ def load(settings: Any) -> InstructTask:
     if len(train) < len(rest):
         task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
     if not template.is_alpacas:
-        words = f"by the template {Path(settings['template']).name}" if settings["template"] else "in this project's own words"
+        words = (
+            f"by the template {Path(settings['template']).name}"
+            if settings["template"]
+            else "in this project's own words"
+        )
         task.notes.append(f"prompts {words}, not Alpaca's")
     return task
 
 
 def check_answers(settings: Any) -> None:
-    """Raises DataError for a setting of the answers that cannot be: told before the training that comes first."""
+    """Raises DataError for a setting of the answers that cannot be: told before the training that comes
+    first."""
     if settings["bench"] not in BENCHES:
         raise DataError(f"task.bench={settings['bench']}: should be one of {', '.join(BENCHES)}")
     if type(settings["answer_tokens"]) is not int or settings["answer_tokens"] < 1:
-        raise DataError(f"task.answer_tokens={settings['answer_tokens']}: should be a whole number of at least 1")
+        raise DataError(
+            f"task.answer_tokens={settings['answer_tokens']}: should be a whole number of at least 1"
+        )
     if type(settings["top_p"]) not in (int, float) or not 0 < settings["top_p"] <= 1:
-        raise DataError(f"task.top_p={settings['top_p']}: should be above 0 and at most 1 (which samples from all)")
+        raise DataError(
+            f"task.top_p={settings['top_p']}: should be above 0 and at most 1 (which samples from all)"
+        )
     if settings["top_k"] is not None and (type(settings["top_k"]) is not int or settings["top_k"] < 1):
-        raise DataError(f"task.top_k={settings['top_k']}: should be a whole number of at least 1, or null for all")
+        raise DataError(
+            f"task.top_k={settings['top_k']}: should be a whole number of at least 1, or null for all"
+        )
 
 
 def _check(settings: Any) -> None:
     check_answers(settings)
     if type(settings["dev_rows"]) is not int or settings["dev_rows"] < 2:
-        raise DataError(f"task.dev_rows={settings['dev_rows']}: should be at least 2 rows, which are held out from training")
+        raise DataError(
+            f"task.dev_rows={settings['dev_rows']}: should be at least 2 rows, which are held out from"
+            " training"
+        )
 
 
 def _local(folder: Path) -> Path:
@@ -232,20 +269,27 @@ def _local(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (task.data_dir)")
     for pattern in ("*.json", "*/*.json"):
-        found = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != "dataset_infos.json")
+        found = sorted(
+            path for path in folder.glob(pattern) if path.is_file() and path.name != "dataset_infos.json"
+        )
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
-            raise DataError(f"{folder}: {len(found)} JSON files ({names}). Give one (task.data_dir=/its/file.json)")
+            raise DataError(
+                f"{folder}: {len(found)} JSON files ({names}). Give one (task.data_dir=/its/file.json)"
+            )
     raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
 
 
 def read_rows(path: Path) -> list[Example]:
-    """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object a line."""
+    """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object
+    a line."""
     with open_text(path) as file:
         if path.suffix == ".jsonl":
-            rows = [parse_json(line, f"{path} row {number}") for number, line in enumerate(file) if line.strip()]
+            rows = [
+                parse_json(line, f"{path} row {number}") for number, line in enumerate(file) if line.strip()
+            ]
         else:
             instead = "Give JSON lines: an object a line, in a file named .jsonl"
             rows = parse_json(file.read(instead), str(path))

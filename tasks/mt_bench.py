@@ -1,15 +1,16 @@
-"""MT-Bench and Vicuna-bench: questions, answer files, and judging by a model behind any OpenAI-compatible endpoint.
+"""MT-Bench and Vicuna-bench: questions, answer files, and judging by a model behind any OpenAI-compatible
+endpoint.
 
     python -m tasks.mt_bench judge ANSWERS [ANSWERS ...] [--bench mt_bench] [--judge gpt-4] [--passes 1]
     python -m tasks.mt_bench show ANSWERS [ANSWERS ...]
 
-The key is read from OPENAI_API_KEY, the endpoint from --base-url or OPENAI_BASE_URL. ANSWERS are files in FastChat's
-format. A judgment is saved as it comes in, by what was asked: judging again, or after a kill, pays only for what is
-missing. show asks for nothing. Exit codes: 0; 1 where the judge failed at some; 2 for an error, in one line.
+The key is read from OPENAI_API_KEY, the endpoint from --base-url or OPENAI_BASE_URL. ANSWERS are files in
+FastChat's format. A judgment is saved as it comes in, by what was asked: judging again, or after a kill, pays
+only for what is missing. show asks for nothing. Exit codes: 0; 1 where the judge failed at some; 2 for an
+error, in one line.
 
-The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its questions, prompts
-and reference answers are read from a copy of its data folder.
-"""
+The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its
+questions, prompts and reference answers are read from a copy of its data folder."""
 
 import argparse
 import asyncio
@@ -36,9 +37,19 @@ from tasks.text import LONGEST_LINE, Lines, open_text
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
 #: Categories that are judged beside a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+}
 TEMPERATURES |= {"stem": 0.1, "humanities": 0.1}
-INSTEAD = "Give a local copy of FastChat's data: task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
+INSTEAD = (
+    "Give a local copy of FastChat's data: task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here"
+    " --data)"
+)
 
 Messages = list[dict[str, str]]
 
@@ -59,7 +70,8 @@ def temperature(category: str) -> float:
 
 
 def data_folder(settings: Mapping[str, Any]) -> Path:
-    """The folder with judge_prompts.jsonl and one folder for each bench: settings["mt_bench_dir"], else from the hub.
+    """The folder with judge_prompts.jsonl and one folder for each bench: settings["mt_bench_dir"], else from
+    the hub.
 
     Raises DataError where there is none.
     """
@@ -95,24 +107,30 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
     return list(found.values())
 
 
-def read_answers(path: Path, questions: Sequence[Question], model: str | None = None) -> tuple[str, dict[int, list[str]]]:
-    """The model's id, and its answers by question, a text for each turn (of the first choice, as FastChat judges it).
+def read_answers(
+    path: Path, questions: Sequence[Question], model: str | None = None
+) -> tuple[str, dict[int, list[str]]]:
+    """The model's id, and its answers by question, a text for each turn (of the first choice, as FastChat
+    judges it).
 
-    Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated questions, and
-    another number of turns.
-    """
+    Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated
+    questions, and another number of turns."""
     asked, found = {q.id: q for q in questions}, dict[int, list[str]]()
     for where, row in _rows(path, "question_id", "model_id", "choices"):
         number, turns = _answer(where, row)
         model = str(row["model_id"]) if model is None else model
         if row["model_id"] != model:
-            raise DataError(f"{where}: an answer of {quoted(row['model_id'])} in an answer file of {quoted(model)}")
+            raise DataError(
+                f"{where}: an answer of {quoted(row['model_id'])} in an answer file of {quoted(model)}"
+            )
         if number not in asked:
             raise DataError(f"{where}: the bench has no question {number}")
         if number in found:
             raise DataError(f"{where}: an answer to question {number} a second time")
         if len(turns) != len(asked[number].turns):
-            raise DataError(f"{where}: {_turns(turns)} for question {number}, which has {len(asked[number].turns)}")
+            raise DataError(
+                f"{where}: {_turns(turns)} for question {number}, which has {len(asked[number].turns)}"
+            )
         found[number] = turns
     missing = [number for number in asked if number not in found]
     if missing or model is None:
@@ -121,17 +139,26 @@ def read_answers(path: Path, questions: Sequence[Question], model: str | None = 
     return model, {number: found[number] for number in asked}
 
 
-def write_answers(path: Path, model_id: str, answers: Mapping[int, Sequence[str]], questions: Sequence[Question]) -> None:
-    """Writes an answer file, whole or not at all. Raises ValueError for answers that do not fit the questions, and OSError."""
+def write_answers(
+    path: Path, model_id: str, answers: Mapping[int, Sequence[str]], questions: Sequence[Question]
+) -> None:
+    """Writes an answer file, whole or not at all. Raises ValueError for answers that do not fit the
+    questions, and OSError."""
     if {q.id: len(q.turns) for q in questions} != {number: len(turns) for number, turns in answers.items()}:
         raise ValueError("the answers do not fit the questions and their turns")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         try:
             for question in questions:
                 turns = list(answers[question.id])
                 row = {"question_id": question.id, "answer_id": _hash([model_id, question.id, turns])[:22]}
-                row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}], "tstamp": time.time()}
+                row |= {
+                    "model_id": model_id,
+                    "choices": [{"index": 0, "turns": turns}],
+                    "tstamp": time.time(),
+                }
                 file.write(json.dumps(row) + "\n")
             file.close()
             os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
@@ -142,7 +169,8 @@ def write_answers(path: Path, model_id: str, answers: Mapping[int, Sequence[str]
 
 
 def _rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each after its place in words. Raises DataError for what lacks one of the keys."""
+    """The objects of a JSONL file, each after its place in words. Raises DataError for what lacks one of the
+    keys."""
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path} line {number}"
@@ -183,11 +211,11 @@ def _hash(value: Any) -> str:
 def prompts(
     folder: Path, bench: str, questions: Sequence[Question], answers: Mapping[int, Sequence[str]]
 ) -> dict[tuple[int, int], Messages]:
-    """What the judge is sent for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode single).
+    """What the judge is sent for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode
+    single).
 
-    Math, reasoning and coding take the prompts with GPT-4's reference answers; turn 2 shows the judge both turns. Raises
-    DataError for a prompt or a reference answer that is missing.
-    """
+    Math, reasoning and coding take the prompts with GPT-4's reference answers; turn 2 shows the judge both
+    turns. Raises DataError for a prompt or a reference answer that is missing."""
     path = folder / "judge_prompts.jsonl"
     templates = dict[str, dict[str, str]]()
     for where, row in _rows(path, *_PROMPT):
@@ -202,18 +230,24 @@ def prompts(
         shown = {"question": q.turns, "answer": answers[q.id]}
         if q.category in REFERENCED:
             if len(references.get(q.id, ())) < len(q.turns):
-                raise DataError(f"{known}: no reference answer to each turn of question {q.id} ({q.category})")
+                raise DataError(
+                    f"{known}: no reference answer to each turn of question {q.id} ({q.category})"
+                )
             shown["ref_answer"] = references[q.id]
         for turn in range(1, len(q.turns) + 1):
             name = f"single-{'math-' * (q.category in REFERENCED)}v1{'-multi-turn' * (turn > 1)}"
             if name not in templates:
                 raise DataError(f"{path}: no prompt {name!r}")
-            fields = {f"{what}_{n}": texts[n - 1] for what, texts in shown.items() for n in range(1, turn + 1)}
+            fields = {
+                f"{what}_{n}": texts[n - 1] for what, texts in shown.items() for n in range(1, turn + 1)
+            }
             if turn == 1:
                 fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
             text = _filled(templates[name]["prompt_template"], fields, f"{path}: prompt {name!r}")
             system = templates[name]["system_prompt"]
-            found[q.id, turn] = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
+            found[q.id, turn] = [{"role": "system", "content": system}] * bool(system) + [
+                {"role": "user", "content": text}
+            ]
     return found
 
 
@@ -222,10 +256,14 @@ _PROMPT = ("name", "system_prompt", "prompt_template")
 
 
 def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
-    """A template with its placeholders filled in. DataError for one that is not just a known name in braces: what else
-    format() obeys would look into objects, or pad to any width."""
+    """A template with its placeholders filled in. DataError for one that is not just a known name in braces:
+    what else format() obeys would look into objects, or pad to any width."""
     try:
-        asked = [(name, spec or conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
+        asked = [
+            (name, spec or conversion)
+            for _, name, spec, conversion in Formatter().parse(template)
+            if name is not None
+        ]
         odd = next((name for name, more in asked if name not in fields or more), None)
         if odd is None:
             return template.format(**fields)  # once: what it fills in may hold braces
@@ -274,7 +312,8 @@ class Judge:
 
 @dataclass(frozen=True)
 class Judgment:
-    """A reply that was paid for, whether or not a rating can be read from it, and its tokens, where the server counts."""
+    """A reply that was paid for, whether or not a rating can be read from it, and its tokens, where the
+    server counts."""
 
     reply: str
     rating: float | None
@@ -283,7 +322,8 @@ class Judgment:
 
 
 def read_judgments(file: Path) -> dict[str, Judgment]:
-    """The saved judgments by key, none where there is no file. The first counts, should two processes have asked at once.
+    """The saved judgments by key, none where there is no file. The first counts, should two processes have
+    asked at once.
 
     A line that a kill cut off is passed over. Raises DataError for a file of something else.
     """
@@ -320,13 +360,15 @@ def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
 
 
 def _append(file: Path, line: bytes) -> None:
-    """Appends a line in one write, so that processes may share the file, after one that a kill cut off. Raises DataError."""
+    """Appends a line in one write, so that processes may share the file, after one that a kill cut off.
+    Raises DataError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            # A line that another process is in the middle of writing looks cut off, too: an empty line more does no harm.
+            # A line that another process is in the middle of writing looks cut off, too: an empty line more
+            # does no harm.
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line
             if os.write(descriptor, line) != len(line):
@@ -346,7 +388,8 @@ class JudgeError(Exception):
 
 @dataclass
 class Outcome:
-    """How many judgments were asked for anew, and were saved before; why others could not be had, and how many."""
+    """How many judgments were asked for anew, and were saved before; why others could not be had, and how
+    many."""
 
     asked: int = 0
     cached: int = 0
@@ -365,13 +408,14 @@ def judge(
     timeout: float = 300.0,
     progress: bool = False,
 ) -> Outcome:
-    """Asks for every judgment that `file` lacks, `concurrency` at a time, and appends each to it as it comes in.
+    """Asks for every judgment that `file` lacks, `concurrency` at a time, and appends each to it as it comes
+    in.
 
-    Rate limits, server errors, time-outs (seconds, for one try) and broken connections are retried by the openai package
-    with a growing pause. A prompt that still fails is counted, and asked again the next time. What is bound to fail for
-    all raises JudgeError at once: a wrong key, judge or address, a quota that is used up, or a server that is gone for good.
-    A file that cannot be used raises DataError. Whatever ends it, what came in is saved.
-    """
+    Rate limits, server errors, time-outs (seconds, for one try) and broken connections are retried by the
+    openai package with a growing pause. A prompt that still fails is counted, and asked again the next time.
+    What is bound to fail for all raises JudgeError at once: a wrong key, judge or address, a quota that is
+    used up, or a server that is gone for good. A file that cannot be used raises DataError. Whatever ends it,
+    what came in is saved."""
     if concurrency < 1 or retries < 0 or not timeout > 0:
         raise JudgeError("concurrency and timeout are to be above 0, and retries not below")
     saved = read_judgments(file)
@@ -386,8 +430,12 @@ def judge(
     if not (secret.isascii() and secret.isprintable()):
         raise JudgeError("OPENAI_API_KEY holds a character that no key has")
     url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    if not re.fullmatch(r"https?://([^/\s@]*@)?([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?", url, re.ASCII):
-        raise JudgeError(f"{_public(url)!r} is no address such as http://localhost:8000/v1 (--base-url or OPENAI_BASE_URL)")
+    if not re.fullmatch(
+        r"https?://([^/\s@]*@)?([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?", url, re.ASCII
+    ):
+        raise JudgeError(
+            f"{_public(url)!r} is no address such as http://localhost:8000/v1 (--base-url or OPENAI_BASE_URL)"
+        )
     _append(file, b"")  # what cannot be saved is not paid for
 
     from openai import AsyncOpenAI, Timeout
@@ -417,7 +465,8 @@ def judge(
                     bar.update()
 
         async with AsyncOpenAI(base_url=url, api_key=secret, max_retries=retries, timeout=limits) as client:
-            # One goes ahead, and is not retried: what dooms all shows there, before the others are paid or waited for.
+            # One goes ahead, and is not retried: what dooms all shows there, before the others are paid or
+            # waited for.
             first, *rest = todo
             again = [first] if await one(client.with_options(max_retries=0), first) else []
             keys = iter([*again, *rest])
@@ -438,7 +487,12 @@ async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
     import openai
 
     url = _public(str(client.base_url)).rstrip("/")
-    how: Any = {"model": by.name, "messages": messages, "temperature": by.temperature, "max_tokens": by.max_tokens}
+    how: Any = {
+        "model": by.name,
+        "messages": messages,
+        "temperature": by.temperature,
+        "max_tokens": by.max_tokens,
+    }
     try:
         answer = await client.chat.completions.create(**how)
         reply = answer.choices[0].message.content or ""
@@ -447,7 +501,9 @@ async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
     except openai.APIStatusError as error:
         code, body = f"HTTP {error.status_code}", error.body
         if error.status_code == 404 or error.code == "model_not_found":
-            raise JudgeError(f"{url} knows no judge {by.name!r} ({code}). Most addresses end in /v1") from None
+            raise JudgeError(
+                f"{url} knows no judge {by.name!r} ({code}). Most addresses end in /v1"
+            ) from None
         if error.status_code in (401, 403):  # without the server's words, which may hold a part of the key
             raise JudgeError(f"{url} refuses the key in OPENAI_API_KEY ({code})") from None
         if error.code == "insufficient_quota":
@@ -459,7 +515,9 @@ async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
     except openai.APIConnectionError as error:
         # The exceptions underneath are httpx's or httpx2's, by the version of openai.
         if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
-            raise JudgeError(f"nothing listens at {url} ({_line(error.__cause__) or 'no connection in time'})") from None
+            raise JudgeError(
+                f"nothing listens at {url} ({_line(error.__cause__) or 'no connection in time'})"
+            ) from None
         return "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke off"
     except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return "the reply is no chat completion"
@@ -479,11 +537,12 @@ def _line(words: object) -> str:
 def summary(
     folder: Path, bench: str, answers: Mapping[int, Sequence[str]], by: Judge, saved: Mapping[str, Judgment]
 ) -> dict[str, Any]:
-    """The scores of a model's answers by the judgments saved: 1 to 10, None where there is nothing to average.
+    """The scores of a model's answers by the judgments saved: 1 to 10, None where there is nothing to
+    average.
 
-    n scores are wanted, judged of them have a reply, n_valid a rating. The mean is over all valid ones, of all turns and
-    passes; low and high bound 95% of it over 10,000 resamples of the questions, each with all its turns and passes.
-    """
+    n scores are wanted, judged of them have a reply, n_valid a rating. The mean is over all valid ones, of
+    all turns and passes; low and high bound 95% of it over 10,000 resamples of the questions, each with all
+    its turns and passes."""
     questions = read_questions(folder, bench)
     wanted = prompts(folder, bench, questions, answers)
     category = {q.id: q.category for q in questions}
@@ -527,8 +586,11 @@ def _mean(scores: Sequence[float]) -> float | None:
     return float(np.mean(scores)) if scores else None
 
 
-def _interval(scores: Sequence[Sequence[float]], resamples: int = 10_000) -> tuple[float | None, float | None]:
-    """The 2.5th and 97.5th percentile of the pooled mean, over resamples of the items; each has its scores."""
+def _interval(
+    scores: Sequence[Sequence[float]], resamples: int = 10_000
+) -> tuple[float | None, float | None]:
+    """The 2.5th and 97.5th percentile of the pooled mean, over resamples of the items; each has its
+    scores."""
     scores = [item for item in scores if item]
     if not scores:
         return None, None
@@ -539,7 +601,8 @@ def _interval(scores: Sequence[Sequence[float]], resamples: int = 10_000) -> tup
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each summary (with its "model") under a heading, and one below for each that is incomplete."""
+    """A line for each summary (with its "model") under a heading, and one below for each that is
+    incomplete."""
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
@@ -549,10 +612,20 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     for s in summaries:
         interval = "-" if s["low"] is None else f"{s['low']:.2f} to {s['high']:.2f}"
         means = [*s["turns"].values(), *s["categories"].values()]
-        rows.append([s["model"], s["judge"], cell(s["mean"]), interval, *map(cell, means), f"{s['n_valid']} of {s['n']}"])
+        rows.append(
+            [
+                s["model"],
+                s["judge"],
+                cell(s["mean"]),
+                interval,
+                *map(cell, means),
+                f"{s['n_valid']} of {s['n']}",
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
     ]
     for s in summaries:
         if s["judged"] < s["n"]:
@@ -562,7 +635,9 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.mt_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tasks.mt_bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("action", choices=["judge", "show"])
@@ -576,7 +651,12 @@ def main(arguments: list[str]) -> int:
     add("--retries", type=int, default=10, help="of a prompt that fails, before it is left for the next time")
     add("--timeout", type=float, default=300.0, help="seconds that one try may take")
     add("--base-url", help="of an OpenAI-compatible endpoint; without it, OPENAI_BASE_URL, or OpenAI's own")
-    add("--judgments", type=Path, metavar="FILE", help="where judgments are saved; without it, outputs/judgments/JUDGE.jsonl")
+    add(
+        "--judgments",
+        type=Path,
+        metavar="FILE",
+        help="where judgments are saved; without it, outputs/judgments/JUDGE.jsonl",
+    )
     add("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_intermixed_args(arguments)
     file = options.judgments
@@ -588,20 +668,33 @@ def main(arguments: list[str]) -> int:
         models = [(path, *read_answers(path, questions)) for path in options.answers]
         outcome = Outcome()
         if options.action == "judge":
-            messages = [m for _, _, a in models for m in prompts(folder, options.bench, questions, a).values()]
+            messages = [
+                m for _, _, a in models for m in prompts(folder, options.bench, questions, a).values()
+            ]
             how = {name: getattr(options, name) for name in ("base_url", "concurrency", "retries", "timeout")}
             outcome = judge(messages, by, file, progress=True, **how)
         saved = read_judgments(file)
-        found = [{"model": m, "file": str(path)} | summary(folder, options.bench, a, by, saved) for path, m, a in models]
+        found = [
+            {"model": m, "file": str(path)} | summary(folder, options.bench, a, by, saved)
+            for path, m, a in models
+        ]
     except (DataError, JudgeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped. What was judged is saved in {file}; the same command goes on from there", file=sys.stderr)
+        print(
+            f"stopped. What was judged is saved in {file}; the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     failed = outcome.failed.total()
     if options.json:
-        counts = {"asked": outcome.asked, "cached": outcome.cached, "failed": failed, "reasons": dict(outcome.failed)}
+        counts = {
+            "asked": outcome.asked,
+            "cached": outcome.cached,
+            "failed": failed,
+            "reasons": dict(outcome.failed),
+        }
         print(json.dumps(({"judging": counts} if options.action == "judge" else {}) | {"models": found}))
         return 1 if failed else 0
     if options.action == "judge":

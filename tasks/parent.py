@@ -1,10 +1,12 @@
-"""A process that ends with the one that started it, whatever ended that: SIGKILL leaves it no time to tell its children.
+"""A process that ends with the one that started it, whatever ended that: SIGKILL leaves it no time to tell
+its children.
 
-On Linux the kernel sees to it, and from the first moment (PR_SET_PDEATHSIG in prctl(2)). Elsewhere a thread of the child
-looks twice a second, once Python has started there; a program in another language is left to notice that its input ends.
+On Linux the kernel sees to it, and from the first moment (PR_SET_PDEATHSIG in prctl(2)). Elsewhere a thread
+of the child looks twice a second, once Python has started there; a program in another language is left to
+notice that its input ends.
 
-The kernel goes by the thread that started the child, not by its process: that thread has to stay for as long as the child.
-"""
+The kernel goes by the thread that started the child, not by its process: that thread has to stay for as long
+as the child."""
 
 import ctypes
 import functools
@@ -23,7 +25,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> None:
-    """Has this process killed when its parent, whose id this is, ends. Ends it now where the parent is gone already."""
+    """Has this process killed when its parent, whose id this is, ends. Ends it now where the parent is gone
+    already."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
     else:
@@ -39,12 +42,14 @@ def _watch(parent: int) -> None:
 
 
 def tied() -> dict[str, Any]:
-    """What subprocess.Popen is given beside a program, for it to end with this process. Elsewhere than on Linux: nothing."""
+    """What subprocess.Popen is given beside a program, for it to end with this process. Elsewhere than on
+    Linux: nothing."""
     return {} if _LIBC is None else {"preexec_fn": functools.partial(end_with, os.getpid())}
 
 
 def tie_forks() -> None:
-    """Has every process that is forked from this one from here on end with it; what those fork is left to them."""
+    """Has every process that is forked from this one from here on end with it; what those fork is left to
+    them."""
     parent = os.getpid()
 
     def forked() -> None:

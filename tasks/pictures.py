@@ -13,24 +13,40 @@ RIGHT, WRONG = "#1b7837", "#c51b1b"
 
 
 def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Images as the model sees them, uint8 (images, 3, height, width), each with its class, and what was said instead of it."""
+    """Images as the model sees them, uint8 (images, 3, height, width), each with its class, and what was said
+    instead of it."""
     columns = 8
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (rows * 1.9), wspace=0.06, hspace=0.3)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (rows * 1.9), wspace=0.06, hspace=0.3
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
         axis.imshow(image.transpose(1, 2, 0))
         right = label == predicted
-        words = _short(classes[label]) if right else f"{_short(classes[label])}\nsaid: {_short(classes[predicted])}"
-        axis.set_title(words, fontsize=8, color=RIGHT if right else WRONG, loc="left", pad=2, va="bottom", parse_math=False)
+        words = (
+            _short(classes[label])
+            if right
+            else f"{_short(classes[label])}\nsaid: {_short(classes[predicted])}"
+        )
+        axis.set_title(
+            words,
+            fontsize=8,
+            color=RIGHT if right else WRONG,
+            loc="left",
+            pad=2,
+            va="bottom",
+            parse_math=False,
+        )
     _save(figure, path)
 
 
 def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Images of each class (a row) that were taken for each class (a column), in shares of the row; counts where they fit."""
+    """Images of each class (a row) that were taken for each class (a column), in shares of the row; counts
+    where they fit."""
     count = len(classes)
     counts = np.zeros((count, count), int)
     np.add.at(counts, (labels, predictions), 1)
@@ -45,7 +61,9 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
     axis.set_yticks(range(count), names, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
-    axis.set_title(f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%), last epoch")
+    axis.set_title(
+        f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%), last epoch"
+    )
     if count <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.5 else "black"

@@ -1,8 +1,8 @@
-"""From an image file to what a model sees: decoding, the preprocessing that belongs to the weights, augmentation.
+"""From an image file to what a model sees: decoding, the preprocessing that belongs to the weights,
+augmentation.
 
-Pillow does the work in threads (it lets go of the interpreter while it decodes and resizes); no torch here. Pixels stay
-bytes until they are on the device.
-"""
+Pillow does the work in threads (it lets go of the interpreter while it decodes and resizes); no torch here.
+Pixels stay bytes until they are on the device."""
 
 import contextlib
 import functools
@@ -43,11 +43,11 @@ class BadImageError(Exception):
 class Preprocessing:
     """How a model wants its images. It is published beside the weights and part of them.
 
-    resize: the length of the shorter edge after resizing, or (height, width) whatever the image's shape. size: the
-    (height, width) that is then cut out of the middle, and that the model sees. rounds: whether an odd remainder is split
-    by Python's round, as torchvision does for timm, or down, as transformers does. resample: Pillow's number of the
-    filter. mean, std: of each channel, of values between 0 and 1. patch: the side of a ViT's patches, where that is known.
-    """
+    resize: the length of the shorter edge after resizing, or (height, width) whatever the image's shape.
+    size: the (height, width) that is then cut out of the middle, and that the model sees. rounds: whether an
+    odd remainder is split by Python's round, as torchvision does for timm, or down, as transformers does.
+    resample: Pillow's number of the filter. mean, std: of each channel, of values between 0 and 1. patch: the
+    side of a ViT's patches, where that is known."""
 
     size: tuple[int, int]
     resize: int | tuple[int, int]
@@ -58,13 +58,15 @@ class Preprocessing:
     patch: int | None = None
 
     def at(self, size: int | None) -> "Preprocessing":
-        """The same for square images of another size; the cut-out keeps its share. Raises DataError for parts of patches."""
+        """The same for square images of another size; the cut-out keeps its share. Raises DataError for parts
+        of patches."""
         if size is None:
             return self
         if self.patch and size % self.patch:
             near = max(1, round(size / self.patch)) * self.patch
             raise DataError(
-                f"task.image_size={size}: the model's patches are {self.patch} pixels. Give a multiple, such as {near}"
+                f"task.image_size={size}: the model's patches are {self.patch} pixels. Give a multiple, such"
+                f" as {near}"
             )
         height, width = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
         scaled = round(height * size / self.size[0]), round(width * size / self.size[1])
@@ -88,7 +90,11 @@ class Preprocessing:
         try:
             image = decode(item)
             shape, limit = f"{image.width} x {image.height}", Image.MAX_IMAGE_PIXELS
-            if isinstance(self.resize, int) and limit and self.resize**2 * max(image.size) / min(image.size) > limit:
+            if (
+                isinstance(self.resize, int)
+                and limit
+                and self.resize**2 * max(image.size) / min(image.size) > limit
+            ):
                 return BadImageError(f"too thin ({shape})")
             return self.apply(image)
         except BadImageError as error:
@@ -98,8 +104,8 @@ class Preprocessing:
 def preprocessing(folder: Path) -> Preprocessing:
     """What a model's folder says of it, in transformers' preprocessor_config.json or in timm's config.json.
 
-    Raises DataError where it says nothing, or something that is not known here: wrong images would train without a word.
-    """
+    Raises DataError where it says nothing, or something that is not known here: wrong images would train
+    without a word."""
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
     try:
         config = _mapping(timms)
@@ -139,7 +145,8 @@ def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None
         (folder / theirs.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     else:
         config = json.loads(timms.read_text(encoding="utf-8"))
-        share = height / (wanted.resize + 0.5) if isinstance(wanted.resize, int) else 1.0  # timm rounds the quotient down
+        # Timm rounds the quotient down
+        share = height / (wanted.resize + 0.5) if isinstance(wanted.resize, int) else 1.0
         config["pretrained_cfg"] |= {"input_size": [3, height, width], "crop_pct": share}
         timms.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -148,7 +155,13 @@ def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None
 KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 #: What changes nothing.
-IDLE = ("do_convert_rgb", "processor_class", "_valid_processor_keys", "feature_extractor_type", "image_processor_type")
+IDLE = (
+    "do_convert_rgb",
+    "processor_class",
+    "_valid_processor_keys",
+    "feature_extractor_type",
+    "image_processor_type",
+)
 
 
 def _transformers(config: dict[str, Any]) -> Preprocessing:
@@ -169,7 +182,8 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
     if config.get("resample") is None:
         raise KeyError("resample")
     size, crop = config["size"], config["crop_size"] if crops else None
-    if isinstance(size, int):  # as older files write it: of some the square's side, of others the shorter edge
+    # As older files write it: of some the square's side, of others the shorter edge
+    if isinstance(size, int):
         size = {"shortest_edge": size} if kind in ("Bit", "CLIP") else {"height": size, "width": size}
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     edge = size.get("shortest_edge")
@@ -184,7 +198,9 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
 def _timm(config: dict[str, Any]) -> Preprocessing:
     _, height, width = config["input_size"]
     mode, share = config.get("crop_mode") or "center", config.get("crop_pct") or 0.875
-    filter_ = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[config.get("interpolation") or "bicubic"]
+    filter_ = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[
+        config.get("interpolation") or "bicubic"
+    ]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if mode == "squash" and share == 1:
         return Preprocessing((height, width), (height, width), True, filter_, mean, std)
@@ -197,8 +213,8 @@ def channels_first(image: Image.Image) -> Array:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-#: What an image may be, whatever its name says, by Pillow's names (PPM: also PBM, PGM and PNM). Pillow opens 40
-#: formats, and PostScript among them by another program, Ghostscript. No data set here needs those.
+#: What an image may be, whatever its name says, by Pillow's names (PPM: also PBM, PGM and PNM). Pillow opens
+#: 40 formats, and PostScript among them by another program, Ghostscript. No data set here needs those.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
 
 
@@ -210,16 +226,22 @@ def _formats() -> list[str]:
 
 
 def decode(item: Item) -> Image.Image:
-    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises BadImageError,
-    also for an image of a format that is not one of FORMATS."""
+    """The first frame as RGB, upright (as its EXIF says), on white where it is transparent. Raises
+    BadImageError, also for an image of a format that is not one of FORMATS."""
     if isinstance(item, Path) and item.exists() and not item.is_file():
         raise BadImageError("not a file")  # a pipe would be waited for
-    if (isinstance(item, bytes) and not item) or (isinstance(item, Path) and item.is_file() and not item.stat().st_size):
+    if (isinstance(item, bytes) and not item) or (
+        isinstance(item, Path) and item.is_file() and not item.stat().st_size
+    ):
         raise BadImageError("empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a big image is none of our business until Pillow refuses it
-            image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(_opened(item), formats=_formats())
+            image = (
+                Image.fromarray(item)
+                if isinstance(item, np.ndarray)
+                else Image.open(_opened(item), formats=_formats())
+            )
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except BadImageError:
@@ -237,7 +259,9 @@ def _opened(item: Path | bytes) -> Path | io.BytesIO:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # grey in more than 8 bits, which Pillow would clip
         if not image.mode.startswith("I;16"):
-            raise BadImageError(f"{'floating-point' if image.mode == 'F' else '32-bit'} pixels, whose range is not known")
+            raise BadImageError(
+                f"{'floating-point' if image.mode == 'F' else '32-bit'} pixels, whose range is not known"
+            )
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -245,12 +269,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def augment(item: Item, how: str, scale: Sequence[float], wanted: Preprocessing, generator: np.random.Generator) -> Array:
+def augment(
+    item: Item, how: str, scale: Sequence[float], wanted: Preprocessing, generator: np.random.Generator
+) -> Array:
     """A drawn view of an image, uint8 (3, height, width).
 
-    how: "flip" (left and right, half of the time), or "crop" (a part of the area, a share drawn from `scale`, in a shape
-    of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImageError.
-    """
+    how: "flip" (left and right, half of the time), or "crop" (a part of the area, a share drawn from `scale`,
+    in a shape of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImageError."""
     image = decode(item)
     if how == "crop":
         area = image.width * image.height * generator.uniform(scale[0], scale[1])
@@ -266,8 +291,11 @@ def augment(item: Item, how: str, scale: Sequence[float], wanted: Preprocessing,
     return np.ascontiguousarray(pixels[:, :, ::-1]) if generator.random() < 0.5 else pixels
 
 
-def parallel(function: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 64) -> Iterator[Out]:
-    """function(item) for each item, in order, computed in threads, `ahead` of them before they are asked for."""
+def parallel(
+    function: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 64
+) -> Iterator[Out]:
+    """function(item) for each item, in order, computed in threads, `ahead` of them before they are asked
+    for."""
     source = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[Out]] = [pool.submit(function, item) for item in islice(source, ahead)]
@@ -289,13 +317,14 @@ VERSION = 2
 def prepared(
     items: Iterable[Item], count: int, key: str, wanted: Preprocessing, folder: Path, workers: int
 ) -> tuple[Array, dict[int, str]]:
-    """All of a set's images, uint8 (count, 3, height, width), from a file in `folder` that is made once; and which
-    cannot be read (their pixels are zero), with the reason.
+    """All of a set's images, uint8 (count, 3, height, width), from a file in `folder` that is made once; and
+    which cannot be read (their pixels are zero), with the reason.
 
-    key: stands for the images' content. A kill leaves no half file; a file that is damaged is made again; a full disk is
-    an OSError.
-    """
-    made_with = repr((VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__))
+    key: stands for the images' content. A kill leaves no half file; a file that is damaged is made again; a
+    full disk is an OSError."""
+    made_with = repr(
+        (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
+    )
     path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
     said, shape = path.with_suffix(".json"), (count, 3, *wanted.size)
     with contextlib.suppress(OSError, ValueError, EOFError, AttributeError):
@@ -309,9 +338,13 @@ def prepared(
     unreadable = dict[int, str]()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
         try:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
             found = parallel(wanted.read, items, workers)
-            for index, image in enumerate(tqdm(found, f"preparing {count} images, once", count, leave=False, disable=None)):
+            for index, image in enumerate(
+                tqdm(found, f"preparing {count} images, once", count, leave=False, disable=None)
+            ):
                 if isinstance(image, BadImageError):
                     unreadable[index], image = str(image), np.zeros(shape[1:], np.uint8)
                 file.write(image.tobytes())

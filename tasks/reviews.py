@@ -35,7 +35,9 @@ def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
     if not all(path.is_file() for path in files.values()):
         rows = select(_ratings(cache))
         if train_rows + dev_rows > len(rows):
-            raise DataError(f"reviews has {len(rows)} rows: task.train_rows + task.dev_rows is more than that")
+            raise DataError(
+                f"reviews has {len(rows)} rows: task.train_rows + task.dev_rows is more than that"
+            )
         _write(files["dev"], rows[:dev_rows])
         _write(files["train"], rows[dev_rows : dev_rows + train_rows])
     return files
@@ -44,8 +46,8 @@ def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
 def select(lines: str) -> list[tuple[str, str]]:
     """(text, label) of the rows of at most 20 words rated at least 0.5 either way, without repeated texts.
 
-    Ordered by the hash of the text: a shuffle that needs no generator. `lines`: id, rating, text, tab-separated.
-    """
+    Ordered by the hash of the text: a shuffle that needs no generator. `lines`: id, rating, text,
+    tab-separated."""
     rows = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)

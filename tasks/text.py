@@ -13,7 +13,19 @@ from typing import IO, Any, AnyStr
 
 import numpy as np
 
-from tasks.base import Array, DataError, Rows, Source, Task, block, held_out, listed, parse_json, quoted, subset
+from tasks.base import (
+    Array,
+    DataError,
+    Rows,
+    Source,
+    Task,
+    block,
+    held_out,
+    listed,
+    parse_json,
+    quoted,
+    subset,
+)
 from tasks.hub import content
 
 PROTOCOL = 1
@@ -81,7 +93,10 @@ def source(settings: Any) -> Source:
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if not settings.get("train_file"):
-        raise DataError("the task names no data. Give task.train_file= (CSV, TSV, JSONL, parquet; task.dev_file=) or task.hub=")
+        raise DataError(
+            "the task names no data. Give task.train_file= (CSV, TSV, JSONL, parquet; task.dev_file=) or"
+            " task.hub="
+        )
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
@@ -102,11 +117,16 @@ def load(settings: Any) -> TextTask:
     else:
         files = dict(source(settings).files)
     train = list(read_file(files["train"]))
-    return _build(settings, (files["train"], train), (files["dev"], list(read_file(files["dev"]))) if "dev" in files else None)
+    return _build(
+        settings,
+        (files["train"], train),
+        (files["dev"], list(read_file(files["dev"]))) if "dev" in files else None,
+    )
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a CSV, TSV, JSONL or parquet file as (line, columns). Raises DataError with the line that is wrong."""
+    """Rows of a CSV, TSV, JSONL or parquet file as (line, columns). Raises DataError with the line that is
+    wrong."""
     if path.suffix == ".parquet":
         yield from read_parquet(path)
         return
@@ -121,7 +141,9 @@ def read_file(path: Path) -> Iterator[Row]:
             reader = csv.DictReader(file, strict=True, **(TSV if path.suffix == ".tsv" else {}))
             for row in reader:
                 if None in row or None in row.values():
-                    raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
+                    raise DataError(
+                        f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns"
+                    )
                 yield reader.line_num, row
         else:
             raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
@@ -138,8 +160,8 @@ LONGEST_TEXT = 100_000_000
 
 
 class Lines(Iterator[AnyStr]):
-    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of more
-    than LONGEST_LINE characters."""
+    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of
+    more than LONGEST_LINE characters."""
 
     def __init__(self, path: Path, file: IO[AnyStr]) -> None:
         self.path, self.number = path, 0
@@ -156,8 +178,8 @@ class Lines(Iterator[AnyStr]):
         return line
 
     def read(self, instead: str = "") -> AnyStr:
-        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead`: how to
-        mend that."""
+        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead`: how
+        to mend that."""
         text = self._file.read(LONGEST_TEXT + 1)
         if len(text) > LONGEST_TEXT:
             much = f"more than {LONGEST_TEXT:,} characters in a file that is read as a whole"
@@ -204,10 +226,14 @@ def _from_hub(settings: Any) -> tuple[Part, Part]:
     for split in (settings["train_split"], settings["dev_split"]):
         where = f"{settings['hub']}:{split}"
         try:
-            data = load_dataset(settings["hub"], settings.get("hub_config"), split=split, revision=settings.get("revision"))
+            data = load_dataset(
+                settings["hub"], settings.get("hub_config"), split=split, revision=settings.get("revision")
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{where}: {reason}. Or give files: task.train_file= and task.dev_file=") from None
+            raise DataError(
+                f"{where}: {reason}. Or give files: task.train_file= and task.dev_file="
+            ) from None
         parts.append((where, list(enumerate(data, 1))))
     return parts[0], parts[1]
 
@@ -242,7 +268,9 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
     for (where, rows), count in ((train, settings.get("train_rows")), (dev, settings.get("dev_rows"))):
         values = [parse_label(row[names["label"]], classes, where, line) for line, row in rows]
         pairs = [str(row[names["text_pair"]]) for _, row in rows] if names["text_pair"] else None
-        splits.append(subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"]))
+        splits.append(
+            subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"])
+        )
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
@@ -252,8 +280,8 @@ def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
 
 
 def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
-    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a label
-    that is not a finite number would make classes of such ones, or be a class beside whole numbers."""
+    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a
+    label that is not a finite number would make classes of such ones, or be a class beside whole numbers."""
     strange = next(((line, x) for line, x in labels if not _is_number(x)), None)
     fraction = next((x for _, x in labels if _is_number(x) and float(x) % 1), None)
     if strange is None:
@@ -268,8 +296,8 @@ def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:
-    """A class index, or for classes None a number. Raises DataError with file and line for any other label, and for
-    NaN and infinity in a file that has numbers, where they stand for what is missing."""
+    """A class index, or for classes None a number. Raises DataError with file and line for any other label,
+    and for NaN and infinity in a file that has numbers, where they stand for what is missing."""
     number = _number(value)
     if number is None and classes is None:
         raise DataError(f"{where} line {line}: label {quoted(value)} is not a number")

@@ -15,7 +15,16 @@ adapters.add("alice", "alice.safetensors")
 base_model(**batch, adapter_names=["alice", None])
 """
 
-from vera.checkpoint import base_fingerprint, check_start, load, load_head, read_method, save, save_head, start_from
+from vera.checkpoint import (
+    base_fingerprint,
+    check_start,
+    load,
+    load_head,
+    read_method,
+    save,
+    save_head,
+    start_from,
+)
 from vera.errors import AdapterError
 from vera.interchange import export_peft, import_peft
 from vera.many import Adapters

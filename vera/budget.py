@@ -1,4 +1,5 @@
-"""A limit on what installing a method may compute and allocate, for settings that come from a stranger's file."""
+"""A limit on what installing a method may compute and allocate, for settings that come from a stranger's
+file."""
 
 import math
 from typing import Any
@@ -16,12 +17,11 @@ COUNTED = ("arange", "eye", "linspace", "randperm", "tril_indices", "triu_indice
 
 
 class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, each tensor may be as large as the model or 256 MB, all together sixteen times the model and 256 MB more,
-    and the operations are counted: torch's, since a loop that runs away has some in it.
+    """Within it, each tensor may be as large as the model or 256 MB, all together sixteen times the model and
+    256 MB more, and the operations are counted: torch's, since a loop that runs away has some in it.
 
-    Every class of peft needs less than a fifth of this at its defaults. Sizes are looked at before torch allocates.
-    Raises AdapterError beyond that, and `spent` is then true.
-    """
+    Every class of peft needs less than a fifth of this at its defaults. Sizes are looked at before torch
+    allocates. Raises AdapterError beyond that, and `spent` is then true."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,7 +39,11 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refuse("makes a tensor that is larger than the model")
         result = func(*args, **(kwargs or {}))
         if makes:
-            made = [t.nbytes for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.layout == torch.strided]
+            made = [
+                t.nbytes
+                for t in tree_leaves(result)
+                if isinstance(t, torch.Tensor) and t.layout == torch.strided
+            ]
             self.bytes -= sum(made)
             if self.bytes < 0 or max(made, default=0) > self.largest:
                 self._refuse("needs more memory than any adapter of this model would")
@@ -59,5 +63,7 @@ def _elements(func: Any, arguments: tuple[Any, ...]) -> int:
         square = name == "eye" and len(counts) == 1
         flat = name not in ("eye", "tril_indices", "triu_indices")
         return int(max(counts, default=0) if flat else math.prod(counts) ** (2 if square else 1))
-    sizes = [a for a in arguments if isinstance(a, (list, tuple)) and a and all(isinstance(n, int) for n in a)]
+    sizes = [
+        a for a in arguments if isinstance(a, (list, tuple)) and a and all(isinstance(n, int) for n in a)
+    ]
     return max((abs(math.prod(a)) for a in sizes), default=0)

@@ -1,10 +1,10 @@
 """The adapter file: the trained vectors, and beside them what is needed to know that they fit.
 
-safetensors, never pickle. The header's metadata holds the method's settings; for VeRA the projections' scheme, seed,
-widest shapes and fingerprint (A and B themselves are not stored); a fingerprint of the base weights; and a SHA-256 of
-the whole file, so that no changed byte loads. What a method of peft draws again from its configuration is left out, too:
-the header holds its fingerprint and the version of peft that drew it.
-"""
+safetensors, never pickle. The header's metadata holds the method's settings; for VeRA the projections'
+scheme, seed, widest shapes and fingerprint (A and B themselves are not stored); a fingerprint of the base
+weights; and a SHA-256 of the whole file, so that no changed byte loads. What a method of peft draws again
+from its configuration is left out, too: the header holds its fingerprint and the version of peft that drew
+it."""
 
 import contextlib
 import copy
@@ -28,7 +28,15 @@ from torch import Tensor, nn
 from vera.budget import Budget
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, disable, frozen_extra, plain_names, refuse_many, unload
+from vera.methods.base import (
+    AdaptedLinear,
+    adaptation,
+    disable,
+    frozen_extra,
+    plain_names,
+    refuse_many,
+    unload,
+)
 from vera.sites import head_parameters, is_linear
 
 FORMAT = "vera-bench adapter 2"
@@ -41,23 +49,30 @@ _CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype | None = None) -> int:
     """Writes the adapter of an adapted model (without the head). Returns the file's size in bytes.
 
-    dtype: torch.float16 or bfloat16 halves the file and rounds the vectors; None keeps them as they are (float32).
-    Raises AdapterError for a model that carries another method or none, and for values that are not finite, or beyond
-    float16's range.
-    """
+    dtype: torch.float16 or bfloat16 halves the file and rounds the vectors; None keeps them as they are
+    (float32). Raises AdapterError for a model that carries another method or none, and for values that are
+    not finite, or beyond float16's range."""
     adapted = adaptation(model)
     if adapted is None or adapted.method != method:
         carried = f"{adapted.method.kind} with {adapted.method.settings()}" if adapted else "no adapter"
-        raise AdapterError(f"this model carries {carried}, not {method.kind} with {method.settings()}: not saved")
+        raise AdapterError(
+            f"this model carries {carried}, not {method.kind} with {method.settings()}: not saved"
+        )
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
     left_out = method.redrawn(model)
-    tensors = {name: tensor.detach() for name, tensor in _saved(model, method).items() if name not in left_out}
+    tensors = {
+        name: tensor.detach() for name, tensor in _saved(model, method).items() if name not in left_out
+    }
     for name, tensor in tensors.items():
         if dtype is not None and tensor.is_floating_point():
             tensors[name] = tensor.to(dtype)
         if not torch.isfinite(tensors[name]).all():
-            what = "holds values that are not finite" if not torch.isfinite(tensor).all() else f"is beyond the range of {dtype}"
+            what = (
+                "holds values that are not finite"
+                if not torch.isfinite(tensor).all()
+                else f"is beyond the range of {dtype}"
+            )
             raise AdapterError(f"{name} {what}: not saved")
     fixed = method.fixed(model, left_out)
     header = {"format": FORMAT, "method": method.settings(), "fixed": fixed, "base": base_fingerprint(model)}
@@ -66,7 +81,9 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
 
 def save_head(model: nn.Module, path: str | Path) -> int:
     """Writes the classification head. Returns the file's size in bytes."""
-    return _write(path, {name: p.detach() for name, p in head_parameters(model).items()}, {"format": HEAD_FORMAT})
+    return _write(
+        path, {name: p.detach() for name, p in head_parameters(model).items()}, {"format": HEAD_FORMAT}
+    )
 
 
 def read_method(path: str | Path) -> Method:
@@ -77,10 +94,9 @@ def read_method(path: str | Path) -> Method:
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
     """Makes the model the one that was saved, whatever adapter it carries now; a base model is adapted first.
 
-    Raises AdapterError in one line, with the model unchanged, where the file is damaged or does not fit: other sites or
-    shapes, projections with another fingerprint, values that are not finite, or other base weights (unless
-    allow_other_base: an adapter is worth little on weights that it was not trained on).
-    """
+    Raises AdapterError in one line, with the model unchanged, where the file is damaged or does not fit:
+    other sites or shapes, projections with another fingerprint, values that are not finite, or other base
+    weights (unless allow_other_base: an adapter is worth little on weights that it was not trained on)."""
     refuse_many(model)
     header, shapes = read_header(path, FORMAT)
     method = method_of(path, header)
@@ -99,11 +115,15 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
 
 
 def check_start(start: Method, method: Method, name: str | Path) -> None:
-    """Raises AdapterError unless a method can start from another's values: the same settings, but for dropout."""
+    """Raises AdapterError unless a method can start from another's values: the same settings, but for
+    dropout."""
     theirs, ours = start.settings(), method.settings()
     for key in ("kind", *sorted({*theirs, *ours} - {"kind", "dropout"})):
         if theirs.get(key) != ours.get(key):
-            raise AdapterError(f"{name}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this method")
+            raise AdapterError(
+                f"{name}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this"
+                " method"
+            )
 
 
 def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
@@ -146,20 +166,24 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     """Hashes of the base weights: 16 hex digits each, empty where no weight is left alone (full fine-tuning).
 
     names: of the weights, in the base model's words; None: those that the method on the model leaves alone.
-    Of the values rounded to bfloat16 and to float16: a copy of the same weights in half precision is the same base.
-    "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit copy; the other two
-    are absent there.
-    """
-    if names is None and hasattr(model, "_peft_base"):  # as it was before peft, which moves base weights for some methods
+    Of the values rounded to bfloat16 and to float16: a copy of the same weights in half precision is the same
+    base. "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit
+    copy; the other two are absent there."""
+    # As it was before peft, which moves base weights for some methods
+    if names is None and hasattr(model, "_peft_base"):
         return dict(cast(dict[str, str], model._peft_base))
     wanted = sorted(base_names(model) if names is None else names)
     if not wanted:
         return {}
     merged: dict[int, Any] = {
-        id(m.base.weight): m._unmerged_weight for m in model.modules() if isinstance(m, AdaptedLinear) and m.merged
+        id(m.base.weight): m._unmerged_weight
+        for m in model.modules()
+        if isinstance(m, AdaptedLinear) and m.merged
     }
     parameters = dict(model.named_parameters())
-    merged |= {id(parameters[name]): kept for name, kept in cast(dict, getattr(model, "_peft_unmerged", {})).items()}
+    merged |= {
+        id(parameters[name]): kept for name, kept in cast(dict, getattr(model, "_peft_unmerged", {})).items()
+    }
     plain = plain_names(model)
     found = {plain[name]: p for name, p in parameters.items()}
     tensors = {name: merged.get(id(found[name]), found[name]) for name in wanted if name in found}
@@ -186,7 +210,8 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int, float]:
-    """What tells cheaply that a tensor has changed: its place, torch's count of changes, and a sample of its values."""
+    """What tells cheaply that a tensor has changed: its place, torch's count of changes, and a sample of its
+    values."""
     version = 0 if tensor.is_inference() else tensor._version
     flat = tensor.detach().flatten()
     sample = flat[:: max(1, len(flat) // 64)]
@@ -196,7 +221,9 @@ def _stamp(tensor: Tensor) -> tuple[int, int, float]:
 def same_base(theirs: Any, ours: dict[str, str]) -> bool:
     if not isinstance(theirs, dict):
         return False
-    kinds: list[str] = [kind for kind in ("bfloat16", "float16") if kind in theirs and kind in ours] or ["unquantised"]
+    kinds: list[str] = [kind for kind in ("bfloat16", "float16") if kind in theirs and kind in ours] or [
+        "unquantised"
+    ]
     return theirs == ours or any(theirs.get(kind) == ours.get(kind) for kind in kinds)
 
 
@@ -223,8 +250,8 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def share(path: Path) -> None:
-    """Gives a new file the rights that any other would have: safetensors writes for the owner alone, and a shared folder is for
-    others, too."""
+    """Gives a new file the rights that any other would have: safetensors writes for the owner alone, and a
+    shared folder is for others, too."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -239,12 +266,19 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
         metadata = {"header": json.dumps(header), "sha256": "0" * 64}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
         # safetensors writes the metadata in any order; equal adapters are to be equal files.
-        ours, other = (json.dumps(dict(pairs), separators=(",", ":")).encode() for pairs in permutations(metadata.items()))
+        ours, other = (
+            json.dumps(dict(pairs), separators=(",", ":")).encode()
+            for pairs in permutations(metadata.items())
+        )
         content = partial.read_bytes().replace(other, ours, 1)
         # The checksum is that of the file with zeros in its own place.
         place = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64)
         with open(partial, "r+b") as file:
-            file.write(content[: place.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[place.end(1) :])
+            file.write(
+                content[: place.start(1)]
+                + hashlib.sha256(content).hexdigest().encode()
+                + content[place.end(1) :]
+            )
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
         share(partial)
@@ -257,9 +291,14 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
 
 
 def system_error(path: Path, error: SafetensorError) -> OSError:
-    """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is known by it."""
+    """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is
+    known by it."""
     number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else OSError(f"{path}: {error}")
+    return (
+        OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+        if number
+        else OSError(f"{path}: {error}")
+    )
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -275,12 +314,14 @@ def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Te
 
 
 def read_header(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Header and the tensors' shapes of an undamaged file, which may be of any size. Raises AdapterError for any other."""
+    """Header and the tensors' shapes of an undamaged file, which may be of any size. Raises AdapterError for
+    any other."""
     return _read(path, kind, whole=False)[:2]
 
 
 def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: str) -> dict[str, Tensor]:
-    """The tensors of a file that holds just those wanted. Raises AdapterError, before they are read, where it does not."""
+    """The tensors of a file that holds just those wanted. Raises AdapterError, before they are read, where it
+    does not."""
     check_shapes(path, wanted, read_header(path, kind)[1], hint)
     tensors = read_file(path, kind)[1]
     check_tensors(path, wanted, tensors, hint)
@@ -290,7 +331,11 @@ def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: s
 def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dict[str, list[int]], bytes]:
     """Header, shapes, and the content where the whole is wanted."""
     if not Path(path).is_file():
-        what = "a folder, not an adapter file (vera.import_peft reads peft's)" if Path(path).is_dir() else "no such file"
+        what = (
+            "a folder, not an adapter file (vera.import_peft reads peft's)"
+            if Path(path).is_dir()
+            else "no such file"
+        )
         raise AdapterError(f"{path}: {what}")
     with open(path, "rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(8)
@@ -302,7 +347,9 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
         found = _CHECKSUM.search(head, 8)
         if len(head) < end or not found:
             other = Path(path).name == "adapter_model.safetensors"
-            hint = "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
+            hint = (
+                "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
+            )
             raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
         try:
             table = json.loads(head[8:])
@@ -311,7 +358,9 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
             if any(not isinstance(shape, list) or len(shape) > 8 for shape in shapes.values()):
                 raise ValueError("a shape that is none")
             room = 8 * sum(math.prod(shape) for shape in shapes.values())
-            problem: Exception | None = None if size - end <= room else ValueError("more bytes than its tensors have")
+            problem: Exception | None = (
+                None if size - end <= room else ValueError("more bytes than its tensors have")
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             header, shapes, problem = {}, {}, error
         digest = hashlib.sha256(head[: found.start(1)] + b"0" * 64 + head[found.end(1) :])
@@ -338,7 +387,9 @@ def method_of(path: str | Path, header: dict[str, Any]) -> Method:
     try:
         return make_method(**header["method"])
     except (KeyError, TypeError) as error:
-        raise AdapterError(f"{path}: its header describes no method ({error}). Not written by this project?") from None
+        raise AdapterError(
+            f"{path}: its header describes no method ({error}). Not written by this project?"
+        ) from None
 
 
 def _wanted(model: nn.Module) -> dict[str, Tensor]:
@@ -354,9 +405,14 @@ def _saved(model: nn.Module, method: Method) -> dict[str, Tensor]:
 
 
 def _check_adapter(
-    path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor], adapted: nn.Module, base: nn.Module | None
+    path: str | Path,
+    header: dict[str, Any],
+    tensors: dict[str, Tensor],
+    adapted: nn.Module,
+    base: nn.Module | None,
 ) -> frozenset[str]:
-    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it was trained on.
+    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it
+    was trained on.
 
     Returns the names of the tensors that the file leaves to the method to make again.
     """
@@ -370,20 +426,28 @@ def _check_adapter(
     check_tensors(path, {name: tensor for name, tensor in wanted.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
-            f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the same"
+            f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the"
+            " same"
         )
     return left_out
 
 
-def try_adapter(path: str | Path, method: Method, shapes: dict[str, list[int]], model: nn.Module) -> nn.Module:
-    """A copy of the model, adapted as the file says, without weights where the method computes nothing from them.
+def try_adapter(
+    path: str | Path, method: Method, shapes: dict[str, list[int]], model: nn.Module
+) -> nn.Module:
+    """A copy of the model, adapted as the file says, without weights where the method computes nothing from
+    them.
 
-    Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or a file of these shapes would
-    not fit it: nothing but names and shapes is looked at, and no memory taken before they fit.
+    Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or a file of these
+    shapes would not fit it: nothing but names and shapes is looked at, and no memory taken before they fit.
     """
     adapted = adaptation(model)
     peft = method.kind == "peft"
-    trial = copy.deepcopy(model) if peft or (adapted and adapted.method.kind == "peft") else without_weights(model)
+    trial = (
+        copy.deepcopy(model)
+        if peft or (adapted and adapted.method.kind == "peft")
+        else without_weights(model)
+    )
     unload(trial)
     blank = without_weights(trial)
     budget = Budget(blank)
@@ -405,7 +469,8 @@ def try_adapter(path: str | Path, method: Method, shapes: dict[str, list[int]], 
 
 
 def _check_shapes(path: str | Path, shapes: dict[str, list[int]], adapted: nn.Module) -> None:
-    """Raises AdapterError unless a file's names and shapes are an adapted model's; it may lack what peft draws again."""
+    """Raises AdapterError unless a file's names and shapes are an adapted model's; it may lack what peft
+    draws again."""
     adaptation_ = adaptation(adapted)
     assert adaptation_ is not None
     plain, wanted = plain_names(adapted), _wanted(adapted)
@@ -414,13 +479,18 @@ def _check_shapes(path: str | Path, shapes: dict[str, list[int]], adapted: nn.Mo
 
 
 def check_shapes(
-    path: str | Path, wanted: dict[str, Tensor], shapes: dict[str, list[int]], hint: str = "Same base model and rank?"
+    path: str | Path,
+    wanted: dict[str, Tensor],
+    shapes: dict[str, list[int]],
+    hint: str = "Same base model and rank?",
 ) -> None:
     """Raises AdapterError unless the names and shapes of a file are just those that a model needs."""
     missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which this model lacks"
-        raise AdapterError(f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?")
+        raise AdapterError(
+            f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?"
+        )
     for name, shape in shapes.items():
         if shape != list(wanted[name].shape):
             shapes_ = f"{shape} in the file, {list(wanted[name].shape)} in the model"
@@ -428,7 +498,10 @@ def check_shapes(
 
 
 def check_tensors(
-    path: str | Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor], hint: str = "Same base model and rank?"
+    path: str | Path,
+    wanted: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    hint: str = "Same base model and rank?",
 ) -> None:
     """Raises AdapterError unless the tensors of a file are just those that a model needs, and finite."""
     check_shapes(path, wanted, {name: list(tensor.shape) for name, tensor in tensors.items()}, hint)
@@ -455,12 +528,23 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
     wanted = theirs if isinstance(theirs, dict) else {}
     if "peft" in {*wanted, *ours}:
         here, drew = importlib.metadata.version("peft"), wanted.get("peft")
-        why = f"Install peft=={drew}" if drew != here else "Another processor, precision or torch, or other base weights?"
-        return f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it otherwise. {why}"
+        why = (
+            f"Install peft=={drew}"
+            if drew != here
+            else "Another processor, precision or torch, or other base weights?"
+        )
+        return (
+            f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it"
+            f" otherwise. {why}"
+        )
     if wanted.get("scheme") != ours.get("scheme"):
-        return f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes {ours.get('scheme')!r}"
+        return (
+            f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes"
+            f" {ours.get('scheme')!r}"
+        )
     return (
-        f"{path.name} was trained with projections {str(wanted.get('fingerprint'))[:8]} (seed {wanted.get('seed')}, "
-        f"largest {wanted.get('outputs')}x{wanted.get('inputs')}), this model makes {str(ours.get('fingerprint'))[:8]} "
-        f"(seed {ours.get('seed')}, largest {ours.get('outputs')}x{ours.get('inputs')}). Same base model and sites?"
+        f"{path.name} was trained with projections {str(wanted.get('fingerprint'))[:8]} (seed"
+        f" {wanted.get('seed')}, largest {wanted.get('outputs')}x{wanted.get('inputs')}), this model makes"
+        f" {str(ours.get('fingerprint'))[:8]} (seed {ours.get('seed')}, largest"
+        f" {ours.get('outputs')}x{ours.get('inputs')}). Same base model and sites?"
     )

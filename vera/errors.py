@@ -4,8 +4,10 @@ import re
 
 
 class AdapterError(ValueError):
-    """Something about the request or the adapter file is wrong. The message is one line: what, where, how to mend."""
+    """Something about the request or the adapter file is wrong. The message is one line: what, where, how to
+    mend."""
 
     def __init__(self, message: str) -> None:
-        line = re.sub(r"\s*[\r\n]+\s*", " ", message[:100_000])  # names inside a file may hold anything, and be of any length
+        # Names inside a file may hold anything, and be of any length
+        line = re.sub(r"\s*[\r\n]+\s*", " ", message[:100_000])
         super().__init__(line if len(line) <= 1000 else f"{line[:1000]}...")

@@ -1,7 +1,9 @@
-"""To huggingface/peft's adapter format and back, without loss, for VeRA and LoRA; and out for every method of peft's own.
+"""To huggingface/peft's adapter format and back, without loss, for VeRA and LoRA; and out for every method of
+peft's own.
 
-A folder with adapter_config.json and adapter_model.safetensors, the head in it. peft adapts a fused projection (GPT-2's
-c_attn) as one matrix; our separate query and value adapters of rank r are one of rank 2r there, with zeros for the key:
+A folder with adapter_config.json and adapter_model.safetensors, the head in it. peft adapts a fused
+projection (GPT-2's c_attn) as one matrix; our separate query and value adapters of rank r are one of rank 2r
+there, with zeros for the key:
 
     LoRA   A' = [A_q; A_v]    B' = [[B_q, 0], [0, 0], [0, B_v]]
     VeRA   A' = [A; A]        B' = [[B, 0], [0, 0], [0, B]]    d' = [d_q; d_v]    b' = [b_q; 0; b_v]
@@ -27,37 +29,62 @@ from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.peft import rewrites_base
 from vera.methods.vera import VeRA, VeRAChange
 from vera.projections import INITS, ProjectionSpec
-from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_linear, is_transposed, size
+from vera.sites import (
+    ALIASES,
+    WHOLE,
+    find_sites,
+    head_parameters,
+    head_prefixes,
+    is_linear,
+    is_transposed,
+    size,
+)
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
 #: Settings of peft's LoRA that make it another method than the one here, where they are set.
 OTHER_LORA = (
     *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
-    *("target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"),
+    *(
+        "target_parameters",
+        "layer_replication",
+        "alora_invocation_tokens",
+        "use_qalora",
+        "use_bdlora",
+        "arrow_config",
+    ),
     *("kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config", "lora_ga_config"),
 )
 
 
-def export_peft(model: nn.Module, folder: str | Path, base: str | None = None, revision: str | None = None) -> None:
-    """Writes an adapted model's adapter and head as peft would: `peft.PeftModel.from_pretrained(base, folder)` reads it.
+def export_peft(
+    model: nn.Module, folder: str | Path, base: str | None = None, revision: str | None = None
+) -> None:
+    """Writes an adapted model's adapter and head as peft would: `peft.PeftModel.from_pretrained(base,
+    folder)` reads it.
 
-    base, revision: the base model's name on the hub, for adapter_config.json; without it the name that the model was
-    loaded by, of which a folder's last part is kept: no path of this machine goes into the file.
+    base, revision: the base model's name on the hub, for adapter_config.json; without it the name that the
+    model was loaded by, of which a folder's last part is kept: no path of this machine goes into the file.
 
-    Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods without one.
-    """
+    Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods
+    without one."""
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
-        raise AdapterError(f"peft's format has no place for method {kind}: it takes vera, lora and peft's own")
+        raise AdapterError(
+            f"peft's format has no place for method {kind}: it takes vera, lora and peft's own"
+        )
     config, tensors = _parts(model, adapted.method)
     head = head_parameters(model)
-    head_modules = [prefix[:-1] for prefix in head_prefixes(model) if any(name.startswith(prefix) for name in head)]
+    head_modules = [
+        prefix[:-1] for prefix in head_prefixes(model) if any(name.startswith(prefix) for name in head)
+    ]
     tensors |= {PREFIX + name: p for name, p in head.items()}
     tasks = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
     config |= {
-        "task_type": next((task for name, task in tasks.items() if type(model).__name__.endswith(name)), None),
+        "task_type": next(
+            (task for name, task in tasks.items() if type(model).__name__.endswith(name)), None
+        ),
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
         "modules_to_save": head_modules or None,
@@ -78,10 +105,12 @@ def export_peft(model: nn.Module, folder: str | Path, base: str | None = None, r
 def import_peft(model: nn.Module, folder: str | Path) -> Method:
     """Adapts a base model with a VeRA or LoRA adapter in peft's format, head included where it is there.
 
-    Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, or one that does not fit.
-    """
+    Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, or one that does
+    not fit."""
     if adaptation(model):
-        raise AdapterError("this model is adapted already: import onto a fresh copy of the base model, or unload it")
+        raise AdapterError(
+            "this model is adapted already: import onto a fresh copy of the base model, or unload it"
+        )
     folder = Path(folder)
     config, tensors, ours = _read(folder)
     try:
@@ -89,20 +118,27 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     except AdapterError:
         raise
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise AdapterError(f"{folder}: its {CONFIG} describes no adapter ({type(error).__name__}: {error})") from None
+        raise AdapterError(
+            f"{folder}: its {CONFIG} describes no adapter ({type(error).__name__}: {error})"
+        ) from None
     trial = without_weights(model)
     method.adapt(trial)
     wanted = _parts(trial, method)[1] | {PREFIX + name: p for name, p in head_parameters(trial).items()}
     for name, tensor in tensors.items():
         if name not in wanted:
-            raise AdapterError(f"{folder}: holds {name}, which has no place in this model. Same base model and sites?")
+            raise AdapterError(
+                f"{folder}: holds {name}, which has no place in this model. Same base model and sites?"
+            )
         if tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)}, the model needs {list(wanted[name].shape)}"
             raise AdapterError(f"{folder}: {name} is {shapes}. Same base model?")
         if not fits(tensor, wanted[name]):
             raise AdapterError(f"{folder}: {name} holds values that are not finite numbers")
     for name in wanted.keys() - tensors.keys():
-        if not (name.removeprefix(PREFIX) in head_parameters(trial) or (name in PAIR and not PAIR & tensors.keys())):
+        if not (
+            name.removeprefix(PREFIX) in head_parameters(trial)
+            or (name in PAIR and not PAIR & tensors.keys())
+        ):
             raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
     method.adapt(model)
     _fill(model, method, tensors)
@@ -153,7 +189,9 @@ def _blocks(layers: Mapping[str, AdaptedLinear]) -> int:
     """How many changes each layer has; peft has one rank for all."""
     counts = {len(layer.changes) for layer in layers.values()}
     if len(counts) != 1:
-        raise AdapterError("peft has one rank for all sites: blocks of fused layers beside whole layers do not fit")
+        raise AdapterError(
+            "peft has one rank for all sites: blocks of fused layers beside whole layers do not fit"
+        )
     return counts.pop()
 
 
@@ -172,14 +210,22 @@ def _lora_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[
         tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.cat([change.A for change, _ in changes])
         tensors[f"{PREFIX}{path}.lora_B.weight"] = b
     # alpha / rank is the scale on both sides.
-    config = {"peft_type": "LORA", "r": count * rank, "lora_alpha": count * method.alpha, "lora_dropout": method.dropout}
+    config = {
+        "peft_type": "LORA",
+        "r": count * rank,
+        "lora_alpha": count * method.alpha,
+        "lora_dropout": method.dropout,
+    }
     return config, tensors
 
 
 def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     count, rank = _blocks(layers), method.rank
     if method.projections != "shared":
-        raise AdapterError(f"peft has one pair A and B for all sites: projections={method.projections} does not fit its format")
+        raise AdapterError(
+            f"peft has one pair A and B for all sites: projections={method.projections} does not fit its"
+            " format"
+        )
     first = next(iter(layers.values()))
     pair = _changes(first)[0][0]._shared[0]
     if all(WHOLE in layer.changes for layer in layers.values()):
@@ -198,7 +244,9 @@ def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[
             vector[rows] = 1.0 if change.b is None else change.b
         ones = a.new_ones(rank)
         tensors[f"{PREFIX}{path}.vera_lambda_b"] = vector
-        tensors[f"{PREFIX}{path}.vera_lambda_d"] = torch.cat([ones if c.d is None else c.d for c, _ in _changes(layer)])
+        tensors[f"{PREFIX}{path}.vera_lambda_d"] = torch.cat(
+            [ones if c.d is None else c.d for c, _ in _changes(layer)]
+        )
     config = {
         "peft_type": "VERA",
         "r": count * rank,
@@ -218,7 +266,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             pickled = name == WEIGHTS and (folder / "adapter_model.bin").is_file()
-            hint = "adapter_model.bin is pickled: save it as safetensors" if pickled else "Not an adapter of peft?"
+            hint = (
+                "adapter_model.bin is pickled: save it as safetensors"
+                if pickled
+                else "Not an adapter of peft?"
+            )
             raise AdapterError(f"{folder}: no {name}. {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -240,19 +292,27 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     """The method of an adapter that peft itself wrote."""
     kind = config.get("peft_type")
     if kind not in ("LORA", "VERA"):
-        raise AdapterError(f"{folder}: an adapter of type {kind}; VERA and LORA are read here (others train as method=peft)")
+        raise AdapterError(
+            f"{folder}: an adapter of type {kind}; VERA and LORA are read here (others train as method=peft)"
+        )
     ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
     paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
     sites = _sites(model, paths, folder)
     if kind == "LORA":
         for key in OTHER_LORA:
             if config.get(key):
-                raise AdapterError(f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here")
+                raise AdapterError(
+                    f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here"
+                )
         if config.get("bias", "none") != "none":
             raise AdapterError(f"{folder}: LoRA with bias={config['bias']} is another method than LoRA here")
         if rewrites_base(config.get("init_lora_weights")):
-            raise AdapterError(f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too")
-    ranks = {len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim}
+            raise AdapterError(
+                f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too"
+            )
+    ranks = {
+        len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim
+    }
     rank = config["r"]
     if ranks != {rank}:
         found = ", ".join(map(str, sorted(ranks))) or "nothing"
@@ -263,13 +323,21 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     if config.get("bias", "none") != "none":
         raise AdapterError(f"{folder}: VeRA with bias={config['bias']} is another method than VeRA here")
     shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
-    seed, widest = config.get("projection_prng_key", 0), (max(i for i, _ in shapes), max(o for _, o in shapes))
+    seed, widest = (
+        config.get("projection_prng_key", 0),
+        (max(i for i, _ in shapes), max(o for _, o in shapes)),
+    )
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise AdapterError(f"{folder}: its {CONFIG} says projection_prng_key={seed!r}, which is no seed")
     init = _init_of(tensors, seed, rank, *widest)
     if init is None:
-        raise AdapterError(f"{folder}: its A and B are of no known scheme for seed {seed}. Drawn by another version of torch?")
-    return VeRA(rank, sites, float(config.get("d_initial", 0.1)), float(config.get("vera_dropout", 0.0)), init, seed)
+        raise AdapterError(
+            f"{folder}: its A and B are of no known scheme for seed {seed}. Drawn by another version of"
+            " torch?"
+        )
+    return VeRA(
+        rank, sites, float(config.get("d_initial", 0.1)), float(config.get("vera_dropout", 0.0)), init, seed
+    )
 
 
 def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
@@ -284,7 +352,10 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
             continue
     head = [path for path in paths if f"{path}.".startswith(tuple(head_prefixes(model)) or " ")]
     if head:
-        raise AdapterError(f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be imported")
+        raise AdapterError(
+            f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be"
+            " imported"
+        )
     linear = {path for path, m in model.named_modules() if is_linear(m)}
     lacking = next((path for path in paths if path not in linear), "what it adapts")
     raise AdapterError(f"{folder}: this model lacks a linear layer {lacking}. Same base model?")
@@ -303,7 +374,8 @@ def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outp
 
 @torch.no_grad()
 def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
-    """Copies tensors that were found to fit into an adapted model, and leaves zeros and ones where peft needs them."""
+    """Copies tensors that were found to fit into an adapted model, and leaves zeros and ones where peft needs
+    them."""
     rank = cast(Any, method).rank
     for path, layer in ((n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)):
         for i, (change, rows) in enumerate(_changes(layer)):
@@ -321,5 +393,6 @@ def _alike(theirs: Tensor, ours: Tensor) -> bool:
     """Equal, or equal once rounded as peft rounds over a half-precision base."""
     theirs, ours = theirs.cpu().double(), ours.cpu()
     return any(
-        torch.equal(theirs, ours.to(dtype).double()) for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16)
+        torch.equal(theirs, ours.to(dtype).double())
+        for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16)
     )

@@ -1,13 +1,14 @@
 """VeRA's fast paths, in plain torch, and the cost model that chooses between them.
 
-For T tokens x (T, n) and matrices of M outputs in all that read it, the change b * (B (d * (A x))) can be computed
+For T tokens x (T, n) and matrices of M outputs in all that read it, the change b * (B (d * (A x))) can be
+computed
 
-    factor        as it is written; A x is shared by the matrices that read x
-    hybrid        through W = W0 + (b * B) (d * A), as if it were a plain layer; the gradients of b and d through A x
-    materialised  through W likewise; the gradients through G = gy^T x, so that nothing of size T x rank ever exists
+    factor        as it is written; A x is shared by the matrices that read x hybrid        through W = W0 +
+    (b * B) (d * A), as if it were a plain layer; the gradients of b and d through A x materialised  through W
+    likewise; the gradients through G = gy^T x, so that nothing of size T x rank ever exists
 
-Both gradients come from one matrix C = B * (gy^T x A^T): grad_b = C d and grad_d = C^T b. Beyond the frozen layers a
-training step costs, in FLOPs, and keeps for the backward pass, in elements:
+Both gradients come from one matrix C = B * (gy^T x A^T): grad_b = C d and grad_d = C^T b. Beyond the frozen
+layers a training step costs, in FLOPs, and keeps for the backward pass, in elements:
 
     factor        4 T r (M + n)              T (r + M)
     hybrid        2 M n r + 2 T r (M + n)    T n + M n (W kept), or T n and 2 M n r more (W recomputed)
@@ -47,8 +48,11 @@ class Plan:
     keep: bool = True
 
 
-def flops(plan: Plan, tokens: int, inputs: int, outputs: int, rank: int, training: bool = True, pairs: int = 1) -> int:
-    """FLOPs beyond the frozen layers. outputs: of all matrices of the group; pairs: how many different A they have."""
+def flops(
+    plan: Plan, tokens: int, inputs: int, outputs: int, rank: int, training: bool = True, pairs: int = 1
+) -> int:
+    """FLOPs beyond the frozen layers. outputs: of all matrices of the group; pairs: how many different A they
+    have."""
     factor, merge = 2 * tokens * rank * (outputs + inputs * pairs), 2 * outputs * inputs * rank
     if not training:
         return factor if plan.path == "factor" else merge
@@ -70,9 +74,9 @@ def choose(
 ) -> Plan:
     """The cheapest plan; `path` and `weights` force one.
 
-    Merged weights are kept where they take no more memory than the factor path would. Nothing but the arguments decides:
-    a resumed run takes the same paths as a straight one, and its results have the same bits.
-    """
+    Merged weights are kept where they take no more memory than the factor path would. Nothing but the
+    arguments decides: a resumed run takes the same paths as a straight one, and its results have the same
+    bits."""
     fits = inputs * outputs <= tokens * (rank * pairs + outputs)
     keep = fits if weights == "auto" else weights == "keep"
     # Of equals, a merged path: it passes over activations less often.
@@ -84,12 +88,12 @@ def choose(
 
 
 class Group:
-    """The adapted layers that read the same input. They compute together, once for each call of the module they are in.
+    """The adapted layers that read the same input. They compute together, once for each call of the module
+    they are in.
 
-    `begin` and `end` are hooks of that module (an attention): between the two, and only there, the outputs wait for the
-    layers to take them. A layer that is then given another input (the values of a cross-attention) computes alone, and
-    leaves the group.
-    """
+    `begin` and `end` are hooks of that module (an attention): between the two, and only there, the outputs
+    wait for the layers to take them. A layer that is then given another input (the values of a
+    cross-attention) computes alone, and leaves the group."""
 
     def __init__(self, layers: Sequence[Layer], path: str = "auto", weights: str = "auto") -> None:
         self.layers, self.path, self.weights = list(layers), path, weights
@@ -138,10 +142,13 @@ class Group:
         return self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
-        """Why these layers need the factor path; None where they are free. AdapterError where another one is forced."""
+        """Why these layers need the factor path; None where they are free. AdapterError where another one is
+        forced."""
         obstacle = next(filter(None, map(_obstacle, layers)), None)
         if obstacle and self.path not in ("auto", "factor"):
-            raise AdapterError(f"path={self.path} merges the weights, but {obstacle}: path=auto or path=factor")
+            raise AdapterError(
+                f"path={self.path} merges the weights, but {obstacle}: path=auto or path=factor"
+            )
         return obstacle
 
     def compute(self, layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
@@ -174,13 +181,16 @@ class Group:
             return [product(x, w, _bias(layer, dtype)) for layer, w in zip(layers, merged, strict=True)]
 
     def _merged(self, layer: Layer, dtype: torch.dtype, keep: bool) -> Tensor:
-        """The layer's merged weight; that of an earlier call as long as nothing that it was made from has changed."""
+        """The layer's merged weight; that of an earlier call as long as nothing that it was made from has
+        changed."""
         if not keep:
             return _merge(layer, dtype, layer.weight(), _vectors(layer))
         base, stamp, vectors = _source(layer, dtype)
         kept = self.kept.get(layer)
         if kept is None or kept.stamp != stamp or not torch.equal(kept.vectors, vectors):
-            kept = self.kept[layer] = _Kept(base, stamp, vectors, _merge(layer, dtype, layer.weight(), _vectors(layer)))
+            kept = self.kept[layer] = _Kept(
+                base, stamp, vectors, _merge(layer, dtype, layer.weight(), _vectors(layer))
+            )
         return kept.weight
 
 
@@ -188,9 +198,9 @@ class Group:
 class _Kept:
     """A merged weight and what it was made from: micro-batches between two optimizer steps make it once.
 
-    b and d are compared by value, the frozen base by a sample of its values too: torch's version counter does not see
-    what is written through `.data`. base holds on to the memory, whose address would else come again with other values.
-    """
+    b and d are compared by value, the frozen base by a sample of its values too: torch's version counter does
+    not see what is written through `.data`. base holds on to the memory, whose address would else come again
+    with other values."""
 
     base: Tensor
     stamp: tuple[Any, ...]
@@ -200,8 +210,18 @@ class _Kept:
 
 def _source(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, tuple[Any, ...], Tensor]:
     base = layer.base.weight.detach()
-    pairs = [_version(matrix) for change in layer.changes.values() for matrix in (change.pair.A, change.pair.B)]
-    stamp = (base.data_ptr(), _version(base), _sample(base), base.device, dtype, torch.is_inference_mode_enabled(), *pairs)
+    pairs = [
+        _version(matrix) for change in layer.changes.values() for matrix in (change.pair.A, change.pair.B)
+    ]
+    stamp = (
+        base.data_ptr(),
+        _version(base),
+        _sample(base),
+        base.device,
+        dtype,
+        torch.is_inference_mode_enabled(),
+        *pairs,
+    )
     return base, stamp, torch.cat([vector.detach() for vector in _vectors(layer) if vector is not None])
 
 
@@ -220,7 +240,8 @@ def _sample(tensor: Tensor) -> float:
 
 
 def _mark(x: Tensor) -> float:
-    """What tells that a tensor was changed in place: its version, or of an inference tensor, which has none, a sample."""
+    """What tells that a tensor was changed in place: its version, or of an inference tensor, which has none,
+    a sample."""
     return _sample(x) if x.is_inference() else x._version
 
 
@@ -258,7 +279,8 @@ def _unusual(base: nn.Module) -> str | None:
 
 
 def _factor(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-    """Plain autograd. A x is computed once for each A, but where dropout gives each matrix an input of its own."""
+    """Plain autograd. A x is computed once for each A, but where dropout gives each matrix an input of its
+    own."""
     downs: dict[int, Tensor] = {}
     outputs = []
     for layer in layers:
@@ -322,7 +344,11 @@ class _Merged(torch.autograd.Function):
                     continue
                 gy = gy.reshape(-1, gy.shape[-1])
                 if needs_x:
-                    w = weights[i] if ctx.plan.keep else _merge(layer, ctx.dtype, weights[i], vectors[own.start : own.stop])
+                    w = (
+                        weights[i]
+                        if ctx.plan.keep
+                        else _merge(layer, ctx.dtype, weights[i], vectors[own.start : own.stop])
+                    )
                     gx = product(gy, w.T) if gx is None else gx.add_(product(gy, w.T))
                 for at, (name, change) in zip(own, layer.changes.items(), strict=True):
                     if not (needs[at] or needs[at + 1]):
@@ -331,7 +357,8 @@ class _Merged(torch.autograd.Function):
                     if ctx.plan.path == "hybrid":
                         if id(change.pair) not in downs:
                             downs[id(change.pair)] = product(flat, change.A.to(flat.dtype))
-                        wide = change.dtype if ctx.dtype == torch.float16 else ctx.dtype  # float16 would overflow
+                        # Float16 would overflow
+                        wide = change.dtype if ctx.dtype == torch.float16 else ctx.dtype
                         c = (rows.T.to(wide) @ downs[id(change.pair)].to(wide)).to(change.dtype)
                     else:
                         c = product((rows.T @ flat).to(change.dtype), change.A)
@@ -345,7 +372,8 @@ class _Merged(torch.autograd.Function):
 
 @torch.no_grad()
 def _merge(layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Tensor | None]) -> Tensor:
-    """weight + (b * B) (d * A) in each of the layer's blocks, (out, in); computed in the adapter's precision."""
+    """weight + (b * B) (d * A) in each of the layer's blocks, (out, in); computed in the adapter's
+    precision."""
     whole = WHOLE in layer.changes
     merged = weight if whole else weight.clone()
     for i, (name, change) in enumerate(layer.changes.items()):
@@ -389,7 +417,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class QuickLinear(nn.Linear):
-    """A linear layer that takes the quickest kernel while it needs no gradient. Layers become one and back: `quicken`."""
+    """A linear layer that takes the quickest kernel while it needs no gradient. Layers become one and back:
+    `quicken`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) if torch.is_grad_enabled() else product(input, self.weight, self.bias)
@@ -405,9 +434,8 @@ def quicken(model: nn.Module, on: bool = True) -> None:
 def _onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes a product: float32 on a CPU, by the operator that torch.compile uses there.
 
-    torch itself takes MKL, which was a quarter slower on an AMD processor. Of a slice such as A[:, :in], oneDNN has no fast
-    kernel: it took a thousand times as long.
-    """
+    torch itself takes MKL, which was a quarter slower on an AMD processor. Of a slice such as A[:, :in],
+    oneDNN has no fast kernel: it took a thousand times as long."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"

@@ -1,8 +1,7 @@
 """Many VeRA adapters at once: one frozen base model, and a batch in which every sample names its adapter.
 
-An adapter is its vectors and no more: all share the base weights, A and B. A batch takes the factor path with b and d of
-its own for each sample, whose cost does not depend on how many adapters are resident.
-"""
+An adapter is its vectors and no more: all share the base weights, A and B. A batch takes the factor path with
+b and d of its own for each sample, whose cost does not depend on how many adapters are resident."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,16 +50,18 @@ class Adapters:
     with adapters.use(["alice", "bob"]):
         model.generate(**batch)
 
-    They must agree in their settings (rank, sites, projections), since they share A and B; dropout and the start of d do
-    not matter. The model answers one call at a time. It is adapted when the first adapter comes; `unload` undoes that.
-    """
+    They must agree in their settings (rank, sites, projections), since they share A and B; dropout and the
+    start of d do not matter. The model answers one call at a time. It is adapted when the first adapter
+    comes; `unload` undoes that."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises AdapterError where the model carries an adapter of its own, or cannot tell its samples apart."""
+        """Raises AdapterError where the model carries an adapter of its own, or cannot tell its samples
+        apart."""
         refuse_many(model)
         if getattr(getattr(model, "config", None), "model_type", None) in TOKENS_FIRST:
             raise AdapterError(
-                f"a {type(model).__name__} lays out its batch by tokens: samples cannot have adapters of their own"
+                f"a {type(model).__name__} lays out its batch by tokens: samples cannot have adapters of"
+                " their own"
             )
         if adaptation(model):
             raise AdapterError("this model carries an adapter: its base model takes many (vera.unload)")
@@ -89,9 +90,8 @@ class Adapters:
     def add(self, name: str, path: str | Path, head: str | Path | None = None) -> None:
         """Makes an adapter file resident, with a head of its own where `head` names that file.
 
-        Raises AdapterError, with nothing changed, where the name is taken, a file is damaged or does not fit the model,
-        or the adapter's settings differ from those of the adapters here.
-        """
+        Raises AdapterError, with nothing changed, where the name is taken, a file is damaged or does not fit
+        the model, or the adapter's settings differ from those of the adapters here."""
         if not isinstance(name, str) or not name:
             raise AdapterError(f"an adapter's name is a word, not {name!r}")
         if name in self.vectors:
@@ -140,10 +140,11 @@ class Adapters:
 
     @contextmanager
     def use(self, names: Names) -> Iterator[None]:
-        """Within it the model, and each part of it, answers for samples of these adapters: for `generate`, and encoders.
+        """Within it the model, and each part of it, answers for samples of these adapters: for `generate`,
+        and encoders.
 
-        A batch that is a multiple of the names (beams) repeats each name. Raises AdapterError for an unknown name.
-        """
+        A batch that is a multiple of the names (beams) repeats each name. Raises AdapterError for an unknown
+        name."""
         names, before = self._known(names), self._used
         if not names:
             raise AdapterError("no adapter names: each sample needs one")
@@ -196,7 +197,9 @@ class Adapters:
         active = self._active or []
         self._set(self._used, repeats=True)
         if result is not None and not self._answered and any(name in self.heads for name in active):
-            raise AdapterError("an adapter's own head was never called by this model: the answer was not its own")
+            raise AdapterError(
+                "an adapter's own head was never called by this model: the answer was not its own"
+            )
 
     def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head: computes anew what belongs to adapters with heads of their own."""
@@ -205,13 +208,21 @@ class Adapters:
             return output
         names = self._active or []
         if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
-            raise AdapterError("this model's head does not give an answer for each sample: adapters cannot have their own")
+            raise AdapterError(
+                "this model's head does not give an answer for each sample: adapters cannot have their own"
+            )
         names = [name for name in names for _ in range(len(output) // len(names))]
         prefix: str = module.__dict__["_head_prefix"]
         for name in {n for n in names if n in self.heads}:
             at = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
-            own = {n.removeprefix(prefix): v.to(output) for n, v in self.heads[name].items() if n.startswith(prefix)}
-            mine = tuple(a[at] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a for a in arguments)
+            own = {
+                n.removeprefix(prefix): v.to(output)
+                for n, v in self.heads[name].items()
+                if n.startswith(prefix)
+            }
+            mine = tuple(
+                a[at] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a for a in arguments
+            )
             hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
             try:
                 output = output.index_copy(0, at, functional_call(module, own, mine))
@@ -287,4 +298,6 @@ class Adapters:
 def _not_here(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
     """A forward pre-hook of the backbone, which would swallow the names."""
     if "adapter_names" in keywords:
-        raise AdapterError("adapter_names goes to the whole model; for a part of it: with adapters.use(names)")
+        raise AdapterError(
+            "adapter_names goes to the whole model; for a part of it: with adapters.use(names)"
+        )

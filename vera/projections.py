@@ -1,13 +1,12 @@
 """The frozen random pair A and B of VeRA, made from a seed and the same on every machine, version and device.
 
-Philox4x64-10 (Salmon et al. 2011) is a counter-based generator: numpy exposes its raw 64-bit words, which have
-not changed since numpy 1.17. Each element takes the word at its own place in the counter, and plain IEEE
+Philox4x64-10 (Salmon et al. 2011) is a counter-based generator: numpy exposes its raw 64-bit words, which
+have not changed since numpy 1.17. Each element takes the word at its own place in the counter, and plain IEEE
 arithmetic maps the word to a number. Nothing else is used: no log and no cos (their last bits differ between
 processors), no torch generator (not guaranteed across versions and devices).
 
-Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the leading slice of a larger one.
-Only the scale depends on the shape, so adapters of any rank and width can share one stored pair.
-"""
+Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the leading slice of a larger
+one. Only the scale depends on the shape, so adapters of any rank and width can share one stored pair."""
 
 import hashlib
 import math
@@ -51,9 +50,8 @@ INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "peft")
 def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from two words each.
 
-    log and cos differ in the last bits of float64 between processors; rounding to float32 hides nearly all of that,
-    and what it does not hide, the fingerprint in the adapter file finds.
-    """
+    log and cos differ in the last bits of float64 between processors; rounding to float32 hides nearly all of
+    that, and what it does not hide, the fingerprint in the adapter file finds."""
     words = unit_uniform(seed, matrix, rows, 2 * columns).astype(np.float64)
     radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))  # (u + 1) / 2 is in (0, 1): u is never -1
     return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
@@ -63,15 +61,15 @@ def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
 class ProjectionSpec:
     """What A and B depend on.
 
-    inputs and outputs are the widest over all matrices that share the pair; a narrower one uses the leading slice.
-    init, by the paper's section 3.3 and table 6:
+    inputs and outputs are the widest over all matrices that share the pair; a narrower one uses the leading
+    slice. init, by the paper's section 3.3 and table 6:
       kaiming_uniform  the paper's default: bound sqrt(6 / fan_in), PyTorch's fan_in mode with gain sqrt(2)
-      kaiming_normal   standard deviation sqrt(2 / fan_in)
-      uniform          on [0, 0.1]
-      peft             kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for the same key
-                       and shapes (for parity and interchange only: torch does not promise those bits across versions)
-    fan_in is `inputs` for A and `rank` for B. pair: the name of a pair of its own ("" is the one that all share).
-    """
+      kaiming_normal   standard deviation sqrt(2 / fan_in) uniform          on [0, 0.1] peft
+      kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for the same key
+                       and shapes (for parity and interchange only: torch does not promise those bits across
+                       versions)
+    fan_in is `inputs` for A and `rank` for B. pair: the name of a pair of its own ("" is the one that all
+    share)."""
 
     seed: int
     rank: int
@@ -90,7 +88,9 @@ class ProjectionSpec:
 
     def _draw(self, which: int, rows: int, fan_in: int) -> Matrix:
         # A named pair has 63 bits of its name's hash in the key; the shared one has none.
-        name = int.from_bytes(hashlib.sha256(self.pair.encode()).digest()[:8], "little") >> 1 if self.pair else 0
+        name = (
+            int.from_bytes(hashlib.sha256(self.pair.encode()).digest()[:8], "little") >> 1 if self.pair else 0
+        )
         matrix = 2 * name + which
         if self.init == "kaiming_normal":
             return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(math.sqrt(2 / fan_in))

@@ -7,16 +7,17 @@ from torch import nn
 
 from vera.errors import AdapterError
 
-#: A site's name and the last part of the module names that it stands for, over the architectures known so far.
+#: A site's name and the last part of the module names that it stands for, over the architectures known so
+#: far.
 ALIASES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
 BLOCKS = ("query", "key", "value")
-#: Layers that hold query, key and value as three equal blocks of outputs, in this order, and the attention classes where
-#: that is known to be so: GPT-2 and its kin (by their Conv1D), timm's ViT and Swin, ModernBERT. Others of the same names
-#: interleave the three by head.
+#: Layers that hold query, key and value as three equal blocks of outputs, in this order, and the attention
+#: classes where that is known to be so: GPT-2 and its kin (by their Conv1D), timm's ViT and Swin, ModernBERT.
+#: Others of the same names interleave the three by head.
 FUSED = {
     "c_attn": ("transformers.GPT2Attention",),
     "qkv": ("timm.Attention", "timm.WindowAttention"),
@@ -24,12 +25,14 @@ FUSED = {
 }
 #: Fused in an order, or in sizes, that differ from model to model.
 MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
-#: The second matrix of the feed-forward, by the end of its path; attention's own output ends alike in BERT and its kin.
+#: The second matrix of the feed-forward, by the end of its path; attention's own output ends alike in BERT
+#: and its kin.
 FEED_FORWARD_OUT = "feed_forward_out"
 FEED_FORWARD_ENDS = (
     "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa, MPNet
     "mlp.fc2",  # ViT, DINOv2, timm
-    *("mlp.c_proj", "mlp.down_proj", "ffn.lin2", "mlp.Wo"),  # GPT-2, Llama and its relatives, DistilBERT, ModernBERT
+    # GPT-2, Llama and its relatives, DistilBERT, ModernBERT
+    *("mlp.c_proj", "mlp.down_proj", "ffn.lin2", "mlp.Wo"),
 )
 NORMS = "norms"
 ALL_LINEAR = "all-linear"
@@ -39,13 +42,14 @@ Blocks = dict[str, slice]
 
 
 def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
-    """The linear layers that `sites` name, by module path, in the model's own order, and which of their outputs.
+    """The linear layers that `sites` name, by module path, in the model's own order, and which of their
+    outputs.
 
-    A site is a role ("query", "key", "value", "feed_forward_out"), the end of a module's path ("dense", "mlp.fc1"), or
-    "all-linear": every linear layer but the head and the output embedding. A role in a fused layer is a block of its outputs
-    ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is {"whole": slice(0, out)}.
-    Raises AdapterError, listing the model's real names, where a site matches no linear layer.
-    """
+    A site is a role ("query", "key", "value", "feed_forward_out"), the end of a module's path ("dense",
+    "mlp.fc1"), or "all-linear": every linear layer but the head and the output embedding. A role in a fused
+    layer is a block of its outputs ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is
+    {"whole": slice(0, out)}. Raises AdapterError, listing the model's real names, where a site matches no
+    linear layer."""
     if not sites:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
     head, output = tuple(head_prefixes(model)), getattr(model, "get_output_embeddings", lambda: None)()
@@ -65,11 +69,17 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
             found.setdefault(path, {}).update(block)
     for path, blocks in found.items():
         if WHOLE in blocks and len(blocks) > 1:
-            raise AdapterError(f"sites names {path} both whole and by its blocks {', '.join(blocks.keys() - {WHOLE})}")
+            raise AdapterError(
+                f"sites names {path} both whole and by its blocks {', '.join(blocks.keys() - {WHOLE})}"
+            )
         twins = [other for layer, other in paths if layer == id(linears[path]) and other != path]
         if twins:
-            raise AdapterError(f"{path} and {twins[0]} are one and the same layer: it cannot be adapted in one place alone")
-    return {path: dict(sorted(found[path].items(), key=lambda b: b[1].start)) for path in linears if path in found}
+            raise AdapterError(
+                f"{path} and {twins[0]} are one and the same layer: it cannot be adapted in one place alone"
+            )
+    return {
+        path: dict(sorted(found[path].items(), key=lambda b: b[1].start)) for path in linears if path in found
+    }
 
 
 def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
@@ -102,7 +112,9 @@ def _matches(linears: dict[str, nn.Module], site: str, fused: set[str]) -> dict[
 
 def is_feed_forward_out(path: str) -> bool:
     """Whether a linear layer is the second matrix of a feed-forward, by its path."""
-    return f".{path}".endswith(tuple(f".{end}" for end in FEED_FORWARD_ENDS)) and "attention.output" not in path
+    return (
+        f".{path}".endswith(tuple(f".{end}" for end in FEED_FORWARD_ENDS)) and "attention.output" not in path
+    )
 
 
 def find_norms(model: nn.Module) -> list[str]:
@@ -131,15 +143,20 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
     if not names:
         return "this model has no linear layer inside that could be adapted"
     roles = BLOCKS if fused else ()
-    return f"no linear layer is a {site!r} site of this model. It has: {', '.join([*roles, *sorted(names)])}, all-linear"
+    return (
+        f"no linear layer is a {site!r} site of this model. It has: {', '.join([*roles, *sorted(names)])},"
+        " all-linear"
+    )
 
 
-#: Layers that read the input of the module they are in: those of an attention, and Llama's gated feed-forward.
+#: Layers that read the input of the module they are in: those of an attention, and Llama's gated
+#: feed-forward.
 TOGETHER = (tuple(name for names in ALIASES.values() for name in names), ("gate_proj", "up_proj"))
 
 
 def same_input(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Splits paths of layers into groups that read the same input, each with the path of the module they are in."""
+    """Splits paths of layers into groups that read the same input, each with the path of the module they are
+    in."""
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
@@ -150,12 +167,14 @@ def same_input(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear layer: torch's (and its 4-bit form), or transformers' Conv1D, whose weight is stored transposed."""
+    """A linear layer: torch's (and its 4-bit form), or transformers' Conv1D, whose weight is stored
+    transposed."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """transformers' Conv1D (GPT-2): weight (in, out). By its name, since this library does without transformers."""
+    """transformers' Conv1D (GPT-2): weight (in, out). By its name, since this library does without
+    transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
@@ -168,10 +187,11 @@ def size(layer: nn.Module) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a transformer block ends its two sub-layers, and its last LayerNorm where that comes after the residual.
+    """Where a transformer block ends its two sub-layers, and its last LayerNorm where that comes after the
+    residual.
 
-    Paths inside a block. The outputs of `attention` and `feed_forward` are what the block adds to its residual stream.
-    """
+    Paths inside a block. The outputs of `attention` and `feed_forward` are what the block adds to its
+    residual stream."""
 
     attention: str
     feed_forward: str
@@ -179,7 +199,8 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("attention.output.dropout", "output.dropout", "output.LayerNorm"),  # BERT, RoBERTa, ELECTRA, DeBERTa
+    # BERT, RoBERTa, ELECTRA, DeBERTa
+    Layout("attention.output.dropout", "output.dropout", "output.LayerNorm"),
     Layout("attention.dropout", "output.dropout", "output.LayerNorm"),  # MPNet
     Layout("attention", "ffn", "output_layer_norm"),  # DistilBERT
     Layout("attn", "mlp"),  # GPT-2, timm's ViT
@@ -206,7 +227,10 @@ def find_blocks(model: nn.Module) -> Iterator[tuple[nn.Module, Layout]]:
                     yield block, layout
                     break
     if not found:
-        raise AdapterError(f"the blocks of a {type(model).__name__} are not known here: adapters have no place (vera/sites.py)")
+        raise AdapterError(
+            f"the blocks of a {type(model).__name__} are not known here: adapters have no place"
+            " (vera/sites.py)"
+        )
 
 
 def backbone_prefix(model: nn.Module) -> str:
@@ -218,17 +242,22 @@ def backbone_prefix(model: nn.Module) -> str:
 def head_prefixes(model: nn.Module) -> list[str]:
     """Prefixes of the parameter names that belong to the classification head.
 
-    The head is everything outside the backbone, and BERT's pooler: it plays the part of the dense layer in RoBERTa's
-    head. A timm model says itself which layer is its head. A language model's output layer is no head (it is
-    pretrained), and a plain module has none.
-    """
+    The head is everything outside the backbone, and BERT's pooler: it plays the part of the dense layer in
+    RoBERTa's head. A timm model says itself which layer is its head. A language model's output layer is no
+    head (it is pretrained), and a plain module has none."""
     backbone = backbone_prefix(model)
     output = getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in model.named_modules():
-        if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):  # timm, also inside TimmWrapper
+        # Timm, also inside TimmWrapper
+        if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):
             classifier = module.get_classifier()
             return [f"{name}." for name, m in module.named_modules(prefix=path) if m is classifier]
-    if not backbone and output is None and hasattr(model, "config") and "classifier" in dict(model.named_children()):
+    if (
+        not backbone
+        and output is None
+        and hasattr(model, "config")
+        and "classifier" in dict(model.named_children())
+    ):
         return ["classifier."]  # CLIP and SigLIP, whose backbone's name is not their prefix
     if not backbone or output is not None:
         return []

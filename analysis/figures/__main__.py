@@ -1,9 +1,10 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, parameters, demo; all: whatever there is)
+    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, parameters, demo; all:
+    whatever there is)
 
-The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run ids (or the
-measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
+The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run
+ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
 """
 
 import sys
@@ -34,7 +35,8 @@ def main(arguments: list[str]) -> int:
                 print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
     if not drawn:
         print(
-            f"error: no records of {options.name} in {options.output}/records yet (make help lists what runs them)",
+            f"error: no records of {options.name} in {options.output}/records yet (make help lists what runs"
+            " them)",
             file=sys.stderr,
         )
         return 2

@@ -19,7 +19,8 @@ def shown(middle: Sequence[float], form: str) -> list[str]:
 
 
 def draw_band(axes: Any, points: Sequence[Point], look: tuple[str, str, str], label: str) -> None:
-    """The middles as a line, and the band from the lowest to the highest. look: a colour, a dash and a marker."""
+    """The middles as a line, and the band from the lowest to the highest. look: a colour, a dash and a
+    marker."""
     (tint, dash, marker), (x, middle, low, high) = look, zip(*sorted(points), strict=True)
     axes.fill_between(x, low, high, color=tint, alpha=0.15, linewidth=0)
     axes.plot(x, middle, dash, marker=marker, markersize=4, color=tint, label=label)

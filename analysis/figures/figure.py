@@ -44,9 +44,8 @@ STYLE: Any = {
 class Figure:
     """A figure: its name and title, the data behind it as text, what is missing, and how it is drawn.
 
-    The last column of the data, "runs", names the run ids (or the measure) of each point, as each of its numbers does.
-    Without rows there is nothing to draw, and the notes say why. size: inches.
-    """
+    The last column of the data, "runs", names the run ids (or the measure) of each point, as each of its
+    numbers does. Without rows there is nothing to draw, and the notes say why. size: inches."""
 
     name: str
     title: str
@@ -71,7 +70,9 @@ def canvas(figure: Figure) -> Canvas:
     if figure.rows:
         figure.draw(whole)
     else:
-        whole.text(0.5, 0.5, "\n".join([figure.title, "", *figure.notes]), ha="center", va="center", wrap=True)
+        whole.text(
+            0.5, 0.5, "\n".join([figure.title, "", *figure.notes]), ha="center", va="center", wrap=True
+        )
     return whole
 
 
@@ -84,7 +85,8 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
-    """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the files."""
+    """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the
+    files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(STYLE):
@@ -116,12 +118,18 @@ def finite(values: Iterable[Any]) -> list[float]:
 def with_runs(numbers: Iterable[str], of: Iterable[str]) -> list[TableCell]:
     """Numbers that are made of these runs (or measures), which the last column, "runs", names."""
     names = tuple(dict.fromkeys(of))
-    return [*(TableCell(text, () if text in ("", "-") else names) for text in numbers), TableCell(" ".join(names))]
+    return [
+        *(TableCell(text, () if text in ("", "-") else names) for text in numbers),
+        TableCell(" ".join(names)),
+    ]
 
 
 def parameter_count(value: float, _: Any) -> str:
     """Parameters at an axis: 50K, 2M."""
-    return next((f"{value / scale:g}{unit}" for unit, scale in (("M", 1e6), ("K", 1e3)) if value >= scale), f"{value:g}")
+    return next(
+        (f"{value / scale:g}{unit}" for unit, scale in (("M", 1e6), ("K", 1e3)) if value >= scale),
+        f"{value:g}",
+    )
 
 
 def draw_nothing(_: Any) -> None:

@@ -28,8 +28,8 @@ from analysis.paper import GLUE, NAMES, paper, printed_rows
 from analysis.table import TableCell, make_row
 from runs.record import Ledger, Record, lora_scaling
 
-#: The lines of figure 2: a name, a row's kind, and the rows on it. LoRA's has two, by how alpha follows the rank; the rank of
-#: the recipe is on both.
+#: The lines of figure 2: a name, a row's kind, and the rows on it. LoRA's has two, by how alpha follows the
+#: rank; the rank of the recipe is on both.
 RANK_LINES = {
     "VeRA": ("vera", r"vera_r(\d+)"),
     "LoRA, constant alpha": ("lora", r"lora_r(\d+)"),
@@ -38,8 +38,8 @@ RANK_LINES = {
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model and task, and for
-    each model and task of GLUE on which ranks of both vary."""
+    """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
+    and task, and for each model and task of GLUE on which ranks of both vary."""
     found = cells(_by_rank(ledger), wanted=5)
     points = Counter((model, task, row.partition("_")[0]) for model, row, task in found)
     several = {(model, task) for (model, task, _), count in points.items() if count > 1}
@@ -51,8 +51,8 @@ def make(ledger: Ledger) -> list[Figure]:
         quoted: list[tuple[str, int, float]] = []
         if any(row.startswith("lora") for row in mine):
             notes.append(
-                "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's alpha / rank times"
-                " the rank. Rates are the recipe's, tuned at its rank, where both are one."
+                "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's"
+                " alpha / rank times the rank. Rates are the recipe's, tuned at its rank, where both are one."
             )
         if (model, task) == (LARGE, RTE):
             quoted = _quoted()
@@ -93,7 +93,12 @@ def _row(row: str, cell: Cell) -> list[TableCell]:
 
 def _quoted() -> list[tuple[str, int, float]]:
     """Table 2's RTE of VeRA (rank 256) and LoRA (rank 8): the method, its exact count, and the number."""
-    rte = {number.row: number.value for row in printed_rows("table2", LARGE) for number in row if number.task == RTE}
+    rte = {
+        number.row: number.value
+        for row in printed_rows("table2", LARGE)
+        for number in row
+        if number.task == RTE
+    }
     return [(kind, count, rte[kind]) for kind, count in (("vera", 61440), ("lora", 786432))]
 
 
@@ -113,10 +118,14 @@ def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
 def _shared_rank(mine: dict[str, Cell]) -> dict[str, Cell]:
     """LoRA's cells at the recipe's own rank and alpha, as rows of the proportional line too."""
     lora = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
-    return {f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None}
+    return {
+        f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None
+    }
 
 
-def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas) -> None:
+def _draw_ranks(
+    mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas
+) -> None:
     axes = canvas.subplots()
     proportional = [row for row in mine if row.endswith("_proportional")]
     for name, (kind, pattern) in RANK_LINES.items():
@@ -132,7 +141,8 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
             cell = mine[row]
             draw_point(axes, cell.parameters, cell, row)
             top, shift, across, along = max(cell.values()), (0, 4), "center", "baseline"
-            if kind == "vera":  # the lowest ranks have nearly the same count: above to the left, below to the right, by turns
+            # The lowest ranks have nearly the same count: above to the left, below to the right, by turns
+            if kind == "vera":
                 top, shift = cell.median(), ((-4, 3), (4, -3))[i % 2]
                 across, along = (("right", "bottom"), ("left", "top"))[i % 2]
             look: dict[str, Any] = {"ha": across, "va": along, "fontsize": 6, "color": colour(kind)}
@@ -141,7 +151,16 @@ def _draw_ranks(mine: dict[str, Cell], quoted: list[tuple[str, int, float]], tit
         axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=name, linestyle=dashes)
     for kind, count, value in quoted:
         label = f"{NAMES[kind]}, paper's table 2 (quoted)"
-        axes.plot(count, value, "x", color=colour(kind), markersize=7, markeredgewidth=1.5, label=label, linestyle="none")
+        axes.plot(
+            count,
+            value,
+            "x",
+            color=colour(kind),
+            markersize=7,
+            markeredgewidth=1.5,
+            label=label,
+            linestyle="none",
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))

@@ -16,13 +16,16 @@ from runs.record import Ledger, Record
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """How far d has moved, by layer and site: a figure for each model and task with measures of the row vera."""
+    """How far d has moved, by layer and site: a figure for each model and task with measures of the row
+    vera."""
     figures = []
     for found in measured(ledger, "magnitude", lambda measure: measure["of"][0]["cell"]["row"] == "vera"):
         measures, notes = found.measures, found.notes
         rows, lines = _by_layer(measures, notes)
         if not measures:
-            notes.append("Nothing measured: python -m runs paper=figure3, then python -m runs.measure magnitude.")
+            notes.append(
+                "Nothing measured: python -m runs paper=figure3, then python -m runs.measure magnitude."
+            )
         if found.of_the_paper:
             notes.append("The paper prints no numbers of this figure.")
             notes.append(f"The paper's finding: {paper()['figure3']['finding']}.")
@@ -36,7 +39,9 @@ def make(ledger: Ledger) -> list[Figure]:
     return figures
 
 
-def _by_layer(measures: list[Record], notes: list[str]) -> tuple[list[list[TableCell]], dict[str, list[Point]]]:
+def _by_layer(
+    measures: list[Record], notes: list[str]
+) -> tuple[list[list[TableCell]], dict[str, list[Point]]]:
     """The rows of the data, and for each site its line; adds to the notes what no finite change has."""
     points: dict[tuple[str, int], list[tuple[float | None, float | None, str]]] = defaultdict(list)
     for measure in measures:
@@ -47,7 +52,10 @@ def _by_layer(measures: list[Record], notes: list[str]) -> tuple[list[list[Table
     for (site, layer), found in sorted(points.items()):
         d, b = finite(p[0] for p in found), finite(p[1] for p in found)
         if len(d) < len(found):
-            notes.append(f"layer {layer}, {site}: {len(found) - len(d)} of {len(found)} runs have no finite change of d.")
+            notes.append(
+                f"layer {layer}, {site}: {len(found) - len(d)} of {len(found)} runs have no finite change"
+                " of d."
+            )
         of_d, of_b = median_and_range(d), f"{statistics.median(b):.4g}" if b else "-"
         numbers = with_runs([*shown(of_d, ".4g"), of_b, str(len(d))], (p[2] for p in found))
         rows.append(make_row(site, str(layer), *numbers))
@@ -69,6 +77,9 @@ def _draw_layers(lines: dict[str, list[Point]], title: str, runs: int, canvas: C
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(r"$\|d - d_{init}\|_2$")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{title}\n" + (f"median of {runs} runs, bands from the lowest to the highest" if runs > 1 else "one run"))
+    axes.set_title(
+        f"{title}\n"
+        + (f"median of {runs} runs, bands from the lowest to the highest" if runs > 1 else "one run")
+    )
     if lines:
         axes.legend()

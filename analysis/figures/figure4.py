@@ -15,22 +15,29 @@ from analysis.table import make_row
 from runs.record import FINISHED, Ledger
 
 GAIN = (
-    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A method that is no "
-    "better than the head alone has 100 / thousands of parameters: the count weighs more than the accuracy."
+    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A"
+    " method that is no better than the head alone has 100 / thousands of parameters: the count weighs more"
+    " than the accuracy."
 )
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for each model and task
-    whose metric is accuracy and that has runs of the head."""
+    """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for
+    each model and task whose metric is accuracy and that has runs of the head."""
     of_glue = (r for r in ledger if r["cell"]["task"] in GLUE)
-    found = cells([r for r in of_glue if r["status"] in FINISHED and r["result"]["metric"] == "accuracy"], wanted=5)
+    found = cells(
+        [r for r in of_glue if r["status"] in FINISHED and r["result"]["metric"] == "accuracy"], wanted=5
+    )
     figures = []
     for model, task in paper_first((key[0], key[2]) for key in found if key[1] == "head"):
         mine = {key[1]: cell for key, cell in found.items() if (key[0], key[2]) == (model, task)}
         head = mine.pop("head", None)
         # Table 2's rows; ranks and ablations have figures and tables of their own.
-        mine = {row: cell for row, cell in mine.items() if cell.parameters and not row.startswith(("vera_", "lora_"))}
+        mine = {
+            row: cell
+            for row, cell in mine.items()
+            if cell.parameters and not row.startswith(("vera_", "lora_"))
+        }
         rows, ours, quoted = [], {}, {}
         notes = [GAIN, *seed_notes({**mine, **({"head": head} if head else {})})]
         if (model, task) == (LARGE, RTE):
@@ -40,13 +47,16 @@ def make(ledger: Ledger) -> list[Figure]:
                 numbers = [str(parameters), f"{accuracy:.1f}", f"{implied:.1f}", f"{value:.2f}"]
                 rows.append(make_row(name, "paper (quoted)", *numbers, ""))
             notes.append(
-                "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy. "
-                "The printed values do not follow from one such accuracy."
+                "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's"
+                " accuracy. The printed values do not follow from one such accuracy."
             )
         else:
             notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
         if head is None and mine:
-            notes.append("No run of the head alone on RTE is here, so that no gain of ours can be computed (paper=figure4).")
+            notes.append(
+                "No run of the head alone on RTE is here, so that no gain of ours can be computed"
+                " (paper=figure4)."
+            )
         if (model, task) == (LARGE, RTE) and not mine:
             notes.append("Nothing has run here: paper=figure4 runs it.")
         for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
@@ -56,7 +66,9 @@ def make(ledger: Ledger) -> list[Figure]:
             if math.isfinite(gain):
                 ours[row] = (cell.label, gain, cell.complete and head.complete)
             numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
-            rows.append(make_row(cell.label, "ours", *with_runs(numbers, ids([*cell.records, *head.records]))))
+            rows.append(
+                make_row(cell.label, "ours", *with_runs(numbers, ids([*cell.records, *head.records])))
+            )
         records = (record for cell in mine.values() for record in cell.records)
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {model_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
@@ -67,14 +79,25 @@ def make(ledger: Ledger) -> list[Figure]:
 
 def _printed_gains() -> dict[str, tuple[str, float, float, int]]:
     """By row: name, table 2's accuracy on RTE, the printed gain, and the exact count."""
-    counts = {"adapter_p_3m": 3171840, "adapter_p_800k": 811392, "adapter_h_6m": 6343680, "adapter_h_800k": 835968}
+    counts = {
+        "adapter_p_3m": 3171840,
+        "adapter_p_800k": 811392,
+        "adapter_h_6m": 6343680,
+        "adapter_h_800k": 835968,
+    }
     counts |= {"lora": 786432, "vera": 61440}
-    rte = {number.row: number for row in printed_rows("table2", LARGE) for number in row if number.task == RTE}
+    rte = {
+        number.row: number for row in printed_rows("table2", LARGE) for number in row if number.task == RTE
+    }
     gains = paper()["figure4"]["printed"]
     found = {}
     for row, count in counts.items():
         of = rte[row]
-        name, key = (of.method, row) if row in gains else (f"{of.method} {of.size}", f"{row.rpartition('_')[0]}_{of.size}")
+        name, key = (
+            (of.method, row)
+            if row in gains
+            else (f"{of.method} {of.size}", f"{row.rpartition('_')[0]}_{of.size}")
+        )
         found[row] = (name, of.value, float(gains[key]), count)
     return found
 
@@ -88,7 +111,9 @@ def _draw_gains(
     for i, row in enumerate(order):
         bars: list[tuple[float, float, dict[str, Any]]] = []
         if row in quoted:
-            bars.append((-wide / 2 if row in ours else 0, quoted[row][1], {"facecolor": "white", "hatch": "////"}))
+            bars.append(
+                (-wide / 2 if row in ours else 0, quoted[row][1], {"facecolor": "white", "hatch": "////"})
+            )
         if row in ours:
             look = {"facecolor": colour(row) if ours[row][2] else "white"}
             bars.append((wide / 2 if row in quoted else 0, ours[row][1], look))
@@ -98,12 +123,24 @@ def _draw_gains(
             told = f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
             axes.annotate(told, place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
     names = [quoted[row][0] if row in quoted else ours[row][0] for row in order]
-    axes.set_xticks(range(len(order)), names, rotation=20 if len(order) > 5 else 0, ha="right" if len(order) > 5 else "center")
+    axes.set_xticks(
+        range(len(order)),
+        names,
+        rotation=20 if len(order) > 5 else 0,
+        ha="right" if len(order) > 5 else "center",
+    )
     axes.grid(visible=False, axis="x")
     axes.set_yscale("log")
     axes.margins(y=0.15)
     axes.set_ylabel("gain per 1K parameters, % (log)")
     axes.set_title(title)
     fewer = "" if all(whole for *_, whole in ours.values()) else " (hollow: fewer seeds)"
-    keys = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")] if quoted else []
-    axes.legend(handles=[*keys, *([Patch(facecolor="#555555", label=f"ours{fewer}")] if ours else [])], loc="upper left")
+    keys = (
+        [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")]
+        if quoted
+        else []
+    )
+    axes.legend(
+        handles=[*keys, *([Patch(facecolor="#555555", label=f"ours{fewer}")] if ours else [])],
+        loc="upper left",
+    )

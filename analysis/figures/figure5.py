@@ -20,39 +20,75 @@ PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_r
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix D)."""
+    """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix
+    D)."""
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [
-        make_row("LoRA and VeRA", "paper (quoted)", "query", "mean", f"{printed['mean_lora_vera']:.1e}", "", "", "", ""),
-        make_row("LoRA and random", "paper (quoted)", "query", "mean", f"{printed['mean_lora_random']:.1e}", "", "", "", ""),
+        make_row(
+            "LoRA and VeRA",
+            "paper (quoted)",
+            "query",
+            "mean",
+            f"{printed['mean_lora_vera']:.1e}",
+            "",
+            "",
+            "",
+            "",
+        ),
+        make_row(
+            "LoRA and random",
+            "paper (quoted)",
+            "query",
+            "mean",
+            f"{printed['mean_lora_random']:.1e}",
+            "",
+            "",
+            "",
+            "",
+        ),
     ]
     figures = []
     for found in measured(ledger, "similarity"):
         measures, notes = found.measures, found.notes
         rows, lines, where = _by_layer(measures, notes)
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
-        notes += [f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
-        known = (ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records)
+        notes += [
+            f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()
+        ]
+        known = (
+            ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records
+        )
         if labels := sorted({label_of(record) for record in known}):
             notes.append(f"The runs are {' and '.join(labels)}.")
         if not measures:
-            notes.append("Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity.")
+            notes.append(
+                "Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity."
+            )
         if found.of_the_paper:
             rows += quoted
-            notes.append("The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value by layer.")
+            notes.append(
+                "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value"
+                " by layer."
+            )
             notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
         else:
-            notes.insert(0, f"{found.model} on {found.task} is not in the paper: no comparison with its means.")
+            notes.insert(
+                0, f"{found.model} on {found.task} is not in the paper: no comparison with its means."
+            )
         title = f"Figure 5: cosine of weight differences, {found.place}"
-        draw = partial(_draw_cosines, lines, printed if found.of_the_paper else {}, title, len(measures), where)
+        draw = partial(
+            _draw_cosines, lines, printed if found.of_the_paper else {}, title, len(measures), where
+        )
         figures.append(Figure(f"figure5{suffix(found.model, found.task)}", title, header, rows, notes, draw))
     return figures
 
 
-def _by_layer(measures: list[Record], notes: list[str]) -> tuple[list[list[TableCell]], dict[str, list[Point]], str]:
-    """The rows of the data, for each pair its line, and of which matrices the lines are; adds to the notes what has no
-    cosine."""
+def _by_layer(
+    measures: list[Record], notes: list[str]
+) -> tuple[list[list[TableCell]], dict[str, list[Point]], str]:
+    """The rows of the data, for each pair its line, and of which matrices the lines are; adds to the notes
+    what has no cosine."""
     points: dict[tuple[str, str, int], list[tuple[Any, list[str]]]] = defaultdict(list)
     for measure in measures:
         values, of = measure["values"], ids(measure["of"])
@@ -65,7 +101,9 @@ def _by_layer(measures: list[Record], notes: list[str]) -> tuple[list[list[Table
         numbers = finite(value for value, _ in found)
         if len(numbers) < len(found):
             lost = f"{len(found) - len(numbers)} of {len(found)}"
-            notes.append(f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero).")
+            notes.append(
+                f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero)."
+            )
         middle = median_and_range(numbers)
         runs = (name for _, of in found for name in of)
         texts = [*shown(middle, ".3e"), str(len(numbers))]

@@ -15,7 +15,8 @@ from runs.record import Ledger
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix E)."""
+    """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
+    E)."""
     measures = [m for m in ledger.measures.values() if m["kind"] == "matrix_fit"]
     rows: list[list[TableCell]] = []
     lines: dict[str, list[Point]] = defaultdict(list)
@@ -39,15 +40,25 @@ def make(ledger: Ledger) -> list[Figure]:
             rows.append(make_row(NAMES[method], str(rank), *numbers))
             lines[method].append((count, mean, min(whole), max(whole)))
         keys = ("matrices", "target", "steps", "lr", "optimizer")
-        notes.append("Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + ".")
-        notes.append("least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same.")
+        notes.append(
+            "Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + "."
+        )
+        notes.append(
+            "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the"
+            " same."
+        )
         if len(measures) > 1:
             notes.append(f"{len(measures) - 1} other fits are left out: measure {chosen['id']} is shown.")
     else:
         notes.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
-    notes += ["The paper prints no numbers of this figure.", f"The paper's finding: {paper()['figure6']['finding']}."]
+    notes += [
+        "The paper prints no numbers of this figure.",
+        f"The paper's finding: {paper()['figure6']['finding']}.",
+    ]
     header = ["method", "rank", "parameters", "mse mean", "mse spread", "least", "runs"]
-    return [Figure("figure6", title, header, rows, notes, partial(_draw_fit, dict(lines), title, settings or {}))]
+    return [
+        Figure("figure6", title, header, rows, notes, partial(_draw_fit, dict(lines), title, settings or {}))
+    ]
 
 
 def _draw_fit(lines: dict[str, list[Point]], title: str, settings: dict[str, Any], canvas: Canvas) -> None:

@@ -10,10 +10,11 @@ from runs.record import Ledger, Record, cell_id, is_trial
 
 @dataclass
 class Measured:
-    """What a figure shows of a model and a task: the measures, one for each run, and notes on what is left out.
+    """What a figure shows of a model and a task: the measures, one for each run, and notes on what is left
+    out.
 
-    of_the_paper: whether the paper's figure is of this model and task; of these there is always one, maybe empty.
-    """
+    of_the_paper: whether the paper's figure is of this model and task; of these there is always one, maybe
+    empty."""
 
     model: str
     task: str
@@ -27,11 +28,15 @@ class Measured:
     @property
     def place(self) -> str:
         """The model and task by their labels."""
-        label = self.measures[0]["of"][0]["label"] if self.measures else {"model": "RoBERTa-large", "task": "RTE"}
+        label = (
+            self.measures[0]["of"][0]["label"] if self.measures else {"model": "RoBERTa-large", "task": "RTE"}
+        )
         return f"{label['model']} on {label['task']}"
 
 
-def measured(ledger: Ledger, kind: str, keep: Callable[[Record], bool] = lambda _: True) -> Iterator[Measured]:
+def measured(
+    ledger: Ledger, kind: str, keep: Callable[[Record], bool] = lambda _: True
+) -> Iterator[Measured]:
     """The measures of a kind by model and task, the paper's first. keep: which measures."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for measure in filter(keep, _measures(ledger, kind)):
@@ -50,10 +55,11 @@ def _measures(ledger: Ledger, kind: str) -> Iterator[Record]:
 
 
 def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], list[str]]:
-    """The measures of runs of one setting, one for each run, in order of seeds; and what that leaves out, in words.
+    """The measures of runs of one setting, one for each run, in order of seeds; and what that leaves out, in
+    words.
 
-    Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then the most runs.
-    """
+    Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then the
+    most runs."""
     notes: list[str] = []
     groups: dict[str, list[Record]] = defaultdict(list)
     for measure in sorted(measures, key=lambda m: [run["cell"]["seed"] for run in m["of"]]):

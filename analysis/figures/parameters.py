@@ -25,14 +25,16 @@ def demo(ledger: Ledger) -> list[Figure]:
 
 
 def make(ledger: Ledger) -> list[Figure]:
-    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without other ranks and
-    ablations."""
+    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
+    other ranks and ablations."""
     known = [r for r in ledger if r["cell"]["task"] in GLUE or r["config"]["task"].get("family") == "images"]
     found = cells([r for r in known if not r["cell"]["row"].startswith(("vera_", "lora_"))], wanted=5)
     return [
         figure
         for task in sorted({key[2] for key in found})
-        for figure in _by_parameters({key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}")
+        for figure in _by_parameters(
+            {key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}"
+        )
     ]
 
 
@@ -49,7 +51,11 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
         first = next(iter(mine.values())).records[0]
         label, epoch = first["label"], first["result"]["reported"]
         most = max(cell.seeds for cell in mine.values())
-        seeds = f"median of {most} seeds, {epoch} epoch; lines span the seeds" if most > 1 else f"one seed, {epoch} epoch"
+        seeds = (
+            f"median of {most} seeds, {epoch} epoch; lines span the seeds"
+            if most > 1
+            else f"one seed, {epoch} epoch"
+        )
         title = f"{label['model']} on {label['task']}: {seeds}"
         draw = partial(_draw_parameters, drawable(mine), title)
         whole = name if model == usual else f"{name}_{model}"
@@ -69,8 +75,8 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
         values, x = cell.values(), cell.parameters
         axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
         draw_point(axes, x, cell, row)
-        # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right of the point
-        # where the one before has nearly the same count.
+        # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right
+        # of the point where the one before has nearly the same count.
         beside = i > 0 and x < CLOSE * counts[i - 1]
         place, shift = ((x, cell.median()), (7, 0)) if beside else ((x, max(values)), (0, 7))
         look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}

@@ -1,4 +1,5 @@
-"""A cell in a figure: its median and the range of its seeds, as text and as a point, and what is missing of them."""
+"""A cell in a figure: its median and the range of its seeds, as text and as a point, and what is missing of
+them."""
 
 import math
 from typing import Any
@@ -10,7 +11,9 @@ from analysis.figures.figure import MARKERS, colour
 def median_and_range(cell: Cell) -> list[str]:
     """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
     values = [math.nan] if cell.unknown else cell.values()
-    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [f"{cell.seeds - cell.unknown}/{cell.wanted}"]
+    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [
+        f"{cell.seeds - cell.unknown}/{cell.wanted}"
+    ]
 
 
 def drawable(mine: dict[str, Cell]) -> dict[str, Cell]:
@@ -25,12 +28,18 @@ def seed_notes(found: dict[str, Cell]) -> list[str]:
         if not cell.complete:
             notes.append(f"{cell.label}: {cell.seeds - cell.unknown} of {cell.wanted} seeds (hollow).")
         if cell.unknown:
-            notes.append(f"{cell.label}: {cell.unknown} of {cell.seeds} runs finished without the number (nan): not drawn.")
+            notes.append(
+                f"{cell.label}: {cell.unknown} of {cell.seeds} runs finished without the number (nan): not"
+                " drawn."
+            )
         if cell.again:
             more = "more than one record of the same settings and seed; not counted twice, left out"
             notes.append(f"{cell.label}: {more}: {', '.join(cell.again)}.")
         if cell.diverged:
-            notes.append(f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch before.")
+            notes.append(
+                f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch"
+                " before."
+            )
         if cell.left_out:
             notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
         notes += cell.problems

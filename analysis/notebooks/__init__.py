@@ -2,8 +2,8 @@
 
     python -m analysis.notebooks [NAME ...] [--output outputs]       (make notebooks)
 
-writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as notebooks; only the scripts are committed.
-"""
+writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as notebooks; only the scripts
+are committed."""
 
 import html
 import os
@@ -40,9 +40,13 @@ class Shown:
         of = self.of
         picture = "" if isinstance(of, Table) else svg(of).partition("<svg")[2]
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in of.header)
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in texts(of.rows))
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
+            for row in texts(of.rows)
+        )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in of.notes)
-        table = f"<table><caption>{html.escape(of.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        caption = f"<caption>{html.escape(of.title)}</caption>"
+        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         return (f"<svg{picture}" if picture else "") + f"{table}<ul>{notes}</ul>"
 
 

@@ -14,7 +14,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.starts
 
 
 def build(name: str, output: Path) -> Path:
-    """Runs one notebook on the records in `output`; its .ipynb. Raises nbclient's CellExecutionError where a cell fails."""
+    """Runs one notebook on the records in `output`; its .ipynb. Raises nbclient's CellExecutionError where a
+    cell fails."""
     import jupytext
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
@@ -26,21 +27,26 @@ def build(name: str, output: Path) -> Path:
     more = {"VERA_OUTPUT": str(output.resolve())}
     more["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     more["PYTHONWARNINGS"] = "ignore"
-    files = Config({"KernelManager": {"transport": "ipc"}})  # to the kernel by files of this user: no port is opened
+    # To the kernel by files of this user: no port is opened
+    files = Config({"KernelManager": {"transport": "ipc"}})
     client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": root}})
     client.execute(env=os.environ | more)
     path = output / "notebooks" / f"{name}.ipynb"
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
     exporter: Any = HTMLExporter  # without annotations of its own
-    pages = exporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
+    pages = exporter(
+        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url=""
+    )
     text, _ = pages.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("notebooks", notebooks.__doc__, "the folder that holds records/; they go to its notebooks/")
+    parser = Parser(
+        "notebooks", notebooks.__doc__, "the folder that holds records/; they go to its notebooks/"
+    )
     parser.add_argument("name", nargs="*", help=f"{', '.join(NAMES)} (all of them, unless named)")
     options = parser.read(arguments)
     unknown = [name for name in options.name if name not in NAMES]

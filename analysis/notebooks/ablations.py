@@ -1,7 +1,5 @@
-# %% [markdown]
-# # Ablations
-# Table 6: which vectors train, how the matrices are drawn, and where d starts. Table 7: shared or own matrices. The paper
-# prints means there.
+# %% [markdown] # Ablations Table 6: which vectors train, how the matrices are drawn, and where d starts.
+# Table 7: shared or own matrices. The paper prints means there.
 
 # %%
 from analysis import tables
@@ -23,7 +21,8 @@ found = {key: cell for key, cell in all_cells(records).items() if key[1].startsw
 lines = compare(found)
 for line in lines:
     print(
-        f"{line.model} {line.task}: {line.labels[0]} against {line.labels[1]}: {line.difference:+.1f} over {line.pairs} pairs"
+        f"{line.model} {line.task}: {line.labels[0]} against {line.labels[1]}: {line.difference:+.1f} over"
+        f" {line.pairs} pairs"
     )
 if not lines:
     print("note: the ledger holds no variant of VeRA beside VeRA")

@@ -2,9 +2,9 @@
 
     python -m analysis.report [--output outputs]       (make report)
 
-The page is OUTPUT/report.html. It holds its data, styles and script, and asks for nothing else: no server, no network. The
-words and numbers of its tables are those of analysis.tables and analysis.stats; report.html beside this file is its frame.
-"""
+The page is OUTPUT/report.html. It holds its data, styles and script, and asks for nothing else: no server, no
+network. The words and numbers of its tables are those of analysis.tables and analysis.stats; report.html
+beside this file is its frame."""
 
 from pathlib import Path
 
@@ -19,7 +19,11 @@ def main(arguments: list[str]) -> int:
     options = parser.read(arguments)
     ledger = open_ledger(options.output)
     path = Path(options.output) / "report.html"
-    changed = {file.stem: file.stat().st_mtime for file in records_folder(options.output).glob("*.json") if file.is_file()}
+    changed = {
+        file.stem: file.stat().st_mtime
+        for file in records_folder(options.output).glob("*.json")
+        if file.is_file()
+    }
     write_atomically(path, page(ledger, changed))
     print(f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})")
     return 0

@@ -17,22 +17,56 @@ from runs.record.text import megabytes, one_line
 
 #: Parts of a record that a cell's view shows as keys and values.
 SHOWN: tuple[str, ...] = (
-    *("config", "recipe", "seeds", "start", "code", "versions", "device", "determinism", "model", "data", "parameters"),
-    *("groups", "effective_batch", "micro_batch", "steps", "config_hash", "predictions", "tries", "schema", "judged"),
+    *(
+        "config",
+        "recipe",
+        "seeds",
+        "start",
+        "code",
+        "versions",
+        "device",
+        "determinism",
+        "model",
+        "data",
+        "parameters",
+    ),
+    *(
+        "groups",
+        "effective_batch",
+        "micro_batch",
+        "steps",
+        "config_hash",
+        "predictions",
+        "tries",
+        "schema",
+        "judged",
+    ),
 )
 #: Where things lay is nobody's business: of a path the last part is shown.
-PLACES = {"path", "data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template", "output", "init_from", "from"}
+PLACES = {
+    "path",
+    "data_dir",
+    "train_file",
+    "dev_file",
+    "cache_dir",
+    "mt_bench_dir",
+    "template",
+    "output",
+    "init_from",
+    "from",
+}
 COSTS = {"train_seconds": "training, s", "evaluate_seconds": "evaluation, s", "decode_seconds": "decoding, s"}
 COSTS |= {"tokens_per_second": "tokens/s", "images_per_second": "images/s"}
 COSTS |= {"peak_memory_bytes": "memory", "adapter_bytes": "adapter"}
-#: A page stays below 20 MB: of what is in no table the newest runs are shown one by one, and of older ones the cell alone.
+#: A page stays below 20 MB: of what is in no table the newest runs are shown one by one, and of older ones
+#: the cell alone.
 RUNS_SHOWN, CELLS_SHOWN = 8_000, 20_000
 
 
 @dataclass
 class Entry:
-    """Records of one model, row and task with the same settings. `kind` in words: in the tables, or why not. `whole`:
-    whether its runs are shown one by one."""
+    """Records of one model, row and task with the same settings. `kind` in words: in the tables, or why not.
+    `whole`: whether its runs are shown one by one."""
 
     key: Key
     records: list[Record]
@@ -52,7 +86,9 @@ def entries(ledger: Ledger) -> list[Entry]:
         cell = record["cell"]
         # A failed run's record has no model, data or recipe: it may have failed before they were known.
         settings = cell_id(record) if record["status"] in FINISHED else ""
-        groups[(cell["model"], row_of(record), cell["task"]), settings, is_trial(record["config"])].append(record)
+        groups[(cell["model"], row_of(record), cell["task"]), settings, is_trial(record["config"])].append(
+            record
+        )
     in_tables = verdicts.all_cells(ledger)
     chosen = {record["id"] for cell in in_tables.values() for record in cell.records}
     found = []
@@ -73,10 +109,12 @@ def entries(ledger: Ledger) -> list[Entry]:
 
 
 def shown(found: list[Entry], changed: Mapping[str, float]) -> list[Entry]:
-    """The entries that the page has, in their order; of a large ledger only those of the tables and the newest others, by when
-    their records were written."""
+    """The entries that the page has, in their order; of a large ledger only those of the tables and the
+    newest others, by when their records were written."""
     newest = sorted(
-        found, key=lambda entry: (entry.kind == "", max(changed.get(r["id"], 0.0) for r in entry.records)), reverse=True
+        found,
+        key=lambda entry: (entry.kind == "", max(changed.get(r["id"], 0.0) for r in entry.records)),
+        reverse=True,
     )
     runs = 0
     for entry in newest:
@@ -92,8 +130,8 @@ def shown(found: list[Entry], changed: Mapping[str, float]) -> list[Entry]:
 def page_data(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> dict[str, Any]:
     """The cells with their findings and runs, the names of what the filters go by, and the words of verdicts.
 
-    Facts (a key and a value) that many records share stand once, in "pool"; a cell and a run name them by number.
-    """
+    Facts (a key and a value) that many records share stand once, in "pool"; a cell and a run name them by
+    number."""
     pool: dict[str, int] = {}
     facts = _Facts()
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
@@ -110,10 +148,18 @@ def page_data(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> di
     for cell in cells:
         for key, short in (("model", "m"), ("task", "t"), ("row", "r")):
             names[key][cell[short]] = cell[f"l{short}"]
-    words = [word for word in verdicts.WORDS if any(word in c["words"] for c in cells) or has_word(findings, word)]
+    words = [
+        word for word in verdicts.WORDS if any(word in c["words"] for c in cells) or has_word(findings, word)
+    ]
     others = sorted({word for c in cells for word in c["words"]} - set(words))
     ordered = {key: dict(sorted(found.items())) for key, found in names.items()}
-    return {"pool": list(pool), "cells": cells, "names": ordered, "words": [*words, *others], "costs": list(COSTS.values())}
+    return {
+        "pool": list(pool),
+        "cells": cells,
+        "names": ordered,
+        "words": [*words, *others],
+        "costs": list(COSTS.values()),
+    }
 
 
 def has_word(findings: list[Finding], word: str) -> bool:
@@ -121,7 +167,9 @@ def has_word(findings: list[Finding], word: str) -> bool:
     return any(f.verdict.word == word for f in findings)
 
 
-def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str, int], facts_of: "_Facts") -> dict[str, Any]:
+def _entry(
+    entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str, int], facts_of: "_Facts"
+) -> dict[str, Any]:
     model, row, task = entry.key
     first, cell = entry.records[0], entry.cell()
     label = first.get("label") or {}
@@ -146,14 +194,25 @@ def _entry(entry: Entry, findings: list[Finding], ledger: Ledger, pool: dict[str
         "metric": metric,
         "pct": percent,
         "printed": printed,
-        "facts": verdicts.facts(cell, entry.whole) if cell else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
-        "word": words[0] if len(words) == 1 else summary([f.verdict.word for f in findings]) or ", ".join(words),
+        "facts": verdicts.facts(cell, entry.whole)
+        if cell
+        else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
+        "word": words[0]
+        if len(words) == 1
+        else summary([f.verdict.word for f in findings]) or ", ".join(words),
         "words": words,
         "found": [finding_texts(f) for f in findings],
-        "dev": list(dict.fromkeys(one_line(word) for r in entry.records for word in r.get("deviations") or [])),
+        "dev": list(
+            dict.fromkeys(one_line(word) for r in entry.records for word in r.get("deviations") or [])
+        ),
         "f": [pool.setdefault(fact, len(pool)) for fact in facts[0] if fact in alike] if facts else [],
         "runs": [
-            _run(record, ledger, percent, [pool.setdefault(fact, len(pool)) for fact in mine if fact not in alike])
+            _run(
+                record,
+                ledger,
+                percent,
+                [pool.setdefault(fact, len(pool)) for fact in mine if fact not in alike],
+            )
             for record, mine in zip(records, facts, strict=True)
         ],
     } | ({} if entry.whole else {"ids": [record["id"] for record in entry.records]})
@@ -167,13 +226,23 @@ def _other_word(entry: Entry) -> str:
 
 
 def finding_texts(f: Finding) -> list[str]:
-    """The table, the column, the paper's number, ours, the difference, its interval, the margin, and the verdict."""
+    """The table, the column, the paper's number, ours, the difference, its interval, the margin, and the
+    verdict."""
     said, n = f.verdict, f.decimals
     bounds = said.interval
     between = f"{number(bounds[0], '+', n)} to {number(bounds[1], '+', n)}" if bounds else "-"
     paper = number(said.printed, "", n) + (f" ±{f.spread:.{n}f}" if f.spread is not None else "")
     margin = f"±{said.margin:.1f}"
-    return [f.table, f.column, paper, number(said.ours, "", n), number(said.difference, "+", n), between, margin, said.word]
+    return [
+        f.table,
+        f.column,
+        paper,
+        number(said.ours, "", n),
+        number(said.difference, "+", n),
+        between,
+        margin,
+        said.word,
+    ]
 
 
 def _run(record: Record, ledger: Ledger, percent: bool, own: list[int]) -> dict[str, Any]:
@@ -203,7 +272,8 @@ def _cost(key: str, value: Any) -> str:
 
 
 def _curve(curve: Mapping[str, Any], percent: bool) -> dict[str, Any]:
-    """Columns of numbers, short: percents as whole hundredths, losses with four digits, epochs left out where they count."""
+    """Columns of numbers, short: percents as whole hundredths, losses with four digits, epochs left out where
+    they count."""
     epochs = curve["epoch"]
     made: dict[str, Any] = {"n": len(epochs)}
     if epochs != [i + 1 for i in range(len(epochs))]:
@@ -222,7 +292,8 @@ def _short(value: float | None, percent: bool) -> float | int | None:
 
 
 class _Facts:
-    """Configuration and provenance of a record as "key<tab>value". Parts that records of a ledger share are told once."""
+    """Configuration and provenance of a record as "key<tab>value". Parts that records of a ledger share are
+    told once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], list[str]] = {}
@@ -241,7 +312,8 @@ class _Facts:
     def _of(self, name: str, value: Any) -> list[str]:
         if not isinstance(value, dict | list):
             return list(_flat(name, value))
-        known = self._known.get((name, id(value)))  # of a record of the ledger, which stays while the page is made
+        # Of a record of the ledger, which stays while the page is made
+        known = self._known.get((name, id(value)))
         if known is None:
             known = self._known[name, id(value)] = list(_flat(name, value))
         return known

@@ -7,7 +7,11 @@ from typing import Any
 from runs.record.text import one_line
 
 MARKS = {"reproduced": ("good", "✓"), "not reproduced": ("bad", "✗"), "incomplete": ("part", "…")}
-MARKS |= {"consistent, wide": ("part", "≈"), "inside our interval": ("part", "≈"), "outside our interval": ("bad", "✗")}
+MARKS |= {
+    "consistent, wide": ("part", "≈"),
+    "inside our interval": ("part", "≈"),
+    "outside our interval": ("bad", "✗"),
+}
 
 
 def escape(text: object) -> str:
@@ -35,7 +39,8 @@ WORDS = {"source", "status", "task", "model", "number", "metric", "judge", "devi
 
 
 def grid(title: str, header: Sequence[str], rows: Iterable[str], titled: bool = True) -> str:
-    """A table in a frame that scrolls by itself, also by keyboard. titled: a heading above it says the same already."""
+    """A table in a frame that scrolls by itself, also by keyboard. titled: a heading above it says the same
+    already."""
     head = "".join(f'<th scope="col"{_class(name)}>{escape(name)}</th>' for name in header)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
@@ -56,12 +61,20 @@ def table_html(table: Any, place: Mapping[str, int]) -> str:
     named = ""
     # A figure's last column are the ids that its numbers lead to; of a measure that is of no run it stays.
     known = [name for row in table.rows for cell in row for name in cell.ids]
-    header = table.header[:-1] if table.header[-1] == "runs" and all(name in place for name in known) else table.header
+    header = (
+        table.header[:-1]
+        if table.header[-1] == "runs" and all(name in place for name in known)
+        else table.header
+    )
     for row in table.rows:
         cells = []
         for i, (cell, column) in enumerate(zip(row, header, strict=False)):
             shown = link(cell.text, cell.ids, place)
-            cells.append(f'<th scope="row">{shown}</th>' if i == 0 and cell.text else f"<td{_class(column)}>{shown}</td>")
+            cells.append(
+                f'<th scope="row">{shown}</th>'
+                if i == 0 and cell.text
+                else f"<td{_class(column)}>{shown}</td>"
+            )
         ids = list(dict.fromkeys(name for cell in row for name in cell.ids if name in place))
         named = row[0].text or named
         source = row[1].text if len(row) > 1 else ""
@@ -73,5 +86,8 @@ def table_html(table: Any, place: Mapping[str, int]) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     made = grid(table.title, header, rows) + (f'<ul class="notes">{notes}</ul>' if notes else "")
     if behind:
-        made += f'<details><summary>Runs behind these numbers</summary><ul class="ids">{"".join(behind)}</ul></details>'
+        made += (
+            "<details><summary>Runs behind these numbers</summary><ul"
+            f' class="ids">{"".join(behind)}</ul></details>'
+        )
     return made

@@ -1,4 +1,5 @@
-"""The page as HTML: a section for verdicts, tables, figures, statistics and what is left out, in the frame report.html."""
+"""The page as HTML: a section for verdicts, tables, figures, statistics and what is left out, in the frame
+report.html."""
 
 import base64
 import html
@@ -24,7 +25,9 @@ from runs.record.text import plural
 LINES_SHOWN = 200
 
 
-def _about(table: Any, name: str, findings: list[Finding], parts: list[Entry], place: Mapping[str, int]) -> str:
+def _about(
+    table: Any, name: str, findings: list[Finding], parts: list[Entry], place: Mapping[str, int]
+) -> str:
     """What the filters go by: models, tasks and rows of a table or figure; an empty list fits everything."""
     ids = {one for row in table.rows for cell in row for one in cell.ids if one in place}
     keys = {parts[place[one]].key for one in ids}
@@ -39,12 +42,15 @@ def _about(table: Any, name: str, findings: list[Finding], parts: list[Entry], p
     return f'data-about="{html.escape(json.dumps(about))}"'
 
 
-def _tables(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]) -> str:
+def _tables(
+    ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]
+) -> str:
     made = []
     for name in TABLES:
         try:
             found = tables.make(name, ledger)
-        except Exception as error:  # a record that lacks what this table reads: the other tables are still there
+        except Exception as error:
+            # A record that lacks what this table reads: the other tables are still there
             problems.append(f"{name} could not be made: {type(error).__name__}: {error}")
             continue
         for table in found:
@@ -53,7 +59,9 @@ def _tables(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: 
     return "".join(made) or "<p>No table has records.</p>"
 
 
-def _figures(ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]) -> str:
+def _figures(
+    ledger: Ledger, findings: list[Finding], parts: list[Entry], place: Mapping[str, int], problems: list[str]
+) -> str:
     made = []
     for name in figures.FIGURES:
         try:
@@ -69,9 +77,10 @@ def _figures(ledger: Ledger, findings: list[Finding], parts: list[Entry], place:
                 about = _about(figure, name, findings, parts, place)
                 # A picture of its own, whose ids cannot meet another's; its numbers are the table under it.
                 made.append(
-                    f'<div {about}><h3>{escape(figure.title)}</h3><figure><img src="data:image/svg+xml;base64,{picture}" '
-                    f'alt="{escape(figure.title)}. The numbers are in the table below."></figure>'
-                    f"<details><summary>Numbers of this figure</summary>{table_html(figure, place)}</details></div>"
+                    f"<div {about}><h3>{escape(figure.title)}</h3><figure><img"
+                    f' src="data:image/svg+xml;base64,{picture}" alt="{escape(figure.title)}. The numbers are'
+                    ' in the table below."></figure><details><summary>Numbers of this'
+                    f" figure</summary>{table_html(figure, place)}</details></div>"
                 )
         except Exception as error:
             problems.append(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
@@ -87,7 +96,9 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     whose = f", {published:,} of them published by the project and not run here" if published else ""
     trials = sum(is_trial(record["config"]) for record in ledger)
     tried = f", {trials:,} trials" if trials else ""
-    lines = [f"<p>{len(ledger.records):,} records ({finished:,} finished{tried}) in {len(parts):,} cells{whose}. "]
+    lines = [
+        f"<p>{len(ledger.records):,} records ({finished:,} finished{tried}) in {len(parts):,} cells{whose}. "
+    ]
     lines.append(
         "The paper's numbers by verdict, and the cells of models that it does not use:</p>"
         if ledger.records
@@ -96,13 +107,14 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     items = "".join(f"<li><strong>{n}</strong>{marked(word)}</li>" for word, n in counts.items() if n)
     lines.append(f'<ul class="count">{items}</ul>')
     lines.append(
-        "<p class=quiet>Of the 95% interval of the difference, ours less the paper's, over the seeds of both sides. reproduced:"
-        f" it holds 0, and half of it is at most {MARGIN:g} point ({MARGIN_OF_10:g} for NIST and CIDEr, {MARGIN_OF_JUDGES:g}"
-        " for judges). consistent, wide: it holds 0 and is wider. not reproduced: it does not hold 0. Where the paper prints no"
-        " spread, its number is inside or outside the interval of ours. incomplete: fewer than"
-        f" {VERDICT_SEEDS} seeds, or a run without the number. other size: our row trains another count of parameters. other"
-        " model: cells of models that the paper does not use. not run: no finished run here. quoted: a row that the paper took"
-        " from earlier work.</p>"
+        "<p class=quiet>Of the 95% interval of the difference, ours less the paper's, over the seeds of both"
+        f" sides. reproduced: it holds 0, and half of it is at most {MARGIN:g} point ({MARGIN_OF_10:g} for"
+        f" NIST and CIDEr, {MARGIN_OF_JUDGES:g} for judges). consistent, wide: it holds 0 and is wider. not"
+        " reproduced: it does not hold 0. Where the paper prints no spread, its number is inside or outside"
+        f" the interval of ours. incomplete: fewer than {VERDICT_SEEDS} seeds, or a run without the number."
+        " other size: our row trains another count of parameters. other model: cells of models that the"
+        " paper does not use. not run: no finished run here. quoted: a row that the paper took from earlier"
+        " work.</p>"
     )
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
@@ -111,7 +123,10 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     rows = []
     for (table, model), mine in groups.items():
         cells = "".join(f"<td>{sum(f.verdict.word == word for f in mine) or '·'}</td>" for word in words)
-        rows.append(f'<tr><th scope="row"><a href="#v-{table}-{model}">{escape(_name(table, model))}</a></th>{cells}</tr>')
+        rows.append(
+            '<tr><th scope="row"><a'
+            f' href="#v-{table}-{model}">{escape(_name(table, model))}</a></th>{cells}</tr>'
+        )
     return "".join(lines) + grid("Numbers of the paper by verdict", ["table", *words], rows, titled=False)
 
 
@@ -123,7 +138,18 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.table, finding.model].append(finding)
-    header = ["method", "number", "paper", "ours", "difference", "95%", "margin", "seeds", "verdict", "deviations"]
+    header = [
+        "method",
+        "number",
+        "paper",
+        "ours",
+        "difference",
+        "95%",
+        "margin",
+        "seeds",
+        "verdict",
+        "deviations",
+    ]
     made = []
     for (table, model), mine in groups.items():
         rows = []
@@ -137,7 +163,8 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
             dim = "" if said.ids else " class=paper"
             data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in attributes.items())
             rows.append(
-                f'<tr {data}{dim}><th scope="row">{escape(f.method)}</th><td class="text">{escape(column)}</td>'
+                f'<tr {data}{dim}><th scope="row">{escape(f.method)}</th><td'
+                f' class="text">{escape(column)}</td>'
                 + "".join(f"<td>{one}</td>" for one in numbers)
                 + f'<td class="text">{marked(word)}</td><td class="words">{deviations}</td></tr>'
             )
@@ -179,7 +206,10 @@ def _rates(record: Record) -> str:
 
 def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
     """What is in no number above, and why."""
-    lists: dict[str, list[str]] = {"Files that are no whole record": list(ledger.problems), "Parts of this page": problems}
+    lists: dict[str, list[str]] = {
+        "Files that are no whole record": list(ledger.problems),
+        "Parts of this page": problems,
+    }
     lists["Runs that have not finished"] = [
         f"{_where(r)}: {r['status']}" + (f": {r['error']}" if r.get("error") else "")
         for r in ledger
@@ -198,24 +228,32 @@ def _left_out(ledger: Ledger, parts: list[Entry], problems: list[str]) -> str:
     ]
     others = [e for e in parts if e.kind and any(r["status"] in FINISHED for r in e.records)]
     lists["In no table"] = [
-        f"{' on '.join(e.key[1:])}, {e.key[0]}{_rates(e.records[0])}: {plural(len(e.records), 'run')}. {e.kind}" for e in others
+        f"{' on '.join(e.key[1:])}, {e.key[0]}{_rates(e.records[0])}: {plural(len(e.records), 'run')}."
+        f" {e.kind}"
+        for e in others
     ]
     made = []
     for title, found in lists.items():
         if len(found) > LINES_SHOWN:
             found = [*found[:LINES_SHOWN], f"and {len(found) - LINES_SHOWN:,} more"]
         if found:
-            made.append(f'<h3>{escape(title)}</h3><ul class="notes">{"".join(f"<li>{escape(one)}</li>" for one in found)}</ul>')
+            made.append(
+                f"<h3>{escape(title)}</h3><ul"
+                f' class="notes">{"".join(f"<li>{escape(one)}</li>" for one in found)}</ul>'
+            )
     return "".join(made) or "<p>Nothing.</p>"
 
 
 def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
-    """The whole page. changed: when records were written (seconds), by id; of a large ledger the oldest are shown less."""
+    """The whole page. changed: when records were written (seconds), by id; of a large ledger the oldest are
+    shown less."""
     problems: list[str] = []
     everything, findings = entries(ledger), verdicts.verdicts(ledger)
     parts = shown(everything, changed or {})
     if len(parts) < len(everything):
-        problems.append(f"Not listed: {plural(len(everything) - len(parts), 'cell')} of older runs, in no table.")
+        problems.append(
+            f"Not listed: {plural(len(everything) - len(parts), 'cell')} of older runs, in no table."
+        )
     if less := sum(not entry.whole for entry in parts):
         problems.append(f"Not shown one by one: the older runs of {plural(less, 'cell')} in no table.")
     place = {record["id"]: i for i, entry in enumerate(parts) for record in entry.records}
@@ -223,8 +261,10 @@ def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
     for sign in "<>&\u2028\u2029":  # no label may end the script element that the data stand in
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     sections = {
-        "made": f"Made on {time.strftime('%Y-%m-%d')} from {len(ledger.records):,} records. A reproduction of VeRA (Kopiczko,"
-        " Blankevoort, Asano; ICLR 2024), the paper's numbers beside ours.",
+        "made": (
+            f"Made on {time.strftime('%Y-%m-%d')} from {len(ledger.records):,} records. A reproduction of"
+            " VeRA (Kopiczko, Blankevoort, Asano; ICLR 2024), the paper's numbers beside ours."
+        ),
         "overview": _overview(ledger, parts, findings),
         "verdicts": _verdicts(findings, place),
         "tables": _tables(ledger, findings, parts, place, problems),

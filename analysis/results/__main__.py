@@ -2,9 +2,9 @@
 
     python -m analysis.results [--docs docs] [--check]       (make results)
 
-A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to be known of it;
-every number and picture comes from the records. --check writes nothing and says whether the page is that of the records.
-"""
+A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to
+be known of it; every number and picture comes from the records. --check writes nothing and says whether the
+page is that of the records."""
 
 import argparse
 import sys
@@ -22,11 +22,17 @@ FRONT = ("glue_minilm", "e2e_smollm2", "images_dinov2", "alpaca_smollm2")
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m analysis.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--docs", default=str(README.parent / "docs"), help="where results.md and results/ go")
+    parser.add_argument(
+        "--docs", default=str(README.parent / "docs"), help="where results.md and results/ go"
+    )
     parser.add_argument("--readme", default=str(README), help="the file whose tables are written, too")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the records say otherwise")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where the records say otherwise"
+    )
     options = parser.parse_args(arguments)
     docs, front = Path(options.docs), Path(options.readme)
     folders = study_folders()
@@ -46,8 +52,12 @@ def main(arguments: list[str]) -> int:
     files |= {front: text} if shown_ else {}
     if options.check:
         stale = [str(path) for path, text in files.items() if not path.is_file() or path.read_text() != text]
-        stale += [str(docs / path) for path in made.pictures if not (docs / path).is_file()]  # their bytes are matplotlib's
-        print("\n".join(f"{path} is not what the records say: make results" for path in stale) or "as the records say")
+        # Their bytes are matplotlib's
+        stale += [str(docs / path) for path in made.pictures if not (docs / path).is_file()]
+        print(
+            "\n".join(f"{path} is not what the records say: make results" for path in stale)
+            or "as the records say"
+        )
         return 1 if stale else 0
     for path, picture in made.pictures.items():
         write_atomically(docs / path, picture)

@@ -19,7 +19,11 @@ def headline(ledger: Ledger) -> str:
     """A table of the README: the rows of a study, those that train most first."""
     found = all_cells(ledger)
     labels = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
-    tasks = {task: GLUE.get(task, labels[task]) for task in [*GLUE, *sorted(set(labels) - set(GLUE))] if task in labels}
+    tasks = {
+        task: GLUE.get(task, labels[task])
+        for task in [*GLUE, *sorted(set(labels) - set(GLUE))]
+        if task in labels
+    }
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for (_, row, task), cell in sorted(found.items(), key=lambda item: -item[1].parameters):
         rows[row][task] = cell
@@ -30,7 +34,13 @@ def headline(ledger: Ledger) -> str:
         ratio = f"{first.parameters / lora:.2f}x" if lora and first.parameters else "-"
         numbers = _numbers(mine, tasks)
         lines.append(f"| {first.label} | {first.parameters:,} | {ratio} | {' | '.join(numbers.values())} |")
-    return "\n".join([f"| | trainable | vs LoRA | {' | '.join(numbers)} |", f"| --- |{' ---: |' * (len(numbers) + 2)}", *lines])
+    return "\n".join(
+        [
+            f"| | trainable | vs LoRA | {' | '.join(numbers)} |",
+            f"| --- |{' ---: |' * (len(numbers) + 2)}",
+            *lines,
+        ]
+    )
 
 
 def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
@@ -38,7 +48,10 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
     cell = next(iter(mine.values()))
     protocol = table_of(cell.records[0])
     if protocol == "e2e":
-        return {name: over_seeds(cell, cell.scores(key), decimals).text for key, (name, decimals) in SCORES.items()}
+        return {
+            name: over_seeds(cell, cell.scores(key), decimals).text
+            for key, (name, decimals) in SCORES.items()
+        }
     if protocol == "instruct":
         size = cell.cost("adapter_bytes")
         perplexity = over_seeds(cell, list(series(cell).values.values()), 2).text

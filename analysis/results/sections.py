@@ -1,4 +1,5 @@
-"""The page as Markdown: what ran, which findings agree, each study with its tables and figures, and the benchmarks."""
+"""The page as Markdown: what ran, which findings agree, each study with its tables and figures, and the
+benchmarks."""
 
 import json
 import math
@@ -46,10 +47,11 @@ INTRODUCTION = """# Results
 
 <!-- written by make results from runs/records: edit the NOTES.md of a study, not this page -->
 
-What this project's own studies found, on real benchmark data. Where a model is not one of the paper's, no number here
-reproduces or refutes one of the paper's; what can be compared are its findings. Every number of a table comes from the
-records in `runs/records`; `make report` shows the same records with curves, configuration, provenance and run ids. A study's
-notes name earlier runs that have no record here. Data sets are no part of this repository."""
+What this project's own studies found, on real benchmark data. Where a model is not one of the paper's, no
+number here reproduces or refutes one of the paper's; what can be compared are its findings. Every number of a
+table comes from the records in `runs/records`; `make report` shows the same records with curves,
+configuration, provenance and run ids. A study's notes name earlier runs that have no record here. Data sets
+are no part of this repository."""
 
 
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
@@ -59,14 +61,23 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
         trials = len(ledger.records) - len(runs)
         count = f"{len(runs)}" + (f" and {trials} trials" if trials else "")
         diverged = sum(r["status"] == "diverged" for r in ledger)
-        seconds = sum(float(r["cost"].get(f"{part}_seconds") or 0) for r in ledger for part in ("train", "evaluate", "decode"))
+        seconds = sum(
+            float(r["cost"].get(f"{part}_seconds") or 0)
+            for r in ledger
+            for part in ("train", "evaluate", "decode")
+        )
         devices = sorted({_device(r) for r in ledger})
         lines.append(
-            f"| [{folder.name}](#{folder.name}) | {count} | {diverged} | {seconds / 3600:.1f} | {'; '.join(devices)} |"
+            f"| [{folder.name}](#{folder.name}) | {count} | {diverged} | {seconds / 3600:.1f} |"
+            f" {'; '.join(devices)} |"
         )
     ids = [record["id"] for ledger in ledgers.values() for record in ledger]
     twice = len(ids) - len(set(ids))
-    lines += ["", f"{twice} of these are runs that belong to another of the studies, too, counted again."] if twice else []
+    lines += (
+        ["", f"{twice} of these are runs that belong to another of the studies, too, counted again."]
+        if twice
+        else []
+    )
     return "\n".join(["## What ran", "", *lines])
 
 
@@ -76,31 +87,40 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and 7, as the
-paper has them. Rows are compared over the seeds that all of them have, by pairs of runs of one seed, with
-Student's t on the differences. X is near Y: agrees if the one-sided 95% bound of the mean difference X - Y is
-above -{MARGIN:g} point, does not agree if the other bound is below it. X is above Y: agrees if the 95% interval
-is above 0, does not agree if it is below. Otherwise, or where neither of two rows is two standard errors above the
-larger class: undecided. Five seeds rarely decide: with differences that vary by 3 points from seed to seed, a true
-difference of -3 is called "does not agree" in 20% of cases with 3 pairs, 34% with 5, 62% with 10 and 89% with 20.
-Bold words are of at least {FIRM_PAIRS} pairs or runs. Most runs are a few epochs long: a row that is still rising
-(its best epoch is the last one in most seeds) would end elsewhere if it trained as long as the paper's. The last
-column is the same finding with each run's epoch chosen by cross-fitting: on one half of dev, reported on the other,
-both ways. Two margins are this project's own: {MARGIN:g} point, and errors of figure 6 are equal within a tenth of
-LoRA's, or {FITTED:g}. That finding is of every count, so one that differs refutes it.
+CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and
+7, as the paper has them. Rows are compared over the seeds that all of them have, by pairs of runs of one
+seed, with Student's t on the differences. X is near Y: agrees if the one-sided 95% bound of the mean
+difference X - Y is above -{MARGIN:g} point, does not agree if the other bound is below it. X is above Y:
+agrees if the 95% interval is above 0, does not agree if it is below. Otherwise, or where neither of two rows
+is two standard errors above the larger class: undecided. Five seeds rarely decide: with differences that vary
+by 3 points from seed to seed, a true difference of -3 is called "does not agree" in 20% of cases with 3
+pairs, 34% with 5, 62% with 10 and 89% with 20. Bold words are of at least {FIRM_PAIRS} pairs or runs. Most
+runs are a few epochs long: a row that is still rising (its best epoch is the last one in most seeds) would
+end elsewhere if it trained as long as the paper's. The last column is the same finding with each run's epoch
+chosen by cross-fitting: on one half of dev, reported on the other, both ways. Two margins are this project's
+own: {MARGIN:g} point, and errors of figure 6 are equal within a tenth of LoRA's, or {FITTED:g}. That finding
+is of every count, so one that differs refutes it.
 
-The lines of the first table pool tasks with different metrics (Matthews, Pearson, accuracy, BLEU), and are not
-independent: findings on one task share VeRA's runs, the seeds and the dev set."""
+The lines of the first table pool tasks with different metrics (Matthews, Pearson, accuracy, BLEU), and are
+not independent: findings on one task share VeRA's runs, the seeds and the dev set."""
 
 
 def agreement(found: list[Claim]) -> str:
-    """The part of the page on the findings: a line for each, over all that it was tried on; then one by one."""
+    """The part of the page on the findings: a line for each, over all that it was tried on; then one by
+    one."""
     lines = ["## What agrees with the paper, and what does not", ""]
     if not found:
-        return "\n".join([*lines, "Nothing has been published yet that a finding of the paper could be held to."])
+        return "\n".join(
+            [*lines, "Nothing has been published yet that a finding of the paper could be held to."]
+        )
     lines += [*tally(found), "", "One by one:", ""]
-    lines += ["| the paper's finding | tried on | here | epochs | | cross-fitted |", "|---|---|---|---|---|---|"]
-    lines += [f"| {f.claim} | {f.where} | {f.here} | {f.trained} | {f.word} | {crossfit_word(f)} |" for f in found]
+    lines += [
+        "| the paper's finding | tried on | here | epochs | | cross-fitted |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {f.claim} | {f.where} | {f.here} | {f.trained} | {f.word} | {crossfit_word(f)} |" for f in found
+    ]
     lines += ["", CAUTION]
     return "\n".join(lines)
 
@@ -111,15 +131,20 @@ def tally(found: list[Claim]) -> list[str]:
     for claim in found:
         groups[claim.claim.partition(" (")[0]].append(claim)
     lines = [
-        f"| the paper's finding | tried on | agrees | does not agree | undecided | of at least {FIRM_PAIRS} pairs or runs |"
-        " single pairs, runs or counts that say so |",
+        (
+            "| the paper's finding | tried on | agrees | does not agree | undecided | of at least"
+            f" {FIRM_PAIRS} pairs or runs | single pairs, runs or counts that say so |"
+        ),
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, mine in groups.items():
         words = [sum(claim.agrees is word for claim in mine) for word in (True, False, None)]
         holds = [answer for claim in mine for answer in claim.holds]
         firm = sum(claim.firm for claim in mine)
-        lines.append(f"| {name} | {len(mine)} | {' | '.join(map(str, words))} | {firm} | {sum(holds)} of {len(holds)} |")
+        lines.append(
+            f"| {name} | {len(mine)} | {' | '.join(map(str, words))} | {firm} | {sum(holds)} of"
+            f" {len(holds)} |"
+        )
     return lines
 
 
@@ -134,10 +159,13 @@ def crossfit_word(claim: Claim) -> str:
 def _study(folder: Path, ledger: Ledger, made: Page) -> str:
     notes = folder / "NOTES.md"
     parts = [f"## {folder.name}", notes.read_text().strip() if notes.is_file() else ""]
-    finished = Ledger({r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures)
+    finished = Ledger(
+        {r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures
+    )
     for name in TABLES:
         for table in TABLES[name](finished, "paper", None) if name not in WITHOUT_RECORDS else []:
-            if {table.header[column] for _, column in table.runs} - {"params"}:  # a number of ours, beside the counts
+            # A number of ours, beside the counts
+            if {table.header[column] for _, column in table.runs} - {"params"}:
                 parts.append(_table(table))
     for name in figures.FIGURES:
         for figure in figures.FIGURES[name](finished):
@@ -146,7 +174,11 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
                 made.pictures[path] = figures.svg(figure)
                 notes_ = [f"- {one_line(note)}" for note in figure.notes]
                 parts.append("\n".join([f"![{one_line(figure.title)}]({path})", "", *notes_]).strip())
-    parts += [_table(table) for table in [*verdicts.statistics_tables(finished), verdicts.costs(finished)] if table.rows]
+    parts += [
+        _table(table)
+        for table in [*verdicts.statistics_tables(finished), verdicts.costs(finished)]
+        if table.rows
+    ]
     parts += [_trials(finished)]
     return "\n\n".join(part for part in parts if part)
 
@@ -167,17 +199,25 @@ def _trials(ledger: Ledger) -> str:
         if record["config"]["task"].get("holdout") is not None:
             rows = " and ".join(f"{record['data'][part]:,}" for part in ("train_rows", "dev_rows"))
             label = record["label"]
-            groups[label["model"], label["task"], label_of(record), f"{record['config']['train']['epochs']}", rows].append(
-                record
-            )
+            groups[
+                label["model"],
+                label["task"],
+                label_of(record),
+                f"{record['config']['train']['epochs']}",
+                rows,
+            ].append(record)
     if not groups:
         return ""
     lines = [
-        "**Tuning: every trial on held-out training rows; by the epoch that the table reports, median over seeds, best first**"
+        "**Tuning: every trial on held-out training rows; by the epoch that the table reports, median over"
+        " seeds, best first**"
     ]
     lines += [
         "",
-        "| model | task | method | epochs | rows trained on and judged on | (rate of the adapter, of the head): value |",
+        (
+            "| model | task | method | epochs | rows trained on and judged on | (rate of the adapter, of the"
+            " head): value |"
+        ),
     ]
     lines += ["|---|---|---|---:|---:|---|"]
     for key, records in sorted(groups.items()):
@@ -188,14 +228,19 @@ def _trials(ledger: Ledger) -> str:
             words = head if record["config"]["method"]["kind"] == "head" else f"{lr}, {head}"
             by_rate[words] += told.values.values()
         sign = 1 if told.less else -1
-        best = sorted(by_rate.items(), key=lambda item: sign * statistics.median(item[1]) if item[1] else math.inf)
-        values = "; ".join(f"({words}): {statistics.median(of):.1f}" if of else f"({words}): -" for words, of in best)
+        best = sorted(
+            by_rate.items(), key=lambda item: sign * statistics.median(item[1]) if item[1] else math.inf
+        )
+        values = "; ".join(
+            f"({words}): {statistics.median(of):.1f}" if of else f"({words}): -" for words, of in best
+        )
         lines.append(f"| {' | '.join(key)} | {values} |")
     return "\n".join(lines)
 
 
 def _speed(folder: Path) -> str:
-    """The tables of make bench, as it wrote them beside its JSON: docs/bench/ANY NAME/{training,serving,decoding}."""
+    """The tables of make bench, as it wrote them beside its JSON: docs/bench/ANY
+    NAME/{training,serving,decoding}."""
     parts = []
     for path in sorted(folder.glob("*/*.json")):
         made = json.loads(path.read_text())
@@ -205,5 +250,5 @@ def _speed(folder: Path) -> str:
     return "\n\n".join(["## Speed", BENCH, *parts]) if parts else ""
 
 
-BENCH = """`make bench`, `make bench-serving` and `make bench-decoding`: ratios of interleaved medians within one process. The
-numbers behind them, with versions and commit, are in `docs/bench`."""
+BENCH = """`make bench`, `make bench-serving` and `make bench-decoding`: ratios of interleaved medians within
+one process. The numbers behind them, with versions and commit, are in `docs/bench`."""

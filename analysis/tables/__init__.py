@@ -12,7 +12,14 @@ from analysis.tables.instruct import table4, table12, table13
 from analysis.tables.recipes import table8, table9, table10, table11
 from runs.record import Ledger
 
-TABLES = {"table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5, "table6": table6}
+TABLES = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
+    "table6": table6,
+}
 TABLES |= {"table7": table7, "table8": table8, "table9": table9, "table10": table10, "table11": table11}
 TABLES |= {"table12": table12, "table13": table13, "demo": demo_table}
 #: Those that need no record.

@@ -1,12 +1,12 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|crossfit] [--output outputs] [--save]
-    python -m analysis.tables table6     (table1 to table13, demo)
+    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|crossfit] [--output
+    outputs] [--save] python -m analysis.tables table6     (table1 to table13, demo)
 
-Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7 the mean). A cell
-with fewer seeds than the protocol's says so and enters no average. --runs lists the run ids behind each cell. Table 1 is
-computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
-"""
+Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7
+the mean). A cell with fewer seeds than the protocol's says so and enters no average. --runs lists the run ids
+behind each cell. Table 1 is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a
+record."""
 
 import sys
 from pathlib import Path
@@ -22,15 +22,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
     parser.add_argument("--select", choices=("paper", "crossfit"), default="paper")
     parser.add_argument(
-        "--seeds", type=int, help="seeds of a complete cell (table2, 5, 6 and 7: 5, table3 and demo: 3, the others: 1)"
+        "--seeds",
+        type=int,
+        help="seeds of a complete cell (table2, 5, 6 and 7: 5, table3 and demo: 3, the others: 1)",
     )
-    parser.add_argument("--runs", action="store_true", help="also list the run ids behind each cell (CSV has them anyway)")
-    parser.add_argument("--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)")
+    parser.add_argument(
+        "--runs", action="store_true", help="also list the run ids behind each cell (CSV has them anyway)"
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="also write it to OUTPUT/NAME/table.md (.tex, .csv)"
+    )
     options = parser.read(arguments)
     if options.name not in TABLES:
         print(
-            f"error: no table {options.name!r}. Known: {', '.join(TABLES)}. A preset's runs stand in the paper's table of its "
-            "protocol (glue_minilm: table2)",
+            f"error: no table {options.name!r}. Known: {', '.join(TABLES)}. A preset's runs stand in the"
+            " paper's table of its protocol (glue_minilm: table2)",
             file=sys.stderr,
         )
         return 2
@@ -40,7 +46,10 @@ def main(arguments: list[str]) -> int:
     ledger = Ledger() if options.name in WITHOUT_RECORDS else open_ledger(options.output)
     tables = make(options.name, ledger, options.select, options.seeds)
     if not tables:
-        print(f"error: no records of {options.name} in {options.output}/records yet (make {options.name})", file=sys.stderr)
+        print(
+            f"error: no records of {options.name} in {options.output}/records yet (make {options.name})",
+            file=sys.stderr,
+        )
         return 2
     text = "\n\n".join(table.render(options.format, options.runs) for table in tables)
     print(text)

@@ -11,22 +11,42 @@ MODELS = {"roberta-base": "RoBERTa-base", "roberta-large": "RoBERTa-large", "gpt
 
 
 def memory(model: str, rank: int) -> dict[str, int]:
-    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d + r).
+    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d
+    + r).
 
-    frozen: the elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes each.
-    """
+    frozen: the elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes
+    each."""
     matrices, width = SHAPES[model]
-    return {"lora": matrices * 2 * width * rank, "vera": matrices * (width + rank), "frozen": 2 * width * rank}
+    return {
+        "lora": matrices * 2 * width * rank,
+        "vera": matrices * (width + rank),
+        "frozen": 2 * width * rank,
+    }
 
 
 def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed. Needs no record."""
-    header = ["model", "rank", "LoRA", "printed", "LoRA bytes", "printed", "VeRA", "printed", "VeRA bytes", "printed", "status"]
+    """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed. Needs no
+    record."""
+    header = [
+        "model",
+        "rank",
+        "LoRA",
+        "printed",
+        "LoRA bytes",
+        "printed",
+        "VeRA",
+        "printed",
+        "VeRA bytes",
+        "printed",
+        "status",
+    ]
     rows = []
     for model, rank, *printed in paper()["table1"]["rows"]:
         exact = memory(model, rank)
         values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
-        differing = [i for i, (text, value) in enumerate(zip(printed, values, strict=True)) if not follows(text, value)]
+        differing = [
+            i for i, (text, value) in enumerate(zip(printed, values, strict=True)) if not follows(text, value)
+        ]
         whole = exact["vera"] + exact["frozen"]
         status = ", ".join(_told(printed, differing, whole)) or "as printed"
         shown_ = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
@@ -36,14 +56,23 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
         "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",
-        "VeRA with A and B: the printed number counts the frozen matrices too, 2 d r elements that a seed brings back.",
-        "RoBERTa-large at rank 16 has 49,920 parameters, and its printed bytes are right; GPT-3's 4608 MB are 4.5 GB.",
+        (
+            "VeRA with A and B: the printed number counts the frozen matrices too, 2 d r elements that a seed"
+            " brings back."
+        ),
+        (
+            "RoBERTa-large at rank 16 has 49,920 parameters, and its printed bytes are right; GPT-3's 4608 MB"
+            " are 4.5 GB."
+        ),
     ]
-    return [Table("Table 1: trained parameters and their memory, by formula", header, rows, notes, "", {}, ())]
+    return [
+        Table("Table 1: trained parameters and their memory, by formula", header, rows, notes, "", {}, ())
+    ]
 
 
 def _told(printed: list[str], differing: list[int], whole: int) -> list[str]:
-    """In words, which of the two printed numbers of each do not follow. whole: VeRA's parameters with A and B."""
+    """In words, which of the two printed numbers of each do not follow. whole: VeRA's parameters with A and
+    B."""
     told = ["LoRA differs"] if any(i < 2 for i in differing) else []
     of_vera = [i for i in differing if i > 1]
     if of_vera:

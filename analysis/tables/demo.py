@@ -18,12 +18,15 @@ def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Ta
         rows = []
         for cell in sorted(mine.values(), key=lambda cell: (cell.unknown, -cell.median())):
             both = lora and lora.parameters and cell.parameters
-            ratio = of_cells(f"{cell.parameters / lora.parameters:.2f}x", cell, lora) if lora and both else "-"
+            ratio = (
+                of_cells(f"{cell.parameters / lora.parameters:.2f}x", cell, lora) if lora and both else "-"
+            )
             spread = cell.spread()
             size = of_cells(megabytes(cell.cost("adapter_bytes")), cell) if cell.parameters else "-"
             rows.append(
                 make_row(
-                    cell.label + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
+                    cell.label
+                    + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
                     size_of(cell),
                     ratio,
                     of_cells(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), cell),
@@ -35,7 +38,17 @@ def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Ta
                 )
             )
         first = next(iter(mine.values())).records[0]
-        header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]
+        header = [
+            "method",
+            "trainable",
+            "vs LoRA",
+            "best ep.",
+            "spread",
+            "last ep.",
+            "s/run",
+            "adapter",
+            "head",
+        ]
         names, data = first["label"], first["data"]
         over = (
             f"median of {seeds or 3} seeds"
@@ -47,7 +60,10 @@ def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Ta
         if select == "crossfit":
             chosen = CROSSFIT
         notes = [
-            "trainable: without the classification head, which every method trains. spread: sample standard deviation.",
+            (
+                "trainable: without the classification head, which every method trains. spread: sample"
+                " standard deviation."
+            ),
             "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
             f"{data['train_rows']} training and {data['dev_rows']} dev rows. {chosen}",
         ]

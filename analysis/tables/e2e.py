@@ -21,7 +21,9 @@ def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         for printed in printed_rows("table3", model):
             row = printed[0].row
             used.add(row)
-            rows.append(compare.paper_row(printed, *(compare.printed_text(n, SCORES[n.column][1]) for n in printed)))
+            rows.append(
+                compare.paper_row(printed, *(compare.printed_text(n, SCORES[n.column][1]) for n in printed))
+            )
             if (model, row, "e2e") in found:
                 rows += _score_rows(found[model, row, "e2e"], printed)
         for row in sorted({key[1] for key in found if key[0] == model} - used):
@@ -43,7 +45,12 @@ def decoded(ledger: Ledger) -> list[Record]:
 def _score_rows(cell: Cell, printed: Sequence[Printed] = ()) -> list[list[TableCell]]:
     """Our row, the difference, and the other ways of counting: another length penalty, the best epoch."""
     variants = next(
-        (list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"])) for r in cell.records if r.get("texts")), [""]
+        (
+            list(dict.fromkeys(e["variant"] for e in r["texts"]["scores"]))
+            for r in cell.records
+            if r.get("texts")
+        ),
+        [""],
     )
     lines = [_score_row(cell, "ours", "last", variants[0])]
     if printed and cell.complete:
@@ -52,10 +59,16 @@ def _score_rows(cell: Cell, printed: Sequence[Printed] = ()) -> list[list[TableC
         lines[0][-1] = TableCell(lines[0][-1].text.replace("ours", words, 1))
         if all(one.same_size for one in compared):
             lines.append(
-                compare.difference_row(*(compare.gap(one if len(one.seeds) >= cell.wanted else None) for one in compared))
+                compare.difference_row(
+                    *(compare.gap(one if len(one.seeds) >= cell.wanted else None) for one in compared)
+                )
             )
     lines += [_score_row(cell, f"ours, length penalty {v}", "last", v, again=True) for v in variants[1:]]
-    if any(e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1] for r in cell.records for e in _entries(r)):
+    if any(
+        e["which"] == "best" and e["epoch"] != r["curve"]["epoch"][-1]
+        for r in cell.records
+        for e in _entries(r)
+    ):
         lines.append(_score_row(cell, "ours, best epoch", "best", variants[0], again=True))
     return lines
 
@@ -64,7 +77,9 @@ def score_beside(cell: Cell, printed: Printed) -> Beside:
     """A score of a cell's texts beside the paper's."""
     decimals = SCORES[printed.column][1]
     margin = MARGIN if decimals == 1 else MARGIN_OF_10
-    return compare.beside_paper(cell, printed, values=cell.scores(printed.column), margin=margin, decimals=decimals)
+    return compare.beside_paper(
+        cell, printed, values=cell.scores(printed.column), margin=margin, decimals=decimals
+    )
 
 
 def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,9 +95,14 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
     return make_row(name, source, size, *numbers, status)
 
 
-def _score_table(title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, select: str) -> Table:
+def _score_table(
+    title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, select: str
+) -> Table:
     mine = compare.of_model(found, model)
-    notes = ["Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times 100."]
+    notes = [
+        "Medians over seeds of the last epoch, +- sample standard deviation. BLEU, METEOR and ROUGE-L times"
+        " 100."
+    ]
     said = texts(rows)
     if any("/" in cell for row in said for cell in row[3:-1]):
         notes.append("(n/m): n of m seeds.")
@@ -92,14 +112,20 @@ def _score_table(title: str, rows: list[list[TableCell]], found: dict[Key, Cell]
     if any("quoted" in row[-1] for row in said):
         notes.append(compare.QUOTED_NOTE)
     notes += off_formula(model)
-    empty = [cell.label for cell in mine.values() if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05]
+    empty = [
+        cell.label
+        for cell in mine.values()
+        if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05
+    ]
     if empty:
         notes.append(
-            f"{', '.join(empty)}: BLEU 0.0 of an untrained model: its texts end at once, or share no 4 tokens in a row"
-            " with a reference."
+            f"{', '.join(empty)}: BLEU 0.0 of an untrained model: its texts end at once, or share no 4 tokens"
+            " in a row with a reference."
         )
     for cell in mine.values():
-        reasons = {why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()}
+        reasons = {
+            why for r in cell.records for e in _entries(r) for why in (e.get("unavailable") or {}).values()
+        }
         notes += [f"- for {cell.label}: {why}" for why in sorted(reasons)]
     header = ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"]
     return Table(title, header, rows, [*notes, *compare.about(mine)], model, {"e2e": "E2E"}, tuple(SCORES))

@@ -26,7 +26,9 @@ def table2(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
         rows = []
         tasks = tuple(task for task in GLUE if any(key[0] == model and key[2] == task for key in found))
-        for row in dict.fromkeys([*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]):
+        for row in dict.fromkeys(
+            [*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]
+        ):
             ours = {task: found[model, row, task] for task in tasks if (model, row, task) in found}
             if ours:
                 rows.append(_our_row(ours, "other model", tasks, columns=tasks))
@@ -43,9 +45,12 @@ def _glue_table(
     tasks: tuple[str, ...] = tuple(GLUE),
 ) -> Table:
     notes = [
-        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson, else accuracy"
+        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B"
+        " Pearson, else accuracy"
     ]
-    heads = sorted({r["parameters"]["head"] for cell in compare.of_model(found, model).values() for r in cell.records})
+    heads = sorted(
+        {r["parameters"]["head"] for cell in compare.of_model(found, model).values() for r in cell.records}
+    )
     if heads:
         sizes = " or ".join(map("{:,}".format, heads))
         notes.append(f"params: without the classification head, which every method trains ({sizes}).")
@@ -54,7 +59,9 @@ def _glue_table(
     said = texts(rows)
     notes += beside.notes(said)
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
-        notes.append("The average of a row from MNLI takes the other tasks from the same method without that start.")
+        notes.append(
+            "The average of a row from MNLI takes the other tasks from the same method without that start."
+        )
     if any("quoted" in row[-1] for row in said):
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
         notes += off_formula(model)
@@ -66,20 +73,30 @@ def _glue_table(
 
 
 def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[TableCell]]:
-    """The paper's row, ours, and the difference; where the paper's started from MNLI, our row that did so too."""
+    """The paper's row, ours, and the difference; where the paper's started from MNLI, our row that did so
+    too."""
     model, name = row[0].model, row[0].row
     started = FROM_MNLI.get((model, name), ())
     printed = {number.column: number for number in row}
     source = "paper, * from MNLI" if started else "paper"
-    rows = [compare.paper_row(row, *(compare.printed_text(n) + ("*" if n.task in started else "") for n in row), source=source)]
+    rows = [
+        compare.paper_row(
+            row, *(compare.printed_text(n) + ("*" if n.task in started else "") for n in row), source=source
+        )
+    ]
 
     def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
-        return {task: compare.beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks}
+        return {
+            task: compare.beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks
+        }
 
     plain = {task: found[model, name, task] for task in GLUE if (model, name, task) in found}
-    from_mnli = {task: found[model, f"{name}_mnli", task] for task in started if (model, f"{name}_mnli", task) in found}
+    from_mnli = {
+        task: found[model, f"{name}_mnli", task] for task in started if (model, f"{name}_mnli", task) in found
+    }
     if plain:
-        compared = like_for_like(plain, [task for task in GLUE if task not in started])  # only what is like for like
+        # Only what is like for like
+        compared = like_for_like(plain, [task for task in GLUE if task not in started])
         rows.append(_our_row(plain, status(list(compared.values()))))
         rows += _difference(compared, compared if not started else {}, printed["avg"].value)
     if from_mnli:
@@ -92,16 +109,22 @@ def _paper_rows(row: Sequence[Printed], found: dict[Key, Cell]) -> list[list[Tab
     return rows
 
 
-def _difference(compared: dict[str, Beside], averaged: dict[str, Beside], printed: float) -> list[list[TableCell]]:
-    """The line under our row; none where it is of another size. averaged, printed: what our average is over, and the
-    paper's average."""
+def _difference(
+    compared: dict[str, Beside], averaged: dict[str, Beside], printed: float
+) -> list[list[TableCell]]:
+    """The line under our row; none where it is of another size. averaged, printed: what our average is over,
+    and the paper's average."""
     if not all(one.same_size for one in compared.values()):
         return []
     gaps = [compare.gap(compared.get(task)) for task in GLUE]
     cells_ = {task: one.cell for task, one in averaged.items()}
     average, whole = _average(cells_), mean(list(averaged.values()))
     text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
-    return [compare.difference_row(*gaps, compare.of_cells(text, *cells_.values()) if average is not None else "-")]
+    return [
+        compare.difference_row(
+            *gaps, compare.of_cells(text, *cells_.values()) if average is not None else "-"
+        )
+    ]
 
 
 def _our_row(
@@ -111,7 +134,8 @@ def _our_row(
     averaged: dict[str, Cell] | None = None,
     columns: tuple[str, ...] = tuple(GLUE),
 ) -> list[TableCell]:
-    """A row of ours, with an average where its columns are all tasks. averaged: what it is over, if not `ours`."""
+    """A row of ours, with an average where its columns are all tasks. averaged: what it is over, if not
+    `ours`."""
     averaged = ours if averaged is None else averaged
     average = _average(averaged)
     text = compare.of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"

@@ -27,14 +27,25 @@ def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
                 compared = {n.task: image_beside(ours[n.task], n) for n in printed if n.task in ours}
                 rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
                 if all(one.same_size for one in compared.values()):
-                    rows.append(compare.difference_row(*(compare.gap(compared.get(task)) for task in IMAGES), *other))
+                    rows.append(
+                        compare.difference_row(*(compare.gap(compared.get(task)) for task in IMAGES), *other)
+                    )
         for row in sorted({key[1] for key in found if key[0] == model} - used):
-            rows.append(_image_row({t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)))
-        tables.append(_image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select))
+            rows.append(
+                _image_row(
+                    {t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)
+                )
+            )
+        tables.append(
+            _image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select)
+        )
     for model in sorted({key[0] for key in found} - {"vit_base", "vit_large"}):
         more = _tasks(found, model, ())
         order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
-        mine = [{t: found[model, row, t] for t in more if (model, row, t) in found} for row in dict.fromkeys(order)]
+        mine = [
+            {t: found[model, row, t] for t in more if (model, row, t) in found}
+            for row in dict.fromkeys(order)
+        ]
         rows = [_image_row(ours, more, more, "other model") for ours in mine if ours]
         tables.append(_image_table(compare.other_model("Table 5", model), rows, found, model, more, select))
     return tables
@@ -59,17 +70,26 @@ def image_beside(cell: Cell, printed: Printed) -> Beside:
     return compare.beside_paper(cell, printed, values=list(series(cell).values.values()))
 
 
-def _image_row(ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours") -> list[TableCell]:
+def _image_row(
+    ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours"
+) -> list[TableCell]:
     return compare.our_row(ours, tasks, wanted, word, compare.shown)
 
 
 def _image_table(
-    title: str, rows: list[list[TableCell]], found: dict[Key, Cell], model: str, tasks: tuple[str, ...], select: str
+    title: str,
+    rows: list[list[TableCell]],
+    found: dict[Key, Cell],
+    model: str,
+    tasks: tuple[str, ...],
+    select: str,
 ) -> Table:
     mine = compare.of_model(found, model)
     notes = [
-        "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws its own training"
-        " images.",
+        (
+            "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws"
+            " its own training images."
+        ),
         "params: without the classification head, which every method trains.",
     ]
     if select == "crossfit":
@@ -80,7 +100,12 @@ def _image_table(
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds.")
     names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
-        shots = {r["config"]["task"].get("shots") for key, cell in mine.items() if key[2] == task for r in cell.records}
+        shots = {
+            r["config"]["task"].get("shots")
+            for key, cell in mine.items()
+            if key[2] == task
+            for r in cell.records
+        }
         if shots and shots != {10}:
             counts = " or ".join("all" if n is None else str(n) for n in sorted(shots, key=str))
             notes.append(f"{task}: {counts} images a class")

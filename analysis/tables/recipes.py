@@ -12,7 +12,13 @@ from runs.record import Ledger
 
 CONF = Path(__file__).parents[2] / "conf"
 #: Keys of a recipe as tables call them.
-KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs", "lr": "learning rate"}
+KEYS = {
+    "rank": "rank",
+    "effective_batch": "batch size",
+    "max_length": "tokens",
+    "epochs": "epochs",
+    "lr": "learning rate",
+}
 KEYS |= {"lr_head": "learning rate, head", "warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps"}
 KEYS |= {"schedule": "schedule", "weight_decay": "weight decay", "label_smoothing": "label smoothing"}
 
@@ -24,7 +30,8 @@ def _recipe_file(row: str, model: str) -> dict[str, Any]:
 
 
 def recipe(row: str, model: str, task: str, key: str) -> Any:
-    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where it names none. Numbers as numbers."""
+    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where it names none. Numbers as
+    numbers."""
     file = _recipe_file(row, model)
     value = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
     try:
@@ -36,7 +43,9 @@ def recipe(row: str, model: str, task: str, key: str) -> Any:
 Column = tuple[str, str, str]  # row, model, task
 
 
-def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, list[Any]], notes: list[str]) -> Table:
+def _recipe_table(
+    title: str, columns: dict[str, Column], printed: dict[str, list[Any]], notes: list[str]
+) -> Table:
     """The recipe's values, a line a key, with a last column that says whether the paper prints the same.
 
     printed: the paper's values by key, one for each column; None where it prints none.
@@ -50,7 +59,9 @@ def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, lis
         rows.append(make_row(KEYS[key], *map(_plain, ours), status))
     chosen: dict[str, None] = {}
     for row, model, _ in columns.values():
-        chosen |= dict.fromkeys(f"{key}: {why}" for key, why in (_recipe_file(row, model).get("chosen") or {}).items())
+        chosen |= dict.fromkeys(
+            f"{key}: {why}" for key, why in (_recipe_file(row, model).get("chosen") or {}).items()
+        )
     notes = [*notes, *(f"this project's choice: {line}" for line in chosen)]
     return Table(title, ["hyperparameter", *columns, "paper"], rows, notes, "", {}, ())
 
@@ -64,12 +75,18 @@ def table8(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     tables, common = [], recipes()["glue"]["common"]
     for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
         paper_ = recipes()["glue"]["vera"][name]
-        printed = {key: [paper_[other]] * 6 for key, other in (("rank", "rank"), ("effective_batch", "batch"))}
+        printed = {
+            key: [paper_[other]] * 6 for key, other in (("rank", "rank"), ("effective_batch", "batch"))
+        }
         printed |= {"max_length": [paper_["max_length"]] * 6, "epochs": paper_["epochs"]}
         printed |= {"lr": paper_["lr"], "lr_head": paper_["lr_head"]}
-        printed |= {key: [common[key]] * 6 for key in ("warmup_ratio", "schedule")} | {"weight_decay": [None] * 6}
+        printed |= {key: [common[key]] * 6 for key in ("warmup_ratio", "schedule")} | {
+            "weight_decay": [None] * 6
+        }
         columns = {GLUE[task]: ("vera", name.replace("-", "_"), task) for task in GLUE}
-        tables.append(_recipe_table(f"Table 8, {label}: VeRA on GLUE, from conf/recipe", columns, printed, ["AdamW."]))
+        tables.append(
+            _recipe_table(f"Table 8, {label}: VeRA on GLUE, from conf/recipe", columns, printed, ["AdamW."])
+        )
     return tables
 
 
@@ -82,17 +99,27 @@ def table9(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
         printed = {key: [paper_[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
         printed |= {"effective_batch": [common["batch"] * common["accumulation"]] * 2}
-        printed |= {key: [common[key]] * 2 for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": [None] * 2}
-        notes = [f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."]
-        tables.append(_recipe_table(f"Table 9, {label}: instruction tuning, from conf/recipe", columns, printed, notes))
+        printed |= {key: [common[key]] * 2 for key in ("epochs", "warmup_ratio", "schedule")} | {
+            "max_length": [None] * 2
+        }
+        notes = [
+            f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
+        ]
+        tables.append(
+            _recipe_table(f"Table 9, {label}: instruction tuning, from conf/recipe", columns, printed, notes)
+        )
     return tables
 
 
 def table10(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """The recipes of VeRA on E2E. Needs no record."""
     paper_ = recipes()["e2e"]
-    columns = {label: ("vera", model, "e2e") for label, model in (("medium", "gpt2_medium"), ("large", "gpt2_large"))}
-    printed = {key: [paper_["vera"][name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")}
+    columns = {
+        label: ("vera", model, "e2e") for label, model in (("medium", "gpt2_medium"), ("large", "gpt2_large"))
+    }
+    printed = {
+        key: [paper_["vera"][name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")
+    }
     printed |= {"effective_batch": [paper_["common"]["batch"]] * 2}
     keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
     printed |= {key: [paper_["common"][key]] * 2 for key in keys}

@@ -1,11 +1,19 @@
-"""A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from it.
+"""A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from
+it.
 
-schema.py says what a record holds and checks it; ledger.py reads one, or all; files.py writes them, whole or not at all;
-selection.py says which epoch's number is reported, and rows.py which row of a table a run belongs to. No torch and no
-Hydra: analysis/ reads the ledger through this package.
-"""
+schema.py says what a record holds and checks it; ledger.py reads one, or all; files.py writes them, whole or
+not at all; selection.py says which epoch's number is reported, and rows.py which row of a table a run belongs
+to. No torch and no Hydra: analysis/ reads the ledger through this package."""
 
-from runs.record.cell import COMPUTED, NOT_SETTINGS, READS_LENGTH_GROUPED, cell_id, defining, is_trial, protocol
+from runs.record.cell import (
+    COMPUTED,
+    NOT_SETTINGS,
+    READS_LENGTH_GROUPED,
+    cell_id,
+    defining,
+    is_trial,
+    protocol,
+)
 from runs.record.files import (
     cache_folder,
     check_regular,
@@ -21,7 +29,15 @@ from runs.record.files import (
     write_atomically,
     write_record,
 )
-from runs.record.ledger import PUBLISHED, Ledger, read_ledger, read_measure, read_record, read_study, study_folders
+from runs.record.ledger import (
+    PUBLISHED,
+    Ledger,
+    read_ledger,
+    read_measure,
+    read_record,
+    read_study,
+    study_folders,
+)
 from runs.record.metric import Metric
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
 from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record

@@ -25,11 +25,11 @@ LARGEST = 64 * 2**20
 def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
     """The bytes of a regular file, or of one that a link leads to; never blocks.
 
-    Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most` bytes, and where
-    there is no file or none that may be read.
-    """
+    Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most`
+    bytes, and where there is no file or none that may be read."""
     try:
-        # Asked before it is opened, since opening a device may do something; and after, since it may have been replaced.
+        # Asked before it is opened, since opening a device may do something; and after, since it may have
+        # been replaced.
         check_regular(os.stat(path), path)
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -47,7 +47,12 @@ def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
 def check_regular(found: os.stat_result, path: str | Path) -> None:
     """Raises ValueError, naming the file, for what is a folder, a pipe, a device or the like."""
     if not stat.S_ISREG(found.st_mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        kinds = {
+            stat.S_IFDIR: "a folder",
+            stat.S_IFIFO: "a named pipe",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+        }
         raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(found.st_mode), 'a socket')}, and no file")
 
 
@@ -76,7 +81,8 @@ def _partial(path: Path, text: str) -> Path:
 
 
 def sweep_up_dead(folder: Path) -> None:
-    """Removes the half-written files below a folder whose processes were killed on this machine. Anybody may, at any time."""
+    """Removes the half-written files below a folder whose processes were killed on this machine. Anybody may,
+    at any time."""
     for partial in folder.rglob(f".*.{socket.gethostname()}.*"):
         try:
             os.kill(int(partial.name.split(".")[-2]), 0)
@@ -87,13 +93,15 @@ def sweep_up_dead(folder: Path) -> None:
 
 
 def link_or_fail(path: Path, text: str) -> None:
-    """Creates a file whole, or raises FileExistsError where one of that name is: of many that try at once, one succeeds."""
+    """Creates a file whole, or raises FileExistsError where one of that name is: of many that try at once,
+    one succeeds."""
     partial = _partial(path, text)
     try:
         try:
             os.link(partial, path)
         except FileExistsError:
-            if not os.path.samefile(partial, path):  # a network file system may do it, and answer that it is done already
+            # A network file system may do it, and answer that it is done already
+            if not os.path.samefile(partial, path):
                 raise
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
@@ -132,8 +140,8 @@ def write_record(output: str | Path, record: Record) -> Path:
 
 
 def record_text(record: Record) -> str:
-    """A record as it stands in its file. Raises ValueError for one that could not be read again: of another shape than the
-    schema's, or with NaN or infinity, which have no place in JSON."""
+    """A record as it stands in its file. Raises ValueError for one that could not be read again: of another
+    shape than the schema's, or with NaN or infinity, which have no place in JSON."""
     text = _compact(record)
     check(orjson.loads(text))
     return text

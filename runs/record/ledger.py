@@ -21,7 +21,8 @@ PUBLISHED = Path(__file__).parent.parent / "records"
 
 
 def read_record(path: str | Path) -> Record:
-    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema
+    not known here."""
     record = _read(path, "record")
     while record["schema"] in MIGRATIONS:
         record = MIGRATIONS[record["schema"]](record)
@@ -36,10 +37,13 @@ def read_record(path: str | Path) -> Record:
 
 
 def read_measure(path: str | Path) -> Record:
-    """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known here."""
+    """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known
+    here."""
     measure = _read(path, "measure")
     if measure["schema"] != MEASURE_SCHEMA:
-        raise ValueError(f"{path}: a measure of schema {measure['schema']}, not known (here: {MEASURE_SCHEMA})")
+        raise ValueError(
+            f"{path}: a measure of schema {measure['schema']}, not known (here: {MEASURE_SCHEMA})"
+        )
     try:
         check_measure(measure)
     except ValueError as error:
@@ -53,14 +57,19 @@ def _read(path: str | Path, what: str) -> Record:
         found = orjson.loads(content)
     except ValueError as error:
         raise ValueError(f"{path}: not a {what} ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("id"), str) or type(found.get("schema")) is not int:
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("id"), str)
+        or type(found.get("schema")) is not int
+    ):
         raise ValueError(f"{path}: not a {what}")
     return found
 
 
 @dataclass
 class Ledger:
-    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be read.
+    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be
+    read.
 
     measures: by their own ids; what figures are drawn from that is no run.
     """
@@ -90,7 +99,8 @@ class _Parts:
         self._cells: dict[tuple[Any, ...], str] = {}
 
     def share(self, record: Record) -> None:
-        """Puts the parts of an earlier record in the place of those of this one that are equal to them, to the bit."""
+        """Puts the parts of an earlier record in the place of those of this one that are equal to them, to
+        the bit."""
         parts, config, curve = self._parts, record["config"], record.get("curve", {})
         for holder, keys in ((record, self.OF_RECORD), (config, self.OF_CONFIG), (curve, self.OF_CURVE)):
             for key in keys:
@@ -109,7 +119,11 @@ class _Parts:
     def cell_id(self, record: Record) -> str:
         """`cell_id` of a finished record whose parts are shared, made once for the same parts."""
         config, start = record["config"], record.get("start") or {}
-        parts = (record["data"], record["recipe"], *(config[key] for key in ("model", "task", "method", "train")))
+        parts = (
+            record["data"],
+            record["recipe"],
+            *(config[key] for key in ("model", "task", "method", "train")),
+        )
         key = (*map(id, parts), record["model"], start.get("id"), protocol(record))
         if key not in self._cells:
             self._cells[key] = sys.intern(cell_id(record))
@@ -120,15 +134,17 @@ class _Parts:
 SAMPLE = 1000
 
 
-def read_ledger(output: str | Path = "outputs", published: bool = True, wanted: Collection[str] | None = None) -> Ledger:
-    """All records of this machine and, unless switched off, the published ones. This machine's own come first.
+def read_ledger(
+    output: str | Path = "outputs", published: bool = True, wanted: Collection[str] | None = None
+) -> Ledger:
+    """All records of this machine and, unless switched off, the published ones. This machine's own come
+    first.
 
     wanted: of this machine's only those of these runs, and the newest `SAMPLE` of the others.
 
-    A second record of a run with the same result is the same run, published. Where it has another result (another machine,
-    other versions), the first one counts, and how many there are of each study is a problem. A copy of a published record is
-    of that study, not of this machine.
-    """
+    A second record of a run with the same result is the same run, published. Where it has another result
+    (another machine, other versions), the first one counts, and how many there are of each study is a
+    problem. A copy of a published record is of that study, not of this machine."""
     ledger = Ledger()
     folders = [("ours", records_folder(output), Path(output) / "measures")]
     if published:
@@ -152,8 +168,9 @@ def study_folders() -> list[Path]:
 
 
 def _is_better(known: str, origin: str, first: Record, again: Record, output: str | Path) -> bool:
-    """Whether a second record of a run says better where it comes from: the first was copied from it (publishing takes paths
-    out, and a run of this machine leaves a folder), or the study is that of its preset."""
+    """Whether a second record of a run says better where it comes from: the first was copied from it
+    (publishing takes paths out, and a run of this machine leaves a folder), or the study is that of its
+    preset."""
     if known == "ours":
         return first == again and not run_folder(output, first["id"]).exists()
     return origin == again["cell"]["paper"]
@@ -164,7 +181,9 @@ def _printable(error: ValueError) -> str:
     return str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[str], measures: Path, output: str | Path) -> None:
+def _read_into(
+    ledger: Ledger, origin: str, folder: Path, files: Sequence[str], measures: Path, output: str | Path
+) -> None:
     others, known = [], ledger._known
     with _no_garbage():
         for path in files:
@@ -175,7 +194,9 @@ def _read_into(ledger: Ledger, origin: str, folder: Path, files: Sequence[str], 
                 continue
             # A copy by hand has another name; which of two would count must not hang on their names.
             if os.path.basename(path) != f"{record['id']}.json":
-                ledger.problems.append(f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json")
+                ledger.problems.append(
+                    f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json"
+                )
                 continue
             known.share(record)
             record.pop("cell_id", None)  # what another version said defines a result
@@ -210,13 +231,16 @@ def _some_files(folder: Path, wanted: Collection[str]) -> list[str]:
     chosen = {f"{folder}/{run_id}.json" for run_id in wanted}.intersection(paths)
     others = [path for path in paths if path not in chosen]
     if len(others) > SAMPLE:
-        others = heapq.nlargest(SAMPLE, others, key=lambda path: os.stat(path, follow_symlinks=False).st_mtime_ns)
+        others = heapq.nlargest(
+            SAMPLE, others, key=lambda path: os.stat(path, follow_symlinks=False).st_mtime_ns
+        )
     return sorted([*chosen, *others])
 
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Without the search for cycles, which JSON has none of: over thousands of records it takes longer than reading them."""
+    """Without the search for cycles, which JSON has none of: over thousands of records it takes longer than
+    reading them."""
     was_on = gc.isenabled()
     gc.disable()
     try:

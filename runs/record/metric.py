@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of dev rows. scale: what tables multiply a value by; a fraction is printed in percent, a perplexity as it is."""
+    """A metric of dev rows. scale: what tables multiply a value by; a fraction is printed in percent, a
+    perplexity as it is."""
 
     name: str
     higher_is_better: bool = True

@@ -1,9 +1,8 @@
 """What a record is: its keys, their types, and the parts of its configuration that define a result.
 
-`check` holds a record to the classes below once, when it is read; whoever reads one after that asks no more. Keys that are
-not here may stand beside them. Metrics are fractions, but for perplexity and the scores of texts; times are seconds; sizes
-are bytes.
-"""
+`check` holds a record to the classes below once, when it is read; whoever reads one after that asks no more.
+Keys that are not here may stand beside them. Metrics are fractions, but for perplexity and the scores of
+texts; times are seconds; sizes are bytes."""
 
 from collections.abc import Callable
 from functools import cache
@@ -36,7 +35,8 @@ Record = dict[str, Any]
 
 
 def _with_metric(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with what its metric is and which epoch tables report, which schema 2 left to its readers."""
+    """The record with what its metric is and which epoch tables report, which schema 2 left to its
+    readers."""
     result, config = record.get("result"), record.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(result, dict) or not isinstance(task, dict):
@@ -229,7 +229,8 @@ class Result(TypedDict):
     best: Number
     best_epoch: Number | list[float]
     last: Number
-    protocols: NotRequired[dict[str, Selected | None]]  # paper, crossfit; before 2026-11-26 another in the second's place
+    # Paper, crossfit; before 2026-11-26 another in the second's place
+    protocols: NotRequired[dict[str, Selected | None]]
 
 
 class Score(TypedDict):
@@ -304,7 +305,8 @@ class Finished(Failed):
     cell_id: NotRequired[str]  # of what defines the result but the seed (cell.py); a reader makes it anew
     start: NotRequired[Start | None]
     recipe: Recipe
-    seeds: dict[str, Any]  # training, data, projection; projection_note: whether other seeds have other matrices
+    # Training, data, projection; projection_note: whether other seeds have other matrices
+    seeds: dict[str, Any]
     code: Code
     versions: dict[str, str | None]
     device: Device
@@ -341,7 +343,8 @@ class Measured(TypedDict):
 
 
 class Measure(TypedDict):
-    """What finished runs' adapters, or a small fit, say for a figure (runs/measure.py). Tables never see it."""
+    """What finished runs' adapters, or a small fit, say for a figure (runs/measure.py). Tables never see
+    it."""
 
     schema: int
     id: str
@@ -358,8 +361,8 @@ class Measure(TypedDict):
 
 
 def check(record: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has another type, or
-    the curve's columns differ in length."""
+    """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has
+    another type, or the curve's columns differ in length."""
     if record.get("status") not in FINISHED:
         _hold(Failed, record)
         _hold(Unfinished, record)
@@ -382,7 +385,9 @@ def check_measure(measure: dict[str, Any]) -> None:
         raise ValueError("values: columns differ in length")
     runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]
     if tuple(measure["values"]) != MEASURES[measure["kind"]] or len(measure["of"]) != runs:
-        raise ValueError(f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here")
+        raise ValueError(
+            f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here"
+        )
 
 
 def _hold(shape: type, value: Any) -> None:

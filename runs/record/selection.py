@@ -1,4 +1,5 @@
-"""Which epoch's number a record reports: the best on the dev set, as the paper, or one chosen on other rows."""
+"""Which epoch's number a record reports: the best on the dev set, as the paper, or one chosen on other
+rows."""
 
 from typing import Any
 
@@ -7,14 +8,13 @@ from runs.record.schema import Record
 
 
 def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict[str, Any] | None:
-    """The best epoch without the flattery of choosing it on the rows reported: chosen on half A of dev and reported on
-    half B, chosen on B and reported on A, and the mean of the two weighted by rows.
+    """The best epoch without the flattery of choosing it on the rows reported: chosen on half A of dev and
+    reported on half B, chosen on B and reported on A, and the mean of the two weighted by rows.
 
-    best, last (the same mean at the last epoch), best_epoch (the two epochs chosen), and optimism: the same mean at the
-    epoch that is best on the whole of dev, less `best`. It is an upper estimate: half of the rows choose worse than all.
-    Values are as the curve has them; None without a curve. curve: metric_select is of half A (dev_rows // 2 rows),
-    metric_report of B.
-    """
+    best, last (the same mean at the last epoch), best_epoch (the two epochs chosen), and optimism: the same
+    mean at the epoch that is best on the whole of dev, less `best`. It is an upper estimate: half of the rows
+    choose worse than all. Values are as the curve has them; None without a curve. curve: metric_select is of
+    half A (dev_rows // 2 rows), metric_report of B."""
     a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
     if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
         return None

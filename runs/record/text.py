@@ -27,7 +27,8 @@ def plural(count: int, word: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with each stretch of white space (line breaks, tabs, ...) as one space: it cannot leave its line."""
+    """The text with each stretch of white space (line breaks, tabs, ...) as one space: it cannot leave its
+    line."""
     return re.sub(r"\s+", " ", text)
 
 
@@ -35,7 +36,11 @@ def describe(error: BaseException) -> str:
     """One line for an error; a full disk says what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        kept = ". Finished runs are kept; make room and run the same command again" if error.errno in (28, 122) else ""
+        kept = (
+            ". Finished runs are kept; make room and run the same command again"
+            if error.errno in (28, 122)
+            else ""
+        )
         return f"{where}{error.strerror}{kept}"
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

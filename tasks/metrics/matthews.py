@@ -9,7 +9,9 @@ class Matthews(evaluate.Metric):
     """See the module."""
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        features = datasets.Features(
+            {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        )
         return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="", features=features)
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:

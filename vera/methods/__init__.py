@@ -22,9 +22,13 @@ def make_method(kind: str, **settings: Any) -> Method:
     known = {field.name: field for field in dataclasses.fields(METHODS[kind])}
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}")
+        raise AdapterError(
+            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}"
+        )
     none = dataclasses.MISSING
-    needed = [n for n, f in known.items() if f.default is none and f.default_factory is none and n not in settings]
+    needed = [
+        n for n, f in known.items() if f.default is none and f.default_factory is none and n not in settings
+    ]
     if needed:
         raise AdapterError(f"method {kind} needs {', '.join(needed)}")
     return METHODS[kind](**settings)

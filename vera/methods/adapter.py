@@ -1,15 +1,15 @@
-"""Bottleneck adapters: Houlsby et al. 2019 (H), Pfeiffer et al. 2021 (P), Lin et al. 2020 (L), and AdapterDrop
-(Rueckle et al. 2021): small networks between the layers of a frozen model.
+"""Bottleneck adapters: Houlsby et al. 2019 (H), Pfeiffer et al. 2021 (P), Lin et al. 2020 (L), and
+AdapterDrop (Rueckle et al. 2021): small networks between the layers of a frozen model.
 
-An adapter is up(activation(down(h))), with biases. With x the output of a sub-layer, u its input on the residual
-stream and LN the block's own, frozen LayerNorm:
+An adapter is up(activation(down(h))), with biases. With x the output of a sub-layer, u its input on the
+residual stream and LN the block's own, frozen LayerNorm:
 
     houlsby   after both sub-layers      LN(u + x + adapter(x))
     pfeiffer  after the feed-forward     LN(u + x + adapter(LN(u + x))), the same LN twice
     lin       after the block, output y  y + adapter(LN'(y)), with a LayerNorm LN' of the adapter's own
 
-In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the sum, and the first two leave it out.
-"""
+In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the sum, and the first
+two leave it out."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,15 +26,19 @@ ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class Bottleneck(Added):
-    """One place's adapter, (..., width) -> (..., width), a child named "adapter" of the module whose output it changes.
+    """One place's adapter, (..., width) -> (..., width), a child named "adapter" of the module whose output
+    it changes.
 
-    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: near the identity, not on it.
-    """
+    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: near the identity,
+    not on it."""
 
     def __init__(self, width: int, method: "Adapter", block: int, device: Any, dtype: torch.dtype) -> None:
         super().__init__()
         at: Any = {"device": device, "dtype": dtype}
-        self.down, self.up = nn.Linear(width, method.bottleneck, **at), nn.Linear(method.bottleneck, width, **at)
+        self.down, self.up = (
+            nn.Linear(width, method.bottleneck, **at),
+            nn.Linear(method.bottleneck, width, **at),
+        )
         self.norm = nn.LayerNorm(width, **at) if method.placement == "lin" else None
         for layer in (self.down, self.up):
             nn.init.normal_(layer.weight, std=0.02)
@@ -83,10 +87,9 @@ def _draw_drop(model: nn.Module, arguments: Any) -> None:
 class Adapter(Method, kind="adapter"):
     """Trains bottlenecks between the layers; LayerNorms stay frozen.
 
-    placement: houlsby, pfeiffer or lin. activation: relu, gelu or silu. drop_layers: the first blocks go without an
-    adapter. drop_per_batch: in training, a number of first blocks drawn uniformly for each batch goes without
-    (from none to all but the last). share: one adapter for all blocks.
-    """
+    placement: houlsby, pfeiffer or lin. activation: relu, gelu or silu. drop_layers: the first blocks go
+    without an adapter. drop_per_batch: in training, a number of first blocks drawn uniformly for each batch
+    goes without (from none to all but the last). share: one adapter for all blocks."""
 
     bottleneck: int
     placement: str = "pfeiffer"
@@ -102,23 +105,30 @@ class Adapter(Method, kind="adapter"):
         if self.bottleneck < 1:
             raise AdapterError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck}")
         if self.placement not in self.PLACEMENTS:
-            raise AdapterError(f"placement must be one of {', '.join(self.PLACEMENTS)}, got {self.placement!r}")
+            raise AdapterError(
+                f"placement must be one of {', '.join(self.PLACEMENTS)}, got {self.placement!r}"
+            )
         if self.activation not in ACTIVATIONS:
             raise AdapterError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.drop_layers < 0:
             raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
         if self.drop_layers and self.drop_per_batch:
-            raise AdapterError("drop_layers and drop_per_batch exclude each other: dropped for good, or drawn for each batch")
+            raise AdapterError(
+                "drop_layers and drop_per_batch exclude each other: dropped for good, or drawn for each batch"
+            )
 
     def install(self, model: nn.Module) -> None:
         blocks = list(find_blocks(model))
         if self.drop_layers >= len(blocks):
-            raise AdapterError(f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter")
+            raise AdapterError(
+                f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter"
+            )
         widths = [self._width(block, layout) for block, layout in blocks]
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
             raise AdapterError(
-                f"the blocks have several widths ({min(widths)} to {max(widths)}): no adapter fits all (share=false)"
+                f"the blocks have several widths ({min(widths)} to {max(widths)}): no adapter fits all"
+                " (share=false)"
             )
         taken = [
             m
@@ -127,7 +137,9 @@ class Adapter(Method, kind="adapter"):
             if hasattr(m := block.get_submodule(path), "adapter")
         ]
         if taken:
-            raise AdapterError(f"a {type(taken[0]).__name__} of this model has an 'adapter' of its own already")
+            raise AdapterError(
+                f"a {type(taken[0]).__name__} of this model has an 'adapter' of its own already"
+            )
         first: list[Bottleneck] = []  # of each place in a block, for sharing
         for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
             linear = next(m for m in block.modules() if is_linear(m))
@@ -135,7 +147,11 @@ class Adapter(Method, kind="adapter"):
             for place, (path, hook) in enumerate(self._places(layout)):
                 adapter = Bottleneck(widths[index], self, index, device, adapter_dtype(linear))
                 if self.share and len(first) > place:
-                    adapter.down, adapter.up, adapter.norm = first[place].down, first[place].up, first[place].norm
+                    adapter.down, adapter.up, adapter.norm = (
+                        first[place].down,
+                        first[place].up,
+                        first[place].norm,
+                    )
                 else:
                     first.append(adapter)
                 module = block.get_submodule(path)
@@ -154,12 +170,15 @@ class Adapter(Method, kind="adapter"):
 
     @staticmethod
     def _width(block: nn.Module, layout: Layout) -> int:
-        """The width of a block's residual stream: that of its last LayerNorm, or of the first norm that is its own child."""
+        """The width of a block's residual stream: that of its last LayerNorm, or of the first norm that is
+        its own child."""
         norms: Any = [block.get_submodule(layout.norm)] if layout.norm else block.children()
         for norm in norms:
             if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
                 return int(norm.weight.numel())
-        raise AdapterError(f"the width of a {type(block).__name__} is not known: adapters have no place (vera/sites.py)")
+        raise AdapterError(
+            f"the width of a {type(block).__name__} is not known: adapters have no place (vera/sites.py)"
+        )
 
     def remove(self, model: nn.Module) -> None:
         for module in list(model.modules()):
@@ -168,7 +187,8 @@ class Adapter(Method, kind="adapter"):
             remove_hooks(module, _add, _norm_twice, _draw_drop)
 
     def count(self, model: nn.Module) -> int:
-        """Adapters times 2 * width * bottleneck + bottleneck + width, and 2 * width more with a LayerNorm of its own."""
+        """Adapters times 2 * width * bottleneck + bottleneck + width, and 2 * width more with a LayerNorm of
+        its own."""
         widths = [self._width(block, layout) for block, layout in find_blocks(model)]
         widths = widths[:1] if self.share else widths[self.drop_layers :]
         own_norm = 2 if self.placement == "lin" else 0

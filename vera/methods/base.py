@@ -1,8 +1,7 @@
 """The contract of an adaptation method, and the layer that VeRA and LoRA share.
 
-A method is a small frozen dataclass of its settings. The model carries all the state: `adapt` changes the model in
-place, and every later call finds what it needs inside the model.
-"""
+A method is a small frozen dataclass of its settings. The model carries all the state: `adapt` changes the
+model in place, and every later call finds what it needs inside the model."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -59,7 +58,9 @@ class Method(ABC):
             if kind is tuple and not all(isinstance(word, str) for word in value):
                 raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
             if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
-                raise AdapterError(f"{field.name} has at most {MOST_WORDS} words, none longer than as many letters")
+                raise AdapterError(
+                    f"{field.name} has at most {MOST_WORDS} words, none longer than as many letters"
+                )
         rank, dropout = getattr(self, "rank", 1), getattr(self, "dropout", 0.0)
         if rank < 1:
             raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
@@ -72,19 +73,26 @@ class Method(ABC):
         Without those that change nothing but the way it is computed (fields that are not compared).
         """
         told = {field.name for field in fields(self) if field.compare}
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in told}}
+        return {
+            "kind": self.kind,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in told},
+        }
 
     # --- a model's life with the method
 
     def adapt(self, model: nn.Module) -> None:
         """Freezes the model, installs the method in place, and leaves its parameters and the head trainable.
 
-        Raises AdapterError, with the model unchanged, where it is adapted already, or lacks the method's sites.
-        """
+        Raises AdapterError, with the model unchanged, where it is adapted already, or lacks the method's
+        sites."""
         if adaptation(model):
-            raise AdapterError("this model is adapted already: start from a fresh copy of the base model, or unload it")
+            raise AdapterError(
+                "this model is adapted already: start from a fresh copy of the base model, or unload it"
+            )
         if any("base_layer" in m._modules for m in model.modules()):
-            raise AdapterError("this model carries an adapter of peft's: take it out first (peft_model.unload())")
+            raise AdapterError(
+                "this model carries an adapter of peft's: take it out first (peft_model.unload())"
+            )
         # What the base model is, to be remembered, and to be put back where the method refuses half way.
         names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
         head = frozenset(head_parameters(model))
@@ -98,7 +106,8 @@ class Method(ABC):
             for module, before in children.items():
                 module._modules.clear()
                 module._modules.update(before)
-            for module, name, parameter, data in weights:  # a method of peft may have put others in their place
+            # A method of peft may have put others in their place
+            for module, name, parameter, data in weights:
                 module._parameters[name] = parameter
                 if parameter.data_ptr() != data.data_ptr():
                     parameter.data = data
@@ -111,7 +120,10 @@ class Method(ABC):
         _keep_4bit_unpacked(model)
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
-        trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad) - head_parameters(model).keys()
+        trained = (
+            frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+            - head_parameters(model).keys()
+        )
         # A plain attribute: it is no part of the state dict, and is copied with the model.
         model._adaptation = Adaptation(self, names, head, trainable, trained)  # type: ignore[assignment]
         model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
@@ -128,17 +140,20 @@ class Method(ABC):
 
     @abstractmethod
     def count(self, model: nn.Module) -> int:
-        """Trainable parameters without the head, by the method's closed formula, from an adapted model's shapes."""
+        """Trainable parameters without the head, by the method's closed formula, from an adapted model's
+        shapes."""
 
     # --- training
 
     def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The method's trainable parameters by name, without the head's (also where someone froze them since)."""
+        """The method's trainable parameters by name, without the head's (also where someone froze them
+        since)."""
         adapted = adaptation(model)
         return {name: p for name, p in model.named_parameters() if adapted and name in adapted.trained}
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning rates."""
+        """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning
+        rates."""
         head = {name: p for name, p in head_parameters(model).items() if p.requires_grad}
         return {"adapter": self.adapter_parameters(model), "head": head}
 
@@ -150,7 +165,8 @@ class Method(ABC):
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
-        """Called after each optimizer step (from 1) with the gradients still there, for methods that change as they train."""
+        """Called after each optimizer step (from 1) with the gradients still there, for methods that change
+        as they train."""
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """What `after_step` has gathered, for a training checkpoint."""
@@ -166,7 +182,8 @@ class Method(ABC):
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Those of `saved`, by the file's names, that installing makes again bit for bit: no file needs to hold them."""
+        """Those of `saved`, by the file's names, that installing makes again bit for bit: no file needs to
+        hold them."""
         return frozenset()
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -188,7 +205,9 @@ class Method(ABC):
         for layer in layers:
             layer.check_mergeable()
             if uses[id(layer.base.weight)] > 1:
-                raise AdapterError("an adapted layer shares its weight with another layer: merged, both would change")
+                raise AdapterError(
+                    "an adapted layer shares its weight with another layer: merged, both would change"
+                )
         for layer in layers:
             layer.merge()
 
@@ -215,8 +234,9 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers: the method; of the base model the names of its parameters and buffers, of those of
-    its head, and of those that were trainable; and the names of what the method trains, head apart."""
+    """What an adapted model remembers: the method; of the base model the names of its parameters and buffers,
+    of those of its head, and of those that were trainable; and the names of what the method trains, head
+    apart."""
 
     method: Method
     base_names: frozenset[str]
@@ -231,7 +251,8 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 
 
 def unload(model: nn.Module, merge: bool = False) -> None:
-    """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its weights.
+    """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its
+    weights.
 
     What was trainable before is so again. A merged model then saves as any model of its library does
     (`model.save_pretrained(folder)`).
@@ -258,15 +279,17 @@ def refuse_many(model: nn.Module) -> None:
 
 
 def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """A forward pre-hook. transformers' models swallow keywords that they do not know: a choice among several adapters,
-    as peft takes it, would be ignored in silence."""
+    """A forward pre-hook. transformers' models swallow keywords that they do not know: a choice among several
+    adapters, as peft takes it, would be ignored in silence."""
     if "adapter_names" in keywords:
-        raise AdapterError("this model carries one adapter: adapter_names chooses among several (vera.Adapters holds them)")
+        raise AdapterError(
+            "this model carries one adapter: adapter_names chooses among several (vera.Adapters holds them)"
+        )
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
-    """On processors with avx512_bf16, bitsandbytes packs 4-bit weights anew in an evaluation, and no gradient passes
-    through them from then on, without a word. Switched off here, and undone where it has happened."""
+    """On processors with avx512_bf16, bitsandbytes packs 4-bit weights anew in an evaluation, and no gradient
+    passes through them from then on, without a word. Switched off here, and undone where it has happened."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -275,7 +298,8 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 
 def remove_hooks(module: nn.Module, *ours: Any) -> None:
-    """Takes these functions, or methods of any object, out of a module's hooks. Handles would not survive a copy."""
+    """Takes these functions, or methods of any object, out of a module's hooks. Handles would not survive a
+    copy."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
             del hooks[key]
@@ -290,11 +314,14 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
         return {}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     plain = plain_names(model)
-    return {n: t for n, t in tensors.items() if n not in adapted.trained and plain[n] not in adapted.base_names}
+    return {
+        n: t for n, t in tensors.items() if n not in adapted.trained and plain[n] not in adapted.base_names
+    }
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """Every parameter's and buffer's name in the base model's own words, with what a method added behind: "...query.b"."""
+    """Every parameter's and buffer's name in the base model's own words, with what a method added behind:
+    "...query.b"."""
     ours = {path for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
     pefts = {path for path, m in model.named_modules() if "base_layer" in m._modules}
     names = {}
@@ -303,7 +330,9 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         inserted = set()
         for i in range(1, len(parts)):
             path = ".".join(parts[:i])
-            if (path in ours and parts[i] in ("base", "changes")) or (path in pefts and parts[i] == "base_layer"):
+            if (path in ours and parts[i] in ("base", "changes")) or (
+                path in pefts and parts[i] == "base_layer"
+            ):
                 inserted.add(i)
                 if parts[i : i + 2] == ["changes", WHOLE]:
                     inserted.add(i + 1)
@@ -338,19 +367,20 @@ class Added(nn.Module):
 
 
 class AdaptedLinear(Added):
-    """A frozen linear layer `base` plus a low-rank change of each of some blocks of its outputs (or of all of them).
+    """A frozen linear layer `base` plus a low-rank change of each of some blocks of its outputs (or of all of
+    them).
 
-    Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's; the change is computed in
-    float32 or better, so that small updates do not round away over half-precision weights. Outputs outside the blocks
-    (the keys of a fused projection) are passed on untouched.
-    """
+    Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's; the change is
+    computed in float32 or better, so that small updates do not round away over half-precision weights.
+    Outputs outside the blocks (the keys of a fused projection) are passed on untouched."""
 
     def __init__(self, base: nn.Module, changes: dict[str, Change], blocks: Blocks) -> None:
         super().__init__()
         self.base = base
         self.changes = nn.ModuleDict(changes)
         self.blocks = blocks
-        #: Computes this layer's output, together with those of others that read the same input (kernels.Group).
+        #: Computes this layer's output, together with those of others that read the same input
+        #: (kernels.Group).
         self.group: Any = None
         self._unmerged_weight: Tensor | None = None
 
@@ -385,12 +415,16 @@ class AdaptedLinear(Added):
     def check_mergeable(self) -> None:
         """Raises AdapterError where the base weight cannot take the change."""
         if not cast(Tensor, self.base.weight).is_floating_point():
-            raise AdapterError("a quantised base cannot be merged into: load the adapter onto the unquantised base model")
+            raise AdapterError(
+                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
+            )
 
     @torch.no_grad()
     def merge(self) -> None:
         if not self.enabled:
-            raise AdapterError("this adapter is switched off: vera.disable(model, False) comes before a merge")
+            raise AdapterError(
+                "this adapter is switched off: vera.disable(model, False) comes before a merge"
+            )
         if not self.merged:
             self.forget_kept()
             self.check_mergeable()
@@ -398,7 +432,9 @@ class AdaptedLinear(Added):
             weight = self.weight()
             for name, change in self.changes.items():
                 rows = self.blocks[name]
-                weight[rows] = (weight[rows].to(adapter_dtype(self.base)) + cast(Change, change).weight()).to(weight.dtype)
+                weight[rows] = (weight[rows].to(adapter_dtype(self.base)) + cast(Change, change).weight()).to(
+                    weight.dtype
+                )
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -434,11 +470,14 @@ def changes(model: nn.Module) -> Iterator[Change]:
 
 
 def wrap(model: nn.Module, found: dict[str, Blocks], make: Any) -> None:
-    """Puts an AdaptedLinear in the place of each layer found; `make(path, block, base, inputs, outputs)` gives a Change."""
+    """Puts an AdaptedLinear in the place of each layer found; `make(path, block, base, inputs, outputs)`
+    gives a Change."""
     for path, blocks in found.items():
         base = model.get_submodule(path)
         inputs, _ = size(base)
-        parts = {name: make(path, name, base, inputs, rows.stop - rows.start) for name, rows in blocks.items()}
+        parts = {
+            name: make(path, name, base, inputs, rows.stop - rows.start) for name, rows in blocks.items()
+        }
         replace(model, path, AdaptedLinear(base, parts, blocks))
 
 
@@ -455,7 +494,8 @@ def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
-    """Switches the adapter off (the base model answers; a merge is taken back) or on again. Values trained in place stay."""
+    """Switches the adapter off (the base model answers; a merge is taken back) or on again. Values trained in
+    place stay."""
     adapted = adaptation(model)
     if adapted is not None:
         adapted.method.disable(model, disabled)

@@ -15,7 +15,11 @@ class BitFit(Method, kind="bitfit"):
 
     def install(self, model: nn.Module) -> None:
         head = tuple(head_prefixes(model))
-        biases = [p for name, p in model.named_parameters() if name.endswith("bias") and not (head and name.startswith(head))]
+        biases = [
+            p
+            for name, p in model.named_parameters()
+            if name.endswith("bias") and not (head and name.startswith(head))
+        ]
         if not biases:
             raise AdapterError(f"a {type(model).__name__} has no biases to train")
         for bias in biases:

@@ -1,4 +1,5 @@
-"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023): A stays frozen."""
+"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023): A
+stays frozen."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from vera.sites import find_sites, size
 
 
 class LoRAChange(Change):
-    """One matrix's own A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zero."""
+    """One matrix's own A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank),
+    zero."""
 
     def __init__(self, base: nn.Module, inputs: int, outputs: int, method: "LoRA") -> None:
         super().__init__()
@@ -34,11 +36,11 @@ class LoRAChange(Change):
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):
-    """Trains a low-rank pair of matrices for each adapted matrix; the blocks of a fused matrix have their own.
+    """Trains a low-rank pair of matrices for each adapted matrix; the blocks of a fused matrix have their
+    own.
 
-    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only B trains
-    (A as LoRA draws it; the adapter file holds it).
-    """
+    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only
+    B trains (A as LoRA draws it; the adapter file holds it)."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -56,4 +58,7 @@ class LoRA(Method, kind="lora"):
 
     def count(self, model: nn.Module) -> int:
         """Sum over the adapted matrices of rank * (in + out); of rank * out where A is frozen."""
-        return sum(self.rank * (change.outputs + (0 if self.freeze_a else change.inputs)) for change in changes(model))
+        return sum(
+            self.rank * (change.outputs + (0 if self.freeze_a else change.inputs))
+            for change in changes(model)
+        )

@@ -1,4 +1,5 @@
-"""Any method of huggingface/peft by the name of its configuration class, under the same contract as this library's own."""
+"""Any method of huggingface/peft by the name of its configuration class, under the same contract as this
+library's own."""
 
 import contextlib
 import copy
@@ -41,15 +42,19 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Initial values that change the base weights too, so that an adapter file would not be the whole of it. See rewrites_base.
+#: Initial values that change the base weights too, so that an adapter file would not be the whole of it. See
+#: rewrites_base.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-#: Words of a configuration: names of modules and choices. peft takes many of them for regular expressions; without
-#: operators there is none that runs for ever.
+#: Words of a configuration: names of modules and choices. peft takes many of them for regular expressions;
+#: without operators there is none that runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
 #: A configuration has no more values than this, lists counted out.
 MOST_VALUES = 4_096
-#: The sites of each class where none are named: those that its paper trains. A file of its own: runs/config.py reads it, too.
-SITES: dict[str, list[str]] = json.loads(Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8"))
+#: The sites of each class where none are named: those that its paper trains. A file of its own:
+#: runs/config.py reads it, too.
+SITES: dict[str, list[str]] = json.loads(
+    Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
+)
 #: By method and base weights, which of the frozen tensors a second installation has drawn again.
 _REDRAWN: dict[str, frozenset[str]] = {}
 
@@ -58,16 +63,17 @@ _REDRAWN: dict[str, frozenset[str]] = {}
 class Peft(Method, kind="peft"):
     """Installs a tuner of peft in place.
 
-    config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora": True}. sites
-    become target_modules, unless config names its own or the class has none; "norms" is every LayerNorm and RMSNorm
-    outside the head. Empty, they are the class's own (SITES): query and value where it changes or replaces a weight.
+    config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora":
+    True}. sites become target_modules, unless config names its own or the class has none; "norms" is every
+    LayerNorm and RMSNorm outside the head. Empty, they are the class's own (SITES): query and value where it
+    changes or replaces a weight.
 
-    What a class draws again from its configuration, bit for bit and whatever torch's seed, is not in the adapter file.
-    Two installations at the first `adapt` tell.
+    What a class draws again from its configuration, bit for bit and whatever torch's seed, is not in the
+    adapter file. Two installations at the first `adapt` tell.
 
     AdaLoRA's schedule follows the run's number of steps, its budget is allocated after each step, and its
-    orthogonality penalty is part of the loss, as in peft's own training loops. Methods that change the input rather
-    than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused.
+    orthogonality penalty is part of the loss, as in peft's own training loops. Methods that change the input
+    rather than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused.
     """
 
     config_class: str
@@ -93,24 +99,37 @@ class Peft(Method, kind="peft"):
         words, known = dict(self.config), config_class.__dataclass_fields__
         unknown = sorted(set(words) - set(known))
         if unknown:
-            raise AdapterError(f"peft's {self.config_class} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+            raise AdapterError(
+                f"peft's {self.config_class} has no setting {unknown[0]!r}. It has: {', '.join(known)}"
+            )
         for key in OUTSIDE.keys() & words.keys():
             if words[key] not in (None, False):
                 raise AdapterError(f"peft's {self.config_class}: {key}: {OUTSIDE[key]}")
         if words.get("bias", "none") != "none":
-            raise AdapterError(f"peft's {self.config_class}: bias={words['bias']} trains base weights: not supported")
+            raise AdapterError(
+                f"peft's {self.config_class}: bias={words['bias']} trains base weights: not supported"
+            )
         if rewrites_base(words.get("init_lora_weights")):
-            raise AdapterError(f"peft's {self.config_class}: {words['init_lora_weights']} rewrites base weights: not supported")
-        for key, value in words.items():  # no reference to files or other adapters: this may come from an adapter file
+            raise AdapterError(
+                f"peft's {self.config_class}: {words['init_lora_weights']} rewrites base weights: not"
+                " supported"
+            )
+        # No reference to files or other adapters: this may come from an adapter file
+        for key, value in words.items():
             if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
-                raise AdapterError(f"peft's {self.config_class}: {key} is a configuration of its own: not supported")
+                raise AdapterError(
+                    f"peft's {self.config_class}: {key} is a configuration of its own: not supported"
+                )
         if "target_modules" in known and "target_modules" not in words:
             words["target_modules"] = self._targets(model)
             if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
-                words.setdefault("feedforward_modules", list(filter(is_feed_forward_out, words["target_modules"])))
+                words.setdefault(
+                    "feedforward_modules", list(filter(is_feed_forward_out, words["target_modules"]))
+                )
         if "feedforward_modules" in known:
             words.setdefault("feedforward_modules", [])
-        if "fan_in_fan_out" in known and isinstance(words.get("target_modules"), list):  # weights stored transposed, as GPT-2's
+        # Weights stored transposed, as GPT-2's
+        if "fan_in_fan_out" in known and isinstance(words.get("target_modules"), list):
             targets = [m for n, m in model.named_modules() if n in words["target_modules"]]
             words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
         if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
@@ -121,7 +140,8 @@ class Peft(Method, kind="peft"):
         )  # before installing: some methods move a part of the base weights into the adapter
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         weights = names - head_parameters(model).keys()
-        clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # shares the weights
+        # Shares the weights
+        clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
         # peft writes some initial values into the base weights in place.
         named = not blank and any("init" in key and isinstance(value, str) for key, value in words.items())
         kept = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
@@ -129,17 +149,27 @@ class Peft(Method, kind="peft"):
             with _one_thread():
                 wrapper = peft.get_peft_model(model, config_class(**words))
         except Exception as error:
-            raise AdapterError(f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}") from None
+            raise AdapterError(
+                f"peft's {self.config_class} on a {type(model).__name__}: {_first_line(error)}"
+            ) from None
         if not blank and base_fingerprint(model, weights) != base:
             for place, value in kept:  # Method.adapt puts back what stands elsewhere
                 place.copy_(value)
-            raise AdapterError(f"peft's {self.config_class} rewrites base weights with these settings: not supported")
+            raise AdapterError(
+                f"peft's {self.config_class} rewrites base weights with these settings: not supported"
+            )
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
             raise AdapterError(f"peft's {self.config_class} needs a forward pass of its own: not supported")
         head = tuple(head_prefixes(model))
-        if not any(p.requires_grad and p.numel() for n, p in model.named_parameters() if not (head and n.startswith(head))):
-            raise AdapterError(f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}")
+        if not any(
+            p.requires_grad and p.numel()
+            for n, p in model.named_parameters()
+            if not (head and n.startswith(head))
+        ):
+            raise AdapterError(
+                f"peft's {self.config_class} leaves nothing to train in a {type(model).__name__}"
+            )
 
         def again() -> Any:
             """The same on a copy of the base model, whose adapted layers are its own."""
@@ -155,9 +185,15 @@ class Peft(Method, kind="peft"):
 
     def _config_class(self, peft: Any) -> Any:
         found = getattr(peft, self.config_class, None)
-        if not (inspect.isclass(found) and issubclass(found, peft.PeftConfig) and found is not peft.PeftConfig):
+        if not (
+            inspect.isclass(found) and issubclass(found, peft.PeftConfig) and found is not peft.PeftConfig
+        ):
             base = (peft.PeftConfig, peft.PromptLearningConfig)
-            known = [n for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base]
+            known = [
+                n
+                for n, c in vars(peft).items()
+                if inspect.isclass(c) and issubclass(c, base) and c not in base
+            ]
             close = difflib.get_close_matches(self.config_class, known, 1)
             hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(sorted(known))}"
             raise AdapterError(f"peft {peft.__version__} has no method {self.config_class!r}. {hint}")
@@ -168,8 +204,8 @@ class Peft(Method, kind="peft"):
     def _drawn(
         self, model: nn.Module, wrapper: Any, names: set[str], base: dict[str, str], again: Callable[[], Any]
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """Hashes of the frozen tensors that come back with the configuration: those that a file could hold, by its names,
-        and those that it could not, since they are no parameters or buffers of the model.
+        """Hashes of the frozen tensors that come back with the configuration: those that a file could hold,
+        by its names, and those that it could not, since they are no parameters or buffers of the model.
 
         Raises AdapterError where one of the latter does not come back.
         """
@@ -186,12 +222,16 @@ class Peft(Method, kind="peft"):
             theirs = {name: _hash(tensor) for part in parts for name, tensor in part.items()}
             _REDRAWN[key] = frozenset(name for name, digest in ours.items() if theirs.get(name) == digest)
         for name in hidden.keys() - _REDRAWN[key]:
-            raise AdapterError(f"peft's {self.config_class} draws {name} anew each time, and no file holds it: fix its seed")
+            raise AdapterError(
+                f"peft's {self.config_class} draws {name} anew each time, and no file holds it: fix its seed"
+            )
         return {n: ours[n] for n in stored.keys() & _REDRAWN[key]}, {n: ours[n] for n in hidden}
 
     def _targets(self, model: nn.Module) -> list[str]:
         if not self.sites:
-            raise AdapterError(f"peft's {self.config_class} needs to be told what it trains: name target_modules in config")
+            raise AdapterError(
+                f"peft's {self.config_class} needs to be told what it trains: name target_modules in config"
+            )
         try:
             norms = find_norms(model) if NORMS in self.sites else []
             linear = tuple(site for site in self.sites if site != NORMS)
@@ -203,12 +243,17 @@ class Peft(Method, kind="peft"):
             raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
         for path, blocks in found.items():
             if WHOLE not in blocks:
-                whole = ",".join([path.rpartition(".")[2], *(site for site in self.sites if site not in BLOCKS)])
-                raise AdapterError(f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]")
+                whole = ",".join(
+                    [path.rpartition(".")[2], *(site for site in self.sites if site not in BLOCKS)]
+                )
+                raise AdapterError(
+                    f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]"
+                )
         return [*found, *norms]
 
     def remove(self, model: nn.Module) -> None:
-        """Raises AdapterError, after the fact, where peft has changed the base weights (OSF, say): they do not come back."""
+        """Raises AdapterError, after the fact, where peft has changed the base weights (OSF, say): they do
+        not come back."""
         from vera.checkpoint import base_fingerprint, base_names
 
         self.unmerge(model)
@@ -218,7 +263,10 @@ class Peft(Method, kind="peft"):
         for name in ("_peft_wrapper", "_peft_base", "_peft_drawn", "_peft_final"):
             model.__dict__.pop(name, None)
         if not unchanged:
-            raise AdapterError(f"peft's {self.config_class} has changed the base weights: load a fresh copy of the base model")
+            raise AdapterError(
+                f"peft's {self.config_class} has changed the base weights: load a fresh copy of the base"
+                " model"
+            )
 
     def count(self, model: nn.Module) -> int:
         """What trains, counted: peft gives no formula."""
@@ -232,12 +280,14 @@ class Peft(Method, kind="peft"):
             config = allocator.peft_config
             if config.tinit >= total_steps - config.tfinal:
                 raise AdapterError(
-                    f"AdaLoRA: tinit {config.tinit} and tfinal {config.tfinal} leave none of {total_steps} steps"
+                    f"AdaLoRA: tinit {config.tinit} and tfinal {config.tfinal} leave none of {total_steps}"
+                    " steps"
                 )
             allocator.set_total_step(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4), weighted."""
+        """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4),
+        weighted."""
         allocator = getattr(_tuner(model), "rankallocator", None)
         if allocator is None:
             return None
@@ -245,7 +295,9 @@ class Peft(Method, kind="peft"):
         for name, p in model.named_parameters():
             if "lora_A" in name or "lora_B" in name:
                 gram = p @ p.T if "lora_A" in name else p.T @ p
-                distances.append(torch.linalg.norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype)))
+                distances.append(
+                    torch.linalg.norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype))
+                )
         return torch.stack(distances).mean() * float(allocator.peft_config.orth_reg_weight)
 
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -258,7 +310,9 @@ class Peft(Method, kind="peft"):
         if allocator is None:
             return {}
         state = {
-            f"{part}/{n}": t for part in ("ipt", "exp_avg_ipt", "exp_avg_unc") for n, t in getattr(allocator, part).items()
+            f"{part}/{n}": t
+            for part in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            for n, t in getattr(allocator, part).items()
         }
         pattern = allocator.peft_config.rank_pattern or {}
         return state | {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
@@ -271,7 +325,9 @@ class Peft(Method, kind="peft"):
         for key, tensor in state.items():
             part, _, name = key.partition("/")
             if part == "rank_pattern":
-                allocator.peft_config.rank_pattern = (allocator.peft_config.rank_pattern or {}) | {name: tensor.tolist()}
+                allocator.peft_config.rank_pattern = (allocator.peft_config.rank_pattern or {}) | {
+                    name: tensor.tolist()
+                }
             else:
                 getattr(allocator, part)[name] = tensor.to(parameters[name].device)
 
@@ -284,12 +340,13 @@ class Peft(Method, kind="peft"):
     def redrawn(self, model: nn.Module) -> frozenset[str]:
         """Frozen parts that a second installation has drawn again, and that are still as they were drawn.
 
-        None where they are a fiftieth of what trains, or less: a file with them loads onto a base model in half
-        precision, too, where some come out in that precision.
-        """
+        None where they are a fiftieth of what trains, or less: a file with them loads onto a base model in
+        half precision, too, where some come out in that precision."""
         plain, (drawn, _) = plain_names(model), _drawn_of(model)
         found = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in drawn}
-        if 50 * sum(t.nbytes for t in found.values()) <= sum(p.nbytes for p in self.adapter_parameters(model).values()):
+        if 50 * sum(t.nbytes for t in found.values()) <= sum(
+            p.nbytes for p in self.adapter_parameters(model).values()
+        ):
             return frozenset()
         return frozenset(name for name, tensor in found.items() if _hash(tensor) == drawn[name])
 
@@ -310,7 +367,9 @@ class Peft(Method, kind="peft"):
             return
         kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
         if any(not p.is_floating_point() for p in kept.values()):
-            raise AdapterError("a quantised base cannot be merged into: load the adapter onto the unquantised base model")
+            raise AdapterError(
+                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
+            )
         try:
             tuner.merge_adapter()
         except Exception as error:
@@ -341,15 +400,17 @@ class Peft(Method, kind="peft"):
 
 
 def rewrites_base(init: Any) -> bool:
-    """Whether peft's init_lora_weights changes base weights. peft takes olora in any case of its letters; so does this all."""
+    """Whether peft's init_lora_weights changes base weights. peft takes olora in any case of its letters; so
+    does this all."""
     return str(init).lower().startswith(REWRITES_BASE)
 
 
 def _check_values(owner: str, config: dict[str, Any]) -> None:
-    """Raises AdapterError for a configuration that could keep peft busy for ever: it may come from an adapter file.
+    """Raises AdapterError for a configuration that could keep peft busy for ever: it may come from an adapter
+    file.
 
-    Module names, no patterns: a pattern that an adapter was trained with could not be loaded from its file again.
-    """
+    Module names, no patterns: a pattern that an adapter was trained with could not be loaded from its file
+    again."""
     left = MOST_VALUES
     todo: list[tuple[str, Any]] = list(config.items())
     while todo:
@@ -360,9 +421,14 @@ def _check_values(owner: str, config: dict[str, Any]) -> None:
         elif isinstance(value, list | tuple):
             todo += [(key, part) for part in value]
         elif isinstance(value, str) and not PLAIN.fullmatch(value):
-            what = "takes module names and plain words of at most 300 letters, no patterns (layers_to_transform chooses layers)"
+            what = (
+                "takes module names and plain words of at most 300 letters, no patterns (layers_to_transform"
+                " chooses layers)"
+            )
             raise AdapterError(f"{owner}: {key} {what}: got {value!r}")
-        elif isinstance(value, int | float) and not abs(value) < (2**63 if "seed" in key or "key" in key else LARGEST):
+        elif isinstance(value, int | float) and not abs(value) < (
+            2**63 if "seed" in key or "key" in key else LARGEST
+        ):
             raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
         if left < len(todo):
             raise AdapterError(f"{owner}: more than {MOST_VALUES} values are no configuration")
@@ -378,9 +444,12 @@ def _drawn_of(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     return drawn
 
 
-def _frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What peft added to a model and does not train: parameters and buffers of the model by the file's names, and tensors
-    that it keeps beside the model, or as plain attributes of its layers. names: the base model's own."""
+def _frozen(
+    model: nn.Module, wrapper: nn.Module, names: set[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What peft added to a model and does not train: parameters and buffers of the model by the file's names,
+    and tensors that it keeps beside the model, or as plain attributes of its layers. names: the base model's
+    own."""
     plain = plain_names(model)
     own = dict([*model.named_parameters(), *model.named_buffers()])
     stored = {plain[name]: t for name, t in own.items() if plain[name] not in names and not t.requires_grad}
@@ -393,7 +462,9 @@ def _frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> tuple[dict
             if name.startswith("_"):  # torch's own books
                 continue
             parts = value.items() if isinstance(value, dict) else [("", value)]
-            hidden |= {f"{path}.{name}.{key}": t for key, t in parts if isinstance(t, Tensor) and id(t) not in inside}
+            hidden |= {
+                f"{path}.{name}.{key}": t for key, t in parts if isinstance(t, Tensor) and id(t) not in inside
+            }
     return stored, {name: tensor for name, tensor in hidden.items() if not tensor.requires_grad}
 
 
@@ -407,7 +478,8 @@ def _hash(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """What is computed from the base weights (an SVD, say) has other last bits with another number of threads."""
+    """What is computed from the base weights (an SVD, say) has other last bits with another number of
+    threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -418,7 +490,8 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _other_seed(device: torch.device) -> Iterator[None]:
-    """Other random numbers than those before, of torch, numpy and Python; afterwards the generators are as they were."""
+    """Other random numbers than those before, of torch, numpy and Python; afterwards the generators are as
+    they were."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(torch.initial_seed() ^ 0x5EED)

@@ -1,4 +1,5 @@
-"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the ablations of its tables 6 and 7."""
+"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the ablations of its tables 6
+and 7."""
 
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -39,7 +40,10 @@ class Projections(nn.Module):
         super().__init__()
         self.spec = spec
         if device.type == "meta":
-            pair = torch.empty(spec.rank, spec.inputs, device=device), torch.empty(spec.outputs, spec.rank, device=device)
+            pair = (
+                torch.empty(spec.rank, spec.inputs, device=device),
+                torch.empty(spec.outputs, spec.rank, device=device),
+            )
         else:
             a, b = spec.make()
             pair = torch.from_numpy(a), torch.from_numpy(b)
@@ -50,14 +54,15 @@ class Projections(nn.Module):
 class VeRAChange(Change):
     """One matrix's own d (rank) and b (out), and the leading slices A[:, :in] and B[:out] of its pair.
 
-    d starts at d_init and b at zero, so that the model starts as the base model: dL/dd is 0 at first, dL/db is not.
-    A vector that the method leaves out is None and counts as all ones.
-    """
+    d starts at d_init and b at zero, so that the model starts as the base model: dL/dd is 0 at first, dL/db
+    is not. A vector that the method leaves out is None and counts as all ones."""
 
     b: Tensor | None
     d: Tensor | None
 
-    def __init__(self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: "VeRA") -> None:
+    def __init__(
+        self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: "VeRA"
+    ) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair has one parent and moves between devices once.
@@ -101,7 +106,9 @@ class VeRAChange(Change):
             count = next(len(v) for v in self.rows if v is not None)
             times, rest = divmod(len(u), count)
             if rest or (times != 1 and not self.repeats):
-                raise AdapterError(f"{len(u)} samples at a layer for {count} adapter names: does this model fold its batch?")
+                raise AdapterError(
+                    f"{len(u)} samples at a layer for {count} adapter names: does this model fold its batch?"
+                )
             # (samples, length) beside (samples, ..., length)
             shape = len(u), *[1] * (u.dim() - 2), -1
             b, d = (v if v is None else v.repeat_interleave(times, 0).view(shape) for v in self.rows)
@@ -123,15 +130,14 @@ def projections(model: nn.Module) -> list[Projections]:
 class VeRA(Method, kind="vera"):
     """Trains two vectors for each adapted matrix; the random matrices between them are frozen and shared.
 
-    rank: of the random matrices. d_init: initial value of d. dropout: on the input of the adapter.
-    init: of A and B, one of projections.INITS. projection_seed: of A and B, apart from training's seed.
-    vectors: which of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
-    projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the leading slice;
-    "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7).
-    path: how it is computed, for the same result: "factor", "hybrid", "materialised", or "auto", the cheapest (see kernels.py).
-    weights: whether the last two "keep" the merged weights for the backward pass or "recompute" them; "auto" by memory.
-    There is no alpha and no 1/rank.
-    """
+    rank: of the random matrices. d_init: initial value of d. dropout: on the input of the adapter. init: of A
+    and B, one of projections.INITS. projection_seed: of A and B, apart from training's seed. vectors: which
+    of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
+    projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the
+    leading slice; "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7). path: how it
+    is computed, for the same result: "factor", "hybrid", "materialised", or "auto", the cheapest (see
+    kernels.py). weights: whether the last two "keep" the merged weights for the backward pass or "recompute"
+    them; "auto" by memory. There is no alpha and no 1/rank."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -151,7 +157,8 @@ class VeRA(Method, kind="vera"):
             raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(map(str, self.vectors))}]")
         if "b" not in self.vectors and self.d_init != 0:
             raise AdapterError(
-                f"without b, d must start at 0 (d_init=0), for the model to start as the base; got {self.d_init}"
+                "without b, d must start at 0 (d_init=0), for the model to start as the base; got"
+                f" {self.d_init}"
             )
         if self.projections not in SHARING:
             raise AdapterError(f"projections must be one of {', '.join(SHARING)}, got {self.projections!r}")
@@ -163,7 +170,9 @@ class VeRA(Method, kind="vera"):
             if getattr(self, name) not in known:
                 raise AdapterError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.dropout and self.path not in ("auto", "factor"):
-            raise AdapterError(f"path={self.path} has no place for dropout on the adapter's input: path=auto, or dropout=0")
+            raise AdapterError(
+                f"path={self.path} has no place for dropout on the adapter's input: path=auto, or dropout=0"
+            )
         if not 0 <= self.projection_seed < 2**64:
             raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
@@ -182,15 +191,17 @@ class VeRA(Method, kind="vera"):
         def pair_of(path: str, block: str) -> Projections:
             """The pair of a matrix, made when it is first met."""
             shape = widest if self.projections == "shared" else shapes[path, block]
-            name = {"shared": "", "by_shape": f"{shape[1]}x{shape[0]}", "unique": f"{path} {block}"}[self.projections]
+            name = {"shared": "", "by_shape": f"{shape[1]}x{shape[0]}", "unique": f"{path} {block}"}[
+                self.projections
+            ]
             if name not in pairs:
                 spec = ProjectionSpec(self.projection_seed, self.rank, *shape, self.init, name)
                 pairs[name] = Projections(spec, cast(Tensor, first.weight).device, adapter_dtype(first))
             return pairs[name]
 
         wrap(model, found, lambda path, block, base, i, o: VeRAChange(base, i, o, pair_of(path, block), self))
-        # With the first layer, so that the pairs move between devices with the model, and leave with the layer. The model
-        # itself may be a Sequential, where a child more would be a layer more.
+        # With the first layer, so that the pairs move between devices with the model, and leave with the
+        # layer. The model itself may be a Sequential, where a child more would be a layer more.
         next(adapted_layers(model)).add_module("projections", nn.ModuleList(pairs.values()))
         for parent, paths in same_input(found):
             layers = [cast(AdaptedLinear, model.get_submodule(path)) for path in paths]
@@ -205,8 +216,12 @@ class VeRA(Method, kind="vera"):
         super().remove(model)
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only d."""
-        return sum(("b" in self.vectors) * change.outputs + ("d" in self.vectors) * self.rank for change in changes(model))
+        """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only
+        d."""
+        return sum(
+            ("b" in self.vectors) * change.outputs + ("d" in self.vectors) * self.rank
+            for change in changes(model)
+        )
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
