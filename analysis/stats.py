@@ -25,6 +25,7 @@ import sys
 from analysis import verdicts
 from analysis.cells import row_of
 from analysis.command import Parser, entry_point, open_ledger
+from analysis.statistics import statistics_tables
 
 
 def main(arguments: list[str]) -> int:
@@ -51,9 +52,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: no records of row {options.row!r}. There are: {', '.join(rows)}", file=sys.stderr)
         return 2
     print(
-        "\n\n".join(
-            table.render(options.format) for table in verdicts.statistics_tables(part, options.row or "vera")
-        )
+        "\n\n".join(table.render(options.format) for table in statistics_tables(part, options.row or "vera"))
     )
     return 0
 

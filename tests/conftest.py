@@ -18,7 +18,17 @@ import pytest
 import torch
 from bench import write_mt_bench
 from tiers import declared, guard, java, network, process, ray, real_model  # noqa: F401 - fixtures
-from tiny import save_gpt2, save_llama, save_timm, save_tiny, save_vit, write_alpaca, write_e2e, write_glue, write_images
+from tiny import (
+    save_gpt2,
+    save_llama,
+    save_timm,
+    save_tiny,
+    save_vit,
+    write_alpaca,
+    write_e2e,
+    write_glue,
+    write_images,
+)
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are stopped by it.

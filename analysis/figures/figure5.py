@@ -25,28 +25,8 @@ def make(ledger: Ledger) -> list[Figure]:
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [
-        make_row(
-            "LoRA and VeRA",
-            "paper (quoted)",
-            "query",
-            "mean",
-            f"{printed['mean_lora_vera']:.1e}",
-            "",
-            "",
-            "",
-            "",
-        ),
-        make_row(
-            "LoRA and random",
-            "paper (quoted)",
-            "query",
-            "mean",
-            f"{printed['mean_lora_random']:.1e}",
-            "",
-            "",
-            "",
-            "",
-        ),
+        make_row(pair, "paper (quoted)", "query", "mean", f"{printed[mean]:.1e}", "", "", "", "")
+        for pair, mean in (("LoRA and VeRA", "mean_lora_vera"), ("LoRA and random", "mean_lora_random"))
     ]
     figures = []
     for found in measured(ledger, "similarity"):

@@ -5,7 +5,7 @@
 # %%
 from analysis import tables
 from analysis.notebooks import ledger, show
-from analysis.verdicts import costs
+from analysis.statistics import costs
 
 records = ledger()
 show([costs(records)] if records.records else [], "costs (no finished run)")

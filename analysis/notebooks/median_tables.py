@@ -5,7 +5,7 @@
 # %%
 from analysis import tables
 from analysis.notebooks import ledger, show
-from analysis.verdicts import statistics_tables
+from analysis.statistics import statistics_tables
 
 records = ledger()
 

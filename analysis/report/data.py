@@ -11,7 +11,8 @@ from typing import Any
 from analysis import verdicts
 from analysis.beside import summary
 from analysis.cells import Cell, Key, one_each, row_of
-from analysis.verdicts import Finding, number
+from analysis.statistics import FACTS, cell_facts, number
+from analysis.verdicts import Finding
 from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, reported
 from runs.record.text import megabytes, one_line
 
@@ -194,9 +195,7 @@ def _entry(
         "metric": metric,
         "pct": percent,
         "printed": printed,
-        "facts": verdicts.facts(cell, entry.whole)
-        if cell
-        else dict.fromkeys(verdicts.FACTS, "-") | {"metric": metric},
+        "facts": cell_facts(cell, entry.whole) if cell else dict.fromkeys(FACTS, "-") | {"metric": metric},
         "word": words[0]
         if len(words) == 1
         else summary([f.verdict.word for f in findings]) or ", ".join(words),

@@ -16,6 +16,7 @@ from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEED
 from analysis.cells import Cell
 from analysis.report.data import Entry, entries, finding_texts, has_word, page_data, shown
 from analysis.report.html import escape, grid, link, marked, table_html
+from analysis.statistics import costs, statistics_tables
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding
 from runs.record import FINISHED, Ledger, Record, is_trial
@@ -180,7 +181,7 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
 
 def _statistics(ledger: Ledger, place: Mapping[str, int], parts: list[Entry], problems: list[str]) -> str:
     try:
-        made = [*verdicts.statistics_tables(ledger), verdicts.costs(ledger)] if ledger.records else []
+        made = [*statistics_tables(ledger), costs(ledger)] if ledger.records else []
     except Exception as error:
         problems.append(f"the statistics could not be made: {type(error).__name__}: {error}")
         made = []

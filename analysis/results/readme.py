@@ -5,7 +5,7 @@ from collections import defaultdict
 from analysis.cells import Cell
 from analysis.compare import over_seeds, shown
 from analysis.paper import GLUE, SCORES
-from analysis.results.findings import table_of
+from analysis.results.claim import table_of
 from analysis.series import series
 from analysis.verdicts import all_cells
 from runs.record import Ledger

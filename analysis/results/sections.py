@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import figures, verdicts
+from analysis import figures
 from analysis.cells import Cell, label_of
 from analysis.inference import FIRM_PAIRS
-from analysis.results.findings import FITTED, MARGIN, Claim, claims
+from analysis.results.claim import Claim
+from analysis.results.findings import MARGIN, claims
+from analysis.results.of_figures import FITTED
 from analysis.series import series
+from analysis.statistics import costs, statistics_tables
 from analysis.table import Table
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study
@@ -174,11 +177,7 @@ def _study(folder: Path, ledger: Ledger, made: Page) -> str:
                 made.pictures[path] = figures.svg(figure)
                 notes_ = [f"- {one_line(note)}" for note in figure.notes]
                 parts.append("\n".join([f"![{one_line(figure.title)}]({path})", "", *notes_]).strip())
-    parts += [
-        _table(table)
-        for table in [*verdicts.statistics_tables(finished), verdicts.costs(finished)]
-        if table.rows
-    ]
+    parts += [_table(table) for table in [*statistics_tables(finished), costs(finished)] if table.rows]
     parts += [_trials(finished)]
     return "\n\n".join(part for part in parts if part)
 

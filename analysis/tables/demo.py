@@ -1,8 +1,8 @@
 """The demo: every method on a small task, with what it costs."""
 
-from analysis.cells import cells
+from analysis.cells import Cell, cells
 from analysis.compare import CROSSFIT, about, of_cells, size_of
-from analysis.table import Table, make_row
+from analysis.table import Table, TableCell, make_row
 from runs.record import Ledger
 from runs.record.text import megabytes
 
@@ -14,29 +14,8 @@ def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Ta
     tables = []
     for model in sorted({key[0] for key in found}):
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
-        lora = mine.get("lora")
-        rows = []
-        for cell in sorted(mine.values(), key=lambda cell: (cell.unknown, -cell.median())):
-            both = lora and lora.parameters and cell.parameters
-            ratio = (
-                of_cells(f"{cell.parameters / lora.parameters:.2f}x", cell, lora) if lora and both else "-"
-            )
-            spread = cell.spread()
-            size = of_cells(megabytes(cell.cost("adapter_bytes")), cell) if cell.parameters else "-"
-            rows.append(
-                make_row(
-                    cell.label
-                    + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
-                    size_of(cell),
-                    ratio,
-                    of_cells(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), cell),
-                    of_cells(f"{spread:.1f}", cell) if spread is not None else "-",
-                    of_cells(f"{cell.median('last'):.1f}", cell),
-                    of_cells(f"{cell.seconds:.0f}", cell),
-                    size,
-                    of_cells(megabytes(4 * cell.records[0]["parameters"]["head"]), cell),
-                )
-            )
+        best_first = sorted(mine.values(), key=lambda cell: (cell.unknown, -cell.median()))
+        rows = [_row(cell, mine.get("lora")) for cell in best_first]
         first = next(iter(mine.values())).records[0]
         header = [
             "method",
@@ -70,3 +49,19 @@ def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Ta
         notes += about({key: cell for key, cell in found.items() if key[0] == model})
         tables.append(Table(title, header, rows, notes, model, {"reviews": names["task"]}, ("best",)))
     return tables
+
+
+def _row(cell: Cell, lora: Cell | None) -> list[TableCell]:
+    ratio = "" if not lora or not lora.parameters else f"{cell.parameters / lora.parameters:.2f}x"
+    spread = cell.spread()
+    return make_row(
+        cell.label + (f" ({cell.seeds - cell.unknown}/{cell.wanted} seeds)" if not cell.complete else ""),
+        size_of(cell),
+        of_cells(ratio, cell, lora) if lora and ratio and cell.parameters else "-",
+        of_cells(f"{cell.median():.1f}" + (f" {cell.diverged}d" if cell.diverged else ""), cell),
+        of_cells(f"{spread:.1f}", cell) if spread is not None else "-",
+        of_cells(f"{cell.median('last'):.1f}", cell),
+        of_cells(f"{cell.seconds:.0f}", cell),
+        of_cells(megabytes(cell.cost("adapter_bytes")), cell) if cell.parameters else "-",
+        of_cells(megabytes(4 * cell.records[0]["parameters"]["head"]), cell),
+    )

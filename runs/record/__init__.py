@@ -38,9 +38,10 @@ from runs.record.ledger import (
     read_study,
     study_folders,
 )
+from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
-from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record
+from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.selection import crossfit, crossfit_of, reported
 
 __all__ = [

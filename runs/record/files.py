@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 
-from runs.record.schema import Record, check, check_measure
+from runs.record.measure import check_measure
+from runs.record.schema import Record, check
 
 
 def cache_folder() -> Path:

@@ -22,13 +22,6 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda record: record | {"schema": 2, "tries": []},
     2: lambda record: _with_metric(record) | {"schema": 3},
 }
-#: Of measures, and the columns that each kind has.
-MEASURE_SCHEMA = 1
-MEASURES = {
-    "magnitude": ("layer", "site", "d", "b"),
-    "similarity": ("layer", "site", "lora_vera", "lora_random", "vera_random"),
-    "matrix_fit": ("method", "rank", "parameters", "mse", "best"),
-}
 #: A run with one of these needs no other try. A diverged run is a result.
 FINISHED = ("done", "diverged")
 Record = dict[str, Any]
@@ -333,41 +326,14 @@ _KEYS = dict(Finished.__annotations__)
 Unfinished = TypedDict("Unfinished", _KEYS, total=False)  # type: ignore[misc]
 
 
-class Measured(TypedDict):
-    """A run whose adapter was measured."""
-
-    id: str
-    cell: CellName
-    label: Label
-    adapter: dict[str, Any]  # its checksum, and which epoch's it is
-
-
-class Measure(TypedDict):
-    """What finished runs' adapters, or a small fit, say for a figure (runs/measure.py). Tables never see
-    it."""
-
-    schema: int
-    id: str
-    kind: Literal["magnitude", "similarity", "matrix_fit"]
-    of: list[Measured]
-    settings: dict[str, Any]
-    seeds: dict[str, Any]
-    code: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, Any]]
-    device: NotRequired[dict[str, Any]]
-    seconds: NotRequired[float]
-    values: dict[str, list[Any]]  # columns of equal length
-    summary: NotRequired[dict[str, Number]]
-
-
 def check(record: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has
     another type, or the curve's columns differ in length."""
     if record.get("status") not in FINISHED:
-        _hold(Failed, record)
-        _hold(Unfinished, record)
+        hold(Failed, record)
+        hold(Unfinished, record)
     else:
-        _hold(Finished, record)
+        hold(Finished, record)
         lengths = {len(column) for column in record["curve"].values() if isinstance(column, list)}
         if len(lengths) > 1:
             raise ValueError("curve: columns differ in length")
@@ -378,19 +344,7 @@ def check(record: dict[str, Any]) -> None:
             raise ValueError(f"config.method.rank: a rank of {method['kind']} is a whole number")
 
 
-def check_measure(measure: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for what is no measure of this schema."""
-    _hold(Measure, measure)
-    if len({len(column) for column in measure["values"].values()}) > 1:
-        raise ValueError("values: columns differ in length")
-    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]
-    if tuple(measure["values"]) != MEASURES[measure["kind"]] or len(measure["of"]) != runs:
-        raise ValueError(
-            f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here"
-        )
-
-
-def _hold(shape: type, value: Any) -> None:
+def hold(shape: type, value: Any) -> None:
     """Raises ValueError for the first of a value's keys that the shape does not have so."""
     from pydantic import ValidationError
 

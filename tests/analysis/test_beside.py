@@ -10,6 +10,7 @@ from analysis import beside, inference, tables, verdicts
 from analysis.beside import Beside
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE, IMAGES
+from analysis.statistics import statistics_tables
 
 
 def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
@@ -75,7 +76,7 @@ def test_a_row_of_another_size_is_not_judged():
     assert not any(note.startswith(("difference:", "reproduced n/m")) for note in table.notes)
     found = [f.verdict for f in verdicts.verdicts(made) if f.verdict.ids]
     assert [(said.word, said.difference, said.interval) for said in found] == [("other size", None, None)] * 6
-    assert {row[-1] for row in verdicts.statistics_tables(made)[0].texts} == {"other size"}
+    assert {row[-1] for row in statistics_tables(made)[0].texts} == {"other size"}
     fewer = tables.table2(ledger(*sized("lora_fa", 393216, ("rte",))), "paper")[1]
     assert status_of(fewer) == ["ours, another size: not compared"]
     assert not any(row[1] == "difference" for row in fewer.texts)

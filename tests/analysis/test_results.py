@@ -9,10 +9,11 @@ from ledgers import halves, ledger, of_metric, record, seeds
 
 from analysis import results
 from analysis.results.__main__ import main
-from analysis.results.findings import Claim, null_band
+from analysis.results.claim import Claim
+from analysis.results.of_figures import null_band
 from analysis.results.readme import BEGIN, END, headline
 from analysis.results.sections import agreement, crossfit_word, tally
-from analysis.verdicts import statistics_tables
+from analysis.statistics import statistics_tables
 
 
 def small(row, task, bests, **changes):

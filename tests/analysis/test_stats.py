@@ -12,6 +12,7 @@ from ledgers import apart, halves, ledger, of_metric, record, seeds
 from analysis import beside, inference, series, stats, tables, verdicts
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
+from analysis.statistics import statistics_tables
 
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
@@ -90,7 +91,7 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
         if (one["cell"]["row"], one["cell"]["task"]) == ("vera", "e2e"):
             one["label"] = one["label"] | {"row": "VeRA r=64"}
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
-    _, compared = verdicts.statistics_tables(ledger(*records))
+    _, compared = statistics_tables(ledger(*records))
     assert compared.title.endswith("VeRA r=64 on e2e and VeRA r=1024 on alpaca against the other methods")
 
 
@@ -109,7 +110,7 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     (line,) = series.compare(cells(records, 1))
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
-    told, compared = verdicts.statistics_tables(ledger(*records))
+    told, compared = statistics_tables(ledger(*records))
     assert [row[4] for row in told.texts] == ["3.44", "3.04"]  # the last epoch's, with two decimals: they lie close
     assert compared.texts[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
@@ -229,7 +230,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds():
         halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),  # 75, cross-fitted (60 + 80) / 2 = 70
         halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),  # 90, both halves at the same epoch
     ]
-    (table,) = verdicts.statistics_tables(ledger(*made))
+    (table,) = statistics_tables(ledger(*made))
     (line,) = [dict(zip(table.header, row, strict=True)) for row in table.texts]
     assert [line[key] for key in ("best", "last", "best-last", "cross-fitted", "optimism")] == [
         *("75.0", "75.0", "+0.0", "70.0", "+5.0")
@@ -238,7 +239,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds():
     images = record()
     images["config"]["task"]["family"] = "images"
     images["result"]["reported"] = "last"
-    (table,) = verdicts.statistics_tables(ledger(images))
+    (table,) = statistics_tables(ledger(images))
     assert dict(zip(table.header, table.texts[0], strict=True))["optimism"] == "-"  # no epoch is chosen
 
 

@@ -6,8 +6,9 @@ import re
 import pytest
 from ledgers import record, seeds
 
-from analysis import figures, report, results, tables, verdicts
+from analysis import figures, report, results, tables
 from analysis.command import open_ledger
+from analysis.statistics import costs, statistics_tables
 from nets.golden import FOLDER, same_text
 from runs.record import read_study
 
@@ -71,7 +72,7 @@ def test_figures(name, ledger, tmp_path):
 
 
 def test_statistics(ledger):
-    made = [*verdicts.statistics_tables(ledger), verdicts.costs(ledger)]
+    made = [*statistics_tables(ledger), costs(ledger)]
     same_text("statistics.md", "\n\n".join(table.render("md", True) for table in made) + "\n")
 
 

@@ -7,7 +7,18 @@ import torch
 from torch import nn
 
 from runs import bench
-from runs.bench import SHAPES, Shape, base_model, batch_of, forward, main, saved_bytes, sharing, stepper, variant
+from runs.bench import (
+    SHAPES,
+    Shape,
+    base_model,
+    batch_of,
+    forward,
+    main,
+    saved_bytes,
+    sharing,
+    stepper,
+    variant,
+)
 from runs.errors import UserError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}

@@ -19,7 +19,16 @@ import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 
 from runs import executor, launch, plan, sweep
-from runs.begun import append, clear, in_the_way, read_progress, read_tries, sweep_up, write_progress, write_tries
+from runs.begun import (
+    append,
+    clear,
+    in_the_way,
+    read_progress,
+    read_tries,
+    sweep_up,
+    write_progress,
+    write_tries,
+)
 from runs.claims import Heart, LostClaimError, Watcher
 from runs.config import expand
 from runs.errors import UserError

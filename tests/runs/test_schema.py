@@ -16,7 +16,15 @@ from analysis.report.__main__ import main as report_main
 from analysis.tables.__main__ import main as tables_main
 from runs import evaluate, export, plan, publish
 from runs.errors import UserError
-from runs.record import FINISHED, read_ledger, read_record, record_path, record_text, study_folders, write_record
+from runs.record import (
+    FINISHED,
+    read_ledger,
+    read_record,
+    record_path,
+    record_text,
+    study_folders,
+    write_record,
+)
 from runs.record.schema import check
 
 

@@ -11,7 +11,12 @@ import torch
 from safetensors.torch import load_file
 from tiny import answer, shake, tiny, tiny_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import vera
 from vera.methods import peft as ours

@@ -1,0 +1,75 @@
+"""A finding of the paper, held to our records: what it is, and what is said beside each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.cells import Cell
+from analysis.inference import FIRM_PAIRS
+from analysis.paper import GLUE, recipes
+from runs.record import Record, reported
+
+#: Whether a finding agrees, in a word.
+WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper finds, where it was tried here, the numbers in words, and whether they agree (None:
+    undecided).
+
+    holds: what each run says by itself, or each pair of runs of one seed. trained: for how many epochs,
+    beside the paper's, and which rows were still rising at the last. firm: of enough pairs or runs for a bold
+    word."""
+
+    claim: str
+    where: str
+    here: str
+    holds: tuple[bool, ...]
+    agrees: bool | None
+    firm: bool
+    trained: str = "-"
+    crossfit: "Claim | None" = None  # the same, with each run's epoch chosen by cross-fitting
+
+    @property
+    def word(self) -> str:
+        word = WORDS[self.agrees]
+        return f"**{word}**" if self.firm and self.agrees is not None else word
+
+
+def table_of(record: Record) -> str:
+    """Whose table a record's task is held to: glue (table 2), e2e (table 3), images (table 5), or another
+    family."""
+    return "glue" if record["cell"]["task"] in GLUE else str(record["config"]["task"].get("family"))
+
+
+def trained(rows: Sequence[Cell]) -> str:
+    """The epochs of some rows, the paper's for that task, and the rows whose best epoch is the last in most
+    seeds."""
+    records = [record for cell in rows for record in cell.records]
+    epochs = sorted({record["config"]["train"]["epochs"] for record in records})
+    words = [f"{' to '.join(map(str, epochs))}{_paper_epochs(records[0])}"]
+    rising = []
+    for cell in rows:
+        several = [record for record in cell.records if len(record["curve"].get("epoch") or []) > 1]
+        last = sum(
+            reported(record, "paper").get("best_epoch") == record["curve"]["epoch"][-1] for record in several
+        )
+        if 2 * last > len(several):
+            rising.append(f"{cell.label} ({last} of {len(several)})")
+    return "; ".join([*words, *([f"still rising: {', '.join(rising)}"] if rising else [])])
+
+
+def _paper_epochs(record: Record) -> str:
+    """How long the paper trains VeRA on a task."""
+    protocol, task = table_of(record), record["cell"]["task"]
+    if protocol == "glue":
+        of = [
+            recipes()["glue"]["vera"][model]["epochs"][tuple(GLUE).index(task)]
+            for model in ("roberta-base", "roberta-large")
+        ]
+        return f" (paper: {of[0]} BASE, {of[1]} LARGE)"
+    return f" (paper: {recipes()[protocol]['common']['epochs']})" if protocol in ("e2e", "images") else ""
+
+
+def is_firm(pairs: int) -> bool:
+    return pairs >= FIRM_PAIRS
