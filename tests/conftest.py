@@ -1,5 +1,7 @@
 """What the tests share: see tiny.py."""
 
+import gc
+import importlib
 import os
 
 # Before any library reads it: no test may reach a hub.
@@ -15,25 +17,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from bench import write_mt_bench
 from tiers import declared, guard, java, network, process, ray, real_model  # noqa: F401 - fixtures
-from tiny import (
-    save_gpt2,
-    save_llama,
-    save_timm,
-    save_tiny,
-    save_vit,
-    write_alpaca,
-    write_e2e,
-    write_glue,
-    write_images,
-)
 
-torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are stopped by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session) -> None:
+    """Before the tests, torch and transformers are imported; xdist's process that hands the tests out imports none of them."""
+    if session.config.pluginmanager.has_plugin("dsession"):
+        return
+    gc.disable()  # till then
+    import torch
+
+    torch.set_num_threads(1)
+    guard.stand()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if declared(item):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop():
+    """What is imported is looked through no more, at each run's end and as tests make objects: half of a tiny run's time."""
+    gc.freeze()
+    gc.enable()
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,34 +76,39 @@ def no_published_records(request, tmp_path_factory) -> Iterator[None]:
         yield
 
 
+def made(what: str, *where) -> Path:
+    """By a function of tiny.py, which imports what pytest_collection has first."""
+    return getattr(importlib.import_module("tiny"), what)(*where)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny_bert"), "bert")
+    return made("save_tiny", tmp_path_factory.mktemp("tiny_bert"), "bert")
 
 
 @pytest.fixture(scope="session")
 def tiny_roberta(tmp_path_factory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny_roberta"), "roberta")
+    return made("save_tiny", tmp_path_factory.mktemp("tiny_roberta"), "roberta")
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory) -> Path:
-    return save_gpt2(tmp_path_factory.mktemp("tiny_gpt2"))
+    return made("save_gpt2", tmp_path_factory.mktemp("tiny_gpt2"))
 
 
 @pytest.fixture(scope="session")
 def e2e(tmp_path_factory) -> Path:
-    return write_e2e(tmp_path_factory.mktemp("e2e"))
+    return made("write_e2e", tmp_path_factory.mktemp("e2e"))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
-    return save_llama(tmp_path_factory.mktemp("tiny_llama"))
+    return made("save_llama", tmp_path_factory.mktemp("tiny_llama"))
 
 
 @pytest.fixture(scope="session")
 def alpaca(tmp_path_factory) -> Path:
-    return write_alpaca(tmp_path_factory.mktemp("alpaca"))
+    return made("write_alpaca", tmp_path_factory.mktemp("alpaca"))
 
 
 @pytest.fixture(scope="session")
@@ -104,22 +118,22 @@ def mt_bench(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def glue(tmp_path_factory) -> Path:
-    return write_glue(tmp_path_factory.mktemp("glue"))
+    return made("write_glue", tmp_path_factory.mktemp("glue"))
 
 
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory) -> Path:
-    return save_vit(tmp_path_factory.mktemp("tiny_vit"))
+    return made("save_vit", tmp_path_factory.mktemp("tiny_vit"))
 
 
 @pytest.fixture(scope="session")
 def tiny_timm(tmp_path_factory) -> Path:
-    return save_timm(tmp_path_factory.mktemp("tiny_timm"))
+    return made("save_timm", tmp_path_factory.mktemp("tiny_timm"))
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+    return made("write_images", tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +141,16 @@ def own_cache(tmp_path_factory, monkeypatch):
     """Each worker its own user cache, so that tests meet neither each other's nor the user's."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Figures are made, and their pictures are empty: drawing one takes half a second a form."""
+
+    def save(canvas, to, **_) -> None:
+        to.write("<svg/>") if hasattr(to, "write") else Path(to).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 @pytest.fixture

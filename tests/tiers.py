@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
 
 SLOW = {"process", "network", "java", "browser", "slurm", "ray", "real_model"}
 #: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib for fonts.
@@ -67,15 +66,28 @@ def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
     return [pytest.param(rows[i], columns[j], marks=marks) for (i, j), marks in slow.items()]
 
 
+def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
+    """All cases as a test's parameters, of which those that are not in `fast` are slow: the rest of a matrix."""
+    cases = list(cases)
+    assert all(case in cases for case in fast), "a fast case is none of the cases"
+    rows = {number: case if isinstance(case, tuple) else (case,) for number, case in enumerate(cases)}
+    return [pytest.param(*row, marks=() if cases[number] in fast else pytest.mark.slow) for number, row in rows.items()]
+
+
 class Guard:
     """Fails a test that does what makes it slow, and uses no fixture that says so.
 
-    It stands before three functions, and in place of a fourth, from the first import of this file on.
+    It stands before three functions, and in place of a fourth.
     """
 
     def __init__(self) -> None:
         self.allowed, self.found = set(SLOW), ""
         self.patch = pytest.MonkeyPatch()
+
+    def stand(self) -> None:
+        """From now on."""
+        from transformers import PreTrainedModel
+
         self._before(subprocess.Popen, "__init__", self._popen)
         self._before(multiprocessing.process.BaseProcess, "start", lambda *_: self._need("process", "starts a process"))
         self._before(os, "fork", lambda: self._need("process", "starts a process"))

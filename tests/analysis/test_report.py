@@ -123,6 +123,7 @@ def test_what_is_left_out_is_said(page):
     assert words["lora", "reviews"] == "other model"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ablations_and_figures_of_measures_lead_to_their_runs():
     records = [r for row in ("vera", "vera_only_d") for r in seeds(row, model="roberta_large")]
     (old,) = seeds(bests=(0.5,), model="roberta_large", id="of another protocol")
@@ -148,6 +149,7 @@ def test_ablations_and_figures_of_measures_lead_to_their_runs():
     assert "Protocol 1, and the cell of the tables is of a newer one." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_records_of_one_seed_and_numbers_that_are_none_are_said():
     silent = record(seed=1)
     silent["result"]["protocols"] = {}
@@ -157,6 +159,7 @@ def test_records_of_one_seed_and_numbers_that_are_none_are_said():
     assert "roberta_base-vera-rte-1-0.01-done" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_a_large_ledger_the_newest_runs_are_shown_one_by_one(monkeypatch):
     """And of older ones the cell; what the tables are made of is always whole, however old."""
     monkeypatch.setattr("analysis.report.data.RUNS_SHOWN", 7)
@@ -177,6 +180,7 @@ def test_of_a_large_ledger_the_newest_runs_are_shown_one_by_one(monkeypatch):
     assert "and 2 more" in text  # of three cells in no table
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
     def broken(*_):
         raise KeyError("judged")
@@ -198,6 +202,7 @@ def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
     assert "There are no finished runs." in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_published_records_are_told_from_ones_own():
     made = ledger(*seeds())
     made.origin[next(iter(made.records))] = "glue_minilm"

@@ -61,6 +61,7 @@ def test_tables_by_the_other_protocol(name, ledger):
     same_text(f"tables/{name}.crossfit.md", "\n\n".join(table.render("md", False) for table in made) + "\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_figures(name, ledger, tmp_path):
     """The CSV behind each, with its title and notes."""
@@ -71,11 +72,21 @@ def test_figures(name, ledger, tmp_path):
     same_text(f"figures/{name}.csv", "\n".join(lines))
 
 
+@pytest.mark.slow  # a picture in three forms takes two seconds
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_drawn(name, ledger, tmp_path):
+    for figure in figures.make(name, ledger):
+        paths = figures.save(figure, tmp_path)
+        assert {path.suffix for path in paths if path.stat().st_size} == {".pdf", ".png", ".csv"}
+        assert figures.svg(figure).rstrip().endswith("</svg>")
+
+
 def test_statistics(ledger):
     made = [*statistics_tables(ledger), costs(ledger)]
     same_text("statistics.md", "\n\n".join(table.render("md", True) for table in made) + "\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report(ledger):
     """Its data, a line for each cell, and its page without pictures and dates."""
     page = report.page(ledger)
@@ -88,6 +99,7 @@ def test_the_report(ledger):
     same_text("report/page.html", rest)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_results_page(output, ledger, tmp_path):
     studies = sorted(path for path in (output / "studies").iterdir())
     assert all(read_study(folder).records for folder in studies)

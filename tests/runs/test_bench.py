@@ -62,6 +62,7 @@ def test_training_writes_both_tables(small, once, tmp_path, capsys):
     assert max(sizes["VeRA, any other"], sizes["peft VeRA, without projections"]) < sizes["peft VeRA"]
 
 
+@pytest.mark.slow  # every round of it
 def test_serving_writes_its_table(small, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESIDENT", (64, 70))
     assert main(["serving", f"output={tmp_path}"]) == 0
@@ -73,6 +74,7 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
     assert held["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
 
 
+@pytest.mark.slow  # two models, every way
 def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
     small = bench.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
     monkeypatch.setattr(bench, "DECODERS", {"a small GPT-2": small, "another": small})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from tiers import sample
 
 import vera
 from runs import config
@@ -220,6 +221,7 @@ def test_lists_are_sweeps_and_the_command_line_beats_the_preset():
     assert expand(["paper=demo", "train.epochs=1"])[0].config["train"]["epochs"] == 1
 
 
+@pytest.mark.slow  # 90 compositions; tests/nets has those of some presets
 def test_presets_are_the_tables_rows_tasks_and_seeds():
     base, large = expand(["paper=table2_base"]), expand(["paper=table2_large"])
     rows = {
@@ -244,6 +246,7 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
 PRINTED = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["images"]
 
 
+@pytest.mark.slow  # 16 compositions each; test_published.py and tests/nets have the recipes of single cells
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_image_cells_are_table_11s(size):
     """Rates, rank, epochs and images as printed; what is not printed is marked as this project's choice."""
@@ -268,7 +271,7 @@ def test_image_cells_are_table_11s(size):
 E2E = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["e2e"]
 
 
-@pytest.mark.parametrize("size", ["medium", "large"])
+@pytest.mark.parametrize("size", sample(["medium", "large"], "large"))
 def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
     """The recipes, GPT-2's dropouts, and how texts are decoded."""
     for run in expand([f"paper=table3_{size}", "seed=0"]):
@@ -307,21 +310,22 @@ def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
 PAPER = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())["glue"]
 
 
-@pytest.mark.parametrize(
-    ("row", "model", "printed"),
-    [
-        ("vera", "roberta_base", PAPER["vera"]["roberta-base"]),
-        ("vera", "roberta_large", PAPER["vera"]["roberta-large"]),
-        ("lora", "roberta_base", PAPER["lora"]["roberta-base"]),
-        ("lora", "roberta_large", PAPER["lora"]["roberta-large-dagger"]),
-        ("lora_mnli", "roberta_large", PAPER["lora"]["roberta-large"]),
-        ("adapter_p_3m", "roberta_large", PAPER["adapter_p-3M"]["roberta-large"]),
-        ("adapter_p_800k", "roberta_large", PAPER["adapter_p-0.8M"]["roberta-large"]),
-        ("adapter_h_6m", "roberta_large", PAPER["adapter_h-6M"]["roberta-large"]),
-        ("adapter_h_800k", "roberta_large", PAPER["adapter_h-0.8M"]["roberta-large"]),
-    ],
-)
-def test_recipes_are_what_the_papers_print(row, model, printed):
+PRINTED_OF = {
+    ("vera", "roberta_base"): PAPER["vera"]["roberta-base"],
+    ("vera", "roberta_large"): PAPER["vera"]["roberta-large"],
+    ("lora", "roberta_base"): PAPER["lora"]["roberta-base"],
+    ("lora", "roberta_large"): PAPER["lora"]["roberta-large-dagger"],
+    ("lora_mnli", "roberta_large"): PAPER["lora"]["roberta-large"],
+    ("adapter_p_3m", "roberta_large"): PAPER["adapter_p-3M"]["roberta-large"],
+    ("adapter_p_800k", "roberta_large"): PAPER["adapter_p-0.8M"]["roberta-large"],
+    ("adapter_h_6m", "roberta_large"): PAPER["adapter_h-6M"]["roberta-large"],
+    ("adapter_h_800k", "roberta_large"): PAPER["adapter_h-0.8M"]["roberta-large"],
+}
+
+
+@pytest.mark.parametrize(("row", "model"), sample(PRINTED_OF, ("vera", "roberta_base"), ("lora", "roberta_large")))
+def test_recipes_are_what_the_papers_print(row, model):
+    printed = PRINTED_OF[row, model]
     common = PAPER["common"]
     for i, task in enumerate(GLUE):
         (run,) = expand([f"model={model}", f"method={row}", f"task={task}"])
@@ -390,7 +394,9 @@ def test_alpha_follows_the_rank_from_what_the_recipe_says_of_the_task():
     assert given.label.startswith("LoRA r=2, alpha=3 on")
 
 
-@pytest.mark.parametrize(("model", "grouped"), [("minilm", True), ("roberta_base", False), ("roberta_large", False)])
+@pytest.mark.parametrize(
+    ("model", "grouped"), sample([("minilm", True), ("roberta_base", False), ("roberta_large", False)], ("minilm", True))
+)
 def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
     rows = [recipe.partition("/")[0] for recipe in choices("recipe") if recipe.endswith(f"/{model}")]
     assert len(rows) >= 6
@@ -447,12 +453,17 @@ def test_every_file_of_conf_composes():
         assert yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())["source"]
 
 
-def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies():
-    for row in choices("method"):
-        if row.startswith("vera_") and not row.removeprefix("vera_r").isdecimal():
-            (run,) = expand(["model=roberta_large", "task=rte", f"method={row}"])
-            assert run.recipe == "vera/roberta_large"
-            assert (run.config["train"]["lr"], run.config["method"]["rank"]) == (2e-2, 256)
+VARIED = [row for row in choices("method") if row.startswith("vera_") and not row.removeprefix("vera_r").isdecimal()]
+
+
+@pytest.mark.parametrize("row", sample(VARIED, "vera_unique"))
+def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies(row):
+    (run,) = expand(["model=roberta_large", "task=rte", f"method={row}"])
+    assert run.recipe == "vera/roberta_large"
+    assert (run.config["train"]["lr"], run.config["method"]["rank"]) == (2e-2, 256)
+
+
+def test_a_rows_own_recipe_comes_before_that_of_the_row_that_it_varies():
     (run,) = expand(["model=roberta_large", "task=rte", "method=lora_mnli"])
     assert run.recipe == "lora_mnli/roberta_large"  # it has one of its own
     assert expand(["model=encoder", "model.path=/x", "task=rte", "method=vera_only_d"])[0].recipe == "defaults"
@@ -469,6 +480,7 @@ def test_a_word_is_a_change_where_it_says_something_else_than_the_recipe_that_is
     assert expand([*borrowed, "recipe=head/minilm", other])[0].changed == []
 
 
+@pytest.mark.slow  # a composition for each of VeRA's rows
 def test_the_ablations_are_the_papers():
     """Table 6's and 7's settings, and nothing else, differ from the row vera."""
     settings = {row: expand([f"method={row}"])[0].method for row in choices("method") if row.startswith("vera")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import call, call_here, comparable, do, elsewhere, started, trained
-from tiers import pairs
+from tiers import pairs, sample
 
 import tasks.e2e_metrics
 import vera
@@ -124,7 +124,10 @@ def test_the_untrained_model_is_a_row(e2e_words, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("row", [("adalora",), ("peft", "method.config_class=IA3Config"), ("bitfit",)], ids=lambda row: row[0])
+OTHERS = [["adalora"], ["peft", "method.config_class=IA3Config"], ["bitfit"]]
+
+
+@pytest.mark.parametrize("row", sample(OTHERS, ["bitfit"]), ids=lambda row: row[0])
 def test_other_methods_decode_too(row, e2e_words):
     """peft's adapt a fused projection as a whole, and merge in ways of their own."""
     plain = [w for w in e2e_words if not w.startswith("method.")]
@@ -195,7 +198,7 @@ def killed_while_decoding(words, after, monkeypatch):
     return training.folder
 
 
-@pytest.mark.parametrize("after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("after", sample(range(4), 3))
 def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkeypatch, capfd):
     words = worse(e2e_words, "task.beams=6")  # an MR a call
     straight = trained(elsewhere(words, output=tmp_path / "straight"))

@@ -2,6 +2,7 @@
 architecture and rows of our own."""
 
 import pytest
+from tiers import sample
 
 from runs.config import expand, with_starts
 from runs.identity import run_id
@@ -27,7 +28,7 @@ PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
 FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
 
 
-@pytest.mark.parametrize("paper", [pytest.param(p, marks=() if p in FAST else pytest.mark.slow) for p in PRESETS])
+@pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two

@@ -200,6 +200,7 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd):
     ],
     ids=["tables", "stats", "figures", "report", "dashboard", "plan", "publish", "evaluate", "export"],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_every_reader_names_the_odd_files_and_goes_on(odd, command, capsys, monkeypatch):
     folder, names = odd
     monkeypatch.setattr(publish, "PUBLISHED", folder / "published")

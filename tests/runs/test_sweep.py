@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
+from tiers import sample
 
 from runs import config, display, evaluate, executor, plan, publish, sweep
 from runs.config import expand
@@ -256,16 +257,21 @@ def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
         assert text.count("missing: 1 of them have finished on data of other content: task.data_dir= names a folder") == told
 
 
-def test_the_plan_of_a_whole_table_composes_each_cell_once(monkeypatch, tmp_path):
+#: Presets, their cells and their seeds.
+WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
+
+
+@pytest.mark.parametrize(("paper", "cells", "seeds"), sample(WHOLE, WHOLE[0]))
+def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
     """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
     composed = []
     once = config._compose
     monkeypatch.setattr(config, "_compose", lambda overrides: composed.append(overrides) or once(overrides))
-    runs = expand(["paper=table2_base", f"output={tmp_path}"])
-    assert len(runs) == 180
-    assert len(composed) < 36 + 5  # the cells, the preset itself, and the defaults that types are checked against
+    runs = expand([f"paper={paper}", f"output={tmp_path}"])
+    assert len(runs) == cells * seeds
+    assert len(composed) < cells + 5  # the cells, the preset itself, and the defaults that types are checked against
     composed.clear()
-    assert expand(["paper=table2_base", f"output={tmp_path}"]) == runs
+    assert expand([f"paper={paper}", f"output={tmp_path}"]) == runs
     assert not composed
 
 
@@ -344,7 +350,10 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     assert "no records begin with 'zzz'" in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
 
 
-@pytest.mark.parametrize("method", ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit"])
+KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit"]
+
+
+@pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
 def test_any_method_is_checked_from_its_files(method, words, capsys):
     plain = [w for w in words if not w.startswith("method.")]
     record = trained([*plain, f"method={method}"])

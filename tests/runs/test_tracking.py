@@ -158,7 +158,7 @@ def tell(tracker, run, run_id, record, epochs=(1, 2, 3)):
 def test_runs_as_they_are_in_wandb(output, tmp_path, capfd):
     """One after another: done, failed, interrupted, gone on and diverged; from one process."""
     done, broken, stopped = runs_of(output, f"task.cache_dir={tmp_path}", seeds=3)
-    tracker = Tracker("offline", output)
+    tracker = Tracker("offline", output, patience=60)  # as long as a slow machine takes
     tell(tracker, done, "a" * 12, record_of(done, "a" * 12))
     tell(tracker, broken, "b" * 12, failed(broken, "b" * 12), epochs=(1,))
     tell(tracker, stopped, "c" * 12, None, epochs=(1, 2))

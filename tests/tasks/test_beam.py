@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tiers import pairs
 from tiny import tiny
 
 from tasks.beam import Search, ban_repeats, beam_search
@@ -57,19 +58,18 @@ def prompts_of(count, longest=9):
     return [torch.randint(3, 40, (n,), generator=generator).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("architecture", ["GPT-2", "Llama"])
-@pytest.mark.parametrize(
-    "search",
-    [
-        Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
-        Search(10, (0.9,), 4, 12, (2, 3)),
-        Search(1, (1.0,), 2, 10, (2,)),
-        Search(4, (0.0, 2.0), 0, 9, (2, 5)),
-        Search(3, (0.9,), 1, 6, (11,)),
-    ],
-    ids=lambda s: f"{s.beams} beams, {s.no_repeat_ngram}-grams",
-)
-def test_it_is_the_plain_search(architecture, search):
+SEARCHES = {
+    "5 beams": Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
+    "10 beams": Search(10, (0.9,), 4, 12, (2, 3)),
+    "greedy": Search(1, (1.0,), 2, 10, (2,)),
+    "extreme penalties": Search(4, (0.0, 2.0), 0, 9, (2, 5)),
+    "no token twice": Search(3, (0.9,), 1, 6, (11,)),
+}
+
+
+@pytest.mark.parametrize(("name", "architecture"), pairs(SEARCHES, ["GPT-2", "Llama"]))
+def test_it_is_the_plain_search(name, architecture):
+    search = SEARCHES[name]
     model, prompts = sharp(architecture), prompts_of(12)
     found = beam_search(model, prompts, search)
     assert found == [plain(model, prompt, search) for prompt in prompts]
