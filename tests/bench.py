@@ -1,4 +1,5 @@
-"""MT-Bench and Vicuna-bench in small: questions, reference answers and judge prompts of our own, in FastChat's layout."""
+"""MT-Bench and Vicuna-bench in small: questions, reference answers and judge prompts of our own, in
+FastChat's layout."""
 
 import json
 from pathlib import Path
@@ -48,7 +49,10 @@ def answer_row(number, turns, model="own"):
 
 def write_mt_bench(folder: Path) -> Path:
     """A data folder in FastChat's layout."""
-    rows = [{"name": n, "type": "single", "system_prompt": f"You are {n}.", "prompt_template": t} for n, t in PROMPTS.items()]
+    rows = [
+        {"name": n, "type": "single", "system_prompt": f"You are {n}.", "prompt_template": t}
+        for n, t in PROMPTS.items()
+    ]
     jsonl(folder / "judge_prompts.jsonl", rows)
     for bench, questions in QUESTIONS.items():
         names = ("question_id", "category", "turns")

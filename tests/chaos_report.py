@@ -47,8 +47,8 @@ def finished(output: Path) -> dict[str, dict]:
 
 
 def state_of(output: Path) -> State:
-    """What has to be equal: the records without times and places, and the files of each run (adapters and heads as they are,
-    decoded texts by item), but for its log."""
+    """What has to be equal: the records without times and places, and the files of each run (adapters and
+    heads as they are, decoded texts by item), but for its log."""
     records = {run_id: comparable(record) for run_id, record in finished(output).items()}
     files: dict[str, object] = {}
     for path in sorted(output.glob("runs/*/*")):
@@ -86,12 +86,16 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     rows = [[phase, *(tally.kills[target, phase] for target in targets)] for phase in phases]
     rows = [[*row, sum(row[1:])] for row in rows]
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(targets) + 2))])
-    table = [["while a run, or who does it, was", *targets, "all"], ["---"] + ["---:"] * (len(targets) + 1), *rows]
+    table = [
+        ["while a run, or who does it, was", *targets, "all"],
+        ["---"] + ["---:"] * (len(targets) + 1),
+        *rows,
+    ]
     lines = [f"| {' | '.join(str(cell or '') for cell in row)} |" for row in table]
     refused = Counter(tally.stops)
     verdict = (
-        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none half-written.\n"
-        "No checkpoint, lease or partial file was left."
+        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none"
+        " half-written.\nNo checkpoint, lease or partial file was left."
         if not tally.problems
         else "These differed:\n\n" + "\n".join(f"- {words}" for words in tally.problems)
     )
@@ -100,13 +104,14 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     return f"""# A fault campaign
 
 `make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {runs} tiny runs again and again
-(VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes texts),
-kills their processes with SIGKILL at random times, and damages their files. The launchers are serial and local with two
-runs on a device. Then the plain command is run once more, and everything is compared with a sweep that nobody disturbed:
-records but for times, costs and places; adapters and heads byte for byte; texts.
+(VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes
+texts), kills their processes with SIGKILL at random times, and damages their files. The launchers are
+serial and local with two runs on a device. Then the plain command is run once more, and everything is
+compared with a sweep that nobody disturbed: records but for times, costs and places; adapters and heads
+byte for byte; texts.
 
-Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {tally.kills.total()} kills, {tally.commands} commands,
-in {seconds / 60:.0f} minutes.
+Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {tally.kills.total()} kills, {tally.commands}
+commands, in {seconds / 60:.0f} minutes.
 
 ## Verdict
 
@@ -116,15 +121,17 @@ in {seconds / 60:.0f} minutes.
 
 {chr(10).join(lines)}
 
-run: the run's own process. executor: who does the runs and holds their leases (with launcher=serial the command itself).
-command: the one that supervises executors. server: what the runs' processes are forked from. everything: all processes
-at once. Windows of microseconds (a file that is written and not yet renamed) were widened to hundredths of a second.
+run: the run's own process. executor: who does the runs and holds their leases (with launcher=serial the
+command itself). command: the one that supervises executors. server: what the runs' processes are forked
+from. everything: all processes at once. Windows of microseconds (a file that is written and not yet
+renamed) were widened to hundredths of a second.
 
 ## Other disturbances
 
 {disturbed}
 
-{len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)} executors were stopped for
-longer than their lease: {refused["refused"]} were refused when they went on, since another one had taken over;
-{refused[LATE]} went on before another one came, or had ended their run by then.
+{len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)}
+executors were stopped for longer than their lease: {refused["refused"]} were refused when they went on,
+since another one had taken over; {refused[LATE]} went on before another one came, or had ended their run by
+then.
 """

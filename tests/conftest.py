@@ -6,7 +6,8 @@ import os
 
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Nor does a run tell Weights & Biases anything, whoever is logged in here: test_tracking.py says otherwise for its own.
+# Nor does a run tell Weights & Biases anything, whoever is logged in here: test_tracking.py says otherwise
+# for its own.
 os.environ["WANDB_MODE"] = "disabled"
 # The tests have the cores among them: whatever one starts takes a single one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,14 +21,16 @@ import pytest
 from bench import write_mt_bench
 from tiers import declared, guard, java, network, process, ray, real_model  # noqa: F401 - fixtures
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are stopped by it.
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are
+# stopped by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session) -> None:
-    """Before the tests, torch and transformers are imported; xdist's process that hands the tests out imports none of them."""
+    """Before the tests, torch and transformers are imported; xdist's process that hands the tests out imports
+    none of them."""
     if session.config.pluginmanager.has_plugin("dsession"):
         return
     gc.disable()  # till then
@@ -46,7 +49,8 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop():
-    """What is imported is looked through no more, at each run's end and as tests make objects: half of a tiny run's time."""
+    """What is imported is looked through no more, at each run's end and as tests make objects: half of a tiny
+    run's time."""
     gc.freeze()
     gc.enable()
     return (yield)
@@ -63,13 +67,15 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     finally:
-        if guard.found and not isinstance(sys.exception(), pytest.fail.Exception):  # in a thread, or caught by who is tested
+        # In a thread, or caught by who is tested
+        if guard.found and not isinstance(sys.exception(), pytest.fail.Exception):
             pytest.fail(guard.found)
 
 
 @pytest.fixture(autouse=True)
 def no_published_records(request, tmp_path_factory) -> Iterator[None]:
-    """A test sees the records that it writes, and not those that this project has published; but for test_published.py."""
+    """A test sees the records that it writes, and not those that this project has published; but for
+    test_published.py."""
     with pytest.MonkeyPatch.context() as own:  # which a test's monkeypatch.undo() does not undo
         if request.path.name != "test_published.py":
             own.setattr("runs.record.ledger.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
@@ -169,7 +175,8 @@ def no_hang() -> Iterator[None]:
 
 @pytest.fixture
 def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
-    """The command-line words of a small run that decodes: tiny GPT-2 on own restaurants, two epochs of two steps."""
+    """The command-line words of a small run that decodes: tiny GPT-2 on own restaurants, two epochs of two
+    steps."""
     return [
         "model=decoder",
         f"model.path={tiny_gpt2}",
@@ -191,7 +198,8 @@ def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
 
 @pytest.fixture
 def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
-    """The command-line words of a small run on instructions: tiny Llama, eight rows, two epochs of two steps."""
+    """The command-line words of a small run on instructions: tiny Llama, eight rows, two epochs of two
+    steps."""
     return [
         "model=decoder",
         f"model.path={tiny_llama}",
@@ -213,7 +221,8 @@ def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
 
 @pytest.fixture
 def image_words(tiny_vit, images, tmp_path) -> list[str]:
-    """The command-line words of a small run on images: tiny ViT, three classes, four images of each, two epochs."""
+    """The command-line words of a small run on images: tiny ViT, three classes, four images of each, two
+    epochs."""
     return [
         "model=vision",
         f"model.path={tiny_vit}",

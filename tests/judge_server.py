@@ -12,7 +12,8 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What the server does with one request. Status 0: it drops the connection, in the middle of the body if there is one."""
+    """What the server does with one request. Status 0: it drops the connection, in the middle of the body if
+    there is one."""
 
     text: str = ""
     status: int = 200
@@ -34,11 +35,11 @@ DROP = Reply(status=0)
 
 
 class JudgeServer:
-    """In a with block it listens at `url`. `answer(prompt, nth)` says what to do with the nth request for a prompt, from 1.
+    """In a with block it listens at `url`. `answer(prompt, nth)` says what to do with the nth request for a
+    prompt, from 1.
 
-    A prompt is the text of its last message. `requests` are the bodies in order, with times in `times`; `paid` counts the
-    chat completions by prompt that were sent in full.
-    """
+    A prompt is the text of its last message. `requests` are the bodies in order, with times in `times`;
+    `paid` counts the chat completions by prompt that were sent in full."""
 
     def __init__(self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score(7)):
         self.answer = answer
@@ -92,7 +93,13 @@ class JudgeServer:
             usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
             message = {"role": "assistant", "content": reply.text}
             choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-            body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"], "choices": choices}
+            body = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": request["model"],
+                "choices": choices,
+            }
             body["usage"] = usage
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.close_connection = reply.status == 0

@@ -1,4 +1,5 @@
-"""Records as runs/ writes them, and ledgers of them, for the tests of analysis/; and what a table should say of them."""
+"""Records as runs/ writes them, and ledgers of them, for the tests of analysis/; and what a table should say
+of them."""
 
 import math
 import statistics
@@ -11,11 +12,18 @@ from runs.record import SCHEMA, Ledger
 
 #: Exact counts of the paper's rows: another count would be a row of another size, which is not compared.
 COUNTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
-LABELS = {"vera": "VeRA r=1024", "lora": "LoRA r=8", "roberta_base": "RoBERTa-base", "minilm": "MiniLM", "rte": "RTE"}
+LABELS = {
+    "vera": "VeRA r=1024",
+    "lora": "LoRA r=8",
+    "roberta_base": "RoBERTa-base",
+    "minilm": "MiniLM",
+    "rte": "RTE",
+}
 
 
 def count(model, row):
-    """Trained parameters without the head: the paper's row's, or those of VeRA on RoBERTa-base where it has no such row."""
+    """Trained parameters without the head: the paper's row's, or those of VeRA on RoBERTa-base where it has
+    no such row."""
     if row in ("head", "none"):
         return 0
     name = row.removesuffix("_mnli")
@@ -45,9 +53,10 @@ def record(
     values=None,
     **changes,
 ):
-    """One record: the dev metric at its best epoch, the second, and at its last, the third; or `values` of all epochs, the
-    best of which is selected (none: it diverged or failed before the first). Half A of dev lies 0.02 above and half B 0.02
-    below, of 5 rows each: the cross-fitted number is the same. `halves` makes them say something else."""
+    """One record: the dev metric at its best epoch, the second, and at its last, the third; or `values` of
+    all epochs, the best of which is selected (none: it diverged or failed before the first). Half A of dev
+    lies 0.02 above and half B 0.02 below, of 5 rows each: the cross-fitted number is the same. `halves` makes
+    them say something else."""
     if values is None:
         values, place = [best - 0.2, best, last], 1
     else:
@@ -68,7 +77,11 @@ def record(
         "error": None,
         "tries": [],
         "cell": {"paper": "table2_base", "row": row, "model": model, "task": task, "seed": seed},
-        "label": {"row": LABELS.get(row, row), "model": LABELS.get(model, model), "task": LABELS.get(task, task)},
+        "label": {
+            "row": LABELS.get(row, row),
+            "model": LABELS.get(model, model),
+            "task": LABELS.get(task, task),
+        },
         "start": None,
         "config": {
             "model": {"name": model, "path": f"/somebody/models/{model}"},
@@ -110,8 +123,8 @@ def record(
 
 
 def halves(made, a, b):
-    """The same record with these values on the halves A and B of dev, of 5 rows each, at its epochs; the whole is their
-    mean."""
+    """The same record with these values on the halves A and B of dev, of 5 rows each, at its epochs; the
+    whole is their mean."""
     made["curve"] |= {"metric_select": list(a), "metric_report": list(b)}
     made["curve"]["metric"] = [(one + other) / 2 for one, other in zip(a, b, strict=True)]
     metrics = made["curve"]["metric"]
@@ -133,8 +146,9 @@ def seeds(row="vera", task="rte", bests=(0.78, 0.79, 0.80, 0.77, 0.787), **chang
 
 
 def apart(*tasks, middle=statistics.median, decimals=1):
-    """Ours less the paper's, +- half of the 95% interval, as a table prints it; of several tasks, of their mean. Each of them:
-    the values of 5 seeds, and the paper's number with its spread or None. By Welch's formula and scipy's t."""
+    """Ours less the paper's, +- half of the 95% interval, as a table prints it; of several tasks, of their
+    mean. Each of them: the values of 5 seeds, and the paper's number with its spread or None. By Welch's
+    formula and scipy's t."""
     factor = 1.4342 if middle is statistics.median else 1.0  # of the variance of a mean of 5
     gap = statistics.fmean(middle(values) - printed for values, printed, _ in tasks)
     variances = [statistics.variance(values) for values, *_ in tasks]

@@ -31,13 +31,15 @@ def do(words):
     return read_record(record_path(run.config["output"], run_id(run)))
 
 
-#: What `trained` has trained in this process: the words of a run without its output, and the number of its folder.
+#: What `trained` has trained in this process: the words of a run without its output, and the number of its
+#: folder.
 TRAINED: dict[tuple[str, ...], str] = {}
 FOLDER = tempfile.TemporaryDirectory(prefix="trained-")
 
 
 def trained(words):
-    """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then copied."""
+    """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then
+    copied."""
     output, run = output_of(words), expand(words)[0]
     key = tuple(word for word in words if not word.startswith("output="))
     if key not in TRAINED:
@@ -74,7 +76,8 @@ def call(module, *words, check=None):
 
 
 def call_here(module, *words, check):
-    """The same in this process, where torch and transformers, and the server that runs are forked from, are there already."""
+    """The same in this process, where torch and transformers, and the server that runs are forked from, are
+    there already."""
     main = importlib.import_module("runs.__main__" if module == "runs" else module).main
     stdout, stderr = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
@@ -87,7 +90,8 @@ def call_here(module, *words, check):
 
 
 def started(*words) -> multiprocessing.Process:
-    """`python -m runs` in a session of its own, to be killed: forked from this process, so that nothing is imported again."""
+    """`python -m runs` in a session of its own, to be killed: forked from this process, so that nothing is
+    imported again."""
     process = multiprocessing.get_context("fork").Process(target=_run_apart, args=(words,))
     process.start()
     return process

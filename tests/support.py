@@ -1,7 +1,7 @@
 """What each method can do on each architecture, found by doing it. Writes docs/methods.md: make docs
 
-tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and nowhere else.
-"""
+tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and
+nowhere else."""
 
 import tempfile
 from collections.abc import Callable
@@ -86,12 +86,17 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
         loss.backward()
         if step == 1:
             check(all(p.grad is not None for p in trainable), "a parameter got no gradient")
-            check(any(p.grad.any() for p in method.adapter_parameters(model).values()) or method.kind == "head", "no gradient")
+            check(
+                any(p.grad.any() for p in method.adapter_parameters(model).values()) or method.kind == "head",
+                "no gradient",
+            )
         optimizer.step()
         method.after_step(model, step)
         optimizer.zero_grad()
         losses.append(loss.item())
-    stochastic = getattr(method, "drop_per_batch", False) or getattr(method, "config_class", "") == "PveraConfig"
+    stochastic = (
+        getattr(method, "drop_per_batch", False) or getattr(method, "config_class", "") == "PveraConfig"
+    )
     check(losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}")
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     check(moved <= {n for n, p in model.named_parameters() if p.requires_grad}, "a frozen parameter moved")
@@ -126,7 +131,10 @@ def export(architecture: str, method: vera.Method) -> None:
         vera.export_peft(model, folder)
         torch.manual_seed(9)
         theirs = peft.PeftModel.from_pretrained(tiny(architecture), folder).eval()
-    check(torch.allclose(answer(theirs.base_model.model), answer(model), atol=1e-4), "under peft, it answers otherwise")
+    check(
+        torch.allclose(answer(theirs.base_model.model), answer(model), atol=1e-4),
+        "under peft, it answers otherwise",
+    )
 
 
 def four_bit(architecture: str, method: vera.Method) -> None:
@@ -161,9 +169,15 @@ def page() -> str:
     lines = [
         "# Methods and architectures",
         "",
-        "Written by `make docs`, which tries every pair on a tiny model; a test compares this page with what it finds.",
+        (
+            "Written by `make docs`, which tries every pair on a tiny model; a test compares this page with"
+            " what it finds."
+        ),
         "",
-        "- **T** trains: after an evaluation, gradients reach every parameter of the adapter; nothing frozen moves.",
+        (
+            "- **T** trains: after an evaluation, gradients reach every parameter of the adapter; nothing"
+            " frozen moves."
+        ),
         "- **M** merges: the merged model answers the same, and unmerging restores every weight bit for bit.",
         "- **S** saves: adapter and head load onto a fresh base model, which answers the same.",
         "- **P** exports to peft's format: `peft.PeftModel` reads it and answers the same.",
@@ -182,7 +196,10 @@ def page() -> str:
             reasons.setdefault(reason, []).append((letter, name, a))
     lines += [
         "",
-        "Methods of peft adapt a fused projection (GPT-2's c_attn, timm's qkv) as a whole; this library's own adapt its",
+        (
+            "Methods of peft adapt a fused projection (GPT-2's c_attn, timm's qkv) as a whole; this library's"
+            " own adapt its"
+        ),
         "query and value alone. GPT-2 and Llama are language models here, without a classification head.",
         "",
         "## What is refused",

@@ -35,7 +35,11 @@ sys.exit("pip" in sys.argv and os.path.exists("offline"))
         done = subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == check, done.stderr
         assert not (folder / "touched").exists()
-        return [json.loads(line) for line in (folder / "calls").read_text().splitlines()] if not check else done.stderr
+        return (
+            [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+            if not check
+            else done.stderr
+        )
 
     return run
 
@@ -51,9 +55,17 @@ EVIL = [
 
 
 @pytest.mark.parametrize("evil", EVIL)
-@pytest.mark.parametrize("name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "PAPER", "MT_BENCH"])
+@pytest.mark.parametrize(
+    "name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "PAPER", "MT_BENCH"]
+)
 def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
-    keys = {"SEEDS": "seed", "METHODS": "method", "TASKS": "task", "MODEL": "model", "MODEL_PATH": "model.path"}
+    keys = {
+        "SEEDS": "seed",
+        "METHODS": "method",
+        "TASKS": "task",
+        "MODEL": "model",
+        "MODEL_PATH": "model.path",
+    }
     keys |= {"DATA": "task.data_dir", "OUTPUT": "output", "PAPER": "paper", "MT_BENCH": "task.mt_bench_dir"}
     (words,) = make("plan", f"{name}={evil}")
     assert f"{keys[name]}={evil}".replace("\n", " ") in words
@@ -92,7 +104,12 @@ def test_args_are_words_as_a_shell_splits_them_and_are_not_run(make, evil):
 
 
 def test_paths_may_hold_spaces_and_args_quotes(make):
-    given = ["DATA=/my data/glue", "OUTPUT=my outputs", "SEEDS=0,1", "ARGS=train.epochs=1 method.label='a b' x={a: 1}"]
+    given = [
+        "DATA=/my data/glue",
+        "OUTPUT=my outputs",
+        "SEEDS=0,1",
+        "ARGS=train.epochs=1 method.label='a b' x={a: 1}",
+    ]
     first, table, figure = make("demo", *given, "LAUNCHER=local")
     assert first == [
         *("-m", "runs", "paper=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
@@ -130,5 +147,7 @@ def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(mak
     installed.unlink()
     (tmp_path / "a place" / "offline").touch()
     said = make("setup", "PYTHON=.venv/bin/python", check=2)
-    assert said.startswith("error: a version of constraints.txt may not exist for this Python: make setup CONSTR")
+    assert said.startswith(
+        "error: a version of constraints.txt may not exist for this Python: make setup CONSTR"
+    )
     assert not installed.exists()

@@ -1,4 +1,5 @@
-"""What is published under runs/records: whole, without anybody's paths, and what the pages say of it is what it says."""
+"""What is published under runs/records: whole, without anybody's paths, and what the pages say of it is what
+it says."""
 
 import math
 import re
@@ -88,6 +89,10 @@ def test_every_published_curve_has_both_halves(study):
 )
 def test_what_choosing_the_epoch_adds_on_published_runs(study, task, runs, points):
     """Means over runs, in points."""
-    found = [r for r in read_study(PUBLISHED / study) if r["cell"]["task"] == task and not is_trial(r["config"])]
+    found = [
+        r for r in read_study(PUBLISHED / study) if r["cell"]["task"] == task and not is_trial(r["config"])
+    ]
     assert len(found) == runs
-    assert 100 * statistics.fmean(crossfit_of(r)["optimism"] for r in found) == pytest.approx(points, abs=0.005)
+    assert 100 * statistics.fmean(crossfit_of(r)["optimism"] for r in found) == pytest.approx(
+        points, abs=0.005
+    )

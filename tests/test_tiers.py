@@ -21,7 +21,9 @@ from transformers import AutoModel
     ],
 )
 def test_a_process_needs_its_fixture(start):
-    with pytest.raises(pytest.fail.Exception, match=r"have the test use the fixture process \(tests/tiers\.py\)"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"have the test use the fixture process \(tests/tiers\.py\)"
+    ):
         start()
     assert "starts" in guard.found
     guard.found = ""  # it was meant

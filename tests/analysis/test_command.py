@@ -14,7 +14,10 @@ def call(*words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["analysis.tables", "table1", "outptu=x"], "unrecognized arguments: outptu=x (python -m analysis.tables --help)"),
+        (
+            ["analysis.tables", "table1", "outptu=x"],
+            "unrecognized arguments: outptu=x (python -m analysis.tables --help)",
+        ),
         (["analysis.report", "output=FILE"], "FILE: File exists"),
         (["analysis.tables", "table1", "output=FILE", "--save"], "FILE/table1: Not a directory"),
     ],
@@ -30,7 +33,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
 
 @pytest.mark.usefixtures("process")
 def test_a_reader_that_has_seen_enough_hears_no_complaint():
-    command = [sys.executable, "-c", "import sys\nfrom analysis.command import entry_point\nsys.argv = ['x']\n"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys\nfrom analysis.command import entry_point\nsys.argv = ['x']\n",
+    ]
     command[-1] += "entry_point(lambda arguments: print('line\\n' * 100_000) or 0)"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "line\n"

@@ -56,7 +56,12 @@ def record(task="reviews", model="minilm", row="vera", seed=0):
             "metric_select": [0.8, 0.7],
             "metric_report": [0.8, 0.7],
         },
-        "result": {**of_metric("accuracy"), "select": "paper", **both, "protocols": {"paper": both, "crossfit": {}}},
+        "result": {
+            **of_metric("accuracy"),
+            "select": "paper",
+            **both,
+            "protocols": {"paper": both, "crossfit": {}},
+        },
         "cost": {"train_seconds": 1.0, "evaluate_seconds": 1.0, "adapter_bytes": 1, "peak_memory_bytes": 1},
         "deviations": [],
     }
@@ -83,11 +88,16 @@ def test_every_table_has_a_section_with_its_own_tasks():
     sections, spec = sections_of(ledger)
     made = [table for make in tables.TABLES.values() for table in make(ledger, "paper", None) if table.tasks]
     assert list(sections) == [table.title for table in made]
-    assert len(sections) == 17  # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
+    # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
+    assert len(sections) == 17
     base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
-    assert [f"cells/roberta_base/{task}/dev" for task in GLUE] == [n for n in names_in(base) if n.endswith("/dev")]
+    assert [f"cells/roberta_base/{task}/dev" for task in GLUE] == [
+        n for n in names_in(base) if n.endswith("/dev")
+    ]
     assert "cells/gpt2_medium/e2e/rouge_l" in names_in(sections["Table 3, GPT-2 medium: E2E NLG"])
-    assert "cells/vit_base/food101/last" in names_in(sections["Table 5, ViT-B/16: 10 training images a class"])
+    assert "cells/vit_base/food101/last" in names_in(
+        sections["Table 5, ViT-B/16: 10 training images a class"]
+    )
     demo = sections["reviews (MiniLM, median over the seeds there are): dev accuracy"]
     assert demo["isOpen"]
     assert not base["isOpen"]
@@ -136,7 +146,9 @@ def test_errors_are_one_line_and_exit_code_2(monkeypatch, capsys):
     assert dashboard.main([]) == 2
     assert "cannot be reached (Connection refused)" in one_line(capsys)
     monkeypatch.setattr(dashboard, "unreachable", lambda: "")
-    monkeypatch.setattr(dashboard, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore")))
+    monkeypatch.setattr(
+        dashboard, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore"))
+    )
     assert dashboard.main([]) == 2
     assert "the dashboard was not saved (no such team)" in one_line(capsys)
 
@@ -153,8 +165,19 @@ def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     with good() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        command = [sys.executable, "-m", "analysis.dashboard", "--output", str(tmp_path / "outputs"), "--project", "p"]
-        said = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+        command = [
+            sys.executable,
+            "-m",
+            "analysis.dashboard",
+            "--output",
+            str(tmp_path / "outputs"),
+            "--project",
+            "p",
+        ]
+        said = [
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            for _ in range(2)
+        ]
     saved = [told["variables"] for told in server.told if "upsertView" in told["query"]]
     assert [view.get("id") for view in saved] == [None, "VjE="]
     assert (saved[0]["entityName"], saved[0]["projectName"]) == ("me", "p")
@@ -167,5 +190,8 @@ def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("process")
 def test_tables_do_without_wandb():
-    code = "import analysis.tables, analysis.dashboard, sys; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import analysis.tables, analysis.dashboard, sys; sys.exit('wandb' in sys.modules or 'torch' in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -21,7 +21,9 @@ from runs.record import Ledger
 def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=None, alpha=8, **changes):
     """A run of a rank; alpha: LoRA's, whose recipe has 8 at rank 8."""
     usual = {"vera": 256, "lora": 8}[kind]
-    made = record(row or (kind if rank == usual else f"{kind}_r{rank}"), "rte", seed, best, model=model, **changes)
+    made = record(
+        row or (kind if rank == usual else f"{kind}_r{rank}"), "rte", seed, best, model=model, **changes
+    )
     made["config"]["method"] |= {"kind": kind, "rank": rank}
     if kind == "lora":
         made["config"]["method"] |= {"alpha": alpha, "label": f"LoRA r={rank}"}
@@ -35,8 +37,18 @@ def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=N
 def measure(kind, values, ids=("a",), row="vera", seed=0, model="roberta_large", **changes):
     """A measure as runs/measure.py writes it."""
     label = {"row": row, "model": "A model", "task": "RTE"}
-    of = [{"id": i, "cell": {"row": row, "model": model, "task": "rte", "seed": seed}, "label": label} for i in ids]
-    made = {"schema": 1, "id": f"{kind}-{'-'.join(ids)}-{seed}", "kind": kind, "of": of, "settings": {}, "seeds": {}}
+    of = [
+        {"id": i, "cell": {"row": row, "model": model, "task": "rte", "seed": seed}, "label": label}
+        for i in ids
+    ]
+    made = {
+        "schema": 1,
+        "id": f"{kind}-{'-'.join(ids)}-{seed}",
+        "kind": kind,
+        "of": of,
+        "settings": {},
+        "seeds": {},
+    }
     return made | {"values": values, "summary": {}} | changes
 
 
@@ -60,9 +72,13 @@ def drawn(figure):
 def paths(figure):
     """The lines over ranks that a picture of figure 2 has, as points, by dash and colour."""
     (axes,) = canvas(figure).axes
-    several = [line for line in axes.get_lines() if len(line.get_xdata()) > 1 and len(set(line.get_xdata())) > 1]
+    several = [
+        line for line in axes.get_lines() if len(line.get_xdata()) > 1 and len(set(line.get_xdata())) > 1
+    ]
     return {
-        (line.get_linestyle(), line.get_color()): [(x, pytest.approx(y)) for x, y in zip(*line.get_data(), strict=True)]
+        (line.get_linestyle(), line.get_color()): [
+            (x, pytest.approx(y)) for x, y in zip(*line.get_data(), strict=True)
+        ]
         for line in several
     }
 
@@ -78,10 +94,17 @@ def lines(figure, **wanted):
 
 def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
     values = [0.80, 0.75, 0.90, 0.70, 0.85]
-    records = [ranked("vera", 4, s, v) for s, v in enumerate(values)] + [ranked("lora", 8, s, 0.8) for s in range(3)]
+    records = [ranked("vera", 4, s, v) for s, v in enumerate(values)] + [
+        ranked("lora", 8, s, 0.8) for s in range(3)
+    ]
     (figure,) = figure2.make(ledger(*records))
     (vera,) = lines(figure, method="VeRA", rank="4")
-    assert (vera["parameters"], vera["median"], vera["low"], vera["high"]) == ("49344", "80.0", "70.0", "90.0")
+    assert (vera["parameters"], vera["median"], vera["low"], vera["high"]) == (
+        "49344",
+        "80.0",
+        "70.0",
+        "90.0",
+    )
     assert (vera["seeds"], vera["runs"].split()) == ("5/5", [r["id"] for r in records[:5]])
     (lora,) = lines(figure, method="LoRA", source="ours")
     assert (lora["parameters"], lora["seeds"]) == ("786432", "3/5")
@@ -92,7 +115,8 @@ def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
 
 
 def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
-    """The recipe's own rank and alpha is on both; a rank that ran by one alone is told to be missing on the other."""
+    """The recipe's own rank and alpha is on both; a rank that ran by one alone is told to be missing on the
+    other."""
     made = [ranked("vera", 256, s, 0.8) for s in range(5)] + [ranked("lora", 8, s, 0.7) for s in range(5)]
     for rank, best in ((1, 0.5), (2, 0.55)):
         made += [ranked("lora", rank, s, best) for s in range(5)]
@@ -109,7 +133,10 @@ def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
     (two,) = lines(figure, alpha="2, proportional")
     assert two["runs"].split() == [one["id"] for one in made[-5:]]
     assert "LoRA, constant alpha: not run here at rank 4, 16, 32, 64 (make rank-scaling)." in figure.notes
-    assert "LoRA, alpha proportional to r: not run here at rank 1, 4, 16, 32, 64 (make rank-scaling)." in figure.notes
+    assert (
+        "LoRA, alpha proportional to r: not run here at rank 1, 4, 16, 32, 64 (make rank-scaling)."
+        in figure.notes
+    )
     assert any(note.startswith("constant alpha: the recipe's at every rank") for note in figure.notes)
     assert any(note.endswith("It does not say which alpha LoRA's ranks have.") for note in figure.notes)
     text = svg_text(figure)
@@ -122,10 +149,15 @@ def test_figure_2_has_a_line_of_lora_for_each_convention_of_alpha():
 
 
 def test_figure_2_without_a_proportional_alpha_has_no_second_line():
-    (figure,) = figure2.make(ledger(*(ranked("lora", rank, 0, 0.8) for rank in (1, 8)), ranked("vera", 256, 0, 0.8)))
+    (figure,) = figure2.make(
+        ledger(*(ranked("lora", rank, 0, 0.8) for rank in (1, 8)), ranked("vera", 256, 0, 0.8))
+    )
     assert "LoRA, alpha proportional to r" not in svg_text(figure)
     assert ("--", "#0072B2") not in paths(figure)
-    assert "LoRA, alpha proportional to r: not run here at rank 1, 2, 4, 16, 32, 64 (make rank-scaling)." in figure.notes
+    assert (
+        "LoRA, alpha proportional to r: not run here at rank 1, 2, 4, 16, 32, 64 (make rank-scaling)."
+        in figure.notes
+    )
 
 
 def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_twice():
@@ -138,7 +170,9 @@ def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_t
 
 
 def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
-    small = [ranked("vera", r, 0, 0.8, model="minilm") for r in (1, 64)] + [ranked("lora", 8, 0, 0.8, model="lone")]
+    small = [ranked("vera", r, 0, 0.8, model="minilm") for r in (1, 64)] + [
+        ranked("lora", 8, 0, 0.8, model="lone")
+    ]
     found = figure2.make(ledger(*small))
     assert [f.name for f in found] == ["figure2", "figure2_minilm_rte"]
     assert not any("quoted" in row["source"] for row in lines(found[1]))
@@ -146,7 +180,11 @@ def test_other_models_have_a_figure_of_their_own_where_ranks_vary():
 
 
 def test_ranks_on_other_tasks_are_figures_of_their_own_and_never_mixed():
-    made = [ranked("vera", r, 0, 0.8 + 0.1 * (task == "cola"), model="minilm") for r in (1, 64) for task in ("rte", "cola")]
+    made = [
+        ranked("vera", r, 0, 0.8 + 0.1 * (task == "cola"), model="minilm")
+        for r in (1, 64)
+        for task in ("rte", "cola")
+    ]
     for i, one in enumerate(made):
         one["cell"]["task"] = ("rte", "cola")[i % 2]
         one["id"] += one["cell"]["task"]
@@ -165,15 +203,28 @@ def test_ranks_on_other_tasks_are_figures_of_their_own_and_never_mixed():
 
 def test_figure_3_is_the_median_over_runs_by_layer_and_site():
     made = [
-        measure("magnitude", {"layer": [0, 0], "site": ["query", "value"], "d": [q, 0.1], "b": [0.5, None]}, (name,), seed=s)
+        measure(
+            "magnitude",
+            {"layer": [0, 0], "site": ["query", "value"], "d": [q, 0.1], "b": [0.5, None]},
+            (name,),
+            seed=s,
+        )
         for s, (name, q) in enumerate((("a", 0.3), ("b", 0.1), ("c", 0.7)))
     ]
-    ablation = measure("magnitude", {"layer": [0], "site": ["query"], "d": [9.0], "b": [9.0]}, ("z",), row="vera_only_d")
+    ablation = measure(
+        "magnitude", {"layer": [0], "site": ["query"], "d": [9.0], "b": [9.0]}, ("z",), row="vera_only_d"
+    )
     records = [record() | {"id": i} for i in "abc"] + [record("vera_only_d") | {"id": "z"}]
     (figure,) = figure3.make(measured(*made, ablation, records=records))
     assert not any("left out" in note for note in figure.notes)  # an ablation is no part of it
     (query,) = lines(figure, site="query", layer="0")
-    assert [query[key] for key in ("d median", "d low", "d high", "b median", "n")] == ["0.3", "0.1", "0.7", "0.5", "3"]
+    assert [query[key] for key in ("d median", "d low", "d high", "b median", "n")] == [
+        "0.3",
+        "0.1",
+        "0.7",
+        "0.5",
+        "3",
+    ]
     assert query["runs"] == "a b c"
     assert lines(figure, site="value")[0]["b median"] == "-"
     assert figures.svg(figure).count("<svg") == 1
@@ -190,7 +241,10 @@ def test_a_trials_measure_is_in_no_figure():
 
 def test_odd_measures_are_told_and_never_averaged_in():
     values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
-    odd = [measure("magnitude", values | {"d": [float("nan")]}, ("a",), seed=0), measure("magnitude", values, ("b",), seed=1)]
+    odd = [
+        measure("magnitude", values | {"d": [float("nan")]}, ("a",), seed=0),
+        measure("magnitude", values, ("b",), seed=1),
+    ]
     other = measure("magnitude", values | {"d": [5.0]}, ("c",), seed=2, settings={"d_init": 1.0})
     again = measure("magnitude", values, ("b",), seed=1, id="again")
     gone = measure("magnitude", values | {"d": [7.0]}, ("d",), seed=3)
@@ -200,7 +254,12 @@ def test_odd_measures_are_told_and_never_averaged_in():
     (query,) = lines(figure)
     assert (query["d median"], query["d high"], query["n"]) == ("0.2", "0.2", "1")
     notes = "\n".join(figure.notes)
-    for words in ("1 of 2 runs have no finite change", "no record of run d", "2 measures of other settings", "measured twice"):
+    for words in (
+        "1 of 2 runs have no finite change",
+        "no record of run d",
+        "2 measures of other settings",
+        "measured twice",
+    ):
         assert words in notes
 
 
@@ -214,14 +273,21 @@ def test_figure_5_is_over_query_matrices_and_quotes_two_means():
     assert "LoRA and VeRA: mean over layers of what is drawn 3.0e-01." in figure.notes
     assert "VeRA and random, layer 0, value: 1 of 1 have no cosine (a change that is zero)." in figure.notes
     quoted = lines(figure, source="paper (quoted)")
-    assert [(q["pair"], q["median"]) for q in quoted] == [("LoRA and VeRA", "2.0e-03"), ("LoRA and random", "-8.0e-05")]
+    assert [(q["pair"], q["median"]) for q in quoted] == [
+        ("LoRA and VeRA", "2.0e-03"),
+        ("LoRA and random", "-8.0e-05"),
+    ]
 
 
 # --- figure 4
 
 
 def test_figure_4_on_another_task_with_accuracy_and_never_on_one_without():
-    records = [record(row, "mrpc", s, v, model="minilm") for row, v in (("head", 0.7), ("lora", 0.84)) for s in range(5)]
+    records = [
+        record(row, "mrpc", s, v, model="minilm")
+        for row, v in (("head", 0.7), ("lora", 0.84))
+        for s in range(5)
+    ]
     records += [record(row, "cola", 0, 0.5, model="minilm") for row in ("head", "lora")]
     for one in records[10:]:
         one["result"] |= of_metric("matthews")
@@ -262,10 +328,17 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
 
 
 def fit(seed=0, errors=(0.5, 0.7)):
-    values = {"method": ["lora", "vera"], "rank": [1, 10], "parameters": [20, 20], "mse": [list(errors), [0.4, 0.4]]}
+    values = {
+        "method": ["lora", "vera"],
+        "rank": [1, 10],
+        "parameters": [20, 20],
+        "mse": [list(errors), [0.4, 0.4]],
+    }
     settings = {"size": 10, "matrices": 2, "steps": 5, "lr": 0.1, "optimizer": "adam", "target": "normal"}
     values["best"] = [[0.5, 0.6], None]
-    return measure("matrix_fit", values, (), seed=seed, settings=settings, seeds={"random": seed}, id=f"fit {seed}")
+    return measure(
+        "matrix_fit", values, (), seed=seed, settings=settings, seeds={"random": seed}, id=f"fit {seed}"
+    )
 
 
 def test_figure_6_is_the_mean_over_matrices():
@@ -293,13 +366,22 @@ def test_an_empty_ledger_never_raises_and_says_why(name):
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_an_odd_ledger_never_raises(name):
     odd = [
-        *(ranked("vera", 4, 0, 0.7, status="failed"), ranked("vera", 4, 1, float("nan")), ranked("lora", 8, 0, 0.5)),
+        *(
+            ranked("vera", 4, 0, 0.7, status="failed"),
+            ranked("vera", 4, 1, float("nan")),
+            ranked("lora", 8, 0, 0.5),
+        ),
         *(ranked("lora", 1, 0, 0.0, status="diverged"), record("head", "rte", 0, 0.0, model="roberta_large")),
-        *(record("vera", "reviews", 0, float("inf"), model="minilm"), record("lora", "reviews", 0, 0.5, model="minilm")),
+        *(
+            record("vera", "reviews", 0, float("inf"), model="minilm"),
+            record("lora", "reviews", 0, 0.5, model="minilm"),
+        ),
     ]
     odd[2]["result"]["protocols"]["paper"]["best"] = None
     bad = measure("magnitude", {"layer": [0], "site": ["query"], "d": [None], "b": [None]})
-    empty = measure("similarity", {key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")})
+    empty = measure(
+        "similarity", {key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")}
+    )
     for figure in figures.FIGURES[name](measured(bad, empty, fit(0, (float("nan"), None)), records=odd)):
         picture = figures.svg(figure)
         ET.fromstring(picture)
@@ -308,7 +390,10 @@ def test_an_odd_ledger_never_raises(name):
 
 
 def test_a_run_without_its_number_is_told_and_not_drawn():
-    records = [ranked("vera", 4, s, 0.8) for s in range(4)] + [ranked("vera", 4, 4, float("nan")), ranked("vera", 1, 0, 0.7)]
+    records = [ranked("vera", 4, s, 0.8) for s in range(4)] + [
+        ranked("vera", 4, 4, float("nan")),
+        ranked("vera", 1, 0, 0.7),
+    ]
     (figure,) = figure2.make(ledger(*records))
     (point,) = lines(figure, rank="4")
     assert [point[key] for key in ("median", "low", "high", "seeds")] == ["nan", "nan", "nan", "4/5"]
@@ -318,10 +403,20 @@ def test_a_run_without_its_number_is_told_and_not_drawn():
 
 
 def test_the_numbers_of_a_figure_name_their_runs_or_measure():
-    of = [record("vera") | {"id": "a"}, ranked("vera", 4, 0, 0.8) | {"id": "b"}, record("head", model="roberta_large")]
+    of = [
+        record("vera") | {"id": "a"},
+        ranked("vera", 4, 0, 0.8) | {"id": "b"},
+        record("head", model="roberta_large"),
+    ]
     of += [record("vera", "reviews", model="minilm"), record("vera", "rte", model="roberta_large")]
     values = {"layer": [0], "site": ["query"], "d": [0.2], "b": [0.5]}
-    cosines = {"layer": [0], "site": ["query"], "lora_vera": [0.2], "lora_random": [0.1], "vera_random": [0.0]}
+    cosines = {
+        "layer": [0],
+        "site": ["query"],
+        "lora_vera": [0.2],
+        "lora_random": [0.1],
+        "vera_random": [0.0],
+    }
     found = [measure("magnitude", values), measure("similarity", cosines, ("a", "b")), fit()]
     for name, make in figures.FIGURES.items():
         ours = [row for figure in make(measured(*found, records=of)) for row in figure.rows if row[-1].text]
@@ -339,7 +434,10 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
     assert sorted(first) == ["figure6.csv", "figure6.pdf", "figure6.png"]
     assert first == second
     assert first["figure6.pdf"].startswith(b"%PDF")
-    assert list(csv.reader(first["figure6.csv"].decode().splitlines())) == [figure.header, *texts(figure.rows)]
+    assert list(csv.reader(first["figure6.csv"].decode().splitlines())) == [
+        figure.header,
+        *texts(figure.rows),
+    ]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(first)  # nothing half-written is left
     assert figures.svg(figure) == figures.svg(figure)
 
@@ -364,7 +462,9 @@ def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
     assert main(["figure3", "--output", str(tmp_path)]) == 2
     assert "error: no records of figure3" in capsys.readouterr().err
     assert main(["figure7"]) == 2
-    assert "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, all" in capsys.readouterr().err
+    assert (
+        "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, all" in capsys.readouterr().err
+    )
 
 
 # --- the metric against trainable parameters
@@ -381,7 +481,10 @@ def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_
     digits, rte = parameters.make(ledger(*records, *shots, other))
     assert (digits.name, rte.name) == ("parameters_digits_dinov2_small", "parameters_rte_minilm")
     assert [(row["median"], row["seeds"]) for row in lines(digits)] == [("70.0", "3/5")]
-    assert [(row["method"], row["median"]) for row in lines(rte)] == [("head", "80.0"), ("VeRA r=1024", "80.0")]
+    assert [(row["method"], row["median"]) for row in lines(rte)] == [
+        ("head", "80.0"),
+        ("VeRA r=1024", "80.0"),
+    ]
     assert "last epoch" in digits.title
     assert "best epoch" in rte.title
     assert parameters.make(ledger()) == []

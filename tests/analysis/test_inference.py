@@ -1,4 +1,5 @@
-"""The two rules of judgement: their intervals held to scipy's, their words at their borders, and how often they err."""
+"""The two rules of judgement: their intervals held to scipy's, their words at their borders, and how often
+they err."""
 
 import math
 import statistics
@@ -25,8 +26,11 @@ OURS, PAPER = [64.1, 65.6, 60.3, 66.0, 65.2], [65.0, 66.4, 65.9, 67.1, 64.8]
 
 
 def estimates(ours, paper, middle=statistics.median):
-    """Both sides, the paper's as it prints them: its median or mean, and the sample standard deviation of its seeds."""
-    return Estimate.of(ours, middle), Estimate.printed(middle(paper), statistics.stdev(paper), len(paper), middle)
+    """Both sides, the paper's as it prints them: its median or mean, and the sample standard deviation of its
+    seeds."""
+    return Estimate.of(ours, middle), Estimate.printed(
+        middle(paper), statistics.stdev(paper), len(paper), middle
+    )
 
 
 # --- a cell beside the paper's
@@ -34,14 +38,16 @@ def estimates(ours, paper, middle=statistics.median):
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 1.0), (2, 1.0), (3, 1.346), (5, 1.434)])
 def test_the_variance_of_a_median_is_the_published_one(n, expected):
-    """Variances of the middle order statistic of 3 and 5 normals: 0.4487 and 0.2868 (Sarhan and Greenberg 1962)."""
+    """Variances of the middle order statistic of 3 and 5 normals: 0.4487 and 0.2868 (Sarhan and Greenberg
+    1962)."""
     assert median_variance(n) == pytest.approx(expected, abs=6e-4)
 
 
 @pytest.mark.parametrize("n", [3, 4, 6, 9])
 def test_the_variance_of_a_median_is_that_of_drawn_ones(n):
     medians = np.median(np.random.default_rng(n).normal(size=(400_000, n)), axis=1)
-    assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)  # four standard errors of a variance
+    # Four standard errors of a variance
+    assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)
     assert median_variance(n) < math.pi / 2
 
 
@@ -63,7 +69,8 @@ def test_a_difference_of_medians_has_the_variance_of_medians():
 
 
 def test_a_mean_over_tasks_is_by_hand():
-    """Its variance is the sum of all sides' over the square of the number of tasks; Satterthwaite's degrees of freedom."""
+    """Its variance is the sum of all sides' over the square of the number of tasks; Satterthwaite's degrees
+    of freedom."""
     other = [70.0, 71.0, 73.0], [70.5, 70.9, 71.7]
     found = mean_difference([estimates(*both, statistics.fmean) for both in ((OURS, PAPER), other)])
     sides = [OURS, PAPER, *other]
@@ -82,7 +89,9 @@ def test_where_the_paper_prints_no_spread_the_interval_is_of_ours_alone():
     assert not found.both
     # One number without a spread takes the paper's others out of a mean, too.
     one, two = (Estimate.printed(65.0, 0.7, 5), Estimate.printed(65.0, None, 5))
-    assert mean_difference([(ours, one), (ours, two)]).half == pytest.approx(found.half / math.sqrt(2), rel=0.2)
+    assert mean_difference([(ours, one), (ours, two)]).half == pytest.approx(
+        found.half / math.sqrt(2), rel=0.2
+    )
     assert not mean_difference([(ours, one), (ours, two)]).both
 
 
@@ -98,7 +107,10 @@ def test_sides_that_do_not_vary():
 
 
 def test_one_seed_has_no_interval():
-    for pair in ((Estimate.of([65.0]), Estimate.printed(65.0, 0.7, 5)), (Estimate.of([65.0]), Estimate.printed(65.0, None, 5))):
+    for pair in (
+        (Estimate.of([65.0]), Estimate.printed(65.0, 0.7, 5)),
+        (Estimate.of([65.0]), Estimate.printed(65.0, None, 5)),
+    ):
         found = difference(*pair)
         assert (found.half, found.interval, found.word(1.0)) == (None, None, None)
     assert Estimate.printed(65.0, 0.7, 1).variance is None
@@ -135,7 +147,8 @@ def test_a_perfect_replication_is_rarely_refuted_and_a_bias_mostly_found(ratio, 
     for ours, paper in zip(random.normal(size=(DRAWS, 5)), random.normal(0, ratio, (DRAWS, 5)), strict=True):
         of = difference(*estimates(ours.tolist(), paper.tolist(), middle))
         refuted += of.word(1.0) == "not reproduced"
-        found += replace(of, value=of.value + 4 * error).word(1.0) == "not reproduced"  # no interval hangs on a bias
+        # No interval hangs on a bias
+        found += replace(of, value=of.value + 4 * error).word(1.0) == "not reproduced"
     assert 0.01 <= refuted / DRAWS <= 0.06
     assert found / DRAWS >= 0.85
 
@@ -182,7 +195,8 @@ def test_above_is_an_interval_beyond_zero(differences, above):
 
 @pytest.mark.parametrize(
     ("mean", "near"),
-    # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) = 2.920, over the root of 3.
+    # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) = 2.920, over the root
+    # of 3.
     [(0.68, None), (0.69, True), (5.0, True), (-2.68, None), (-2.69, False), (-9.0, False)],
 )
 def test_near_is_a_bound_against_the_margin(mean, near):

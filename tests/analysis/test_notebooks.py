@@ -1,4 +1,5 @@
-"""Each notebook runs, on an empty ledger and on a small one, and writes what CI and `make notebooks` write."""
+"""Each notebook runs, on an empty ledger and on a small one, and writes what CI and `make notebooks`
+write."""
 
 import json
 import runpy

@@ -52,13 +52,20 @@ def demo(row, n, bests, **changes):
 
 
 def mixed():
-    """Two methods on two tasks, a cell with too few seeds, other settings, a failed run, a trial, a demo, a bad file."""
+    """Two methods on two tasks, a cell with too few seeds, other settings, a failed run, a trial, a demo, a
+    bad file."""
     first, *others = seeds()
     halves(first, (0.58, 0.80, 0.72), (0.58, 0.76, 0.82))  # the same means, and 74 cross-fitted
-    records = [first, *others, *seeds("lora", "cola", (0.56, 0.57, 0.58, 0.59, 0.60), deviations=["max_length 128"])]
+    records = [
+        first,
+        *others,
+        *seeds("lora", "cola", (0.56, 0.57, 0.58, 0.59, 0.60), deviations=["max_length 128"]),
+    ]
     records += [*seeds("vera", "cola", (0.65, 0.66)), *seeds(bests=(0.5, 0.5), lr=0.5, deviations=["lr 0.5"])]
     failed = record("full", status="failed", values=(), error="out of memory at batch 32")
-    records += [{key: failed[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}]
+    records += [
+        {key: failed[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}
+    ]
     trial = record(seed=7, lr=0.1)
     trial["config"]["train"]["max_steps"] = 5
     records += [trial, *demo("vera", 7680, (0.84, 0.85, 0.83)), *demo("lora", 73728, (0.85, 0.86, 0.84))]
@@ -94,7 +101,8 @@ def test_a_cell_has_its_curve_configuration_provenance_and_cost(page):
     gap, _, half = apart(([78.0, 79.0, 80.0, 77.0, 78.7], 78.7, 0.7)).partition(" +-")
     between = f"-{half} to +{half}"  # the 95% interval of the difference, wider than the margin
     assert cell["found"] == [["table2", "RTE", "78.7 ±0.7", "78.7", gap, between, "±1.0", "consistent, wide"]]
-    assert (cell["facts"]["crossfit"], cell["facts"]["optimism"]) == ("78.7", "+0.0")  # medians over the seeds
+    # Medians over the seeds
+    assert (cell["facts"]["crossfit"], cell["facts"]["optimism"]) == ("78.7", "+0.0")
     facts = [page.data["pool"][k] for k in cell["f"]]
     for fact in (
         "config.train.lr\t0.01",
@@ -154,7 +162,9 @@ def test_records_of_one_seed_and_numbers_that_are_none_are_said():
     silent = record(seed=1)
     silent["result"]["protocols"] = {}
     text = " ".join(Page(report.page(ledger(record(), record() | {"id": "again"}, silent))).words)
-    assert re.search(r"counted once.*again \(vera on rte.*, roberta_base-vera-rte-0-0.01-done \(vera on rte", text, re.S)
+    assert re.search(
+        r"counted once.*again \(vera on rte.*, roberta_base-vera-rte-0-0.01-done \(vera on rte", text, re.S
+    )
     assert "Finished without the number" in text
     assert "roberta_base-vera-rte-1-0.01-done" in text
 
@@ -207,10 +217,12 @@ def test_published_records_are_told_from_ones_own():
     made = ledger(*seeds())
     made.origin[next(iter(made.records))] = "glue_minilm"
     page = Page(report.page(made))
-    assert "5 records (5 finished) in 1 cells, 1 of them published by the project and not run here." in page.text
     assert (
-        "1 of the 5 runs were not done here, but are records that the project has published in runs/records: 1 of glue_minilm."
-        in page.text
+        "5 records (5 finished) in 1 cells, 1 of them published by the project and not run here." in page.text
+    )
+    assert (
+        "1 of the 5 runs were not done here, but are records that the project has published in runs/records:"
+        " 1 of glue_minilm." in page.text
     )
 
 
@@ -273,7 +285,9 @@ def test_the_markup_is_readable_by_a_screen_reader(page):
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
     assert page.text.count("<label>") == len(page.all("select")) == 4
-    assert all(a.get("aria-label") and a.get("tabindex") == "0" for a in page.all("div") if a.get("class") == "wide")
+    assert all(
+        a.get("aria-label") and a.get("tabindex") == "0" for a in page.all("div") if a.get("class") == "wide"
+    )
     assert any(a.get("aria-live") == "polite" for a in page.all("p"))
     targets = {href[1:] for href, _ in page.links if not re.match("#(cells?|run)-", href)}
     assert targets <= set(ids)
@@ -295,7 +309,8 @@ def test_colours_have_enough_contrast_in_light_and_dark():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     style = (Path(report.__file__).parent / "report.html").read_text()
     schemes = [
-        dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+        dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.S)
     ]
     assert len(schemes) == 3  # and one for paper, of short colours
     for scheme in schemes[:2]:
@@ -311,7 +326,8 @@ def test_colours_have_enough_contrast_in_light_and_dark():
 
 @pytest.fixture(scope="module")
 def browser(process, tmp_path_factory):
-    if not (CHROMIUM.exists() and DRIVER.exists()) and not os.environ.get("BROWSER_TEST"):  # CI sets it: there it must run
+    # CI sets it: there it must run
+    if not (CHROMIUM.exists() and DRIVER.exists()) and not os.environ.get("BROWSER_TEST"):
         pytest.skip("no chromium and chromedriver here (CI installs them)")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -355,11 +371,16 @@ def size(width, height):
 def choose(browser, **filters):
     for key, value in filters.items():
         script = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; "
-        browser.execute_script(script + "s.dispatchEvent(new Event('change', {bubbles: true}))", f"f-{key}", value)
+        browser.execute_script(
+            script + "s.dispatchEvent(new Event('change', {bubbles: true}))", f"f-{key}", value
+        )
 
 
 def listed(browser):
-    script = "return [...document.querySelectorAll('#list tr')].map(r => [...r.children].slice(0, 3).map(c => c.textContent))"
+    script = (
+        "return [...document.querySelectorAll('#list tr')].map(r => [...r.children].slice(0, 3).map(c =>"
+        " c.textContent))"
+    )
     return [tuple(row) for row in browser.execute_script(script)]
 
 
@@ -383,7 +404,10 @@ def test_filters_narrow_cells_verdicts_and_tables(opened):
     )  # table 2, twice, and 7
     choose(opened, row="", task="", model="minilm")
     assert {row[2] for row in listed(opened)} == {"MiniLM"}
-    visible = "return [...document.querySelectorAll('#tables [data-about]:not([hidden]) h3')].map(h => h.textContent)"
+    visible = (
+        "return [...document.querySelectorAll('#tables [data-about]:not([hidden]) h3')].map(h =>"
+        " h.textContent)"
+    )
     assert opened.execute_script(visible) == ["reviews (MiniLM, median of 3 seeds): dev accuracy"]
     choose(opened, model="", word="consistent, wide")
     assert listed(opened) == [("VeRA r=1024", "RTE", "RoBERTa-base")]
@@ -439,7 +463,9 @@ def test_a_run_id_leads_to_its_run_and_a_failed_one_tells_its_error(opened):
 def test_a_phone_scrolls_down_and_not_sideways_and_dark_is_dark(opened):
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size(375, 800))
     assert opened.execute_script("return document.scrollingElement.scrollWidth") == 375
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
     ground = "return getComputedStyle(document.body).backgroundColor"
     assert opened.execute_script(ground) == "rgb(20, 22, 26)"
 

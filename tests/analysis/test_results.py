@@ -32,7 +32,11 @@ def said(found, claim):
 def pairs(*differences, near=False):
     """What a finding says of paired differences, by scipy's t."""
     low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.9 if near else 0.95)
-    of = f"one-sided 95% bounds {low:+.1f} and {high:+.1f}" if near else f"95% interval {low:+.1f} to {high:+.1f}"
+    of = (
+        f"one-sided 95% bounds {low:+.1f} and {high:+.1f}"
+        if near
+        else f"95% interval {low:+.1f} to {high:+.1f}"
+    )
     return f"({len(differences)} pairs by seed: mean {sum(differences) / len(differences):+.1f}, {of})"
 
 
@@ -43,7 +47,8 @@ def pairs(*differences, near=False):
     ("vera", "medians", "differences", "agrees"),
     [
         ((0.42, 0.43, 0.44), "VeRA r=1024 43.0, LoRA r=8 42.0", (1, 1, 0), True),  # from -0.3 on
-        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0", (0, 0, -1), None),  # from -1.3 on, though all are near
+        # From -1.3 on, though all are near
+        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0", (0, 0, -1), None),
         ((0.40, 0.42, 0.41), "VeRA r=1024 41.0, LoRA r=8 42.0", (-1, 0, -3), None),
         ((0.36, 0.37, 0.42), "VeRA r=1024 37.0, LoRA r=8 42.0", (-5, -5, -2), False),  # up to -1.1
     ],
@@ -54,7 +59,9 @@ def test_vera_is_near_lora_by_a_bound_of_the_mean_of_pairs(vera, medians, differ
         one["parameters"]["adapter"] = 430080
     near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is near LoRA")
     assert near.where == "MiniLM, cola, 3 epochs, 3 seeds"
-    assert near.here == f"{medians} {pairs(*differences, near=True)}; 0.1 of the parameters, 0.1 with the head"
+    assert (
+        near.here == f"{medians} {pairs(*differences, near=True)}; 0.1 of the parameters, 0.1 with the head"
+    )
     assert near.agrees is agrees
     assert near.holds == tuple(difference >= -1 for difference in differences)
     assert near.word == {True: "agrees", False: "does not agree", None: "undecided"}[agrees]
@@ -64,7 +71,10 @@ def test_vera_is_near_lora_by_a_bound_of_the_mean_of_pairs(vera, medians, differ
 def test_a_word_is_bold_from_five_pairs_on(below, word):
     lora, vera = (0.40, 0.41, 0.42, 0.43, 0.44), (0.401, 0.409, 0.421, 0.429, 0.44)
     for seeds_ in (4, 5):
-        made = [*small("lora", "cola", lora[:seeds_]), *small("vera", "cola", [best - below for best in vera[:seeds_]])]
+        made = [
+            *small("lora", "cola", lora[:seeds_]),
+            *small("vera", "cola", [best - below for best in vera[:seeds_]]),
+        ]
         near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
         assert near.word == {4: word, 5: f"**{word}**"}[seeds_]
         assert near.firm is (seeds_ == 5)
@@ -78,13 +88,21 @@ def test_an_undecided_word_is_never_bold():
 
 def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
     """VeRA's best epoch is the last one in two of three seeds; LoRA's in one."""
-    vera = [record("vera", "cola", s, values=v, model="minilm") for s, v in enumerate(((1, 2, 3), (1, 2, 3), (1, 3, 2)))]
-    lora = [record("lora", "cola", s, values=v, model="minilm") for s, v in enumerate(((1, 2, 3), (1, 3, 2), (3, 1, 2)))]
+    vera = [
+        record("vera", "cola", s, values=v, model="minilm")
+        for s, v in enumerate(((1, 2, 3), (1, 2, 3), (1, 3, 2)))
+    ]
+    lora = [
+        record("lora", "cola", s, values=v, model="minilm")
+        for s, v in enumerate(((1, 2, 3), (1, 3, 2), (3, 1, 2)))
+    ]
     near = said(results.claims(ledger(*vera, *lora)), "VeRA is near LoRA")
-    assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"  # table 8's, on CoLA
+    # Table 8's, on CoLA
+    assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"
     whole = agreement([near])
     assert f"| {near.trained} | {near.word} |" in whole
-    assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained  # one of two
+    # One of two
+    assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained
 
 
 def test_a_single_epoch_is_not_a_rising_one():
@@ -103,7 +121,10 @@ def test_numbers_are_of_the_seeds_that_both_have():
 
 
 def test_one_seed_decides_nothing():
-    one = said(results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))), "VeRA is near LoRA")
+    one = said(
+        results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))),
+        "VeRA is near LoRA",
+    )
     assert "(1 pair by seed: mean +80.0)" in one.here
     assert one.agrees is None
 
@@ -138,7 +159,11 @@ def test_images_are_compared_by_their_last_epoch():
 
 
 def test_texts_are_compared_by_bleu_where_they_were_decoded():
-    made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
+    made = [
+        record(row, "e2e", s, values=[3.0, 2.0], model="smollm2")
+        for row in ("vera", "lora")
+        for s in range(2)
+    ]
     for one in made:
         one["config"]["task"]["family"] = "e2e"
         one["result"]["reported"] = "last"
@@ -146,18 +171,24 @@ def test_texts_are_compared_by_bleu_where_they_were_decoded():
     assert results.claims(ledger(*made)) == []  # of which the paper says nothing
     for one in made:
         bleu = {"vera": 69.5, "lora": 70.0}[one["cell"]["row"]] + one["cell"]["seed"] / 100
-        one["texts"] = {"scores": [{"which": "last", "variant": "length penalty 0.9", "epoch": 2, "bleu": bleu}]}
+        one["texts"] = {
+            "scores": [{"which": "last", "variant": "length penalty 0.9", "epoch": 2, "bleu": bleu}]
+        }
     near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
     assert "(table 3, BLEU: " in near.claim
     assert near.here.startswith("VeRA r=1024 69.5, LoRA r=8 70.0 (2 pairs by seed: mean -0.5, ")
     assert near.agrees
     assert near.trained == "2 (paper: 5)"
     (told,) = [table for table in statistics_tables(ledger(*made)) if table.title == "smollm2: cells"]
-    assert "e2e: best to optimism are of the dev set's perplexity; texts are written once, at the end." in told.notes
+    assert (
+        "e2e: best to optimism are of the dev set's perplexity; texts are written once, at the end."
+        in told.notes
+    )
 
 
 def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
-    """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not at the 50 of the whole."""
+    """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not at the 50 of the
+    whole."""
     made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5,) * 5)]
     near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
     assert (near.agrees, crossfit_word(near)) == (True, "**agrees**")
@@ -170,26 +201,37 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     apart = pairs(*(-10 + seed / 10 for seed in range(5)), near=True)
     assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
     assert crossfit_word(near) in agreement([near])
-    images = [record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)]
+    images = [
+        record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
+    ]
     for one in images:
         one["config"]["task"]["family"] = "images"
         one["result"]["reported"] = "last"
-    assert crossfit_word(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"  # where no epoch is selected
+    # Where no epoch is selected
+    assert crossfit_word(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"
 
 
 def test_ablations_are_compared_by_their_means_and_pairs():
     rows = {"vera": 0.5, "vera_only_d": 0.4, "vera_only_b": 0.3, "vera_uniform": 0.6, "vera_unique": 0.495}
     rows |= {"vera_d_init_1e-7": 0.295, "vera_d_init_1": 0.3}
     apart = {"vera_only_d": 0.01, "vera_only_b": 0.02, "vera_d_init_1": -0.01}  # in the third seed
-    made = [one for row, best in rows.items() for one in small(row, "cola", (best, best, best + apart.get(row, 0)))]
+    made = [
+        one
+        for row, best in rows.items()
+        for one in small(row, "cola", (best, best, best + apart.get(row, 0)))
+    ]
     found = results.claims(ledger(*made))
     assert said(found, "d alone").here == f"only d 40.3; only b 30.7 {pairs(10, 10, 9)}"
     assert said(found, "d alone").agrees
-    assert said(found, "both vectors").here == (f"both 50.0; only d 40.3 {pairs(10, 10, 9)}, only b 30.7 {pairs(20, 20, 18)}")
+    assert (
+        said(found, "both vectors").here
+        == f"both 50.0; only d 40.3 {pairs(10, 10, 9)}, only b 30.7 {pairs(20, 20, 18)}"
+    )
     assert said(found, "both vectors").agrees
     assert said(found, "A and B by Kaiming").agrees is False
-    assert said(found, "A and B may be shared").here == "shared 50.0; unique 49.5 (3 pairs by seed: mean +0.5, " + (
-        "one-sided 95% bounds +0.5 and +0.5)"
+    assert (
+        said(found, "A and B may be shared").here
+        == "shared 50.0; unique 49.5 (3 pairs by seed: mean +0.5, " + "one-sided 95% bounds +0.5 and +0.5)"
     )
     assert said(found, "A and B may be shared").agrees
     assert said(found, "d that starts at 0.1").agrees
@@ -199,7 +241,10 @@ def test_ablations_are_compared_by_their_means_and_pairs():
 
 def test_both_vectors_agree_only_where_both_comparisons_do():
     rows = {"vera": (0.5, 0.5, 0.5), "vera_only_b": (0.4, 0.4, 0.4), "vera_only_d": (0.45, 0.55, 0.4)}
-    one = said(results.claims(ledger(*(r for row, bests in rows.items() for r in small(row, "cola", bests)))), "both vectors")
+    one = said(
+        results.claims(ledger(*(r for row, bests in rows.items() for r in small(row, "cola", bests)))),
+        "both vectors",
+    )
     assert (one.agrees, one.holds) == (None, (True, False, True))
 
 
@@ -216,7 +261,8 @@ RANKED = {"vera_r1024": 16896, "vera": 7680, "lora": 73728, "lora_r1": 9216, "lo
 
 
 def ranks(**bests):
-    """Cells of ranks on CoLA, by row; LoRA's alpha is 8 or, in a row that ends so, its rank (`proportional`)."""
+    """Cells of ranks on CoLA, by row; LoRA's alpha is 8 or, in a row that ends so, its rank
+    (`proportional`)."""
     made = []
     for name, of_row in bests.items():
         row = name.removesuffix("_proportional")
@@ -226,7 +272,9 @@ def ranks(**bests):
             if row.startswith("lora"):
                 rank = int(row.partition("_r")[2] or 8)
                 alpha = rank if name.endswith("_proportional") else 8
-                one["config"] |= {"method": {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}}
+                one["config"] |= {
+                    "method": {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
+                }
                 one["config"]["recipe"] = {"rank": 8, "alpha": 8}
             made.append(one)
     return ledger(*made)
@@ -248,7 +296,9 @@ HIGH, LOW, MIDDLE = (0.50, 0.51, 0.52, 0.53, 0.54), (0.4, 0.4, 0.41, 0.42, 0.44)
         (None, LOW, ("not run", "agrees"), None),
     ],
 )
-def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(constant, proportional, words, agrees):
+def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(
+    constant, proportional, words, agrees
+):
     cells = {"vera_r1024": HIGH, "vera": (0.9,) * 5, "lora": (0.6,) * 5}
     cells |= {"lora_r2": constant} if constant else {}
     cells |= {"lora_r2_proportional": proportional} if proportional else {}
@@ -256,10 +306,16 @@ def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(con
     first, second = found.here.split("; with alpha proportional to the rank: ")
     assert first.startswith("with a constant alpha: ")
     assert [side.rpartition(": ")[2] for side in (first, second)] == list(words)
-    assert (found.agrees, found.word) == (agrees, {True: "**agrees**", False: "**does not agree**", None: "undecided"}[agrees])
+    assert (found.agrees, found.word) == (
+        agrees,
+        {True: "**agrees**", False: "**does not agree**", None: "undecided"}[agrees],
+    )
     if constant == proportional == LOW:
         differences = [100 * (high - low) for high, low in zip(HIGH, LOW, strict=True)]
-        told = f"vera_r1024 52.0 (16,896 parameters); LoRA r=2, alpha={{}} 41.0 (18,432 parameters) {pairs(*differences)}"
+        told = (
+            "vera_r1024 52.0 (16,896 parameters); LoRA r=2, alpha={} 41.0 (18,432 parameters)"
+            f" {pairs(*differences)}"
+        )
         assert first == f"with a constant alpha: {told.format('8')}: agrees"
         assert second == f"{told.format('r')}: agrees"
         assert found.holds == (True,) * 10
@@ -286,7 +342,13 @@ def test_ranks_with_other_counts_are_no_claim():
 def measured(kind, values, of, **changes):
     cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": 0}
     label = {"row": "VeRA", "model": "MiniLM", "task": "CoLA"}
-    made = {"schema": 1, "id": kind, "kind": kind, "of": [{"id": i, "cell": cell, "label": label} for i in of], "settings": {}}
+    made = {
+        "schema": 1,
+        "id": kind,
+        "kind": kind,
+        "of": [{"id": i, "cell": cell, "label": label} for i in of],
+        "settings": {},
+    }
     return made | {"seeds": {"random": 0}, "values": values, "summary": {}} | changes
 
 
@@ -303,9 +365,17 @@ def test_measures_are_findings_too():
     fit = {"method": ["lora", "vera", "lora", "vera"], "rank": [1, 10, 2, 30], "parameters": [20, 20, 40, 40]}
     fit |= {"mse": [[0.7], [0.7], [0.5], [0.4]], "best": [[0.7], [0.1], [0.5], [0.1]]}
     settings = {"size": 10, "matrices": 1, "target": "normal", "steps": 1, "lr": 0.1, "optimizer": "adam"}
-    measures = [measured("magnitude", d, [vera["id"]]), measured("similarity", cosines, [lora["id"], vera["id"]])]
-    found = results.claims(ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)]))
-    assert said(found, "d changes more in query").here == "mean over layers, median of the runs: query 0.25, value 0.5"
+    measures = [
+        measured("magnitude", d, [vera["id"]]),
+        measured("similarity", cosines, [lora["id"], vera["id"]]),
+    ]
+    found = results.claims(
+        ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)])
+    )
+    assert (
+        said(found, "d changes more in query").here
+        == "mean over layers, median of the runs: query 0.25, value 0.5"
+    )
     assert said(found, "d changes more in query").agrees is None  # one run
     other = small("vera", "cola", (0.4,))[0] | {"id": "other"}
     other["cell"] = other["cell"] | {"seed": 1}
@@ -314,7 +384,8 @@ def test_measures_are_findings_too():
     both = results.claims(ledger(vera, other, measures=[measures[0], turned]))
     assert said(both, "d changes more in query").agrees is None  # one run says so, the other does not
     assert said(both, "d changes more in query").holds == (False, True)
-    assert said(both, "d changes more in later").agrees is None  # by 0.45 and 0.35: two runs, whose interval is 0.64 wide
+    # By 0.45 and 0.35: two runs, whose interval is 0.64 wide
+    assert said(both, "d changes more in later").agrees is None
     third = vera | {"id": "third", "cell": vera["cell"] | {"seed": 2}}
     again = measured("magnitude", d, ["third"], id="again")
     again["of"][0]["cell"] = again["of"][0]["cell"] | {"seed": 2}
@@ -330,11 +401,13 @@ def test_measures_are_findings_too():
     assert said(found, "LoRA's and VeRA's").where == "MiniLM, CoLA, 1 pair of runs"
     # Of four cosines with a random matrix, two layers each: 1.96 x sqrt((0.001^2 + 0.003^2) / 4 / 2).
     assert said(found, "LoRA's and VeRA's").here.endswith(
-        "LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03; 95% of such means with a random matrix lie within +-2.2e-03"
+        "LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03; 95% of such means with a random matrix lie within"
+        " +-2.2e-03"
     )
     assert said(found, "LoRA's and VeRA's").agrees is None
     pairs_ = [small(row, "cola", (0.4, 0.4, 0.4)) for row in ("lora", "vera")]
-    # Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the two.
+    # Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the
+    # two.
     for random, agrees in ((0.001, True), (0.05, None), (-0.05, None)):
         of = [[lora["id"], vera["id"]] for lora, vera in zip(*pairs_, strict=True)]
         three = [measured("similarity", cosines, ids_, id=str(i)) for i, ids_ in enumerate(of)]
@@ -347,7 +420,8 @@ def test_measures_are_findings_too():
     fitted = said(found, "VeRA and LoRA fit")
     assert (
         fitted.here
-        == "of 2 counts equal at 1, VeRA's error lower at 1 (VeRA and LoRA at 20: 0.700 and 0.700, 40: 0.400 and 0.500)"
+        == "of 2 counts equal at 1, VeRA's error lower at 1 (VeRA and LoRA at 20: 0.700 and 0.700, 40: 0.400"
+        " and 0.500)"
     )
     assert fitted.agrees is False
 
@@ -363,7 +437,12 @@ def test_the_band_of_random_cosines_holds_95_percent_of_means():
     random = np.random.default_rng(0).normal(0, 0.01, (100, 2, 24))
     measures = []
     for lora, vera in random.tolist():
-        values = {"site": ["query", "value"] * 12, "lora_random": lora, "vera_random": vera, "lora_vera": [0.5] * 24}
+        values = {
+            "site": ["query", "value"] * 12,
+            "lora_random": lora,
+            "vera_random": vera,
+            "lora_vera": [0.5] * 24,
+        }
         values["lora_random"][1::2] = values["vera_random"][1::2] = [0.9] * 12  # of value: no part of it
         measures.append({"values": values})
     band = null_band(measures)
@@ -407,7 +486,11 @@ def test_the_page_says_what_its_words_rest_on():
 
 
 def test_bleu_is_not_held_to_perplexity():
-    made = [record(row, "e2e", s, values=[3.0, 2.0], model="smollm2") for row in ("vera", "lora") for s in range(2)]
+    made = [
+        record(row, "e2e", s, values=[3.0, 2.0], model="smollm2")
+        for row in ("vera", "lora")
+        for s in range(2)
+    ]
     for one in made:
         one["config"]["task"]["family"] = "e2e"
         one["result"]["reported"] = "last"
@@ -462,7 +545,9 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert "| 3 (paper: 80 BASE, 40 LARGE) | agrees | agrees |" in text
     assert "| [glue_minilm](#glue_minilm) | 9 and 2 trials | 0 | 0.0 | a CPU, 1 thread |" in text
     assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
-    assert "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
+    assert (
+        "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
+    )
     assert "- params: without the classification head" in text
     assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
     assert "**Cost of each cell**" in text
@@ -494,7 +579,9 @@ def test_the_readmes_table_stands_between_its_marks(study, capsys):
 
 def test_the_readmes_tables_of_images_texts_and_instructions():
     made = [
-        record(row, "digits", seed, 0.9, 0.5 + seed / 10, model="dinov2_small") for row in ("vera", "lora") for seed in (0, 1)
+        record(row, "digits", seed, 0.9, 0.5 + seed / 10, model="dinov2_small")
+        for row in ("vera", "lora")
+        for seed in (0, 1)
     ]
     for one in made:
         one["config"]["task"]["family"] = "images"
@@ -507,7 +594,9 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
         "| VeRA r=1024 | 100 | 0.10x | 55.0 +-7.1 (2/5) |",
     ]
     told = [
-        record("vera", task, seed, values=[3.0, 2.0 + seed], model="smollm2") for task in ("e2e", "alpaca") for seed in (0, 1)
+        record("vera", task, seed, values=[3.0, 2.0 + seed], model="smollm2")
+        for task in ("e2e", "alpaca")
+        for seed in (0, 1)
     ]
     for one in told:
         one["config"]["task"]["family"] = {"e2e": "e2e", "alpaca": "instruct"}[one["cell"]["task"]]
@@ -518,11 +607,16 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     assert headline(ledger(*told[:2])).splitlines() == [
         "| | trainable | vs LoRA | BLEU | NIST | METEOR | ROUGE-L | CIDEr |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| VeRA r=1024 | 43,008 | - | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35 +-0.00 (2/3) |",
+        (
+            "| VeRA r=1024 | 43,008 | - | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35"
+            " +-0.00 (2/3) |"
+        ),
     ]
     for one in told:
         del one["texts"]
-    assert headline(ledger(*told[2:])).splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
+    assert (
+        headline(ledger(*told[2:])).splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
+    )
 
 
 def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):

@@ -23,7 +23,11 @@ def cell(*records, wanted=5):
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
     expected = scipy.stats.bootstrap(
-        (VALUES,), np.median, n_resamples=inference.RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        (VALUES,),
+        np.median,
+        n_resamples=inference.RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
     ).confidence_interval
     assert inference.median_interval(VALUES) == pytest.approx((expected.low, expected.high))
     wider = inference.median_interval(VALUES, 0.99)
@@ -32,7 +36,8 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_over_few_seeds_the_interval_is_their_range(n):
-    """The least and the largest value are the median of a resample in (n choose more than half) cases: over 2.5%."""
+    """The least and the largest value are the median of a resample in (n choose more than half) cases: over
+    2.5%."""
     assert inference.median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
     k = sum(math.comb(n, i) * (n - 1) ** (n - i) for i in range(n // 2 + 1, n + 1)) / n**n
     assert k > 0.025
@@ -80,7 +85,9 @@ def test_runs_are_paired_by_task_and_seed():
 
 def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign():
     """LoRA of rank 4 on E2E and of rank 8 on Alpaca are two rows; BLEU and perplexity have no middle."""
-    records = [one for row in ("vera", "lora") for task in ("e2e", "alpaca") for one in seeds(row, task, (3.0, 3.1))]
+    records = [
+        one for row in ("vera", "lora") for task in ("e2e", "alpaca") for one in seeds(row, task, (3.0, 3.1))
+    ]
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca", "all"]
     for one in records:
         if one["cell"]["task"] == "alpaca":
@@ -96,7 +103,12 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
 
 
 def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
-    records = [*seeds("vera", "rte"), *seeds("vera_only_d", "rte"), *seeds("lora", "rte"), *seeds("vera", "mrpc")]
+    records = [
+        *seeds("vera", "rte"),
+        *seeds("vera_only_d", "rte"),
+        *seeds("lora", "rte"),
+        *seeds("vera", "mrpc"),
+    ]
     for one in records:
         one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
     found = verdicts.part(ledger(*records), "paper=ablations")
@@ -111,7 +123,8 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert (line.wins, line.losses) == (2, 0)
     assert line.difference == pytest.approx(0.4)
     told, compared = statistics_tables(ledger(*records))
-    assert [row[4] for row in told.texts] == ["3.44", "3.04"]  # the last epoch's, with two decimals: they lie close
+    # The last epoch's, with two decimals: they lie close
+    assert [row[4] for row in told.texts] == ["3.44", "3.04"]
     assert compared.texts[0][3] == "+0.40"
     gone = record("vera", "alpaca", values=(), status="diverged")
     gone["result"] |= of_metric("perplexity")
@@ -130,7 +143,9 @@ def test_the_epoch_and_the_rows_of_a_series():
     one = cell(record(values=(0.6, 0.8, 0.79)))
     assert series.series(one).name == "accuracy, best epoch"
     assert series.series(one, "last").values[0] == pytest.approx(79.0)
-    assert series.series(cell(halves(record(), (0.6, 0.9), (0.7, 0.5))), "best", "crossfit").values[0] == pytest.approx(55.0)
+    assert series.series(cell(halves(record(), (0.6, 0.9), (0.7, 0.5))), "best", "crossfit").values[
+        0
+    ] == pytest.approx(55.0)
     image = record()
     image["config"]["task"]["family"] = "images"
     image["result"]["reported"] = "last"
@@ -170,7 +185,8 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
         (EVEN[:4], 78.7, 0.3, {"same_size": False}, "other size"),
         ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {}, "consistent, wide"),  # the median
         ((0.7, 0.701, 0.702, 0.787, 0.788), 78.0, 0.7, {}, "not reproduced"),  # 70.2
-        ((0.7, 0.701, 0.702, 0.787, 0.788), 78.0, 0.7, {"middle": statistics.fmean}, "consistent, wide"),  # 73.6
+        # 73.6
+        ((0.7, 0.701, 0.702, 0.787, 0.788), 78.0, 0.7, {"middle": statistics.fmean}, "consistent, wide"),
         (EVEN, 78.7, None, {"margin": 0.1, "values": [8.5, 8.6, 8.7, 8.8, 8.9]}, "outside our interval"),
     ],
 )
@@ -197,7 +213,15 @@ def test_a_verdict_says_what_it_rests_on():
 def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
     found = verdicts.verdicts(ledger())
     counts = {name: sum(f.table == name for f in found) for name in dict.fromkeys(f.table for f in found)}
-    assert counts == {"table2": 78, "table3": 65, "table4": 9, "table13": 2, "table5": 32, "table6": 18, "table7": 8}
+    assert counts == {
+        "table2": 78,
+        "table3": 65,
+        "table4": 9,
+        "table13": 2,
+        "table5": 32,
+        "table6": 18,
+        "table7": 8,
+    }
     assert {f.verdict.word for f in found} == {"not run", "quoted"}
     conf = Path(__file__).parents[2] / "conf"
     for f in found:
@@ -207,12 +231,16 @@ def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
 
 def test_a_verdict_reads_the_cell_that_the_paper_means():
     from_mnli = seeds("lora_mnli", "stsb", (0.913, 0.914, 0.915, 0.916, 0.917))
-    found = {(f.table, f.model, f.row, f.task): f for f in verdicts.verdicts(ledger(*from_mnli, *seeds("lora", "mrpc")))}
+    found = {
+        (f.table, f.model, f.row, f.task): f
+        for f in verdicts.verdicts(ledger(*from_mnli, *seeds("lora", "mrpc")))
+    }
     assert found["table2", "roberta_base", "lora_mnli", "stsb"].verdict.word == "reproduced"
     plain = found["table2", "roberta_base", "lora_mnli", "mrpc"].verdict
     assert plain.word == "not run"
     assert "did not start from MNLI" in plain.deviations[0]
-    images = seeds("vera", "cifar100", (0.856, 0.857, 0.858, 0.859, 0.86), model="vit_base")  # 84.8 at the last epoch
+    # 84.8 at the last epoch
+    images = seeds("vera", "cifar100", (0.856, 0.857, 0.858, 0.859, 0.86), model="vit_base")
     for r in images:
         r["config"]["task"]["family"] = "images"
         r["result"]["reported"] = "last"
@@ -224,7 +252,8 @@ def test_a_verdict_reads_the_cell_that_the_paper_means():
 
 
 def test_the_statistics_tell_what_choosing_the_epoch_adds():
-    """Over three seeds: best and cross-fitted are medians of their own, and so is what lies between the two."""
+    """Over three seeds: best and cross-fitted are medians of their own, and so is what lies between the
+    two."""
     made = [
         halves(record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),  # 75, cross-fitted 65
         halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),  # 75, cross-fitted (60 + 80) / 2 = 70
@@ -272,7 +301,9 @@ def test_the_numbers_of_a_table_name_their_records():
 
 
 def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))))
+    monkeypatch.setattr(
+        stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7)))
+    )
     for words in ([], ["table2"], ["paper=table2_base"]):
         assert stats.main(words) == 0
         text = capsys.readouterr().out

@@ -39,7 +39,8 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     assert ours["RTE"] == f"80.0 +-{spread:.1f}"
     assert ours["params"] == "43,008"
     assert ours["Avg"] == "80.0"
-    # Half of an interval is 11.8 points: SST-2, CoLA and QNLI (91.8 and 80.0) are further apart, and so is not their mean.
+    # Half of an interval is 11.8 points: SST-2, CoLA and QNLI (91.8 and 80.0) are further apart, and so is
+    # not their mean.
     assert ours["status"] == "reproduced 0/6, wide 3, not 3 (0.3 by chance); mean not reproduced"
     paper = rows(base)["VeRA", "paper"]
     assert (paper["RTE"], paper["Avg"], paper["status"]) == ("78.7 +-0.7", "85.2", "quoted")
@@ -81,12 +82,18 @@ def test_a_row_that_started_elsewhere_is_not_compared():
     table = tables.table2(ledger(*complete("lora")), "paper")[0]
     paper, difference = rows(table)["LoRA", "paper, * from MNLI"], rows(table)["", "difference"]
     assert paper["RTE"] == "86.6 +-0.7*"
-    assert (difference["RTE"], difference["MRPC"], difference["STS-B"], difference["Avg"]) == ("-", "-", "-", "-")
+    assert (difference["RTE"], difference["MRPC"], difference["STS-B"], difference["Avg"]) == (
+        "-",
+        "-",
+        "-",
+        "-",
+    )
     assert difference["CoLA"] == apart(([80.0, 75.0, 90.0, 70.0, 85.0], 63.4, 1.2))
 
 
 def test_our_row_from_mnli_is_compared_with_the_papers():
-    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other three."""
+    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
+    three."""
     started = ("mrpc", "rte", "stsb")
     from_mnli = [record("lora_mnli", task, seed, 0.9) for task in started for seed in range(5)]
     table = tables.table2(ledger(*complete("lora"), *from_mnli), "paper")[0]
@@ -95,12 +102,16 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     assert (ours["RTE"], ours["CoLA"], ours["Avg"]) == ("90.0 +-0.0", "-", "85.0")
     # Of 90.0: MRPC 89.7 +-0.7, whose interval is 1.04 wide at least, RTE 86.6 and STS-B 91.5.
     assert ours["status"] == "reproduced 0/3, wide 1, not 2 (0.15 by chance); mean not reproduced"
-    last = dict(zip(table.header, table.texts[[r[0] for r in table.texts].index("lora_mnli") + 1], strict=True))
+    last = dict(
+        zip(table.header, table.texts[[r[0] for r in table.texts].index("lora_mnli") + 1], strict=True)
+    )
     plain, equal = [80.0, 75.0, 90.0, 70.0, 85.0], [90.0] * 5
     assert (last["source"], last["RTE"], last["CoLA"]) == ("difference", apart((equal, 86.6, 0.7)), "-")
     of_plain = ((plain, 95.1, 0.2), (plain, 63.4, 1.2), (plain, 93.3, 0.3))
     assert last["Avg"] == apart(*of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2))
-    assert any("takes the other tasks from the same method without that start" in note for note in table.notes)
+    assert any(
+        "takes the other tasks from the same method without that start" in note for note in table.notes
+    )
     alone = tables.table2(ledger(*from_mnli), "paper")[0]
     assert rows(alone)["lora_mnli", "ours"]["Avg"] == "-"
 
@@ -152,12 +163,16 @@ def test_runs_with_other_settings_are_not_mixed_in():
 
 
 def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other():
-    """By A the second epoch, of which B says 60; by B the third, of which A says 70. The paper's number is 75."""
-    made = [halves(record("vera", task, s), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for task in GLUE for s in range(5)]
+    """By A the second epoch, of which B says 60; by B the third, of which A says 70. The paper's number is
+    75."""
+    made = [
+        halves(record("vera", task, s), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for task in GLUE for s in range(5)
+    ]
     fitted, own = (tables.table2(ledger(*made), select)[0] for select in ("crossfit", "paper"))
     assert rows(fitted)["VeRA r=1024", "ours"]["RTE"] == "65.0 +-0.0"
     assert rows(own)["VeRA r=1024", "ours"]["RTE"] == "75.0 +-0.0"
-    assert rows(fitted)["VeRA r=1024", "ours"]["status"] == "ours"  # the paper's number is not cross-fitted: no verdict
+    # The paper's number is not cross-fitted: no verdict
+    assert rows(fitted)["VeRA r=1024", "ours"]["status"] == "ours"
     assert f"Medians over seeds. {CROSSFIT} The paper's numbers are not." in fitted.notes
 
 
@@ -183,10 +198,15 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     both = ledger(*mine, *theirs)
     for one in theirs:
         both.origin[one["id"]] = "a_study"
-    said = "5 of the 10 runs were not done here, but are records that the project has published in runs/records: 5 of a_study."
+    said = (
+        "5 of the 10 runs were not done here, but are records that the project has published in runs/records:"
+        " 5 of a_study."
+    )
     assert said in tables.make("table2", both)[2].notes
     assert said in figures.make("parameters", both)[0].notes
-    assert not any("not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes)
+    assert not any(
+        "not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes
+    )
 
 
 def test_a_collapsed_seed_is_told_and_stays():
@@ -194,14 +214,19 @@ def test_a_collapsed_seed_is_told_and_stays():
     records[2] = record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0])
     table = tables.table2(ledger(*records), "paper")[2]
     assert table.texts[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
-    assert "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2." in table.notes
+    assert (
+        "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2."
+        in table.notes
+    )
     whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
     assert not any("collapsed" in note for note in whole.notes)
 
 
 def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
     small = (
-        seeds("vera", "cola", model="minilm") + seeds("vera", "mrpc", model="minilm") + seeds("lora", "cola", model="minilm")
+        seeds("vera", "cola", model="minilm")
+        + seeds("vera", "mrpc", model="minilm")
+        + seeds("lora", "cola", model="minilm")
     )
     table = tables.table2(ledger(*small), "paper")[2]
     assert table.header == ["method", "source", "params", "MRPC", "CoLA", "status"]
@@ -211,7 +236,8 @@ def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
 
 
 @pytest.mark.parametrize(
-    ("form", "marks"), [("md", "| VeRA r=1024 |"), ("latex", r"\toprule"), ("csv", ",VeRA r=1024,ours,43008,80.0,7.9,,")]
+    ("form", "marks"),
+    [("md", "| VeRA r=1024 |"), ("latex", r"\toprule"), ("csv", ",VeRA r=1024,ours,43008,80.0,7.9,,")],
 )
 def test_formats(form, marks):
     text = tables.table2(ledger(*complete()), "paper")[0].render(form)
@@ -230,7 +256,11 @@ def test_the_papers_own_averages_follow_from_its_cells():
 
 
 def test_the_demo_table_and_plot(tmp_path):
-    records = [record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm") for row in ("vera", "lora", "head") for s in range(3)]
+    records = [
+        record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm")
+        for row in ("vera", "lora", "head")
+        for s in range(3)
+    ]
     for r in records:
         r["parameters"]["adapter"] = {"vera": 7680, "lora": 73728, "head": 0}[r["cell"]["row"]]
     (table,) = tables.demo_table(ledger(*records), "paper")
@@ -258,7 +288,8 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     assert "no records of demo" in capsys.readouterr().err
     assert main(["table99"]) == 2
     assert (
-        "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, " in capsys.readouterr().err
+        "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, "
+        in capsys.readouterr().err
     )
     assert figures_main(["demo", "--output", str(tmp_path)]) == 2
     assert main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
@@ -267,7 +298,10 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
-    made = [record("lora_r64", deviations=["rank 64 instead of the recipe's 8"]), record(deviations=["rank 64 instead of 8"])]
+    made = [
+        record("lora_r64", deviations=["rank 64 instead of the recipe's 8"]),
+        record(deviations=["rank 64 instead of 8"]),
+    ]
     notes = "\n".join(tables.table2(ledger(*made), "paper")[0].notes)
     assert "deviation: rank 64 instead of 8 (vera on rte)" in notes
     assert "lora_r64" not in notes
@@ -284,7 +318,9 @@ def texts(row="lora", seed=0, add=0.0, best_epoch=5.0, status="done", model="gpt
     entries = []
     for i, (which, variant) in enumerate((w, v) for w in ("last", "best") for v in ("0.9", "0.8")):
         scores = {key: value + add + 0.125 * i for key, value in SCORES.items()} | without
-        entries.append({"which": which, "epoch": 5.0 if which == "last" else best_epoch, "variant": variant, **scores})
+        entries.append(
+            {"which": which, "epoch": 5.0 if which == "last" else best_epoch, "variant": variant, **scores}
+        )
     done = status == "done"
     found["curve"] = {"epoch": [1.0, 2.0, 3.0, 4.0, 5.0] if done else [1.0]}
     found["texts"] = {"split": "test", "items": 630, "scores": entries} if done else None
@@ -294,7 +330,11 @@ def texts(row="lora", seed=0, add=0.0, best_epoch=5.0, status="done", model="gpt
 def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penalties():
     medium, large = tables.table3(ledger(*(texts(seed=s, add=s - 1) for s in range(3))), "paper")
     found = rows(medium)
-    assert [found["LoRA r=8", "ours"][c] for c in ("BLEU", "NIST", "CIDEr")] == ["68.0 +-1.0", "8.50 +-1.00", "2.40 +-1.00"]
+    assert [found["LoRA r=8", "ours"][c] for c in ("BLEU", "NIST", "CIDEr")] == [
+        "68.0 +-1.0",
+        "8.50 +-1.00",
+        "2.40 +-1.00",
+    ]
     assert [found["", "difference"][c] for c in ("BLEU", "NIST", "METEOR")] == ["-0.9", "-0.19", "-0.4"]
     assert found["", "ours, length penalty 0.8"]["BLEU"] == "68.1 +-1.0"
     assert ("", "ours, best epoch") not in found
@@ -306,7 +346,7 @@ def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penaltie
 
 
 def test_table_3_shows_the_best_epoch_where_it_is_another():
-    (medium, _) = tables.table3(ledger(texts("vera", best_epoch=4.0)), "paper")
+    medium, _ = tables.table3(ledger(texts("vera", best_epoch=4.0)), "paper")
     found = rows(medium)
     assert found["", "ours, best epoch"]["BLEU"] == "68.2 (1/3)"
     assert found["VeRA r=1024", "ours"]["status"] == "ours, 1 of 3 seeds"
@@ -315,9 +355,14 @@ def test_table_3_shows_the_best_epoch_where_it_is_another():
 
 
 def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_as_nothing():
-    missing = {"meteor": None, "rouge_l": None, "cider": None, "unavailable": {"meteor": "no java on this machine"}}
+    missing = {
+        "meteor": None,
+        "rouge_l": None,
+        "cider": None,
+        "unavailable": {"meteor": "no java on this machine"},
+    }
     records = [texts("vera", 0), texts("vera", 1, **missing), texts("vera", 2, status="diverged")]
-    (medium, _) = tables.table3(ledger(*records), "paper")
+    medium, _ = tables.table3(ledger(*records), "paper")
     ours = rows(medium)["VeRA r=1024", "ours"]
     assert ours["BLEU"] == f"68.0 +-{statistics.stdev([68, 68, 0]):.1f}"
     assert ours["METEOR"] == f"23.0 +-{statistics.stdev([46, 0]):.1f} (2/3)"
@@ -370,12 +415,14 @@ def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
     base, large = tables.table5(ledger(*records), "paper")
     ours = rows(base)["VeRA r=1024", "ours"]
     assert ours["CIFAR-100"] == f"82.0 +-{statistics.stdev([80, 81, 82, 83, 84]):.1f}"
-    assert ours["status"] == "inside 0/4; mean outside our interval"  # the paper prints no spread: never reproduced
+    # The paper prints no spread: never reproduced
+    assert ours["status"] == "inside 0/4; mean outside our interval"
     values = [80.0, 81.0, 82.0, 83.0, 84.0]
     assert rows(base)["", "difference"]["CIFAR-100"] == apart((values, 84.8, None)) == "-2.8 +-2.4"
     near = [shot("vera", task, seed, 0.83 + 0.01 * seed) for task in images for seed in range(5)]
     base, _ = tables.table5(ledger(*near), "paper")
-    assert rows(base)["VeRA r=1024", "ours"]["status"] == "inside 1/4; mean outside our interval"  # 85 +-2.4 of 84.8
+    # 85 +-2.4 of 84.8
+    assert rows(base)["VeRA r=1024", "ours"]["status"] == "inside 1/4; mean outside our interval"
     assert beside.VERDICTS["inside"] in base.notes
     assert beside.VERDICTS["reproduced"] not in base.notes
     assert rows(base)["VeRA", "paper"]["RESISC45"] == "77.0"
@@ -384,7 +431,9 @@ def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
 
 def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
     records = [shot("head", "resisc45", 0, 0.5), shot("bitfit", "resisc45", 0, 0.6)]
-    records += [shot("lora", "mine", s, 0.7, shots=5, model="dinov2_small", name="my birds") for s in range(5)]
+    records += [
+        shot("lora", "mine", s, 0.7, shots=5, model="dinov2_small", name="my birds") for s in range(5)
+    ]
     records += [shot("lora", "digits", s, 0.9, model="dinov2_small") for s in range(5)]
     base, _, small = tables.table5(ledger(*records), "paper")
     ours = rows(base)["head", "ours"]
@@ -438,10 +487,24 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
         *("5.25 / 4.75", "159 of 160", "gpt-4-0613", "ours"),
     ]
     assert lines[1][1:4] == ["difference", "", "+0.23"]  # to 4.77
-    assert lines[2] == ["", "ours", "", "7.00", "6.50 to 7.50", "7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
+    assert lines[2] == [
+        "",
+        "ours",
+        "",
+        "7.00",
+        "6.50 to 7.50",
+        "7.25 / 6.75",
+        "159 of 160",
+        "gpt-4o-mini",
+        "ours",
+    ]
     assert len(lines) == 3
     assert any("A judge that is no GPT-4" in note for note in table.notes)
-    assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").texts] == ["none", "LoRA", "VeRA"]
+    assert [r[0] for r in llama(tables.table4(ledger(), "paper"), "Llama 13B").texts] == [
+        "none",
+        "LoRA",
+        "VeRA",
+    ]
 
 
 def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
@@ -459,7 +522,13 @@ def test_several_seeds_are_a_median_and_a_seed_that_is_not_judged_is_said():
 
 def test_a_judge_that_gives_no_score_has_none():
     ours = instructed(scores=[("gpt-4", 5.0)])
-    ours["judged"][0] |= {"mean": None, "low": None, "high": None, "n_valid": 0, "turns": {"1": None, "2": None}}
+    ours["judged"][0] |= {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n_valid": 0,
+        "turns": {"1": None, "2": None},
+    }
     line = next(r for r in llama(tables.table4(ledger(ours), "paper")).texts if r[1] == "ours")
     assert line[3:8] == ["-", "-", "- / -", "0 of 160", "gpt-4"]
 
@@ -467,14 +536,18 @@ def test_a_judge_that_gives_no_score_has_none():
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
     ours["deviations"] = ["prompts in this project's own words, not Alpaca's"]
-    (only,) = [note for note in llama(tables.table4(ledger(ours), "paper")).notes if note.startswith("deviation")]
+    (only,) = [
+        note for note in llama(tables.table4(ledger(ours), "paper")).notes if note.startswith("deviation")
+    ]
     assert only == "deviation: prompts in this project's own words, not Alpaca's (vera on alpaca)"
     ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "without_room": 3}
     notes = llama(tables.table4(ledger(ours), "paper")).notes
     assert notes[-3:] == [
         "deviation: answers of at most 64 tokens, not 1024 (VeRA r=1024)",
-        "deviation: sampled from the 50 likeliest tokens (top_p 0.9); "
-        "FastChat's are drawn from the 50 likeliest, transformers' default (VeRA r=1024)",
+        (
+            "deviation: sampled from the 50 likeliest tokens (top_p 0.9); "
+            "FastChat's are drawn from the 50 likeliest, transformers' default (VeRA r=1024)"
+        ),
         "deviation: 3 answers cut short or empty for want of positions (VeRA r=1024)",
     ]
     ours["judged"][0]["answering"] |= {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "without_room": 0}
@@ -482,14 +555,20 @@ def test_answers_of_another_way_are_told():
     notes = llama(tables.table4(ledger(ours), "paper")).notes
     assert notes[-2:] == [
         "deviation: prompts in this project's own words, not Alpaca's (VeRA r=1024)",
-        "deviation: sampled from all tokens; FastChat's are drawn from the 50 likeliest, transformers' default (VeRA r=1024)",
+        (
+            "deviation: sampled from all tokens; FastChat's are drawn from the 50 likeliest, transformers'"
+            " default (VeRA r=1024)"
+        ),
     ]
-    ours["config"]["task"]["template"] = "alpaca.json"  # Alpaca's own: another one is a deviation of its record
+    # Alpaca's own: another one is a deviation of its record
+    ours["config"]["task"]["template"] = "alpaca.json"
     assert not any("prompts" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
 
 
 def test_what_is_not_judged_says_how_to_have_it_judged():
-    table = llama(tables.table4(ledger(instructed("none"), instructed(status="diverged", seed=1)), "paper", 1))
+    table = llama(
+        tables.table4(ledger(instructed("none"), instructed(status="diverged", seed=1)), "paper", 1)
+    )
     states = {row[0]: row[-1] for row in table.texts if row[1] == "ours"}
     assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
     assert any("python -m runs.judge ID" in note for note in table.notes)
@@ -526,7 +605,7 @@ def test_another_model_is_in_table_13_once_vicuna_bench_has_judged_it():
         for row, bench in (("lora", "mt_bench"), ("vera", "vicuna_bench"))
     )
     assert [table.model for table in tables.table13(ledger(waiting), "paper")] == ["llama_7b"]
-    (_, own) = tables.table13(ledger(waiting, judged), "paper")
+    _, own = tables.table13(ledger(waiting, judged), "paper")
     assert [row[-1] for row in own.texts] == ["ours, not judged by Vicuna-bench", "ours"]
 
 
@@ -542,7 +621,11 @@ def test_judged_tables_in_every_format(form):
 
 def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
     (table,) = tables.table1(ledger(), "paper")
-    assert memory("roberta-base", 16) == {"lora": 24 * 2 * 768 * 16, "vera": 24 * (768 + 16), "frozen": 2 * 768 * 16}
+    assert memory("roberta-base", 16) == {
+        "lora": 24 * 2 * 768 * 16,
+        "vera": 24 * (768 + 16),
+        "frozen": 2 * 768 * 16,
+    }
     found = {(row[0], row[1]): row for row in table.texts}
     assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
     assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
@@ -550,9 +633,17 @@ def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
     states = [row[-1] for row in table.texts]
     assert states == [
         *["as printed"] * 4,
-        *("VeRA differs", "as printed", "VeRA with A and B", "VeRA with A and B", "LoRA differs, VeRA with A and B"),
+        *(
+            "VeRA differs",
+            "as printed",
+            "VeRA with A and B",
+            "VeRA with A and B",
+            "LoRA differs, VeRA with A and B",
+        ),
     ]
-    assert [row for row in table.texts if "*" in "".join(row)] == [row for row in table.texts if row[-1] != "as printed"]
+    assert [row for row in table.texts if "*" in "".join(row)] == [
+        row for row in table.texts if row[-1] != "as printed"
+    ]
 
 
 def test_a_printed_number_may_be_rounded_or_cut_off():
@@ -572,46 +663,66 @@ def test_table_6_shows_means_beside_the_papers():
     records = [record(row, "rte", s, v, model="roberta_large") for row in rows_ for s, v in enumerate(values)]
     found = tables.table6(ledger(*records), "paper")
     assert [table.title for table in found] == [
-        f"Table 6, {part}, RoBERTa-large" for part in ("scaling vectors", "matrix initialisation", "initial d")
+        f"Table 6, {part}, RoBERTa-large"
+        for part in ("scaling vectors", "matrix initialisation", "initial d")
     ]
     spread = statistics.stdev([100 * v for v in values])
     vectors = found[0].texts
     assert vectors[0] == ["d and b", "paper", "90.5 +-0.7", "85.8 +-0.7", "quoted"]
-    assert vectors[1] == ["", "ours", "missing", f"82.0 +-{spread:.1f}", "ours, incomplete"]  # the median is 80.0
+    # The median is 80.0
+    assert vectors[1] == ["", "ours", "missing", f"82.0 +-{spread:.1f}", "ours, incomplete"]
     of = [100 * value for value in values]
     assert vectors[2] == ["", "difference", "-", apart((of, 85.8, 0.7), middle=statistics.fmean), ""]
     assert vectors[3:5] == [["only d", "paper", "89.7 +-0.0", "67.0 +-13.9", "quoted"], vectors[1]]
     assert vectors[6] == ["only b", "paper", "81.6 +-10.1", "64.3 +-11.5", "quoted"]
-    assert [row[0] for row in found[1].texts if row[1] == "paper"] == ["Kaiming uniform", "Kaiming normal", "uniform [0, 0.1]"]
+    assert [row[0] for row in found[1].texts if row[1] == "paper"] == [
+        "Kaiming uniform",
+        "Kaiming normal",
+        "uniform [0, 0.1]",
+    ]
     assert [row[3] for row in found[2].texts if row[1] == "difference"] == [
         apart((of, *printed), middle=statistics.fmean) for printed in ((85.8, 0.7), (60.3, 12.4))
     ]
     part = [r for r in records if r["cell"]["seed"] < 3]
     assert tables.table6(ledger(*part), "paper")[0].texts[1][3].endswith("(3/5)")
-    assert not any(row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].texts)
+    assert not any(
+        row[1] == "difference" and row[3] != "-" for row in tables.table6(ledger(*part), "paper")[0].texts
+    )
 
 
 def test_ablations_of_unlike_seeds_are_compared_over_those_that_all_have():
     full = [record("vera", "rte", s, best, model="roberta_large") for s, best in enumerate((0.9, 0.8, 0.1))]
     part = [record("vera_only_d", "rte", s, 0.7, model="roberta_large") for s in range(2)]
     vectors = tables.table6(ledger(*full, *part), "paper")[0]
-    assert "RTE: rows have unlike seeds. Over the 2 seeds that all have: d and b 85.0, only d 70.0." in vectors.notes
+    assert (
+        "RTE: rows have unlike seeds. Over the 2 seeds that all have: d and b 85.0, only d 70.0."
+        in vectors.notes
+    )
     alike = tables.table6(ledger(*full[:2], *part), "paper")[0]
     assert not [note for note in alike.notes if "unlike" in note]
 
 
 def test_a_whole_row_of_table_6_has_the_verdicts_word():
-    records = [record("vera_only_d", t, s, 0.897, model="roberta_large") for t in ("mrpc", "rte") for s in range(5)]
+    records = [
+        record("vera_only_d", t, s, 0.897, model="roberta_large") for t in ("mrpc", "rte") for s in range(5)
+    ]
     table = tables.table6(ledger(*records), "paper")[0]
     (ours,) = [row for row in table.texts if row[1] == "ours"]
     # MRPC is 89.7 +-0.0, which counts as 0.05; RTE is 67.0 +-13.9: 22.7 points below, in an interval of 17.3.
     assert ours[-1] == "reproduced 1/2, wide 0, not 1 (0.1 by chance); mean not reproduced"
     assert beside.VERDICTS["reproduced"] in table.notes
-    assert [f.verdict.word for f in verdicts.verdicts(ledger(*records)) if f.verdict.ids] == ["reproduced", "not reproduced"]
+    assert [f.verdict.word for f in verdicts.verdicts(ledger(*records)) if f.verdict.ids] == [
+        "reproduced",
+        "not reproduced",
+    ]
 
 
 def test_another_model_shows_the_tasks_that_its_ablations_ran_on():
-    small = [record(row, task, 0, 0.8, model="minilm") for row in ("vera", "vera_only_d") for task in ("cola", "sst2")]
+    small = [
+        record(row, task, 0, 0.8, model="minilm")
+        for row in ("vera", "vera_only_d")
+        for task in ("cola", "sst2")
+    ]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
     vectors = tables.table6(ledger(*small, plain), "paper")[1]
     assert vectors.header == ["setting", "source", "SST-2", "CoLA", "status"]
@@ -620,19 +731,38 @@ def test_another_model_shows_the_tasks_that_its_ablations_ran_on():
 
 
 def test_table_7_and_other_models_with_ablations():
-    records = [record(row, t, s, 0.9, model="roberta_large") for row in ("vera", "vera_unique") for t in GLUE for s in range(5)]
+    records = [
+        record(row, t, s, 0.9, model="roberta_large")
+        for row in ("vera", "vera_unique")
+        for t in GLUE
+        for s in range(5)
+    ]
     small = [record(row, "mrpc", 0, 0.8, model="minilm") for row in ("vera", "vera_unique")]
-    large, own = tables.table7(ledger(*records, *small, record("vera", "rte", 0, 0.8, model="other")), "paper")
+    large, own = tables.table7(
+        ledger(*records, *small, record("vera", "rte", 0, 0.8, model="other")), "paper"
+    )
     of, mean = [90.0] * 5, statistics.fmean
     printed = [(90.0, 0.9), (90.7, 0.3)]
-    assert [row[2] for row in large.texts if row[1] == "difference"] == [apart((of, *one), middle=mean) for one in printed]
+    assert [row[2] for row in large.texts if row[1] == "difference"] == [
+        apart((of, *one), middle=mean) for one in printed
+    ]
     assert [row[-1] for row in large.texts if row[1] == "ours"] == [
         "reproduced 0/4, wide 1, not 3 (0.2 by chance); mean not reproduced",  # MRPC: +0.0 +-1.1
         "reproduced 0/4, wide 0, not 4 (0.2 by chance); mean not reproduced",  # MRPC: -0.7 +-0.4
     ]
-    assert large.texts[3] == ["unique A, B", "paper", "90.7 +-0.3", "84.6 +-0.8", "68.3 +-1.8", "91.5 +-0.2", "quoted"]
+    assert large.texts[3] == [
+        "unique A, B",
+        "paper",
+        "90.7 +-0.3",
+        "84.6 +-0.8",
+        "68.3 +-1.8",
+        "91.5 +-0.2",
+        "quoted",
+    ]
     assert own.title == "Table 7, random matrices, minilm"
-    assert [row[:3] for row in own.texts] == [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
+    assert [row[:3] for row in own.texts] == [
+        [f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")
+    ]
 
 
 # --- tables 8 to 11
@@ -640,7 +770,9 @@ def test_table_7_and_other_models_with_ablations():
 
 def test_the_recipes_of_conf_are_the_papers():
     made = [
-        table for make in (tables.table8, tables.table9, tables.table10, tables.table11) for table in make(ledger(), "paper")
+        table
+        for make in (tables.table8, tables.table9, tables.table10, tables.table11)
+        for table in make(ledger(), "paper")
     ]
     assert len(made) == 2 + 4 + 1 + 8
     states = {row[-1] for table in made for row in table.texts}
@@ -658,7 +790,9 @@ def test_the_recipes_of_conf_are_the_papers():
 def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
     other = copy.deepcopy(recipes._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
     whole = recipes._recipe_file
-    monkeypatch.setattr(recipes, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model))
+    monkeypatch.setattr(
+        recipes, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model)
+    )
     (table,) = tables.table10(ledger(), "paper")
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", "0.03", "0.02", "DIFFERS: 0.1, 0.02"]
@@ -670,7 +804,9 @@ def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
 def test_every_cell_of_ours_names_its_runs():
     records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
     table = tables.table2(ledger(*records), "paper")[0]
-    of_rte, of_cola = (tuple(r["id"] for r in records if r["cell"]["task"] == task) for task in ("rte", "cola"))
+    of_rte, of_cola = (
+        tuple(r["id"] for r in records if r["cell"]["task"] == task) for task in ("rte", "cola")
+    )
     (i,) = [i for i, row in enumerate(table.texts) if row[1] == "ours"]
     j = table.header.index("RTE")
     assert table.runs[i, j] == of_rte
@@ -684,7 +820,13 @@ def test_every_cell_of_ours_names_its_runs():
 
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_number_of_ours_in_every_table_has_its_runs(name):
-    models = {"table3": "gpt2_medium", "table4": "llama_7b", "table5": "vit_base", "table12": "llama_7b", "table13": "llama_7b"}
+    models = {
+        "table3": "gpt2_medium",
+        "table4": "llama_7b",
+        "table5": "vit_base",
+        "table12": "llama_7b",
+        "table13": "llama_7b",
+    }
     model = models.get(name, "roberta_large")
     made = {
         "table3": [texts("vera")],
@@ -701,14 +843,19 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
 
 
 def test_of_two_records_of_a_seed_the_one_that_deviates_least_counts_in_any_order():
-    again, odd = record(best=0.99) | {"id": "zz again"}, record(best=0.9, deviations=["max_length 64"]) | {"id": "a"}
+    again, odd = (
+        record(best=0.99) | {"id": "zz again"},
+        record(best=0.9, deviations=["max_length 64"]) | {"id": "a"},
+    )
     others = [record(seed=s) for s in (4, 3, 2, 1, 0)]
     for records in ([again, odd, *others], [*others, odd, again]):
         (cell,) = cells(records, 5).values()
         assert (cell.seeds, cell.median(), cell.complete) == (5, 80.0, True)
         assert [r["cell"]["seed"] for r in cell.records] == [0, 1, 2, 3, 4]
         assert cell.again == ("zz again", "a")
-    assert any(note.endswith("left out: zz again, a.") for note in tables.table2(ledger(*records), "paper")[0].notes)
+    assert any(
+        note.endswith("left out: zz again, a.") for note in tables.table2(ledger(*records), "paper")[0].notes
+    )
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -731,7 +878,8 @@ def test_protocols_are_never_mixed():
     assert ([r["cell"]["seed"] for r in cell.records], cell.left_out) == ([3], 3)
     assert cell.problems == ["vera on rte: runs of protocol 1 are not mixed with those of 2."]
     assert cell.problems[0] in tables.table2(ledger(*old, new), "paper")[0].notes
-    (same,) = cells([*old, record(seed=3) | {"protocol": 1}], 5).values()  # a record from before it was written is of the first
+    # A record from before it was written is of the first
+    (same,) = cells([*old, record(seed=3) | {"protocol": 1}], 5).values()
     assert same.seeds == 4
 
 
@@ -760,9 +908,26 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
 
 
 def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
-    evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "1=1+1", "-e1"]
-    numbers = {"-0.3": "-0.3,,", "+0.2 +-1.1": "+0.2,1.1,", "+0.2 +-1.1 (3/5)": "+0.2,1.1,(3/5)", "43.1": "43.1,,", "-": ",,-"}
-    rows = [make_row(label, number, mark) for label in evil for number in numbers for mark in ("=m", "80.0 +-1.0")]
+    evil = [
+        "=cmd|' /C calc'!A0",
+        "+1+cmd",
+        "-2+3+cmd|' /C calc'!A0",
+        "@SUM(1+1)",
+        "  =1+1",
+        "\t=1+1",
+        "1=1+1",
+        "-e1",
+    ]
+    numbers = {
+        "-0.3": "-0.3,,",
+        "+0.2 +-1.1": "+0.2,1.1,",
+        "+0.2 +-1.1 (3/5)": "+0.2,1.1,(3/5)",
+        "43.1": "43.1,,",
+        "-": ",,-",
+    }
+    rows = [
+        make_row(label, number, mark) for label in evil for number in numbers for mark in ("=m", "80.0 +-1.0")
+    ]
     text = Table("=t", ["@method", "a", "=b"], rows, ["=n"], "", {}, ()).render("csv")
     header, *read = csv.reader(io.StringIO(text))
     assert header == ["table", "'@method", "a", "a spread", "a mark", "'=b", "'=b spread", "'=b mark", "runs"]
@@ -773,6 +938,8 @@ def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
     assert {",".join(line[5:8]) for line in read} == {",,'=m", "80.0,1.0,"}
 
 
-@pytest.mark.parametrize("number", ["-0.3", "+0.2 +-1.1", "+0.2 +-1.1 (3/5)", "43,008", "-8.0e-05", "-", "", "80.0*", "+1%"])
+@pytest.mark.parametrize(
+    "number", ["-0.3", "+0.2 +-1.1", "+0.2 +-1.1 (3/5)", "43,008", "-8.0e-05", "-", "", "80.0*", "+1%"]
+)
 def test_a_number_stays_one_in_a_spreadsheet(number):
     assert spreadsheet(number) == number

@@ -1,11 +1,11 @@
-"""A campaign of files, words and requests from strangers: what a record, an adapter, a model's folder, data, images, a
-command line, a client of the server or a label in the report may hold that nobody meant.
+"""A campaign of files, words and requests from strangers: what a record, an adapter, a model's folder, data,
+images, a command line, a client of the server or a label in the report may hold that nobody meant.
 
     python -m attack [SEED] [--short] [--part PART]      make attack and make attack SHORT=1 do the same
 
-Some of it is made by hand, much of it at random, from a seed. Each case is done in a child of its own, forked from one
-warmed process: it has to be refused in one line or taken, without a traceback, in seconds, in little memory, and no
-program or code of a stranger's may run. What was tried and what held stands in docs/attack.md.
+Some of it is made by hand, much of it at random, from a seed. Each case is done in a child of its own, forked
+from one warmed process: it has to be refused in one line or taken, without a traceback, in seconds, in little
+memory, and no program or code of a stranger's may run. What was tried and what held stands in docs/attack.md.
 """
 
 import argparse
@@ -17,7 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import torch
 from transformers.utils import logging
@@ -43,7 +48,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m attack", description=__doc__)
     parser.add_argument("seed", nargs="?", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--short", action="store_true", help="a part of the cases, in about a minute")
-    parser.add_argument("--part", action="append", choices=[part.name for part in parts], help="this part alone; no page")
+    parser.add_argument(
+        "--part", action="append", choices=[part.name for part in parts], help="this part alone; no page"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -67,7 +74,10 @@ def main(arguments: list[str]) -> int:
         (ROOT / "docs" / "attack.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     used = sum(os.times()[:4])
     print(f"{used:.0f} s of the processor")
-    print(f"{sum(part.tried for part in parts)} tried, {problems} did not hold" + (f", see {path}" if problems else ""))
+    print(
+        f"{sum(part.tried for part in parts)} tried, {problems} did not hold"
+        + (f", see {path}" if problems else "")
+    )
     if not problems:
         shutil.rmtree(path)
     return bool(problems)

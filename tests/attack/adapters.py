@@ -37,7 +37,9 @@ def cases(home: Home) -> Iterator[Case]:
         yield _file(home, "files made by hand", name, content, vera.load)
     for i in range(number):
         how = [vera.load, add_to_many][i % 3 == 2]
-        yield _file(home, "files with one thing changed at random", f"{i}", at_random(good, dice), how, "either")
+        yield _file(
+            home, "files with one thing changed at random", f"{i}", at_random(good, dice), how, "either"
+        )
     for i in range(number // 3):
         text = build(*good)
         for _ in range(dice.randrange(2, 5)):
@@ -63,14 +65,20 @@ def add_to_many(model: Any, path: Path) -> None:
 
 
 def _file(
-    home: Home, kind: str, name: str, content: bytes, load: Callable[[Any, Path], Any], expected: str = "refused"
+    home: Home,
+    kind: str,
+    name: str,
+    content: bytes,
+    load: Callable[[Any, Path], Any],
+    expected: str = "refused",
 ) -> Case:
     path = home.file("adapter.safetensors", content)
     return Case(kind, name, lambda: attempt(load, path), expected, folder=path.parent, seconds=8)
 
 
 def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:
-    """Loads; and says where the base weights are others than before, or anything of a model whose file was refused."""
+    """Loads; and says where the base weights are others than before, or anything of a model whose file was
+    refused."""
     model = MODEL  # this process has its own copy of it
     before = {name: value.clone() for name, value in model.state_dict().items()}
     base = vera.checkpoint.base_fingerprint(model)
@@ -78,11 +86,15 @@ def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:
         load(model, path)
     except BaseException:
         after = model.state_dict()
-        if after.keys() != before.keys() or not all(torch.equal(after[name], value) for name, value in before.items()):
+        if after.keys() != before.keys() or not all(
+            torch.equal(after[name], value) for name, value in before.items()
+        ):
             raise WrongError("the model was changed, and then the file refused") from None
         raise
     after = base_of(model)
-    if any(after[name] != value for name, value in base.items() if name in after and load is not vera.load_head):
+    if any(
+        after[name] != value for name, value in base.items() if name in after and load is not vera.load_head
+    ):
         raise WrongError("the file was loaded, and the base weights are others")
 
 
@@ -98,39 +110,80 @@ def base_of(model: Any) -> dict[str, str]:
 # --- peft's folders
 
 
-KEYS = ["peft_type", "r", "lora_alpha", "target_modules", "bias", "init_lora_weights", "layer_replication", "rank_pattern"]
-KEYS += ["task_type", "base_model_name_or_path", "auto_mapping", "projection_prng_key", "d_initial", "vera_dropout"]
+KEYS = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "bias",
+    "init_lora_weights",
+    "layer_replication",
+    "rank_pattern",
+]
+KEYS += [
+    "task_type",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "projection_prng_key",
+    "d_initial",
+    "vera_dropout",
+]
 BOMB = "((([a-z0-9_.])+)+)+!"
-VALUES = [*ODD, BOMB, {BOMB: 8}, "OLoRA", "pissa", "eva", "all", [[0, 2]] * 10**5, "LORA", "VERA", "http://127.0.0.1:9/", 2**64]
+VALUES = [
+    *ODD,
+    BOMB,
+    {BOMB: 8},
+    "OLoRA",
+    "pissa",
+    "eva",
+    "all",
+    [[0, 2]] * 10**5,
+    "LORA",
+    "VERA",
+    "http://127.0.0.1:9/",
+    2**64,
+]
 
 
 def peft_folders(home: Home) -> Iterator[Case]:
     """Folders of peft's LoRA and VeRA: its configuration, names, shapes and values changed."""
     dice, sources = home.dice("peft"), []
-    for config in (peft.LoraConfig(r=4, target_modules=["query", "value"]), peft.VeraConfig(r=4, target_modules=["query"])):
+    for config in (
+        peft.LoraConfig(r=4, target_modules=["query", "value"]),
+        peft.VeraConfig(r=4, target_modules=["query"]),
+    ):
         theirs = peft.get_peft_model(tiny_model(), config)
         shake(theirs)
         sources.append(home.place())
         theirs.save_pretrained(sources[-1])
-    loaded = [(json.loads((f / CONFIG).read_text()), load_file(f / WEIGHTS), (f / WEIGHTS).read_bytes()) for f in sources]
+    loaded = [
+        (json.loads((f / CONFIG).read_text()), load_file(f / WEIGHTS), (f / WEIGHTS).read_bytes())
+        for f in sources
+    ]
     for i, (config, tensors, _) in enumerate(loaded):
         yield _folder(home, "sound folders of peft", f"{i}", config, tensors, "taken")
     every = [(kind, key, value) for kind in range(2) for key in KEYS for value in VALUES]
     for kind, key, value in dice.sample(every, 60 if home.short else 300):
         config, tensors, _ = loaded[kind]
         name = f"{config['peft_type']} with {key}={value!r:.60}"
-        yield _folder(home, "configurations of peft, one value changed", name, config | {key: value}, tensors, "either")
+        yield _folder(
+            home, "configurations of peft, one value changed", name, config | {key: value}, tensors, "either"
+        )
     for i in range(30 if home.short else 120):
         config, tensors, raw = loaded[i % 2]
         tensors, name, how = dict(tensors), dice.choice(list(tensors)), dice.randrange(6)
         if how == 0:
-            tensors[dice.choice(["", "..", "base_model.model.x.lora_A.weight", "a" * 10**5, name + ".x"])] = tensors.pop(name)
+            tensors[dice.choice(["", "..", "base_model.model.x.lora_A.weight", "a" * 10**5, name + ".x"])] = (
+                tensors.pop(name)
+            )
         elif how == 1:
             tensors[name] = torch.full(dice.choice([(), (1,), (4, 4), (10**6,), (0, 32)]), 1.0)
         elif how == 2:
             tensors[name] = tensors[name] * dice.choice([float("nan"), float("inf"), 1e38])
         elif how == 3:
-            tensors[name] = tensors[name].to(dice.choice([torch.int64, torch.float64, torch.bool, torch.float8_e4m3fn]))
+            tensors[name] = tensors[name].to(
+                dice.choice([torch.int64, torch.float64, torch.bool, torch.float8_e4m3fn])
+            )
         elif how == 4:
             del tensors[name]
         else:
@@ -166,4 +219,9 @@ def _in_the_way(home: Home) -> Iterator[Case]:
         torch.save({"x": Evil()}, folder / name)
         (folder / CONFIG).write_text('{"peft_type": "LORA", "r": 4}')
         path = folder if load is vera.import_peft else folder / name
-        yield Case("pickles in the place of weights", name, lambda load=load, path=path: attempt(load, path), folder=folder)
+        yield Case(
+            "pickles in the place of weights",
+            name,
+            lambda load=load, path=path: attempt(load, path),
+            folder=folder,
+        )

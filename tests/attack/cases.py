@@ -1,4 +1,5 @@
-"""A case of the campaign, and how it is run: in a forked child of the warmed process, with limits, and watched."""
+"""A case of the campaign, and how it is run: in a forked child of the warmed process, with limits, and
+watched."""
 
 import gc
 import json
@@ -22,8 +23,21 @@ from runs.errors import is_users
 SECONDS, PATIENCE, MEGABYTES = 10.0, 60.0, 500.0
 #: Characters that the one line of a refusal may have.
 LONGEST_LINE = 1200
-#: Programs that the project and its libraries start themselves: for where they run, scores in Java, and peft's BOFT.
-PROGRAMS = ("git", "uname", "java", "ldconfig", "gcc", "c++", "lscpu", "ninja", "fc-list", "make", "chromedriver")
+#: Programs that the project and its libraries start themselves: for where they run, scores in Java, and
+#: peft's BOFT.
+PROGRAMS = (
+    "git",
+    "uname",
+    "java",
+    "ldconfig",
+    "gcc",
+    "c++",
+    "lscpu",
+    "ninja",
+    "fc-list",
+    "make",
+    "chromedriver",
+)
 
 
 class WrongError(AssertionError):
@@ -32,12 +46,13 @@ class WrongError(AssertionError):
 
 @dataclass
 class Case:
-    """act: the attack; it returns where what it gave was taken, raises the project's errors where it was refused.
+    """act: the attack; it returns where what it gave was taken, raises the project's errors where it was
+    refused.
 
-    kind: the row of the table that it counts in. expected: "refused", "taken" or "either". tried: how many odd things it
-    gives at once. halves: the same with each half of them, to find those that it failed on. known: error classes beside
-    the project's own which are a refusal, too. network: whether it may connect. folder: removed afterwards.
-    """
+    kind: the row of the table that it counts in. expected: "refused", "taken" or "either". tried: how many
+    odd things it gives at once. halves: the same with each half of them, to find those that it failed on.
+    known: error classes beside the project's own which are a refusal, too. network: whether it may connect.
+    folder: removed afterwards."""
 
     kind: str
     name: str
@@ -64,7 +79,8 @@ class Row:
 
 
 class Home:
-    """The campaign's folder: places for cases, and the canary, which nobody writes to unless a stranger's code runs."""
+    """The campaign's folder: places for cases, and the canary, which nobody writes to unless a stranger's
+    code runs."""
 
     def __init__(self, path: Path, seed: int, short: bool) -> None:
         self.path, self.seed, self.short, self.number = path, seed, short, 0
@@ -214,11 +230,19 @@ def _watched(case: Case, home: Home) -> dict[str, Any]:
     if "Traceback (most recent" in log.read_text(errors="replace"):
         strange.append("a traceback on the screen")
     log.unlink()
-    return {"outcome": outcome, "words": words[:4000], "seconds": seconds, "grown": grown, "strange": strange[:3]}
+    return {
+        "outcome": outcome,
+        "words": words[:4000],
+        "seconds": seconds,
+        "grown": grown,
+        "strange": strange[:3],
+    }
 
 
 def _short(error: BaseException) -> str:
-    where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)][-3:]
+    where = [
+        f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    ][-3:]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (at {', '.join(where)})"
 
 
@@ -238,17 +262,26 @@ def _judge(case: Case, told: bytes, status: int, ran: list[str]) -> tuple[str, l
     """What came of a case, and what of it is not as it should be."""
     name = f"{case.kind}: {case.name}"
     if not told:
-        signalled = f"was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "ended without a word"
+        signalled = (
+            f"was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "ended without a word"
+        )
         why = f"hangs for more than {case.patience:.0f} s" if status == signal.SIGKILL else signalled
         return "raised", [f"{name}: {why}"]
     found = json.loads(told)
-    outcome, words, problems = found["outcome"], found["words"], [f"{name}: {words}" for words in found["strange"]]
+    outcome, words, problems = (
+        found["outcome"],
+        found["words"],
+        [f"{name}: {words}" for words in found["strange"]],
+    )
     if outcome in ("wrong", "raised"):
         problems.append(f"{name}: {words}")
     elif case.expected not in ("either", outcome):
         problems.append(f"{name}: is {outcome}, and should be {case.expected} {words}"[:400])
     if outcome == "refused" and ("\n" in words or len(words) > LONGEST_LINE or not words.strip()):
-        problems.append(f"{name}: is refused in {words.count(chr(10)) + 1} lines, {len(words)} characters: {words[:100]!r}")
+        problems.append(
+            f"{name}: is refused in {words.count(chr(10)) + 1} lines, {len(words)} characters:"
+            f" {words[:100]!r}"
+        )
     if found["seconds"] > case.seconds:
         problems.append(f"{name}: took {found['seconds']:.1f} s of the processor")
     if found["grown"] > case.megabytes:

@@ -35,21 +35,48 @@ def cases(home: Home) -> Iterator[Case]:
         files = sorted(path.name for path in sound[modality].iterdir() if path.is_file())
         name, how = dice.choice(files), dice.randrange(3)
         content = (sound[modality] / name).read_bytes()
-        change = _json(name, {dice.choice(list(json.loads(content))): dice.choice(VALUES)}) if name.endswith(".json") else None
+        change = (
+            _json(name, {dice.choice(list(json.loads(content))): dice.choice(VALUES)})
+            if name.endswith(".json")
+            else None
+        )
         if how or change is None:
             spot = dice.randrange(len(content))
-            wrong = content[:spot] + dice.randbytes(dice.randrange(1, 9)) + content[spot + dice.randrange(9) :]
+            wrong = (
+                content[:spot] + dice.randbytes(dice.randrange(1, 9)) + content[spot + dice.randrange(9) :]
+            )
             change = _file(name, wrong if how == 1 else content[:spot])
-        yield _case(home, "folders with one file changed at random", f"{i}, {name}", sound[modality], change, EITHER, modality)
+        yield _case(
+            home,
+            "folders with one file changed at random",
+            f"{i}, {name}",
+            sound[modality],
+            change,
+            EITHER,
+            modality,
+        )
 
 
 def _case(
-    home: Home, kind: str, name: str, sound: Path, change: Callable[[Path], object], expected: str, modality: str = "text"
+    home: Home,
+    kind: str,
+    name: str,
+    sound: Path,
+    change: Callable[[Path], object],
+    expected: str,
+    modality: str = "text",
 ) -> Case:
     folder = home.place()
     place = Path(shutil.copytree(sound, folder / "model"))
     change(place)
-    about = {"name": "mine", "label": "mine", "modality": modality, "path": str(place), "package": None, "sha256": None}
+    about = {
+        "name": "mine",
+        "label": "mine",
+        "modality": modality,
+        "path": str(place),
+        "package": None,
+        "sha256": None,
+    }
     about |= {"architecture": None}
 
     def act() -> None:
@@ -80,7 +107,14 @@ def _code(home: Home, **config: Any) -> Callable[[Path], object]:
     """Code beside the weights, and a configuration that names it."""
 
     def change(place: Path) -> None:
-        for name in ("evil.py", "modeling_evil.py", "tokenization_evil.py", "setup.py", "__init__.py", "conftest.py"):
+        for name in (
+            "evil.py",
+            "modeling_evil.py",
+            "tokenization_evil.py",
+            "setup.py",
+            "__init__.py",
+            "conftest.py",
+        ):
             (place / name).write_text(f"{home.code}\nclass Evil: pass\n")
         _json("config.json", config.get("model", {}))(place)
         _json("tokenizer_config.json", config.get("tokenizer", {}))(place)
@@ -114,12 +148,24 @@ def _odd(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 def by_hand(home: Home) -> Iterator[tuple[str, Callable[[Path], object], str]]:
-    auto = {"AutoConfig": "evil.Evil", "AutoModelForSequenceClassification": "evil.Evil", "AutoModel": "evil.Evil"}
+    auto = {
+        "AutoConfig": "evil.Evil",
+        "AutoModelForSequenceClassification": "evil.Evil",
+        "AutoModel": "evil.Evil",
+    }
     hub = {key: f"evil/evil--{value}" for key, value in auto.items()}
     yield "auto_map", _code(home, model={"auto_map": auto, "trust_remote_code": True}), EITHER
-    yield "auto_map of an unknown model_type", _code(home, model={"auto_map": auto, "model_type": "evil"}), REFUSED
+    yield (
+        "auto_map of an unknown model_type",
+        _code(home, model={"auto_map": auto, "model_type": "evil"}),
+        REFUSED,
+    )
     yield "auto_map to the hub", _code(home, model={"auto_map": hub, "model_type": "evil"}), REFUSED
-    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil", "trust_remote_code": True}
+    tokenizer = {
+        "auto_map": {"AutoTokenizer": ["evil.Evil", None]},
+        "tokenizer_class": "Evil",
+        "trust_remote_code": True,
+    }
     yield "a tokenizer's code", _code(home, tokenizer=tokenizer), EITHER
     yield (
         "custom_generate",
@@ -129,11 +175,25 @@ def by_hand(home: Home) -> Iterator[tuple[str, Callable[[Path], object], str]]:
     yield "a pickle beside the weights", _pickle(home, "pytorch_model.bin", True), EITHER
     yield "a pickle in the weights' place", _pickle(home, "pytorch_model.bin", False), REFUSED
     yield "a pickle named model.safetensors", _pickle(home, "model.safetensors", True), REFUSED
-    for name in ("pytorch_model.bin", "../../../etc/passwd", "../model.safetensors", "/etc/passwd", "model-2.safetensors", ""):
+    for name in (
+        "pytorch_model.bin",
+        "../../../etc/passwd",
+        "../model.safetensors",
+        "/etc/passwd",
+        "model-2.safetensors",
+        "",
+    ):
         index = json.dumps({"metadata": {}, "weight_map": {"a": name}})
         yield f"an index that names {name!r}", _pickle(home, "pytorch_model.bin", False, index), REFUSED
         yield f"an index that names {name!r}, beside weights", _file(INDEX, index), REFUSED
-    for text in ("[]", "[" * 200_000, "", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}'):
+    for text in (
+        "[]",
+        "[" * 200_000,
+        "",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": null}}',
+    ):
         yield f"an index {text[:25]!r}", _file(INDEX, text), REFUSED
     for kernel in ("evil/evil", "evil/evil@main:f", "flash_attention_2", "paged|sdpa", {"": "evil/evil"}):
         for key in ("_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
@@ -141,18 +201,47 @@ def by_hand(home: Home) -> Iterator[tuple[str, Callable[[Path], object], str]]:
     for key in ("num_hidden_layers", "n_layer", "num_layers", "depth"):
         for value in (10**6, 10**30, 1e308):
             yield f"{key}={value:g}", _json("config.json", {key: value}), REFUSED
-    for key in ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "num_attention_heads"):
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+    ):
         for value in (10**9, -1, 0, "x", None, 1.5, [1]):
             yield f"{key}={value!r}", _json("config.json", {key: value}), EITHER
-    for text in ("[" * 200_000, "[]", "", "null", '"x"', "NaN", '{"a": ' * 5000, "{}", b"\xff\xfe", b"\0" * 100):
+    for text in (
+        "[" * 200_000,
+        "[]",
+        "",
+        "null",
+        '"x"',
+        "NaN",
+        '{"a": ' * 5000,
+        "{}",
+        b"\xff\xfe",
+        b"\0" * 100,
+    ):
         yield f"config.json {text[:12]!r}", _file("config.json", text), REFUSED
     deep = json.dumps({"x": None}).replace("null", "[" * 30 + "]" * 30)
     yield "config.json, deep inside", _file("config.json", deep), REFUSED
     yield "transformers_weights", _json("config.json", {"transformers_weights": "adapter.bin"}), REFUSED
-    for key, value in (("pretrained_cfg", {"file": "/etc/passwd"}), ("checkpoint_path", "/etc/passwd"), ("cache_dir", "/")):
+    for key, value in (
+        ("pretrained_cfg", {"file": "/etc/passwd"}),
+        ("checkpoint_path", "/etc/passwd"),
+        ("cache_dir", "/"),
+    ):
         yield f"model_args.{key}", _json("config.json", {"model_args": {key: value}}), REFUSED
     yield "architecture of the hub", _json("config.json", {"architecture": "hf-hub:evil/vit"}), REFUSED
-    for key in ("quantization_config", "dtype", "torch_dtype", "problem_type", "hidden_act", "id2label", "pruned_heads"):
+    for key in (
+        "quantization_config",
+        "dtype",
+        "torch_dtype",
+        "problem_type",
+        "hidden_act",
+        "id2label",
+        "pruned_heads",
+    ):
         for value in ({"quant_method": "evil"}, "evil.Evil", "os.system", 7):
             yield f"{key}={value!r}", _json("config.json", {key: value}), EITHER
     yield "adapter_config.json beside it", _file("adapter_config.json", "{}"), REFUSED
@@ -172,14 +261,42 @@ def by_hand(home: Home) -> Iterator[tuple[str, Callable[[Path], object], str]]:
         yield f"{name} is a pipe", _odd(name, os.mkfifo), EITHER if name == "tokenizer.json" else REFUSED
     for what in ({"pattern": {"Regex": BOMB}}, {"pattern": {"Regex": "(" * 5000}}, {"pattern": 7}):
         splitter = {"type": "Split", "behavior": "Isolated", "invert": False} | what
-        yield f"a tokenizer's expression {str(what)[:30]}", _json("tokenizer.json", {"pre_tokenizer": splitter}), EITHER
-    for text in ("{}", "[]", "", "[" * 100_000, '{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}'):
+        yield (
+            f"a tokenizer's expression {str(what)[:30]}",
+            _json("tokenizer.json", {"pre_tokenizer": splitter}),
+            EITHER,
+        )
+    for text in (
+        "{}",
+        "[]",
+        "",
+        "[" * 100_000,
+        '{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}',
+    ):
         yield f"tokenizer.json {text[:25]!r}", _file("tokenizer.json", text), EITHER
         yield f"tokenizer_config.json {text[:25]!r}", _file("tokenizer_config.json", text), EITHER
         yield f"special_tokens_map.json {text[:25]!r}", _file("special_tokens_map.json", text), EITHER
 
 
-VALUES = [None, -1, 0, 10**9, 10**30, 1e308, True, "x", "", [], {}, [[]], "../../x", float("nan"), {"a": 1}, "os.system", BOMB]
+VALUES = [
+    None,
+    -1,
+    0,
+    10**9,
+    10**30,
+    1e308,
+    True,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    "../../x",
+    float("nan"),
+    {"a": 1},
+    "os.system",
+    BOMB,
+]
 IMAGES: dict[str, dict[str, Any]] = {
     "an unknown kind": {"image_processor_type": "Evil"},
     "auto_map": {"auto_map": {"AutoImageProcessor": "evil.Evil"}},

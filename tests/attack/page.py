@@ -36,7 +36,8 @@ PAYLOADS = [
     f"\ufeff<\u017fcript>{RUN}</\u017fcript>",
     f"<base href=http://127.0.0.1:9/><meta http-equiv=refresh content=0;url=javascript:{RUN}>",
 ]
-#: Texts that the commands compare with words of their own: another value would only take the record out of the page.
+#: Texts that the commands compare with words of their own: another value would only take the record out of
+#: the page.
 KEPT = ("id", "status", "kind", "metric", "select", "schema")
 
 
@@ -67,7 +68,9 @@ def cases(home: Home) -> Iterator[Case]:
             "megabytes": float("inf"),
             "network": True,
         }
-        yield Case(f"{kind}, in chromium", "as it is", lambda: opened(paths["hostile"]), tried=number, **known)
+        yield Case(
+            f"{kind}, in chromium", "as it is", lambda: opened(paths["hostile"]), tried=number, **known
+        )
         yield Case(f"{kind}, in chromium", "without its policy", lambda: opened(bare), tried=number, **known)
         yield Case("a payload that does run is noticed", "control", lambda: noticed(control), **known)
 
@@ -75,7 +78,10 @@ def cases(home: Home) -> Iterator[Case]:
 def poisoned(node: Any, dice: Any, always: bool) -> Any:
     """A record whose texts hold payloads: all of them, or half of them."""
     if isinstance(node, dict):
-        return {key: value if key in KEPT else poisoned(value, dice, always) for key, value in copy.copy(node).items()}
+        return {
+            key: value if key in KEPT else poisoned(value, dice, always)
+            for key, value in copy.copy(node).items()
+        }
     if isinstance(node, list):
         return [poisoned(value, dice, always) for value in node]
     if isinstance(node, str) and (always or dice.random() < 0.3):
@@ -103,9 +109,20 @@ class Elements(HTMLParser):
 def parsed(text: str, benign: str) -> None:
     """The page has the kinds of elements and attributes of one without payloads, and two scripts."""
     more = Elements(text).kinds - Elements(benign).kinds
-    plain = {("th", "rowspan"), ("ol",), ("li",), ("ul",), ("details",), ("summary",), ("p", "class"), ("td", "class")}
+    plain = {
+        ("th", "rowspan"),
+        ("ol",),
+        ("li",),
+        ("ul",),
+        ("details",),
+        ("summary",),
+        ("p", "class"),
+        ("td", "class"),
+    }
     strange = {
-        kind for kind in more - plain if kind[0] in ("script", "iframe", "svg", "base", "meta", "title") or len(kind) == 3
+        kind
+        for kind in more - plain
+        if kind[0] in ("script", "iframe", "svg", "base", "meta", "title") or len(kind) == 3
     }
     strange |= {kind for kind in more if kind[-1] in ("onerror", "onload", "onfocus", "srcdoc", "autofocus")}
     if strange or len(re.findall(r"<script", text)) != len(re.findall(r"<script", benign)):
@@ -118,7 +135,13 @@ def browser() -> Any:
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for word in ("headless=new", "no-sandbox", "no-first-run", "disable-gpu", "disable-background-networking"):
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "no-first-run",
+        "disable-gpu",
+        "disable-background-networking",
+    ):
         options.add_argument(f"--{word}")
     options.add_argument(f"--user-data-dir={tempfile.mkdtemp()}")
     return webdriver.Chrome(options, Service(str(DRIVER)))
@@ -134,7 +157,8 @@ const data = JSON.parse(document.getElementById('data').textContent), done = arg
     select.value = option.value; select.dispatchEvent(new Event('change', {bubbles: true}));
     await new Promise(go => setTimeout(go, 5)); }
   dispatchEvent(new Event('beforeprint'));
-  done([places.length, window.ran || 0, document.querySelectorAll('img[src=x], svg[onload], iframe, base').length]);
+  const strangers = document.querySelectorAll('img[src=x], svg[onload], iframe, base').length;
+  done([places.length, window.ran || 0, strangers]);
 })();
 """
 
@@ -149,7 +173,9 @@ def opened(path: Path) -> None:
     finally:
         driver.quit()
     if ran or elements or places < 20:
-        raise WrongError(f"of {places} places that were opened: executed {ran}, elements of payloads {elements}")
+        raise WrongError(
+            f"of {places} places that were opened: executed {ran}, elements of payloads {elements}"
+        )
 
 
 def noticed(path: Path) -> None:

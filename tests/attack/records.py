@@ -54,7 +54,8 @@ class Odd:
 
 @dataclass
 class Command:
-    """A command that reads a ledger. shown: what a folder's sound records bring about, in its output or in its files."""
+    """A command that reads a ledger. shown: what a folder's sound records bring about, in its output or in
+    its files."""
 
     name: str
     module: str
@@ -73,7 +74,9 @@ def cases(home: Home) -> Iterator[Case]:
     mutations = [*([m] for m in (dice.sample(one, 90) if home.short else one)), *several]
     mutations += [[((key,), "missing")] for key in ESSENTIAL[2:]]
     groups = {
-        "records, one thing or several changed": [mutated(ledger.odd, number, m) for number, m in enumerate(mutations)],
+        "records, one thing or several changed": [
+            mutated(ledger.odd, number, m) for number, m in enumerate(mutations)
+        ],
         "files that hold no record": contents(ledger.odd),
         "folders, pipes, devices, links and names": no_files(home),
     }
@@ -111,7 +114,8 @@ def mutated(record: dict[str, Any], number: int, changes: Sequence[tuple[tuple[s
                 del node[path[-1]]
     what = ", ".join(f"{'.'.join(path)} {how}" for path, how in changes)
     certain = any(
-        len(path) == 1 and path[0] in ESSENTIAL and how in ("missing", "null", "a list", "deep") for path, how in changes
+        len(path) == 1 and path[0] in ESSENTIAL and how in ("missing", "null", "a list", "deep")
+        for path, how in changes
     )
     return Odd(f"{number:012x}.json", what, lambda place: place.write_text(json.dumps(made)), certain)
 
@@ -139,7 +143,10 @@ def contents(record: dict[str, Any]) -> list[Odd]:
         "a lone surrogate": text[:-1] + ', "x": "\\ud800"}',
         "a pickle": b"\x80\x04\x95\x00",
         "a long number": '{"id": "%s", "schema": ' + "9" * 5000 + "}",
-        "a measure": '{"schema": 1, "id": "%s", "kind": "magnitude", "of": [], "settings": {}, "seeds": {}, "values": {}}',
+        "a measure": (
+            '{"schema": 1, "id": "%s", "kind": "magnitude", "of": [], "settings": {}, "seeds": {},'
+            ' "values": {}}'
+        ),
     }
 
     def put(content: bytes | str, name: str) -> Callable[[Path], object]:
@@ -148,7 +155,8 @@ def contents(record: dict[str, Any]) -> list[Odd]:
 
     names = [f"{number:012x}" for number in range(0xA000, 0xA000 + len(texts))]
     return [
-        Odd(f"{name}.json", what, put(content, name), True) for name, (what, content) in zip(names, texts.items(), strict=True)
+        Odd(f"{name}.json", what, put(content, name), True)
+        for name, (what, content) in zip(names, texts.items(), strict=True)
     ]
 
 
@@ -173,7 +181,8 @@ def no_files(home: Home) -> list[Odd]:
         os.fsdecode(b"\xff\xfe"): lambda place: place.write_text("{}"),
     }
     odds = [Odd(f"{name}.json", name, put, True) for name, put in ways.items()]
-    for name in (".a.json.HOST.99999999999999999999999.1", ".b.json.HOST.-1.1", "README.md"):  # no records' names: left alone
+    # No records' names: left alone
+    for name in (".a.json.HOST.99999999999999999999999.1", ".b.json.HOST.-1.1", "README.md"):
         odds.append(Odd(name, name, lambda place: place.write_text("x"), False))
     return odds
 
@@ -187,13 +196,28 @@ class Ledger:
     def __init__(self, place: Path) -> None:
         self.place = place
         model, glue = save_tiny(place / "bert", "bert"), write_glue(place / "glue", {"train": 8, "dev": 8})
-        words = ["model=encoder", f"model.path={model}", "task=rte", f"task.data_dir={glue}", "method.rank=4", "device=cpu"]
-        words += ["train.epochs=1", "train.effective_batch=8", "train.max_length=16", "train.lr=1e-2", "tracking=off"]
+        words = [
+            "model=encoder",
+            f"model.path={model}",
+            "task=rte",
+            f"task.data_dir={glue}",
+            "method.rank=4",
+            "device=cpu",
+        ]
+        words += [
+            "train.epochs=1",
+            "train.effective_batch=8",
+            "train.max_length=16",
+            "train.lr=1e-2",
+            "tracking=off",
+        ]
         self.words = words
         self.own = do([word for word in words if word != "tracking=off"] + [f"output={place / 'sound'}"])
         published = [json.loads(path.read_text()) for path in sorted(STUDY.glob("*.json"))]
         cells = {
-            (r["cell"]["row"], r["cell"]["seed"]): r for r in published if r["cell"]["task"] == "cola" and r["cell"]["paper"]
+            (r["cell"]["row"], r["cell"]["seed"]): r
+            for r in published
+            if r["cell"]["task"] == "cola" and r["cell"]["paper"]
         }
         self.sound, self.odd = cells["vera", 0], cells["lora", 0]
         write = place / "sound" / "records" / f"{self.sound['id']}.json"
@@ -204,18 +228,32 @@ class Ledger:
         (study / "NOTES.md").write_text((STUDY / "NOTES.md").read_text())
         self.commands = [
             Command(
-                "tables", "analysis.tables", lambda f: ["table2", "--format=csv", f"--output={f}"], True, self._tells("VeRA")
+                "tables",
+                "analysis.tables",
+                lambda f: ["table2", "--format=csv", f"--output={f}"],
+                True,
+                self._tells("VeRA"),
             ),
             Command("stats", "analysis.stats", lambda f: [f"--output={f}"], True, self._tells("VeRA")),
             Command("figures", "analysis.figures", lambda f: ["parameters", f"--output={f}"], True),
             Command("report", "analysis.report", lambda f: [f"--output={f}"], True, self._page),
             Command(
-                "dashboard", "analysis.dashboard", lambda f: [f"--json={f / 'd.json'}", f"--output={f}"], False, self._dashboard
+                "dashboard",
+                "analysis.dashboard",
+                lambda f: [f"--json={f / 'd.json'}", f"--output={f}"],
+                False,
+                self._dashboard,
             ),
             # A plan reads what it shows and a sample of the others, so it need not name them all.
             Command("plan", "runs.plan", lambda f: [*words, f"output={f}"], False, self._tells("1/1 done")),
             Command("publish", "runs.publish", lambda f: ["mine", f"output={f}"], False, self._published),
-            Command("evaluate", "runs.evaluate", lambda f: [self.own["id"], f"output={f}"], False, self._tells("the same")),
+            Command(
+                "evaluate",
+                "runs.evaluate",
+                lambda f: [self.own["id"], f"output={f}"],
+                False,
+                self._tells("the same"),
+            ),
             Command(
                 "export",
                 "runs.export",
@@ -265,7 +303,9 @@ class Ledger:
         name = command.name + (f" beside {odds[0].what!r}" if len(odds) == 1 else "")
         act = lambda: self.attack(command, odds)  # noqa: E731
         more = halves if len(odds) > 1 else None
-        return Case(kind, name, act, "taken", len(odds) or 1, seconds=30, patience=40, megabytes=900, halves=more)
+        return Case(
+            kind, name, act, "taken", len(odds) or 1, seconds=30, patience=40, megabytes=900, halves=more
+        )
 
     def attack(self, command: Command, odds: Sequence[Odd]) -> None:
         folder = self.folder(odds, command.studies)
@@ -276,7 +316,9 @@ class Ledger:
             raise WrongError(f"what is sound is not shown: {' '.join(text.split())[-300:]}")
         told = " ".join(text.split())
         names = {
-            odd.what: " ".join(odd.name.encode("utf-8", "backslashreplace").decode().split()) for odd in odds if odd.certain
+            odd.what: " ".join(odd.name.encode("utf-8", "backslashreplace").decode().split())
+            for odd in odds
+            if odd.certain
         }
         lacking = [what for what, name in names.items() if command.lists and name not in told]
         if lacking:
@@ -288,16 +330,27 @@ class Ledger:
 
         def act() -> None:
             folder = self.folder([odd], False)
-            words = [odd.name.removesuffix(".json") if word == self.own["id"] else word for word in command.words(folder)]
+            words = [
+                odd.name.removesuffix(".json") if word == self.own["id"] else word
+                for word in command.words(folder)
+            ]
             code, text = self.call(command.module, words, folder)
             lines = text.strip().splitlines()
             if code == 2 and not (len(lines) >= 1 and lines[-1].startswith("error: ")):
                 raise WrongError(f"exit code 2 without a line: {text[-300:]}")
 
-        return Case("an odd record asked for by its id", f"{name}, {odd.what}", act, "taken", seconds=60, megabytes=900)
+        return Case(
+            "an odd record asked for by its id",
+            f"{name}, {odd.what}",
+            act,
+            "taken",
+            seconds=60,
+            megabytes=900,
+        )
 
     def call(self, module: str, words: list[str], folder: Path) -> tuple[int, str]:
-        """A command in this process, as a user starts it; with the studies of a folder for those of the project."""
+        """A command in this process, as a user starts it; with the studies of a folder for those of the
+        project."""
         main, published = import_module(module).main, runs.record.PUBLISHED
         for name, room in list(sys.modules.items()):
             if name.startswith(("runs", "analysis")) and getattr(room, "PUBLISHED", None) == published:

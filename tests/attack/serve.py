@@ -27,8 +27,8 @@ from attack.cases import Case, Home, WrongError
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"adapter": "a0", "text": "the dog sees the cat ."}
-#: Seconds within which a good request is answered, whatever the others do; by how many MB the server may grow; lines it may
-#: write of a bad request.
+#: Seconds within which a good request is answered, whatever the others do; by how many MB the server may
+#: grow; lines it may write of a bad request.
 SOON, MEGABYTES, LINES = 15.0, 400.0, 1
 
 
@@ -49,7 +49,11 @@ class Server:
         self.process = multiprocessing.get_context("fork").Process(target=self._serve)
         self.process.start()
         end = time.monotonic() + 60
-        while not (found := re.search(r"running on http://127.0.0.1:(\d+)", self.log.read_text() if self.log.exists() else "")):
+        while not (
+            found := re.search(
+                r"running on http://127.0.0.1:(\d+)", self.log.read_text() if self.log.exists() else ""
+            )
+        ):
             if time.monotonic() > end or not self.process.is_alive():
                 raise WrongError(f"the server does not start: {self.log.read_text()[-300:]}")
             time.sleep(0.05)
@@ -96,7 +100,9 @@ class Server:
 
 
 def head(*lines: str, first: str = "POST /classify HTTP/1.1") -> bytes:
-    return "\r\n".join([first, "host: here", "content-type: application/json", *lines, "", ""]).encode("latin-1")
+    return "\r\n".join([first, "host: here", "content-type: application/json", *lines, "", ""]).encode(
+        "latin-1"
+    )
 
 
 def cases(home: Home) -> Iterator[Case]:
@@ -104,8 +110,18 @@ def cases(home: Home) -> Iterator[Case]:
     dice = home.dice("serve")
     try:
         for kind, name, attack in attacks(server, dice, home):
-            yield Case(kind, name, lambda attack=attack: held(server, attack), "taken", network=True, seconds=60, patience=150)
-        yield Case("afterwards", "the server's memory, log and life", lambda: whole(server), "taken", network=True)
+            yield Case(
+                kind,
+                name,
+                lambda attack=attack: held(server, attack),
+                "taken",
+                network=True,
+                seconds=60,
+                patience=150,
+            )
+        yield Case(
+            "afterwards", "the server's memory, log and life", lambda: whole(server), "taken", network=True
+        )
     finally:
         if server.process.pid:
             os.kill(server.process.pid, signal.SIGKILL)
@@ -132,7 +148,9 @@ def whole(server: Server) -> None:
         raise WrongError(f"a line of {max(map(len, text.splitlines()))} characters in the log")
 
 
-def attacks(server: Server, dice: random.Random, home: Home) -> Iterator[tuple[str, str, Callable[[], object]]]:
+def attacks(
+    server: Server, dice: random.Random, home: Home
+) -> Iterator[tuple[str, str, Callable[[], object]]]:
     def refused(body: bytes, *codes: int) -> Callable[[], None]:
         def act() -> None:
             before = len(server.log.read_text(errors="replace").splitlines())
@@ -143,7 +161,18 @@ def attacks(server: Server, dice: random.Random, home: Home) -> Iterator[tuple[s
 
         return act
 
-    bodies = [b"", b"[", b"[]", b"null", b"7", b"NaN", b"[NaN]", b'{"adapter": "a0", "text": NaN}', b"\xff\xfe", b"[" * 100_000]
+    bodies = [
+        b"",
+        b"[",
+        b"[]",
+        b"null",
+        b"7",
+        b"NaN",
+        b"[NaN]",
+        b'{"adapter": "a0", "text": NaN}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ]
     bodies += [
         b'{"text": {"a": 1}}',
         b'{"adapter": "a0", "text": "\\ud800"}',
@@ -156,15 +185,27 @@ def attacks(server: Server, dice: random.Random, home: Home) -> Iterator[tuple[s
         b'{"adapter": "a0", "text": [-Infinity]}',
         b"\0" * 1000,
     ]
-    bodies += [b'{"adapter": "' + b"a" * 5000 + b'", "text": "a"}', b'{"adapter": "a0", "text": 1e999}', b'{"a":' * 50_000]
+    bodies += [
+        b'{"adapter": "' + b"a" * 5000 + b'", "text": "a"}',
+        b'{"adapter": "a0", "text": 1e999}',
+        b'{"a":' * 50_000,
+    ]
     for body in bodies:
         yield "bodies that are no question", f"{body[:30]!r}", refused(body, 422, 400)
     for name in ("nobody", "../a0", "a0\n\nINFO: x", "\u2028", "a" * 255, "%s%n", "<script>"):
-        yield "adapters that are not there", repr(name)[:30], refused(json.dumps({"adapter": name, "text": "a"}).encode(), 404)
+        yield (
+            "adapters that are not there",
+            repr(name)[:30],
+            refused(json.dumps({"adapter": name, "text": "a"}).encode(), 404),
+        )
     for i in range(20 if home.short else 150):
         good = json.dumps(GOOD | {"text_pair": "who ?"}).encode()
         spot = dice.randrange(len(good))
-        wrong = good[:spot] + dice.choice([b"\0", b"\xff", b'"', b"NaN", b"\\ud800", b"[", b"{", b""]) + good[spot + 1 :]
+        wrong = (
+            good[:spot]
+            + dice.choice([b"\0", b"\xff", b'"', b"NaN", b"\\ud800", b"[", b"{", b""])
+            + good[spot + 1 :]
+        )
         yield "bodies with a byte changed at random", f"{i}", refused(wrong, 200, 400, 404, 422)
     lines = [
         ["content-length: -1"],
@@ -172,10 +213,22 @@ def attacks(server: Server, dice: random.Random, home: Home) -> Iterator[tuple[s
         ["transfer-encoding: x"],
         ["a: " + "b" * 200_000],
     ]
-    lines += [["content-length: 5", "transfer-encoding: chunked"], ["content-length: 5", "content-length: 6"], ["x" * 200]]
-    lines += [["expect: 100-continue", "content-length: 9"], ["a: b"] * 5000, ["connection: upgrade", "upgrade: websocket"]]
+    lines += [
+        ["content-length: 5", "transfer-encoding: chunked"],
+        ["content-length: 5", "content-length: 6"],
+        ["x" * 200],
+    ]
+    lines += [
+        ["expect: 100-continue", "content-length: 9"],
+        ["a: b"] * 5000,
+        ["connection: upgrade", "upgrade: websocket"],
+    ]
     for line in lines:
-        yield "heads that are odd", f"{line[0][:40]}", lambda line=line: server.raw(head(*line) + b"5\r\nhello\r\n0\r\n\r\n")
+        yield (
+            "heads that are odd",
+            f"{line[0][:40]}",
+            lambda line=line: server.raw(head(*line) + b"5\r\nhello\r\n0\r\n\r\n"),
+        )
     for first in (
         "GET /../../etc/passwd HTTP/1.1",
         "GET http://127.0.0.1:9/ HTTP/1.1",
@@ -235,5 +288,13 @@ def attacks(server: Server, dice: random.Random, home: Home) -> Iterator[tuple[s
             file.write(os.urandom(path.stat().st_size * 3 // 4))
 
     yield "files under the server", "the base is overwritten", overwrite
-    yield "files under the server", "the base is cut", lambda: os.truncate(server.model / "model.safetensors", 0)
-    yield "files under the server", "an adapter is cut", lambda: os.truncate(server.folders[0] / "adapter.safetensors", 0)
+    yield (
+        "files under the server",
+        "the base is cut",
+        lambda: os.truncate(server.model / "model.safetensors", 0),
+    )
+    yield (
+        "files under the server",
+        "an adapter is cut",
+        lambda: os.truncate(server.folders[0] / "adapter.safetensors", 0),
+    )

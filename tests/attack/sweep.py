@@ -1,8 +1,8 @@
-"""Odd things in the way of `python -m runs`: each meets a tiny run of its own; one more run of the command meets nothing.
+"""Odd things in the way of `python -m runs`: each meets a tiny run of its own; one more run of the command
+meets nothing.
 
-Held: no traceback, no hang, exit code 0, 1 or 2; the run that meets nothing is done (but after exit code 2, the command
-being refused); and the other is done, or is refused in a line that names what stands there.
-"""
+Held: no traceback, no hang, exit code 0, 1 or 2; the run that meets nothing is done (but after exit code 2,
+the command being refused); and the other is done, or is refused in a line that names what stands there."""
 
 import functools
 import json
@@ -147,7 +147,14 @@ BYTES = {
 
 def owner(**changes: object) -> dict:
     """A lease as an executor of another machine has written it, with changes; None leaves a key out."""
-    found = {"beat": "0" * 12, "token": "abc", "host": "elsewhere", "pid": 5, "started": "77", "boot": "another"}
+    found = {
+        "beat": "0" * 12,
+        "token": "abc",
+        "host": "elsewhere",
+        "pid": 5,
+        "started": "77",
+        "boot": "another",
+    }
     return {key: value for key, value in (found | changes).items() if value is not ...}
 
 
@@ -261,15 +268,33 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
             yield f"{own}: {name}", lambda at, put=put, own=own: put(at.own(own)), []
         yield f"runs/ID: {name}", lambda at, put=put: put(at.made(run_folder(at.output, at.id))), []
     for name, change in NO_RECORD.items():
-        yield f"record: {name}", lambda at, change=change: at.record.write_text(json.dumps(change(at.good))), []
+        yield (
+            f"record: {name}",
+            lambda at, change=change: at.record.write_text(json.dumps(change(at.good))),
+            [],
+        )
     for name, content in BYTES.items():
         yield f"record: {name}", lambda at, content=content: at.record.write_bytes(content), []
         yield f"lease RUN.1: {name}", lambda at, content=content: at.lease().write_bytes(content), []
-        for own in ("tries.json", "progress.json", "checkpoint.safetensors", "adapter.safetensors", "head.safetensors"):
+        for own in (
+            "tries.json",
+            "progress.json",
+            "checkpoint.safetensors",
+            "adapter.safetensors",
+            "head.safetensors",
+        ):
             yield f"{own}: {name}", lambda at, content=content, own=own: at.own(own).write_bytes(content), []
     yield "record: 65 MB of spaces", lambda at: at.record.write_bytes(b" " * (65 << 20)), []
-    yield "checkpoint.safetensors: deep metadata", lambda at: at.own("checkpoint.safetensors").write_bytes(good_header()), []
-    yield "checkpoint.safetensors: deep, with its checksum", lambda at: deep_checkpoint(at.own("checkpoint.safetensors")), []
+    yield (
+        "checkpoint.safetensors: deep metadata",
+        lambda at: at.own("checkpoint.safetensors").write_bytes(good_header()),
+        [],
+    )
+    yield (
+        "checkpoint.safetensors: deep, with its checksum",
+        lambda at: deep_checkpoint(at.own("checkpoint.safetensors")),
+        [],
+    )
     yield (
         "checkpoint.safetensors: a header of 2^40",
         lambda at: at.own("checkpoint.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}"),
@@ -278,19 +303,33 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
     for name, lease in LEASES.items():
         yield f"lease: {name}", lambda at, lease=lease: at.lease().write_text(json.dumps(lease)), []
     for name in NAMES:
-        yield f"lease named RUN.{name}"[:60], lambda at, name=name: at.lease(name).write_text(json.dumps(owner())), []
+        yield (
+            f"lease named RUN.{name}"[:60],
+            lambda at, name=name: at.lease(name).write_text(json.dumps(owner())),
+            [],
+        )
     for name in ("007", "11", "999999999"):
         yield f"lease named RUN.{name}: a folder", lambda at, name=name: as_folder(at.lease(name)), []
-    yield "half a lease: a folder", lambda at: as_folder(at.made(at.output / "claims" / f".{at.id}.1.here.1.2")), []
+    yield (
+        "half a lease: a folder",
+        lambda at: as_folder(at.made(at.output / "claims" / f".{at.id}.1.here.1.2")),
+        [],
+    )
     for name, tries in TRIES.items():
         text = json.dumps(tries)
         yield (
             f"tries.json: {name}",
-            lambda at, text=text: at.own("tries.json").write_text(text.replace("{other}", f"{at.output}-other")),
+            lambda at, text=text: at.own("tries.json").write_text(
+                text.replace("{other}", f"{at.output}-other")
+            ),
             [],
         )
     for name, progress in PROGRESS.items():
-        yield f"progress.json: {name}", lambda at, p=progress: at.own("progress.json").write_text(json.dumps(p)), []
+        yield (
+            f"progress.json: {name}",
+            lambda at, p=progress: at.own("progress.json").write_text(json.dumps(p)),
+            [],
+        )
     yield "runs/ID: a file", lambda at: at.made(run_folder(at.output, at.id)).write_text("mine"), []
     yield "runs/ID/.hidden: a folder", lambda at: as_folder(at.own(".hidden")), []
     yield "runs/ID/notes: a folder", lambda at: as_folder(at.own("notes")), []
@@ -300,12 +339,24 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
     local = ["launcher=local"]
     for name in ("a folder", "a fifo", "a link to nothing"):
         yield f"local, record: {name}", lambda at, name=name: ODD[name](at.record), local
-    yield "local, record: result null", lambda at: at.record.write_text(json.dumps(at.good | {"result": None})), local
+    yield (
+        "local, record: result null",
+        lambda at: at.record.write_text(json.dumps(at.good | {"result": None})),
+        local,
+    )
     yield "local, lease RUN.1: a folder", lambda at: as_folder(at.lease()), local
     yield "local, lease RUN.1: garbage", lambda at: at.lease().write_bytes(b"\xff"), local
-    yield "local, lease: sound, of another machine", lambda at: at.lease().write_text(json.dumps(owner())), local
+    yield (
+        "local, lease: sound, of another machine",
+        lambda at: at.lease().write_text(json.dumps(owner())),
+        local,
+    )
     yield "local, lease named RUN.007", lambda at: at.lease("007").write_text(json.dumps(owner())), local
-    yield "local, lease named RUN.999999999", lambda at: at.lease("999999999").write_text(json.dumps(owner())), local
+    yield (
+        "local, lease named RUN.999999999",
+        lambda at: at.lease("999999999").write_text(json.dumps(owner())),
+        local,
+    )
     yield "local, tries.json: foreign", lambda at: at.own("tries.json").write_text(json.dumps(FOREIGN)), local
     yield "local, log.txt: a fifo", lambda at: os.mkfifo(at.own("log.txt")), local
     yield "debug=true, record: a folder", lambda at: as_folder(at.record), ["debug=true"]
@@ -315,7 +366,8 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
 
 
 def start(words: list[str], printed: Path) -> multiprocessing.Process:
-    """`python -m runs` in a session of its own, forked from this process, so that nothing is imported again."""
+    """`python -m runs` in a session of its own, forked from this process, so that nothing is imported
+    again."""
 
     def go() -> None:
         os.setsid()
@@ -342,8 +394,11 @@ def status_of(output: Path, name: str) -> str:
         return "none"
 
 
-def attempt(group: list[tuple], words: list[str], more: list[str], good: list[dict], output: Path) -> list[str] | None:
-    """A command over a run for each case and one that meets nothing; the table's rows. None: they did not hold together."""
+def attempt(
+    group: list[tuple], words: list[str], more: list[str], good: list[dict], output: Path
+) -> list[str] | None:
+    """A command over a run for each case and one that meets nothing; the table's rows. None: they did not
+    hold together."""
     many = f"seed={','.join(map(str, range(len(group) + 1)))}"
     command = [*words, f"output={output}", many, "lease_seconds=2", *more]
     places = [Place(output, record["id"], record) for record in good[: len(group) + 1]]
@@ -363,7 +418,11 @@ def attempt(group: list[tuple], words: list[str], more: list[str], good: list[di
     untouched, rows = status_of(output, good[0]["id"]), []
     for (name, _, _), at in zip(group, places[1:], strict=True):
         status, log = status_of(output, at.id), run_folder(output, at.id) / "log.txt"
-        told = [line for line in text.splitlines() if at.id in line and f", run {at.id}" not in line and "  run " not in line]
+        told = [
+            line
+            for line in text.splitlines()
+            if at.id in line and f", run {at.id}" not in line and "  run " not in line
+        ]
         told += [line for line in text.splitlines() if line.startswith("error:")]
         said = [log.read_text(errors="replace")] if log.is_file() else []
         bad = ["HANG"] * hung
@@ -374,7 +433,10 @@ def attempt(group: list[tuple], words: list[str], more: list[str], good: list[di
         bad += ["NOT TOLD"] * (status != "done" and not told)
         bad += ["SAYS THAT IT IS DONE"] * (process.exitcode == 0 and status != "done")
         line = (told or [""])[-1].strip().replace(str(output), "OUT").replace(at.id, "RUN")
-        rows.append(f"| {name} | {process.exitcode} | {status} | {'**' + ', '.join(bad) + '** ' if bad else ''}{line} |")
+        rows.append(
+            f"| {name} | {process.exitcode} | {status} |"
+            f" {'**' + ', '.join(bad) + '** ' if bad else ''}{line} |"
+        )
     alone = len(group) == 1
     if not alone and (process.exitcode == 2 or any("**" in row for row in rows)):
         return None
@@ -385,7 +447,14 @@ def attempt(group: list[tuple], words: list[str], more: list[str], good: list[di
 def cases(home: Home) -> Iterator[Case]:
     place = home.place()
     model, glue = save_tiny(place / "bert", "bert"), write_glue(place / "glue")
-    words = ["model=encoder", f"model.path={model}", "task=rte", f"task.data_dir={glue}", "method.rank=8", "device=cpu"]
+    words = [
+        "model=encoder",
+        f"model.path={model}",
+        "task=rte",
+        f"task.data_dir={glue}",
+        "method.rank=8",
+        "device=cpu",
+    ]
     words += ["train.epochs=1", "train.effective_batch=8", "train.max_length=32", "train.max_steps=2"]
     many = [*words, f"output={place / 'clean'}", f"seed={','.join(map(str, range(GROUP + 1)))}"]
     start(many, place / "clean.txt").join()
@@ -393,7 +462,13 @@ def cases(home: Home) -> Iterator[Case]:
     groups: list[list[tuple]] = []
     for way in ways():  # those of the same words together, but for what ends a command
         alone = bool(way[2]) or way[0].startswith(ALONE)
-        if alone or not groups or len(groups[-1]) == GROUP or groups[-1][0][2] or groups[-1][0][0].startswith(ALONE):
+        if (
+            alone
+            or not groups
+            or len(groups[-1]) == GROUP
+            or groups[-1][0][2]
+            or groups[-1][0][0].startswith(ALONE)
+        ):
             groups.append([])
         groups[-1].append(way)
     for group in home.some("sweep", groups, 4):

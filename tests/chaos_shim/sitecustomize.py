@@ -1,7 +1,7 @@
 """What tests/chaos.py puts around its processes, from outside: Python imports this file at its start.
 
-It widens windows that last microseconds (before and after a file is synced, renamed, linked or removed), says in
-CHAOS_HOME/phase/PID what the process is doing, and, where asked, lets the clock jump or the disk be full.
+It widens windows that last microseconds (before and after a file is synced, renamed, linked or removed), says
+in CHAOS_HOME/phase/PID what the process is doing, and, where asked, lets the clock jump or the disk be full.
 """
 
 import errno
@@ -29,7 +29,8 @@ KINDS = (
 
 
 class Phase:
-    """A small file that always says what this process does, to whoever kills it: a pwrite is whole or not at all."""
+    """A small file that always says what this process does, to whoever kills it: a pwrite is whole or not at
+    all."""
 
     def __init__(self) -> None:
         self.pid, self.file, self.base = 0, -1, "starting"
@@ -69,7 +70,9 @@ def install() -> None:
         def slow(source, target, **more):
             path = os.path.abspath(target)
             return (
-                phase.during(path, lambda: real(source, target, **more)) if path.startswith(outputs) else real(source, target)
+                phase.during(path, lambda: real(source, target, **more))
+                if path.startswith(outputs)
+                else real(source, target)
             )
 
         return slow
@@ -101,7 +104,11 @@ def install() -> None:
         """A run's process tells its executor what it begins; the killer hears it at the same time."""
         if isinstance(event, dict) and "phase" in event:
             words = event["phase"]
-            words = "training" if words.startswith(("training", "evaluated", "resuming")) else words.partition(" (")[0]
+            words = (
+                "training"
+                if words.startswith(("training", "evaluated", "resuming"))
+                else words.partition(" (")[0]
+            )
             phase.base = words
             phase.say(words)
         send(self, event)

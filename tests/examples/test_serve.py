@@ -1,4 +1,5 @@
-"""The example server, for real: on a port of the loopback, with requests for different adapters at the same time."""
+"""The example server, for real: on a port of the loopback, with requests for different adapters at the same
+time."""
 
 import copy
 import importlib.util
@@ -25,7 +26,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import vera
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
-TEXTS = ["the dog sees the cat .", "the river is calm .", "a farmer likes a bird and the train is loud .", "who ?"]
+TEXTS = [
+    "the dog sees the cat .",
+    "the river is calm .",
+    "a farmer likes a bird and the train is loud .",
+    "who ?",
+]
 
 
 def example():
@@ -105,7 +111,9 @@ def head(*lines: str) -> bytes:
 
 
 def post(url: str, **body) -> dict:
-    request = urllib.request.Request(f"{url}/classify", json.dumps(body).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/classify", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -128,7 +136,11 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
 
 def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
     url, *_ = served
-    for body, code in (({"adapter": "nobody", "text": "a"}, 404), ({"adapter": "a1"}, 422), ({"text": 3}, 422)):
+    for body, code in (
+        ({"adapter": "nobody", "text": "a"}, 404),
+        ({"adapter": "a1"}, 422),
+        ({"text": 3}, 422),
+    ):
         with pytest.raises(urllib.error.HTTPError) as error:
             post(url, **body)
         assert error.value.code == code
@@ -139,7 +151,10 @@ def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
     url, app, alone, tokenizer, *_ = served
-    work = [{"adapter": "a2", "text": TEXTS[i % 4], **({"text_pair": TEXTS[0]} if i % 3 else {})} for i in range(40)]
+    work = [
+        {"adapter": "a2", "text": TEXTS[i % 4], **({"text_pair": TEXTS[0]} if i % 3 else {})}
+        for i in range(40)
+    ]
     work[7]["text"] = "dog " * 5000  # longer than the model reads
     app.state.batches.clear()
     with ThreadPoolExecutor(20) as pool:

@@ -42,6 +42,14 @@ def unlike(wanted: Any, found: Any, where: str = "") -> list[str]:
     if isinstance(wanted, list):
         if len(wanted) != len(found):
             return [f"{where}: {len(wanted)} items, now {len(found)}"]
-        return [one for i, pair in enumerate(zip(wanted, found, strict=True)) for one in unlike(*pair, f"{where}[{i}]")]
-    alike = math.isclose(wanted, found, rel_tol=1e-5, abs_tol=1e-5) if isinstance(wanted, float) else wanted == found
+        return [
+            one
+            for i, pair in enumerate(zip(wanted, found, strict=True))
+            for one in unlike(*pair, f"{where}[{i}]")
+        ]
+    alike = (
+        math.isclose(wanted, found, rel_tol=1e-5, abs_tol=1e-5)
+        if isinstance(wanted, float)
+        else wanted == found
+    )
     return [] if alike else [f"{where}: {wanted!r}, now {found!r}"]

@@ -1,4 +1,5 @@
-"""Every table, figure, the report's data and the results page, from a frozen copy of records: byte for byte."""
+"""Every table, figure, the report's data and the results page, from a frozen copy of records: byte for
+byte."""
 
 import json
 import re
@@ -67,7 +68,11 @@ def test_figures(name, ledger, tmp_path):
     """The CSV behind each, with its title and notes."""
     lines = []
     for figure in figures.make(name, ledger):
-        (path,) = [path for path in figures.save(figure, tmp_path) if path.suffix == ".csv"] if figure.rows else [None]
+        (path,) = (
+            [path for path in figures.save(figure, tmp_path) if path.suffix == ".csv"]
+            if figure.rows
+            else [None]
+        )
         lines += [figure.title, path.read_text() if path else "nothing to draw", *figure.notes, ""]
     same_text(f"figures/{name}.csv", "\n".join(lines))
 

@@ -26,7 +26,9 @@ def masked(value, where=""):
 
 @pytest.mark.parametrize("family", ["glue", "e2e", "instruct", "images"])
 def test_the_record_of_a_tiny_run(family, request, monkeypatch):
-    fixture = {"glue": "words", "e2e": "e2e_words", "instruct": "alpaca_words", "images": "image_words"}[family]
+    fixture = {"glue": "words", "e2e": "e2e_words", "instruct": "alpaca_words", "images": "image_words"}[
+        family
+    ]
     words = request.getfixturevalue(fixture)
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java may be here or not
     record = do([*words, "seed=1"])

@@ -1,4 +1,5 @@
-"""A run answers MT-Bench's questions and is judged: whatever kills it or shares its batch, the answers are the same."""
+"""A run answers MT-Bench's questions and is judged: whatever kills it or shares its batch, the answers are
+the same."""
 
 import json
 import shutil
@@ -41,7 +42,10 @@ def asked(record, output, *words):
 
 def read(record, output, bench="mt_bench"):
     path = run_folder(output, record["id"]) / f"{bench}.jsonl"
-    return {row["question_id"]: row["choices"][0]["turns"] for row in map(json.loads, path.read_text().splitlines())}
+    return {
+        row["question_id"]: row["choices"][0]["turns"]
+        for row in map(json.loads, path.read_text().splitlines())
+    }
 
 
 # --- training
@@ -52,7 +56,11 @@ def test_a_run_on_instructions(done):
     assert record["status"] == "done"
     assert record["result"]["metric"] == "perplexity"
     assert record["curve"]["dev_loss"][1] < record["curve"]["dev_loss"][0]
-    assert (record["data"]["train_rows"], record["data"]["dev_rows"], record["config"]["keep"]) == (8, 2, "last")
+    assert (record["data"]["train_rows"], record["data"]["dev_rows"], record["config"]["keep"]) == (
+        8,
+        2,
+        "last",
+    )
     assert record["cost"]["tokens_per_second"] > 0
     assert record["texts"] is None
 
@@ -62,7 +70,10 @@ def test_where_the_questions_lie_and_how_they_are_answered_is_no_part_of_a_run(a
 
     record, _ = done
     words = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
-    assert run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"])[0]) == record["id"]
+    assert (
+        run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"])[0])
+        == record["id"]
+    )
     assert run_id(expand([*alpaca_words, "model.quantise=nf4"])[0]) != record["id"]
 
 
@@ -71,15 +82,21 @@ def test_the_template_belongs_to_a_run(alpaca_words, done, tmp_path):
 
     forms = {"prompt_input": "{instruction} {input} =", "prompt_no_input": "{instruction} ="}
     (tmp_path / "t.json").write_text(json.dumps(forms))
-    ids = [run_id(expand([*alpaca_words, f"task.template={tmp_path / name}"])[0]) for name in ("t.json", "t.json")]
+    ids = [
+        run_id(expand([*alpaca_words, f"task.template={tmp_path / name}"])[0])
+        for name in ("t.json", "t.json")
+    ]
     (tmp_path / "u.json").write_text(json.dumps(forms))
     assert ids[0] == ids[1] == run_id(expand([*alpaca_words, f"task.template={tmp_path / 'u.json'}"])[0])
     assert ids[0] != done[0]["id"]
 
 
-@pytest.mark.parametrize("method", [["method=vera"], ["method=lora"], ["method=adapter_p", "method.bottleneck=4"]])
+@pytest.mark.parametrize(
+    "method", [["method=vera"], ["method=lora"], ["method=adapter_p", "method.bottleneck=4"]]
+)
 def test_every_adapter_over_4_bit_weights_trains_after_an_evaluation(method, alpaca_words, tmp_path):
-    """bitsandbytes packs the weights in an evaluation where the processor has avx512_bf16, and gradients would end there."""
+    """bitsandbytes packs the weights in an evaluation where the processor has avx512_bf16, and gradients
+    would end there."""
     words = [w for w in alpaca_words if not w.startswith("method.")]
     sites = ["method.sites=[all-linear]"] if "adapter" not in method[0] else []
     (run,) = expand([*words, *method, *sites, "model.quantise=nf4"])
@@ -87,7 +104,8 @@ def test_every_adapter_over_4_bit_weights_trains_after_an_evaluation(method, alp
     linear = [m for m in training.raw_model.modules() if type(m).__name__ == "Linear4bit"]
     assert len(linear) == 2 * 7
     rows = list(range(4))
-    for _ in range(2):  # the first step moves LoRA's B and VeRA's b away from zero, where the others have no gradient
+    # The first step moves LoRA's B and VeRA's b away from zero, where the others have no gradient
+    for _ in range(2):
         training.step(rows)
         training.evaluate()
     before = {name: p.detach().clone() for name, p in training.parameters.items()}
@@ -100,13 +118,19 @@ def test_every_adapter_over_4_bit_weights_trains_after_an_evaluation(method, alp
     assert not still
 
 
-def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_refused(alpaca_words, tiny_llama):
+def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_refused(
+    alpaca_words, tiny_llama
+):
     (run,) = expand([*alpaca_words, "model.quantise=nf4"])
     model = Training(run, "0" * 12, lambda event: None).raw_model
     up = model.model.layers[0].mlp.up_proj
     assert getattr(up, "base", up).weight.numel() * 2 == 64 * 128
-    with pytest.raises(UserError, match="method=full trains the model's own weights, which 4 bits cannot hold"):
-        expand([*(w for w in alpaca_words if not w.startswith("method")), "method=full", "model.quantise=nf4"])
+    with pytest.raises(
+        UserError, match="method=full trains the model's own weights, which 4 bits cannot hold"
+    ):
+        expand(
+            [*(w for w in alpaca_words if not w.startswith("method")), "method=full", "model.quantise=nf4"]
+        )
     with pytest.raises(UserError, match=r"model\.quantise=nf4 is for language models"):
         expand(["model=encoder", "model.path=/x", "task=rte", "model.quantise=nf4"])
     with pytest.raises(UserError, match="should be one of null, nf4"):
@@ -138,11 +162,13 @@ def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(alpaca_words, monke
     monkeypatch.setattr(models, "free_memory", lambda device: 26.0e6)
     (run,) = expand(alpaca_words)
     with pytest.raises(
-        UserError, match=r"its weights alone take 26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26"
+        UserError,
+        match=r"its weights alone take 26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26",
     ):
         Training(run, "0" * 12, lambda event: None)
     monkeypatch.setattr(models, "free_memory", lambda device: 1e6)
-    with pytest.raises(UserError, match=r"and 1\.0 MB are free on cpu\. Choose a smaller model"):  # 4 bits would not do
+    # 4 bits would not do
+    with pytest.raises(UserError, match=r"and 1\.0 MB are free on cpu\. Choose a smaller model"):
         Training(run, "0" * 12, lambda event: None)
     (run,) = expand([*(w for w in alpaca_words if not w.startswith("method.")), "method=full"])
     with pytest.raises(UserError, match="weights, gradients and AdamW's moments take"):
@@ -154,7 +180,9 @@ def test_the_estimate_is_what_the_weights_take(tiny_llama, alpaca_words, monkeyp
     """In whole and in 4 bit, of the model that is loaded; bitsandbytes keeps a little more for its tables."""
     for quantise in ("null", "nf4"):
         (run,) = expand([*alpaca_words, f"model.quantise={quantise}"])
-        model = models.load(tiny_llama, 0, "generation", quantise=torch.float32 if quantise == "nf4" else None)[0]
+        model = models.load(
+            tiny_llama, 0, "generation", quantise=torch.float32 if quantise == "nf4" else None
+        )[0]
         taken = sum(p.numel() * p.element_size() for p in model.parameters())
         for free, fits in ((taken * 1.02, True), (taken * 0.98, False)):
             monkeypatch.setattr(models, "free_memory", lambda device, free=free: free)
@@ -209,7 +237,9 @@ def test_a_kill_changes_no_answer_and_nothing_is_asked_twice(done, monkeypatch):
     first.write_text("".join(lines[:-1]) + lines[-1][:9])  # a kill cut the last line
     batches, sample = [], answer._sample
     monkeypatch.setattr(
-        answer, "_sample", lambda t, rows, how: batches.append([(q.id, n) for q, n, _ in rows]) or sample(t, rows, how)
+        answer,
+        "_sample",
+        lambda t, rows, how: batches.append([(q.id, n) for q, n, _ in rows]) or sample(t, rows, how),
     )
     assert asked(record, output) == whole
     assert sum(turn == 0 for batch in batches for _, turn in batch) == 1  # COUNT is 4: batches of 3 and 1
@@ -235,18 +265,25 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt
     rows[0]["turns"][0] = "Tell of a boat. " * 20
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer, template = AutoTokenizer.from_pretrained(tiny_llama), read_template(OWN_TEMPLATE)
-    prompts = {row["question_id"]: len(tokenizer(template.prompt(row["turns"][0]))["input_ids"]) for row in rows}
+    prompts = {
+        row["question_id"]: len(tokenizer(template.prompt(row["turns"][0]))["input_ids"]) for row in rows
+    }
     positions = max(prompts.values())  # the long one fills them
     assert len(set(prompts.values())) > 2
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
     words = elsewhere(alpaca_words, **{"model.path": small, "task.mt_bench_dir": tmp_path / "long"})
     record, output = do(words), tmp_path / "outputs"
     one = asked(record, output, "eval_batch=1", "task.answer_tokens=90")
-    assert f"({1 + COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
+    assert (
+        f"({1 + COUNT} cut short or left empty: the model has no more positions)" in capsys.readouterr().out
+    )
     assert asked(record, output, "eval_batch=16", "task.answer_tokens=90") == one
     for q, length in prompts.items():
         assert (one[q][0] == "") == (length == positions)
-    assert json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"] == 1 + COUNT
+    assert (
+        json.loads((run_folder(output, record["id"]) / "mt_bench.json").read_text())["without_room"]
+        == 1 + COUNT
+    )
 
 
 def test_words_that_have_changed_since_are_refused(alpaca_words, tmp_path):
@@ -254,7 +291,9 @@ def test_words_that_have_changed_since_are_refused(alpaca_words, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(forms))
     record = do([*alpaca_words, f"task.template={tmp_path / 't.json'}"])
     (tmp_path / "t.json").write_text(json.dumps({**forms, "prompt_no_input": "{instruction} ->"}))
-    with pytest.raises(UserError, match=r"t.json or the rows have changed since run .* in words it never saw"):
+    with pytest.raises(
+        UserError, match=r"t.json or the rows have changed since run .* in words it never saw"
+    ):
         answer.main([record["id"], f"output={tmp_path / 'outputs'}"])
 
 
@@ -262,14 +301,18 @@ def test_the_second_turn_sees_the_first_answer(done, monkeypatch):
     record, output = done
     prompts, sample = {}, answer._sample
     monkeypatch.setattr(
-        answer, "_sample", lambda t, rows, how: prompts.update({(q.id, n): ids for q, n, ids in rows}) or sample(t, rows, how)
+        answer,
+        "_sample",
+        lambda t, rows, how: prompts.update({(q.id, n): ids for q, n, ids in rows}) or sample(t, rows, how),
     )
     texts = asked(record, output)
     tokenizer = AutoTokenizer.from_pretrained(record["config"]["model"]["path"])
     for number, _, turns in QUESTIONS["mt_bench"]:
         shown = tokenizer.decode(prompts[number, 1], clean_up_tokenization_spaces=False)
         assert shown.startswith(
-            tokenizer.decode(prompts[number, 0], clean_up_tokenization_spaces=False) + texts[number][0] + "</s>"
+            tokenizer.decode(prompts[number, 0], clean_up_tokenization_spaces=False)
+            + texts[number][0]
+            + "</s>"
         )
         assert shown.endswith(f"### Instruction:\n{turns[1]}\n\n### Response:\n")
 
@@ -333,7 +376,9 @@ def test_wrong_words_are_one_line(word, message, done):
     assert "\n" not in str(refused.value)
 
 
-def test_a_question_with_a_turn_too_few_is_told_before_the_model_is_loaded(done, mt_bench, tmp_path, monkeypatch):
+def test_a_question_with_a_turn_too_few_is_told_before_the_model_is_loaded(
+    done, mt_bench, tmp_path, monkeypatch
+):
     record, output = done
     shutil.copytree(mt_bench, tmp_path / "short")
     path = tmp_path / "short" / "mt_bench" / "question.jsonl"
@@ -360,7 +405,11 @@ def test_drawn_tokens_follow_the_distribution():
 def test_top_p_and_top_k_leave_the_likeliest():
     logits = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3]])).expand(2000, -1)
     numbers, warm = torch.from_numpy(uniforms(1, 0, 0, 2000)), torch.ones(2000, dtype=torch.float64)
-    for top_p, top_k, left in ((1.0, 2, {1: 4 / 7, 3: 3 / 7}), (0.65, None, {1: 4 / 7, 3: 3 / 7}), (0.4, None, {1: 1.0})):
+    for top_p, top_k, left in (
+        (1.0, 2, {1: 4 / 7, 3: 3 / 7}),
+        (0.65, None, {1: 4 / 7, 3: 3 / 7}),
+        (0.4, None, {1: 1.0}),
+    ):
         drawn = draw(logits, warm, top_p, top_k, numbers)
         assert {int(token) for token in drawn} == set(left)
         assert float((drawn == 1).float().mean()) == pytest.approx(left[1], abs=0.04)
@@ -369,7 +418,9 @@ def test_top_p_and_top_k_leave_the_likeliest():
 def test_a_random_number_at_the_end_draws_a_possible_token():
     logits = torch.tensor([[5.0, 1.0, -torch.inf]])
     for number in (0.0, np.nextafter(1.0, 0.0)):
-        token = draw(logits, torch.ones(1, dtype=torch.float64), 1.0, None, torch.tensor([number], dtype=torch.float64))
+        token = draw(
+            logits, torch.ones(1, dtype=torch.float64), 1.0, None, torch.tensor([number], dtype=torch.float64)
+        )
         assert int(token) in (0, 1)
     assert int(draw(logits, torch.zeros(1, dtype=torch.float64), 1.0, None, torch.tensor([0.99]))) == 0
 
@@ -382,7 +433,10 @@ def test_each_answer_has_random_numbers_of_its_own():
 
 def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done):
     task = evaluate.restore(*done).task
-    end, ids = task.tokenizer.eos_token_id, lambda text: task.tokenizer(text, add_special_tokens=False)["input_ids"]
+    end, ids = (
+        task.tokenizer.eos_token_id,
+        lambda text: task.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
     assert answer._text(task, [*ids("Yes.\n"), end, *ids("more")]) == "Yes."
     assert answer._text(task, ids("Yes.\n\n### Instruction:\nNow")) == "Yes."
 
@@ -402,7 +456,9 @@ def test_a_run_on_answer_stops_being_written(done, mt_bench, monkeypatch):
     monkeypatch.setattr(answer, "draw", forced)
     question = read_questions(mt_bench, "mt_bench")[0]
     how = {**record["config"]["task"], "answer_tokens": 60}
-    assert list(answer._sample(training, [(question, 0, task.conversation(question.turns[:1], []))], how)) == [""]
+    assert list(
+        answer._sample(training, [(question, 0, task.conversation(question.turns[:1], []))], how)
+    ) == [""]
     assert len(steps) == len(marker)
 
 
@@ -429,7 +485,12 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
         assert sum(server.paid.values()) == 2 * COUNT  # nothing is paid for twice
     again = read_record(record_path(output, record["id"]))
     (found,) = again["judged"]
-    assert (found["mean"], found["n_valid"], found["judge"], found["bench"]) == (6.5, 2 * COUNT, "own-judge", "mt_bench")
+    assert (found["mean"], found["n_valid"], found["judge"], found["bench"]) == (
+        6.5,
+        2 * COUNT,
+        "own-judge",
+        "mt_bench",
+    )
     assert comparable({**again, "judged": None}) == comparable({**record, "judged": None})
     capsys.readouterr()
     assert tables(["table4", "--output", str(output)]) == 0
@@ -449,7 +510,9 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
 def test_a_reply_without_a_score_enters_no_mean_and_a_part_of_the_judgments_no_record(done, key, capsys):
     record, output = done
     asked(record, output)
-    with JudgeServer(lambda prompt, nth: Reply("I cannot say.") if "known 5" in prompt else score(4)) as server:
+    with JudgeServer(
+        lambda prompt, nth: Reply("I cannot say.") if "known 5" in prompt else score(4)
+    ) as server:
         assert judged(server, record["id"], f"output={output}") == 0
     (found,) = read_record(record_path(output, record["id"]))["judged"]
     assert (found["n"], found["n_valid"], found["mean"]) == (8, 7, 4.0)
@@ -471,7 +534,13 @@ def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
         found = {j["judge"]: j for j in read_record(record_path(output, record["id"]))["judged"]}
         assert {name: j["passes"] for name, j in found.items()} == {"a": 3, "b": 1}
         assert "has 3 passes of a already" in capsys.readouterr().out
-        assert found["a"]["answering"] == {"answer_tokens": 6, "top_p": 1.0, "top_k": 50, "batch": 3, "without_room": 0}
+        assert found["a"]["answering"] == {
+            "answer_tokens": 6,
+            "top_p": 1.0,
+            "top_k": 50,
+            "batch": 3,
+            "without_room": 0,
+        }
         asked(record, output, "task.answer_tokens=2")
         assert judge.main([*words, "judge=b"]) == 0
     (only,) = read_record(record_path(output, record["id"]))["judged"]
@@ -504,7 +573,10 @@ def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
 
 def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_path):
     """A difference is shown with a judge that is a GPT-4, for a run of the paper's own row."""
-    words = ["paper=table4_llama_7b", *(w for w in alpaca_words if not w.startswith(("model=", "task=", "method", "train.")))]
+    words = [
+        "paper=table4_llama_7b",
+        *(w for w in alpaca_words if not w.startswith(("model=", "task=", "method", "train."))),
+    ]
     record = do([*words, "method=vera", "model.architecture=null", "model.quantise=null"])
     output = tmp_path / "outputs"
     asked(record, output)
@@ -541,7 +613,10 @@ def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(alpaca_
     record = do([*alpaca_words, "model.quantise=nf4"])
     output, folder = tmp_path / "outputs", tmp_path / "merged"
     assert export.main([record["id"], "merged", str(folder), f"output={output}"]) == 0
-    merged, base = load_file(folder / "model.safetensors"), load_file(f"{record['config']['model']['path']}/model.safetensors")
+    merged, base = (
+        load_file(folder / "model.safetensors"),
+        load_file(f"{record['config']['model']['path']}/model.safetensors"),
+    )
     changed = {name for name in base if not torch.equal(merged[name], base[name])}
     assert changed == {f"model.layers.{i}.self_attn.{m}_proj.weight" for i in range(2) for m in "qv"}
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32

@@ -21,7 +21,13 @@ from runs.bench import (
 )
 from runs.errors import UserError
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 90,
+}
 ROBERTA = Shape("RoBERTa, small", 48, {**bench.ROBERTA, **SMALL}, sequence=16)
 LLAMA = Shape("a small Llama block", 48, {**bench.LLAMA, **SMALL, "num_hidden_layers": 1}, sequence=16)
 
@@ -50,7 +56,16 @@ def test_training_writes_both_tables(small, once, tmp_path, capsys):
     assert main(["--full", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "training.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    for words in ("RoBERTa, small", "Llama block", "VeRA materialised", "peft VeRA", "peft LoRA r=8", "head", "full", "floor"):
+    for words in (
+        "RoBERTa, small",
+        "Llama block",
+        "VeRA materialised",
+        "peft VeRA",
+        "peft LoRA r=8",
+        "head",
+        "full",
+        "floor",
+    ):
         assert words in text
     result = json.loads((tmp_path / "bench" / "training.json").read_text())
     rows = [row for row in result["rows"] if row["part"] == "training"]
@@ -67,7 +82,13 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESIDENT", (64, 70))
     assert main(["serving", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "serving.md").read_text()
-    for words in ("base model", "VeRA, 64 of 64 adapters", "VeRA, 64 of 70 adapters", "peft VeRA, batch split", "mixed batch"):
+    for words in (
+        "base model",
+        "VeRA, 64 of 64 adapters",
+        "VeRA, 64 of 70 adapters",
+        "peft VeRA, batch split",
+        "mixed batch",
+    ):
         assert words in text
     rows = json.loads((tmp_path / "bench" / "serving.json").read_text())["rows"]
     held = next(row for row in rows if row["part"] == "resident")
@@ -80,7 +101,12 @@ def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "DECODERS", {"a small GPT-2": small, "another": small})
     assert main(["decoding", "--full", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "decoding.md").read_text()
-    for words in ("model.generate", "this project's search", "an MR at a time", "a small GPT-2: 8 MRs, 10 beams, 64 tokens"):
+    for words in (
+        "model.generate",
+        "this project's search",
+        "an MR at a time",
+        "a small GPT-2: 8 MRs, 10 beams, 64 tokens",
+    ):
         assert words in text
     rows = json.loads((tmp_path / "bench" / "decoding.json").read_text())["rows"]
     assert [len(row["seconds"]) for row in rows] == [3] * 6
@@ -89,7 +115,17 @@ def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
 def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
     base = base_model(ROBERTA)
     batch = batch_of(ROBERTA, base, 64)
-    names = ["VeRA", "VeRA factor", "VeRA hybrid", "VeRA materialised", "peft VeRA", "peft LoRA r=8", "head", "full", "floor"]
+    names = [
+        "VeRA",
+        "VeRA factor",
+        "VeRA hybrid",
+        "VeRA materialised",
+        "peft VeRA",
+        "peft LoRA r=8",
+        "head",
+        "full",
+        "floor",
+    ]
     models = {name: variant(name, base, ROBERTA) for name in names}
     losses = [float(forward(name, model, batch)) for name, model in models.items()]
     assert max(losses) - min(losses) < 1e-5

@@ -144,7 +144,8 @@ def test_a_late_owner_writes_nothing(tmp_path, clock):
 
 
 def test_a_counter_never_lands_in_the_lease_of_a_later_owner(tmp_path, clock):
-    """Generation 1 is used again after a release: an executor that slept all the while still has the old file open."""
+    """Generation 1 is used again after a release: an executor that slept all the while still has the old file
+    open."""
     owner = Watcher(tmp_path, LEASE).take("run")
     look(Watcher(tmp_path, LEASE), clock, LEASE + 3).release()
     later = Watcher(tmp_path, LEASE).take("run")
@@ -168,7 +169,8 @@ def test_failed_and_damaged_records_are_replaced(tmp_path):
 
 
 def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
-    """An owner that has seen an old failed record sleeps; the next owner writes a finished one; then the first goes on."""
+    """An owner that has seen an old failed record sleeps; the next owner writes a finished one; then the
+    first goes on."""
     late = Watcher(tmp_path, LEASE).take("run")
     write_record(tmp_path, done() | {"status": "failed"})
     look_once = claims._finished
@@ -188,7 +190,8 @@ def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
 
 @LINUX
 def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
-    """A lease whose owner was killed between the record and the lease's end; garbage; a lease that was half made."""
+    """A lease whose owner was killed between the record and the lease's end; garbage; a lease that was half
+    made."""
     watcher, folder = Watcher(tmp_path, LEASE), tmp_path / "claims"
     living = watcher.take("lives")
     dead = watcher.take("dead").path
@@ -207,7 +210,8 @@ def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
 @LINUX
 def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     script = (
-        f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it', flush=True); input()"
+        f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it',"
+        " flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-uc", script],
@@ -225,8 +229,16 @@ def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
 
 
 def lease(**changes):
-    """A lease of this machine whose process is gone, which would be followed at once, with changes that make it damaged."""
-    owner = {"beat": "0" * 12, "token": "x", "host": "here", "pid": 2**22 + 1, "started": "7", "boot": claims._boot()}
+    """A lease of this machine whose process is gone, which would be followed at once, with changes that make
+    it damaged."""
+    owner = {
+        "beat": "0" * 12,
+        "token": "x",
+        "host": "here",
+        "pid": 2**22 + 1,
+        "started": "7",
+        "boot": claims._boot(),
+    }
     return json.dumps({key: value for key, value in (owner | changes).items() if value is not ...}).encode()
 
 
@@ -269,7 +281,9 @@ def test_what_is_no_file_in_a_leases_place_grows_old_unopened(kind, tmp_path, cl
 
 
 @pytest.mark.usefixtures("no_hang")
-@pytest.mark.parametrize("name", ["007", "01", "0", "٣", "²", "+1", "1_0", " 1", "1.1", "", "1" + "0" * 30, "9" * 200])
+@pytest.mark.parametrize(
+    "name", ["007", "01", "0", "٣", "²", "+1", "1_0", " 1", "1.1", "", "1" + "0" * 30, "9" * 200]
+)
 def test_a_name_that_no_executor_writes_is_no_lease(name, tmp_path):
     folder = tmp_path / "claims"
     folder.mkdir()

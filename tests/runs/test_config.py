@@ -41,7 +41,9 @@ def error_of(words) -> str:
 def test_words_that_are_put_into_files_composed_before_are_what_hydra_makes_of_them(words):
     ours, hydras = config._compose(tuple(words)), config._hydra(tuple(words))
     assert ours.hydra.runtime.choices == hydras.hydra.runtime.choices
-    of_ours, of_hydras = ({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"} for cfg in (ours, hydras))
+    of_ours, of_hydras = (
+        {k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"} for cfg in (ours, hydras)
+    )
     assert of_ours == of_hydras  # beside Hydra's own part, which lists the words
 
 
@@ -58,7 +60,8 @@ def test_too_many_runs_are_counted_before_one_is_composed(monkeypatch):
 
 @pytest.mark.parametrize("groups", [["task=rte"], ["model=gpt2_medium", "task=e2e", "method=lora"]])
 def test_the_values_that_help_shows_are_words_that_change_nothing(groups):
-    words = [word for word in config.settings(tuple(groups)) if ".label=" not in word]  # which a shell would have quoted
+    # Which a shell would have quoted
+    words = [word for word in config.settings(tuple(groups)) if ".label=" not in word]
     assert [run.config for run in expand([*groups, *words])] == [run.config for run in expand(groups)]
     assert len(words) > 40
 
@@ -80,7 +83,10 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         ),
         (["model=gpt2_medium"], "model gpt2_medium takes text generation, task reviews is text"),
         (["model=vit_base", "task=rte"], "model vit_base takes image, task rte is text"),
-        (["init_from=lora"], "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK"),
+        (
+            ["init_from=lora"],
+            "init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK",
+        ),
         (["init_from=lorra@mnli"], "no method 'lorra'. Did you mean lora?"),
         (["init_from=lora@mnly"], "no task 'mnly'. Did you mean mnli?"),
         (["init_from=lora_mnli@rte"], "init_from=lora_mnli@rte: lora_mnli starts from another run itself"),
@@ -97,31 +103,58 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["lr=3"], "no key 'lr'. Did you mean train.lr?"),
         (["method.rnk=3"], "no key 'method.rnk'. Did you mean method.rank?"),
         (["model.foo=1"], "no key 'model.foo'. model has: name, label, modality, hub, "),
-        (["train.learning_rate=1"], "no key 'train.learning_rate'. train has: epochs, effective_batch, max_length, lr, "),
+        (
+            ["train.learning_rate=1"],
+            "no key 'train.learning_rate'. train has: epochs, effective_batch, max_length, lr, ",
+        ),
         (["task.train_file=x"], "no key 'task.train_file'. task has: name, label, family, "),
         (["+x=1"], "no key 'x'"),
-        (["task.family=../../evil"], "task.family=../../evil: should be one of e2e, glue, images, instruct, text"),
-        (["task.family=metrics.accuracy"], "task.family=metrics.accuracy: should be one of e2e, glue, images, instruct, text"),
+        (
+            ["task.family=../../evil"],
+            "task.family=../../evil: should be one of e2e, glue, images, instruct, text",
+        ),
+        (
+            ["task.family=metrics.accuracy"],
+            "task.family=metrics.accuracy: should be one of e2e, glue, images, instruct, text",
+        ),
         (["task.family=null"], "task.family=None: should be one of e2e, glue"),
-        (["method.rank=choice(1,2),3"], "method.rank=choice(1,2),3: should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (
+            ["method.rank=choice(1,2),3"],
+            "method.rank=choice(1,2),3: should be KEY=a,b or KEY=range(first,end) for a sweep",
+        ),
         (["train.lr=glob(*)"], "train.lr=glob(*): should be KEY=a,b or KEY=range(first,end) for a sweep"),
-        (["train.lr=interval(0,1)"], "train.lr=interval(0,1): should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (
+            ["train.lr=interval(0,1)"],
+            "train.lr=interval(0,1): should be KEY=a,b or KEY=range(first,end) for a sweep",
+        ),
         (["train.lr=range(0,1,0)"], "train.lr=range(0,1,0): no range (range() arg 3 must not be zero)"),
         (["seed=range(0,nan)"], "seed=range(0,nan): no range"),
-        (["seed=range(0,100001)"], "seed=range(0,100001): more values than the 100,000 runs that one command takes"),
+        (
+            ["seed=range(0,100001)"],
+            "seed=range(0,100001): more values than the 100,000 runs that one command takes",
+        ),
         (["seed=range(0,inf)"], "seed=range(0,inf): more values than the 100,000 runs"),
         (["seed=shuffle(range(0,10000000000))"], "more values than the 100,000 runs that one command takes"),
         (
             ["method.rank=range(1,318)", "seed=range(0,316)"],
             "these words mean 100,172 runs, and one command takes at most 100,000",
         ),
-        (["paper=demo", "seed=range(0,20001)"], "these words mean 100,005 runs, and one command takes at most 100,000"),
+        (
+            ["paper=demo", "seed=range(0,20001)"],
+            "these words mean 100,005 runs, and one command takes at most 100,000",
+        ),
         (["seed=" + "9" * 5000], "cannot be read (Exceeds the limit"),
         (["method.config=" + "[" * 3000 + "]" * 3000], "cannot be read (nested too deeply)"),
-        (["++method._target_=os.system"], "++method._target_=os.system: _target_ names what is called, which no word does"),
+        (
+            ["++method._target_=os.system"],
+            "++method._target_=os.system: _target_ names what is called, which no word does",
+        ),
         (["model.settings={a:[{_target_:os.system}]}"], "_target_ names what is called, which no word does"),
         (["model.settings={a:1},{b:{_target_:x}}"], "_target_ names what is called, which no word does"),
-        (["hydra.launcher={_target_:os.system}"], "of Hydra's own settings only hydra.launcher.KEY=VALUE is taken"),
+        (
+            ["hydra.launcher={_target_:os.system}"],
+            "of Hydra's own settings only hydra.launcher.KEY=VALUE is taken",
+        ),
         (["hydra/launcher=basic"], "hydra/launcher=basic: of Hydra's own settings only"),
         (["hydra=default"], "hydra=default: of Hydra's own settings only"),
         (["train.lr=abc"], "train.lr=abc: should be a number"),
@@ -154,15 +187,33 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["task.length_grouped=null"], "task.length_grouped=null: should be true or false"),
         (["method.redrawn=null"], "method.redrawn=null: should be true or false"),
         (["recipe.lr=3"], "recipe.lr=3: a recipe is a file; set train.lr, method.lr or task.lr"),
-        (["method=lora", "method.scaling=linear"], "method.scaling=linear: should be one of constant, proportional"),
+        (
+            ["method=lora", "method.scaling=linear"],
+            "method.scaling=linear: should be one of constant, proportional",
+        ),
         (
             ["method=lora_r2", "method.scaling=proportional", "method.alpha=4"],
-            "method.alpha=4 with method.scaling=proportional, which makes it 2 at rank 2: leave one of the two out",
+            (
+                "method.alpha=4 with method.scaling=proportional, which makes it 2 at rank 2: leave one of"
+                " the two out"
+            ),
         ),
-        (["method.projection_seed=${seed}"], "method.projection_seed=${seed}: matrices that are drawn anew for every seed are"),
-        (["method.redrawn=true"], "method.projection_seed=0 with method.redrawn=true: matrices that are drawn anew follow"),
-        (["method=vera_redrawn", "method.projection_seed=0", "seed=0,1"], "method.projection_seed=0 with method.redrawn=true"),
-        (["method=vera_redrawn", "method.projection_seed=${data_seed}", "data_seed=1"], "with method.redrawn=true"),
+        (
+            ["method.projection_seed=${seed}"],
+            "method.projection_seed=${seed}: matrices that are drawn anew for every seed are",
+        ),
+        (
+            ["method.redrawn=true"],
+            "method.projection_seed=0 with method.redrawn=true: matrices that are drawn anew follow",
+        ),
+        (
+            ["method=vera_redrawn", "method.projection_seed=0", "seed=0,1"],
+            "method.projection_seed=0 with method.redrawn=true",
+        ),
+        (
+            ["method=vera_redrawn", "method.projection_seed=${data_seed}", "data_seed=1"],
+            "with method.redrawn=true",
+        ),
         (["~train.lr"], "'~train.lr' is not KEY=VALUE"),
         (["method.rank=[1"], "'method.rank=[1' is not KEY=VALUE"),
         (
@@ -171,7 +222,10 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         ),
         (
             ["model.modality=images"],
-            "model minilm takes images, task reviews is text. Models for reviews: encoder, minilm, roberta_base",
+            (
+                "model minilm takes images, task reviews is text. Models for reviews: encoder, minilm,"
+                " roberta_base"
+            ),
         ),
     ],
 )
@@ -196,7 +250,9 @@ def test_mistakes_about_texts(words, message):
 def test_a_whole_number_is_the_number_that_the_file_has():
     """Or `1` and `1.0` would be two runs."""
     base = ["model=gpt2_medium", "task=e2e", "model.path=/x"]
-    one, other = (expand([*base, f"task.length_penalty=[{p}]", f"train.lr={p}"])[0].config for p in ("1", "1.0"))
+    one, other = (
+        expand([*base, f"task.length_penalty=[{p}]", f"train.lr={p}"])[0].config for p in ("1", "1.0")
+    )
     assert json.dumps(one) == json.dumps(other)
 
 
@@ -228,11 +284,17 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
         "base": ("full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora", "vera"),
         "large": ("adapter_p_3m", "adapter_p_800k", "adapter_h_6m", "adapter_h_800k", "lora", "vera"),
     }
-    assert {(r.row, r.task, r.seed) for r in base} == {(m, t, s) for m in rows["base"] for t in GLUE for s in range(5)}
-    assert {(r.row, r.task, r.seed) for r in large} == {(m, t, s) for m in rows["large"] for t in GLUE for s in range(5)}
+    assert {(r.row, r.task, r.seed) for r in base} == {
+        (m, t, s) for m in rows["base"] for t in GLUE for s in range(5)
+    }
+    assert {(r.row, r.task, r.seed) for r in large} == {
+        (m, t, s) for m in rows["large"] for t in GLUE for s in range(5)
+    }
     assert {r.model for r in base} | {r.model for r in large} == {"roberta_base", "roberta_large"}
     mnli = expand(["paper=table2_base_mnli"])
-    assert {(r.row, r.task, r.seed) for r in mnli} == {("lora_mnli", t, s) for t in ("mrpc", "rte", "stsb") for s in range(5)}
+    assert {(r.row, r.task, r.seed) for r in mnli} == {
+        ("lora_mnli", t, s) for t in ("mrpc", "rte", "stsb") for s in range(5)
+    }
     assert len(expand(["paper=demo"])) == 15
     medium, large = expand(["paper=table3_medium"]), expand(["paper=table3_large"])
     adapters = (("adapter_l_370k", "adapter_l_11m", "adapter_h_11m"), ("adapter_l_880k", "adapter_l_23m"))
@@ -253,7 +315,9 @@ def test_image_cells_are_table_11s(size):
     tasks = ("cifar100", "food101", "flowers102", "resisc45")
     runs = expand([f"paper=table5_{size}"])
     rows = ("head", "full", "lora", "vera")
-    assert {(r.row, r.task, r.seed) for r in runs} == {(m, t, s) for m in rows for t in tasks for s in range(5)}
+    assert {(r.row, r.task, r.seed) for r in runs} == {
+        (m, t, s) for m in rows for t in tasks for s in range(5)
+    }
     for run in runs:
         train, printed = run.config["train"], PRINTED[f"vit-{size}"][run.row]
         for key in ("lr", "lr_head"):
@@ -287,7 +351,12 @@ def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
             "linear",
             common["label_smoothing"],
         )
-        assert (train["adam_eps"], train["decay_all"], train["clip"], train["max_length"]) == (1e-6, True, None, 512)
+        assert (train["adam_eps"], train["decay_all"], train["clip"], train["max_length"]) == (
+            1e-6,
+            True,
+            None,
+            512,
+        )
         assert (task["beams"], task["length_penalty"], task["no_repeat_ngram"], task["max_new_tokens"]) == (
             10,
             [0.9, 0.8],
@@ -323,7 +392,9 @@ PRINTED_OF = {
 }
 
 
-@pytest.mark.parametrize(("row", "model"), sample(PRINTED_OF, ("vera", "roberta_base"), ("lora", "roberta_large")))
+@pytest.mark.parametrize(
+    ("row", "model"), sample(PRINTED_OF, ("vera", "roberta_base"), ("lora", "roberta_large"))
+)
 def test_recipes_are_what_the_papers_print(row, model):
     printed = PRINTED_OF[row, model]
     common = PAPER["common"]
@@ -355,7 +426,11 @@ def test_the_projection_seed_is_zero_for_every_seed_unless_redrawn_and_the_data_
         assert run.config["method"]["projection_seed"] == 0
         assert run.config["data_seed"] == run.seed
     redrawn = expand(["method=vera_redrawn", "seed=0,1,2"])
-    assert [(r.config["method"]["projection_seed"], r.config["data_seed"]) for r in redrawn] == [(0, 0), (1, 1), (2, 2)]
+    assert [(r.config["method"]["projection_seed"], r.config["data_seed"]) for r in redrawn] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+    ]
     assert redrawn[0].label == "VeRA r=256, A and B redrawn on reviews, seed 0"
     assert not {"redrawn", "scaling"} & set(redrawn[0].method)
 
@@ -377,7 +452,10 @@ def test_alpha_is_the_recipes_or_follows_the_rank(row, scaling, alpha, label):
 
 
 def test_a_preset_of_loras_scaling_takes_other_rows_as_they_are():
-    one, other = (expand([f"paper={paper}", "method=vera,lora", "seed=0"]) for paper in ("figure2", "figure2_proportional"))
+    one, other = (
+        expand([f"paper={paper}", "method=vera,lora", "seed=0"])
+        for paper in ("figure2", "figure2_proportional")
+    )
     assert [run.method for run in one] == [run.method for run in other]
     assert [run.label for run in one] == [run.label for run in other]
 
@@ -395,13 +473,17 @@ def test_alpha_follows_the_rank_from_what_the_recipe_says_of_the_task():
 
 
 @pytest.mark.parametrize(
-    ("model", "grouped"), sample([("minilm", True), ("roberta_base", False), ("roberta_large", False)], ("minilm", True))
+    ("model", "grouped"),
+    sample([("minilm", True), ("roberta_base", False), ("roberta_large", False)], ("minilm", True)),
 )
 def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
     rows = [recipe.partition("/")[0] for recipe in choices("recipe") if recipe.endswith(f"/{model}")]
     assert len(rows) >= 6
     for row in rows:
-        assert expand([f"model={model}", f"method={row}", "task=mrpc"])[0].config["task"]["length_grouped"] is grouped
+        assert (
+            expand([f"model={model}", f"method={row}", "task=mrpc"])[0].config["task"]["length_grouped"]
+            is grouped
+        )
     for task in ("mrpc", "text", "reviews"):
         (run,) = expand(["model=encoder", "model.path=/x", f"task={task}"])
         assert (run.recipe, run.config["task"]["length_grouped"]) == ("defaults", True)
@@ -410,12 +492,28 @@ def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("lr_head: 1e-3\nchosen", "lr_haed: 1e-3\nchosen", "no key 'lr_haed' for the row vera. Did you mean lr_head?"),
-        ("  epochs: {cola", "  epoch: {cola", "no key 'epoch' for the row vera, in by_task. Did you mean epochs?"),
+        (
+            "lr_head: 1e-3\nchosen",
+            "lr_haed: 1e-3\nchosen",
+            "no key 'lr_haed' for the row vera. Did you mean lr_head?",
+        ),
+        (
+            "  epochs: {cola",
+            "  epoch: {cola",
+            "no key 'epoch' for the row vera, in by_task. Did you mean epochs?",
+        ),
         ("epochs: {cola", "epochs: {colla", "no task 'colla', in by_task: epochs. Did you mean cola?"),
         ("epochs: {cola: 5}", "epochs: 5", "by_task: epochs should be a mapping, such as {rte: ...}"),
-        ("  lr_head: on", "  lr_hed: on", "no key 'lr_hed' for the row vera, in chosen. Did you mean lr_head?"),
-        ("rank: 256", "rank: 256\nalpha: 4", "no key 'alpha' for the row vera. Known: adam_eps, augment, clip, "),
+        (
+            "  lr_head: on",
+            "  lr_hed: on",
+            "no key 'lr_hed' for the row vera, in chosen. Did you mean lr_head?",
+        ),
+        (
+            "rank: 256",
+            "rank: 256\nalpha: 4",
+            "no key 'alpha' for the row vera. Known: adam_eps, augment, clip, ",
+        ),
     ],
 )
 def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message, tmp_path, monkeypatch):
@@ -453,7 +551,9 @@ def test_every_file_of_conf_composes():
         assert yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())["source"]
 
 
-VARIED = [row for row in choices("method") if row.startswith("vera_") and not row.removeprefix("vera_r").isdecimal()]
+VARIED = [
+    row for row in choices("method") if row.startswith("vera_") and not row.removeprefix("vera_r").isdecimal()
+]
 
 
 @pytest.mark.parametrize("row", sample(VARIED, "vera_unique"))
@@ -466,15 +566,19 @@ def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies(row):
 def test_a_rows_own_recipe_comes_before_that_of_the_row_that_it_varies():
     (run,) = expand(["model=roberta_large", "task=rte", "method=lora_mnli"])
     assert run.recipe == "lora_mnli/roberta_large"  # it has one of its own
-    assert expand(["model=encoder", "model.path=/x", "task=rte", "method=vera_only_d"])[0].recipe == "defaults"
-    (chosen,) = expand(["model=roberta_base", "task=rte", "method=peft", "recipe=lora/roberta_base"])  # rank unread by peft
+    assert (
+        expand(["model=encoder", "model.path=/x", "task=rte", "method=vera_only_d"])[0].recipe == "defaults"
+    )
+    # Rank unread by peft
+    (chosen,) = expand(["model=roberta_base", "task=rte", "method=peft", "recipe=lora/roberta_base"])
     assert chosen.recipe == "lora/roberta_base"
 
 
 def test_a_word_is_a_change_where_it_says_something_else_than_the_recipe_that_is_on():
     borrowed = ["model=minilm", "task=mrpc", "method=vera_only_d"]  # with the recipe of vera
     (plain,) = expand(borrowed)
-    same, other = f"train.lr={plain.config['train']['lr']}", "train.lr=1e-3"  # which conf/config.yaml has, and the recipe not
+    # Which conf/config.yaml has, and the recipe not
+    same, other = f"train.lr={plain.config['train']['lr']}", "train.lr=1e-3"
     assert expand([*borrowed, same])[0].changed == []
     assert expand([*borrowed, other])[0].changed == [other]
     assert expand([*borrowed, "recipe=head/minilm", other])[0].changed == []
@@ -483,9 +587,12 @@ def test_a_word_is_a_change_where_it_says_something_else_than_the_recipe_that_is
 @pytest.mark.slow  # a composition for each of VeRA's rows
 def test_the_ablations_are_the_papers():
     """Table 6's and 7's settings, and nothing else, differ from the row vera."""
-    settings = {row: expand([f"method={row}"])[0].method for row in choices("method") if row.startswith("vera")}
+    settings = {
+        row: expand([f"method={row}"])[0].method for row in choices("method") if row.startswith("vera")
+    }
     differences = {
-        row: {key: value for key, value in found.items() if settings["vera"][key] != value} for row, found in settings.items()
+        row: {key: value for key, value in found.items() if settings["vera"][key] != value}
+        for row, found in settings.items()
     }
     assert differences == {
         "vera": {},
@@ -506,7 +613,8 @@ def test_the_ablations_are_the_papers():
 def test_each_method_of_peft_is_a_row_of_its_own():
     (run,) = expand(["method=peft", "method.config_class=IA3Config"])
     assert (run.row, run.config["method"]["label"]) == ("peft_ia3", "IA3")
-    assert run.method["sites"] == ["key", "value", "feed_forward_out"]  # resolved: they are in the record and in the id
+    # Resolved: they are in the record and in the id
+    assert run.method["sites"] == ["key", "value", "feed_forward_out"]
     for words, sites in (
         (["method=peft"], ["query", "value"]),
         (["method=adalora"], ["query", "value"]),
@@ -519,7 +627,10 @@ def test_each_method_of_peft_is_a_row_of_its_own():
     with pytest.raises(UserError, match=r"method.sites=query: should be a list"):
         expand(["method=peft", "method.sites=query"])
     (run,) = expand(["method=peft", "method.config={use_dora: true, r: 4}"])
-    assert (run.row, run.config["method"]["label"]) == ("peft_lora_r_4_use_dora_true", "Lora r=4 use_dora=True")
+    assert (run.row, run.config["method"]["label"]) == (
+        "peft_lora_r_4_use_dora_true",
+        "Lora r=4 use_dora=True",
+    )
     (run,) = expand(["method=peft", "method.label=Mine", "method.config_class=PveraConfig"])
     assert (run.row, run.method) == (
         "peft_mine",
@@ -546,7 +657,10 @@ def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_
 def test_neither_configuration_nor_plan_nor_reading_imports_torch():
     import subprocess
 
-    code = "import sys, runs.plan, runs.publish, analysis.tables; print('torch' in sys.modules, 'evaluate' in sys.modules)"
+    code = (
+        "import sys, runs.plan, runs.publish, analysis.tables; print('torch' in sys.modules, 'evaluate' in"
+        " sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
 
@@ -558,6 +672,8 @@ def test_a_home_folder_after_the_equals_sign_is_the_users():
 
 
 def test_dinov2_sees_digits_small_and_others_as_its_weights_want():
-    digits, other = (expand([f"task={task}", "model=dinov2_small", "method=vera"])[0] for task in ("digits", "cifar100"))
+    digits, other = (
+        expand([f"task={task}", "model=dinov2_small", "method=vera"])[0] for task in ("digits", "cifar100")
+    )
     assert (digits.config["task"]["image_size"], other.config["task"]["image_size"]) == (56, None)
     assert expand(["task=digits", "model=vit_base"])[0].config["task"]["image_size"] is None

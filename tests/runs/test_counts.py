@@ -9,7 +9,9 @@ from runs.config import CONF
 ENTRIES = yaml.safe_load((CONF / "counts.yaml").read_text())
 
 
-@pytest.mark.parametrize("cell", [("roberta_base", "vera"), ("vit_base", "lora"), ("gpt2_medium", "full")], ids="/".join)
+@pytest.mark.parametrize(
+    "cell", [("roberta_base", "vera"), ("vit_base", "lora"), ("gpt2_medium", "full")], ids="/".join
+)
 def test_a_count_is_exact(cell):
     entry = next(entry for entry in ENTRIES if (entry["model"], entry["method"]) == cell)
     assert counts.count(entry)[1:] == (entry["count"], entry["count"])

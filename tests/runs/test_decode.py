@@ -50,10 +50,14 @@ def test_the_record_holds_the_scores_of_the_last_and_the_best_epoch_by_each_pena
     curve, result, texts = record["curve"], record["result"], record["texts"]
     assert result["metric"] == "perplexity"
     assert result["best"] == min(curve["metric"])
-    assert curve["metric"] == pytest.approx([torch.tensor(x).exp().item() for x in curve["dev_loss"]], rel=1e-5)
+    assert curve["metric"] == pytest.approx(
+        [torch.tensor(x).exp().item() for x in curve["dev_loss"]], rel=1e-5
+    )
     assert (texts["split"], texts["items"]) == ("test", 3)
     assert texts["decoding"]["ends"] == [50256, 628]
-    assert [(e["which"], e["variant"]) for e in texts["scores"]] == [(w, v) for w in ("last", "best") for v in ("0.9", "0.8")]
+    assert [(e["which"], e["variant"]) for e in texts["scores"]] == [
+        (w, v) for w in ("last", "best") for v in ("0.9", "0.8")
+    ]
     assert texts["scores"][0]["meteor"] is None
     assert "no java" in texts["scores"][0]["unavailable"]["meteor"]
     folder = folder_of(e2e_words)
@@ -90,10 +94,16 @@ def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_pa
     reference = trained(worse(elsewhere(e2e_words, output=tmp_path / "reference")))
     assert record["texts"] == reference["texts"]
     names = {"none": [], "both": ["adapter", "adapter_best"]}.get(keep, ["adapter"])
-    assert {path.name for path in folder_of(words).glob("*.safetensors")} == {f"{name}.safetensors" for name in names}
+    assert {path.name for path in folder_of(words).glob("*.safetensors")} == {
+        f"{name}.safetensors" for name in names
+    }
     for name in names:
         size = (folder_of(words) / f"{name}.safetensors").stat().st_size
-        whole = (folder_of(worse(elsewhere(e2e_words, output=tmp_path / "reference"))) / f"{name}.safetensors").stat().st_size
+        whole = (
+            (folder_of(worse(elsewhere(e2e_words, output=tmp_path / "reference"))) / f"{name}.safetensors")
+            .stat()
+            .st_size
+        )
         assert (size < 0.8 * whole) == (precision == "fp16")
     capsys.readouterr()
     checked = evaluate.main([record["id"], f"output={record['config']['output']}"])
@@ -117,7 +127,8 @@ def test_the_untrained_model_is_a_row(e2e_words, capsys):
     plain = [w for w in e2e_words if not w.startswith("method.")]
     record = do([*plain, "method=none"])
     assert record["steps"] == 0
-    assert not any("given" in words or "recipe" in words for words in record["deviations"])  # it trains nothing
+    # It trains nothing
+    assert not any("given" in words or "recipe" in words for words in record["deviations"])
     assert {e["epoch"] for e in record["texts"]["scores"]} == {0.0}
     capsys.readouterr()
     assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
@@ -148,13 +159,17 @@ def test_without_decoding_there_are_no_texts(e2e_words):
 
 def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
     """Rows differ in length: parts weigh by their tokens, not by their rows."""
-    curves = [do(elsewhere([*e2e_words, f"micro_batch={m}"], output=f"{e2e_words[-1][7:]}{m}"))["curve"] for m in (4, 1, 3)]
+    curves = [
+        do(elsewhere([*e2e_words, f"micro_batch={m}"], output=f"{e2e_words[-1][7:]}{m}"))["curve"]
+        for m in (4, 1, 3)
+    ]
     for curve in curves[1:]:
         assert curve["train_loss"] == pytest.approx(curves[0]["train_loss"], abs=1e-5)
         assert curve["dev_loss"] == pytest.approx(curves[0]["dev_loss"], abs=1e-5)
 
 
-#: Losses of five steps on the tiny GPT-2 and own restaurants: they move only with the loop, the task, or the method.
+#: Losses of five steps on the tiny GPT-2 and own restaurants: they move only with the loop, the task, or the
+#: method.
 LOSSES = {
     "vera": (1.0, [10.823615, 10.81838, 10.794473, 10.780002, 10.770054]),
     "lora": (0.1, [10.823615, 10.80582, 10.768778, 10.765546, 10.75772]),
@@ -166,11 +181,19 @@ LOSSES = {
 def test_loss_sequence(method, e2e_words):
     rate, expected = LOSSES[method]
     words = [w for w in e2e_words if not w.startswith("method.")]
-    words += [f"method={method}", f"train.lr={rate}", "train.warmup_steps=0", "train.epochs=3", "task.decode=none"]
+    words += [
+        f"method={method}",
+        f"train.lr={rate}",
+        "train.warmup_steps=0",
+        "train.epochs=3",
+        "task.decode=none",
+    ]
     words += ["method.bottleneck=4"] if method == "adapter_l" else ["method.rank=8"]
     (run,) = expand(words)
     loop = Training(run, run_id(run), lambda event: None)
-    assert [loop.step([i % 8 for i in range(s, s + 4)]) for s in range(5)] == pytest.approx(expected, abs=1e-5)
+    assert [loop.step([i % 8 for i in range(s, s + 4)]) for s in range(5)] == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 # --- a killed run
@@ -217,7 +240,9 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
     assert "resumed at step 4 of 4" in said
     assert ("are there already" in said) == (after > 0)
     for name in (f for f in FILES if not f.endswith(".safetensors")):
-        assert (folder / name).read_bytes() == (folder_of(elsewhere(words, output=tmp_path / "straight")) / name).read_bytes()
+        assert (folder / name).read_bytes() == (
+            folder_of(elsewhere(words, output=tmp_path / "straight")) / name
+        ).read_bytes()
 
 
 def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
@@ -242,7 +267,9 @@ def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
     assert decode._saved(path, of | {"weights": "0"}, ["0.9"]) == {}
     assert decode._saved(tmp_path / "none", of, ["0.9"]) == {}
     odd = {"item": 7, "texts": {"0.9": "a\u2028b\x85c", "0.8": ""}}
-    path.write_text("\n".join([header, json.dumps(odd, ensure_ascii=False), lines[0], "{damaged", lines[1], ""]))
+    path.write_text(
+        "\n".join([header, json.dumps(odd, ensure_ascii=False), lines[0], "{damaged", lines[1], ""])
+    )
     assert decode._saved(path, of, ["0.9", "0.8"]).keys() == {7, json.loads(lines[0])["item"]}
     assert decode._saved(path, of, ["0.9"])[7] == {"0.9": "a\u2028b\x85c"}
     path.write_text("garbage")
@@ -251,12 +278,17 @@ def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
 
 @pytest.mark.usefixtures("process")
 def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path, capfd):
-    """SIGKILL, as a scheduler does it: what has been written is there, and the record is the straight run's."""
+    """SIGKILL, as a scheduler does it: what has been written is there, and the record is the straight
+    run's."""
     data = tmp_path / "many"
     shutil.copytree(e2e, data)
     rows = [f"name[Inn {i}],A pub called Inn {i}." for i in range(40)]
     (data / "testset_w_refs.csv").write_text("\n".join(["mr,ref", *rows]) + "\n")
-    words = [*(w for w in e2e_words if not w.startswith("task.data_dir")), f"task.data_dir={data}", "task.beams=6"]
+    words = [
+        *(w for w in e2e_words if not w.startswith("task.data_dir")),
+        f"task.data_dir={data}",
+        "task.beams=6",
+    ]
     straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
     path = folder_of(killed) / "decoded_last.jsonl"
     process = started(*killed)
@@ -275,7 +307,9 @@ def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(e2e_words, monk
     """Another word would leave another epoch's adapter on disk than the record says."""
     killed_while_decoding(e2e_words, 1, monkeypatch)
     (run,) = expand([*e2e_words, "keep=best"])
-    with pytest.raises(evaluate.UserError, match="keep=best: this run was begun with keep=both: go on with that, or delete"):
+    with pytest.raises(
+        evaluate.UserError, match="keep=best: this run was begun with keep=both: go on with that, or delete"
+    ):
         Training(run, run_id(run), lambda event: None).go()
 
 
@@ -300,7 +334,9 @@ def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, ca
     first |= {"rouge_l": 50.0, "unavailable": {"meteor": "java failed", "cider": "java failed"}}
     path.write_text(json.dumps(record))
     found = {"bleu": first["bleu"], "nist": first["nist"], "meteor": None, "rouge_l": None, "cider": 1.5}
-    monkeypatch.setattr("tasks.e2e.scores", lambda *_: {**found, "unavailable": {"meteor": "no", "rouge_l": "no"}})
+    monkeypatch.setattr(
+        "tasks.e2e.scores", lambda *_: {**found, "unavailable": {"meteor": "no", "rouge_l": "no"}}
+    )
     assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0
     assert "cider added to the record" in capsys.readouterr().out
     again = read_record(path)["texts"]["scores"]
@@ -323,13 +359,17 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
         again = read_record(record_path(output, record["id"]))
         assert again["texts"]["scores"][0]["meteor"] is not None
         assert again["texts"]["scores"][0].get("unavailable") is None
-        assert {k: v for k, v in again.items() if k != "texts"} == {k: v for k, v in record.items() if k != "texts"}
+        assert {k: v for k, v in again.items() if k != "texts"} == {
+            k: v for k, v in record.items() if k != "texts"
+        }
     path = run_folder(output, record["id"]) / "decoded_last.jsonl"
     path.write_text(path.read_text().replace('"0.9": "', '"0.9": "more '))
     assert evaluate.main([record["id"], f"output={output}"]) == 1
     assert "NOT the same" in capsys.readouterr().out
     path.write_text("\n".join(path.read_text().split("\n")[:2]) + "\n")
-    with pytest.raises(evaluate.UserError, match=r"cannot be read \(2 of the 3 texts are missing or damaged\)"):
+    with pytest.raises(
+        evaluate.UserError, match=r"cannot be read \(2 of the 3 texts are missing or damaged\)"
+    ):
         evaluate.main([record["id"], f"output={output}"])
     path.unlink()
     with pytest.raises(evaluate.UserError, match="the run's texts cannot be read"):
@@ -353,7 +393,9 @@ def test_a_sweep_shows_decoding_and_the_score(e2e_words):
 def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monkeypatch):
     """Such as one whose cache is no attention cache."""
     monkeypatch.setattr("transformers.DynamicCache.batch_repeat_interleave", None)
-    with pytest.raises(evaluate.tasks.DataError, match=r"e2e: this model cannot be decoded \(.*\). task.decode=none trains"):
+    with pytest.raises(
+        evaluate.tasks.DataError, match=r"e2e: this model cannot be decoded \(.*\). task.decode=none trains"
+    ):
         do(e2e_words)
     assert not list(folder_of(e2e_words).iterdir())
 

@@ -1,4 +1,5 @@
-"""Executors and launchers: how runs end, what is tried again, and who starts what. Slurm and Ray for real, where they are."""
+"""Executors and launchers: how runs end, what is tried again, and who starts what. Slurm and Ray for real,
+where they are."""
 
 import errno
 import itertools
@@ -75,7 +76,10 @@ def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head
     (taught,) = expand(["model=smollm2", "task=alpaca", "method=lora"])
     assert executor.estimate([head, vera], []) == (0, 2)
     assert executor.estimate([head, vera, lora], [(head, 5)]) == (5, 2)
-    assert executor.estimate([vera, lora, other], [(head, 5), (vera, 60), (vera, 70), (vera, 900)]) == (140, 1)
+    assert executor.estimate([vera, lora, other], [(head, 5), (vera, 60), (vera, 70), (vera, 900)]) == (
+        140,
+        1,
+    )
     assert executor.estimate([head, none], [(vera, 60), (taught, 90)]) == (0, 2)
     assert executor.estimate([taught], [(none, 5)]) == (0, 1)
     assert executor.estimate([], []) == (0, 0)
@@ -88,7 +92,10 @@ def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head
     ("error", "cause"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            "memory",
+        ),
         (MemoryError(), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk"),
@@ -116,7 +123,9 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one():
     assert with_less_memory(config, "loading") is None  # the model alone is too large
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(words, fork, monkeypatch, tmp_path, capsys):
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
+    words, fork, monkeypatch, tmp_path, capsys
+):
     straight = do(elsewhere(words, output=tmp_path / "straight"))
     collate = Training.batch
 
@@ -215,7 +224,9 @@ def test_a_diverged_run_is_kept_and_not_tried_again(words, fork, monkeypatch, ca
     outcome = sweep.sweep(expand(words))
     assert (outcome.exit_code, len(outcome.diverged)) == (0, 1)
     assert records_of(words)[0]["status"] == "diverged"
-    assert re.search(r"diverged: VeRA .* seed 0: loss became nan at epoch 1, step 1 \(.*log.txt\)", capsys.readouterr().out)
+    assert re.search(
+        r"diverged: VeRA .* seed 0: loss became nan at epoch 1, step 1 \(.*log.txt\)", capsys.readouterr().out
+    )
     assert sweep.sweep(expand(words)).skipped == 1
 
 
@@ -243,7 +254,14 @@ def test_a_run_that_took_ten_executors_with_it_is_given_up(words, fork, tmp_path
     folder.mkdir(parents=True)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    owner = {"beat": "0" * 12, "token": "x", "host": "here", "pid": dead.pid, "started": "1", "boot": executor_boot()}
+    owner = {
+        "beat": "0" * 12,
+        "token": "x",
+        "host": "here",
+        "pid": dead.pid,
+        "started": "1",
+        "boot": executor_boot(),
+    }
     (folder / f"{run_id(run)}.10").write_text(json.dumps(owner))
     if owner["boot"] is None:
         pytest.skip("this system does not tell which processes live")
@@ -259,7 +277,8 @@ def executor_boot():
 
 
 def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
-    """The executor was stopped for longer than its lease; the other one is done by the time it looks again."""
+    """The executor was stopped for longer than its lease; the other one is done by the time it looks
+    again."""
     (run,) = expand(words)
     end_epoch = Training.end_epoch
 
@@ -267,7 +286,9 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
         if self.state["epoch"] == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
-            write_record(output_of(words), ledgers.record(best=1.0) | {"id": run_id(run), "config": run.config})
+            write_record(
+                output_of(words), ledgers.record(best=1.0) | {"id": run_id(run), "config": run.config}
+            )
             later.unlink()
             self.claim.path.unlink()
         end_epoch(self)
@@ -277,7 +298,9 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
     assert read_record(record_path(output_of(words), run_id(run)))["result"]["best"] == 1.0
 
 
-@pytest.mark.parametrize("content", ["garbage", "[]", '{"ended": 1, "settings": [], "deviations": {}}', '{"ended": null}'])
+@pytest.mark.parametrize(
+    "content", ["garbage", "[]", '{"ended": 1, "settings": [], "deviations": {}}', '{"ended": null}']
+)
 def test_damaged_tries_count_as_none(content, words, fork):
     (run,) = expand(words)
     path = run_folder(output_of(words), run_id(run)) / "tries.json"
@@ -299,7 +322,8 @@ OURS = {
 
 
 def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
-    """Settings of which halving memory's needs came about, and nothing else: no other place for the output, say."""
+    """Settings of which halving memory's needs came about, and nothing else: no other place for the output,
+    say."""
     config = expand(words)[0].config  # an effective batch of 8
     told = []
 
@@ -317,7 +341,9 @@ def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
     for value in (-5, 0, 9, 10**30, True, 2.5, "4", None, [4], {}):
         found = read(OURS | {"settings": {"micro_batch": value, "eval_batch": 2}})
         assert found == OURS | {"settings": {"eval_batch": 2}, "deviations": OURS["deviations"][:1]}
-        assert told == [f"{tmp_path}/runs/run/tries.json: what no executor has written there for this command is left out"]
+        assert told == [
+            f"{tmp_path}/runs/run/tries.json: what no executor has written there for this command is left out"
+        ]
     foreign = {"output": str(tmp_path / "other"), "seed": 7, "keep": "none", "train": {}, "debug": True}
     for found in (
         none | {"settings": foreign},
@@ -341,7 +367,10 @@ def test_foreign_tries_change_nothing(words, fork, tmp_path, capsys):
     other = tmp_path / "other"
     write_tries(output_of(words), run_id(run), OURS | {"settings": {"output": str(other), "micro_batch": -5}})
     assert sweep.sweep([run]).done == 1
-    assert "tries.json: what no executor has written there for this command is left out" in capsys.readouterr().out
+    assert (
+        "tries.json: what no executor has written there for this command is left out"
+        in capsys.readouterr().out
+    )
     assert not other.exists()
     (record,) = records_of(words)
     assert record["config"] == run.config
@@ -418,7 +447,8 @@ def test_a_log_that_becomes_a_pipe_is_not_waited_for(words, fork, monkeypatch, n
 @pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("content", ["{}", None])
 def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork):
-    """It does not leave before a lease in its way can have grown old: a damaged one, and one of another machine's."""
+    """It does not leave before a lease in its way can have grown old: a damaged one, and one of another
+    machine's."""
     owner = {"beat": "0" * 12, "token": "x", "host": "elsewhere", "pid": 7, "started": "1", "boot": "another"}
     (run,) = expand([*words, "train.max_steps=1"])
     path = Path(output_of(words)) / "claims" / f"{run_id(run)}.1"
@@ -433,14 +463,18 @@ def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork)
 
 def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkeypatch):
     """A kill between the record and the end leaves this; the next command may keep another epoch."""
-    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # without Java's scores: seconds less
+    # Without Java's scores: seconds less
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
     (run,) = expand([*e2e_words, "keep=both"])
     sweep.sweep([run])
     folder, output = run_folder(output_of(e2e_words), run_id(run)), Path(output_of(e2e_words))
     whole = {path.name for path in folder.iterdir()}
     left = [folder / "checkpoint.safetensors", folder / "progress.json", folder / ".adapter.safetensors.12"]
     here = f"{socket.gethostname()}.{2**22 + 1}.3"  # no process has this number
-    left += [output / "records" / f".{run_id(run)}.json.{here}", output / "claims" / f".{run_id(run)}.1.{here}"]
+    left += [
+        output / "records" / f".{run_id(run)}.json.{here}",
+        output / "claims" / f".{run_id(run)}.1.{here}",
+    ]
     for path in left:
         path.touch()
     assert sweep.sweep(expand([*e2e_words, "keep=best"])).skipped == 1
@@ -450,7 +484,9 @@ def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkey
 
 
 def test_a_server_that_is_killed_while_a_run_starts_costs_a_try(words, fork, monkeypatch, capsys):
-    broken = iter([EOFError("unexpected EOF"), ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")])
+    broken = iter(
+        [EOFError("unexpected EOF"), ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")]
+    )
     start_process = executor.multiprocessing.process.BaseProcess.start
 
     def start(self):
@@ -477,7 +513,10 @@ def test_a_signal_while_a_runs_process_starts(words, fork, monkeypatch):
 
 @pytest.mark.usefixtures("process")
 def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
-    script = "import time, runs.executor as e; e.Sweep.load = lambda path: time.sleep(60); e.main(['sweep.json', '0'])"
+    script = (
+        "import time, runs.executor as e; e.Sweep.load = lambda path: time.sleep(60); e.main(['sweep.json',"
+        " '0'])"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 1
 
 
@@ -486,7 +525,8 @@ def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
 
 @pytest.mark.usefixtures("process")
 def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
-    """SIGTERM in the middle of an epoch, as a scheduler sends it: the step is saved, not the five minutes before it."""
+    """SIGTERM in the middle of an epoch, as a scheduler sends it: the step is saved, not the five minutes
+    before it."""
     slow = [*words, "train.effective_batch=1", "train.epochs=8"]
     (run,) = expand(slow)
     process = start(*slow)
@@ -541,7 +581,8 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     assert (
         len(
             re.findall(
-                r"^  failed: VeRA r=8 on RTE, seed \d method\.sites=\[qeury\]: no linear layer is a 'qeury' site.*log\.txt\)$",
+                r"^  failed: VeRA r=8 on RTE, seed \d method\.sites=\[qeury\]: no linear layer is a 'qeury'"
+                r" site.*log\.txt\)$",
                 printed,
                 re.MULTILINE,
             )
@@ -551,14 +592,17 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     found = [read_record(record_path(output_of(words), run_id(run))) for run in runs]
     assert sorted(record["status"] for record in found) == ["done"] * 3 + ["failed"] * 3
     assert not list((Path(output_of(words)) / "claims").iterdir())
-    again = call_here("runs", *many, check=1)  # another launcher: what is done stays, what failed is tried again
+    # Another launcher: what is done stays, what failed is tried again
+    again = call_here("runs", *many, check=1)
     assert "0 done, 3 already there, 3 failed" in again.stdout
 
 
 @pytest.mark.usefixtures("process")
 def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch):
     monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
-    with pytest.raises(UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"):
+    with pytest.raises(
+        UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
+    ):
         sweep.sweep(expand(words), launch=launch.Launch("local"))
 
 
@@ -606,7 +650,10 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
 
     monkeypatch.setattr(launch.time, "sleep", sleep)
     assert launch.DeviceLease(names, 1).name == "GPU-bbbb"
-    assert "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting" in capsys.readouterr().out
+    assert (
+        "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.usefixtures("process")
@@ -637,7 +684,10 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
         ("lease_seconds=0", "lease_seconds=0: should be at least 1"),
         ("executors=3", "executors=3 is for launcher=slurm and launcher=ray; local starts one a device"),
         ("executors=many", "Value 'many' of type 'str' could not be converted to Integer"),
-        ("hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray"),
+        (
+            "hydra.launcher.partition=gpu",
+            "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray",
+        ),
     ],
 )
 def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
@@ -647,8 +697,15 @@ def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
 
 
 def test_hydras_own_settings_are_checked_before_anything_starts():
-    how, hydra, rest = launch.take(["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"])
-    assert (how.launcher, how.executors, hydra, rest) == ("slurm", 3, ["hydra.launcher.partition=gpu"], ["seed=1"])
+    how, hydra, rest = launch.take(
+        ["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"]
+    )
+    assert (how.launcher, how.executors, hydra, rest) == (
+        "slurm",
+        3,
+        ["hydra.launcher.partition=gpu"],
+        ["seed=1"],
+    )
     with pytest.raises(UserError, match=r"hydra\.launcher\.partitoin"):
         launch.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
 
@@ -666,7 +723,9 @@ def test_hydras_own_settings_are_checked_before_anything_starts():
 )
 def test_no_word_says_what_hydra_calls(word, monkeypatch):
     monkeypatch.setenv("TARGET", "{_target_: os.system}")
-    with pytest.raises(UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")
+    ):
         launch.take(["launcher=slurm", word])
     assert launch.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
 
@@ -677,14 +736,25 @@ def test_no_word_says_what_hydra_calls(word, monkeypatch):
 def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     runs = expand([*words, "seed=0,1"])
     output = output_of(words)
-    event = {"phase": "training", "epoch": 2, "epochs": 5, "step": 9, "steps": 25, "seconds_left": 61.0, "host": "node7"}
+    event = {
+        "phase": "training",
+        "epoch": 2,
+        "epochs": 5,
+        "step": 9,
+        "steps": 25,
+        "seconds_left": 61.0,
+        "host": "node7",
+    }
     event |= {"metric_name": "accuracy", "metric": 0.75, "best": 0.8}
     write_progress(output, run_id(runs[0]), event)
     with Heart(Watcher(output, 30.0).take(run_id(runs[0])), 30.0):
         shown = plan.text(plan.plan(runs, Ledger()), Ledger())
         assert "0/2 *" in shown
         assert "running 1 · missing 1" in shown
-        assert "running: VeRA r=8 on RTE, seed 0: epoch 2/5, accuracy 75.0 (best 80.0), left: 1m01s (on node7)" in shown
+        assert (
+            "running: VeRA r=8 on RTE, seed 0: epoch 2/5, accuracy 75.0 (best 80.0), left: 1m01s (on node7)"
+            in shown
+        )
         assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
     assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
 
@@ -722,7 +792,9 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
     """Two jobs, one killed, one told that its time is over: another job goes on with what they had."""
     many = [*words, "seed=0,1", "train.epochs=120"]
     runs = expand(many)
-    process = start(*many, "launcher=slurm", "executors=2", "lease_seconds=5", "hydra.launcher.cpus_per_task=1")
+    process = start(
+        *many, "launcher=slurm", "executors=2", "lease_seconds=5", "hydra.launcher.cpus_per_task=1"
+    )
     folder = Path(output_of(words))
     wait_for(lambda: len(list(folder.glob("runs/*/checkpoint.safetensors"))) == 2, process)
     name = next(folder.glob("sweeps/*")).name
@@ -737,7 +809,9 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
     assert all("resumed at step" in log.read_text() for log in logs)
     straight = do(elsewhere([*words, "train.epochs=120"], output=tmp_path / "straight"))
     assert comparable(records_of(many)[0]) == comparable(straight)
-    left = subprocess.run(["squeue", "--noheader", f"--name={name}", "--states=PENDING"], capture_output=True, text=True)
+    left = subprocess.run(
+        ["squeue", "--noheader", f"--name={name}", "--states=PENDING"], capture_output=True, text=True
+    )
     assert left.stdout == ""
 
 
@@ -751,4 +825,6 @@ def test_on_ray_two_workers_do_a_sweep(ray, words, tmp_path):
     many = [*words, "seed=0,1"]
     done = call("runs", *many, "launcher=ray", "executors=2", check=0)
     assert "2 done, 0 already there" in done.stdout
-    assert comparable(records_of(many)[1]) == comparable(do([*elsewhere(words, output=tmp_path / "straight"), "seed=1"]))
+    assert comparable(records_of(many)[1]) == comparable(
+        do([*elsewhere(words, output=tmp_path / "straight"), "seed=1"])
+    )

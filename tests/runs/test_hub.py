@@ -1,4 +1,5 @@
-"""The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub does."""
+"""The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub
+does."""
 
 import hashlib
 import io
@@ -28,7 +29,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What snapshot_download asks for: a repository's information, its tree, and files with ETag and commit."""
+    """What snapshot_download asks for: a repository's information, its tree, and files with ETag and
+    commit."""
 
     repositories: ClassVar[dict[str, Path]] = {}
 
@@ -43,13 +45,26 @@ class Hub(BaseHTTPRequestHandler):
             if path.startswith(f"api/{kind}/{repo}/tree/"):
                 return self.json(
                     [
-                        {"type": "file", "path": p.relative_to(folder).as_posix(), "size": p.stat().st_size, "oid": self.tag(p)}
+                        {
+                            "type": "file",
+                            "path": p.relative_to(folder).as_posix(),
+                            "size": p.stat().st_size,
+                            "oid": self.tag(p),
+                        }
                         for p in files
                     ]
                 )
-            if path in (f"api/{kind}/{repo}", f"api/{kind}/{repo}/revision/main", f"api/{kind}/{repo}/revision/{COMMIT}"):
+            if path in (
+                f"api/{kind}/{repo}",
+                f"api/{kind}/{repo}/revision/main",
+                f"api/{kind}/{repo}/revision/{COMMIT}",
+            ):
                 return self.json(
-                    {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p.relative_to(folder).as_posix()} for p in files]}
+                    {
+                        "id": repo,
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": p.relative_to(folder).as_posix()} for p in files],
+                    }
                 )
             prefix = repo if kind == "models" else f"{kind}/{repo}"
             for revision in ("main", COMMIT):
@@ -85,8 +100,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp_path):
-    """The server's address; it holds four models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its parquet branch,
-    uoft-cs/cifar100, yahma/alpaca-cleaned, and the space lmsys/mt-bench."""
+    """The server's address; it holds four models, nyu-mll/glue (rte in parquet), tuetschek/e2e_nlg as its
+    parquet branch, uoft-cs/cifar100, yahma/alpaca-cleaned, and the space lmsys/mt-bench."""
     task = tasks.load({"family": "glue", "name": "rte", "data_dir": str(glue)})
     data = tmp_path / "served" / "rte"
     data.mkdir(parents=True)
@@ -110,7 +125,9 @@ def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_b
             file = io.BytesIO()
             Image.fromarray(picture(label % 3, rng)).save(file, "PNG")
             cells.append({"bytes": file.getvalue(), "path": None})
-        table = pyarrow.table({"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12})
+        table = pyarrow.table(
+            {"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12}
+        )
         pyarrow.parquet.write_table(table, cifar / f"{split}-00000-of-00001.parquet")
     Hub.repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
     space = tmp_path / "served_space"
@@ -130,14 +147,31 @@ def call(address, home, *words, module="runs", **more):
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **more}
     return subprocess.run(
-        [sys.executable, "-m", module, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
 @pytest.mark.parametrize("revision", ["null", COMMIT])
 def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(revision, hub, tmp_path):
-    words = ["model=encoder", "model.hub=own/tiny", f"model.revision={revision}", "task=rte", f"task.revision={revision}"]
-    words += ["train.max_steps=1", "train.effective_batch=8", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    words = [
+        "model=encoder",
+        "model.hub=own/tiny",
+        f"model.revision={revision}",
+        "task=rte",
+        f"task.revision={revision}",
+    ]
+    words += [
+        "train.max_steps=1",
+        "train.effective_batch=8",
+        "method.rank=4",
+        "device=cpu",
+        f"output={tmp_path / 'out'}",
+    ]
     before = call(hub, tmp_path / "home", *words, module="runs.plan").stdout
     assert ("0/1 ?" in before) == (revision == "null")
     done = call(hub, tmp_path / "home", *words)
@@ -157,7 +191,13 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
 
 
 def test_gpt_2_and_e2e_come_from_the_hub(hub, tmp_path):
-    words = ["model=decoder", "model.hub=own/gpt2", f"model.revision={COMMIT}", "task=e2e", f"task.revision={COMMIT}"]
+    words = [
+        "model=decoder",
+        "model.hub=own/gpt2",
+        f"model.revision={COMMIT}",
+        "task=e2e",
+        f"task.revision={COMMIT}",
+    ]
     words += [
         "task.max_new_tokens=4",
         "task.items=1",
@@ -176,8 +216,20 @@ def test_gpt_2_and_e2e_come_from_the_hub(hub, tmp_path):
 
 
 def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
-    words = ["model=vision", "model.hub=timm/tiny", f"model.revision={COMMIT}", "task=cifar100", f"task.revision={COMMIT}"]
-    words += ["task.shots=2", "train.max_steps=1", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    words = [
+        "model=vision",
+        "model.hub=timm/tiny",
+        f"model.revision={COMMIT}",
+        "task=cifar100",
+        f"task.revision={COMMIT}",
+    ]
+    words += [
+        "task.shots=2",
+        "train.max_steps=1",
+        "method.rank=4",
+        "device=cpu",
+        f"output={tmp_path / 'out'}",
+    ]
     assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
     done = call(hub, tmp_path / "home", *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -188,8 +240,20 @@ def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
 
 
 def test_instructions_and_questions_come_from_the_hub(hub, tmp_path):
-    words = ["model=decoder", "model.hub=own/llama", f"model.revision={COMMIT}", "task=alpaca", f"task.revision={COMMIT}"]
-    words += ["task.dev_rows=2", "train.epochs=1", "method.rank=4", "device=cpu", f"output={tmp_path / 'out'}"]
+    words = [
+        "model=decoder",
+        "model.hub=own/llama",
+        f"model.revision={COMMIT}",
+        "task=alpaca",
+        f"task.revision={COMMIT}",
+    ]
+    words += [
+        "task.dev_rows=2",
+        "train.epochs=1",
+        "method.rank=4",
+        "device=cpu",
+        f"output={tmp_path / 'out'}",
+    ]
     assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
     done = call(hub, tmp_path / "home", *words)
     assert done.returncode == 0, done.stdout + done.stderr

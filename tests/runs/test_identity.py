@@ -1,4 +1,5 @@
-"""A run is the same run wherever its files lie, and another one when anything that defines its result differs."""
+"""A run is the same run wherever its files lie, and another one when anything that defines its result
+differs."""
 
 import os
 import shutil
@@ -43,8 +44,21 @@ def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
 
 
 def test_what_defines_the_result_matters(words, tmp_path):
-    changes = ["seed=1", "data_seed=1", "method.rank=9", "method.d_init=0.2", "method.projection_seed=1", "train.lr=2e-2"]
-    changes += ["train.epochs=3", "train.effective_batch=4", "train.precision=bf16", "train.max_steps=3", "task.train_rows=9"]
+    changes = [
+        "seed=1",
+        "data_seed=1",
+        "method.rank=9",
+        "method.d_init=0.2",
+        "method.projection_seed=1",
+        "train.lr=2e-2",
+    ]
+    changes += [
+        "train.epochs=3",
+        "train.effective_batch=4",
+        "train.precision=bf16",
+        "train.max_steps=3",
+        "task.train_rows=9",
+    ]
     ids = {identity(words)}
     for change in changes:
         key = change.partition("=")[0]
@@ -54,9 +68,13 @@ def test_what_defines_the_result_matters(words, tmp_path):
 
 
 def test_what_was_run_stays_done():
-    """Ids of records that are out there: a key that came later leaves them as they are, at the value that was fixed before."""
+    """Ids of records that are out there: a key that came later leaves them as they are, at the value that was
+    fixed before."""
     assert identity(["method=vera"]) == "785471722292"
-    assert identity(["model=roberta_base", "task=rte", "method=vera", "task.length_grouped=true"]) == "ac00fae105f8"
+    assert (
+        identity(["model=roberta_base", "task=rte", "method=vera", "task.length_grouped=true"])
+        == "ac00fae105f8"
+    )
     assert identity(["model=gpt2_medium", "task=e2e", "method=vera"]) == "d77cfe0db6b3"
     assert identity(["method=vera", "task.holdout=null"]) == identity(["method=vera"])
     assert len({identity([f"task.holdout={share}"]) for share in ("null", "0.2", "0.3")}) == 3
@@ -68,11 +86,19 @@ def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatc
     monkeypatch.setattr("runs.identity.data_content", lambda settings: content)
     words = ["paper=rank_scaling_minilm", "method=lora_r2"]
     for seed, known in ((0, "aac4f59ce8cf"), (1, "17ff3a843cbd")):
-        for way in (["method.scaling=proportional"], ["method.alpha=2"], ["method.alpha=2", "method.scaling=proportional"]):
+        for way in (
+            ["method.scaling=proportional"],
+            ["method.alpha=2"],
+            ["method.alpha=2", "method.scaling=proportional"],
+        ):
             assert identity([*words, *way, f"seed={seed}"]) == known
     (proportional,) = expand(["paper=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
     assert run_id(proportional) == "aac4f59ce8cf"
-    assert identity([*words, "seed=0"]) == identity([*words, "seed=0", "method.scaling=constant"]) == "6262bd26f718"
+    assert (
+        identity([*words, "seed=0"])
+        == identity([*words, "seed=0", "method.scaling=constant"])
+        == "6262bd26f718"
+    )
     redrawn = [run_id(run) for run in expand(["method=vera_redrawn", "seed=0,1,2"])]
     assert len({*redrawn, identity(["method=vera"])}) == 4
 
@@ -86,7 +112,11 @@ def test_batches_of_like_lengths_are_told_apart_from_random_ones_and_as_before_i
         assert run_id(run) == way["true"]
     # These two have had it from the beginning: both values are in it.
     gpt2 = ["model=gpt2_medium", "task=e2e", "method=vera"]
-    assert identity([*gpt2, "task.length_grouped=false"]) == "d77cfe0db6b3" != identity([*gpt2, "task.length_grouped=true"])
+    assert (
+        identity([*gpt2, "task.length_grouped=false"])
+        == "d77cfe0db6b3"
+        != identity([*gpt2, "task.length_grouped=true"])
+    )
     (run,) = expand(["model=smollm2", "task=alpaca"])
     with_it = run_id(run)
     del run.config["task"]["length_grouped"]
@@ -127,7 +157,10 @@ def test_hub_revisions_identify_without_the_network():
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"no weights .*pickled weights"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            r"no weights .*pickled weights",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), r"no weights \(model\*.safetensors\)"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),

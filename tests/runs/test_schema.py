@@ -80,7 +80,9 @@ def test_a_done_run_has_an_epoch_and_a_diverged_one_may_have_none():
 
 def test_a_failed_run_needs_no_more_than_its_name_and_error():
     made = record() | {"status": "failed", "error": "out of memory"}
-    failed = {key: made[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")}
+    failed = {
+        key: made[key] for key in ("schema", "id", "status", "error", "tries", "cell", "label", "config")
+    }
     check(failed)
     check(made)
     with pytest.raises(ValueError, match=r"^curve: input should be a valid dictionary$"):
@@ -125,14 +127,18 @@ def test_a_plan_reads_what_it_shows_and_a_sample_of_the_newest(tmp_path, monkeyp
         path = write_record(tmp_path, one)
         os.utime(path, (age, age))
     names = [one["id"] for one in made]
-    assert set(read_ledger(tmp_path, published=False, wanted=[names[0], "absent"]).records) == {names[0], *names[3:]}
+    assert set(read_ledger(tmp_path, published=False, wanted=[names[0], "absent"]).records) == {
+        names[0],
+        *names[3:],
+    }
     assert set(read_ledger(tmp_path, published=False, wanted=[]).records) == set(names[3:])
     assert set(read_ledger(tmp_path, published=False).records) == set(names)
 
 
 @pytest.fixture
 def odd(tmp_path):
-    """A folder of records with five seeds of a row, and beside them everything that is no record; and the odd ones' names."""
+    """A folder of records with five seeds of a row, and beside them everything that is no record; and the odd
+    ones' names."""
     for one in seeds():
         write_record(tmp_path, one)
     records = tmp_path / "records"
@@ -148,7 +154,9 @@ def odd(tmp_path):
         "nothing": None,
     }
     for name, shape in shapes.items():
-        (records / f"{name}.json").write_text(json.dumps(shape | {"id": name} if isinstance(shape, dict) else shape))
+        (records / f"{name}.json").write_text(
+            json.dumps(shape | {"id": name} if isinstance(shape, dict) else shape)
+        )
     with open(os.fsencode(records) + b"/\xff.json", "wb"):  # a name that is no text
         pass
     (records / "deep.json").write_text("[" * 100_000)
@@ -161,7 +169,14 @@ def odd(tmp_path):
     (tmp_path / "measures").mkdir()
     (tmp_path / "measures" / "halved.json").write_text(
         json.dumps(
-            {"schema": 1, "id": "halved", "kind": "magnitude", "of": [{"id": "x"}], "settings": {}, "seeds": {}}
+            {
+                "schema": 1,
+                "id": "halved",
+                "kind": "magnitude",
+                "of": [{"id": "x"}],
+                "settings": {},
+                "seeds": {},
+            }
             | {"values": {"layer": [0], "site": ["query"], "d": [0.1], "b": [0.1]}}
         )
     )

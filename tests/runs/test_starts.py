@@ -1,4 +1,5 @@
-"""Starting from another adapter: identity, label, plan, order, and what is said while the start is not there."""
+"""Starting from another adapter: identity, label, plan, order, and what is said while the start is not
+there."""
 
 import pytest
 import torch
@@ -40,7 +41,12 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     words = mnli_rows(lora)
     runs = expand(words)
     (first,) = starts(runs)
-    assert (first.row, first.config["task"]["name"], first.seed, first.config["init_from"]) == ("lora", "mnli", 0, None)
+    assert (first.row, first.config["task"]["name"], first.seed, first.config["init_from"]) == (
+        "lora",
+        "mnli",
+        0,
+        None,
+    )
     assert with_starts(runs) == [first, *runs]
     text = text_of(words)
     assert "2 tasks x 1 row x 2 seeds = 4 runs" in text
@@ -102,7 +108,10 @@ def test_training_begins_with_the_start_and_a_fresh_head(lora):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["method.alpha=16"], "its alpha is 8, here it is 16: no start for this method. Nothing was started."),
+        (
+            ["method.alpha=16"],
+            "its alpha is 8, here it is 16: no start for this method. Nothing was started.",
+        ),
         (["method.rank=4"], "its rank is 8, here it is 4"),
         (["method=vera"], "its kind is lora, here it is vera"),
     ],
@@ -120,7 +129,9 @@ def test_a_start_of_other_settings_is_refused_before_anything_starts(change, mes
     ("change", "message"),
     [("method.rank=4", "its rank is 8, here it is 4"), ("method=none", "its kind is lora, here it is none")],
 )
-def test_a_run_that_could_not_start_from_the_one_before_is_refused_before_that_one_runs(change, message, lora):
+def test_a_run_that_could_not_start_from_the_one_before_is_refused_before_that_one_runs(
+    change, message, lora
+):
     kept = [w for w in lora if w.partition("=")[0] != change.partition("=")[0]]
     with pytest.raises(UserError, match=message):
         sweep.sweep(with_starts(expand([*kept, change, "init_from=lora@mnli"])))

@@ -72,7 +72,8 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         (["method.rank=0"], "error: rank must be a whole number of at least 1, got 0"),
         pytest.param(
             ["method.sites=[qeury]"],
-            "error: no linear layer is a 'qeury' site of this model. It has: dense, key, query, value, all-linear",
+            "error: no linear layer is a 'qeury' site of this model. It has: dense, key, query, value,"
+            " all-linear",
             marks=pytest.mark.slow("process"),
         ),
         (["model.path=/nowhere"], "error: /nowhere: no such folder (model.path)"),
@@ -82,7 +83,13 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
             "error: device=cuda: torch sees no CUDA device here",
             marks=pytest.mark.slow("process"),
         ),
-        (["--nonsense"], "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"),
+        (
+            ["--nonsense"],
+            (
+                "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as"
+                " output=FOLDER"
+            ),
+        ),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
 )
@@ -101,7 +108,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(change, message, words, monkeypat
 
 
 def test_without_hub_and_path_the_way_out_is_named(glue, tmp_path):
-    done = call_here("runs", "model=roberta_base", "task=rte", f"task.data_dir={glue}", f"output={tmp_path}", check=2)
+    done = call_here(
+        "runs", "model=roberta_base", "task=rte", f"task.data_dir={glue}", f"output={tmp_path}", check=2
+    )
     assert "FacebookAI/roberta-base is not on this machine and the hub cannot be reached" in done.stderr
     assert "model.path=/where/roberta-base" in done.stderr
 
@@ -125,7 +134,9 @@ def test_weights_that_are_damaged_or_of_another_model(words, tiny_bert, tmp_path
 
 @pytest.mark.usefixtures("process")
 def test_debug_shows_the_traceback(words):
-    done = call("runs", *[w for w in words if not w.startswith("method.")], "method.sites=[qeury]", "debug=true")
+    done = call(
+        "runs", *[w for w in words if not w.startswith("method.")], "method.sites=[qeury]", "debug=true"
+    )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
@@ -152,7 +163,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
     assert "interrupted. Finished runs are kept; the same command goes on where it was." in errors
     assert "Traceback" not in errors
     assert checkpoint.is_file()
-    assert [p.state for p in plan.plan([run], read_ledger(run.config["output"], published=False))] == ["partial"]
+    assert [p.state for p in plan.plan([run], read_ledger(run.config["output"], published=False))] == [
+        "partial"
+    ]
 
 
 @pytest.mark.usefixtures("process")
@@ -176,14 +189,18 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
         errors.entry_point(main)
     assert ended.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message == "error: No space left on device. Finished runs are kept; make room and run the same command again"
+    assert (
+        message
+        == "error: No space left on device. Finished runs are kept; make room and run the same command again"
+    )
     assert record_path(output_of(words), run_id(first)).read_bytes() == before
     assert [p.name for p in record_path(output_of(words), "x").parent.iterdir()] == [f"{run_id(first)}.json"]
 
 
 @pytest.mark.usefixtures("process")
 def test_a_file_that_cannot_grow_is_one_line_too(words):
-    """For real: the operating system refuses to write more than 60 KB to any file (the checkpoint is larger)."""
+    """For real: the operating system refuses to write more than 60 KB to any file (the checkpoint is
+    larger)."""
     import resource
 
     done = subprocess.run(
@@ -254,7 +271,12 @@ def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
     for place, told in ((record["config"]["task"]["data_dir"], 0), (folder.parent, 1)):
         runs = expand([*elsewhere(words, **{"task.data_dir": place}), "train.epochs=2"])
         text = plan.text(plan.plan(runs, ledger), ledger)
-        assert text.count("missing: 1 of them have finished on data of other content: task.data_dir= names a folder") == told
+        assert (
+            text.count(
+                "missing: 1 of them have finished on data of other content: task.data_dir= names a folder"
+            )
+            == told
+        )
 
 
 #: Presets, their cells and their seeds.
@@ -269,7 +291,8 @@ def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, 
     monkeypatch.setattr(config, "_compose", lambda overrides: composed.append(overrides) or once(overrides))
     runs = expand([f"paper={paper}", f"output={tmp_path}"])
     assert len(runs) == cells * seeds
-    assert len(composed) < cells + 5  # the cells, the preset itself, and the defaults that types are checked against
+    # The cells, the preset itself, and the defaults that types are checked against
+    assert len(composed) < cells + 5
     composed.clear()
     assert expand([f"paper={paper}", f"output={tmp_path}"]) == runs
     assert not composed
@@ -283,7 +306,8 @@ def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole(words):
 
 
 def test_a_run_without_steps_is_no_measure_of_others(words):
-    """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says so."""
+    """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says
+    so."""
     plain = [w for w in words if not w.startswith("method.")]
     trained([*plain, "method=none"])
     assert "no estimate" in call_here("runs.plan", *plain, "method=lora", check=0).stdout
@@ -323,7 +347,8 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
 
     with pytest.raises(UserError, match=r"no finished record to publish in .*: what is there was copied"):
         publish.main(["again", f"output={tmp_path / 'copy'}"])
-    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)  # as a run leaves it whose record names no path
+    # As a run leaves it whose record names no path
+    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)
     assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "ours"}
     with pytest.raises(UserError, match="a name of a-z"):
         publish.main(["../up", f"output={output_of(words)}"])
@@ -340,14 +365,18 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     done = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2)
     assert "adapter.safetensors: damaged, or not a file of the format" in done.stderr.splitlines()[-1]
     adapter.unlink()
-    told = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr  # or a record that was copied
+    # Or a record that was copied
+    told = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr
     assert "is not there: the run kept one, where it was done (its record is" in told
     assert told.strip().endswith("redo=true")
     none = trained([*words, "train.epochs=1", "keep=none"])
     told = call_here("runs.evaluate", none["id"], f"output={output_of(words)}", check=2).stderr
     assert "the run kept none (its record is" in told
     assert " keep=best " in told
-    assert "no records begin with 'zzz'" in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
+    assert (
+        "no records begin with 'zzz'"
+        in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
+    )
 
 
 KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit"]
@@ -381,11 +410,15 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
     assert "before, " in printed
     assert "from the fp16 file" in printed
-    expected = answer(evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval())
+    expected = answer(
+        evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval()
+    )
     named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (named["base_model_name_or_path"], named["revision"]) == (tiny_bert.name, None)
     for form in ("peft", "merged"):
-        assert not [path for path in (tmp_path / form).glob("*.json") if str(tiny_bert.parent) in path.read_text()]
+        assert not [
+            path for path in (tmp_path / form).glob("*.json") if str(tiny_bert.parent) in path.read_text()
+        ]
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert torch.allclose(answer(merged), expected, atol=1e-4)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
@@ -435,7 +468,8 @@ def test_damaged_records_are_named_and_hide_nothing(words, capsys):
 
 @pytest.mark.usefixtures("process", "no_hang")
 def test_what_is_no_file_in_a_records_place_fails_that_run_alone(words):
-    """It stays, and is named with the way out; the others are done, and one whose record is damaged is done again."""
+    """It stays, and is named with the way out; the others are done, and one whose record is damaged is done
+    again."""
     many = [*words, f"seed={','.join(map(str, range(len(ODD) + 2)))}", "train.max_steps=1"]
     runs = expand(many)
     paths = [record_path(output_of(words), run_id(run)) for run in runs]
@@ -485,7 +519,8 @@ def test_a_file_where_a_runs_folder_should_be_is_one_line(kind, words):
     else:
         folder.symlink_to("nowhere")
     with pytest.raises(
-        UserError, match=r"is no folder, and stands where the run .* keeps its files\. Move it away\. Nothing was"
+        UserError,
+        match=r"is no folder, and stands where the run .* keeps its files\. Move it away\. Nothing was",
     ):
         sweep.sweep([run])
     assert not record_path(run.config["output"], run_id(run)).exists()
@@ -496,7 +531,9 @@ def test_a_file_where_a_folder_of_the_output_should_be_is_one_line(name, words):
     """Nothing could be written there, and a sweep would try again for ever."""
     Path(output_of(words)).mkdir(parents=True, exist_ok=True)
     Path(output_of(words), name).symlink_to("nowhere")
-    with pytest.raises(UserError, match=rf"/{name} is no folder, and stands where runs keep their files\. Move it away\."):
+    with pytest.raises(
+        UserError, match=rf"/{name} is no folder, and stands where runs keep their files\. Move it away\."
+    ):
         sweep.sweep(expand(words))
 
 
@@ -514,19 +551,35 @@ def test_data_parallel_trains_as_one_process_does(words, tmp_path):
     two = [f"output={tmp_path / 'two'}" if w.startswith("output=") else w for w in words]
     launch = ["--nproc-per-node", "2", "--master-port", "29671", "-m", "runs", *two]
     call("torch.distributed.run", *launch, check=0)
-    curves = [read_record(next((Path(o) / "records").glob("*.json")))["curve"] for o in (output_of(words), tmp_path / "two")]
+    curves = [
+        read_record(next((Path(o) / "records").glob("*.json")))["curve"]
+        for o in (output_of(words), tmp_path / "two")
+    ]
     assert curves[0]["train_loss"] == pytest.approx(curves[1]["train_loss"], abs=1e-5)
     assert curves[0]["metric"] == curves[1]["metric"]
 
 
 @pytest.mark.usefixtures("process")
 def test_two_processes_decode_as_one_does(e2e_words, tmp_path):
-    """Token means weigh the shares of a batch; each decodes its part of the MRs, and one file has them all."""
+    """Token means weigh the shares of a batch; each decodes its part of the MRs, and one file has them
+    all."""
     one = elsewhere([*e2e_words, "train.effective_batch=3"], output=tmp_path / "one")
     do(one)
     two = elsewhere(one, output=tmp_path / "two")
-    call("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29672", "-m", "runs", *two, check=0)
-    first, second = (read_record(next((tmp_path / name / "records").glob("*.json"))) for name in ("one", "two"))
+    call(
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29672",
+        "-m",
+        "runs",
+        *two,
+        check=0,
+    )
+    first, second = (
+        read_record(next((tmp_path / name / "records").glob("*.json"))) for name in ("one", "two")
+    )
     for key in ("train_loss", "dev_loss"):
         assert second["curve"][key] == pytest.approx(first["curve"][key], abs=1e-5)
     assert second["texts"] == first["texts"]

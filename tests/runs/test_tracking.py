@@ -62,8 +62,22 @@ def runs_of(output, *words, seeds=1):
 
 def event(epoch, metric):
     """An event as the training loop reports it."""
-    about = {"epochs": 3, "steps": 30, "best": metric, "pace": 1.0, "unit": "tok", "seconds_left": 0.0, "texts": 0}
-    point = {"epoch": epoch, "step": 10 * epoch, "loss": 1 / epoch, "metric_name": "accuracy", "metric": metric}
+    about = {
+        "epochs": 3,
+        "steps": 30,
+        "best": metric,
+        "pace": 1.0,
+        "unit": "tok",
+        "seconds_left": 0.0,
+        "texts": 0,
+    }
+    point = {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "loss": 1 / epoch,
+        "metric_name": "accuracy",
+        "metric": metric,
+    }
     return {"phase": "evaluated", **point, **about}
 
 
@@ -75,10 +89,22 @@ def record_of(run, run_id, status="done", metrics=(0.6, 0.8, 0.7)):
         "id": run_id,
         "status": status,
         "error": None if status == "done" else "loss became nan at epoch 4, step 31",
-        "cell": {"paper": run.paper, "row": run.row, "model": run.model, "task": run.config["task"]["name"], "seed": run.seed},
+        "cell": {
+            "paper": run.paper,
+            "row": run.row,
+            "model": run.model,
+            "task": run.config["task"]["name"],
+            "seed": run.seed,
+        },
         "config": run.config,
         "curve": curve | {"train_loss": [1 / e for e in epochs]},
-        "result": {"metric": "accuracy", "select": "paper", "best": max(metrics), "best_epoch": 2.0, "last": metrics[-1]},
+        "result": {
+            "metric": "accuracy",
+            "select": "paper",
+            "best": max(metrics),
+            "best_epoch": 2.0,
+            "last": metrics[-1],
+        },
         "parameters": {"adapter": 7680, "head": 148610},
         "cost": {"train_seconds": 1.25, "peak_memory_bytes": 1000},
         "texts": None,
@@ -117,7 +143,9 @@ def values(items):
 def offline_runs(output):
     """What was written: for each folder its run, config, history, summary, exit code, last tags."""
     found = []
-    for file in sorted((Path(output) / "wandb").glob("offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns):
+    for file in sorted(
+        (Path(output) / "wandb").glob("offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns
+    ):
         messages = read(file)
         kinds = [m.WhichOneof("record_type") for m in messages]
         first = next((m.run for m in messages if m.HasField("run")), None)
@@ -132,7 +160,13 @@ def offline_runs(output):
         tags = [list(m.run.tags) for m in messages if m.HasField("run")][-1]
         axes = {m.metric.glob_name: m.metric.step_metric for m in messages if m.HasField("metric")}
         found.append(
-            {"run": first, "config": values(first.config.update), "history": history, "summary": summary, "exit": exits}
+            {
+                "run": first,
+                "config": values(first.config.update),
+                "history": history,
+                "summary": summary,
+                "exit": exits,
+            }
             | {"tags": tags, "kinds": kinds, "axes": axes}
         )
     return found
@@ -177,7 +211,10 @@ def test_runs_as_they_are_in_wandb(output, tmp_path, capfd):
     assert first["config"]["task"]["cache_dir"] == tmp_path.name  # not where it lies
     assert str(tmp_path) not in json.dumps(first["config"])
     assert first["axes"] == {"train/*": "epoch", "dev/*": "epoch", "cells/*": "epoch"}
-    lines = [{k: line[k] for k in ("epoch", "step", "dev/accuracy", "cells/minilm/reviews/dev")} for line in first["history"]]
+    lines = [
+        {k: line[k] for k in ("epoch", "step", "dev/accuracy", "cells/minilm/reviews/dev")}
+        for line in first["history"]
+    ]
     assert lines == [
         {"epoch": e, "step": 10 * e, "dev/accuracy": m, "cells/minilm/reviews/dev": m}
         for e, m in ((1, 0.6), (2, 0.8), (3, 0.7))
@@ -192,7 +229,11 @@ def test_runs_as_they_are_in_wandb(output, tmp_path, capfd):
     assert second["summary"]["error"] == "signal 9"
     assert "preempting" in third["kinds"]
     assert "preempting" not in first["kinds"] + fourth["kinds"]
-    assert (third["exit"], third["tags"][-1], third["summary"]["status"]) == ([1], "interrupted", "interrupted")
+    assert (third["exit"], third["tags"][-1], third["summary"]["status"]) == (
+        [1],
+        "interrupted",
+        "interrupted",
+    )
     # The same id again: the epochs before the break come from the record, and W&B's own steps still rise.
     assert fourth["run"].run_id == third["run"].run_id == "c" * 12
     assert [line["epoch"] for line in fourth["history"]] == [3, 1.0, 2.0]
@@ -232,7 +273,12 @@ def test_the_mode_is_what_wandb_would_take(output, monkeypatch, tmp_path):
     assert Tracker(None, output).mode == "offline"  # another server's
     monkeypatch.delenv("WANDB_BASE_URL")
     assert Tracker(None, output).mode == "online"
-    for said, mode in (("disabled", "off"), ("offline", "offline"), ("dryrun", "offline"), ("nonsense", "online")):
+    for said, mode in (
+        ("disabled", "off"),
+        ("offline", "offline"),
+        ("dryrun", "offline"),
+        ("nonsense", "online"),
+    ):
         monkeypatch.setenv("WANDB_MODE", said)
         assert Tracker(None, output).mode == mode
         assert Tracker("online", output).mode == "online"  # tracking= says otherwise
@@ -272,7 +318,10 @@ def test_scores_of_texts_are_in_the_summary(output):
     (run,) = runs_of(output)
     record = record_of(run, "a" * 12)
     entries = [("last", "0.9", 69.1), ("last", "0.8", 68.0), ("best", "0.9", 69.5)]
-    scores = [{"which": w, "variant": v, "epoch": 3.0, "bleu": b, "meteor": None, "hash": "h"} for w, v, b in entries]
+    scores = [
+        {"which": w, "variant": v, "epoch": 3.0, "bleu": b, "meteor": None, "hash": "h"}
+        for w, v, b in entries
+    ]
     found = summary_of(record | {"texts": {"split": "test", "scores": scores}})
     assert {k: v for k, v in found.items() if "bleu" in k} == {
         "texts/last/bleu": 69.1,
@@ -301,7 +350,9 @@ def test_online_a_run_goes_to_the_server(output, online, capfd):
     streamed = [body for run_id, body in server.streams if run_id == "a" * 12]
     assert [body["exitcode"] for body in streamed if body.get("complete")] == [0]
     lines = [
-        json.loads(line) for b in streamed for line in b.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        json.loads(line)
+        for b in streamed
+        for line in b.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
     ]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     upserts = [told["variables"] for told in server.told if "upsertBucket" in told["query"]]
@@ -312,7 +363,8 @@ def test_online_a_run_goes_to_the_server(output, online, capfd):
 
 @pytest.mark.usefixtures("process")
 def test_a_server_that_refuses_hangs_or_answers_nonsense_costs_a_run_nothing(tmp_path, online, capfd):
-    """At the same time, since each takes as long as W&B is given: half of the usual here. All is on disk in the end."""
+    """At the same time, since each takes as long as W&B is given: half of the usual here. All is on disk in
+    the end."""
     trackers = []
     garbage = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{garbage]"
     error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
@@ -381,7 +433,11 @@ def test_wandbs_service_dies_and_the_run_is_told_again(output, capfd):
     tracker.begin(run, "a" * 12)
     wait(lambda: list((Path(output) / "wandb").glob("offline-run-*/*.wandb")))
     tracker.event(event(1, 0.6))
-    service = wait(lambda: subprocess.run(["pgrep", "-P", str(tracker._process.pid)], capture_output=True, text=True).stdout)
+    service = wait(
+        lambda: (
+            subprocess.run(["pgrep", "-P", str(tracker._process.pid)], capture_output=True, text=True).stdout
+        )
+    )
     os.kill(int(service.split()[0]), signal.SIGKILL)
     time.sleep(0.2)
     tracker.event(event(2, 0.8))
@@ -400,7 +456,8 @@ from runs.tracking import Tracker
 (run,) = expand(["method=vera", "task=reviews", "model=minilm", f"output={sys.argv[1]}"])
 tracker = Tracker("offline", sys.argv[1])
 tracker.begin(run, "a" * 12)
-tracker.event({"phase": "evaluated", "epoch": 1, "step": 10, "loss": 1.0, "metric_name": "accuracy", "metric": 0.6})
+at = {"phase": "evaluated", "epoch": 1, "step": 10, "loss": 1.0}
+tracker.event({**at, "metric_name": "accuracy", "metric": 0.6})
 while not tracker._process: time.sleep(0.01)
 print(tracker._process.pid, flush=True)
 time.sleep(60)
@@ -409,7 +466,9 @@ time.sleep(60)
 
 @pytest.mark.usefixtures("process")
 def test_it_ends_when_the_sweep_is_killed(output):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, output], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, output], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     child = int(parent.stdout.readline())
     wait(lambda: list((Path(output) / "wandb").glob("offline-run-*/*.wandb")))
     parent.kill()
@@ -502,7 +561,9 @@ def test_sync_uploads_each_run_once(output, online, capfd):
 @pytest.mark.usefixtures("process")
 def test_syncs_errors_are_one_line_and_exit_code_2(output):
     (Path(output) / "wandb" / "offline-run-1").mkdir(parents=True)
-    (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").write_bytes(b":W&B\xe1\xbe\0" + struct.pack("<IHB", 0, 0, 1))
+    (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").write_bytes(
+        b":W&B\xe1\xbe\0" + struct.pack("<IHB", 0, 0, 1)
+    )
     command = [sys.executable, "-m", "runs.tracking", "sync", f"output={output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,4 +1,5 @@
-"""The training loop: known loss sequences, the same record however it is run, and a record that says what was done."""
+"""The training loop: known loss sequences, the same record however it is run, and a record that says what was
+done."""
 
 import copy
 import json
@@ -30,9 +31,9 @@ def training(words) -> Training:
 
 # --- the numbers
 
-#: The adapter's learning rate and the losses of five steps on the tiny BERT, RTE rows of our own, seed 0. Recorded once;
-#: they move only with the loop, the method, or the initial values. The rates are large, so that methods differ by far
-#: more than the tolerance.
+#: The adapter's learning rate and the losses of five steps on the tiny BERT, RTE rows of our own, seed 0.
+#: Recorded once; they move only with the loop, the method, or the initial values. The rates are large, so
+#: that methods differ by far more than the tolerance.
 LOSSES = {
     "full": (0.01, [0.6976132, 0.7257962, 0.6968036, 0.6931835, 0.6815838]),
     "head": (0.01, [0.6976132, 0.7244044, 0.6918511, 0.6931775, 0.6893194]),
@@ -51,7 +52,10 @@ LOSSES = {
 
 @pytest.mark.parametrize("method", LOSSES)
 def test_loss_sequence(method, words):
-    words = [word for word in words if not word.startswith("method.")] + [f"method={method}", "train.lr_head=1e-2"]
+    words = [word for word in words if not word.startswith("method.")] + [
+        f"method={method}",
+        "train.lr_head=1e-2",
+    ]
     rate, expected = LOSSES[method]
     words += [f"train.lr={rate}", "train.warmup_ratio=0"]
     words += ["method.rank=8"] if method.startswith(("lora", "vera")) else []
@@ -78,7 +82,9 @@ def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
     nn.utils.clip_grad_norm_(trainable, 1.0)
     decay = {n: 0.0 if n.endswith("bias") else 0.01 for n in named}
     first_rate = loop.scheduler.lr_lambdas[0](0) * 1e-2
-    optimizer = torch.optim.AdamW([{"params": [p], "weight_decay": decay[n]} for n, p in named.items()], lr=first_rate)
+    optimizer = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()], lr=first_rate
+    )
     optimizer.step()
     for loss, parameters in results:
         assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
@@ -97,19 +103,25 @@ def test_the_schedule_warms_up_and_falls_to_zero(words):
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("kind", "theirs"), [("linear", None), ("cosine", None), ("constant", "constant_with_warmup")])
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("linear", None), ("cosine", None), ("constant", "constant_with_warmup")]
+)
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 10), (3, 17), (60, 1000), (7, 7)])
 def test_the_schedules_are_transformers_own(kind, theirs, warmup, total):
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     factor = get_scheduler(theirs or kind, optimizer, warmup, total).lr_lambdas[0]
-    assert [rate_factor(step, kind, warmup, total) for step in range(total)] == [factor(step) for step in range(total)]
+    assert [rate_factor(step, kind, warmup, total) for step in range(total)] == [
+        factor(step) for step in range(total)
+    ]
 
 
 def test_groups_have_their_own_rates_and_decay_spares_biases_and_layernorms(words):
     plain = [w for w in words if not w.startswith("method.")]
-    record = trained([*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"])
+    record = trained(
+        [*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"]
+    )
     groups = {g["name"]: g for g in record["groups"]}
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "adapter": (1e-2, 0.1),
@@ -197,7 +209,9 @@ def test_a_record_says_what_was_done(words):
     assert curve["epoch"] == [1.0, 2.0]
     assert record["result"]["best"] == max(curve["metric"])
     assert record["result"]["last"] == curve["metric"][-1]
-    note = "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
+    note = (
+        "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
+    )
     assert record["seeds"] == {"training": 0, "data": 0, "projection": 0, "projection_note": note}
     assert record["data"]["content"].startswith("sha256:")
     assert record["recipe"]["name"] == "defaults"
@@ -212,8 +226,15 @@ def test_a_record_says_what_was_done(words):
 def test_settings_that_no_recipe_names_are_deviations_too(words):
     """Or a run with other sites would pass for the row itself."""
     (run,) = expand([*words, "method.sites=[query]", "train.precision=fp32"])
-    assert run.changed == [*(w for w in words if w.startswith("train.")), "method.rank=8", "method.sites=[query]"]
-    assert "method.sites=[query] given" in trained([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
+    assert run.changed == [
+        *(w for w in words if w.startswith("train.")),
+        "method.rank=8",
+        "method.sites=[query]",
+    ]
+    assert (
+        "method.sites=[query] given"
+        in trained([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
+    )
     assert not [word for word in trained([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
 
 
@@ -224,11 +245,17 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
         (["method=lora_r2"], ["rank 2 instead of the recipe's 8"]),
         (
             ["method=lora_r2", "method.scaling=proportional"],
-            ["alpha follows the rank (alpha=r), the recipe's is constant 8", "rank 2 instead of the recipe's 8"],
+            [
+                "alpha follows the rank (alpha=r), the recipe's is constant 8",
+                "rank 2 instead of the recipe's 8",
+            ],
         ),
         (
             ["method=lora_r2", "method.alpha=2"],  # the same run
-            ["alpha follows the rank (alpha=r), the recipe's is constant 8", "rank 2 instead of the recipe's 8"],
+            [
+                "alpha follows the rank (alpha=r), the recipe's is constant 8",
+                "rank 2 instead of the recipe's 8",
+            ],
         ),
         (
             ["method=lora_r2", "method.alpha=3"],
@@ -236,7 +263,10 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
         ),
         (["method=lora", "method.scaling=proportional"], []),
         (["method=vera_redrawn", "seed=3"], []),
-        (["method=vera", "task.length_grouped=false"], ["batches are random; the recipe's are of like lengths"]),
+        (
+            ["method=vera", "task.length_grouped=false"],
+            ["batches are random; the recipe's are of like lengths"],
+        ),
         (["model=roberta_base", "task=rte"], []),
         (
             ["model=roberta_base", "task=rte", "task.length_grouped=true"],
@@ -262,9 +292,12 @@ def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
     assert [record["seeds"]["projection"] for record in (one, other)] == [0, 1]
     assert one["label"]["row"] == "VeRA r=8, A and B redrawn"
     assert one["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
-    assert not [w for record in (one, other) for w in record["deviations"] if "projection" in w or "redrawn" in w]
+    assert not [
+        w for record in (one, other) for w in record["deviations"] if "projection" in w or "redrawn" in w
+    ]
     fixed = trained([*words, "seed=1"])
-    assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]  # the head's values and the batches are the same
+    # The head's values and the batches are the same
+    assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]
     assert trained([*words, "seed=0"])["curve"] == one["curve"]
     assert cell_id(one) == cell_id(other)
     assert len(cells([one, other], 2)) == 1
@@ -285,23 +318,32 @@ def test_cross_fitting_chooses_on_each_half_and_reports_the_other(words):
     curve, result = record["curve"], record["result"]
     a, b, rows = curve["metric_select"], curve["metric_report"], record["data"]["dev_rows"]
     share = (rows // 2) / rows
-    assert [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)] == pytest.approx(curve["metric"])
+    assert [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)] == pytest.approx(
+        curve["metric"]
+    )
     assert result["best"] == pytest.approx(share * a[b.index(max(b))] + (1 - share) * b[a.index(max(a))])
     assert result["last"] == pytest.approx(curve["metric"][-1])
     assert result["protocols"]["paper"]["best"] == max(curve["metric"])
-    assert result["best_epoch"] == curve["metric"].index(max(curve["metric"])) + 1  # the epoch that is kept: the whole's
+    # The epoch that is kept: the whole's
+    assert result["best_epoch"] == curve["metric"].index(max(curve["metric"])) + 1
 
 
 def test_the_epoch_that_is_kept_is_the_same_by_either_protocol(words, tmp_path):
     """So a run begun by one of them goes on by the other, and what starts from it starts from the same."""
-    made = [do(elsewhere([*words, f"select={select}"], output=tmp_path / select)) for select in ("paper", "crossfit")]
+    made = [
+        do(elsewhere([*words, f"select={select}"], output=tmp_path / select))
+        for select in ("paper", "crossfit")
+    ]
     assert made[0]["id"] == made[1]["id"]
-    adapters = [tmp_path / one["config"]["select"] / "runs" / one["id"] / "adapter.safetensors" for one in made]
+    adapters = [
+        tmp_path / one["config"]["select"] / "runs" / one["id"] / "adapter.safetensors" for one in made
+    ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 def test_fewer_evaluations_see_the_same_training(words, tmp_path):
-    """Of five epochs the second, the fourth and the last are evaluated: the rest of the record is that of five."""
+    """Of five epochs the second, the fourth and the last are evaluated: the rest of the record is that of
+    five."""
     five = [*words, "train.epochs=5"]
     every = do(elsewhere(five, output=tmp_path / "every"))
     second = do(elsewhere([*five, "train.evaluate_every=2"], output=tmp_path / "second"))
@@ -322,7 +364,8 @@ def test_the_time_left_counts_the_evaluations_to_come(words):
     loop = training([*words, "train.epochs=5", "train.evaluate_every=2"])
     loop.state |= {"epoch": 2, "step": 10, "seconds": {"train": 20.0, "evaluate": 7.0}}
     rows = len(loop.task.lengths("dev"))
-    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * rows * 2.0 / 8 / 3)  # of the fourth epoch and the last
+    # Of the fourth epoch and the last
+    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * rows * 2.0 / 8 / 3)
     loop.state["curve"]["metric"] = [0.5]
     assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * 7.0)
 
@@ -337,7 +380,14 @@ def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
 
 def test_divergence_is_a_result_and_the_record_stays_readable(words):
     record = do(
-        [*words, "train.lr=1e30", "train.lr_head=1e30", "train.clip=null", "train.schedule=constant", "train.warmup_ratio=0"]
+        [
+            *words,
+            "train.lr=1e30",
+            "train.lr_head=1e30",
+            "train.clip=null",
+            "train.schedule=constant",
+            "train.warmup_ratio=0",
+        ]
     )
     assert record["status"] == "diverged"
     assert "loss became" in record["error"]
@@ -364,10 +414,14 @@ def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
     for method in ("head", "bitfit", "vera", "lora"):
         for seed in (0, 1):
             heads[method, seed] = (
-                training([*plain, f"method={method}", f"seed={seed}"]).raw_model.classifier.weight.detach().clone()
+                training([*plain, f"method={method}", f"seed={seed}"])
+                .raw_model.classifier.weight.detach()
+                .clone()
             )
     for seed in (0, 1):
-        assert all(torch.equal(heads[method, seed], heads["head", seed]) for method in ("bitfit", "vera", "lora"))
+        assert all(
+            torch.equal(heads[method, seed], heads["head", seed]) for method in ("bitfit", "vera", "lora")
+        )
     assert not torch.equal(heads["head", 0], heads["head", 1])
 
 
@@ -414,7 +468,11 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
     rng, kills = random.Random(0), 0
     for _ in range(8):
         process = started(*killed)
-        seen = (folder / "checkpoint.safetensors").stat().st_mtime_ns if (folder / "checkpoint.safetensors").is_file() else 0
+        seen = (
+            (folder / "checkpoint.safetensors").stat().st_mtime_ns
+            if (folder / "checkpoint.safetensors").is_file()
+            else 0
+        )
         while process.is_alive() and kills < 3:  # until it has made progress of its own, then at any moment
             checkpoint = folder / "checkpoint.safetensors"
             if checkpoint.is_file() and checkpoint.stat().st_mtime_ns != seen:
@@ -432,7 +490,9 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
     assert not (folder / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"garbage", lambda b: b[:40] + b"\0" * 40 + b[80:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"garbage", lambda b: b[:40] + b"\0" * 40 + b[80:]]
+)
 def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, words, tmp_path, capfd):
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
     (run,) = expand(elsewhere(words, output=tmp_path / "damaged"))
@@ -454,9 +514,11 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
             ["train.schedule=linear"],
             ["train.schedule=cosine"],
             ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
-            ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],  # allocates ranks as it goes
+            # Allocates ranks as it goes
+            ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],
             ["method=lora_fa"],  # has a frozen A, which the seed draws
-            ["train.evaluate_every=2"],  # in the second of two epochs: the first is counted, and nothing was evaluated
+            # In the second of two epochs: the first is counted, and nothing was evaluated
+            ["train.evaluate_every=2"],
         ],
         ["train.schedule=linear"],
         ["method=adapter_drop", "method.bottleneck=4"],

@@ -51,11 +51,21 @@ def stamps(words) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("process")
-def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_words, capsys, monkeypatch, tmp_path):
-    command = [*tiny_words, "tracking=off", "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
+def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
+    tiny_words, capsys, monkeypatch, tmp_path
+):
+    command = [
+        *tiny_words,
+        "tracking=off",
+        "seed=0,1",
+        "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}",
+    ]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
-    assert text.count("note: dev: 8 of 40 training rows held out (task.holdout=0.2), the dev set is not used") == 1
+    assert (
+        text.count("note: dev: 8 of 40 training rows held out (task.holdout=0.2), the dev set is not used")
+        == 1
+    )
     assert [f"[trial {i}/2] train.lr=" in text for i in (1, 2)] == [True] * 2
     ledger = read_ledger(output_of(tiny_words), published=False)
     assert len(ledger.records) == 4
@@ -98,17 +108,22 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(tiny_wor
 
 
 def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypatch):
-    (cell,) = tune.cells([*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"])
+    (cell,) = tune.cells(
+        [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
+    )
     monkeypatch.setattr(tune, "finished_record", lambda run: None)
     assert tune.seconds_left(cell) is None
     cost = {1e-3: 10.0, 1e-2: 20.0}  # of each run; the two of the third rate are missing
-    took = {rate: {"cost": {"train_seconds": seconds, "evaluate_seconds": 1.0}} for rate, seconds in cost.items()}
+    took = {
+        rate: {"cost": {"train_seconds": seconds, "evaluate_seconds": 1.0}} for rate, seconds in cost.items()
+    }
     monkeypatch.setattr(tune, "finished_record", lambda run: took.get(run.config["train"]["lr"]))
     assert tune.seconds_left(cell) == 2 * 16.0
 
 
 def test_the_dev_set_is_never_looked_at(words, tmp_path):
-    """The same curve, to the bit, with a dev set of other texts and labels; and another one where dev is used."""
+    """The same curve, to the bit, with a dev set of other texts and labels; and another one where dev is
+    used."""
     folder = write_glue(tmp_path / "glue", {"train": 40, "dev": 24})
     path = folder / "RTE" / "dev.tsv"
     here = [f"task.data_dir={folder}" if w.startswith("task.data_dir") else w for w in words]
@@ -126,7 +141,12 @@ def test_the_dev_set_is_never_looked_at(words, tmp_path):
 @pytest.mark.usefixtures("process")
 def test_a_killed_search_goes_on(tiny_words, capsys):
     """SIGKILL between a trial's two runs: that trial is ended first, and no run is done twice."""
-    command = [*tiny_words, "train.epochs=10", "seed=0,1", "grid={train.lr: [1e-2, 2e-2], train.lr_head: [1e-2]}"]
+    command = [
+        *tiny_words,
+        "train.epochs=10",
+        "seed=0,1",
+        "grid={train.lr: [1e-2, 2e-2], train.lr_head: [1e-2]}",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "runs.tune", *command],
         cwd=ROOT,
@@ -157,7 +177,9 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
         lr = float(trial.params["train.lr"])
         of_lr = [r for r in ledger if r["config"]["train"]["lr"] == lr]
         assert sorted(trial.user_attrs["runs"]) == sorted(record["id"] for record in of_lr)
-        assert trial.value == pytest.approx(sum(record["result"]["protocols"]["paper"]["best"] for record in of_lr) / 2)
+        assert trial.value == pytest.approx(
+            sum(record["result"]["protocols"]["paper"]["best"] for record in of_lr) / 2
+        )
 
 
 @pytest.mark.usefixtures("process")
@@ -167,15 +189,19 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
 
     def broken(runs, part, launch):
         calls.append(runs[0].config["train"]["lr"])
-        return Outcome(failed=[(runs[0], "it broke", "log.txt")]) if calls[-1] == 2e-2 else real(runs, part, launch)
+        return (
+            Outcome(failed=[(runs[0], "it broke", "log.txt")])
+            if calls[-1] == 2e-2
+            else real(runs, part, launch)
+        )
 
     monkeypatch.setattr(tune, "sweep", broken)
     assert tune.main(command) == 1
     text = capsys.readouterr().out
     assert sorted(calls) == [1e-2, 2e-2, 3e-2]
     assert (
-        "failed, and tried again by the same command: train.lr=0.02 train.lr_head=0.01, VeRA r=8 on RTE, seed 0: it broke"
-        in text
+        "failed, and tried again by the same command: train.lr=0.02 train.lr_head=0.01, VeRA r=8 on RTE, seed"
+        " 0: it broke" in text
     )
     assert [trial["state"] for trial in trials_of(command)] == ["complete", "complete", "fail"]
     calls.clear()
@@ -187,7 +213,13 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
     (study,) = studies(command)
     assert Counter(trial.state.name for trial in study.trials) == {"COMPLETE": 3, "FAIL": 2}
     # For real: a run that cannot be done, alone in its trial.
-    sites = [*tiny_words, "train.max_steps=1", "train.lr=1e-2", "train.lr_head=1e-2", "grid={method.sites: [[query], [qeury]]}"]
+    sites = [
+        *tiny_words,
+        "train.max_steps=1",
+        "train.lr=1e-2",
+        "train.lr_head=1e-2",
+        "grid={method.sites: [[query], [qeury]]}",
+    ]
     capsys.readouterr()
     assert tune.main(sites) == 1
     text = capsys.readouterr().out
@@ -201,7 +233,10 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
-    assert "vera on E2E (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed" in text
+    assert (
+        "vera on E2E (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed"
+        in text
+    )
     trials = trials_of(command)
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
     assert float(trials[0]["perplexity"]) < float(trials[1]["perplexity"])
@@ -210,7 +245,9 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     best = next(line for line in text.splitlines() if line.startswith("best: "))
     assert "task.decode" not in best
     assert all(record["texts"] is None for record in read_ledger(output_of(command), published=False))
-    with pytest.raises(UserError, match=r"task.holdout=0.25 with task.decode=test: texts of a trial are not decoded") as error:
+    with pytest.raises(
+        UserError, match=r"task.holdout=0.25 with task.decode=test: texts of a trial are not decoded"
+    ) as error:
         tune.main([*command, "task.decode=test"])
     assert "\n" not in str(error.value)
 
@@ -220,25 +257,35 @@ def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     command = [w for w in alpaca_words if not w.startswith("train.lr")]
     assert tune.main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0
     text = capsys.readouterr().out
-    assert "vera on Alpaca (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed" in text
+    assert (
+        "vera on Alpaca (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed"
+        in text
+    )
     trials = trials_of([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"])
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
 
 
 def test_what_the_words_search(tiny_words, e2e_words):
     def axes(*words):
-        return {key: len(values) for cell in tune.cells([*tiny_words, *words]) for key, values in cell.axes.items()}
+        return {
+            key: len(values)
+            for cell in tune.cells([*tiny_words, *words])
+            for key, values in cell.axes.items()
+        }
 
     assert axes() == {"train.lr": 5, "train.lr_head": 3}
     assert axes("train.lr=1e-2") == {"train.lr_head": 3}
-    assert axes("grid={method.rank: [4, 8]}", "train.lr_head=1") == {"train.lr": 5}  # method.rank=8 is among the words
+    # Method.rank=8 is among the words
+    assert axes("grid={method.rank: [4, 8]}", "train.lr_head=1") == {"train.lr": 5}
     plain = [w for w in tiny_words if not w.startswith("method.")]
     searched = {cell.first.row: list(cell.axes) for cell in tune.cells([*plain, "method=head,adapter_h"])}
     assert searched == {"head": ["train.lr_head"], "adapter_h": ["train.lr", "train.lr_head"]}
     for row in ("method=peft", "method=adalora"):
         (cell,) = tune.cells([*plain, row])
         assert {key: len(values) for key, values in cell.axes.items()} == {"train.lr": 5, "train.lr_head": 3}
-    (cell,) = tune.cells([*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"])
+    (cell,) = tune.cells(
+        [*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"]
+    )
     assert cell.axes == {
         "train.lr": ["0.01", "1"],
         "train.lr_head": ["0.002", "0.004", "0.01"],
@@ -246,13 +293,23 @@ def test_what_the_words_search(tiny_words, e2e_words):
     }
     point, (run,) = list(cell.trials.items())[-1]
     assert cell.words_of(point) == ["train.lr=1", "train.lr_head=0.01", "method.sites=[query,value]"]
-    assert (run.config["train"]["lr"], run.config["train"]["lr_head"], run.method["sites"]) == (1.0, 0.01, ["query", "value"])
+    assert (run.config["train"]["lr"], run.config["train"]["lr_head"], run.method["sites"]) == (
+        1.0,
+        0.01,
+        ["query", "value"],
+    )
     (cell,) = tune.cells([w for w in e2e_words if not w.startswith("train.lr")])
     assert list(cell.axes) == ["train.lr"]
     assert cell.first.config["task"]["decode"] == "none"
     preset = tune.cells(["paper=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
     assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
-    assert preset[0].words == ["method=vera", "model=roberta_base", "task=rte", "paper=table2_base", "train.lr_head=1e-2"]
+    assert preset[0].words == [
+        "method=vera",
+        "model=roberta_base",
+        "task=rte",
+        "paper=table2_base",
+        "train.lr_head=1e-2",
+    ]
 
 
 def test_the_grids_are_values_that_the_papers_print():
@@ -313,7 +370,10 @@ def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
         (["grid={train.lr"], "should be a mapping of keys to lists"),
         (["grid={seed: [0, 1]}"], "seed is a word of its own, seed=..."),
         (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
-        (["task.holdout=null"], "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set"),
+        (
+            ["task.holdout=null"],
+            "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set",
+        ),
         (["task.holdout=1"], "task.holdout=1: should be a number between 0 and 1"),
         (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
         (["grid={method.rank: [0], train.lr: [1]}"], "rank must be a whole number of at least 1, got 0"),

@@ -100,7 +100,9 @@ class Toy(torch.nn.Module):
         seen, _ = cache.update(keys, keys, 0)
         seen = seen[:, 0, :, 0].long()
         before = (
-            torch.where(attention_mask[:, -2] == 1, seen[:, -2], 4) if seen.shape[1] > 1 else torch.full_like(seen[:, 0], 4)
+            torch.where(attention_mask[:, -2] == 1, seen[:, -2], 4)
+            if seen.shape[1] > 1
+            else torch.full_like(seen[:, 0], 4)
         )
         logits = self.table[before, seen[:, -1]]
         return type("Output", (), {"logits": logits.unsqueeze(1)})
@@ -159,6 +161,11 @@ def test_it_says_what_the_prompt_said_and_transformers_search_does_not():
     ours = beam_search(model, [prompt], Search(1, (0.9,), 4, 4, (2,)))[0][0]
     assert ours == [5, 6, 7, 8]
     theirs = model.generate(
-        torch.tensor([prompt]), num_beams=1, no_repeat_ngram_size=4, max_new_tokens=4, eos_token_id=2, pad_token_id=0
+        torch.tensor([prompt]),
+        num_beams=1,
+        no_repeat_ngram_size=4,
+        max_new_tokens=4,
+        eos_token_id=2,
+        pad_token_id=0,
     )
     assert theirs[0, 4:].tolist() != ours

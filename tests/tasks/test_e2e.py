@@ -64,10 +64,15 @@ def test_training_mrs_take_the_dev_sets_place(tmp_path):
     assert sorted(task.splits["train"] + task.splits["dev"]) == sorted(lines["train"])
     kept, held = ({mr for mr, _ in task.splits[split]} for split in ("train", "dev"))
     assert (len(kept), len(held), kept & held) == (8, 2, set())
-    assert "dev: 8 of 40 training rows (2 of 10 MRs) held out (task.holdout=0.2), the dev set is not used" in task.notes
+    assert (
+        "dev: 8 of 40 training rows (2 of 10 MRs) held out (task.holdout=0.2), the dev set is not used"
+        in task.notes
+    )
     for decode in ("dev", "test"):
         (tmp_path / "test.txt").write_text("name : A||It is .\n")
-        with pytest.raises(tasks.DataError, match=f"task.holdout=0.2 with task.decode={decode}: .* set it to none"):
+        with pytest.raises(
+            tasks.DataError, match=f"task.holdout=0.2 with task.decode={decode}: .* set it to none"
+        ):
             load(tmp_path, decode=decode, holdout=0.2)
 
 
@@ -78,11 +83,20 @@ def test_training_mrs_take_the_dev_sets_place(tmp_path):
     ("mr", "line"),
     [
         (
-            "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5], near[Café Adriatic]",
-            "name : The Vaults | Type : pub | price : more than £ 30 | customer rating : 5 out of 5 | near : Café Adriatic",
+            (
+                "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5],"
+                " near[Café Adriatic]"
+            ),
+            (
+                "name : The Vaults | Type : pub | price : more than £ 30 | customer rating : 5 out of 5 |"
+                " near : Café Adriatic"
+            ),
         ),
         ("name[A], food[Fast food], priceRange[£20-25]", "name : A | food : Fast food | price : £ 20 - 25"),
-        ("area[city centre], familyFriendly[no], name[B-C]", "area : city centre | family friendly : no | name : B-C"),
+        (
+            "area[city centre], familyFriendly[no], name[B-C]",
+            "area : city centre | family friendly : no | name : B-C",
+        ),
     ],
 )
 def test_an_mr_is_written_as_in_loras_files(mr, line):
@@ -116,8 +130,14 @@ def test_mrs_are_recognised_in_linear_time_and_as_before():
     ("reference", "tokens"),
     [
         ("It's a kid-friendly place; cheap, too.", "It 's a kid - friendly place ; cheap , too ."),
-        ("A 5-star pub isn't cheap:  £20-25, or £20-£25.", "A 5-star pub is n't cheap : £ 20 - 25 , or £ 20-£25 ."),
-        ("You'd pay £10.50 at Café Rouge (near 'The Oak')!", "You 'd pay £ 10.50 at Café Rouge ( near ' The Oak ' ) !"),
+        (
+            "A 5-star pub isn't cheap:  £20-25, or £20-£25.",
+            "A 5-star pub is n't cheap : £ 20 - 25 , or £ 20-£25 .",
+        ),
+        (
+            "You'd pay £10.50 at Café Rouge (near 'The Oak')!",
+            "You 'd pay £ 10.50 at Café Rouge ( near ' The Oak ' ) !",
+        ),
     ],
 )
 def test_references_are_tokenised_and_keep_their_case(reference, tokens):
@@ -165,7 +185,9 @@ def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e, loaded):
 
 def test_only_what_predicts_the_reference_and_its_end_has_a_loss(task):
     batch = task.collate("train", [2, 3])
-    for ids, targets, mask in zip(*(batch[key] for key in ("input_ids", "targets", "attention_mask")), strict=True):
+    for ids, targets, mask in zip(
+        *(batch[key] for key in ("input_ids", "targets", "attention_mask")), strict=True
+    ):
         length = int(mask.sum())
         separator = ids.tolist().index(END)
         assert (targets[:separator] == -100).all()
@@ -189,7 +211,9 @@ def test_long_rows_are_cut_on_the_right(e2e, loaded):
 
 def test_texts_that_would_not_fit_the_model_are_refused_before_training(e2e, loaded):
     load(e2e).prepare(loaded[1], 64, 40)
-    with pytest.raises(tasks.DataError, match="with its MR a text takes 21 tokens, the model has 20 positions"):
+    with pytest.raises(
+        tasks.DataError, match="with its MR a text takes 21 tokens, the model has 20 positions"
+    ):
         load(e2e).prepare(loaded[1], 64, 20)
 
 
@@ -251,7 +275,10 @@ def test_the_challenges_files_loras_and_the_hubs_give_the_same_rows(e2e, tmp_pat
 
 def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
     assert load(e2e).items == [
-        ("name : Grey Goat | Type : pub | food : Thai", ["Grey Goat is a Thai pub .", "The pub Grey Goat serves Thai food ."]),
+        (
+            "name : Grey Goat | Type : pub | food : Thai",
+            ["Grey Goat is a Thai pub .", "The pub Grey Goat serves Thai food ."],
+        ),
         ("name : Grey Goat | Type : coffee shop", ["Grey Goat is a coffee shop ."]),
         ("name : Last Inn | customer rating : low", ["Last Inn has a low rating ."]),
     ]
@@ -269,7 +296,10 @@ def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_pa
     assert "1 MRs are decoded, of 2 in the dev set" in notes
     assert "task.beams=3; the protocol's is 10" in notes
     (tokenised,) = [note for note in notes if "spaCy" in note]
-    assert """its dev (and, it seems, train) references are tokenised differently ("isn 't", "20- £ 25")""" in tokenised
+    assert (
+        """its dev (and, it seems, train) references are tokenised differently ("isn 't", "20- £ 25")"""
+        in tokenised
+    )
     assert tokenised.endswith("for table 3 use its txt files")
     assert "length penalty 0.8; the paper's is 0.9" in load(e2e, length_penalty=[0.8]).notes
     silent = load(e2e, decode="none", length_penalty=[0.5]).notes
@@ -329,10 +359,22 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         ("trainset.csv", "mr,ref\nA pub,x\n", "line 2: the MR 'A pub' is not written as name[...]"),
         ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),
         ("trainset.csv", "mr,ref\n", "trainset.csv: no rows"),
-        ("trainset.csv", f"{','.join(f'{n}' * 5 for n in range(3000))}\n", "no column 'mr'. It has: 00000, 11111, 22222"),
+        (
+            "trainset.csv",
+            f"{','.join(f'{n}' * 5 for n in range(3000))}\n",
+            "no column 'mr'. It has: 00000, 11111, 22222",
+        ),
         ("trainset.csv", f"mr,ref\n{'A pub' * 1000},x\n", "(5,002 characters) is not written as name[...]"),
-        ("trainset.csv", f"mr,ref\nname[A],{'x' * 100_001}\n", "line 2: more than 100,000 characters in one line. Does"),
-        ("trainset.csv", 'mr,ref\nname[A],"' + "x\n" * 50_001, "after line 1: field larger than field limit (100000)"),
+        (
+            "trainset.csv",
+            f"mr,ref\nname[A],{'x' * 100_001}\n",
+            "line 2: more than 100,000 characters in one line. Does",
+        ),
+        (
+            "trainset.csv",
+            'mr,ref\nname[A],"' + "x\n" * 50_001,
+            "after line 1: field larger than field limit (100000)",
+        ),
         ("trainset.csv", 'mr,ref\nname[A],"x" y\n', "trainset.csv after line 1: ',' expected after '\"'"),
         ("devset.csv", None, "devset.csv: no such file"),
         ("train.txt", "name : A | Type : pub, A pub .\n", None),
@@ -360,7 +402,10 @@ def test_bad_files_are_one_clear_line(name, text, message, e2e, tmp_path, monkey
     ("line", "message"),
     [
         ("name : A | Type : pub, A pub .", "train.txt line 1: no || between MR and reference"),
-        ("name : A | View : sea||A pub .", f"unknown attribute 'View' in the MR. E2E has: {', '.join(KEYS.values())}"),
+        (
+            "name : A | View : sea||A pub .",
+            f"unknown attribute 'View' in the MR. E2E has: {', '.join(KEYS.values())}",
+        ),
         ("name : A||", "train.txt line 1: an empty reference"),
     ],
 )
@@ -401,7 +446,10 @@ def test_several_files_for_a_split_are_not_read_by_half(tmp_path):
     (folder / "default" / "train" / "0001.parquet").write_bytes(b"")
     with pytest.raises(
         tasks.DataError,
-        match=r"2 parquet files for train, one is expected: default/train/0000.parquet, default/train/0001.parquet",
+        match=(
+            r"2 parquet files for train, one is expected: default/train/0000.parquet,"
+            r" default/train/0001.parquet"
+        ),
     ):
         load(folder)
 
@@ -417,10 +465,14 @@ def test_a_single_items_texts_are_read_back_as_one_item(e2e, tmp_path):
 
 
 def test_a_file_for_a_folder_is_told_apart(e2e):
-    with pytest.raises(tasks.DataError, match=r"trainset.csv: a file: task.data_dir takes the folder that holds it"):
+    with pytest.raises(
+        tasks.DataError, match=r"trainset.csv: a file: task.data_dir takes the folder that holds it"
+    ):
         load(e2e / "trainset.csv")
 
 
 def test_a_folder_without_e2e_names_what_it_should_hold(tmp_path):
-    with pytest.raises(tasks.DataError, match=r"holds neither trainset.csv, devset.csv, testset_w_refs.csv or train.txt"):
+    with pytest.raises(
+        tasks.DataError, match=r"holds neither trainset.csv, devset.csv, testset_w_refs.csv or train.txt"
+    ):
         load(tmp_path)

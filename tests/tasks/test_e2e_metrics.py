@@ -1,4 +1,5 @@
-"""E2E's scores: golden values of the challenge's own scripts, files in its format, and Java that is missing or dies."""
+"""E2E's scores: golden values of the challenge's own scripts, files in its format, and Java that is missing
+or dies."""
 
 import json
 import math
@@ -55,7 +56,12 @@ def test_case_does_not_count():
 def test_nist_by_hand():
     """Two items of one reference each: information from all references, beta from a ratio of 2/3."""
     references, hypotheses = [["a b c"], ["a b d"]], ["a b", "d e"]
-    information = {"a": math.log2(6 / 2), "b": math.log2(6 / 2), "d": math.log2(6 / 1), "a b": math.log2(2 / 2)}
+    information = {
+        "a": math.log2(6 / 2),
+        "b": math.log2(6 / 2),
+        "d": math.log2(6 / 1),
+        "a b": math.log2(2 / 2),
+    }
     expected = (information["a"] + information["b"] + information["d"]) / 4 + information["a b"] / 2
     penalty = math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(4 / 6) ** 2)
     assert penalty == pytest.approx(0.5)
@@ -72,7 +78,8 @@ def test_all_five_scores():
 
 @pytest.mark.usefixtures("java")
 def test_references_scored_against_themselves_and_against_each_other():
-    """The sanity gate: the ceiling is the ceiling, and a human against the others is far above words in a heap."""
+    """The sanity gate: the ceiling is the ceiling, and a human against the others is far above words in a
+    heap."""
     several = [item for item in REFERENCES if len(item) > 1]
     perfect = scores(several, [item[0] for item in several])
     assert perfect["bleu"] == pytest.approx(100)
@@ -147,7 +154,8 @@ def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkey
 
 @pytest.mark.usefixtures("java")
 @pytest.mark.parametrize(
-    "script", ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"]
+    "script",
+    ["exit 1", "read line; echo 1 2 3; exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"],
 )
 def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path, monkeypatch):
     fake_java(tmp_path, f'case "$*" in *PTBTokenizer*) exec "$REAL" "$@";; esac\n{script}', monkeypatch)
@@ -185,7 +193,9 @@ def written(folder, references, hypotheses):
 
 def call(folder, references, hypotheses):
     words = written(folder, references, hypotheses)
-    return subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 BLOCKS = "\n\n".join("\n".join(item) for item in REFERENCES) + "\n"
@@ -232,7 +242,9 @@ def test_files_that_do_not_fit_are_one_clear_line(references, hypotheses, messag
 @pytest.mark.usefixtures("process")
 def test_a_file_that_is_not_there(tmp_path):
     words = [str(tmp_path / "none"), str(tmp_path / "none")]
-    done = subprocess.run([sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path}/none: No such file or directory\n"
 

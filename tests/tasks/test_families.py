@@ -13,8 +13,12 @@ def test_each_task_of_conf_is_of_a_known_family():
         assert callable(module.load)
 
 
-@pytest.mark.parametrize("name", ["../../evil", "metrics.accuracy", "base", "", None, ".text", "text.py", ["text"], {}])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "metrics.accuracy", "base", "", None, ".text", "text.py", ["text"], {}]
+)
 def test_nothing_else_is_imported(name, monkeypatch):
     monkeypatch.setattr(tasks.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
-    with pytest.raises(tasks.DataError, match=r"no task family .*: it is one of e2e, glue, images, instruct, text"):
+    with pytest.raises(
+        tasks.DataError, match=r"no task family .*: it is one of e2e, glue, images, instruct, text"
+    ):
         tasks.family({"family": name})

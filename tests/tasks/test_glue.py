@@ -20,11 +20,17 @@ def settings(name, folder, **changes):
 
 def test_the_formats_read_as_they_are_written(glue):
     loaded = {name: tasks.load(settings(name, glue)) for name in NAMES}
-    assert {name: (len(t.splits["train"]), len(t.splits["dev"])) for name, t in loaded.items()} == dict.fromkeys(
-        NAMES, (40, 24)
-    )
-    assert {name: t.metric for name, t in loaded.items() if t.metric != "accuracy"} == {"cola": "matthews", "stsb": "pearson"}
-    assert {name: t.num_labels for name, t in loaded.items()} == dict.fromkeys(NAMES, 2) | {"stsb": 1, "mnli": 3}
+    assert {
+        name: (len(t.splits["train"]), len(t.splits["dev"])) for name, t in loaded.items()
+    } == dict.fromkeys(NAMES, (40, 24))
+    assert {name: t.metric for name, t in loaded.items() if t.metric != "accuracy"} == {
+        "cola": "matthews",
+        "stsb": "pearson",
+    }
+    assert {name: t.num_labels for name, t in loaded.items()} == dict.fromkeys(NAMES, 2) | {
+        "stsb": 1,
+        "mnli": 3,
+    }
     assert loaded["stsb"].problem == "regression"
     assert {name for name, t in loaded.items() if t.splits["dev"].pairs is None} == {"sst2", "cola"}
     # The labels' order is GLUE's own on the hub: entailment is 0.
@@ -74,11 +80,16 @@ def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
 
 
 def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp_path):
-    """Its training rows are phrases of sentences: a model that was trained on a phrase would know its sentence."""
-    rows = {f"the {name} dog barks at {name} cats .": i % 2 for i, name in enumerate(["big", "small", "old", "new"] * 5)}
+    """Its training rows are phrases of sentences: a model that was trained on a phrase would know its
+    sentence."""
+    rows = {
+        f"the {name} dog barks at {name} cats .": i % 2
+        for i, name in enumerate(["big", "small", "old", "new"] * 5)
+    }
     for sentence, label in list(rows.items()):
         rows |= {" ".join(sentence.split()[:3]): label, "dog barks": 1, sentence.partition("at ")[2]: label}
-    lines = [f"{text} \t{label}" for text, label in rows.items()]  # a space at the end, as in the published file
+    # A space at the end, as in the published file
+    lines = [f"{text} \t{label}" for text, label in rows.items()]
     for split, some in (("train", lines), ("dev", lines[:2])):
         (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *some]) + "\n")
     task, again = (tasks.load(settings("sst2", tmp_path, holdout=0.5)) for _ in range(2))
@@ -90,14 +101,18 @@ def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp
     assert "dog barks" in train  # other sentences have it, too
     assert not [text for text in train if text != "dog barks" and any(text in sentence for sentence in dev)]
     assert len(train) == len(rows) - 2 * 3
-    assert task.notes[-1] == (
-        "dev: 2 sentences held out (task.holdout=0.5), 6 of 13 training rows are left out with them, the dev set is not used"
+    assert (
+        task.notes[-1]
+        == "dev: 2 sentences held out (task.holdout=0.5), 6 of 13 training rows are left out with them, the"
+        " dev set is not used"
     )
     few = tasks.load(settings("sst2", tmp_path, holdout=0.5, train_rows=4))
     assert len(few.splits["dev"]) == 2
-    assert all(len(text.split()) == 8 for text in few.splits["dev"].texts)  # of the whole file, whatever the four rows are
+    # Of the whole file, whatever the four rows are
+    assert all(len(text.split()) == 8 for text in few.splits["dev"].texts)
     trial, run, other = (
-        {"name": name} | more for name, more in (("sst2", {"holdout": 0.2}), ("sst2", {}), ("rte", {"holdout": 0.2}))
+        {"name": name} | more
+        for name, more in (("sst2", {"holdout": 0.2}), ("sst2", {}), ("rte", {"holdout": 0.2}))
     )
     assert [tasks.protocol(one | {"family": "glue"}) for one in (trial, run, other)] == [2, 1, 1]
 
@@ -105,7 +120,12 @@ def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp
 @pytest.mark.parametrize(
     ("task", "line", "text", "words"),
     [
-        ("RTE", 3, "2\ta dog\ta cat\tmaybe", "train.tsv line 3: label 'maybe' is not one of entailment, not_entailment"),
+        (
+            "RTE",
+            3,
+            "2\ta dog\ta cat\tmaybe",
+            "train.tsv line 3: label 'maybe' is not one of entailment, not_entailment",
+        ),
         ("RTE", 5, "4\ta dog\ta c", "train.tsv line 5: 3 columns, 4 expected. Is it cut off?"),
         ("CoLA", 2, "own\t2\t\ta dog", "train.tsv line 2: label '2' is not one of 0, 1"),
         ("CoLA", 2, "own\t1", "train.tsv line 2: 2 columns, 4 expected"),

@@ -1,4 +1,5 @@
-"""Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken data."""
+"""Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken
+data."""
 
 import io
 import json
@@ -49,10 +50,13 @@ def cifar(folder, per_class=4, classes=3):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         records = [
-            bytes([7, label]) + picture(label, rng, 32).transpose(2, 0, 1).tobytes() for label in [*range(classes)] * per_class
+            bytes([7, label]) + picture(label, rng, 32).transpose(2, 0, 1).tobytes()
+            for label in [*range(classes)] * per_class
         ]
         (folder / f"{split}.bin").write_bytes(b"".join(records))
-    (folder / "fine_label_names.txt").write_text("".join(f"{name}\n" for name in ("apple", "bear", "cup")[:classes]))
+    (folder / "fine_label_names.txt").write_text(
+        "".join(f"{name}\n" for name in ("apple", "bear", "cup")[:classes])
+    )
     return folder
 
 
@@ -79,7 +83,9 @@ def flowers(folder):
     return folder
 
 
-def parquet(folder, splits, image="image", label="label", classes=("ant", "bee", "cow"), per_class=5, group=4):
+def parquet(
+    folder, splits, image="image", label="label", classes=("ant", "bee", "cow"), per_class=5, group=4
+):
     """The hub's parquet files, as the datasets library writes them."""
     import datasets
 
@@ -109,7 +115,10 @@ def check(task, train, dev):
     """Every class has its images, none is in both splits, and each image's colour is its class's."""
     assert np.bincount(task.labels("train")).tolist() == [train] * 3
     assert np.bincount(task.labels("dev")).tolist() == [dev] * 3
-    assert not set(names(task, "train")) & set(names(task, "dev")) or task._pool["train"] is not task._pool["dev"]
+    assert (
+        not set(names(task, "train")) & set(names(task, "dev"))
+        or task._pool["train"] is not task._pool["dev"]
+    )
     for split in ("train", "dev"):
         batch = task.collate(split, range(len(task.lengths(split))))
         assert batch["pixel_values"].dtype == np.uint8
@@ -118,7 +127,8 @@ def check(task, train, dev):
 
 
 @pytest.mark.parametrize(
-    ("name", "dev"), [("cifar100", 4), ("food101", 3), ("flowers102", 3), ("resisc45", 3), ("image_folder", 4)]
+    ("name", "dev"),
+    [("cifar100", 4), ("food101", 3), ("flowers102", 3), ("resisc45", 3), ("image_folder", 4)],
 )
 def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
     LAYOUTS[name](tmp_path / "data")
@@ -142,7 +152,9 @@ def test_one_folder_may_hold_all_the_published_sets(tmp_path):
 
 
 def home(folder, name):
-    return next(path for path in (folder / "all").iterdir() if name[:4] in path.name.lower().replace("nwpu-", ""))
+    return next(
+        path for path in (folder / "all").iterdir() if name[:4] in path.name.lower().replace("nwpu-", "")
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar100", "food101", "flowers102", "resisc45"])
@@ -174,13 +186,21 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
         for number, target in enumerate(file):
             Image.fromarray(picture(number % 3, rng)).save(target, "PNG")
         words = ["ant", "bee", "cow"] * 4
-        table = pyarrow.table({"image": [{"bytes": f.getvalue(), "path": None} for f in file], "label": words})
+        table = pyarrow.table(
+            {"image": [{"bytes": f.getvalue(), "path": None} for f in file], "label": words}
+        )
         pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
     task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2")
     assert task.classes == ["ant", "bee", "cow"]
     check(task, 2, 4)
     with pytest.raises(DataError, match=r"no column 'photo'. It has: image, label"):
-        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2", "task.image_column=photo")
+        load(
+            "image_folder",
+            tmp_path,
+            f"task.data_dir={tmp_path / 'data'}",
+            "task.shots=2",
+            "task.image_column=photo",
+        )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +236,9 @@ def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
             file = io.BytesIO()
             Image.new("RGB", (8, 8), (shade,) * 3).save(file, "PNG")
             columns[name] = [{"bytes": file.getvalue(), "path": None}] * 4
-        pyarrow.parquet.write_table(pyarrow.table({**columns, "label": [0, 1] * 2}), tmp_path / "data" / f"{split}.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({**columns, "label": [0, 1] * 2}), tmp_path / "data" / f"{split}.parquet"
+        )
     words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=1"]
     for column, shade in (("image", 10), ("other", 200)):
         task = prepared("image_folder", tmp_path, *words, f"task.image_column={column}")
@@ -243,10 +265,13 @@ def test_digits_are_scikit_learns(tmp_path):
 def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on(tmp_path):
     write_images(tmp_path / "data", train=9, test=0)
     where = f"task.data_dir={tmp_path / 'data'}"
-    first, again, other = (prepared("resisc45", tmp_path, where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4))
+    first, again, other = (
+        prepared("resisc45", tmp_path, where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4)
+    )
     assert names(first, "train") == names(again, "train")
     assert first.selection == again.selection != other.selection
-    assert first.selection != prepared("resisc45", tmp_path, where, "task.shots=3", "seed=3").selection  # it is the rows'
+    # It is the rows'
+    assert first.selection != prepared("resisc45", tmp_path, where, "task.shots=3", "seed=3").selection
     assert set(names(first, "train")) != set(names(other, "train"))
     for task in (first, other):
         everything = {p.relative_to(tmp_path / "data").as_posix() for p in (tmp_path / "data").rglob("*.png")}
@@ -263,7 +288,9 @@ def test_the_draw_follows_the_data_seed_and_not_the_trainings(tmp_path, images):
 
 
 def test_fewer_shots_are_a_part_of_more(tmp_path, images):
-    few, more = (prepared("image_folder", tmp_path, f"task.data_dir={images}", f"task.shots={k}") for k in (2, 5))
+    few, more = (
+        prepared("image_folder", tmp_path, f"task.data_dir={images}", f"task.shots={k}") for k in (2, 5)
+    )
     assert set(names(few, "train")) < set(names(more, "train"))
 
 
@@ -295,7 +322,9 @@ def test_held_out_images_are_training_images(tmp_path, images):
     assert len(set(every)) == 15
     assert all(name.startswith("train/") for name in every)
     batch = task.collate("dev", [0])
-    np.testing.assert_array_equal(batch["pixel_values"][0], VIT.apply(Image.open(images / names(task, "dev")[0])))
+    np.testing.assert_array_equal(
+        batch["pixel_values"][0], VIT.apply(Image.open(images / names(task, "dev")[0]))
+    )
     with pytest.raises(DataError, match="leaves nothing to train on"):
         prepared("image_folder", tmp_path, words[0], "task.shots=1", "task.holdout=0.4")
 
@@ -341,7 +370,9 @@ def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
     drawn = {"train/bee/bee_000.png", "train/bee/bee_001.png"} & set(note.replace(";", " ").split())
     assert note.startswith(f"{1 + len(drawn)} image")
     assert drawn  # of six, four are drawn, and two are broken
-    with pytest.raises(DataError, match=r"class bee has 4 training images that can be read, fewer than task.shots=5"):
+    with pytest.raises(
+        DataError, match=r"class bee has 4 training images that can be read, fewer than task.shots=5"
+    ):
         prepared("image_folder", tmp_path, words[0], "task.shots=5", "task.bad_images=skip")
 
 
@@ -380,11 +411,15 @@ def change(folder, how):
         "few": lambda: [p.unlink() for p in sorted((folder / "train" / "bee").iterdir())[1:]],
         "extra": lambda: write_images(folder, classes=("dog",), train=0, test=2),
         "renamed": lambda: (folder / "test" / "cow").rename(folder / "test" / "kow"),
-        "one class": lambda: [shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")],
+        "one class": lambda: [
+            shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")
+        ],
         "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
         "ambiguous": lambda: write_images(folder, classes=("bus", "car"), train=5, test=0),
         "splits by other names": lambda: [(folder / s).rename(folder / f"{s}{end}") for s, end in OTHERS],
-        "a class without images": lambda: [p.unlink() for s in ("train", "test") for p in (folder / s / "bee").iterdir()],
+        "a class without images": lambda: [
+            p.unlink() for s in ("train", "test") for p in (folder / s / "bee").iterdir()
+        ],
     }[how]()
 
 
@@ -410,7 +445,12 @@ def test_bad_folders_are_one_clear_line(how, message, tmp_path):
 
 def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
     write_images(tmp_path / "data", test=0)
-    hidden = (".ipynb_checkpoints/x.png", "__MACOSX/x.png", "ant/.ipynb_checkpoints/x.png", "ant/__MACOSX/deep/x.png")
+    hidden = (
+        ".ipynb_checkpoints/x.png",
+        "__MACOSX/x.png",
+        "ant/.ipynb_checkpoints/x.png",
+        "ant/__MACOSX/deep/x.png",
+    )
     for name in (*hidden, "ant/Thumbs.db", "ant/._ant_000.png", "README.md"):
         path = tmp_path / "data" / name
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -419,7 +459,10 @@ def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
     (tmp_path / "data" / "ant" / "album.png").mkdir()
     assert task.classes == ["ant", "bee", "cow"]
     assert len(task.set.train) == 18
-    assert len(load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3").set.train) == 18
+    assert (
+        len(load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3").set.train)
+        == 18
+    )
 
 
 def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_path, images):
@@ -432,7 +475,8 @@ def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")]
+    ("train", "test"),
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")],
 )
 def test_splits_by_other_names(train, test, tmp_path, images):
     shutil.copytree(images / "train", tmp_path / "data" / train)
@@ -516,7 +560,8 @@ def test_no_test_split_and_all_images_can_be_tuned_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "message"), [("test", "fewer than two evaluation images"), ("train", "class ant has no training")]
+    ("split", "message"),
+    [("test", "fewer than two evaluation images"), ("train", "class ant has no training")],
 )
 def test_a_split_of_broken_images_is_told_even_where_they_are_skipped(split, message, tmp_path):
     write_images(tmp_path / "data")

@@ -68,7 +68,8 @@ def test_the_two_forms_and_the_braces_of_a_row():
 
 
 def test_what_is_asked_is_what_was_trained(task, tokenizer):
-    """The tokens before an answer are those before the response of a training row; a second turn follows the end token."""
+    """The tokens before an answer are those before the response of a training row; a second turn follows the
+    end token."""
     row = next(row for row in task.splits["train"] if not row.input)
     ids, last = task._rows["train"][task.splits["train"].index(row)]
     assert task.conversation([row.instruction], []) == ids[: last + 1]
@@ -112,9 +113,13 @@ def test_alpacas_own_prompts_are_no_deviation(end, alpaca, tmp_path, monkeypatch
 
 def test_upstreams_templates_are_taken_as_they_are(tmp_path):
     """alpaca-lora's keys alone: the next turn and the end of a run-on answer follow from them."""
-    forms = {"prompt_input": "Task.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"}
+    forms = {
+        "prompt_input": "Task.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    }
     forms["prompt_no_input"] = "Task.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-    (tmp_path / "t.json").write_text(json.dumps({**forms, "description": "x", "response_split": "### Response:"}))
+    (tmp_path / "t.json").write_text(
+        json.dumps({**forms, "description": "x", "response_split": "### Response:"})
+    )
     template = read_template(tmp_path / "t.json")
     assert template.turn("Go on.") == "\n\n### Instruction:\nGo on.\n\n### Response:\n"
     assert template.stop == "### Instruction"
@@ -140,7 +145,10 @@ def test_tuning_holds_out_training_rows(alpaca):
 
 def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
     task = load(f"task.data_dir={alpaca}", "task.dev_rows=2")
-    lengths = [len(tokenizer(task.template.prompt(r.instruction, r.input))["input_ids"]) for r in task.splits["train"]]
+    lengths = [
+        len(tokenizer(task.template.prompt(r.instruction, r.input))["input_ids"])
+        for r in task.splits["train"]
+    ]
     limit = sorted(lengths)[-1]
     task.prepare(tokenizer, limit, 256)
     assert 0 < len(task._rows["train"]) < 8
@@ -157,14 +165,20 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
         ('{"a": 1}', "not a list of rows"),
         ('[{"instruction": "x"}]', "row 0: no instruction with an output. It has: instruction"),
         ('[{"instruction": "x", "output": 3}]', "row 0: instruction, input and output should be texts"),
-        ('[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]', "row 1: an empty output"),
+        (
+            '[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]',
+            "row 1: an empty output",
+        ),
         ('[{"instruction": "", "output": "y"}]', "row 0: an empty instruction"),
         ('[{"instruction": "\\ud800", "output": "y"}]', "row 0: half a character"),
         ('["x"]', "row 0: no instruction with an output. It has: str"),
         ('[{"instruction": "x", "output": "y"}]', "1 rows, of which task.dev_rows=2 are held out"),
         ("[" * 200_000, "rows.json: JSON of more than 100 levels"),
         ('[{"instruction": ' + "[" * 99 + "]" * 99 + "}]", "rows.json: JSON of more than 100 levels"),
-        ("[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]", "It has: key0, .*, key11 and 4,988 more"),
+        (
+            "[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]",
+            "It has: key0, .*, key11 and 4,988 more",
+        ),
     ],
 )
 def test_bad_rows_are_one_line(content, message, tmp_path):
@@ -181,7 +195,9 @@ def test_a_file_or_a_line_without_end_is_refused(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr("tasks.text.LONGEST_TEXT", 200)
     assert len(read_rows(tmp_path / "rows.jsonl")) == 3
-    too_long = r"rows.json: more than 200 characters in a file that is read as a whole. Give JSON lines: .*\.jsonl"
+    too_long = (
+        r"rows.json: more than 200 characters in a file that is read as a whole. Give JSON lines: .*\.jsonl"
+    )
     with pytest.raises(DataError, match=too_long):
         read_rows(tmp_path / "rows.json")
     monkeypatch.setattr("tasks.text.LONGEST_LINE", 90)
@@ -205,7 +221,9 @@ def test_bad_folders_and_settings_are_one_line(tmp_path):
 
 def test_rows_a_line_each(tmp_path):
     lines = [json.dumps({"instruction": a, "input": b, "output": c}) for a, b, c in INSTRUCTIONS]
-    lines.append(json.dumps({"instruction": "Break\u2028here.", "output": "As\x85it is."}, ensure_ascii=False))
+    lines.append(
+        json.dumps({"instruction": "Break\u2028here.", "output": "As\x85it is."}, ensure_ascii=False)
+    )
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     *rows, last = read_rows(tmp_path / "rows.jsonl")
     assert [(r.instruction, r.input, r.output) for r in rows] == INSTRUCTIONS
@@ -222,13 +240,34 @@ def test_rows_a_line_each(tmp_path):
         ("[]", "not a JSON object"),
         ("[" * 200_000, r"t.json: JSON of more than 100 levels \(task.template\)"),
         ('{"prompt_no_input": "{instruction}"}', "no text 'prompt_input'"),
-        ('{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}', r"it should have {instruction}, {input}"),
-        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{question}"}', r"\['question'\], it should have"),
-        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction} }"}', "A brace of the text"),
-        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction:d}"}', "and nothing in them"),
-        ('{"prompt_input": "{instruction!r}{input}", "prompt_no_input": "{instruction}"}', "and nothing in them"),
-        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}", "stop": 5}', "stop is 5"),
-        ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}\\ud800"}', "half a character"),
+        (
+            '{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}',
+            r"it should have {instruction}, {input}",
+        ),
+        (
+            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{question}"}',
+            r"\['question'\], it should have",
+        ),
+        (
+            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction} }"}',
+            "A brace of the text",
+        ),
+        (
+            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction:d}"}',
+            "and nothing in them",
+        ),
+        (
+            '{"prompt_input": "{instruction!r}{input}", "prompt_no_input": "{instruction}"}',
+            "and nothing in them",
+        ),
+        (
+            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}", "stop": 5}',
+            "stop is 5",
+        ),
+        (
+            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}\\ud800"}',
+            "half a character",
+        ),
     ],
 )
 def test_bad_templates_are_one_line(template, message, alpaca, tmp_path):

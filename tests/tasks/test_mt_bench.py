@@ -1,4 +1,5 @@
-"""MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in every way."""
+"""MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in
+every way."""
 
 import functools
 import itertools
@@ -48,7 +49,10 @@ def data(tmp_path):
 
 
 def answers_of(model, bench="mt_bench"):
-    return {number: [f"{model} on {number}.{n}" for n, _ in enumerate(turns, 1)] for number, _, turns in QUESTIONS[bench]}
+    return {
+        number: [f"{model} on {number}.{n}" for n, _ in enumerate(turns, 1)]
+        for number, _, turns in QUESTIONS[bench]
+    }
 
 
 @pytest.fixture
@@ -79,7 +83,15 @@ def test_questions(data):
 
 
 def test_temperatures_are_those_of_fastchat():
-    by_category = {"writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1}
+    by_category = {
+        "writing": 0.7,
+        "roleplay": 0.7,
+        "extraction": 0,
+        "math": 0,
+        "coding": 0,
+        "reasoning": 0,
+        "stem": 0.1,
+    }
     by_category |= {"humanities": 0.1, "fermi": 0.7}
     assert {category: temperature(category) for category in by_category} == by_category
 
@@ -97,7 +109,10 @@ GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
         (GOOD.replace('"b"', '"b", "c"'), "line 1: question 81 has 3 turns, mt_bench has 2"),
         (GOOD + "\n" + GOOD, "line 3: question 81 a second time"),
         (GOOD.replace('"b"', '" "'), "line 1: question 81 has an empty turn"),
-        (GOOD.replace('["a", "b"]', '"ab"'), "line 1: question_id is to be a whole number, turns a list of texts"),
+        (
+            GOOD.replace('["a", "b"]', '"ab"'),
+            "line 1: question_id is to be a whole number, turns a list of texts",
+        ),
         (GOOD.replace('"b"', "2"), "turns a list of texts"),
         (GOOD.replace("81", '"81"'), "question_id is to be a whole number"),
         ("", "question.jsonl: no questions"),
@@ -125,7 +140,9 @@ def test_a_question_or_a_judgment_without_end_is_refused(data, tmp_path, monkeyp
         read_judgments(tmp_path / "judge.jsonl")
 
 
-@pytest.mark.parametrize("line", ["[" * 200_000, '{"key": [], "reply": "[[7]]", "prompt_tokens": 1, "completion_tokens": 1}'])
+@pytest.mark.parametrize(
+    "line", ["[" * 200_000, '{"key": [], "reply": "[[7]]", "prompt_tokens": 1, "completion_tokens": 1}']
+)
 def test_a_file_of_something_else_is_no_judgments(line, tmp_path):
     (tmp_path / "judge.jsonl").write_text("{\n" + line)
     with pytest.raises(DataError, match=r"judge.jsonl line 2: not a judgment$"):
@@ -173,7 +190,9 @@ def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
         with pytest.raises(ValueError, match="do not fit"):
             write_answers(answers, "own", wrong, read_questions(data, "mt_bench"))
     with pytest.raises(TypeError):
-        write_answers(answers, "own", answers_of("own") | {151: ["a", object()]}, read_questions(data, "mt_bench"))
+        write_answers(
+            answers, "own", answers_of("own") | {151: ["a", object()]}, read_questions(data, "mt_bench")
+        )
     assert answers.read_bytes() == before
     assert [p.name for p in answers.parent.iterdir() if p.name.startswith(".")] == []
 
@@ -181,14 +200,20 @@ def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other' in an answer file of 'own'"),
+        (
+            lambda rows: rows[2].update(model_id="other"),
+            "line 3: an answer of 'other' in an answer file of 'own'",
+        ),
         (lambda rows: [rows.pop(), rows.pop(1)], "no answer to 2 of 4 questions: 101, 151"),
         (lambda rows: rows.clear(), "no answer to 4 of 4 questions: 81, 101, 111, 151"),
         (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
         (lambda rows: rows.append(rows[0]), "line 5: an answer to question 81 a second time"),
         (lambda rows: rows[1]["choices"][0]["turns"].pop(), "line 2: 1 turn for question 101, which has 2"),
         (lambda rows: rows[1].pop("model_id"), "line 2: no 'model_id'"),
-        (lambda rows: rows[1]["choices"].clear(), "line 2: question_id is to be a whole number, turns a list of texts"),
+        (
+            lambda rows: rows[1]["choices"].clear(),
+            "line 2: question_id is to be a whole number, turns a list of texts",
+        ),
         (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: question_id is to be"),
         (lambda rows: rows[1]["choices"][0]["turns"].append("\ud83d"), "line 2: half a character"),
     ],
@@ -246,7 +271,10 @@ def test_braces_in_an_answer_are_text(data):
 
 
 def test_an_empty_system_prompt_is_left_out(data):
-    jsonl(data / "judge_prompts.jsonl", [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items()])
+    jsonl(
+        data / "judge_prompts.jsonl",
+        [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items()],
+    )
     assert [m["role"] for m in asked_for(data)[81, 1]] == ["user"]
 
 
@@ -259,7 +287,15 @@ def test_a_prompt_that_is_missing(name, data):
 
 
 @pytest.mark.parametrize(
-    "template", ["{question} {reference}", "{0}", "{question", "{question.x}", "{question:>9999999999999}", "{question!r}"]
+    "template",
+    [
+        "{question} {reference}",
+        "{0}",
+        "{question",
+        "{question.x}",
+        "{question:>9999999999999}",
+        "{question!r}",
+    ],
 )
 def test_a_prompt_that_cannot_be_filled(template, data):
     rows = [{"name": n, "system_prompt": "", "prompt_template": template} for n in PROMPTS]
@@ -272,7 +308,9 @@ def test_a_prompt_that_cannot_be_filled(template, data):
 def test_a_prompt_that_is_no_text(change, data):
     rows = [{"name": n, "system_prompt": "", "prompt_template": t} | change for n, t in PROMPTS.items()]
     jsonl(data / "judge_prompts.jsonl", rows)
-    with pytest.raises(DataError, match=r"judge_prompts.jsonl line 1: name, system_prompt, prompt_template are to be texts"):
+    with pytest.raises(
+        DataError, match=r"judge_prompts.jsonl line 1: name, system_prompt, prompt_template are to be texts"
+    ):
         asked_for(data)
 
 
@@ -329,7 +367,9 @@ def test_ratings_are_those_of_fastchats_expressions():
     assert len([value for value, count in seen.items() if value and count > 10]) > 20
 
 
-@pytest.mark.parametrize("reply", ["[[{0}", "[[{0}]", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"])
+@pytest.mark.parametrize(
+    "reply", ["[[{0}", "[[{0}]", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"]
+)
 def test_a_rating_is_read_in_linear_time(reply):
     """FastChat's expressions would take the square of 300,000 digits: an hour."""
     began = time.perf_counter()
@@ -341,7 +381,8 @@ def test_a_rating_is_read_in_linear_time(reply):
 
 
 def saved_for(data, given, by, scores):
-    """Judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without rating; absent: not judged."""
+    """Judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without rating; absent:
+    not judged."""
     found = {}
     for (number, turn), messages in asked_for(data, given=given).items():
         for sitting, key in enumerate(by.keys(messages), 1):
@@ -359,12 +400,18 @@ def test_scores_by_hand(data):
     assert (found["n"], found["judged"], found["n_valid"]) == (16, 11, 8)
     assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
     assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
-    assert found["categories"] == {"writing": 6.5, "reasoning": 2.0, "math": pytest.approx(8 / 3), "humanities": None}
+    assert found["categories"] == {
+        "writing": 6.5,
+        "reasoning": 2.0,
+        "math": pytest.approx(8 / 3),
+        "humanities": None,
+    }
     assert found["pass_means"] == pytest.approx([(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3])
     assert found["tokens"] == {"prompt": 110, "completion": 33}
     assert (found["bench"], found["judge"], found["passes"]) == ("mt_bench", "j", 2)
-    # Whole questions are drawn: 3 of them with sums 26, 2, 8 and counts 4, 1, 3. Each of the 27 draws is as likely; the
-    # lowest (the second thrice) and the highest (the first thrice) have 3.7% each, above the 2.5% that are cut off.
+    # Whole questions are drawn: 3 of them with sums 26, 2, 8 and counts 4, 1, 3. Each of the 27 draws is as
+    # likely; the lowest (the second thrice) and the highest (the first thrice) have 3.7% each, above the 2.5%
+    # that are cut off.
     assert (found["low"], found["high"]) == (2.0, 6.5)
     json.dumps(found)
 
@@ -376,7 +423,9 @@ def test_the_interval_pools_what_is_drawn(data):
     places = [(1, 1), (1, 2), (2, 1), (2, 2)]
     scores = {(n, *place): v for n, some in values.items() for place, v in zip(places, some, strict=False)}
     found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
-    draws = sorted(np.mean([v for n in draw for v in values[n]]) for draw in itertools.product(values, repeat=4))
+    draws = sorted(
+        np.mean([v for n in draw for v in values[n]]) for draw in itertools.product(values, repeat=4)
+    )
     assert found["low"] == pytest.approx(draws[6])
     assert found["high"] == pytest.approx(draws[-7])
 
@@ -386,7 +435,12 @@ def test_nothing_valid_is_none(data):
     for scores in ({}, {(81, 1, 1): None}):
         found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
         assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
-        assert set(found["turns"].values()) == set(found["categories"].values()) == set(found["pass_means"]) == {None}
+        assert (
+            set(found["turns"].values())
+            == set(found["categories"].values())
+            == set(found["pass_means"])
+            == {None}
+        )
         assert found["judged"] == len(scores)
 
 
@@ -397,7 +451,9 @@ def test_the_interval_is_that_of_the_mean_of_many_questions(tmp_path, data):
     rows = [{"question_id": n, "category": "stem", "turns": ["q", f"r{n}"]} for n in numbers]
     jsonl(data / "mt_bench" / "question.jsonl", rows)
     given, by = {n: [f"a{n}", "b"] for n in numbers}, Judge()
-    scores = {(n, turn, 1): round(float(v), 3) for n, v in zip(numbers, values, strict=True) for turn in (1, 2)}
+    scores = {
+        (n, turn, 1): round(float(v), 3) for n, v in zip(numbers, values, strict=True) for turn in (1, 2)
+    }
     found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
     half = 1.96 * values.std() / 80**0.5
     assert found["low"] == pytest.approx(values.mean() - half, abs=0.03)
@@ -409,7 +465,9 @@ def test_the_interval_is_that_of_the_mean_of_many_questions(tmp_path, data):
 def test_the_hash_of_the_answers_tells_them_apart(data):
     first = summary(data, "mt_bench", answers_of("own"), Judge(), {})["answers"]
     assert len(first) == 16
-    assert summary(data, "mt_bench", dict(reversed(answers_of("own").items())), Judge(), {})["answers"] == first
+    assert (
+        summary(data, "mt_bench", dict(reversed(answers_of("own").items())), Judge(), {})["answers"] == first
+    )
     assert summary(data, "mt_bench", answers_of("own") | {81: ["", ""]}, Judge(), {})["answers"] != first
 
 
@@ -454,7 +512,12 @@ def test_a_model_is_judged_and_shown(data, answers, capsys):
     assert server.keys == {f"Bearer {KEY}"}
     rows = [json.loads(line) for line in Path("outputs/judgments/gpt-4.jsonl").read_text().splitlines()]
     assert rows[0]["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
-    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens", "judge")] == [8.0, 100, 20, "gpt-4"]
+    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens", "judge")] == [
+        8.0,
+        100,
+        20,
+        "gpt-4",
+    ]
     # Shown again without a server, and without a key.
     os.environ.pop("OPENAI_API_KEY")
     assert main(["show", str(answers), "--data", str(data)]) == 0
@@ -512,11 +575,26 @@ def test_two_judges_have_a_file_each_and_may_share_one(data, answers, tmp_path, 
     with JudgeServer() as server:
         assert run(data, server, answers) == 0
         assert run(data, server, answers, judge_name="org/judge:7b") == 0
-        assert sorted(p.name for p in Path("outputs/judgments").iterdir()) == ["gpt-4.jsonl", "org_judge_7b.jsonl"]
+        assert sorted(p.name for p in Path("outputs/judgments").iterdir()) == [
+            "gpt-4.jsonl",
+            "org_judge_7b.jsonl",
+        ]
         for name in ("a", "b"):
             assert run(data, server, answers, "--judgments", tmp_path / "all.jsonl", judge_name=name) == 0
         assert len(server.requests) == 32
-        assert run(data, server, answers, "--judgments", tmp_path / "all.jsonl", "--max-tokens", "9", judge_name="a") == 0
+        assert (
+            run(
+                data,
+                server,
+                answers,
+                "--judgments",
+                tmp_path / "all.jsonl",
+                "--max-tokens",
+                "9",
+                judge_name="a",
+            )
+            == 0
+        )
         assert len(server.requests) == 40
     assert len(read_judgments(tmp_path / "all.jsonl")) == 24
 
@@ -524,7 +602,9 @@ def test_two_judges_have_a_file_each_and_may_share_one(data, answers, tmp_path, 
 def test_an_answer_is_judged_once_whatever_file_it_is_in(data, answers, tmp_path, capsys):
     questions = read_questions(data, "mt_bench")
     write_answers(tmp_path / "copy.jsonl", "copy", answers_of("own"), questions)
-    write_answers(tmp_path / "near.jsonl", "near", answers_of("own") | {151: ["own on 151.1", "new"]}, questions)
+    write_answers(
+        tmp_path / "near.jsonl", "near", answers_of("own") | {151: ["own on 151.1", "new"]}, questions
+    )
     with JudgeServer() as server:
         assert run(data, server, answers, tmp_path / "copy.jsonl", tmp_path / "near.jsonl") == 0
     assert len(server.requests) == 9
@@ -547,8 +627,11 @@ def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, cap
 def test_a_reply_that_the_file_could_not_hold_is_told_and_not_saved(data, answers, monkeypatch, capsys):
     monkeypatch.setattr("tasks.mt_bench.LONGEST_LINE", 1000)
     monkeypatch.setattr("tasks.text.LONGEST_LINE", 1000)
-    monkeypatch.setattr("tasks.mt_bench.open_text", functools.partial(open, encoding="utf-8"))  # the questions are longer
-    with JudgeServer(lambda prompt, nth: Reply("x" * 1000) if prompt.endswith("own on 81.1") else score(7)) as server:
+    # The questions are longer
+    monkeypatch.setattr("tasks.mt_bench.open_text", functools.partial(open, encoding="utf-8"))
+    with JudgeServer(
+        lambda prompt, nth: Reply("x" * 1000) if prompt.endswith("own on 81.1") else score(7)
+    ) as server:
         assert run(data, server, answers) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("7 judged anew")
@@ -587,26 +670,35 @@ def test_trouble_that_passes_is_retried(trouble, least, data, answers, capsys):
     with JudgeServer(reply) as server:
         assert run(data, server, answers, "--timeout", "0.6" if trouble.wait else "5") == 0
     assert capsys.readouterr().out.startswith("8 judged anew, 0 taken from")
-    asked = [t for t, r in zip(server.times, server.requests, strict=True) if "own on 111" in r["messages"][1]["content"]]
+    asked = [
+        t
+        for t, r in zip(server.times, server.requests, strict=True)
+        if "own on 111" in r["messages"][1]["content"]
+    ]
     again = [r["messages"][1]["content"] for r in server.requests]
     assert len(again) == 9
     assert max(asked) - min(asked) >= least
 
 
 def test_the_prompt_that_goes_ahead_is_tried_again(data, answers, capsys):
-    with JudgeServer(lambda prompt, nth: error(500, retry_after="0.01") if len(server.requests) < 3 else score(7)) as server:
+    with JudgeServer(
+        lambda prompt, nth: error(500, retry_after="0.01") if len(server.requests) < 3 else score(7)
+    ) as server:
         assert run(data, server, answers, "--concurrency", "1") == 0
     assert "8 judged anew" in capsys.readouterr().out
 
 
 def failing(*texts):
-    return lambda prompt, nth: error(500, "out of\nmemory", retry_after="0.01") if prompt.endswith(texts) else score(7)
+    return lambda prompt, nth: (
+        error(500, "out of\nmemory", retry_after="0.01") if prompt.endswith(texts) else score(7)
+    )
 
 
 def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, capsys):
     with JudgeServer(failing("own on 81.1", "own on 111.2")) as server:
         assert run(data, server, answers) == 1
-        assert len(server.requests) == 6 + 2 + 3  # of each that fails, one retry, and the first went ahead before that
+        # Of each that fails, one retry, and the first went ahead before that
+        assert len(server.requests) == 6 + 2 + 3
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].endswith("6 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 2 failed")
         assert lines[1] == "  2 not judged: HTTP 500: out of memory"
@@ -628,7 +720,10 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
         (error(400, "too long a prompt"), "HTTP 400: too long a prompt"),
         (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
         (error(429, "slower", retry_after="0.01"), "HTTP 429: slower"),
-        (Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}), "the reply is no chat completion"),
+        (
+            Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}),
+            "the reply is no chat completion",
+        ),
         (Reply(body=b"{", headers={}), "the reply is no chat completion"),
         (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
         (Reply(body={"choices": []}), "the reply is no chat completion"),
@@ -658,11 +753,16 @@ def test_reasons_are_one_line_each_and_the_others_go_on(trouble, reason, data, a
         (error(403), "refuses the key in OPENAI_API_KEY (HTTP 403)"),
         (error(404, "no such model"), "knows no judge 'gpt-4' (HTTP 404)"),
         (error(400, "no such model", "model_not_found"), "knows no judge 'gpt-4' (HTTP 400)"),
-        (error(429, "pay first", "insufficient_quota", retry_after="0.01"), "the quota of this key is used up"),
+        (
+            error(429, "pay first", "insufficient_quota", retry_after="0.01"),
+            "the quota of this key is used up",
+        ),
     ],
 )
 @pytest.mark.parametrize("judged", [0, 3])
-def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(judged, trouble, message, data, answers, capsys):
+def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(
+    judged, trouble, message, data, answers, capsys
+):
     with JudgeServer(lambda prompt, nth: score(7) if len(server.requests) <= judged else trouble) as server:
         assert run(data, server, answers, "--concurrency", "1") == 2
         retried = judged > 0 and trouble.status == 429
@@ -711,7 +811,11 @@ def test_a_password_in_the_address_is_not_printed(data, answers, capsys):
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("", "Set OPENAI_API_KEY; a local server takes any word"), (" ", "Set OPENAI"), ("ключ", "a character that no key has")],
+    [
+        ("", "Set OPENAI_API_KEY; a local server takes any word"),
+        (" ", "Set OPENAI"),
+        ("ключ", "a character that no key has"),
+    ],
 )
 def test_keys_that_are_none(key, message, data, answers, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -728,10 +832,13 @@ def test_keys_that_are_none(key, message, data, answers, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--passes", "0"], ["--concurrency", "0"], ["--retries", "-1"], ["--timeout", "0"], ["--judge", ""]]
+    "words",
+    [["--passes", "0"], ["--concurrency", "0"], ["--retries", "-1"], ["--timeout", "0"], ["--judge", ""]],
 )
 def test_options_that_make_no_sense(words, data, answers, capsys):
-    assert main(["judge", str(answers), "--data", str(data), "--base-url", "http://127.0.0.1:9/v1", *words]) == 2
+    assert (
+        main(["judge", str(answers), "--data", str(data), "--base-url", "http://127.0.0.1:9/v1", *words]) == 2
+    )
     said = capsys.readouterr().err
     assert "above 0" in said
     assert said.count("\n") == 1
@@ -789,7 +896,9 @@ def test_a_disk_that_is_full_half_way_stops_the_judging(data, answers, monkeypat
     write = os.write
     with JudgeServer() as server, monkeypatch.context() as patch:
         patch.setattr(
-            os, "write", lambda f, line: write(f, line[:40] if b'"key"' in line and len(server.requests) > 2 else line)
+            os,
+            "write",
+            lambda f, line: write(f, line[:40] if b'"key"' in line and len(server.requests) > 2 else line),
         )
         assert run(data, server, answers, "--concurrency", "1") == 2
         assert len(server.requests) == 3
@@ -805,7 +914,17 @@ def test_a_disk_that_is_full_half_way_stops_the_judging(data, answers, monkeypat
 
 
 def start(data, server, *words):
-    command = [sys.executable, "-m", "tasks.mt_bench", "judge", *map(str, words), "--data", str(data), "--base-url", server.url]
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.mt_bench",
+        "judge",
+        *map(str, words),
+        "--data",
+        str(data),
+        "--base-url",
+        server.url,
+    ]
     return subprocess.Popen(
         [*command, "--timeout", "20"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -819,7 +938,12 @@ class Holding:
     """Answers a number of requests, and holds on to the others until they are let go, unpaid."""
 
     def __init__(self, number):
-        self.count, self.number, self.free, self.held = itertools.count(), number, threading.Event(), threading.Event()
+        self.count, self.number, self.free, self.held = (
+            itertools.count(),
+            number,
+            threading.Event(),
+            threading.Event(),
+        )
 
     def __call__(self, prompt, nth):
         if next(self.count) < self.number or self.free.is_set():
@@ -861,7 +985,10 @@ def test_two_processes_share_a_file(data, tmp_path):
         long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(name).items()}
         write_answers(tmp_path / f"{name}.jsonl", name, long, questions)
     with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
-        both = [start(data, server, tmp_path / f"{name}.jsonl", "--judgments", file, "--passes", "4") for name in ("a", "b")]
+        both = [
+            start(data, server, tmp_path / f"{name}.jsonl", "--judgments", file, "--passes", "4")
+            for name in ("a", "b")
+        ]
         for running in both:
             out, err = running.communicate(timeout=60)
             assert running.returncode == 0, err

@@ -51,12 +51,24 @@ def normalised(wanted, image):
         },
         DINOV2_IMAGES,
         {**DINOV2_IMAGES, "image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224},
-        {**VIT_IMAGES, "image_processor_type": "DeiTImageProcessor", "size": 256, "crop_size": 224, "resample": 3},
-        {**VIT_IMAGES, "image_processor_type": "SiglipImageProcessor", "size": {"height": 224, "width": 224}, "resample": 3},
+        {
+            **VIT_IMAGES,
+            "image_processor_type": "DeiTImageProcessor",
+            "size": 256,
+            "crop_size": 224,
+            "resample": 3,
+        },
+        {
+            **VIT_IMAGES,
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": 224, "width": 224},
+            "resample": 3,
+        },
     ],
     ids=["ViT", "ViT, older", "ViT, cut", "DINOv2", "CLIP, older", "DeiT", "SigLIP"],
 )
-@pytest.mark.parametrize(("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.06)])  # a few of 255 steps, over std
+# A few of 255 steps, over std
+@pytest.mark.parametrize(("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.06)])
 def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
     (tmp_path / "config.json").write_text('{"patch_size": 16}')
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
@@ -71,12 +83,16 @@ def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"crop_pct": 1.0, "interpolation": "bilinear"}, {"crop_pct": 1.0, "crop_mode": "squash"}], ids=str
+    "changes",
+    [{}, {"crop_pct": 1.0, "interpolation": "bilinear"}, {"crop_pct": 1.0, "crop_mode": "squash"}],
+    ids=str,
 )
 def test_pixels_are_those_of_timm(changes, tmp_path):
     config = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
     config |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], **changes}
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": config}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": config})
+    )
     ours, theirs = preprocessing(tmp_path), create_transform(**resolve_data_config(pretrained_cfg=config))
     for size in SIZES:
         image = noise(*size)
@@ -99,7 +115,10 @@ def test_another_size_keeps_the_share_of_the_cut_out():
             {"preprocessor_config.json": "[" * 200_000},
             r"not known here \(preprocessor_config.json: JSON of more than 100 levels",
         ),
-        ({"preprocessor_config.json": "[]"}, r"not known here \(preprocessor_config.json: not a JSON object\)"),
+        (
+            {"preprocessor_config.json": "[]"},
+            r"not known here \(preprocessor_config.json: not a JSON object\)",
+        ),
         ({"config.json": "[" * 200_000}, r"not known here \(config.json: JSON of more than 100 levels\)"),
         ({"config.json": "[]"}, r"not known here \(config.json: not a JSON object\)"),
         ({"preprocessor_config.json": '{"size": 224}'}, "image_processor_type None; known: ViT, "),
@@ -130,7 +149,11 @@ def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files,
 # --- decoding
 
 
-MODES = {"PNG": ["L", "LA", "RGBA", "P", "1"], "JPEG": ["L", "1", "CMYK", "YCbCr"], "TIFF": ["L", "RGBA", "P", "CMYK", "LAB"]}
+MODES = {
+    "PNG": ["L", "LA", "RGBA", "P", "1"],
+    "JPEG": ["L", "1", "CMYK", "YCbCr"],
+    "TIFF": ["L", "RGBA", "P", "CMYK", "LAB"],
+}
 
 
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
@@ -139,7 +162,9 @@ def test_every_mode_becomes_rgb(form, mode):
     got = decode(encoded(image, form))
     assert (got.mode, got.size) == ("RGB", (40, 30))
     if mode == "L":
-        np.testing.assert_allclose(np.asarray(got)[..., 0], np.asarray(image), atol=8 if form == "JPEG" else 0)
+        np.testing.assert_allclose(
+            np.asarray(got)[..., 0], np.asarray(image), atol=8 if form == "JPEG" else 0
+        )
 
 
 def test_what_is_transparent_shows_white_and_the_rest_stays():
@@ -167,7 +192,9 @@ def test_a_photograph_is_turned_as_its_exif_says():
     image = noise(40, 30)
     got = decode(encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0))
     assert got.size == (30, 40)
-    np.testing.assert_allclose(np.asarray(got), np.asarray(image.transpose(Image.Transpose.ROTATE_270)), atol=8)
+    np.testing.assert_allclose(
+        np.asarray(got), np.asarray(image.transpose(Image.Transpose.ROTATE_270)), atol=8
+    )
 
 
 def test_the_first_frame_of_an_animation_counts():
@@ -339,7 +366,9 @@ def test_images_are_prepared_once(tmp_path):
         assert len(list(tmp_path.glob("*.npy"))) == made
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x93NUMPY\x01\x00", None], ids=["empty", "garbage", "cut", "shape"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"garbage", b"\x93NUMPY\x01\x00", None], ids=["empty", "garbage", "cut", "shape"]
+)
 @pytest.mark.parametrize("which", ["npy", "json"])
 def test_a_damaged_file_of_prepared_images_is_made_again(which, damage, tmp_path):
     items = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20)]

@@ -31,7 +31,11 @@ ROWS = [
 
 
 def settings(train: Path, **changes):
-    return yaml.safe_load((CONF / "task" / "text.yaml").read_text()) | {"train_file": str(train), "name": "mine", **changes}
+    return yaml.safe_load((CONF / "task" / "text.yaml").read_text()) | {
+        "train_file": str(train),
+        "name": "mine",
+        **changes,
+    }
 
 
 def write(path: Path, rows, columns=("text", "label")) -> Path:
@@ -48,7 +52,9 @@ def write(path: Path, rows, columns=("text", "label")) -> Path:
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_the_same_rows_from_every_format(suffix, tmp_path):
     task = tasks.load(
-        settings(write(tmp_path / f"train{suffix}", ROWS), dev_file=str(write(tmp_path / f"dev{suffix}", ROWS[:4])))
+        settings(
+            write(tmp_path / f"train{suffix}", ROWS), dev_file=str(write(tmp_path / f"dev{suffix}", ROWS[:4]))
+        )
     )
     assert list(zip(task.splits["train"].texts, task.splits["train"].labels, strict=True)) == [
         (t, int(y == "good")) for t, y in ROWS
@@ -69,7 +75,10 @@ def test_training_rows_take_the_dev_sets_place(tmp_path):
     assert not set(kept) & set(held)
     assert "poison" not in kept + held
     counts = {split: Counter(task.classes[y] for y in rows.labels) for split, rows in task.splits.items()}
-    assert counts == {"train": {"yes": 16, "no": 4, "rare": 1, "once": 1}, "dev": {"yes": 4, "no": 1, "rare": 1}}
+    assert counts == {
+        "train": {"yes": 16, "no": 4, "rare": 1, "once": 1},
+        "dev": {"yes": 4, "no": 1, "rare": 1},
+    }
     for rows in task.splits.values():
         assert rows.labels == [task.classes.index(labels[int(text.split()[1])]) for text in rows.texts]
     assert task.notes == ["dev: 6 of 28 training rows held out (task.holdout=0.2), the dev set is not used"]
@@ -82,7 +91,9 @@ def test_training_rows_take_the_dev_sets_place(tmp_path):
 
 
 def test_a_family_that_holds_nothing_out_says_so():
-    with pytest.raises(DataError, match=r"task.holdout=0.2: the task family of mine cannot hold out training rows"):
+    with pytest.raises(
+        DataError, match=r"task.holdout=0.2: the task family of mine cannot hold out training rows"
+    ):
         Task.hold_out(SimpleNamespace(name="mine"), 0.2)
 
 
@@ -117,7 +128,12 @@ def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path)
     [
         ("a.csv", "text,label\nx,1\ny\n", {}, "a.csv line 3: not 2 columns"),
         ("a.csv", "words,label\nx,1\n", {}, "a.csv: no column 'text'. It has: words, label"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"words": "x"}', {}, "a.jsonl line 2: no column 'text'. It has: words"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": 1}\n{"words": "x"}',
+            {},
+            "a.jsonl line 2: no column 'text'. It has: words",
+        ),
         ("a.jsonl", '{"text": "x", "label": null}', {}, "a.jsonl line 1: nothing in column 'label'"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": ', {}, "a.jsonl line 2: not JSON"),
         ("a.jsonl", "[1]", {}, "line 1: not a JSON object"),
@@ -125,8 +141,18 @@ def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path)
         ("a.csv", "text,label\nx,1\ny,1\n", {}, "only one label, '1'"),
         ("a.csv", "text,label\nx,1\ny,b\n", {"regression": True}, "line 3: label 'b' is not a number"),
         ("a.csv", 'text,label\n"x,1\n', {}, "a.csv line 2: unexpected end of data"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n' + "[" * 200_000, {}, "a.jsonl line 2: JSON of more than 100 levels"),
-        ("a.jsonl", '{"text": "x", "label": ' + "[" * 100 + "]" * 100 + "}", {}, "line 1: JSON of more than 100 levels"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": 1}\n' + "[" * 200_000,
+            {},
+            "a.jsonl line 2: JSON of more than 100 levels",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": ' + "[" * 100 + "]" * 100 + "}",
+            {},
+            "line 1: JSON of more than 100 levels",
+        ),
         ("a.jsonl", '{"a": ' * 101 + "1" + "}" * 101, {}, "line 1: JSON of more than 100 levels"),
         ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", {}, "line 1: not JSON (Exceeds the limit"),
         ("a.txt", "x", {}, "should end in .csv"),
@@ -166,7 +192,10 @@ def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, lab
 @pytest.mark.parametrize("label", ["n/a", "", "nan"])
 def test_words_among_scores_are_asked_about(label, tmp_path):
     train = write(tmp_path / "train.csv", [*SCORES, ("x", label)])
-    said = rf"train.csv line 22: label '{label}' is not a finite number, and others have a fractional part \('0.14\d+'\)"
+    said = (
+        rf"train.csv line 22: label '{label}' is not a finite number, and others have a fractional part"
+        r" \('0.14\d+'\)"
+    )
     with pytest.raises(DataError, match=said + r"\. .* all are classes: task.regression=false"):
         tasks.load(settings(train, dev_file=str(train)))
     assert len(tasks.load(settings(train, dev_file=str(train), regression=False)).classes) == 21
@@ -176,9 +205,12 @@ def test_nan_is_a_class_among_words_and_none_among_whole_numbers(tmp_path):
     words = write(tmp_path / "words.csv", [("x", y) for y in ("yes", "nan", "no", "2", "10")])
     assert tasks.load(settings(words, dev_file=str(words))).classes == ["2", "10", "nan", "no", "yes"]
     numbers = write(tmp_path / "numbers.csv", [("x", y) for y in ("0", "1", "nan")])
-    with pytest.raises(DataError, match=r"numbers.csv line 4: label 'nan' is not a finite number, and others are numbers"):
+    with pytest.raises(
+        DataError, match=r"numbers.csv line 4: label 'nan' is not a finite number, and others are numbers"
+    ):
         tasks.load(settings(numbers, dev_file=str(numbers)))
-    missing = tmp_path / "missing.jsonl"  # a NaN that is no word is a value that is missing, whatever the task
+    # A NaN that is no word is a value that is missing, whatever the task
+    missing = tmp_path / "missing.jsonl"
     missing.write_text("\n".join(f'{{"text": "x", "label": {y}}}' for y in ('"yes"', '"no"', "NaN")))
     for regression in (None, False):
         with pytest.raises(DataError, match=r"missing.jsonl line 3: label nan is not a finite number"):
@@ -224,7 +256,9 @@ def test_an_error_names_some_of_many_labels_and_columns(tmp_path):
     assert "... (6,002 characters) is not one of label0, label1, label10, " in str(error.value)
     assert str(error.value).endswith(" and 4,988 more")
     assert len(str(error.value)) < len(str(dev)) + 300
-    wide = write(tmp_path / "wide.csv", [["x"] * 5000] * 2, ["two\nlines", *(f"{n}" * 100 for n in range(4999))])
+    wide = write(
+        tmp_path / "wide.csv", [["x"] * 5000] * 2, ["two\nlines", *(f"{n}" * 100 for n in range(4999))]
+    )
     with pytest.raises(DataError) as error:
         tasks.load(settings(wide))
     assert str(error.value).startswith(f"{wide}: no column 'text'. It has: two\\nlines, 0000")
@@ -233,12 +267,17 @@ def test_an_error_names_some_of_many_labels_and_columns(tmp_path):
 
 
 def test_a_metric_that_does_not_exist(tmp_path):
-    with pytest.raises(tasks.DataError, match=r"no metric 'f1' \(task.metric\). Known: accuracy, matthews, pearson"):
+    with pytest.raises(
+        tasks.DataError, match=r"no metric 'f1' \(task.metric\). Known: accuracy, matthews, pearson"
+    ):
         tasks.load(settings(write(tmp_path / "train.csv", ROWS), metric="f1"))
 
 
 def test_a_dev_label_that_training_lacks(tmp_path):
-    train, dev = write(tmp_path / "train.csv", ROWS), write(tmp_path / "dev.csv", [("x", "good"), ("y", "worse")])
+    train, dev = (
+        write(tmp_path / "train.csv", ROWS),
+        write(tmp_path / "dev.csv", [("x", "good"), ("y", "worse")]),
+    )
     with pytest.raises(tasks.DataError, match=r"dev.csv line 3: label 'worse' is not one of bad, good"):
         tasks.load(settings(train, dev_file=str(dev)))
 
@@ -259,7 +298,13 @@ def test_batches_are_padded_to_their_own_longest_row(tiny_bert, tmp_path):
 
 
 def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkeypatch):
-    lines = ["1\t2.5\tA bright film", "2\t-1.2\tA dull film", "3\t0.4\tNeither", "4\t3\tA bright film", f"5\t3\t{'long ' * 21}"]
+    lines = [
+        "1\t2.5\tA bright film",
+        "2\t-1.2\tA dull film",
+        "3\t0.4\tNeither",
+        "4\t3\tA bright film",
+        f"5\t3\t{'long ' * 21}",
+    ]
     inner, outer = io.BytesIO(), tmp_path / "served" / "vaderSentiment-0.5.zip"
     outer.parent.mkdir()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:

@@ -39,7 +39,9 @@ def trained(tmp_path):
     return model, method, tmp_path / "adapter.safetensors"
 
 
-@pytest.mark.parametrize("method", [vera.VeRA(rank=12), vera.LoRA(rank=4), vera.BitFit(), vera.Full()], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "method", [vera.VeRA(rank=12), vera.LoRA(rank=4), vera.BitFit(), vera.Full()], ids=lambda m: m.kind
+)
 def test_saved_and_loaded_gives_the_same_output(method, tmp_path):
     model = tiny_model()
     method.adapt(model)
@@ -95,7 +97,8 @@ def test_adapters_load_one_after_another_whatever_their_rank_and_seed(tmp_path):
 
 
 def rewrite(path, change):
-    """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand would make."""
+    """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand
+    would make."""
     header, tensors = checkpoint.read_file(path, checkpoint.FORMAT)
     change(header, tensors)
     checkpoint._write(path, tensors, header)
@@ -104,9 +107,15 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda h, t: h["fixed"].update(fingerprint="0" * 64), r"projections 00000000 .*this model makes [0-9a-f]{8}"),
+        (
+            lambda h, t: h["fixed"].update(fingerprint="0" * 64),
+            r"projections 00000000 .*this model makes [0-9a-f]{8}",
+        ),
         (lambda h, t: h["fixed"].update(inputs=64), r"largest 32x64\), this model makes"),
-        (lambda h, t: h["fixed"].update(scheme="philox-9"), "scheme 'philox-9', this version makes 'philox-1'"),
+        (
+            lambda h, t: h["fixed"].update(scheme="philox-9"),
+            "scheme 'philox-9', this version makes 'philox-1'",
+        ),
         (lambda h, t: h.update(format="other"), "not a file of the format"),
         (lambda h, t: h.pop("method"), "describes no method"),
         (lambda h, t: h.update(method=["vera"]), "describes no method"),
@@ -121,8 +130,14 @@ def rewrite(path, change):
         (lambda h, t: h["method"].update(kind=["vera"]), "no method of kind"),
         (lambda h, t: h["fixed"].update(seed="1\n2"), "trained with projections"),
         (lambda h, t: t.update({"a\nb": torch.ones(1)}), "holds a b, which this model lacks"),
-        (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).double() * 1e300}), "not finite numbers"),
-        (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).to(torch.float8_e4m3fn)}), "not finite numbers"),
+        (
+            lambda h, t: t.update({next(iter(t)): next(iter(t.values())).double() * 1e300}),
+            "not finite numbers",
+        ),
+        (
+            lambda h, t: t.update({next(iter(t)): next(iter(t.values())).to(torch.float8_e4m3fn)}),
+            "not finite numbers",
+        ),
         (lambda h, t: t.update({next(iter(t)): next(iter(t.values())).long()}), "not finite numbers"),
         (lambda h, t: h["method"].update(sites=[["query"]]), "sites must be a list of words"),
         (lambda h, t: h["method"].update(sites=["qeury"]), "no linear layer is a 'qeury' site"),
@@ -235,7 +250,9 @@ CHECKSUM = b'"__metadata__":{"sha256":"' + b"0" * 64 + b'","header":"%s"}'
     "header",
     [
         b"{" + CHECKSUM % (b"[" * 100_000) + b"}",  # nested beyond any parser's stack
-        b"{" + CHECKSUM % b"{}" + b',"x":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,64]}}',
+        b"{"
+        + CHECKSUM % b"{}"
+        + b',"x":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,64]}}',
         b"{" + CHECKSUM % b"{}" + b',"x":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},' + b"[" * 10_000,
         b"{" + CHECKSUM % b"{}" + b',"x":{"dtype":"PICKLE","shape":[16],"data_offsets":[0,64]}}',
         b"{" + CHECKSUM % b"null" + b"}",
@@ -358,7 +375,11 @@ def test_a_frozen_or_thawed_model_saves_and_loads_the_same(trained, tmp_path):
 def test_only_what_the_model_carries_is_saved(trained, tmp_path):
     model = trained[0]
     for method, dtype, words in (
-        (vera.VeRA(rank=8, projection_seed=3), None, "this model carries vera with .*'rank': 12.*, not vera with .*'rank': 8"),
+        (
+            vera.VeRA(rank=8, projection_seed=3),
+            None,
+            "this model carries vera with .*'rank': 12.*, not vera with .*'rank': 8",
+        ),
         (vera.LoRA(rank=4), None, "this model carries vera with"),
         (trained[1], torch.int8, "dtype must be"),
         (trained[1], "fp16", "dtype must be"),
@@ -425,8 +446,8 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("order", list(itertools.permutations(ADAPTERS, 2)), ids=" then ".join)
 def test_a_second_adapter_is_the_one_that_was_saved(tmp_path, order):
-    """peft: smaller shapes after larger ones silently use other A and B; a smaller rank crashes in the forward pass; a
-    larger rank, larger shapes or another seed are refused."""
+    """peft: smaller shapes after larger ones silently use other A and B; a smaller rank crashes in the
+    forward pass; a larger rank, larger shapes or another seed are refused."""
     outputs = {name: write_adapter(tmp_path, name, **ADAPTERS[name]) for name in order}
     model = Two()
     for name in (*order, order[0]):

@@ -1,4 +1,5 @@
-"""Adapter files from strangers: each is refused in one line, in little time and memory, and the model is as it was."""
+"""Adapter files from strangers: each is refused in one line, in little time and memory, and the model is as
+it was."""
 
 import hashlib
 import json
@@ -54,7 +55,25 @@ def changed(table, **words):
     return table
 
 
-ODD = [None, -1, 0, 10**6, 10**30, 1e308, True, "x", "", [], {}, [[]], ["query"] * 5, [""], "../../x", float("nan"), {"a": 1}]
+ODD = [
+    None,
+    -1,
+    0,
+    10**6,
+    10**30,
+    1e308,
+    True,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    ["query"] * 5,
+    [""],
+    "../../x",
+    float("nan"),
+    {"a": 1},
+]
 
 
 def at_random(good, rng) -> bytes:
@@ -66,7 +85,9 @@ def at_random(good, rng) -> bytes:
     if kind == 0:
         entry["dtype"] = rng.choice(["F64", "F16", "I64", "BOOL", "F8_E4M3", "C64", "XX", ""])
     elif kind == 1:
-        entry["shape"] = [rng.choice([-1, 0, 1, 2**31, 2**62, 2**64, 10**30, 1.5, "a", None])] * rng.randrange(1, 5)
+        entry["shape"] = [
+            rng.choice([-1, 0, 1, 2**31, 2**62, 2**64, 10**30, 1.5, "a", None])
+        ] * rng.randrange(1, 5)
     elif kind == 2:
         entry["data_offsets"] = table[rng.choice(names)]["data_offsets"]
     elif kind == 3:
@@ -92,7 +113,9 @@ def at_random(good, rng) -> bytes:
     if kind in (9, 10, 11):
         table["__metadata__"]["header"] = json.dumps(header)
     if kind == 12:
-        table["__metadata__"]["header"] = rng.choice(["", "[]", "null", '"x"', "[" * 5000, '{"a":' * 3000, "NaN"])
+        table["__metadata__"]["header"] = rng.choice(
+            ["", "[]", "null", '"x"', "[" * 5000, '{"a":' * 3000, "NaN"]
+        )
     length = rng.choice([0, 1, 7, 2**20, 2**32, 2**63, 2**64 - 1]) if kind == 13 else None
     return build(table, data, length)
 
@@ -154,8 +177,20 @@ def by_hand(good):
     yield "a name of 1 MB", build(table | {"a" * 2**20: tensor}, data)
     method = json.loads(table["__metadata__"]["header"])["method"]
     for words in (
-        *({"d_init": 10**30}, {"d_init": 1e300}, {"rank": 10**30}, {"rank": 10**9}, {"rank": 2048}, {"dropout": 10**30}),
-        *({"sites": ["query"] * 10**5}, {"sites": ["q" * 10**6]}, {"sites": "query"}, {"vectors": ["b"] * 10**5}),
+        *(
+            {"d_init": 10**30},
+            {"d_init": 1e300},
+            {"rank": 10**30},
+            {"rank": 10**9},
+            {"rank": 2048},
+            {"dropout": 10**30},
+        ),
+        *(
+            {"sites": ["query"] * 10**5},
+            {"sites": ["q" * 10**6]},
+            {"sites": "query"},
+            {"vectors": ["b"] * 10**5},
+        ),
         *({"projection_seed": 10**30}, {"kind": ["vera"] * 10**5}, {"kind": "__init__"}, {"self": 1}),
     ):
         yield f"method {words}"[:60], build(changed(table, method=method | words), data)
@@ -169,12 +204,14 @@ def by_hand(good):
 # --- what happens
 
 pytestmark = pytest.mark.usefixtures("process")
-#: Of the processor, within which a file is refused. A slow machine takes 2 seconds for the worst of them; a hang has no end.
+#: Of the processor, within which a file is refused. A slow machine takes 2 seconds for the worst of them; a
+#: hang has no end.
 SECONDS, MEGABYTES = 8.0, 500
 
 
 def attempt(content, path, load=vera.load, patience=60):
-    """How a process of its own takes a file: what it raised, seconds of the processor, and MB that it grew by."""
+    """How a process of its own takes a file: what it raised, seconds of the processor, and MB that it grew
+    by."""
     path.write_bytes(content)
     read, write = os.pipe()
     child = os.fork()
@@ -243,7 +280,9 @@ def test_many_adapters_and_heads_are_compared_before_they_are_read(good, tmp_pat
     """A file of 256 MB, by its length (it takes no place on the disk): refused with none of it in memory."""
     table, data = good
     size = 2**28 - len(data)
-    big = table | {"big": {"dtype": "F32", "shape": [size // 4], "data_offsets": [len(data), len(data) + size]}}
+    big = table | {
+        "big": {"dtype": "F32", "shape": [size // 4], "data_offsets": [len(data), len(data) + size]}
+    }
     head = changed(big, format="vera-bench head 2")
 
     def sparse(table):

@@ -1,4 +1,5 @@
-"""To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft imports."""
+"""To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft
+imports."""
 
 import json
 
@@ -40,7 +41,11 @@ def test_exported_it_answers_the_same_under_peft_and_comes_back_whole(name, arch
     method = METHODS[name]
     model = moved(architecture, method)
     vera.export_peft(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, autocast_adapter_dtype=False).double().eval()
+    theirs = (
+        peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, autocast_adapter_dtype=False)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         assert torch.allclose(answer(theirs.base_model.model), answer(model), rtol=0, atol=1e-10)
         assert not torch.allclose(answer(tiny(architecture).double()), answer(model), rtol=0, atol=1e-3)
@@ -71,9 +76,13 @@ CONFIGS = {
     "vera without its projections": peft.VeraConfig(
         r=12, projection_prng_key=5, target_modules=["query", "value"], save_projection=False
     ),
-    "vera on other sites": peft.VeraConfig(r=12, projection_prng_key=5, target_modules=["query", "output.dense"]),
+    "vera on other sites": peft.VeraConfig(
+        r=12, projection_prng_key=5, target_modules=["query", "output.dense"]
+    ),
     "lora": peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query", "value"]),
-    "rank-stabilised lora": peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["query", "value"]),
+    "rank-stabilised lora": peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=["query", "value"]
+    ),
     "lora with its head": peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"),
     "lora by a pattern": peft.LoraConfig(r=4, target_modules=r".*\.layer\.1\..*\.(query|value)"),
 }
@@ -117,7 +126,9 @@ def test_a_fused_matrix_that_peft_adapted_whole_imports_whole(architecture, tmp_
     ],
 )
 def test_a_lora_that_is_another_method_is_refused(settings, words, tmp_path):
-    peft.get_peft_model(tiny_model(), peft.LoraConfig(r=4, target_modules=["query"], **settings)).save_pretrained(tmp_path)
+    peft.get_peft_model(
+        tiny_model(), peft.LoraConfig(r=4, target_modules=["query"], **settings)
+    ).save_pretrained(tmp_path)
     with pytest.raises(vera.AdapterError, match=words) as error:
         vera.import_peft(tiny_model(), tmp_path)
     assert "\n" not in str(error.value)
@@ -127,7 +138,9 @@ def test_other_kinds_and_broken_folders_are_refused(tmp_path):
     model = tiny_model()
     with pytest.raises(vera.AdapterError, match=r"no adapter_config\.json"):
         vera.import_peft(model, tmp_path)
-    peft.get_peft_model(tiny_model(), peft.IA3Config(target_modules=["key"], feedforward_modules=[])).save_pretrained(tmp_path)
+    peft.get_peft_model(
+        tiny_model(), peft.IA3Config(target_modules=["key"], feedforward_modules=[])
+    ).save_pretrained(tmp_path)
     with pytest.raises(vera.AdapterError, match="an adapter of type IA3"):
         vera.import_peft(model, tmp_path)
     vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)
@@ -178,17 +191,23 @@ def test_what_peft_has_no_place_for_is_not_exported(method, words, tmp_path):
 
 
 def test_blocks_beside_whole_layers_are_not_exported(tmp_path):
-    for method in (vera.VeRA(rank=12, sites=("value", "c_fc")), vera.LoRA(rank=4, sites=("query", "value", "c_fc"))):
+    for method in (
+        vera.VeRA(rank=12, sites=("value", "c_fc")),
+        vera.LoRA(rank=4, sites=("query", "value", "c_fc")),
+    ):
         with pytest.raises(vera.AdapterError, match="fused layers"):
             vera.export_peft(moved("GPT-2", method), tmp_path)
 
 
 def rewrite(folder, config=None, tensors=None, ours=None):
-    """An export with its configuration or tensors changed, and without this project's own settings unless given."""
+    """An export with its configuration or tensors changed, and without this project's own settings unless
+    given."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
     values = load_file(folder / "adapter_model.safetensors") | (tensors or {})
-    save_file(values, folder / "adapter_model.safetensors", {"vera_bench": json.dumps(ours)} if ours else None)
+    save_file(
+        values, folder / "adapter_model.safetensors", {"vera_bench": json.dumps(ours)} if ours else None
+    )
 
 
 @pytest.mark.parametrize("name", ["vera, peft's draw", "lora"])
@@ -223,7 +242,9 @@ def test_a_hostile_configuration_is_one_line_and_changes_nothing(config, name, t
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("ours", [{"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]], ids=str)
+@pytest.mark.parametrize(
+    "ours", [{"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]], ids=str
+)
 def test_hostile_settings_of_our_own_are_one_line(ours, tmp_path):
     vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)
     rewrite(tmp_path, ours=ours)
@@ -257,7 +278,9 @@ def test_vera_trained_by_peft_over_half_precision_imports(tmp_path):
 
 
 def test_an_adapter_on_the_head_is_told_apart_from_another_base_model(tmp_path):
-    peft.get_peft_model(tiny_model(), peft.LoraConfig(r=4, target_modules=["query", "pooler.dense"])).save_pretrained(tmp_path)
+    peft.get_peft_model(
+        tiny_model(), peft.LoraConfig(r=4, target_modules=["query", "pooler.dense"])
+    ).save_pretrained(tmp_path)
     with pytest.raises(vera.AdapterError, match=r"adapts bert\.pooler\.dense, a part of the head"):
         vera.import_peft(tiny_model(), tmp_path)
 

@@ -50,7 +50,9 @@ class Fused(nn.Module):
 
 def attend(model, x):
     """A scalar in which every output counts differently."""
-    return sum((i + 1) * (y * torch.arange(1, y.shape[-1] + 1).to(y)).square().sum() for i, y in enumerate(model(x)))
+    return sum(
+        (i + 1) * (y * torch.arange(1, y.shape[-1] + 1).to(y)).square().sum() for i, y in enumerate(model(x))
+    )
 
 
 def plainly(model):
@@ -145,7 +147,9 @@ def test_an_output_that_is_not_used_has_no_gradient(path, weights):
         model(x)[2].square().sum().backward()
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         zero = torch.zeros_like(mine)
-        assert torch.allclose(*(zero if g is None else g for g in (mine.grad, other.grad)), rtol=0, atol=1e-10), name
+        assert torch.allclose(
+            *(zero if g is None else g for g in (mine.grad, other.grad)), rtol=0, atol=1e-10
+        ), name
 
 
 @pytest.mark.parametrize(("path", "weights"), FORCED)
@@ -182,7 +186,9 @@ def test_every_architecture_on_every_path(how, architecture):
         output.square().sum().backward()
     for (name, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         if mine.requires_grad:
-            assert torch.allclose(mine.grad, theirs.grad, rtol=0, atol=1e-10 * (1 + theirs.grad.abs().max())), name
+            assert torch.allclose(
+                mine.grad, theirs.grad, rtol=0, atol=1e-10 * (1 + theirs.grad.abs().max())
+            ), name
 
 
 @pytest.mark.parametrize(("path", "weights"), FORCED)
@@ -207,7 +213,8 @@ def test_bf16_autocast_is_float32_to_its_precision(path, weights):
 
 
 def test_small_updates_do_not_round_away_under_autocast():
-    """W in bfloat16 hides changes below 1/512 of a weight one by one; over a row of inputs they come through."""
+    """W in bfloat16 hides changes below 1/512 of a weight one by one; over a row of inputs they come
+    through."""
     torch.manual_seed(0)
     base = nn.Sequential()
     base.query = nn.Linear(512, 64)
@@ -243,7 +250,8 @@ def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, merges):
     x = torch.randn(6, 5, 8).double()
     for part in x.split(2):
         attend(ours, part.clone().requires_grad_()).backward()
-    assert len(merges) == {"keep": 2, "recompute": 12}[weights]  # query and value, forward and backward, 3 micro-batches
+    # Query and value, forward and backward, 3 micro-batches
+    assert len(merges) == {"keep": 2, "recompute": 12}[weights]
     attend(theirs, x).backward()
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if mine.requires_grad:
@@ -335,7 +343,9 @@ def test_a_merge_between_forward_and_backward_is_an_error_where_weights_are_reco
 def computed(monkeypatch):
     """How many layers each computation of a group had."""
     sizes, compute = [], Group.compute
-    monkeypatch.setattr(Group, "compute", lambda group, layers, x: sizes.append(len(layers)) or compute(group, layers, x))
+    monkeypatch.setattr(
+        Group, "compute", lambda group, layers, x: sizes.append(len(layers)) or compute(group, layers, x)
+    )
     return sizes
 
 
@@ -364,9 +374,12 @@ def test_a_cross_attention_computes_apart_and_its_members_leave_the_group(comput
     other = plainly(copy.deepcopy(model))
     ids, seen = torch.randint(3, 30, (2, 7)), torch.randn(2, 9, 32).double()
     for _ in range(2):
-        mine, theirs = (m(input_ids=ids, encoder_hidden_states=seen).last_hidden_state for m in (model, other))
+        mine, theirs = (
+            m(input_ids=ids, encoder_hidden_states=seen).last_hidden_state for m in (model, other)
+        )
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
-    # In each block: self, cross (a value in vain, then the value alone); from the second call on without the waste.
+    # In each block: self, cross (a value in vain, then the value alone); from the second call on without the
+    # waste.
     assert computed == [2, 2, 1] * 2 + [2, 1, 1] * 2
 
 
@@ -404,7 +417,9 @@ def test_no_activation_outlives_the_call(path):
     vera.VeRA(rank=12, path=path).adapt(model)
     model(torch.randn(5, 3, 8))
     gc.collect()
-    shapes = [tuple(t.shape) for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape[:2] == (5, 3)]
+    shapes = [
+        tuple(t.shape) for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape[:2] == (5, 3)
+    ]
     assert not shapes
 
 
@@ -413,7 +428,9 @@ def test_unloading_takes_the_hooks_out():
     vera.VeRA(rank=12).adapt(model)
     assert any(m._forward_pre_hooks for m in model.bert.encoder.modules())
     vera.unload(model)
-    assert not any(m._forward_pre_hooks or m._forward_hooks or m._forward_hooks_always_called for m in model.modules())
+    assert not any(
+        m._forward_pre_hooks or m._forward_hooks or m._forward_hooks_always_called for m in model.modules()
+    )
 
 
 def test_a_copy_has_groups_of_its_own():
@@ -504,10 +521,17 @@ def test_dropout_and_merged_paths_exclude_each_other(path):
     [
         (quantise, "quantised"),
         (lambda model: model.to(torch.bfloat16), "bfloat16"),
-        (lambda model: [m.register_forward_hook(print) for m in model.modules() if isinstance(m, nn.Linear)], "hooks"),
+        (
+            lambda model: [
+                m.register_forward_hook(print) for m in model.modules() if isinstance(m, nn.Linear)
+            ],
+            "hooks",
+        ),
     ],
 )
-def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor_path(path, spoil, words, monkeypatch):
+def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor_path(
+    path, spoil, words, monkeypatch
+):
     model = tiny_model()
     spoil(model)
     with pytest.raises(vera.AdapterError, match=words):
@@ -533,7 +557,9 @@ def test_a_base_spoilt_after_adapting_is_found_too():
 
 
 def test_unknown_words_are_refused():
-    with pytest.raises(vera.AdapterError, match="path must be one of auto, factor, hybrid, materialised, got 'fast'"):
+    with pytest.raises(
+        vera.AdapterError, match="path must be one of auto, factor, hybrid, materialised, got 'fast'"
+    ):
         vera.VeRA(rank=4, path="fast")
     with pytest.raises(vera.AdapterError, match="weights must be one of"):
         vera.VeRA(rank=4, weights="maybe")
@@ -560,7 +586,8 @@ def test_the_path_is_no_part_of_what_an_adapter_is(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "tokens", "path"),
     [
-        # inputs, outputs of the group, rank: RoBERTa-base's and -large's query and value, and a 4096 x 4096 matrix
+        # inputs, outputs of the group, rank: RoBERTa-base's and -large's query and value, and a 4096 x 4096
+        # matrix
         ((768, 1536, 1024), 511, "factor"),
         ((768, 1536, 1024), 513, "hybrid"),
         ((768, 1536, 1024), 1023, "hybrid"),
@@ -592,7 +619,8 @@ def test_flops_are_those_that_torch_counts(path, keep):
         with FlopCounterMode(display=False) as counter:
             attend(m, torch.randn(tokens, inputs, requires_grad=True)).backward()
         counts.append(counter.get_total_flops())
-    vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")  # C d and C^T b of two matrices, which the model leaves out
+    # C d and C^T b of two matrices, which the model leaves out
+    vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")
     measured = counts[1] - counts[0]
     assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
 
@@ -608,7 +636,8 @@ def test_inference_merges_from_one_crossover_on():
 
 
 def test_a_slice_is_no_matter_for_onednn():
-    """A[:, :in] of a model whose layers differ in width: oneDNN has no fast kernel for rows that do not follow each other."""
+    """A[:, :in] of a model whose layers differ in width: oneDNN has no fast kernel for rows that do not
+    follow each other."""
     x, a = torch.randn(300, 64), torch.randn(32, 96)
     assert kernels._onednn(torch.randn(300, 96), a)
     assert not kernels._onednn(x, a[:, :64])

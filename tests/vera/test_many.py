@@ -40,7 +40,9 @@ def train_one(base: nn.Module, seed: int, folder, **settings):
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"])
-@pytest.mark.parametrize("settings", [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}], ids=str
+)
 def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
     base = tiny(architecture)
     x, model = inputs(architecture), copy.deepcopy(base)
@@ -57,7 +59,8 @@ def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
             assert torch.allclose(mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max()))
         assert torch.allclose(logits(model(x)), logits(base(x)), rtol=0, atol=1e-6)
         alike = logits(model(x[:1].expand_as(x), adapter_names=names))
-    # One input, six names: equal where the names are, and only there, but for rounding that hangs on the place in the batch.
+    # One input, six names: equal where the names are, and only there, but for rounding that hangs on the
+    # place in the batch.
     apart = torch.tensor([[(a - b).abs().max() for b in alike] for a in alike])
     assert torch.equal(apart > 1e-3, torch.tensor([[a != b for b in names] for a in names]))
 
@@ -79,7 +82,9 @@ def test_without_heads_of_their_own_the_models_head_answers(two, tmp_path):
     base, model, _, files = two
     alone = copy.deepcopy(base)
     vera.load(alone, files["bob"])
-    assert torch.allclose(model(ids(), adapter_names=["bob"] * 6).logits, alone(ids()).logits, rtol=0, atol=1e-6)
+    assert torch.allclose(
+        model(ids(), adapter_names=["bob"] * 6).logits, alone(ids()).logits, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -91,7 +96,13 @@ def test_generating_with_another_adapter_for_each_prompt(beams, tmp_path):
     for seed in range(3):
         alone[str(seed)], path, _ = train_one(base, seed, tmp_path)
         adapters.add(str(seed), path)
-    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    settings = {
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "do_sample": False,
+        "num_beams": beams,
+        "pad_token_id": 0,
+    }
     prompts, names = ids(3, 5), ["2", "0", "1"]
     with adapters.use(names):
         together = model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
@@ -103,7 +114,9 @@ def test_generating_with_another_adapter_for_each_prompt(beams, tmp_path):
 
 def test_names_must_be_known_and_one_for_each_sample(two):
     base, model, adapters, _ = two
-    with pytest.raises(vera.AdapterError, match=r"no adapter 'alise' among the 2 here. Did you mean 'alice'\?"):
+    with pytest.raises(
+        vera.AdapterError, match=r"no adapter 'alise' among the 2 here. Did you mean 'alice'\?"
+    ):
         model(ids(), adapter_names=["alise"] * 6)
     for wrong in (["alice"] * 5, ["alice"] * 3, []):
         with pytest.raises(vera.AdapterError, match=f"{len(wrong)} adapter names for 6 samples"):
@@ -158,7 +171,9 @@ def test_dropout_and_the_start_of_d_do_not_matter(two, tmp_path):
     base, model, adapters, _ = two
     alone, path, _ = train_one(base, 11, tmp_path, dropout=0.2, d_init=0.5)
     adapters.add("carol", path)
-    alone.load_state_dict({n: v for n, v in base.state_dict().items() if n.startswith(("classifier", "bert.pooler"))}, False)
+    alone.load_state_dict(
+        {n: v for n, v in base.state_dict().items() if n.startswith(("classifier", "bert.pooler"))}, False
+    )
     with torch.no_grad():
         mine = model(ids(), adapter_names=["carol"] * 6).logits
         assert torch.allclose(mine, alone(ids()).logits, rtol=0, atol=1e-6)
@@ -222,7 +237,9 @@ def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(tw
     with adapters.use(["bob"]):
         inside = model.bert(ids()).last_hidden_state
     assert torch.allclose(inside, alone.bert(ids()).last_hidden_state, rtol=0, atol=1e-6)
-    assert torch.allclose(model.bert(ids()).last_hidden_state, base.bert(ids()).last_hidden_state, rtol=0, atol=1e-6)
+    assert torch.allclose(
+        model.bert(ids()).last_hidden_state, base.bert(ids()).last_hidden_state, rtol=0, atol=1e-6
+    )
     with pytest.raises(vera.AdapterError, match="goes to the whole model"):
         model.bert(ids(), adapter_names=["bob"] * 6)
 
@@ -270,7 +287,9 @@ def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two):
         lambda m: vera.start_from(m, files["bob"]),
         vera.Adapters,
     ):
-        with pytest.raises(vera.AdapterError, match=r"holds many adapters \(vera.Adapters\): their unload\(\) comes first"):
+        with pytest.raises(
+            vera.AdapterError, match=r"holds many adapters \(vera.Adapters\): their unload\(\) comes first"
+        ):
             change(model)
     adapters.unload()
     vera.load(model, files["bob"])
@@ -281,7 +300,9 @@ def test_a_model_cast_afterwards_answers_in_its_new_precision(two):
     _, model, _, _ = two
     expected = model(ids(), adapter_names=["alice", "bob"] * 3).logits
     model.double()
-    assert torch.allclose(model(ids(), adapter_names=["alice", "bob"] * 3).logits.float(), expected, rtol=0, atol=1e-5)
+    assert torch.allclose(
+        model(ids(), adapter_names=["alice", "bob"] * 3).logits.float(), expected, rtol=0, atol=1e-5
+    )
     assert model.classifier(input=torch.zeros(1, 32).double()).shape == (1, 2)
 
 

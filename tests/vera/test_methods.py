@@ -1,4 +1,5 @@
-"""VeRA and LoRA against huggingface/peft with copied weights, and the behaviours that any method must have."""
+"""VeRA and LoRA against huggingface/peft with copied weights, and the behaviours that any method must
+have."""
 
 import copy
 
@@ -38,7 +39,16 @@ METHODS = {
     "adalora": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
     "ia3": vera.Peft("IA3Config"),
 }
-LOW_RANK = ["lora", "lora_fa", "vera", "vera_only_b", "vera_only_d", "vera_unique", "vera_by_shape", "vera_normal"]
+LOW_RANK = [
+    "lora",
+    "lora_fa",
+    "vera",
+    "vera_only_b",
+    "vera_only_d",
+    "vera_unique",
+    "vera_by_shape",
+    "vera_normal",
+]
 PARITY = ["lora", "vera"]
 
 
@@ -114,7 +124,9 @@ def test_the_peft_init_is_pefts_model_as_it_comes():
     base = tiny_model()
     ours = copy.deepcopy(base)
     vera.VeRA(rank=12, init="peft", projection_seed=9).adapt(ours)
-    theirs = peft.get_peft_model(base, peft.VeraConfig(r=12, projection_prng_key=9, target_modules=["query", "value"]))
+    theirs = peft.get_peft_model(
+        base, peft.VeraConfig(r=12, projection_prng_key=9, target_modules=["query", "value"])
+    )
     layer = next(m for m in theirs.modules() if isinstance(m, peft.tuners.vera.Linear))
     first = next(changes(ours))
     assert torch.equal(first.A, layer.vera_A["default"])
@@ -137,7 +149,9 @@ def test_parity_holds_where_shapes_differ():
     ours = copy.deepcopy(base)
     vera.VeRA(rank=12, init="peft", projection_seed=4).adapt(ours)
     config = peft.VeraConfig(r=12, projection_prng_key=4, target_modules=["query", "value"])
-    theirs = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False).base_model.model.double()
+    theirs = peft.get_peft_model(
+        copy.deepcopy(base), config, autocast_adapter_dtype=False
+    ).base_model.model.double()
     shake(ours)
     for our, their in zip(changes(ours), (theirs.query, theirs.value), strict=True):
         their.vera_lambda_b["default"].data.copy_(our.b)
@@ -183,7 +197,9 @@ def test_one_storage_for_a_and_b_and_vectors_of_their_own():
     model = adapted("vera")
     layers = list(changes(model))
     assert len({layer.A.data_ptr() for layer in layers}) == len({layer.B.data_ptr() for layer in layers}) == 1
-    assert len({layer.b.data_ptr() for layer in layers} | {layer.d.data_ptr() for layer in layers}) == 2 * len(layers)
+    assert len(
+        {layer.b.data_ptr() for layer in layers} | {layer.d.data_ptr() for layer in layers}
+    ) == 2 * len(layers)
     model.double()  # a cast reaches the one pair, and the layers still share it
     assert len({layer.A.data_ptr() for layer in layers}) == 1
     assert layers[0].A.dtype == torch.float64
@@ -232,7 +248,9 @@ def test_what_trains_is_counted_by_the_formula_and_the_rest_is_frozen(name, kind
     assert not set(groups["adapter"]) & set(groups["head"])
     assert sum(p.numel() for p in groups["adapter"].values()) == METHODS[name].count(model)
     head = {"bert": {"bert.pooler", "classifier"}, "roberta": {"classifier"}}[kind]
-    assert {n.rpartition(".")[0].removesuffix(".dense").removesuffix(".out_proj") for n in groups["head"]} == head
+    assert {
+        n.rpartition(".")[0].removesuffix(".dense").removesuffix(".out_proj") for n in groups["head"]
+    } == head
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"])
@@ -240,7 +258,13 @@ def test_other_encoders_have_the_sites_too(architecture):
     """Query and value by the names that these models use, a head that trains, and gradients that arrive."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 40}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 40,
+    }
     if architecture == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 40}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **sizes))
@@ -270,10 +294,12 @@ def test_counts_of_a_small_model():
     assert counts["adapter_h"] == 4 * bottleneck
     assert counts["adapter_l"] == 2 * (bottleneck + 2 * 32)
     assert counts["adapter_dropped"] == counts["adapter_shared"] == bottleneck
-    assert counts["ia3"] == 2 * (32 + 32 + 64)  # key, value, and the inputs of the feed-forward's second matrix
+    # Key, value, and the inputs of the feed-forward's second matrix
+    assert counts["ia3"] == 2 * (32 + 32 + 64)
     assert counts["lora"] == 4 * 4 * (32 + 32)
     assert counts["head"] == 0
-    # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm.
+    # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its
+    # LayerNorm.
     assert counts["bitfit"] == 32 + 2 * (4 * 32 + 32 + 64 + 32 + 32)
 
 
@@ -317,7 +343,9 @@ def test_disabled_is_the_base_model(name):
     model = copy.deepcopy(base)
     METHODS[name].adapt(model)
     shake(model)
-    model.load_state_dict({n: p for n, p in base.state_dict().items() if "classifier" in n or "pooler" in n}, strict=False)
+    model.load_state_dict(
+        {n: p for n, p in base.state_dict().items() if "classifier" in n or "pooler" in n}, strict=False
+    )
     assert not torch.equal(model(ids()).logits, base(ids()).logits)
     vera.disable(model)
     assert torch.equal(model(ids()).logits, base(ids()).logits)
@@ -333,7 +361,9 @@ def test_dtype_in_is_dtype_out(name, dtype):
     layer = next(adapted_layers(model))
     assert layer(torch.randn(2, 32).to(dtype)).dtype == dtype
     # The vectors stay in float32 or better over half-precision weights.
-    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {torch.promote_types(dtype, torch.float32)}
+    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {
+        torch.promote_types(dtype, torch.float32)
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -367,7 +397,8 @@ def test_unloading_gives_the_base_model_back(name, architecture):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_copy_of_an_adapted_model_is_independent(name):
-    """copy.deepcopy, as averaging and evaluation do: hooks and shared matrices must not lead back to the original."""
+    """copy.deepcopy, as averaging and evaluation do: hooks and shared matrices must not lead back to the
+    original."""
     model = adapted(name)
     copied = copy.deepcopy(model)
     before = answer(model)
@@ -393,13 +424,22 @@ def test_a_copy_of_an_adapted_model_is_independent(name):
         ({"kind": "vera", "rank": True}, "rank must be a whole number, got True"),
         ({"kind": "vera", "rank": 4, "vectors": []}, r"vectors must be \[b,d\], \[b\] or \[d\], got \[\]"),
         ({"kind": "vera", "rank": 4, "vectors": ["d"]}, "without b, d must start at 0"),
-        ({"kind": "vera", "rank": 4, "projections": "own"}, "projections must be one of shared, by_shape, unique"),
+        (
+            {"kind": "vera", "rank": 4, "projections": "own"},
+            "projections must be one of shared, by_shape, unique",
+        ),
         ({"kind": "vera", "rank": 4, "init": "xavier"}, "init must be one of kaiming_uniform, "),
         ({"kind": "vera", "rank": 4, "init": "peft", "projections": "unique"}, "init=peft draws one pair"),
         ({"kind": "vera", "rank": 4, "projection_seed": -1}, "projection_seed must be in"),
         ({"kind": "adapter", "bottleneck": 0}, "bottleneck must be a whole number of at least 1"),
-        ({"kind": "adapter", "bottleneck": 4, "placement": "middle"}, "placement must be one of houlsby, pfeiffer, lin"),
-        ({"kind": "adapter", "bottleneck": 4, "drop_layers": 1, "drop_per_batch": True}, "exclude each other"),
+        (
+            {"kind": "adapter", "bottleneck": 4, "placement": "middle"},
+            "placement must be one of houlsby, pfeiffer, lin",
+        ),
+        (
+            {"kind": "adapter", "bottleneck": 4, "drop_layers": 1, "drop_per_batch": True},
+            "exclude each other",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, words):
@@ -461,7 +501,9 @@ def test_query_and_value_of_each_architecture(architecture):
     short = "proj" in pattern
     found = find_sites(tiny(architecture), ("query", "value"))
     names = [("q", "query")[not short], ("v", "value")[not short]]
-    expected = [pattern.format(layer, name) for layer in (0, 1) for name in (names if layers == 2 else names[:1])]
+    expected = [
+        pattern.format(layer, name) for layer in (0, 1) for name in (names if layers == 2 else names[:1])
+    ]
     assert list(found) == expected
     if architecture in FUSED:
         assert all(blocks == {"query": slice(0, 32), "value": slice(64, 96)} for blocks in found.values())
@@ -504,7 +546,9 @@ def test_a_fused_query_and_value_is_what_separate_layers_would_do():
             super().__init__()
             for i, name in enumerate(("query", "key", "value")):
                 layer = nn.Linear(32, 32)
-                layer.weight, layer.bias = (nn.Parameter(p[32 * i : 32 * i + 32].clone()) for p in (fused.weight, fused.bias))
+                layer.weight, layer.bias = (
+                    nn.Parameter(p[32 * i : 32 * i + 32].clone()) for p in (fused.weight, fused.bias)
+                )
                 setattr(self, name, layer)
 
         def forward(self, x):
@@ -529,7 +573,12 @@ def test_a_fused_query_and_value_is_what_separate_layers_would_do():
 
 def test_sites_can_be_named_by_the_end_of_their_path():
     found = find_sites(tiny("GPT-2"), ("mlp.c_proj", "c_attn"))
-    assert [path.partition(".h.")[2] for path in found] == ["0.attn.c_attn", "0.mlp.c_proj", "1.attn.c_attn", "1.mlp.c_proj"]
+    assert [path.partition(".h.")[2] for path in found] == [
+        "0.attn.c_attn",
+        "0.mlp.c_proj",
+        "1.attn.c_attn",
+        "1.mlp.c_proj",
+    ]
     assert all(list(blocks) == ["whole"] for blocks in found.values())
     with pytest.raises(vera.AdapterError, match="both whole and by its blocks"):
         find_sites(tiny("GPT-2"), ("c_attn", "query"))
@@ -541,7 +590,9 @@ def test_a_fused_order_that_is_not_known_is_refused():
             super().__init__()
             self.query_key_value = nn.Linear(8, 24)
 
-    with pytest.raises(vera.AdapterError, match=r"query is a part of query_key_value, in an order.*sites=\[query_key_value\]"):
+    with pytest.raises(
+        vera.AdapterError, match=r"query is a part of query_key_value, in an order.*sites=\[query_key_value\]"
+    ):
         vera.VeRA(rank=4).adapt(Mixed())
     vera.VeRA(rank=4, sites=("query_key_value",)).adapt(Mixed())
 
@@ -549,7 +600,9 @@ def test_a_fused_order_that_is_not_known_is_refused():
 # --- VeRA's ablations
 
 
-@pytest.mark.parametrize(("name", "formula"), [("vera_only_b", "b * (B @ (A @ x))"), ("vera_only_d", "B @ (d * (A @ x))")])
+@pytest.mark.parametrize(
+    ("name", "formula"), [("vera_only_b", "b * (B @ (A @ x))"), ("vera_only_d", "B @ (d * (A @ x))")]
+)
 def test_one_vector_alone_is_its_formula_and_starts_as_the_base_model(name, formula):
     model = tiny_model().double()
     METHODS[name].adapt(model)
@@ -599,7 +652,9 @@ def test_houlsby_on_bert_is_its_formula():
     for output, inner in ((layer.attention.output, h[..., :32]), (layer.output, h)):
         x, adapter = output.dense(inner), output.dropout.adapter
         bottleneck = adapter.up(nn.functional.gelu(adapter.down(x)))
-        expected = nn.functional.layer_norm(u + x + bottleneck, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12)
+        expected = nn.functional.layer_norm(
+            u + x + bottleneck, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12
+        )
         assert torch.allclose(output(inner, u), expected, rtol=0, atol=1e-10)
 
 
@@ -643,7 +698,10 @@ def test_adapters_on_gpt2_are_their_formulas(name):
         return block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(value)))
 
     expected = h
-    for norm, sub_layer, module in ((block.ln_1, attention, block.attn), (block.ln_2, feed_forward, block.mlp)):
+    for norm, sub_layer, module in (
+        (block.ln_1, attention, block.attn),
+        (block.ln_2, feed_forward, block.mlp),
+    ):
         x = sub_layer(norm(expected))
         expected = expected + x + (bottleneck(module.adapter, x) if name == "adapter_h" else 0)
     if name != "adapter_h":
@@ -755,7 +813,9 @@ def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
         model.train()
         torch.manual_seed(3)
         answer(model).square().sum().backward()
-        gradients.append([p.grad for p in METHODS[name].adapter_parameters(model).values() if p.grad is not None])
+        gradients.append(
+            [p.grad for p in METHODS[name].adapter_parameters(model).values() if p.grad is not None]
+        )
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
@@ -821,7 +881,9 @@ def test_layers_that_share_a_weight_are_not_merged():
 def test_one_layer_in_two_places_is_refused():
     layer = nn.Linear(8, 8)
     with pytest.raises(vera.AdapterError, match=r"a\.query and b\.query are one and the same layer"):
-        vera.VeRA(rank=4, sites=("query",)).adapt(nn.ModuleDict({k: nn.ModuleDict({"query": layer}) for k in "ab"}))
+        vera.VeRA(rank=4, sites=("query",)).adapt(
+            nn.ModuleDict({k: nn.ModuleDict({"query": layer}) for k in "ab"})
+        )
 
 
 def test_a_model_that_was_cast_after_adapting_runs():
@@ -871,14 +933,24 @@ def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
     import timm
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
     qwen = Qwen3ForCausalLM(Qwen3Config(**sizes, intermediate_size=48, vocab_size=40))
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1), num_heads=(2, 2))
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1), num_heads=(2, 2)
+    )
     for name in ("adapter_h", "adapter_p", "adapter_l"):
         for model, run in ((qwen, answer), (swin, lambda m: m(torch.randn(2, 3, 56, 56)))):
             METHODS[name].adapt(model)
             run(model)
-            assert sum(p.numel() for p in METHODS[name].adapter_parameters(model).values()) == METHODS[name].count(model)
+            assert sum(p.numel() for p in METHODS[name].adapter_parameters(model).values()) == METHODS[
+                name
+            ].count(model)
             vera.unload(model)
     with pytest.raises(vera.AdapterError, match="several widths"):
         METHODS["adapter_shared"].adapt(swin)

@@ -1,4 +1,5 @@
-"""method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training loop."""
+"""method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training
+loop."""
 
 import copy
 import dataclasses
@@ -61,7 +62,8 @@ def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(nam
         with pytest.raises(vera.AdapterError, match=REFUSED[name]) as error:
             method.adapt(model)
         assert "\n" not in str(error.value)
-        assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]  # as it was
+        # As it was
+        assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
         assert all(p.requires_grad for p in model.parameters())
         return
     method.adapt(model)
@@ -141,11 +143,21 @@ COUNTS = {
     "WaveFTConfig": 62_208,
 }
 #: Those that look at values as they are installed, in two of its layers (AdaLoRA: 442,656 in twelve).
-COUNTS_OF_TWO_LAYERS = {"AdaLoraConfig": 73_776, "AdamssConfig": 5_072, "FrodConfig": 26_664, "ShiraConfig": 196_608}
+COUNTS_OF_TWO_LAYERS = {
+    "AdaLoraConfig": 73_776,
+    "AdamssConfig": 5_072,
+    "FrodConfig": 26_664,
+    "ShiraConfig": 196_608,
+}
 
 
 def roberta_base(layers: int = 12) -> nn.Module:
-    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 514}
+    sizes = {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 514,
+    }
     return RobertaForSequenceClassification(
         RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=50265, type_vocab_size=1)
     )
@@ -173,7 +185,9 @@ def minilm() -> nn.Module:
         return BertForSequenceClassification(BertConfig(**sizes))
 
 
-@pytest.mark.parametrize(("name", "count"), [("IA3Config", 13_824), ("BeftConfig", 2_304), ("LNTuningConfig", 9_984)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("IA3Config", 13_824), ("BeftConfig", 2_304), ("LNTuningConfig", 9_984)]
+)
 def test_a_class_that_changes_no_weight_has_sites_of_its_own(name, count):
     model, method = minilm(), vera.Peft(name)
     assert method.sites == tuple(method.settings()["sites"])  # which a file and a record hold, resolved
@@ -187,7 +201,11 @@ def test_a_class_that_changes_no_weight_has_sites_of_its_own(name, count):
 def test_ia3_scales_the_input_of_the_feed_forward_and_the_outputs_of_key_and_value():
     model = minilm()
     vera.Peft("IA3Config").adapt(model)
-    shapes = {n.rpartition("layer.0.")[2]: list(p.shape) for n, p in model.named_parameters() if "layer.0." in n and "ia3" in n}
+    shapes = {
+        n.rpartition("layer.0.")[2]: list(p.shape)
+        for n, p in model.named_parameters()
+        if "layer.0." in n and "ia3" in n
+    }
     assert shapes == {
         "attention.self.key.ia3_l.default": [384, 1],
         "attention.self.value.ia3_l.default": [384, 1],
@@ -197,7 +215,10 @@ def test_ia3_scales_the_input_of_the_feed_forward_and_the_outputs_of_key_and_val
 
 @pytest.mark.parametrize("architecture", ["GPT-2", "Llama", "ViT", "DINOv2", "ViT of timm in transformers"])
 def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(architecture):
-    model, fused = tiny(architecture), {"GPT-2": "c_attn", "ViT of timm in transformers": "qkv"}.get(architecture)
+    model, fused = (
+        tiny(architecture),
+        {"GPT-2": "c_attn", "ViT of timm in transformers": "qkv"}.get(architecture),
+    )
     if fused:
         with pytest.raises(vera.AdapterError, match=rf"name it, sites=\[{fused},feed_forward_out\]"):
             vera.Peft("IA3Config").adapt(model)
@@ -207,7 +228,8 @@ def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(arch
     vera.unload(model)
     norms = vera.Peft("LNTuningConfig")
     norms.adapt(model)
-    assert len([n for n in norms.adapter_parameters(model) if n.endswith("weight")]) == 5  # two a block, and the last one
+    # Two a block, and the last one
+    assert len([n for n in norms.adapter_parameters(model) if n.endswith("weight")]) == 5
 
 
 class Unknown(nn.Module):
@@ -237,7 +259,9 @@ def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name, words):
 
 def test_tokens_train_where_they_are_named(tmp_path):
     model = tiny_model()
-    method = vera.Peft("TrainableTokensConfig", {"target_modules": ["word_embeddings"], "token_indices": [3, 4]})
+    method = vera.Peft(
+        "TrainableTokensConfig", {"target_modules": ["word_embeddings"], "token_indices": [3, 4]}
+    )
     method.adapt(model)
     assert method.count(model) == 2 * 32
     shake(model)
@@ -289,7 +313,8 @@ def test_what_was_drawn_and_then_changed_is_stored(tmp_path):
 
 
 def test_a_look_at_what_is_drawn_moves_no_random_number():
-    """Training starts from the same values whether the second installation was needed or had been done before."""
+    """Training starts from the same values whether the second installation was needed or had been done
+    before."""
     starts = []
     for known in (False, True):
         if not known:
@@ -305,7 +330,9 @@ def test_refused_names_are_all_of_pefts():
     assert set(REFUSED) <= set(CLASSES)
 
 
-@pytest.mark.parametrize("method", [vera.VeRA(rank=4), vera.BitFit(), vera.Adapter(4), vera.Peft("IA3Config"), vera.Full()])
+@pytest.mark.parametrize(
+    "method", [vera.VeRA(rank=4), vera.BitFit(), vera.Adapter(4), vera.Peft("IA3Config"), vera.Full()]
+)
 def test_adapters_take_turns_with_pefts(method, tmp_path):
     """Whatever was on the model before: what is loaded answers as it was saved."""
     outputs = {}
@@ -338,27 +365,63 @@ def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
         ({"config_class": "LoraKonfig"}, "has no method 'LoraKonfig'. Did you mean LoraConfig?"),
         ({"config_class": "get_peft_model"}, "has no method 'get_peft_model'"),
         ({"config_class": "PromptTuningConfig"}, "changes the input, not the model: not supported"),
-        ({"config_class": "LoraConfig", "config": {"rank": 4}}, "peft's LoraConfig has no setting 'rank'. It has: "),
-        ({"config_class": "LoraConfig", "config": {"r": 0}}, "peft's LoraConfig on a BertForSequenceClassification: "),
-        ({"config_class": "LoraConfig", "config": {"task_type": "SEQ_CLS"}}, "the head trains with every method here"),
+        (
+            {"config_class": "LoraConfig", "config": {"rank": 4}},
+            "peft's LoraConfig has no setting 'rank'. It has: ",
+        ),
+        (
+            {"config_class": "LoraConfig", "config": {"r": 0}},
+            "peft's LoraConfig on a BertForSequenceClassification: ",
+        ),
+        (
+            {"config_class": "LoraConfig", "config": {"task_type": "SEQ_CLS"}},
+            "the head trains with every method here",
+        ),
         (
             {"config_class": "LoraConfig", "config": {"modules_to_save": ["classifier"]}},
             "the head trains with every method here",
         ),
         ({"config_class": "LoraConfig", "config": {"bias": "all"}}, "bias=all trains base weights"),
-        ({"config_class": "LoraConfig", "config": {"init_lora_weights": "pissa"}}, "pissa rewrites base weights"),
-        ({"config_class": "LoraConfig", "config": {"init_lora_weights": "OLoRA"}}, "OLoRA rewrites base weights"),
+        (
+            {"config_class": "LoraConfig", "config": {"init_lora_weights": "pissa"}},
+            "pissa rewrites base weights",
+        ),
+        (
+            {"config_class": "LoraConfig", "config": {"init_lora_weights": "OLoRA"}},
+            "OLoRA rewrites base weights",
+        ),
         (
             {"config_class": "LoraConfig", "config": {"target_modules": "("}},
-            "peft's LoraConfig: target_modules takes module names and plain words of at most 300 letters, no patterns",
+            (
+                "peft's LoraConfig: target_modules takes module names and plain words of at most 300 letters,"
+                " no patterns"
+            ),
         ),
-        ({"config_class": "LoraConfig", "config": {"layer_replication": [[0, 2]]}}, "another model of the base"),
-        ({"config_class": "LoraConfig", "config": {"lora_alpha": 10**400}}, "lora_alpha must be a finite number"),
+        (
+            {"config_class": "LoraConfig", "config": {"layer_replication": [[0, 2]]}},
+            "another model of the base",
+        ),
+        (
+            {"config_class": "LoraConfig", "config": {"lora_alpha": 10**400}},
+            "lora_alpha must be a finite number",
+        ),
         ({"config_class": "VBLoRAConfig"}, "must be divisible by `vector_length`"),
-        ({"config_class": "AdaLoraConfig", "config": {"total_step": 3}}, "total_step: it is the run's own number of steps"),
-        ({"config_class": "LoraConfig", "config": {"corda_config": {"cache_file": "x"}}}, "a configuration of its own"),
-        ({"config_class": "XLoraConfig", "config": {"adapters": {"a": "owner/name"}}}, "a configuration of its own"),
-        ({"config_class": "AdamssConfig", "config": {"use_asa": True}}, "a state that no checkpoint here holds"),
+        (
+            {"config_class": "AdaLoraConfig", "config": {"total_step": 3}},
+            "total_step: it is the run's own number of steps",
+        ),
+        (
+            {"config_class": "LoraConfig", "config": {"corda_config": {"cache_file": "x"}}},
+            "a configuration of its own",
+        ),
+        (
+            {"config_class": "XLoraConfig", "config": {"adapters": {"a": "owner/name"}}},
+            "a configuration of its own",
+        ),
+        (
+            {"config_class": "AdamssConfig", "config": {"use_asa": True}},
+            "a state that no checkpoint here holds",
+        ),
         ({"config_class": "LoraConfig", "sites": ["qeury"]}, "no linear layer is a 'qeury' site"),
     ],
 )
@@ -370,7 +433,9 @@ def test_what_cannot_be_is_one_line(settings, words):
 
 
 def test_a_fused_projection_is_adapted_whole_and_only_by_its_name():
-    with pytest.raises(vera.AdapterError, match=r"as a whole, not its query and value: name it, sites=\[c_attn\]"):
+    with pytest.raises(
+        vera.AdapterError, match=r"as a whole, not its query and value: name it, sites=\[c_attn\]"
+    ):
         vera.Peft("LoraConfig").adapt(tiny("GPT-2"))
     vera.Peft("LoraConfig", sites=("c_attn",)).adapt(tiny("GPT-2"))
 
@@ -378,9 +443,11 @@ def test_a_fused_projection_is_adapted_whole_and_only_by_its_name():
 def test_target_modules_of_ones_own():
     model = tiny_model()
     vera.Peft("LoraConfig", {"target_modules": ["intermediate.dense"]}).adapt(model)
-    assert {n.partition(".lora_")[0].rpartition("layer.")[2][2:] for n, p in model.named_parameters() if "lora_" in n} == {
-        "intermediate.dense"
-    }
+    assert {
+        n.partition(".lora_")[0].rpartition("layer.")[2][2:]
+        for n, p in model.named_parameters()
+        if "lora_" in n
+    } == {"intermediate.dense"}
 
 
 def test_lora_by_peft_trains_as_lora_here():
@@ -418,7 +485,8 @@ ADALORA = {"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 3, "deltaT": 2}
 
 
 def test_adalora_trains_as_in_pefts_own_loop():
-    """Losses with the penalty, budgets, and which triplets are left: equal to peft's forward and update_and_allocate."""
+    """Losses with the penalty, budgets, and which triplets are left: equal to peft's forward and
+    update_and_allocate."""
     steps = 12
     base = tiny_model()
     method, ours = vera.Peft("AdaLoraConfig", ADALORA), copy.deepcopy(base)
@@ -426,7 +494,8 @@ def test_adalora_trains_as_in_pefts_own_loop():
     method.adapt(ours)
     method.before_training(ours, steps)
     torch.manual_seed(5)
-    sites = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}  # without a task type, peft leaves the penalty out
+    # Without a task type, peft leaves the penalty out
+    sites = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
     config = peft.AdaLoraConfig(**sites, total_step=steps, **ADALORA)
     theirs = peft.get_peft_model(copy.deepcopy(base), config)
     for part in (theirs.base_model.model.bert.pooler, theirs.base_model.model.classifier):
@@ -523,7 +592,9 @@ def test_no_class_and_no_initial_value_changes_a_base_weight(name):
         base = vera.base_fingerprint(model)
         assert base == fingerprint, (field, value)
         assert not refused or "_adaptation" not in model.__dict__
-        if field == "init_lora_weights" and str(value).lower().startswith(("olora", "pissa", "corda", "loftq", "lora_ga")):
+        if field == "init_lora_weights" and str(value).lower().startswith(
+            ("olora", "pissa", "corda", "loftq", "lora_ga")
+        ):
             assert refused, (field, value)
         if field is None:
             assert not refused

@@ -1,4 +1,5 @@
-"""A seed gives the same A and B bit for bit, whatever the numpy, the processor's features, or the shape asked for."""
+"""A seed gives the same A and B bit for bit, whatever the numpy, the processor's features, or the shape asked
+for."""
 
 import hashlib
 import os
@@ -13,13 +14,21 @@ from hypothesis import strategies as st
 
 from vera.projections import A, B, ProjectionSpec, fingerprint, unit_normal, unit_uniform
 
-#: Fingerprints of (seed, rank, inputs, outputs[, init[, pair]]). They change only together with projections.SCHEME.
+#: Fingerprints of (seed, rank, inputs, outputs[, init[, pair]]). They change only together with
+#: projections.SCHEME.
 GOLDEN = {
     (0, 1024, 768, 768): "62ab1d188aa89ff1841ebcee8f4e1771d1082f6f459d1f9b7eff89c37003d03e",
     (0, 256, 1024, 1024): "b23ef5d2e62941d16560189f9ccd71eeb56c970b31e4d5f0d2ca4c5ef3fb73c9",
     (1, 7, 13, 5): "8ab6b471064b702a97a322d94caaef81a8f254eea3ff0191ae684df326270506",
     (0, 64, 96, 48, "uniform"): "e11a07ac5e831977cca7b3f3191bf6201c075af9b047aa5db2a3300b06135d8e",
-    (5, 64, 96, 48, "kaiming_uniform", "48x96"): "2211f6a1d38454e3a2a7b1a76454f253060b3dc6c0180a886da37dff76ed8ed6",
+    (
+        5,
+        64,
+        96,
+        48,
+        "kaiming_uniform",
+        "48x96",
+    ): "2211f6a1d38454e3a2a7b1a76454f253060b3dc6c0180a886da37dff76ed8ed6",
     (2**64 - 1, 16, 384, 1536): "8139f351d6d3aa71003006f04856bcf3c765d58729c4d84646e7a996e5c821bb",
 }
 ROOT = Path(__file__).parents[2]
@@ -31,7 +40,8 @@ def test_golden(key, expected):
 
 
 def test_words_are_philoxs_own():
-    """The definition, from the generator's published algorithm: Philox4x64-10 written out in plain integers."""
+    """The definition, from the generator's published algorithm: Philox4x64-10 written out in plain
+    integers."""
 
     def philox(counter, key):
         c, k, mask = list(counter), list(key), 2**64 - 1
@@ -61,7 +71,8 @@ def test_seeds_and_matrices_differ():
 
 
 def test_the_distribution_is_kaiming_uniform():
-    """Bound sqrt(6 / fan_in), standard deviation sqrt(2 / fan_in), as torch's kaiming_uniform_ with gain sqrt(2)."""
+    """Bound sqrt(6 / fan_in), standard deviation sqrt(2 / fan_in), as torch's kaiming_uniform_ with gain
+    sqrt(2)."""
     a, b = ProjectionSpec(3, 512, 384, 768).make()
     for matrix, fan_in in ((a, 384), (b, 512)):
         assert abs(matrix).max() <= np.float32(np.sqrt(6 / fan_in))
@@ -70,7 +81,8 @@ def test_the_distribution_is_kaiming_uniform():
 
 
 def test_kaiming_normal_is_normal():
-    """Standard deviation sqrt(2 / fan_in), and the shape of a normal distribution; no bound, and no two rows alike."""
+    """Standard deviation sqrt(2 / fan_in), and the shape of a normal distribution; no bound, and no two rows
+    alike."""
     from scipy import stats
 
     a, b = ProjectionSpec(3, 512, 384, 768, "kaiming_normal").make()
@@ -104,7 +116,9 @@ def test_named_pairs_are_pairs_of_their_own():
 
 @pytest.mark.parametrize("init", ["xavier", ""])
 def test_an_unknown_distribution_is_refused(init):
-    with pytest.raises(ValueError, match="init must be one of kaiming_uniform, kaiming_normal, uniform, peft"):
+    with pytest.raises(
+        ValueError, match="init must be one of kaiming_uniform, kaiming_normal, uniform, peft"
+    ):
         ProjectionSpec(0, 2, 2, 2, init).make()
 
 
@@ -128,13 +142,15 @@ DIGEST = """
 import sys; sys.path.insert(0, {root!r})
 import importlib.util, numpy
 spec = importlib.util.spec_from_file_location("projections", {file!r})
-module = importlib.util.module_from_spec(spec); sys.modules["projections"] = module; spec.loader.exec_module(module)
+module = importlib.util.module_from_spec(spec)
+sys.modules["projections"] = module; spec.loader.exec_module(module)
 print(numpy.__version__, *(module.fingerprint(*module.ProjectionSpec(*key).make()) for key in {keys!r}))
 """
 
 
 def digest_elsewhere(environment: dict[str, str]) -> list[str]:
-    """numpy's version and the golden fingerprints, as another process sees them. It imports nothing but numpy."""
+    """numpy's version and the golden fingerprints, as another process sees them. It imports nothing but
+    numpy."""
     code = DIGEST.format(root=str(ROOT), file=str(ROOT / "vera" / "projections.py"), keys=list(GOLDEN))
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
