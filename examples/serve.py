@@ -1,12 +1,16 @@
 """Serves many VeRA adapters over HTTP: requests for different adapters are answered in one batch.
 
-    pip install -e '.[serve]' python examples/serve.py --model FOLDER outputs/runs/*            # each folder
-    holds adapter.safetensors, and its head curl localhost:8000/adapters curl localhost:8000/classify -H
-    'content-type: application/json' -d '{"adapter": "ID", "text": "A lovely film."}'
+    pip install -e '.[serve]'
+    python examples/serve.py --model FOLDER outputs/runs/*            # each folder holds adapter.safetensors,
+                                                                      and its head
+    curl localhost:8000/adapters
+    curl localhost:8000/classify -H 'content-type: application/json' \
+      -d '{"adapter": "ID", "text": "A lovely film."}'
 
 Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there
 is no load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
-megabyte 413. There is no login: let other machines in through a proxy that has one."""
+megabyte 413. There is no login: let other machines in through a proxy that has one.
+"""
 
 import argparse
 import asyncio

@@ -1,13 +1,16 @@
 """Runs experiments.
 
-python -m runs model=roberta_base task=rte method=vera seed=3      one run python -m runs task=rte,mrpc
-method=vera,lora seed=0,1,2           a sweep: every combination python -m runs paper=table2_base
-a preset: a whole table of the paper python -m runs paper=table2_base method=vera seed=0                part
-of it python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray:
-see the README) python -m runs paper=table2_base method=vera redo=true             again, although there are
-records: the old ones go aside python -m runs --cfg task=cola                                     the
-configuration, without running python -m runs --help task=text                                    the keys of
-a task, model or method"""
+python -m runs model=roberta_base task=rte method=vera seed=3      one run
+python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: every combination
+python -m runs paper=table2_base                                   a preset: a whole table of the paper
+python -m runs paper=table2_base method=vera seed=0                part of it
+python -m runs paper=table2_base launcher=local                    one process a device (or slurm, ray: see
+                                                                   the README)
+python -m runs paper=table2_base method=vera redo=true             again, although there are records: the old
+                                                                   ones go aside
+python -m runs --cfg task=cola                                     the configuration, without running
+python -m runs --help task=text                                    the keys of a task, model or method
+"""
 
 import json
 from dataclasses import fields

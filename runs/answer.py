@@ -1,15 +1,18 @@
 """Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for runs.judge.
 
 python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
-outputs/records python -m runs.answer paper=table4_llama2_7b                       every finished run of a
-preset, or of other such words python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy
-of FastChat's data folder python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512
-task.top_p=0.9 task.top_k=50 eval_batch=8
+                                                                   outputs/records
+python -m runs.answer paper=table4_llama2_7b                       every finished run of a preset, or of other
+                                                                   such words
+python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
+python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \
+                           eval_batch=8
 
 Answers are saved as they come; the same command goes on after a kill. They lie in
 outputs/runs/RUN/BENCH.jsonl, in FastChat's format, and BENCH.json says how they were made. Each answer's
 tokens are drawn from random numbers of its own (question, turn, the run's seed): what it is batched with
-changes it only by rounding, in half precision."""
+changes it only by rounding, in half precision.
+"""
 
 import contextlib
 import hashlib

@@ -1,10 +1,12 @@
 """What VeRA costs beside peft and the base model: ratios of interleaved medians, measured in one process.
 
 python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on
-2 cores python -m runs.bench --full        every model, length and variant python -m runs.bench serving
-64 adapters in one batch (--full: 10,000 resident, more lengths) python -m runs.bench decoding      beam
-search for E2E beside transformers' own, GPT-2 small (--full: medium, too) options: output=FOLDER (the tables
-go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
+                                   2 cores
+python -m runs.bench --full        every model, length and variant
+python -m runs.bench serving       64 adapters in one batch (--full: 10,000 resident, more lengths)
+python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (--full: medium,
+                                   too)
+options: output=FOLDER (the tables go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
 
 Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
 """

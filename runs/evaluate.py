@@ -4,7 +4,8 @@ python -m runs.evaluate RUN                 a run id (or its beginning), as in o
 python -m runs.evaluate RUN output=FOLDER
 
 Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into
-the record."""
+the record.
+"""
 
 import json
 import re

@@ -5,7 +5,8 @@ Whatever the launcher, this is who does the runs. The processes are forked from 
 imported already, so a run starts in a fraction of a second, and no state leaks from one to the next.
 
 python -m runs.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what launchers start
-(runs/launch.py)"""
+                                                                            (runs/launch.py)
+"""
 
 import errno
 import functools
@@ -465,6 +466,7 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     """What is halved after memory ran out, its value before, and after; None where that would not help.
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
+
     """
     if phase.startswith("training"):
         key, before = (

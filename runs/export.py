@@ -1,9 +1,11 @@
 """Takes a finished run's adapter elsewhere.
 
 python -m runs.export RUN peft FOLDER      adapter and head in peft's format:
-peft.PeftModel.from_pretrained(base, FOLDER) python -m runs.export RUN merged FOLDER    the whole model, the
-adapter merged in: AutoModel...from_pretrained(FOLDER) python -m runs.export RUN fp16 FILE        the adapter
-file in half precision (or bf16), and what that costs in the metric
+                                           peft.PeftModel.from_pretrained(base, FOLDER)
+python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
+                                           AutoModel...from_pretrained(FOLDER)
+python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16), and what that costs
+                                           in the metric
 
 RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
 """

@@ -3,12 +3,14 @@ for table 4.
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
 python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that
-name runs python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
+                                                       name runs
+python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
 
 The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the
 same command goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other
-system's answers."""
+system's answers.
+"""
 
 import json
 from pathlib import Path

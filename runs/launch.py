@@ -1,7 +1,9 @@
 """Launchers, chosen by one word: they start executors (runs/executor.py) and know nothing of runs.
 
-serial  in this process          local  one process a device          slurm, ray  Hydra's launchers, with
-their own settings"""
+serial       in this process
+local        one process a device
+slurm, ray   Hydra's launchers, with their own settings
+"""
 
 import contextlib
 import fcntl

@@ -2,14 +2,16 @@
 takes seconds.
 
 python -m runs.measure magnitude [RUN ...]       how far each d and b has moved (VeRA paper, figure 3); no
-RUN: every VeRA run python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight differences
-(figure 5); none named: every pair
-                                                 of one model, task, seed and rank
+                                                 RUN: every VeRA run
+python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight differences (figure 5); none
+                                                 named: every pair of one model, task, seed and rank
 python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure
-6), on the CPU output=FOLDER                                    another place than outputs
+                                                 6), on the CPU
+output=FOLDER                                    another place than outputs
 
 A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record; the same
-command again replaces it. Nothing here needs a base model or data: an adapter file is enough."""
+command again replaces it. Nothing here needs a base model or data: an adapter file is enough.
+"""
 
 import itertools
 import math

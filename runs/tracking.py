@@ -6,7 +6,8 @@ W&B is a view; the records are what counts. A run of W&B has the run's id, its c
 task, kind of method and preset as tags, the status as one more at the end, and exit code 1 where it failed or
 diverged (a failed run would look finished otherwise). Its points lie over `epoch`, and W&B's own step counts
 lines: a run that goes on, or is repeated, may tell an epoch twice or late, and W&B drops what comes at a step
-that it has passed."""
+that it has passed.
+"""
 
 import contextlib
 import fcntl

@@ -1,16 +1,20 @@
 """Tunes learning rates: a grid for each cell, judged on rows held out from training data, never on a dev or
 test set.
 
-python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0 python
--m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a trial
-python -m runs.tune paper=table2_base method=vera                   the cells of a preset python -m runs.tune
-method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key of it python -m
-runs.tune method=lora train.lr=1e-3                       what a word sets is not searched python -m runs.tune
-task.holdout=0.3                                the share of the training rows that is held out (0.2)
+python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
+python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a
+                                                                    trial
+python -m runs.tune paper=table2_base method=vera                   the cells of a preset
+python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key
+                                                                    of it
+python -m runs.tune method=lora train.lr=1e-3                       what a word sets is not searched
+python -m runs.tune task.holdout=0.3                                the share of the training rows that is
+                                                                    held out (0.2)
 
 The words are those of python -m runs. Each trial is a run a seed, with a record, which enters no table. The
 same command goes on where it was, and tries failed trials again. output/tune/STUDY holds the journal and
-trials.csv."""
+trials.csv.
+"""
 
 import csv
 import io

@@ -7,7 +7,8 @@ First a sweep that nobody disturbs. Then, in other folders, commands for the sam
 again and killed, two at a time among them; between them their files are damaged. When a folder has every
 record, the next one is begun. At the end of each the plain command has to end with exit code 0, and its
 records, adapters and texts have to be those of the undisturbed sweep, with nothing else left. What happened
-stands in docs/chaos.md."""
+stands in docs/chaos.md.
+"""
 
 import contextlib
 import json

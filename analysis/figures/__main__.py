@@ -1,7 +1,7 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
     python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, parameters, demo; all:
-    whatever there is)
+                                                              whatever there is)
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run
 ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.

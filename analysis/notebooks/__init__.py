@@ -3,7 +3,8 @@
     python -m analysis.notebooks [NAME ...] [--output outputs]       (make notebooks)
 
 writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as notebooks; only the scripts
-are committed."""
+are committed.
+"""
 
 import html
 import os

@@ -4,7 +4,8 @@
 
 The page is OUTPUT/report.html. It holds its data, styles and script, and asks for nothing else: no server, no
 network. The words and numbers of its tables are those of analysis.tables and analysis.stats; report.html
-beside this file is its frame."""
+beside this file is its frame.
+"""
 
 from pathlib import Path
 

@@ -4,7 +4,8 @@
 
 A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to
 be known of it; every number and picture comes from the records. --check writes nothing and says whether the
-page is that of the records."""
+page is that of the records.
+"""
 
 import argparse
 import sys

@@ -1,12 +1,14 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|crossfit] [--output
-    outputs] [--save] python -m analysis.tables table6     (table1 to table13, demo)
+    python -m analysis.tables table2 [--format md|latex|csv] [--runs] [--select paper|crossfit]
+                                     [--output outputs] [--save]
+    python -m analysis.tables table6     (table1 to table13, demo)
 
 Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7
 the mean). A cell with fewer seeds than the protocol's says so and enters no average. --runs lists the run ids
 behind each cell. Table 1 is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a
-record."""
+record.
+"""
 
 import sys
 from pathlib import Path
