@@ -385,7 +385,7 @@ def test_foreign_tries_change_nothing(words, fork, tmp_path, capsys):
         {"phase": "training", "epoch": 1},
         {"phase": "decoding", "of": 7},
         {"seconds_left": 10**400},
-        {"epoch": 1, "epochs": 2, "metric": 0.5, "metric_name": "accuracy", "best": None},
+        {"epoch": 1, "epochs": 2, "metric": 0.5, "metric_name": "accuracy", "scale": 100.0, "best": None},
     ],
 )
 def test_progress_that_is_none_is_not_shown(found, tmp_path):
@@ -745,7 +745,7 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
         "seconds_left": 61.0,
         "host": "node7",
     }
-    event |= {"metric_name": "accuracy", "metric": 0.75, "best": 0.8}
+    event |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
     write_progress(output, run_id(runs[0]), event)
     with Heart(Watcher(output, 30.0).take(run_id(runs[0])), 30.0):
         shown = plan.text(plan.plan(runs, Ledger()), Ledger())

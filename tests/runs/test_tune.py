@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ledgers import of_metric
 from running import do, elsewhere
 from tiny import write_glue
 
@@ -22,7 +23,7 @@ from runs.errors import UserError, is_users
 from runs.executor import Outcome
 from runs.identity import run_id
 from runs.plan import cost, plan
-from runs.record import read_ledger
+from runs.record import Metric, read_ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def trials_of(words) -> list[dict[str, str]]:
 
 
 def studies(words):
-    return [tune.open_study(cell, "accuracy") for cell in tune.cells(words)]
+    return [tune.open_study(cell, Metric("accuracy")) for cell in tune.cells(words)]
 
 
 def stamps(words) -> dict[str, int]:
@@ -348,15 +349,15 @@ def test_the_best_at_an_end_of_an_axis(tiny_words):
 
 
 def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
-    def record(metric, modality, **found):
-        result = {"metric": metric, **({"protocols": {"paper": found}} if found else {"best": None})}
-        return {"result": result, "config": {"task": {"modality": modality}}}
+    def record(metric, reported, **found):
+        protocols = {"protocols": {"paper": found}} if found else {"best": None}
+        return {"result": {**of_metric(metric), "reported": reported, **protocols}}
 
-    assert tune.value_of(record("accuracy", "text", best=0.8, last=0.7)) == 0.8
-    assert tune.value_of(record("accuracy", "image", best=0.8, last=0.7)) == 0.7
-    assert tune.value_of(record("perplexity", "text generation", best=3.0, last=4.0)) == 4.0
-    assert tune.value_of(record("accuracy", "text")) == 0.0
-    assert tune.value_of(record("perplexity", "text generation")) == float("inf")
+    assert tune.value_of(record("accuracy", "best", best=0.8, last=0.7)) == 0.8
+    assert tune.value_of(record("accuracy", "last", best=0.8, last=0.7)) == 0.7
+    assert tune.value_of(record("perplexity", "last", best=3.0, last=4.0)) == 4.0
+    assert tune.value_of(record("accuracy", "best")) == 0.0
+    assert tune.value_of(record("perplexity", "last")) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -392,16 +393,16 @@ def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_word
 
 def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_named(tiny_words):
     (cell,) = tune.cells(tiny_words)
-    tune.open_study(cell, "accuracy").ask()
+    tune.open_study(cell, Metric("accuracy")).ask()
     path = cell.folder / "journal.log"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 4, "wor')
-    assert len(tune.open_study(cell, "accuracy").trials) == 1
+    assert len(tune.open_study(cell, Metric("accuracy")).trials) == 1
     assert path.read_bytes().startswith(whole)
     assert path.read_bytes().count(b'"wor') == path.read_bytes().count(b'"worker_id"')
     path.write_bytes(b"{\n" + whole)
     with pytest.raises(UserError, match=r"journal.log: damaged"):
-        tune.open_study(cell, "accuracy")
+        tune.open_study(cell, Metric("accuracy"))
 
 
 def test_the_first_run_of_a_start_holds_nothing_out(words):
