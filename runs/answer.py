@@ -35,7 +35,7 @@ from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
 if TYPE_CHECKING:
-    from runs.train import Training
+    from runs.training.context import Context
 
 #: What may be set for the answers, beside what names the runs, with its type.
 SETTINGS: dict[str, type | tuple[type, ...]] = {
@@ -163,7 +163,7 @@ def answer(
 
     Beside the answers BENCH.json says how they were made. Raises UserError where the prompt's words, or the
     rows, are not those that the model was trained with."""
-    from runs.decode import weights, write_down
+    from runs.training.decode import weights, write_down
 
     how, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
     questions = read_questions(data_folder(how), how["bench"])
@@ -175,10 +175,9 @@ def answer(
             " never saw"
         )
     report({"phase": "loading"})
-    training = restore({**record, "config": config}, config["output"])
-    training.report = report
-    task = cast(InstructTask, training.task)
-    about = {"run": record["id"], "weights": weights(training), "bench": how["bench"]}
+    context = restore({**record, "config": config}, config["output"], report=report)
+    task = cast(InstructTask, context.task)
+    about = {"run": record["id"], "weights": weights(context), "bench": how["bench"]}
     about |= {key: how[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
     said, short = [list[str]() for _ in questions], 0
     for turn in range(BENCHES[how["bench"]]):
@@ -193,21 +192,21 @@ def answer(
         )
         of = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
         found = write_down(
-            training,
+            context,
             # Other settings leave these answers be
             path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(of)[:8]}.jsonl"),
             of,
             [order[start : start + size] for start in range(0, len(order), size)],
             lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
                 {"text": text}
-                for text in _sample(training, [(questions[i], turn, prompts[i]) for i in rows], how)
+                for text in _sample(context, [(questions[i], turn, prompts[i]) for i in rows], how)
             ],
             ["text"],
             f"answering {how['bench']}" + (f" turn {turn + 1}" if BENCHES[how["bench"]] > 1 else ""),
         )
         for i, texts in enumerate(said):
             texts.append(found[i]["text"])
-    if training.accelerator.is_main_process:
+    if context.accelerator.is_main_process:
         write_answers(
             path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions
         )
@@ -253,19 +252,19 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
 
 
 def _sample(
-    training: "Training", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]
+    context: "Context", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]
 ) -> list[str]:
     """The answers to questions, each given as (question, turn from 0, prompt)."""
     import torch
     from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-    model, task = training.raw_model, cast(InstructTask, training.task)
-    device, seed = training.accelerator.device, training.config["seed"]
+    model, task = context.raw_model, cast(InstructTask, context.task)
+    device, seed = context.accelerator.device, context.config["seed"]
     end, stop = task.tokenizer.eos_token_id, task.template.stop
     rooms = [_room(task, ids, how["answer_tokens"]) for _, _, ids in asked]
     if not all(rooms):  # a prompt that fills the model's positions has no answer, and shortens none beside it
         left = [row for row, room in zip(asked, rooms, strict=True) if room]
-        able = iter(_sample(training, left, how) if left else [])
+        able = iter(_sample(context, left, how) if left else [])
         return [next(able) if room else "" for room in rooms]
     longest, count = max(len(ids) for _, _, ids in asked), max(rooms)
     numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in asked])

@@ -22,7 +22,7 @@ LARGEST = 2**20
 HALVED = {"micro_batch": "micro-batch", "eval_batch": "evaluation batch"}
 #: How the files are called that a run keeps in its folder, by their ends.
 KEPT = (".json", ".jsonl", ".safetensors", ".txt", ".csv", ".png")
-#: Of an event (runs/train.py, runs/decode.py), and from which host: what is shown.
+#: Of an event (runs/training), and from which host: what is shown.
 EVENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("epoch", "epochs", "step", "steps", "texts", "done", "of", "pid"), (int,)),
     **dict.fromkeys(("loss", "metric", "best", "pace", "seconds_left"), (int, float, type(None))),

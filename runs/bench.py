@@ -33,8 +33,8 @@ from torch import Tensor, nn
 import vera
 from runs.config import expand
 from runs.errors import UserError, entry_point
-from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically
+from runs.training.provenance import code_state, machine, versions
 from tasks.beam import Search, beam_search
 from tasks.e2e import transformers_search
 from tasks.parent import end_with, tied
@@ -225,7 +225,7 @@ def _peak(name: str, shape: Shape, tokens: int) -> int:
         step(batch)
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
-    from runs.train import peak_memory
+    from runs.training.result import peak_memory
 
     return peak_memory()
 
@@ -316,7 +316,8 @@ def epoch(data: str) -> list[Row]:
     from torch.nn.functional import pad
 
     from runs.identity import run_id
-    from runs.train import Training, epoch_batches
+    from runs.training.build import epoch_batches
+    from runs.training.loop import Training
 
     class Padded(Training):
         def batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:

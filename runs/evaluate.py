@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from runs.record.text import describe
 from tasks.base import Decoding
 
 if TYPE_CHECKING:
-    from runs.train import Training
+    from runs.training.context import Context
 
 #: Settings that say where files lie: published records have their last parts only.
 PLACES = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.template")
@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> int:
         return 0 if same else 1
     for best in (False, True) if record["config"]["keep"] == "both" else (False,):
         result, recorded = record["result"], _kept_result(record, best)
-        training = restore(record, output, best)
-        again = training.task.score(training.evaluate()[1], training.task.labels("dev"))
+        again = restore(record, output, best).score()
         alike = bool(np.isclose(again, recorded, atol=1e-9))
         scale = result["scale"]
         verdict = "the same" if alike else "NOT the same"
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def score_again(record: Record, output: str, name: str) -> bool:
     """Scores a run's saved texts anew and compares; scores that the record lacks are written into it."""
-    from runs.decode import read, scores, write
+    from runs.training.decode import read, scores, write
 
     task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
     folder = run_folder(output, record["id"])
@@ -110,7 +109,9 @@ def score_again(record: Record, output: str, name: str) -> bool:
     return same
 
 
-def restore(record: Record, output: str, best: bool = False) -> "Training":
+def restore(
+    record: Record, output: str, best: bool = False, report: Callable[[dict[str, Any]], None] = lambda _: None
+) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
     best: the best epoch's, of a run that kept both.
@@ -118,7 +119,7 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
     Raises UserError where the run kept none, AdapterError where a file is damaged or does not fit.
     """
     import vera
-    from runs.train import Training
+    from runs.training.context import Context
 
     folder = run_folder(output, record["id"])
     needed = [name for name in ("adapter", "head") if record["parameters"][name]]
@@ -135,14 +136,14 @@ def restore(record: Record, output: str, best: bool = False) -> "Training":
                 f"{folder}/{name} is not there: {why} ({where}). To have it here:"
                 f" {command_of(record, output)}"
             )
-    training = Training(as_run(record), record["id"], lambda event: None, start=False)
+    context = Context(as_run(record), record["id"], report, start=False)
     if "adapter" in needed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
-            vera.load(training.raw_model, folder / adapter)
+            vera.load(context.raw_model, folder / adapter)
     if "head" in needed:
-        vera.load_head(training.raw_model, folder / "head.safetensors")
-    return training
+        vera.load_head(context.raw_model, folder / "head.safetensors")
+    return context
 
 
 def _path(record: Record, output: str) -> Path:

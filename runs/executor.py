@@ -562,7 +562,8 @@ def _child(run: Run, run_id: str, claim: Claim, events: Connection) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
-    from runs.train import Stop, StoppedError, train
+    from runs.training.context import Stop, StoppedError
+    from runs.training.train import train
 
     stop = Stop()
     last = 0.0

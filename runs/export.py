@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> int:
             "config": {**record["config"], "model": {**record["config"]["model"], "quantise": None}},
         }
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
-    training = restore(record, output)
-    model, method = training.raw_model, training.method
+    context = restore(record, output)
+    model, method = context.raw_model, context.method
     if form == "peft":
         of = record["config"]["model"]
         # Its folder in a package says less
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
     elif form == "merged":
         vera.unload(model, merge=True)
-        classes, base = getattr(training.task, "classes", None), models.fetch(record["config"]["model"])
+        classes, base = getattr(context.task, "classes", None), models.fetch(record["config"]["model"])
         if classes:
             model.config.id2label, model.config.label2id = (
                 dict(enumerate(classes)),
@@ -72,19 +72,17 @@ def main(arguments: list[str]) -> int:
         model.save_pretrained(place)
         for weights in place.glob("*.safetensors"):
             share(weights)
-        if isinstance(training.task, ImageTask):
-            write_preprocessing(base, place, training.task.wanted)
+        if isinstance(context.task, ImageTask):
+            write_preprocessing(base, place, context.task.wanted)
         else:
             AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(place)
     else:
-        before = training.task.score(training.evaluate()[1], training.task.labels("dev"))
+        before = context.score()
         vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
         vera.load(model, place)
-        after = training.task.score(training.evaluate()[1], training.task.labels("dev"))
-        scale = training.task.scale
-        print(
-            f"{training.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file"
-        )
+        after = context.score()
+        scale = context.task.scale
+        print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
     files = [place] if place.is_file() else list(place.iterdir())
     print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")
     return 0

@@ -164,7 +164,7 @@ def _measure(
     """A measure as it is written. Its id: what was measured, and how."""
     import torch
 
-    from runs.provenance import code_state, machine, versions
+    from runs.training.provenance import code_state, machine, versions
 
     name = hash_of([kind, [[run["id"], run["adapter"]] for run in of], settings, seeds])[:12]
     return {

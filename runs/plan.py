@@ -51,7 +51,7 @@ class Planned:
     """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why`
     in one line.
 
-    progress: of one that runs, the last event of its training (runs/train.py), and on which host.
+    progress: of one that runs, the last event of its training (runs/training/loop.py), and on which host.
     """
 
     run: Run

@@ -22,7 +22,7 @@ for name in (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert",
-    "runs.train",
+    "runs.training.train",
     "tasks.metrics",
 ):
     importlib.import_module(name)

@@ -268,7 +268,7 @@ def _distinct(runs: list[Run], *parts: str) -> list[Run]:
 
 def _do_here(plan: Sweep, display: Display, finished: list[Record | None]) -> Outcome:
     """Every run in this process: under torchrun, whose first process holds the claim, and for a debugger."""
-    from runs.train import train
+    from runs.training.train import train
 
     outcome, first = Outcome(), not int(os.environ.get("RANK", "0"))
     for job, record in zip(plan.jobs, finished, strict=True):

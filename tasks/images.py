@@ -375,7 +375,7 @@ class ImageTask(Task):
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
     def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """(images, classes), of pixels or, where a head alone trains, of its input (runs/features.py)."""
+        """(images, classes), of pixels or, where a head alone trains, of its input (training/features.py)."""
         if "features" in batch:
             return model(batch["features"])
         pixels = batch["pixel_values"].float()

@@ -19,7 +19,7 @@ from runs.config import expand
 from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.train import train
+from runs.training.train import train
 
 ROOT = Path(__file__).parents[1]
 

@@ -246,7 +246,7 @@ def deep_checkpoint(path: Path) -> None:
     """A checkpoint with the checksum of what it holds, and that is a deep text."""
     from safetensors.torch import save_file
 
-    from runs.checkpoint import _digest
+    from runs.training.checkpoint import _digest
 
     tensors = {"x": torch.zeros(1)}
     save_file(tensors, path, {"header": DEEP, "sha256": _digest(DEEP, tensors)})

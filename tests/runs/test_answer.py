@@ -16,12 +16,13 @@ from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.tables.__main__ import main as tables
-from runs import answer, decode, evaluate, judge, models
+from runs import answer, evaluate, judge, models
 from runs.answer import draw, uniforms
 from runs.config import expand
 from runs.errors import UserError
 from runs.record import read_record, record_path, run_folder
-from runs.train import Training
+from runs.training import decode
+from runs.training.loop import Training
 from tasks import DataError
 from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions

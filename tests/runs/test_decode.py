@@ -14,12 +14,13 @@ from tiers import pairs, sample
 
 import tasks.e2e_metrics
 import vera
-from runs import decode, evaluate
+from runs import evaluate
 from runs.claims import LostClaimError, Watcher
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
-from runs.train import Training
+from runs.training import decode
+from runs.training.loop import Training
 
 FILES = {"adapter.safetensors", "adapter_best.safetensors", "decoded_last.jsonl", "references.txt"}
 FILES |= {f"{which}_{penalty}.txt" for which in ("last", "best") for penalty in ("0.9", "0.8")}
@@ -254,7 +255,7 @@ def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
     training = Training(run, run_id(run), lambda event: None, claim=claim)
     claim.path.rename(claim.path.with_suffix(".2"))
     with pytest.raises(LostClaimError):
-        decode._texts(training, "last")
+        decode._texts(training, "last", {})
     assert path.read_bytes() == before
 
 

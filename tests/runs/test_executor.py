@@ -36,7 +36,7 @@ from runs.errors import UserError
 from runs.executor import cause_of, with_less_memory
 from runs.identity import run_id
 from runs.record import Ledger, read_record, record_path, run_folder, write_record
-from runs.train import Training
+from runs.training.loop import Training
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_pat
     end_epoch, once = Training.end_epoch, tmp_path / "once"
 
     def kill_once(self):
-        if self.state["epoch"] == 1 and not once.exists():
+        if self.state.epoch == 1 and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         end_epoch(self)
@@ -183,7 +183,7 @@ def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_pat
 
 
 def test_a_process_that_is_killed_with_its_record_written_is_done(words, fork, monkeypatch):
-    from runs import train
+    from runs.training import train
 
     def kill(*_):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -213,7 +213,7 @@ def test_a_full_disk_is_waited_for(words, fork, monkeypatch, capsys):
         fsync(file)
 
     monkeypatch.setattr(Watcher, "_create", no_lease)
-    monkeypatch.setattr("runs.checkpoint.os.fsync", no_checkpoint)
+    monkeypatch.setattr("runs.training.checkpoint.os.fsync", no_checkpoint)
     monkeypatch.setattr(executor, "ROOM", (0.1,))
     assert sweep.sweep(expand(words)).done == 1
     assert capsys.readouterr().out.count("No space left on device") == 2
@@ -283,7 +283,7 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
     end_epoch = Training.end_epoch
 
     def lose(self):
-        if self.state["epoch"] == 1:
+        if self.state.epoch == 1:
             later = self.claim.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
             write_record(
@@ -547,15 +547,16 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
 
 def test_a_stop_within_an_evaluation_evaluates_again(words, monkeypatch, tmp_path):
     """At the end of the last epoch, where no step is left to be done after it."""
-    from runs.train import StoppedError, train
+    from runs.training.context import StoppedError
+    from runs.training.train import train
 
     straight = do(elsewhere(words, output=tmp_path / "straight"))
     (run,) = expand(words)
     evaluate = Training.evaluate
 
-    def stop(self):
-        self.stop.wanted = self.state["epoch"] == 1
-        return evaluate(self)
+    def stop(self, *given):
+        self.stop.wanted = self.state.epoch == 1
+        return evaluate(self, *given)
 
     monkeypatch.setattr(Training, "evaluate", stop)
     with pytest.raises(StoppedError):

@@ -32,11 +32,11 @@ from runs import evaluate, models, wheels
 from runs.config import expand, parts
 from runs.errors import UserError
 from runs.export import main as export
-from runs.features import compute
 from runs.identity import run_id
 from runs.record import cache_folder, run_folder
 from runs.sweep import preflight, sweep
-from runs.train import Training
+from runs.training.features import compute
+from runs.training.loop import Training
 from tasks import DataError
 
 
@@ -170,7 +170,7 @@ def test_a_head_on_features_computed_once_is_the_head_on_images(
     ]
     assert begin(words).features is not None
     once = do(words)
-    monkeypatch.setattr("runs.train.compute", lambda training: None)
+    monkeypatch.setattr("runs.training.loop.compute", lambda *_: None)
     each = do(elsewhere(words, output=tmp_path / "each"))
     assert once["id"] == each["id"]
     for key in ("train_loss", "dev_loss"):
@@ -208,7 +208,7 @@ def test_what_is_random_is_computed_in_each_step(change, image_words, tmp_path, 
 def test_features_are_not_taken_from_a_model_that_does_more(where, image_words):
     """In training only, before the head; and after the head, inside it or outside."""
     training = begin([*(w for w in image_words if not w.startswith("method.")), "method=head"])
-    assert compute(training) is not None
+    assert compute(training, training.parameters) is not None
 
     def more(module, arguments, output):
         if where == "vit":
@@ -218,14 +218,14 @@ def test_features_are_not_taken_from_a_model_that_does_more(where, image_words):
         return output if where != "classifier" else output + torch.rand(())
 
     training.raw_model.get_submodule(where).register_forward_hook(more)
-    assert compute(training) is None
+    assert compute(training, training.parameters) is None
 
 
 def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_path):
     words = elsewhere(image_words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
     training = begin([*(w for w in words if not w.startswith("method.")), "method=head"])
     state = torch.get_rng_state()
-    assert compute(training) is None
+    assert compute(training, training.parameters) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -246,7 +246,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
     step = loop.step
 
     def stop_at_four(rows):
-        if loop.state["step"] == 4:
+        if loop.state.step == 4:
             raise KeyboardInterrupt
         return step(rows)
 

@@ -6,7 +6,7 @@ from tiers import sample
 
 from runs.config import expand, with_starts
 from runs.identity import run_id
-from runs.train import train
+from runs.training.train import train
 
 #: How many cells each has.
 PRESETS = {

@@ -11,11 +11,12 @@ import pytest
 from running import ROOT, call_here, output_of, trained
 
 import runs.__main__
-from runs import evaluate, provenance, sources
+from runs import evaluate, sources
 from runs.claims import Watcher, generations
 from runs.config import expand
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.sweep import set_aside
+from runs.training import provenance
 
 
 @pytest.fixture

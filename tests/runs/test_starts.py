@@ -11,7 +11,8 @@ from runs.config import expand, starts, with_starts
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-from runs.train import Training, train
+from runs.training.loop import Training
+from runs.training.train import train
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
-    monkeypatch.setattr("runs.checkpoint.os.fsync", full)
+    monkeypatch.setattr("runs.training.checkpoint.os.fsync", full)
     monkeypatch.setattr(executor, "ROOM", (0,))
     monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
     with pytest.raises(SystemExit) as ended:

@@ -21,7 +21,9 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, cell_id, read_record, record_path
-from runs.train import Training, dev_halves, deviations, epoch_batches, rate_factor, summarise
+from runs.training.build import epoch_batches, rate_factor
+from runs.training.loop import Training
+from runs.training.result import dev_halves, deviations, summarise
 
 
 def training(words) -> Training:
@@ -362,12 +364,13 @@ def test_fewer_evaluations_see_the_same_training(words, tmp_path):
 
 def test_the_time_left_counts_the_evaluations_to_come(words):
     loop = training([*words, "train.epochs=5", "train.evaluate_every=2"])
-    loop.state |= {"epoch": 2, "step": 10, "seconds": {"train": 20.0, "evaluate": 7.0}}
+    loop.state.epoch, loop.state.step = 2, 10
+    loop.state.seconds |= {"train": 20.0, "evaluate": 7.0}
     rows = len(loop.task.lengths("dev"))
     # Of the fourth epoch and the last
-    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * rows * 2.0 / 8 / 3)
-    loop.state["curve"]["metric"] = [0.5]
-    assert loop._seconds_left() == pytest.approx(15 * 2.0 + 2 * 7.0)
+    assert loop.plan.seconds_left(loop.state) == pytest.approx(15 * 2.0 + 2 * rows * 2.0 / 8 / 3)
+    loop.state.curve["metric"] = [0.5]
+    assert loop.plan.seconds_left(loop.state) == pytest.approx(15 * 2.0 + 2 * 7.0)
 
 
 def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
@@ -395,7 +398,7 @@ def test_divergence_is_a_result_and_the_record_stays_readable(words):
 
 
 def test_a_dev_loss_that_is_no_number_is_divergence_too(words, monkeypatch):
-    monkeypatch.setattr(Training, "evaluate", lambda self: (float("nan"), np.zeros(24, dtype=np.int64)))
+    monkeypatch.setattr(Training, "evaluate", lambda *_: (float("nan"), np.zeros(24, dtype=np.int64)))
     record = do(words)
     assert record["status"] == "diverged"
     assert "dev loss became nan" in record["error"]
@@ -499,9 +502,9 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
     loop = Training(run, run_id(run), lambda event: None)
     for rows in epoch_batches(loop.lengths, 8, seed=0, epoch=0)[:2]:
         loop.step(rows)
-        loop.state["step"] += 1
+        loop.state.step += 1
     path = loop.folder / "checkpoint.safetensors"
-    loop._save(path)
+    loop._save()
     path.write_bytes(damage(path.read_bytes()))
     assert comparable(do(elsewhere(words, output=tmp_path / "damaged"))) == comparable(straight)
     assert "not usable" in capfd.readouterr().out
@@ -535,7 +538,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, w
     stop = loop.step
 
     def stop_at_seven(rows):
-        if loop.state["step"] == 7:
+        if loop.state.step == 7:
             raise KeyboardInterrupt
         return stop(rows)
 

@@ -465,7 +465,7 @@ def test_lora_by_peft_trains_as_lora_here():
 
 
 def train(model, method, parameters, steps=12):
-    """A loop as runs/train.py's: loss, penalty, step, after_step, zero_grad."""
+    """A loop as runs/training/loop.py's: loss, penalty, step, after_step, zero_grad."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     labels = torch.tensor([0, 1, 1, 0])
     losses = []

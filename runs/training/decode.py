@@ -13,46 +13,48 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 
 import vera
+from runs.training.context import Context
 from tasks.base import Decoding
-
-if TYPE_CHECKING:
-    from runs.train import Training
 
 #: Variant of decoding -> a text for each item.
 Texts = dict[str, list[str]]
 
 
-def decode(training: "Training") -> dict[str, Any]:
-    """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`."""
-    task, curve = cast(Decoding, training.task), training.state["curve"]
-    last, best = len(curve["epoch"]) - 1, training.best()
-    keep, adapter = training.config["keep"], training.folder / "adapter.safetensors"
-    found = {"last": _texts(training, "last")}
+def decode_epochs(
+    context: Context, epochs: Sequence[float], best: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`.
+
+    epochs: all that were evaluated; best: index of the best one. seconds: "decode" is added to. The model
+    carries the best epoch's adapter at the end.
+    """
+    task, last = cast(Decoding, context.task), len(epochs) - 1
+    keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
+    found = {"last": _texts(context, "last", seconds)}
     if keep in ("last", "both"):
-        training.write(adapter)
+        context.write(adapter)
     if best == last:
         found["best"] = found["last"]
-        (training.folder / "decoded_best.jsonl").unlink(missing_ok=True)
+        (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
-            training.method = vera.load(training.raw_model, training.best_file)
-        found["best"] = _texts(training, "best")
+            context.method = vera.load(context.raw_model, context.best_file)
+        found["best"] = _texts(context, "best", seconds)
     if keep == "best":
-        training.write(adapter)
-    epochs = {"last": curve["epoch"][last], "best": curve["epoch"][best]}
-    training.report({"phase": "scoring"})
-    if not training.accelerator.is_main_process:  # which writes no record
+        context.write(adapter)
+    context.report({"phase": "scoring"})
+    if not context.accelerator.is_main_process:  # which writes no record
         return {}
-    training.check_owner()
-    write(task, training.folder, found)
-    entries = scores(task, found, epochs)
+    context.check_owner()
+    write(task, context.folder, found)
+    entries = scores(task, found, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         words = ", ".join(
             f"{key} {value:.2f}"
@@ -64,12 +66,12 @@ def decode(training: "Training") -> dict[str, Any]:
     return {**about, "scores": entries}
 
 
-def rehearse(training: "Training") -> None:
+def rehearse(context: Context) -> None:
     """Finds out before hours of training whether the model can be decoded. Raises DataError in one line where
     it cannot."""
-    training.raw_model.eval()
-    with torch.no_grad(), training.accelerator.autocast():
-        cast(Decoding, training.task).rehearse(training.raw_model)
+    context.raw_model.eval()
+    with torch.no_grad(), context.accelerator.autocast():
+        cast(Decoding, context.task).rehearse(context.raw_model)
 
 
 def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -110,27 +112,26 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     return {"last": found["last"], "best": found.get("best", found["last"])}
 
 
-def _texts(training: "Training", which: str) -> Texts:
+def _texts(context: Context, which: str, seconds: dict[str, float]) -> Texts:
     """Every item's texts; those that an earlier try has saved are not decoded again."""
-    task, started = cast(Decoding, training.task), time.monotonic()
+    task, started = cast(Decoding, context.task), time.monotonic()
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
-    size = max(1, training.config["eval_batch"] // task.settings()["beams"])
+    size = max(1, context.config["eval_batch"] // task.settings()["beams"])
     found = write_down(
-        training,
-        training.folder / f"decoded_{which}.jsonl",
-        {"run": training.run_id, "weights": weights(training), "decoding": task.settings()},
+        context,
+        context.folder / f"decoded_{which}.jsonl",
+        {"run": context.run_id, "weights": weights(context), "decoding": task.settings()},
         [order[i : i + size] for i in range(0, len(order), size)],
-        lambda items: task.decode(training.raw_model, items),
+        lambda items: task.decode(context.raw_model, items),
         task.variants,
         f"decoding ({which} epoch)",
     )
-    seconds = training.state["seconds"]
     seconds["decode"] = seconds.get("decode", 0.0) + time.monotonic() - started
     return {variant: [found[i][variant] for i in range(len(task.items))] for variant in task.variants}
 
 
 def write_down(
-    training: "Training",
+    context: Context,
     path: Path,
     of: Mapping[str, Any],
     batches: Sequence[Sequence[int]],
@@ -143,12 +144,12 @@ def write_down(
 
     Items that meet in a batch meet again after a kill: sums of floats depend on the company.
     """
-    accelerator, total = training.accelerator, sum(map(len, batches))
+    accelerator, total = context.accelerator, sum(map(len, batches))
     saved = _saved(path, of, variants)
     accelerator.wait_for_everyone()  # all have read before the first one writes
     file = None
     if accelerator.is_main_process:
-        training.check_owner()
+        context.check_owner()
         file = _continue(path, of, saved)
     left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -165,11 +166,11 @@ def write_down(
             "milestone": quarter,
             "seconds_left": seconds_left,
         }
-        training.report(event)
+        context.report(event)
 
-    training.raw_model.eval()
+    context.raw_model.eval()
     begun = time.monotonic()
-    with _merged(training), contextlib.closing(file) if file else contextlib.nullcontext():
+    with _merged(context), contextlib.closing(file) if file else contextlib.nullcontext():
         for turn in range(rounds):
             report(turn, rounds, (time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
@@ -186,10 +187,10 @@ def write_down(
 
 
 @contextlib.contextmanager
-def _merged(training: "Training") -> Any:
+def _merged(context: Context) -> Any:
     """The adapter in the weights, where the method can do that: every step then costs what the base model's
     does."""
-    method, model = training.method, training.raw_model
+    method, model = context.method, context.raw_model
     try:
         method.merge(model)
     except vera.AdapterError:
@@ -201,11 +202,11 @@ def _merged(training: "Training") -> Any:
         method.unmerge(model)
 
 
-def weights(training: "Training") -> str:
+def weights(context: Context) -> str:
     """A hash of the trained values: texts of other values are no part of this run."""
     digest = hashlib.sha256()
     for name, tensor in sorted(
-        (name, p) for name, p in training.raw_model.named_parameters() if p.requires_grad
+        (name, p) for name, p in context.raw_model.named_parameters() if p.requires_grad
     ):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -5,14 +5,13 @@ after it. Both are tried on the first batch, bit for bit, and where they do not 
 everything."""
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from runs.train import Training
+from runs.training.context import Context
 
 
 class Features:
@@ -22,18 +21,18 @@ class Features:
     def __init__(self, head: nn.Module, inputs: dict[str, Tensor], seconds: dict[str, float]) -> None:
         self.head, self.inputs, self.seconds = head, inputs, seconds
 
-    def batch(self, training: "Training", split: str, rows: Sequence[int]) -> dict[str, Any]:
+    def batch(self, context: Context, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """What the task's loss takes instead of pixels."""
-        labels = torch.from_numpy(training.task.labels(split)[list(rows)]).to(training.accelerator.device)
+        labels = torch.from_numpy(context.task.labels(split)[list(rows)]).to(context.accelerator.device)
         return {"features": self.inputs[split][list(rows)], "labels": labels}
 
 
 @torch.no_grad()
-def compute(training: "Training") -> Features | None:
+def compute(context: Context, parameters: Iterable[str]) -> Features | None:
     """The features of both splits; None where they would not be exact, or the head is not the last layer
-    alone."""
-    model, trained = training.raw_model, {name.rpartition(".")[0] for name in training.parameters}
-    if len(trained) != 1 or not training.task.fixed("train"):
+    alone. parameters: the names of those that train."""
+    model, trained = context.raw_model, {name.rpartition(".")[0] for name in parameters}
+    if len(trained) != 1 or not context.task.fixed("train"):
         return None
     head = model.get_submodule(*trained)
     if not isinstance(head, nn.Linear):
@@ -41,17 +40,17 @@ def compute(training: "Training") -> Features | None:
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
-        if not _exact(training, head, seen):
+        if not _exact(context, head, seen):
             print(
                 "something before the head is random, or comes after it: features are computed in each step",
                 flush=True,
             )
             return None
-        size, inputs, seconds = training.config["eval_batch"], {}, {}
+        size, inputs, seconds = context.config["eval_batch"], {}, {}
         for split in ("train", "dev"):
-            count, seen[:], started = len(training.task.lengths(split)), [], time.monotonic()
+            count, seen[:], started = len(context.task.lengths(split)), [], time.monotonic()
             for start in range(0, count, size):
-                _run(training, split, range(start, min(start + size, count)))
+                _run(context, split, range(start, min(start + size, count)))
             inputs[split] = torch.cat(seen)
             seconds[split] = time.monotonic() - started
     finally:
@@ -63,22 +62,22 @@ def compute(training: "Training") -> Features | None:
     return Features(head, inputs, seconds)
 
 
-def _run(training: "Training", split: str, rows: Sequence[int]) -> Tensor:
-    with training.accelerator.autocast():
-        logits: Tensor = training.task.logits(training.raw_model, training.batch(split, rows))
+def _run(context: Context, split: str, rows: Sequence[int]) -> Tensor:
+    with context.accelerator.autocast():
+        logits: Tensor = context.task.logits(context.raw_model, context.batch(split, rows))
     return logits
 
 
-def _exact(training: "Training", head: nn.Module, seen: list[Tensor]) -> bool:
+def _exact(context: Context, head: nn.Module, seen: list[Tensor]) -> bool:
     """Whether the head's input is the same twice in training and in evaluation, and the head's output is the
     model's."""
-    rows = range(min(8, len(training.task.lengths("train"))))
+    rows = range(min(8, len(context.task.lengths("train"))))
     generator = torch.get_rng_state()
     for training_mode in (True, True, False):
-        training.raw_model.train(training_mode)
-        logits = _run(training, "train", rows)
+        context.raw_model.train(training_mode)
+        logits = _run(context, "train", rows)
     torch.set_rng_state(generator)
     if len(seen) != 3 or seen[0].dim() != 2 or not all(torch.equal(seen[0], other) for other in seen[1:]):
         return False
-    with training.accelerator.autocast():
+    with context.accelerator.autocast():
         return torch.equal(head(seen[2]), logits)

@@ -1,0 +1,125 @@
+"""What a run is done with. Enough to evaluate, to write texts and to export; the loop adds an optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+import vera
+from runs.claims import Claim
+from runs.config import Run
+from runs.record import Metric, run_folder
+from runs.training.build import build, make_accelerator
+
+Report = Callable[[dict[str, Any]], None]
+#: From a split and its rows to what the trained part of the model takes.
+Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
+#: What adapter_precision may be.
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has saved what it needs to go on."""
+
+
+@dataclass
+class Stop:
+    """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between
+    steps, and while it evaluates. Elsewhere there is nothing to save, and its process may end at once."""
+
+    wanted: bool = False
+    listens: bool = False
+
+    def check(self) -> None:
+        """Raises StoppedError where it is wanted."""
+        if self.wanted:
+            raise StoppedError
+
+
+class Context:
+    """A run's task, model, method and accelerator; its folder, whom it reports to, and who owns it.
+
+    raw_model: the adapted model on the device, as the method knows it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        run_id: str,
+        report: Report,
+        start: bool = True,
+        claim: Claim | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        """start: fill the adapter from the run or file that init_from names."""
+        self.run, self.run_id, self.report = run, run_id, report
+        self.config, self.settings = run.config, run.config["train"]
+        self.claim, self.stop = claim, stop or Stop()
+        self.folder: Path = run_folder(self.config["output"], run_id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator = make_accelerator(run)
+        report({"phase": "loading"})
+        self.task, self.raw_model, self.method = build(run, self.accelerator.device, start)
+        self.metric = Metric.of_task(self.task)
+        self.raw_model.to(self.accelerator.device)
+
+    def check_owner(self) -> None:
+        """Raises LostClaimError where another executor has taken the run over: it writes these files now."""
+        if self.claim:
+            self.claim.check()
+
+    def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """A batch on the device."""
+        arrays = self.task.collate(split, rows)
+        return {key: torch.from_numpy(value).to(self.accelerator.device) for key, value in arrays.items()}
+
+    @torch.no_grad()
+    def evaluate(self, part: nn.Module | None = None, inputs: Inputs | None = None) -> tuple[float, Any]:
+        """Mean loss and predictions over the dev rows, in their order; processes share the work.
+
+        part, inputs: what of the model is run, and on what: the whole model on batches, unless a head and its
+        inputs are given."""
+        model, inputs = self.raw_model if part is None else part, inputs or self.batch
+        model.eval()
+        lengths = self.task.lengths("dev")
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        size = self.config["eval_batch"]
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        loss_sum, outputs = 0.0, dict[int, Any]()
+        for rows in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            self.stop.check()
+            with self.accelerator.autocast():
+                loss, answers = self.task.answers(model, inputs("dev", rows))
+            loss_sum += loss * self.task.weight("dev", rows)
+            outputs |= dict(zip(rows, answers, strict=True))
+        everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
+        answers = np.stack([everything[row] for row in range(len(lengths))])
+        whole = self.task.weight("dev", range(len(lengths)))
+        return sum(gather_object([loss_sum])) / whole, self.task.predict(answers)
+
+    @property
+    def best_file(self) -> Path:
+        """The best epoch's adapter, beside the last one's (keep=both) or, in full precision, until its texts
+        are decoded."""
+        return self.folder / "adapter_best.safetensors"
+
+    def score(self) -> float:
+        """The metric of the model as it is."""
+        return self.task.score(self.evaluate()[1], self.task.labels("dev"))
+
+    def write(self, adapter: Path, precision: str | None = None) -> None:
+        """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless
+        another is given."""
+        if not self.accelerator.is_main_process:
+            return
+        self.check_owner()
+        if self.method.adapter_parameters(self.raw_model):
+            dtype = DTYPES[precision or self.config["adapter_precision"]]
+            vera.save(self.raw_model, self.method, adapter, dtype)
+        if self.task.num_labels:
+            vera.save_head(self.raw_model, self.folder / "head.safetensors")

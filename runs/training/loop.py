@@ -1,0 +1,316 @@
+"""The one training loop, for every model, task and method.
+
+Accelerate brings device, precision and data parallel; the effective batch is the key, and micro-batches,
+devices and accumulation follow from it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import nn
+
+import tasks
+from runs.begun import read_tries
+from runs.claims import Claim
+from runs.config import Run
+from runs.errors import UserError
+from runs.record import Record
+from runs.sources import sources
+from runs.training import checkpoint
+from runs.training.build import (
+    checkpoint_gradients,
+    epoch_batches,
+    make_optimizer,
+    make_schedule,
+    optimizer_groups,
+)
+from runs.training.context import Context, Report, Stop, StoppedError
+from runs.training.decode import decode_epochs, rehearse
+from runs.training.features import compute
+from runs.training.provenance import code_state
+from runs.training.result import build_record, dev_halves, large_share
+from runs.training.state import Plan, State
+
+
+class Training(Context):
+    """A run that trains: a context with an optimizer, a schedule, and a state."""
+
+    # --- set up
+
+    def __init__(
+        self,
+        run: Run,
+        run_id: str,
+        report: Report,
+        claim: Claim | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        super().__init__(run, run_id, report, claim=claim, stop=stop)
+        self.tries = read_tries(self.config["output"], run_id, run.config)
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        # As it is now: someone may edit files while the run is on.
+        self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
+        if self.config.get("gradient_checkpointing"):
+            checkpoint_gradients(self.raw_model)
+        self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
+        # Where the head alone trains, its inputs may not change from epoch to epoch.
+        self.features = compute(self, self.parameters) if run.method["kind"] == "head" else None
+        self.trained: nn.Module = self.features.head if self.features else self.raw_model
+        # Adapter and head have rates of their own. No groups: nothing trains (method=none).
+        self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
+        optimizer = make_optimizer(self.groups, self.settings)
+        # Data parallel wraps what trains; raw_model stays as the method knows it.
+        self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
+        self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
+        self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
+        self.scheduler = make_schedule(optimizer, self.settings, self.plan.total_steps)
+        # AdaLoRA spreads its ranks over the steps, and has to know how many there are.
+        self.method.before_training(self.raw_model, self.plan.total_steps)
+        self.notes = large_share(self.method, self.raw_model)
+        self.predictions: Any = None  # of the last epoch
+        self.state = State(self.config["keep"])
+
+    # --- the run
+
+    def go(self) -> Record:
+        """Trains, evaluates, writes texts, and returns the record."""
+        for note in self.notes:
+            print(f"note: {note}", flush=True)
+        # A model that cannot write texts says so now, and not after hours.
+        if not self._resume() and self.task.decodes:
+            rehearse(self)
+        # From here on a signal is obeyed between two steps, where the state is whole.
+        self.stop.listens = True
+        try:
+            self._epochs()
+        except StoppedError:
+            self._save()
+            raise
+        self.stop.listens = False
+        # One that came just now, too: everything is saved, and decoding may take as long as training.
+        self.stop.check()
+        # What a diverged model writes is no result.
+        texts = None
+        if self.task.decodes and self.state.status == "done":
+            texts = decode_epochs(self, self.state.curve["epoch"], self.best(), self.state.seconds)
+        groups = self.optimizer.param_groups if self.groups else []
+        features = self.features.seconds if self.features else {}
+        return build_record(self, self.state, texts, self.tries, self.code, groups, features, self.notes)
+
+    def _epochs(self) -> None:
+        """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
+        self.report({"phase": "training, first step"})
+        saved = time.monotonic()
+        while self.state.epoch < self.plan.epochs and self.state.status == "done":
+            epoch, size = self.state.epoch, self.settings["effective_batch"]
+            # A function of seed and epoch alone: nothing about batches has to be saved.
+            batches = epoch_batches(self.lengths, size, self.config["data_seed"], epoch, self.task.block)
+            # A resumed run goes on with the batches that its epoch has left.
+            coming = batches[self.state.step - epoch * self.plan.steps_per_epoch :]
+            # Images are read ahead of the step that needs them.
+            self.task.begin_epoch(epoch, [self._mine(rows) for rows in coming])
+            for rows in coming:
+                self._one_step(rows)
+                if self.state.status == "diverged":
+                    break
+                self.stop.check()
+                # train.max_steps may end inside an epoch, which is evaluated as a whole one is.
+                if self.state.step == self.plan.total_steps:
+                    break
+                if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
+                    self._save()
+                    saved = time.monotonic()
+            if self.state.status == "done" and self.plan.evaluates(epoch):
+                self.end_epoch()
+            elif self.state.status == "done":
+                # The next evaluation's training loss is of this epoch, too.
+                self.state.epoch += 1
+            # A kill during the next epoch does not repeat this one's evaluation.
+            self._save()
+            saved = time.monotonic()
+        # Where nothing trains, the model is judged as it is.
+        if not self.plan.total_steps:
+            self.end_epoch()
+
+    def _one_step(self, rows: list[int]) -> None:
+        """A step, and what is counted and shown of it."""
+        started, state = time.monotonic(), self.state
+        loss = self.step(rows)
+        state.step += 1
+        if state.step == 1:
+            print("the first step is done", flush=True)
+        state.seconds["train"] += time.monotonic() - started
+        if not math.isfinite(loss):
+            state.diverge(f"loss became {loss} at epoch {state.epoch + 1}, step {state.step}")
+            return
+        # A batch's loss is a mean over its rows or tokens; so is an epoch's.
+        weight = self.task.weight("train", rows)
+        state.loss_sum += loss * weight
+        state.rows += weight
+        self._progress(loss)
+
+    # --- a step
+
+    def step(self, rows: list[int]) -> float:
+        """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's
+        mean."""
+        world, mine = self.accelerator.num_processes, self._mine(rows)
+        size = self.config["micro_batch"] or len(rows)
+        parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+        # Every process must take part in the last backward, or the others wait for it: an empty share weighs
+        # nothing.
+        empty = not parts
+        parts = parts or [rows[:1]]
+        self.model.train()
+        total, whole = 0.0, self.task.weight("train", rows)
+        for i, part in enumerate(parts):
+            # Gradients travel between processes once, with the last micro-batch.
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                batch = self.inputs("train", part)
+                with self.accelerator.autocast():
+                    loss = self.task.loss(self.model, batch)
+                    penalty = self.method.penalty(self.raw_model)
+                    loss = loss if penalty is None else loss + penalty
+                # A micro-batch weighs as much as it has rows (or tokens): the sum is the mean over the batch.
+                weight = 0.0 if empty else self.task.weight("train", part) / whole
+                self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
+            # This is where the device is waited for.
+            total += float(loss.detach()) * weight
+            self.state.units += self.task.units(batch)
+        if self.settings["clip"] is not None:
+            self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
+        self.optimizer.step()
+        self.scheduler.step()
+        # fp16's scaler skips a step whose gradients overflowed.
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.method.after_step(self.raw_model, self.state.step + 1)
+        self.optimizer.zero_grad()
+        return sum(gather_object([total]))
+
+    def _mine(self, rows: list[int]) -> list[int]:
+        """This process's share of an effective batch."""
+        return rows[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def inputs(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """What the trained part of the model takes: the batch, or the head's inputs."""
+        return self.features.batch(self, split, rows) if self.features else self.batch(split, rows)
+
+    # --- an epoch's end
+
+    def end_epoch(self) -> None:
+        """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch so far."""
+        started, state = time.monotonic(), self.state
+        self.report({"phase": "evaluating"})
+        dev_loss, predictions = self.evaluate(self.trained, self.inputs)
+        if not math.isfinite(dev_loss):
+            state.diverge(f"dev loss became {dev_loss} at step {state.step}")
+            return
+        self.predictions, labels = predictions, self.task.labels("dev")
+        # Each half by itself, too: an epoch chosen on one is reported on the other (crossfit).
+        a, b = dev_halves(len(labels))
+        point: dict[str, Any] = {
+            "epoch": round(state.step / self.plan.steps_per_epoch, 4),
+            "step": state.step,
+            "train_loss": state.loss_sum / max(state.rows, 1),
+            "dev_loss": dev_loss,
+            "metric": self.task.score(predictions, labels),
+            "metric_select": self.task.score(predictions[a], labels[a]),
+            "metric_report": self.task.score(predictions[b], labels[b]),
+            "lr": [group["lr"] for group in self.optimizer.param_groups],
+        }
+        for key, value in point.items():
+            state.curve[key].append(value)
+        losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
+        metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
+        print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
+        # Whether a second run says the same of every row is told by a hash: the record stays small.
+        state.predictions.append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
+        state.epoch, state.loss_sum, state.rows = state.epoch + 1, 0.0, 0
+        self._keep()
+        state.seconds["evaluate"] += time.monotonic() - started
+        if self.plan.total_steps:
+            self._progress(point["train_loss"], evaluated=True)
+
+    def best(self) -> int:
+        """Index of the epoch that is best so far."""
+        return self.metric.best(self.state.curve["metric"])
+
+    def _keep(self) -> None:
+        """Writes the adapter, after an epoch, where it is one to keep. What decodes texts keeps the rest at
+        its end."""
+        keep, is_best = self.config["keep"], self.best() == len(self.state.curve["epoch"]) - 1
+        # Texts are written from the values as they were trained, whatever precision is kept.
+        if is_best and self.task.decodes:
+            self.write(self.best_file, "fp32")
+        elif not self.task.decodes and (keep in ("last", "both") or (is_best and keep == "best")):
+            self.write(self.folder / "adapter.safetensors")
+            if is_best and keep == "both":
+                self.write(self.best_file)
+
+    # --- what a killed run goes on from
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        self.state.scaler = scaler.state_dict() if scaler else None
+        if self.accelerator.is_main_process:
+            self.check_owner()
+            of_method = self.method.training_state(self.raw_model)
+            state = dataclasses.asdict(self.state)
+            checkpoint.save(
+                self.checkpoint, self.run_id, self.parameters, self.optimizer.optimizer, state, of_method
+            )
+
+    def _resume(self) -> bool:
+        """Goes back to where an earlier try was, if it has left a checkpoint."""
+        found = checkpoint.load(self.checkpoint, self.run_id, self.parameters, self.optimizer.optimizer)
+        if not found:
+            return False
+        state, of_method = found
+        self.state = State(**state)
+        begun, keep = self.state.keep, self.config["keep"]
+        # Or the adapter on disk would be of another epoch than the record says.
+        if begun != keep:
+            anew = f"go on with that, or delete {self.checkpoint} to begin anew"
+            raise UserError(f"keep={keep}: this run was begun with keep={begun}: {anew}")
+        self.method.load_training_state(self.raw_model, of_method)
+        self.scheduler.last_epoch = self.state.step
+        # The rates as they would be at this step: the schedule was made at step 0.
+        scheduler: Any = self.scheduler
+        of_groups = zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, rate, factor in of_groups:
+            group["lr"] = rate * factor(self.state.step)
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+        at = f"at step {self.state.step} of {self.plan.total_steps}"
+        print(f"resumed {at}", flush=True)
+        self.report({"phase": f"resuming {at}"})
+        return True
+
+    # --- what is shown
+
+    def _progress(self, loss: float, evaluated: bool = False) -> None:
+        state, metrics = self.state, self.state.curve["metric"]
+        self.report(
+            {
+                "phase": "evaluated" if evaluated else "training",
+                "epoch": math.ceil(state.step / self.plan.steps_per_epoch),
+                "epochs": self.settings["epochs"],
+                "step": state.step,
+                "steps": self.plan.total_steps,
+                "loss": loss,
+                "metric_name": self.metric.name,
+                "scale": self.metric.scale,
+                "metric": metrics[-1] if metrics else None,
+                "best": metrics[self.best()] if metrics else None,
+                "pace": state.units / max(state.seconds["train"], 1e-9),
+                "unit": self.task.unit,
+                "seconds_left": self.plan.seconds_left(state),
+                "texts": len(getattr(self.task, "items", ())),  # to be decoded after it
+            }
+        )
