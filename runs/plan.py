@@ -22,11 +22,10 @@ from runs.claims import claims_folder
 from runs.command import open_ledger
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
-from runs.identity import data_content, one_look, run_id
+from runs.identity import data_content, one_look, run_id, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, megabytes, plural
-from runs.starts import start_file
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
 LEGEND = {

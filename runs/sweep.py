@@ -31,13 +31,12 @@ from runs.executor import (
     start_fork_server,
     tidy,
 )
-from runs.identity import hash_of, one_look, run_id
+from runs.identity import hash_of, one_look, run_id, start_file
 from runs.launch import DeviceLease, Launch, devices, make_launcher
 from runs.pairs import refusal
 from runs.record import FINISHED, Record, read_measure, read_record, record_path, run_folder, sweep_up_dead
 from runs.record.text import duration, plural
 from runs.sources import changed_words
-from runs.starts import start_file
 from tasks.pixels import preprocessing
 
 #: Executors that end at once, so many times in a row without a run begun, are not started again.

@@ -24,7 +24,7 @@ import vera
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
-from runs.starts import start_file
+from runs.identity import start_file
 
 
 def make_accelerator(run: Run) -> Accelerator:

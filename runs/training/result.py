@@ -13,7 +13,7 @@ from torch import nn
 import tasks
 import vera
 from runs.config import Run
-from runs.identity import data_content, hash_of, model_content
+from runs.identity import data_content, hash_of, model_content, start_id
 from runs.record import (
     COMPUTED,
     READS_LENGTH_GROUPED,
@@ -26,7 +26,6 @@ from runs.record import (
     lora_scaling,
     row_label,
 )
-from runs.starts import start_id
 from runs.training.context import Context
 from runs.training.provenance import machine, versions
 from runs.training.state import State
