@@ -31,16 +31,15 @@ LONG_FILES: dict[str, int] = {
     "tasks/image_sets.py": 417,
     "tasks/images.py": 439,
     "tasks/mt_bench.py": 709,
-    "runs/bench.py": 596,
+    "runs/bench.py": 599,
     "runs/config.py": 823,
-    "runs/executor.py": 635,
-    "runs/launch.py": 434,
-    "runs/measure.py": 430,
+    "runs/executor.py": 638,
+    "runs/launch.py": 436,
+    "runs/measure.py": 432,
     "runs/models.py": 433,
-    "runs/sweep.py": 429,
-    "runs/tracking.py": 510,
-    "runs/train.py": 830,
-    "runs/tune.py": 418,
+    "runs/sweep.py": 428,
+    "runs/tracking.py": 511,
+    "runs/tune.py": 422,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
@@ -51,12 +50,11 @@ LONG_FUNCTIONS: dict[str, int] = {
     "runs/bench.py:markdown": 64,
     "runs/config.py:_check_values": 79,
     "runs/executor.py:_try": 62,
-    "runs/export.py:main": 66,
+    "runs/export.py:main": 64,
     "runs/models.py:load": 76,
     "runs/plan.py:show": 66,
     "runs/sweep.py:sweep": 70,
-    "runs/train.py:__init__": 90,
-    "runs/train.py:finish": 109,
+    "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.
 LONG_METHODS: dict[str, int] = {
