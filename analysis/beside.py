@@ -83,7 +83,8 @@ def verdict(
     values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself
     took the number from earlier work. middle: the mean where the paper prints one. same_size: our row trains
     as many numbers as the paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete",
-    however close."""
+    however close.
+    """
     if cell is None:
         return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
     if values is None:

@@ -8,7 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runs.record import Ledger, Metric, Record, cell_id, is_trial, lora_scaling, protocol, reported, row_label
+from runs.record import (
+    Ledger,
+    Metric,
+    Record,
+    best_and_last,
+    cell_id,
+    is_trial,
+    lora_scaling,
+    protocol,
+    row_label,
+)
 
 
 @dataclass
@@ -59,7 +69,7 @@ class Cell:
         metric, epoch = Metric.of_record(self.records[0]), epoch or self.records[0]["result"]["reported"]
         values = []
         for record in self.records:
-            value = reported(record, self.select).get(epoch)
+            value = best_and_last(record, self.select).get(epoch)
             if value is not None and _is_number(value):
                 values.append(metric.scale * value)
             else:

@@ -91,7 +91,8 @@ def our_row(
 
     columns: the tasks that the table shows; wanted: those that the row should have. status: that of a
     complete row. head: what stands before its numbers, where that is not its label and size; average: what
-    stands after them."""
+    stands after them.
+    """
     if not all(task in ours and ours[task].complete for task in wanted) and "another size" not in status:
         status = "ours, incomplete"
     status += told_diverged(ours.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+#: Tasks in the order of table 2, which printed/tables.yaml has, too.
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
 IMAGES = {"cifar100": "CIFAR-100", "food101": "Food-101", "flowers102": "Flowers-102", "resisc45": "RESISC45"}
 #: The scores of texts, and their decimals as the paper prints them.
@@ -99,7 +100,8 @@ class Printed:
     model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method,
     size: how the paper calls the row, and its trained parameters as printed. column: as in
     printed/tables.yaml. spread: over seeds, as printed. quoted: whether the authors took the row from earlier
-    work."""
+    work.
+    """
 
     table: str
     part: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.cells import Cell, Key
 from analysis.inference import improvement, improvement_interval, median_interval, sign_test
-from runs.record import Metric, Record, reported
+from runs.record import Metric, Record, best_and_last
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def series(cell: Cell, which: str | None = None, select: str | None = None) -> S
     which = which or first["result"]["reported"]
     found: dict[int, float | None] = {}
     for record in cell.records:
-        value = reported(record, select or cell.select).get(which)
+        value = best_and_last(record, select or cell.select).get(which)
         if value is not None and not math.isfinite(value):
             value = None
         if value is None and record["status"] == "diverged":

@@ -45,6 +45,11 @@ class Table:
     tasks: dict[str, str]
     shows: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"{self.title}: a row of {len(row)} cells under {len(self.header)} columns")
+
     @property
     def texts(self) -> list[list[str]]:
         return texts(self.rows)

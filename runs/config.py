@@ -143,9 +143,11 @@ ConfigStore.instance().store(name="schema", node=Config)
 class Run:
     """One run to do: its cell, its seed, and its resolved configuration as plain values.
 
-    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it. changed: the
-    words of the command line that gave the method or the training another setting than their files. words: a
-    command line that means this run but for its seed. Two that mean the same are one run."""
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
+    changed: the words of the command line that gave the method or the training another setting than their
+    files.
+    words: a command line that means this run but for its seed. Two that mean the same are one run.
+    """
 
     row: str
     model: str

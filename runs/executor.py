@@ -132,7 +132,8 @@ class Executor:
     """Does the runs of a sweep that nobody else does, and takes over those whose owners have fallen silent.
 
     waits: for runs whose owners live, too. alone: a user's mistake in the one run of a command ends it
-    (UserError), without a record."""
+    (UserError), without a record.
+    """
 
     def __init__(self, sweep: Sweep, display: Display, waits: bool = True, alone: bool = False) -> None:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone

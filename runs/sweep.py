@@ -54,7 +54,9 @@ def sweep(
 
     part: of a longer command, which has done the preflight, sums up itself, and goes on after a failed run.
     launch, words: where and how (runs/launch.py), and Hydra's words for its launcher; else one after another,
-    here. again: runs that are done although they have a record, which is set aside first."""
+    here.
+    again: runs that are done although they have a record, which is set aside first.
+    """
     if int(os.environ.get("RANK", "0")):  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started, launch = time.monotonic(), launch or Launch()

@@ -59,7 +59,8 @@ class Tracker:
         """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet.
 
         patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT
-        of PATIENCE)."""
+        of PATIENCE).
+        """
         later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
         self.mode = "off" if later_process else mode or mode_here()
         self.output = output

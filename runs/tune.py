@@ -45,7 +45,7 @@ from runs.errors import UserError, entry_point
 from runs.executor import start_fork_server
 from runs.identity import hash_of
 from runs.launch import Launch
-from runs.record import Metric, Record, reported, write_atomically
+from runs.record import Metric, Record, best_and_last, write_atomically
 from runs.record.text import duration, plural
 from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
 
@@ -259,7 +259,7 @@ def seconds_left(cell: Cell) -> float | None:
 def value_of(record: Record) -> float:
     """The metric on the held-out rows, of the epoch that the task's table reports; of a run that diverged
     before its first epoch ended, the worst."""
-    value = reported(record, "paper").get(record["result"]["reported"])
+    value = best_and_last(record, "paper").get(record["result"]["reported"])
     return float(value) if value is not None else Metric.of_record(record).worst
 
 

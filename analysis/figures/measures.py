@@ -14,7 +14,8 @@ class Measured:
     out.
 
     of_the_paper: whether the paper's figure is of this model and task; of these there is always one, maybe
-    empty."""
+    empty.
+    """
 
     model: str
     task: str

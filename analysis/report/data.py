@@ -13,7 +13,7 @@ from analysis.beside import summary
 from analysis.cells import Cell, Key, one_each, row_of
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
-from runs.record import FINISHED, Ledger, Record, cell_id, is_trial, protocol, reported
+from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, protocol
 from runs.record.text import megabytes, one_line
 
 #: Parts of a record that a cell's view shows as keys and values.
@@ -246,7 +246,7 @@ def finding_texts(f: Finding) -> list[str]:
 
 def _run(record: Record, ledger: Ledger, percent: bool, own: list[int]) -> dict[str, Any]:
     finished = record["status"] in FINISHED
-    paper, fitted = (reported(record, select) if finished else {} for select in ("paper", "crossfit"))
+    paper, fitted = (best_and_last(record, select) if finished else {} for select in ("paper", "crossfit"))
     scale = 100 if percent else 1
     made: dict[str, Any] = {"id": record["id"], "seed": record["cell"]["seed"], "st": str(record["status"])}
     made["o"] = str(ledger.origin.get(record["id"], "-"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from analysis.cells import Cell
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, recipes
-from runs.record import Record, reported
+from runs.record import Record, best_and_last
 
 #: Whether a finding agrees, in a word.
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
@@ -19,7 +19,8 @@ class Claim:
 
     holds: what each run says by itself, or each pair of runs of one seed. trained: for how many epochs,
     beside the paper's, and which rows were still rising at the last. firm: of enough pairs or runs for a bold
-    word."""
+    word.
+    """
 
     claim: str
     where: str
@@ -52,7 +53,8 @@ def trained(rows: Sequence[Cell]) -> str:
     for cell in rows:
         several = [record for record in cell.records if len(record["curve"].get("epoch") or []) > 1]
         last = sum(
-            reported(record, "paper").get("best_epoch") == record["curve"]["epoch"][-1] for record in several
+            best_and_last(record, "paper").get("best_epoch") == record["curve"]["epoch"][-1]
+            for record in several
         )
         if 2 * last > len(several):
             rising.append(f"{cell.label} ({last} of {len(several)})")

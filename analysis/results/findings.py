@@ -39,7 +39,8 @@ def _of_rows(found: dict[Key, Cell], texts: dict[Key, Cell]) -> list[Claim]:
 
 def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
     """The cells of these rows, for each model and task that has all of them, each with its number, and of the
-    seeds that all have: medians of other seeds could say the opposite of the pairs."""
+    seeds that all
+    have: medians of other seeds could say the opposite of the pairs."""
     for model, task in sorted({(key[0], key[2]) for key in found}):
         mine = [found[model, row, task] for row in rows if (model, row, task) in found]
         if len(mine) == len(rows) and not any(cell.unknown for cell in mine):

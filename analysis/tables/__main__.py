@@ -4,10 +4,10 @@
                                      [--output outputs] [--save]
     python -m analysis.tables table6     (table1 to table13, demo)
 
-Each cell is the median over the seeds of the best epoch, +- the sample standard deviation (in tables 6 and 7
-the mean). A cell with fewer seeds than the protocol's says so and enters no average. --runs lists the run ids
-behind each cell. Table 1 is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a
-record.
+Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
+epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
+seeds than the protocol's says so and enters no average. --runs lists the run ids behind each cell. Table 1 is
+computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
 """
 
 import sys

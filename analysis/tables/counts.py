@@ -15,7 +15,8 @@ def memory(model: str, rank: int) -> dict[str, int]:
     + r).
 
     frozen: the elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes
-    each."""
+    each.
+    """
     matrices, width = SHAPES[model]
     return {
         "lora": matrices * 2 * width * rank,

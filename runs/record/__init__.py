@@ -1,9 +1,11 @@
 """A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from
 it.
 
-schema.py says what a record holds and checks it; ledger.py reads one, or all; files.py writes them, whole or
-not at all; selection.py says which epoch's number is reported, and rows.py which row of a table a run belongs
-to. No torch and no Hydra: analysis/ reads the ledger through this package."""
+schema.py says what a record holds and checks it, metric.py what its number means; ledger.py reads one, or
+all; files.py writes them, whole or not at all; selection.py says which epoch is the best by a protocol, and
+rows.py which row of a table a run belongs to. No torch and no Hydra: analysis/ reads the ledger through this
+package.
+"""
 
 from runs.record.cell import (
     COMPUTED,
@@ -42,7 +44,7 @@ from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
-from runs.record.selection import crossfit, crossfit_of, reported
+from runs.record.selection import best_and_last, crossfit, crossfit_of
 
 __all__ = [
     "COMPUTED",
@@ -56,6 +58,7 @@ __all__ = [
     "Ledger",
     "Metric",
     "Record",
+    "best_and_last",
     "cache_folder",
     "cell_id",
     "check_regular",
@@ -78,7 +81,6 @@ __all__ = [
     "record_path",
     "record_text",
     "records_folder",
-    "reported",
     "row_label",
     "run_folder",
     "study_folders",

@@ -145,7 +145,8 @@ def read_ledger(
 
     A second record of a run with the same result is the same run, published. Where it has another result
     (another machine, other versions), the first one counts, and how many there are of each study is a
-    problem. A copy of a published record is of that study, not of this machine."""
+    problem. A copy of a published record is of that study, not of this machine.
+    """
     ledger = Ledger()
     folders = [("ours", records_folder(output), Path(output) / "measures")]
     if published:

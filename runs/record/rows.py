@@ -1,5 +1,5 @@
-"""Which row of a table a run belongs to: LoRA's alpha at ranks other than its recipe's, and what the row is
-called."""
+"""What a recipe says of a key, and which row of a table a run belongs to: LoRA's alpha at ranks other than
+its recipe's, and what the row is called."""
 
 from collections.abc import Mapping
 from typing import Any

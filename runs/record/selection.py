@@ -34,7 +34,7 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict
     }
 
 
-def reported(record: Record, select: str) -> dict[str, Any]:
+def best_and_last(record: Record, select: str) -> dict[str, Any]:
     """A record's best and last number by a protocol, "paper" or "crossfit"; empty where it has none."""
     if select == "paper":
         return dict(record["result"].get("protocols", {}).get("paper") or {})

@@ -153,7 +153,8 @@ def epoch_batches(
     batches.
 
     block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes
-    from epoch to epoch."""
+    from epoch to epoch.
+    """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
     batches = []

@@ -30,7 +30,8 @@ class StoppedError(Exception):
 @dataclass
 class Stop:
     """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between
-    steps, and while it evaluates. Elsewhere there is nothing to save, and its process may end at once."""
+    steps, and while it evaluates. Elsewhere its process may end at once: there is nothing to save yet, or
+    texts that are decoded lie on disk."""
 
     wanted: bool = False
     listens: bool = False

@@ -177,7 +177,9 @@ def summarise(
     kept.
 
     paper: the best epoch on the dev set, reported on the same rows, which flatters. crossfit: see
-    runs.record.crossfit. reported: which of the two numbers the table of the task has."""
+    runs.record.crossfit.
+    reported: which of the two numbers the table of the task has.
+    """
     direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
     of_table = {"metric": metric.name, **direction, "reported": reported, "select": select}
     if not curve["metric"]:

@@ -52,7 +52,8 @@ class Case:
     kind: the row of the table that it counts in. expected: "refused", "taken" or "either". tried: how many
     odd things it gives at once. halves: the same with each half of them, to find those that it failed on.
     known: error classes beside the project's own which are a refusal, too. network: whether it may connect.
-    folder: removed afterwards."""
+    folder: removed afterwards.
+    """
 
     kind: str
     name: str

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ledgers import of_metric, record
 
-from runs.record import SCHEMA, Metric, crossfit, read_record, read_regular, reported
+from runs.record import SCHEMA, Metric, best_and_last, crossfit, read_record, read_regular
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
 
@@ -103,8 +103,8 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
     assert crossfit(odd, 10, ACCURACY) is None
     record = {"curve": odd, "data": {"dev_rows": 10}, "result": of_metric("accuracy")}
-    assert reported(record, "crossfit") == {}
-    assert reported(record, "paper") == {}  # of a run that diverged before its first epoch
+    assert best_and_last(record, "crossfit") == {}
+    assert best_and_last(record, "paper") == {}  # of a run that diverged before its first epoch
 
 
 def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
@@ -115,9 +115,9 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
         "select": "paper",
         "protocols": {"paper": paper, "unbiased": {"best": 0.6}},
     }
-    assert reported(record, "paper") == paper
-    assert reported(record, "crossfit")["best"] == pytest.approx(0.65)
-    assert math.isclose(reported(record, "crossfit")["optimism"], 0.1)
+    assert best_and_last(record, "paper") == paper
+    assert best_and_last(record, "crossfit")["best"] == pytest.approx(0.65)
+    assert math.isclose(best_and_last(record, "crossfit")["optimism"], 0.1)
 
 
 @pytest.mark.parametrize(
