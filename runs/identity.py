@@ -18,7 +18,7 @@ import tasks
 from runs import models
 from runs.config import Run
 from runs.record import cache_folder, defining, write_atomically
-from tasks.hub import content
+from tasks.fetch.hub import content
 
 
 def run_id(run: Run) -> str | None:

@@ -19,7 +19,7 @@ from runs.errors import UserError
 from runs.record.text import megabytes
 from runs.wheels import SUMS, convert, converted, is_ready, sums
 from tasks import DataError
-from tasks.hub import cached, snapshot
+from tasks.fetch.hub import cached, snapshot
 from tasks.pixels import preprocessing
 
 if TYPE_CHECKING:

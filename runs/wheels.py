@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.record import cache_folder
-from tasks import pip
+from tasks.fetch import pip
 
 #: DINOv2's preprocessing, as published beside its weights.
 DINOV2_IMAGES = {

@@ -23,7 +23,7 @@ from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_ou
 from tasks.beam import Search, beam_search
 from tasks.continuations import Continuations
 from tasks.e2e_metrics import NO_JAVA, scores
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, snapshot
 from tasks.text import open_text, read_parquet
 
 PROTOCOL = 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Rows, Source, block, held_out, listed, named, quoted, subset
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, snapshot
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
 PROTOCOL = 1

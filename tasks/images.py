@@ -24,7 +24,7 @@ import numpy as np
 
 from tasks import image_sets
 from tasks.base import Array, DataError, Source, Task, fixed_subset, named
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, snapshot
 from tasks.image_sets import ImageSet, Pool
 from tasks.pixels import BadImageError, Item, Preprocessing, augment, parallel, prepared
 

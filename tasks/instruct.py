@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks.base import DataError, Source, block, fixed_subset, held_out, listed, parse_json, quoted
 from tasks.continuations import Continuations, Row
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, snapshot
 from tasks.mt_bench import BENCHES
 from tasks.text import open_text
 

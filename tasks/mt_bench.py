@@ -81,7 +81,7 @@ def data_folder(settings: Mapping[str, Any]) -> Path:
         if found is None:
             raise DataError(f"{folder}: no judge_prompts.jsonl in it. {INSTEAD}")
         return found
-    from tasks.hub import snapshot
+    from tasks.fetch.hub import snapshot
 
     names = ("question.jsonl", "reference_answer/gpt-4.jsonl")
     patterns = ["data/judge_prompts.jsonl", *(f"data/{bench}/{name}" for bench in BENCHES for name in names)]

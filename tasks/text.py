@@ -26,11 +26,11 @@ from tasks.base import (
     quoted,
     subset,
 )
-from tasks.hub import content
+from tasks.fetch.hub import content
 
 PROTOCOL = 1
 
-METRICS = ("accuracy", "matthews", "pearson")  # the files of tasks/metrics
+METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 
 #: What a row may be: its place in the file, for messages, and its columns.
 Row = tuple[int, dict[str, Any]]

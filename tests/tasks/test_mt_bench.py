@@ -166,7 +166,7 @@ def test_where_the_data_are(data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot be reached. Give a local copy .* task.mt_bench_dir="):
         data_folder({})
     asked = []
-    monkeypatch.setattr("tasks.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
+    monkeypatch.setattr("tasks.fetch.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
     assert data_folder({"mt_bench_dir": None}) == data
     assert asked[0][0] == "lmsys/mt-bench"
     assert asked[0][3] == "space"
