@@ -30,7 +30,6 @@ LONG_FILES: dict[str, int] = {
     "tasks/e2e.py": 452,
     "tasks/image_sets.py": 417,
     "tasks/images.py": 439,
-    "tasks/mt_bench.py": 709,
     "runs/bench.py": 596,
     "runs/config.py": 823,
     "runs/executor.py": 635,
@@ -46,8 +45,6 @@ LONG_FILES: dict[str, int] = {
 LONG_FUNCTIONS: dict[str, int] = {
     "vera/methods/peft.py:install": 93,
     "tasks/beam.py:beam_search": 73,
-    "tasks/mt_bench.py:judge": 84,
-    "tasks/mt_bench.py:main": 70,
     "runs/bench.py:markdown": 64,
     "runs/config.py:_check_values": 79,
     "runs/executor.py:_try": 62,
