@@ -20,7 +20,7 @@ from runs.record.text import megabytes
 from runs.wheels import SUMS, convert, converted, is_ready, sums
 from tasks import DataError
 from tasks.fetch.hub import cached, snapshot
-from tasks.pixels import preprocessing
+from tasks.images import preprocessing
 
 if TYPE_CHECKING:
     import torch

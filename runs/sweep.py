@@ -38,7 +38,7 @@ from runs.record import FINISHED, Record, read_measure, read_record, record_path
 from runs.record.text import duration, plural
 from runs.sources import changed_words
 from runs.starts import start_file
-from tasks.pixels import preprocessing
+from tasks.images import preprocessing
 
 #: Executors that end at once, so many times in a row without a run begun, are not started again.
 EMPTY_STARTS = 3

@@ -146,7 +146,7 @@ class Task(ABC):
         """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if
         that is known.
 
-        Of images, `tokenizer` is the model's preprocessing (tasks/pixels.py).
+        Of images, `tokenizer` is the model's preprocessing (tasks/images/pixels.py).
         """
 
     @abstractmethod

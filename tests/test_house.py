@@ -27,8 +27,6 @@ LONG_FILES: dict[str, int] = {
     "vera/kernels.py": 448,
     "vera/methods/base.py": 501,
     "vera/methods/peft.py": 509,
-    "tasks/image_sets.py": 417,
-    "tasks/images.py": 439,
     "runs/bench.py": 596,
     "runs/config.py": 823,
     "runs/executor.py": 635,

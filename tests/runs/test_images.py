@@ -50,7 +50,7 @@ def no_pictures(request, monkeypatch):
     """Others do not: drawing takes seconds a run."""
     if "pictures" not in request.fixturenames:
         for name in ("grid", "confusion"):
-            monkeypatch.setattr(f"tasks.pictures.{name}", lambda *_: None)
+            monkeypatch.setattr(f"tasks.images.pictures.{name}", lambda *_: None)
 
 
 def begin(words):
@@ -265,7 +265,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capfd):
-    monkeypatch.setattr("tasks.pictures.grid", lambda *_: 1 / 0)
+    monkeypatch.setattr("tasks.images.pictures.grid", lambda *_: 1 / 0)
     assert do(image_words)["status"] == "done"
     assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
 
