@@ -28,12 +28,13 @@ from transformers import (
 )
 
 import tasks.fetch.pip
-from runs import evaluate, models, wheels
+from runs import evaluate, models
 from runs.config import expand, parts
 from runs.errors import UserError
 from runs.export import main as export
 from runs.features import compute
 from runs.identity import run_id
+from runs.models import wheels
 from runs.record import cache_folder, run_folder
 from runs.sweep import preflight, sweep
 from runs.train import Training

@@ -24,6 +24,8 @@ from runs import models
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
+from runs.models import wheels
+from runs.models.locate import PACKAGED
 from tasks import DataError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -142,7 +144,7 @@ def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
     folder = models.fetch(settings)
     names = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert models.sums(folder).keys() == names
+    assert wheels.sums(folder).keys() == names
     for name in sorted(names):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:-1] + b" ")
@@ -171,7 +173,7 @@ def test_what_was_converted_without_hashes_is_converted_again(packaged, fetched)
 
 
 def test_of_two_that_convert_at_once_one_is_kept(packaged, fetched, monkeypatch):
-    folder, packing = models.converted(packaged[1]), LlamaForCausalLM.save_pretrained
+    folder, packing = wheels.converted(packaged[1]), LlamaForCausalLM.save_pretrained
 
     def overtaken(*words, **more):
         monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", packing)
@@ -243,7 +245,7 @@ def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
 
 def test_the_requirement_that_is_reinstalled_is_the_projects_own():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for package, (requirement, sums) in models.PACKAGED.items():
+    for package, (requirement, sums) in PACKAGED.items():
         assert requirement in project["dependencies"]
         assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())

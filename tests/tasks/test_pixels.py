@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor
 
-from runs.wheels import DINOV2_IMAGES
+from runs.models.wheels import DINOV2_IMAGES
 from tasks import DataError
 from tasks.images.pixels import (
     BadImageError,

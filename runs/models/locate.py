@@ -1,29 +1,19 @@
-"""A pretrained backbone from the hub, a local folder, an installed package, or a wheel: nothing else differs
-between them.
+"""Where a model lies: a local folder, an installed package, a wheel, or the hub. It is fetched, its files are
+checked by hash, and its configuration for what would read other files or run foreign code."""
 
-torch and transformers are imported where they are used: the plan asks this file where a model lies.
-"""
-
-import contextlib
 import fnmatch
 import hashlib
 import importlib.util
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runs.errors import UserError
+from runs.models.wheels import SUMS, convert, converted, is_ready, sums
 from runs.record.text import megabytes
-from runs.wheels import SUMS, convert, converted, is_ready, sums
-from tasks import DataError
 from tasks.fetch.hub import cached, snapshot
-from tasks.images import preprocessing
-
-if TYPE_CHECKING:
-    import torch
 
 #: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
 PATTERNS = [
@@ -239,195 +229,3 @@ def _check_index(path: Path) -> None:
             )
         if not (path.parent / name).is_file():
             raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")
-
-
-#: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et
-#: al. 2023, QLoRA).
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-#: Parts of the names of matrices that stay as they are: embeddings, and the output layer.
-NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "shared")
-
-
-def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device") -> None:
-    """Raises UserError for a model that cannot fit the device's free memory, before it is loaded.
-
-    Its weights, and where all of them are trained their gradients and moments; what activations take is not
-    known before."""
-    from safetensors import safe_open
-
-    quantise, size = config["model"].get("quantise"), {"whole": 0.0, "nf4": 0.0}
-    for path in folder.glob("model*.safetensors"):
-        try:
-            with safe_open(path, "np") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-        except Exception:  # a damaged file has its own message when it is loaded
-            return
-        for name, shape in shapes.items():
-            whole = len(shape) != 2 or any(part in name for part in NOT_QUANTISED)
-            size["whole"] += 4 * math.prod(shape)
-            size["nf4"] += (4 if whole else NF4_BYTES) * math.prod(shape)
-    everything = config["method"]["kind"] == "full"
-    needed, free = size[quantise or "whole"] * (4 if everything else 1), free_memory(device)
-    if needed > free:
-        what = (
-            "weights, gradients and AdamW's moments"
-            if everything
-            else f"weights alone{' in 4 bit' if quantise else ''}"
-        )
-        fits = not quantise and not everything and size["nf4"] < free
-        smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if fits else ""
-        raise UserError(
-            f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free"
-            f" on {device.type}.{smaller} Choose a smaller model, or another device (device=)"
-        )
-
-
-def free_memory(device: "torch.device") -> float:
-    """Bytes that are free on a device; on a CPU no more than the container may have."""
-    if device.type == "cuda":
-        import torch
-
-        return float(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    free = float(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit
-        limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, max(limit - taken + int(told["file"]), 0))  # of files there are copies that can go
-    return free
-
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def load(
-    folder: Path,
-    num_labels: int,
-    problem: str,
-    settings: Mapping[str, Any] | None = None,
-    modality: str = "text",
-    quantise: "torch.dtype | None" = None,
-    device: "torch.device | None" = None,
-) -> tuple[Any, Any]:
-    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed,
-    or, for num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained
-    ones. modality: for "image" the backbone sees images, and its preprocessing comes in the tokenizer's
-    place. quantise: the linear layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this
-    dtype; then on `device`.
-
-    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at
-    random)."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageClassification,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-    from transformers.utils import logging
-
-    from vera.sites import head_parameters
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    own = dict(settings or {})
-    for key, value in own.items():
-        pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if not hasattr(pretrained, key):
-            raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
-        # What it does not name stays
-        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
-            own[key] = getattr(pretrained, key) | value
-    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
-    if num_labels:
-        given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
-    if quantise is not None:
-        given |= {"quantization_config": _nf4(quantise)}
-        if device is not None and device.type == "cuda":  # where its weights never lie whole
-            given["device_map"] = {"": device.index or 0}
-    kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
-    try:
-        if modality == "image":
-            kind = AutoModelForImageClassification
-            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *own)}
-            config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
-            # Timm writes this number twice, and transformers then passes it twice
-            if config.model_type == "timm_wrapper":
-                config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
-            given["config"] = config
-        model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
-        tokenizer = (
-            preprocessing(folder)
-            if modality == "image"
-            else AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        )
-    except DataError:
-        raise
-    except Exception as error:  # transformers raises whatever an odd file makes it stumble over
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
-    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if modality == "image":
-        _suits(model, folder)
-        _renew(model, [name for name in head_parameters(model) if name not in unfilled])
-    lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
-    if lacking:
-        raise UserError(
-            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
-        )
-    return model, tokenizer
-
-
-def _nf4(compute: "torch.dtype") -> Any:
-    from transformers import BitsAndBytesConfig
-
-    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
-    return BitsAndBytesConfig(load_in_4bit=True, **how)  # type: ignore[no-untyped-call]
-
-
-def _suits(model: Any, folder: Path) -> None:
-    """Raises UserError for an image model that would not be trained, kept or judged rightly here."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from vera.sites import head_parameters
-
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError(
-            f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps"
-        )
-    if not head_parameters(model):
-        raise UserError(
-            f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)"
-        )
-
-
-def _renew(model: Any, names: list[str]) -> None:
-    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its
-    seed."""
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        module = model.get_submodule(path)
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # or transformers leaves alone what it has loaded
-        model._init_weights(module)
-
-
-def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
-    """The model without weights, on the meta device, for counting: by its folder's configuration, or by
-    conf/model's."""
-    import torch
-    import transformers
-
-    build: Any = {
-        "text": transformers.AutoModelForSequenceClassification,
-        "text generation": transformers.AutoModelForCausalLM,
-        "image": transformers.AutoModelForImageClassification,
-    }[model["modality"]]
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    with torch.device("meta"):
-        given: dict[str, Any] = {**(model.get("settings") or {}), "num_labels": num_labels}
-        if folder:
-            config = transformers.AutoConfig.from_pretrained(folder, **given, local_files_only=True)
-        else:
-            config = transformers.AutoConfig.for_model(**model["architecture"], **given)
-        return build.from_config(config)
