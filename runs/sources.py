@@ -46,10 +46,8 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
     with the first 16 hex digits of its SHA-256, and whether it is untracked or differs from the last commit
     (None: no git checkout)."""
     task = Path(str(family.__file__))
-    files = {
-        "method": Path(inspect.getfile(type(method))),
-        "task": task.parent if task.name == "__init__.py" else task,
-    }
+    task = task.parent if task.name == "__init__.py" else task
+    files = {"method": Path(inspect.getfile(type(method))), "task": task}
     return {part: _source(path) for part, path in files.items()}
 
 

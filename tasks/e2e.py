@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_out, quoted
+from tasks.base import DataError, Decoding, Source, block, check, fixed_subset, held_out, quoted
 from tasks.beam import Search, beam_search, left_padded
 from tasks.continuations import Continuations
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
-from tasks.fetch.hub import content, snapshot
+from tasks.fetch.hub import content, data_folder
 
 PROTOCOL = 1
 
@@ -84,10 +84,8 @@ class E2ETask(Continuations, Decoding):
             return found
 
         for split, pairs in self.splits.items():
-            prompts, references = (
-                ids([mr for mr, _ in pairs]),
-                ids([f" {reference}" for _, reference in pairs]),
-            )
+            prompts = ids([mr for mr, _ in pairs])
+            references = ids([f" {reference}" for _, reference in pairs])
             self._rows[split] = [
                 ([*mr, end, *reference, end][:max_length], len(mr))
                 for mr, reference in zip(prompts, references, strict=True)
@@ -192,11 +190,7 @@ def load(settings: Any) -> E2ETask:
     """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an
     empty reference."""
     _check(settings)
-    if settings.get("data_dir"):
-        folder = Path(settings["data_dir"])
-    else:
-        instead = "Give a local copy: task.data_dir=/where/e2e (with make: DATA=/where/e2e)"
-        folder = snapshot(settings["hub"], settings.get("revision"), ["*.parquet"], "dataset", instead)
+    folder = data_folder(settings, "*.parquet", "/where/e2e")
     files, split, name = local_files(folder, settings["decode"]), settings["decode"], settings["name"]
     rows = {split: list(read_pairs(path)) for split, path in files.items()}
     splits, notes = {}, []
@@ -235,12 +229,8 @@ def load(settings: Any) -> E2ETask:
 def _deviations(settings: Any) -> list[str]:
     """What is set otherwise than in the published runs, in words."""
     if settings["decode"] == "none":  # how texts would be decoded matters to nobody
-        settings = {
-            **settings,
-            **PUBLISHED,
-            "length_penalty": [0.9],
-            "label_smoothing": settings["label_smoothing"],
-        }
+        kept = {"length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
+        settings = {**settings, **PUBLISHED, **kept}
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
     words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
     if float(settings["length_penalty"][0]) != 0.9:
@@ -257,24 +247,17 @@ def _deviations(settings: Any) -> list[str]:
 def _check(settings: Any) -> None:
     """What types do not catch."""
     for key, known in (("decode", ("test", "dev", "none")), ("search", ("lora", "transformers"))):
-        if settings[key] not in known:
-            raise DataError(f"task.{key}={settings[key]}: should be one of {', '.join(known)}")
+        check(settings, key, settings[key] in known, f"one of {', '.join(known)}")
     penalties = settings["length_penalty"]
-    if not penalties or not all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties):
-        raise DataError(f"task.length_penalty={penalties}: should be numbers from 0 to 10, such as [0.9,0.8]")
+    fit = bool(penalties) and all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties)
+    check(settings, "length_penalty", fit, "numbers from 0 to 10, such as [0.9,0.8]")
     if len(set(map(float, penalties))) < len(penalties):
         raise DataError(f"task.length_penalty={penalties}: the same number twice")
     for key in PUBLISHED:
         if settings[key] is None:
             raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
-    if not 0 <= settings["label_smoothing"] < 1:
-        raise DataError(
-            f"task.label_smoothing={settings['label_smoothing']}: should be at least 0 and less than 1"
-        )
-    if settings["no_repeat_ngram"] < 0:
-        raise DataError(
-            f"task.no_repeat_ngram={settings['no_repeat_ngram']}: should be at least 0 (which allows repeats)"
-        )
+    smoothing, repeats = settings["label_smoothing"], settings["no_repeat_ngram"]
+    check(settings, "label_smoothing", 0 <= smoothing < 1, "at least 0 and less than 1")
+    check(settings, "no_repeat_ngram", repeats >= 0, "at least 0 (which allows repeats)")
     for key in ("beams", "max_new_tokens", "items", "train_rows", "dev_rows"):
-        if settings[key] is not None and settings[key] < 1:
-            raise DataError(f"task.{key}={settings[key]}: should be at least 1")
+        check(settings, key, settings[key] is None or settings[key] >= 1, "at least 1")

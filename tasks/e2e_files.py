@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, listed, quoted
-from tasks.text import open_text, read_parquet
+from tasks.text import open_text, read_parquet, read_rows
 
 #: The challenge's names of the attributes, and those in LoRA's files.
 KEYS = {
@@ -38,13 +38,10 @@ Pair = tuple[str, str]
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
     """The file of each split: all by the challenge's names, or all by LoRA's, or all the hub's parquet
     files."""
+    if folder.is_file():
+        raise DataError(f"{folder}: a file: task.data_dir takes the folder that holds it")
     if not folder.is_dir():
-        what = (
-            "a file: task.data_dir takes the folder that holds it"
-            if folder.is_file()
-            else "no such folder (task.data_dir)"
-        )
-        raise DataError(f"{folder}: {what}")
+        raise DataError(f"{folder}: no such folder (task.data_dir)")
     wanted = [split for split in FILES if split != "test" or decode == "test"]
     missing: list[str] = []
     for style in range(3):
@@ -80,10 +77,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
         try:
-            yield (
-                mr if path.suffix == ".txt" else linearise(mr),
-                reference if path.suffix == ".txt" else tokenise(reference),
-            )
+            yield (mr, reference) if path.suffix == ".txt" else (linearise(mr), tokenise(reference))
         except ValueError as error:
             raise DataError(f"{path} line {line}: {error}") from None
         count += 1
@@ -101,12 +95,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
                     f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)"
                 )
         try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns"
-                    )
-                yield reader.line_num, row["mr"], row["ref"]
+            for line, row in read_rows(path, reader):
+                yield line, row["mr"], row["ref"]
         except csv.Error as error:
             raise DataError(f"{path} after line {reader.line_num}: {error}") from None
 

@@ -141,15 +141,9 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     if not config.is_file():
         raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
     if not any(folder.glob("model*.safetensors")):
-        pickled = (
-            " It holds pickled weights (pytorch_model.bin): save them as safetensors"
-            if any(folder.glob("*.bin"))
-            else ""
-        )
-        raise UserError(
-            f"{folder}: no weights"
-            f" (model*.safetensors).{pickled or ' Put model.safetensors beside config.json'}"
-        )
+        pickled = "It holds pickled weights (pytorch_model.bin): save them as safetensors"
+        mend = pickled if any(folder.glob("*.bin")) else "Put model.safetensors beside config.json"
+        raise UserError(f"{folder}: no weights (model*.safetensors). {mend}")
     if (folder / "adapter_config.json").exists():
         raise UserError(
             f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"
@@ -206,11 +200,8 @@ def _check_config(node: Any, path: Path, depth: int = 1) -> None:
         layers = name.endswith(("layers", "_layer", "depth")) and isinstance(value, int | float)
         if layers and value > MOST_LAYERS:
             raise UserError(f"{path}: {name} is {value:g}, and a model has {MOST_LAYERS} layers at most")
-        of_timm = [
-            word
-            for word in ELSEWHERE_OF_TIMM
-            if name == "model_args" and isinstance(value, dict) and word in value
-        ]
+        timms = value if name == "model_args" and isinstance(value, dict) else {}
+        of_timm = [word for word in ELSEWHERE_OF_TIMM if word in timms]
         if name in ELSEWHERE or of_timm or (name == "architecture" and ":" in str(value)):
             name = of_timm[0] if of_timm else name
             raise UserError(f"{path}: {name} would load weights that are not this folder's. Take it out")

@@ -40,11 +40,8 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
     everything = config["method"]["kind"] == "full"
     needed, free = size[quantise or "whole"] * (4 if everything else 1), free_memory(device)
     if needed > free:
-        what = (
-            "weights, gradients and AdamW's moments"
-            if everything
-            else f"weights alone{' in 4 bit' if quantise else ''}"
-        )
+        alone = f"weights alone{' in 4 bit' if quantise else ''}"
+        what = "weights, gradients and AdamW's moments" if everything else alone
         fits = not quantise and not everything and size["nf4"] < free
         smaller = f" model.quantise=nf4 takes {megabytes(size['nf4'])}." if fits else ""
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Source, Task, fixed_subset, named
+from tasks.base import Array, DataError, Source, Task, check, fixed_subset, named
 from tasks.fetch.hub import content, snapshot
 from tasks.images import sets
 from tasks.images.files import local_files
@@ -66,17 +66,10 @@ def _local(settings: Any, folder: Path) -> dict[str, Path]:
 
 def _fetched(settings: Any) -> Path:
     splits = [*settings["train_splits"], *([settings["test_split"]] if settings["test_split"] else [])]
-    instead = (
-        "Give a local copy: task.data_dir=/its/folder, or the folder that holds several sets by name (with"
-        " make: DATA=)"
-    )
-    return snapshot(
-        settings["hub"],
-        settings.get("revision"),
-        [f"*{split}-*.parquet" for split in splits],
-        "dataset",
-        instead,
-    )
+    patterns = [f"*{split}-*.parquet" for split in splits]
+    several = "or the folder that holds several sets by name (with make: DATA=)"
+    instead = f"Give a local copy: task.data_dir=/its/folder, {several}"
+    return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -90,12 +83,10 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _check(settings: Any) -> None:
     """What the configuration's types do not catch."""
     for key, least in (("shots", 1), ("image_size", 1), ("workers", 1), ("draw_seed", 0)):
-        value = settings[key]
-        if value is not None and (type(value) is not int or value < least):
-            raise DataError(f"task.{key}={value}: should be a whole number of at least {least}")
+        fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= least)
+        check(settings, key, fits, f"a whole number of at least {least}")
     for key, words in (("augment", ("none", "flip", "crop")), ("bad_images", ("refuse", "skip"))):
-        if settings[key] not in words:
-            raise DataError(f"task.{key}={settings[key]}: should be one of {', '.join(words)}")
+        check(settings, key, settings[key] in words, f"one of {', '.join(words)}")
     scale = settings["crop_scale"]
     numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
     if not (numbers and 0 < scale[0] <= scale[1] <= 1):

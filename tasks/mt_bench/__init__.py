@@ -4,8 +4,8 @@ endpoint. What a user types: python -m tasks.mt_bench.
 The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its
 questions, prompts and reference answers are read from a copy of its data folder."""
 
-from tasks.mt_bench.client import JudgeError, Outcome, judge
-from tasks.mt_bench.judgments import Judge, Judgment, prompts, rating, read_judgments
+from tasks.mt_bench.client import JudgeError, judge
+from tasks.mt_bench.judgments import Judge, prompts, rating, read_judgments
 from tasks.mt_bench.questions import (
     BENCHES,
     Question,
@@ -21,8 +21,6 @@ __all__ = [
     "BENCHES",
     "Judge",
     "JudgeError",
-    "Judgment",
-    "Outcome",
     "Question",
     "data_folder",
     "judge",

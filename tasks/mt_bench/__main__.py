@@ -93,9 +93,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(({"judging": counts} if options.action == "judge" else {}) | {"models": found}))
         return 1 if failed else 0
     if options.action == "judge":
-        print(f"{outcome.asked} judged anew, {outcome.cached} taken from {file}, {failed} failed")
-        for reason, count in outcome.failed.most_common():
-            print(f"  {count} not judged: {reason}")
+        print(outcome.report(file))
     print(table(found))
     return 1 if failed else 0
 

@@ -27,6 +27,11 @@ class Outcome:
     cached: int = 0
     failed: Counter[str] = field(default_factory=Counter)
 
+    def report(self, file: Path) -> str:
+        """What a command prints of it; file: where judgments are saved."""
+        counts = f"{self.asked} judged anew, {self.cached} taken from {file}, {self.failed.total()} failed"
+        return "\n".join([counts, *(f"  {n} not judged: {why}" for why, n in self.failed.most_common())])
+
 
 def judge(
     messages: Iterable[Messages],
@@ -68,7 +73,7 @@ def judge(
         async def run() -> None:
             options: Any = {"max_retries": retries, "timeout": limits}
             async with AsyncOpenAI(base_url=url, api_key=secret, **options) as client:
-                await _Queue(client, by, todo, file, outcome, bar).work(concurrency)
+                await _ask_all(client, by, todo, file, outcome, bar, concurrency)
 
         try:
             asyncio.run(run())
@@ -95,48 +100,40 @@ def _endpoint(base_url: str | None, api_key: str | None) -> tuple[str, str]:
     return url, secret
 
 
-@dataclass
-class _Queue:
-    """The prompts still to be judged, by the key of their judgment, and where what comes of them goes."""
+async def _ask_all(
+    client: Any, by: Judge, todo: Mapping[str, Messages], file: Path, outcome: Outcome, bar: Any, tasks: int
+) -> None:
+    """Asks for the judgments of `todo`, by their keys, `tasks` at a time."""
 
-    client: Any
-    by: Judge
-    todo: Mapping[str, Messages]
-    file: Path
-    outcome: Outcome
-    bar: Any
-
-    async def work(self, concurrency: int) -> None:
-        # One goes ahead, and is not retried: what dooms all shows there, before the others are paid or
-        # waited for.
-        first, *rest = self.todo
-        again = [first] if await self._one(self.client.with_options(max_retries=0), first) else []
-        keys = iter([*again, *rest])
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(self.todo))):
-                group.create_task(self._some(keys))
-
-    async def _some(self, keys: Iterator[str]) -> None:
-        for key in keys:
-            reason = await self._one(self.client, key)
-            if reason:
-                self.outcome.failed[reason] += 1
-                self.bar.update()
-
-    async def _one(self, client: Any, key: str) -> str | None:
+    async def one(client: Any, key: str) -> str | None:
         """Saves a judgment; or says why there is none."""
-        by = self.by
-        answer = await _ask(client, by, self.todo[key])
+        answer = await _ask(client, by, todo[key])
         if isinstance(answer, str):
             return answer
         row = {"key": key, "judge": by.name, "temperature": by.temperature, "max_tokens": by.max_tokens}
         line = json.dumps(row | asdict(answer)).encode() + b"\n"
         if len(line) > LONGEST_LINE:  # the file could not be read any more
             return f"a reply that is too long to be saved: more than {LONGEST_LINE:,} bytes"
-        append(self.file, line)
-        self.outcome.asked += 1
-        self.bar.update()
+        append(file, line)
+        outcome.asked += 1
+        bar.update()
         return None
+
+    async def work(keys: Iterator[str]) -> None:
+        for key in keys:
+            reason = await one(client, key)
+            if reason:
+                outcome.failed[reason] += 1
+                bar.update()
+
+    # One goes ahead, and is not retried: what dooms all shows there, before the others are paid or waited
+    # for.
+    first, *rest = todo
+    again = [first] if await one(client.with_options(max_retries=0), first) else []
+    keys = iter([*again, *rest])
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(tasks, len(todo))):
+            group.create_task(work(keys))
 
 
 async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:

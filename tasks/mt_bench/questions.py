@@ -15,15 +15,8 @@ from tasks.text import open_text
 
 #: How many turns a question has.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
-TEMPERATURES = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-}
-TEMPERATURES |= {"stem": 0.1, "humanities": 0.1}
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
 INSTEAD = (
     "Give a local copy of FastChat's data: task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here"
     " --data)"

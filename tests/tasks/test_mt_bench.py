@@ -24,7 +24,6 @@ from tasks.base import DataError
 from tasks.mt_bench import (
     BENCHES,
     Judge,
-    Judgment,
     Question,
     data_folder,
     judge,
@@ -38,6 +37,7 @@ from tasks.mt_bench import (
     write_answers,
 )
 from tasks.mt_bench.__main__ import main
+from tasks.mt_bench.judgments import Judgment
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
