@@ -16,8 +16,7 @@ from runs import models
 from runs.errors import UserError, entry_point
 from runs.evaluate import find, restore
 from runs.record.text import megabytes
-from tasks.images import ImageTask
-from tasks.pixels import write_preprocessing
+from tasks.images import ImageTask, write_preprocessing
 
 FORMATS = ("peft", "merged", "fp16", "bf16")
 

@@ -27,7 +27,7 @@ from runs.record import (
     run_folder,
     write_atomically,
 )
-from tasks.hub import content
+from tasks.fetch.hub import content
 
 
 def run_id(run: Run) -> str | None:

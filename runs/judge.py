@@ -65,10 +65,7 @@ def main(arguments: list[str]) -> int:
         outcome = judge(messages, by, file, progress=True, **how)
     except JudgeError as error:
         raise UserError(str(error)) from None
-    failed = outcome.failed.total()
-    print(f"{outcome.asked} judged anew, {outcome.cached} taken from {file}, {failed} failed")
-    for reason, count in outcome.failed.most_common():
-        print(f"  {count} not judged: {reason}")
+    print(outcome.report(file))
     saved, shown = read_judgments(file), list[dict[str, Any]]()
     for record, (bench, folder, answers) in zip(records, answered, strict=True):
         found = {
@@ -92,7 +89,7 @@ def main(arguments: list[str]) -> int:
             )
         shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
     print(table(shown))
-    return 1 if failed else 0
+    return 1 if outcome.failed else 0
 
 
 def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:

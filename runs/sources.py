@@ -27,21 +27,27 @@ def git(*words: str) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """Of a file, or of all files of a package."""
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 #: The files as this process, or the one that it was forked from, began with them: an edit after that is not
 #: in what it runs.
 AT_START = {
-    path: _digest(path) for folder in ("vera/methods", "tasks") for path in ROOT.glob(f"{folder}/*.py")
+    path: _digest(path)
+    for pattern in ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
+    for path in ROOT.glob(pattern)
 }
 
 
 def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
-    """For a record: the file of the method's class and that of the task's family, by name, with the first 16
-    hex digits of its SHA-256, and whether it is untracked or differs from the last commit (None: no git
-    checkout)."""
-    files = {"method": Path(inspect.getfile(type(method))), "task": Path(str(family.__file__))}
+    """For a record: the file of the method's class and the file or package of the task's family, by name,
+    with the first 16 hex digits of its SHA-256, and whether it is untracked or differs from the last commit
+    (None: no git checkout)."""
+    task = Path(str(family.__file__))
+    task = task.parent if task.name == "__init__.py" else task
+    files = {"method": Path(inspect.getfile(type(method))), "task": task}
     return {part: _source(path) for part, path in files.items()}
 
 
@@ -67,7 +73,7 @@ def changed(record: Record) -> list[str]:
     found = []
     for source in record.get("code", {}).get("sources", {}).values():
         path = ROOT / source["file"]
-        now = _digest(path) if path.is_file() else source["sha256"]
+        now = _digest(path) if path.exists() else source["sha256"]
         if now != source["sha256"] and (source["uncommitted"] or uncommitted(source["file"], now)):
             found.append(source["file"])
     return found

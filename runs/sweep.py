@@ -37,7 +37,7 @@ from runs.pairs import refusal
 from runs.record import FINISHED, Record, read_measure, read_record, record_path, run_folder, sweep_up_dead
 from runs.record.text import duration, plural
 from runs.sources import changed_words
-from tasks.pixels import preprocessing
+from tasks.images import preprocessing
 
 #: Executors that end at once, so many times in a row without a run begun, are not started again.
 EMPTY_STARTS = 3

@@ -1,6 +1,7 @@
-"""What a model is trained and judged on. One file for each family; a task does not know which method is on.
+"""What a model is trained and judged on. One file, or package, for each family; a task does not know which
+method is on.
 
-A family is a module of this folder with
+A family is a module or a package of this folder with
     PROTOCOL          an integer, raised by hand when a change of the family changes its results
     HELD_OUT          the same by task, where only trials on held-out rows have changed (it may lack)
     source(settings)  -> Source: where the rows lie, without reading or fetching them (and without torch)
@@ -24,13 +25,13 @@ Settings = Mapping[str, Any]
 
 @cache
 def families() -> tuple[str, ...]:
-    """The families there are: the files of this folder with a PROTOCOL. Nothing is imported."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple(
-        path.stem
-        for path in files
-        if re.search(r"^PROTOCOL\b", path.read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    """The families there are: the files of this folder, and of a package in it the __init__.py, with a
+    PROTOCOL. Nothing is imported."""
+    folder = Path(__file__).parent
+    files = {path.stem: path for path in folder.glob("*.py")}
+    files |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
+    has_protocol = re.compile(r"^PROTOCOL\b", re.MULTILINE)
+    return tuple(name for name in sorted(files) if has_protocol.search(files[name].read_text("utf-8")))
 
 
 def family(settings: Settings) -> ModuleType:

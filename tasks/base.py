@@ -76,6 +76,12 @@ def _parts(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
+def check(settings: Mapping[str, Any], key: str, fits: bool, should: str) -> None:
+    """Raises DataError, which says what a setting of the task should be, unless it fits."""
+    if not fits:
+        raise DataError(f"task.{key}={settings[key]}: should be {should}")
+
+
 @dataclass(frozen=True)
 class Source:
     """Where rows come from. Their content is part of a run's identity; the place is not.
@@ -146,7 +152,7 @@ class Task(ABC):
         """Tokenises every row, once; truncates to max_length tokens. positions: how many the model has, if
         that is known.
 
-        Of images, `tokenizer` is the model's preprocessing (tasks/pixels.py).
+        Of images, `tokenizer` is the model's preprocessing (tasks/images/pixels.py).
         """
 
     @abstractmethod

@@ -1,13 +1,12 @@
 """The beam search behind the E2E numbers of LoRA and VeRA (microsoft/LoRA, examples/NLG), batched and with a
 cache.
 
-It is not transformers' search: - no n-gram of the generated tokens may repeat (the prompt's do not count); a
-banned token's logit is removed before the
-  softmax, so that the rest is renormalised;
+It is not transformers' search:
+- no n-gram of the generated tokens may repeat (the prompt's do not count); a banned token's logit is removed
+  before the softmax, so that the rest is renormalised;
 - each step keeps the best `beams` of all beams x vocabulary candidates. One that ends with an end token
-scores
-  sum log p / length ** penalty (the length of what was generated, the end token included), is kept if it is
-  the best so far, and dies: nothing takes its place in that step;
+  scores sum log p / length ** penalty (the length of what was generated, the end token included), is kept if
+  it is the best so far, and dies: nothing takes its place in that step;
 - when the steps are over, the beams that are left compete under the same score.
 
 The penalty takes no part in the search itself, only in the choice among what it found: several are had for
@@ -46,36 +45,32 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
     device = next(model.parameters()).device
     beams, steps = search.beams, search.max_new_tokens
     ends = torch.tensor(search.ends, device=device)
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids, mask = left_padded(prompts, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     # Transformers' older name
     name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     call: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits[:, -1].float()
+    logits = _last_logits(model, ids, mask, positions, call)
 
     best: list[list[list[int]]] = [[[] for _ in search.penalties] for _ in prompts]
     best_score = torch.full((len(prompts), len(search.penalties)), -torch.inf, device=device)
     # What follows holds the prompts that are still searched, a row of `beams` each.
     alive = list(range(len(prompts)))
-    vocabulary = logits.shape[-1]
-    first = logits.log_softmax(-1).topk(min(beams, vocabulary))  # the first step has one beam
+    first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))  # the first step has one beam
     empty = beams - first.values.shape[1]
     scores = torch.nn.functional.pad(first.values, (0, empty), value=-torch.inf)
     tokens = torch.nn.functional.pad(first.indices, (0, empty))
     history = tokens.unsqueeze(-1)  # (prompts, beams, tokens so far)
     cache.batch_repeat_interleave(beams)
     mask, positions = mask.repeat_interleave(beams, 0), positions[:, -1:].repeat_interleave(beams, 0)
+    longest_powers = torch.tensor([float(steps) ** p for p in search.penalties], device=device)
     for length in range(1, steps + 1):
         over = length == steps
         ended = torch.ones_like(tokens, dtype=torch.bool) if over else torch.isin(tokens, ends)
         _keep_best(best, best_score, alive, scores, history, ended, search.penalties)
         scores = scores.masked_fill(ended, -torch.inf)
-        hopeful = scores.max(1).values.unsqueeze(1) / torch.tensor(
-            [float(steps) ** p for p in search.penalties], device=device
-        )
+        hopeful = scores.max(1).values.unsqueeze(1) / longest_powers
         going = (hopeful > best_score[alive]).any(1)
         if over or not going.any():
             break
@@ -90,18 +85,9 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions + 1
         flat = history.flatten(0, 1)
-        logits = (
-            model(input_ids=flat[:, -1:], attention_mask=mask, position_ids=positions, **call)
-            .logits[:, -1]
-            .float()
-        )
+        logits = _last_logits(model, flat[:, -1:], mask, positions, call)
         ban_repeats(logits, flat, search.no_repeat_ngram)
-        # The best of a prompt are among the best of its beams.
-        each = logits.log_softmax(-1).topk(min(beams, vocabulary))
-        found = (scores.flatten().unsqueeze(1) + each.values).view(len(alive), -1).topk(beams)
-        scores, width = found.values, each.values.shape[1]
-        parents = found.indices // width
-        tokens = each.indices.view(len(alive), -1).gather(1, found.indices)
+        scores, parents, tokens = _best_successors(logits, scores)
         history = torch.cat(
             [history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length)), tokens.unsqueeze(-1)], -1
         )
@@ -109,6 +95,30 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
             (parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten()
         )
     return best
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, both (prompts, tokens of the longest)."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+
+def _last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, call: dict[str, Any]) -> Tensor:
+    """Of what follows each row (rows, vocabulary)."""
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits
+    return logits[:, -1].float()
+
+
+def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """The scores of each prompt's best beams that are a token longer, the beams that they come from, and the
+    tokens. logits: (prompts x beams, vocabulary); scores and all that is returned: (prompts, beams)."""
+    prompts, beams = scores.shape
+    # The best of a prompt are among the best of its beams.
+    each = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
+    found = (scores.flatten().unsqueeze(1) + each.values).view(prompts, -1).topk(beams)
+    tokens = each.indices.view(prompts, -1).gather(1, found.indices)
+    return found.values, found.indices // each.values.shape[1], tokens
 
 
 def _keep_best(

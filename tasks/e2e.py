@@ -1,62 +1,37 @@
 """E2E NLG (Novikova et al. 2017): a restaurant's attributes in, a sentence out. Tables 3 and 10.
 
-The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG): - the meaning
-representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised; - a row is BPE(MR),
-separator, BPE(" " + reference), end. Both are <|endoftext|>, or a model's own end of text; - only what
-predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
+The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG):
+- the meaning representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised;
+- a row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or the model's end of text;
+- only what predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
   label smoothing goes over the whole vocabulary. The dev loss is not smoothed;
 - a test MR is decoded once (tasks/beam.py) and scored against all its references (tasks/e2e_metrics.py).
 
 Rows come from the hub, from the challenge's CSV files, or from files in microsoft/LoRA's format.
 """
 
-import csv
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, block, fixed_subset, held_out, listed, quoted
-from tasks.beam import Search, beam_search
+from tasks.base import DataError, Decoding, Source, block, check, fixed_subset, held_out, quoted
+from tasks.beam import Search, beam_search, left_padded
 from tasks.continuations import Continuations
+from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
-from tasks.hub import content, snapshot
-from tasks.text import open_text, read_parquet
+from tasks.fetch.hub import content, data_folder
 
 PROTOCOL = 1
 
-#: The challenge's names of the attributes, and those in LoRA's files.
-KEYS = {
-    "name": "name",
-    "eatType": "Type",
-    "food": "food",
-    "priceRange": "price",
-    "customer rating": "customer rating",
-    "area": "area",
-    "familyFriendly": "family friendly",
-    "near": "near",
-}
-#: How each split is called by the challenge, by microsoft/LoRA, and on the hub.
-FILES = {
-    "train": ("trainset.csv", "train.txt", "train"),
-    "dev": ("devset.csv", "valid.txt", "validation"),
-    "test": ("testset_w_refs.csv", "test.txt", "test"),
-}
 #: Rows that the challenge published.
 ROWS = {"train": 42061, "dev": 4672, "test": 4693}
 
 #: What stands between MR and reference, and at the end.
 SEPARATOR = "<|endoftext|>"
-#: What microsoft/LoRA's valid.txt has, and its test.txt has not.
-OTHERWISE = '"isn \'t", "20- £ 25"'
 #: Settings of the published runs.
 PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new_tokens": 64}
-
-#: An MR and a reference, as the model reads them.
-Pair = tuple[str, str]
 
 
 class E2ETask(Continuations, Decoding):
@@ -109,10 +84,8 @@ class E2ETask(Continuations, Decoding):
             return found
 
         for split, pairs in self.splits.items():
-            prompts, references = (
-                ids([mr for mr, _ in pairs]),
-                ids([f" {reference}" for _, reference in pairs]),
-            )
+            prompts = ids([mr for mr, _ in pairs])
+            references = ids([f" {reference}" for _, reference in pairs])
             self._rows[split] = [
                 ([*mr, end, *reference, end][:max_length], len(mr))
                 for mr, reference in zip(prompts, references, strict=True)
@@ -183,12 +156,7 @@ def transformers_search(
     model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
 ) -> list[list[list[int]]]:
     """transformers' own beam search, which bans the prompt's n-grams too, and keeps its width."""
-    import torch
-
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids, mask = left_padded(prompts, next(model.parameters()).device)
     found: list[list[list[int]]] = [[] for _ in prompts]
     for penalty in how["length_penalty"]:
         output = model.generate(
@@ -202,7 +170,7 @@ def transformers_search(
             pad_token_id=0,
             do_sample=False,
         )
-        for texts, row in zip(found, output[:, longest:].tolist(), strict=True):
+        for texts, row in zip(found, output[:, ids.shape[1] :].tolist(), strict=True):
             texts.append(row)
     return found
 
@@ -214,7 +182,7 @@ def source(settings: Any) -> Source:
     """See tasks.source."""
     _check(settings)
     if settings.get("data_dir"):
-        return Source(files=_local_files(Path(settings["data_dir"]), settings["decode"]))
+        return Source(files=local_files(Path(settings["data_dir"]), settings["decode"]))
     return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
 
 
@@ -222,13 +190,9 @@ def load(settings: Any) -> E2ETask:
     """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an
     empty reference."""
     _check(settings)
-    if settings.get("data_dir"):
-        folder = Path(settings["data_dir"])
-    else:
-        instead = "Give a local copy: task.data_dir=/where/e2e (with make: DATA=/where/e2e)"
-        folder = snapshot(settings["hub"], settings.get("revision"), ["*.parquet"], "dataset", instead)
-    files, split, name = _local_files(folder, settings["decode"]), settings["decode"], settings["name"]
-    rows = {split: list(_read(path)) for split, path in files.items()}
+    folder = data_folder(settings, "*.parquet", "/where/e2e")
+    files, split, name = local_files(folder, settings["decode"]), settings["decode"], settings["name"]
+    rows = {split: list(read_pairs(path)) for split, path in files.items()}
     splits, notes = {}, []
     for part in ("train", "dev"):
         every = rows[part]
@@ -265,12 +229,8 @@ def load(settings: Any) -> E2ETask:
 def _deviations(settings: Any) -> list[str]:
     """What is set otherwise than in the published runs, in words."""
     if settings["decode"] == "none":  # how texts would be decoded matters to nobody
-        settings = {
-            **settings,
-            **PUBLISHED,
-            "length_penalty": [0.9],
-            "label_smoothing": settings["label_smoothing"],
-        }
+        kept = {"length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
+        settings = {**settings, **PUBLISHED, **kept}
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
     words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
     if float(settings["length_penalty"][0]) != 0.9:
@@ -287,166 +247,17 @@ def _deviations(settings: Any) -> list[str]:
 def _check(settings: Any) -> None:
     """What types do not catch."""
     for key, known in (("decode", ("test", "dev", "none")), ("search", ("lora", "transformers"))):
-        if settings[key] not in known:
-            raise DataError(f"task.{key}={settings[key]}: should be one of {', '.join(known)}")
+        check(settings, key, settings[key] in known, f"one of {', '.join(known)}")
     penalties = settings["length_penalty"]
-    if not penalties or not all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties):
-        raise DataError(f"task.length_penalty={penalties}: should be numbers from 0 to 10, such as [0.9,0.8]")
+    fit = bool(penalties) and all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties)
+    check(settings, "length_penalty", fit, "numbers from 0 to 10, such as [0.9,0.8]")
     if len(set(map(float, penalties))) < len(penalties):
         raise DataError(f"task.length_penalty={penalties}: the same number twice")
     for key in PUBLISHED:
         if settings[key] is None:
             raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
-    if not 0 <= settings["label_smoothing"] < 1:
-        raise DataError(
-            f"task.label_smoothing={settings['label_smoothing']}: should be at least 0 and less than 1"
-        )
-    if settings["no_repeat_ngram"] < 0:
-        raise DataError(
-            f"task.no_repeat_ngram={settings['no_repeat_ngram']}: should be at least 0 (which allows repeats)"
-        )
+    smoothing, repeats = settings["label_smoothing"], settings["no_repeat_ngram"]
+    check(settings, "label_smoothing", 0 <= smoothing < 1, "at least 0 and less than 1")
+    check(settings, "no_repeat_ngram", repeats >= 0, "at least 0 (which allows repeats)")
     for key in ("beams", "max_new_tokens", "items", "train_rows", "dev_rows"):
-        if settings[key] is not None and settings[key] < 1:
-            raise DataError(f"task.{key}={settings[key]}: should be at least 1")
-
-
-def _local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split: all by the challenge's names, or all by LoRA's, or all the hub's parquet
-    files."""
-    if not folder.is_dir():
-        what = (
-            "a file: task.data_dir takes the folder that holds it"
-            if folder.is_file()
-            else "no such folder (task.data_dir)"
-        )
-        raise DataError(f"{folder}: {what}")
-    wanted = [split for split in FILES if split != "test" or decode == "test"]
-    missing: list[str] = []
-    for style in range(3):
-        found = {split: _named(folder, FILES[split][style]) for split in wanted}
-        if all(found.values()):
-            return {split: path for split, path in found.items() if path}
-        if any(found.values()):
-            missing += [FILES[split][style] for split, path in found.items() if not path]
-    if missing:
-        raise DataError(f"{folder / missing[0]}: no such file")
-    styles = " or ".join(", ".join(FILES[split][style] for split in wanted) for style in range(2))
-    raise DataError(f"{folder}: holds neither {styles}, nor the hub's parquet files (task.data_dir)")
-
-
-def _named(folder: Path, name: str) -> Path | None:
-    """A file by its name, or the hub's parquet file of a split: validation-00000.parquet,
-    default/validation/0000.parquet."""
-    above = ("", "*/") if "." not in name else ()
-    patterns = [f"{folders}{name}{end}" for folders in above for end in ("*.parquet", "/*.parquet")] or [name]
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise DataError(f"{folder}: {len(found)} parquet files for {name}, one is expected: {names}")
-    return found[0] if found else None
-
-
-def _read(path: Path) -> Iterator[Pair]:
-    """Pairs of a file, as the model reads them. Raises DataError with file and line, and for a file without
-    rows."""
-    rows = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix](path)
-    count = 0
-    for line, mr, reference in rows:
-        if not reference.strip():
-            raise DataError(f"{path} line {line}: an empty reference")
-        try:
-            yield (
-                mr if path.suffix == ".txt" else linearise(mr),
-                reference if path.suffix == ".txt" else tokenise(reference),
-            )
-        except ValueError as error:
-            raise DataError(f"{path} line {line}: {error}") from None
-        count += 1
-    if not count:
-        raise DataError(f"{path}: no rows")
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
-    with open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)
-        for column in ("mr", "ref"):
-            if column not in (reader.fieldnames or []):
-                known = listed(reader.fieldnames or []) or "nothing"
-                raise DataError(
-                    f"{path}: no column {column!r}. It has: {known} (E2E's files have mr and ref)"
-                )
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns"
-                    )
-                yield reader.line_num, row["mr"], row["ref"]
-        except csv.Error as error:
-            raise DataError(f"{path} after line {reader.line_num}: {error}") from None
-
-
-def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
-    """`MR||reference` a line, both written as the model reads them."""
-    with open_text(path) as file:
-        for line, text in enumerate(file, 1):
-            mr, bars, reference = text.strip().partition("||")
-            if not bars:
-                raise DataError(f"{path} line {line}: no || between MR and reference")
-            for attribute in mr.split(" | "):
-                key = attribute.partition(" : ")[0]
-                if key not in KEYS.values():
-                    raise DataError(f"{path} line {line}: {_unknown(key, KEYS.values())}")
-            yield line, mr, reference.strip()
-
-
-def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
-    for row, columns in read_parquet(path):
-        for column in ("meaning_representation", "human_reference"):
-            if columns.get(column) is None:
-                raise DataError(f"{path} row {row}: no column {column!r}. It has: {listed(columns)}")
-        yield row, columns["meaning_representation"], columns["human_reference"]
-
-
-def linearise(mr: str) -> str:
-    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type : pub | price : £ 20
-    - 25`.
-
-    Raises ValueError for another form, or an attribute that E2E does not have.
-    """
-    # In linear time: each part takes what it can and gives nothing back.
-    found = re.fullmatch(r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr)
-    if not found:
-        raise ValueError(f"the MR {quoted(mr)} is not written as name[...], eatType[...]")
-    parts = []
-    for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr):
-        if key.strip() not in KEYS:
-            raise ValueError(_unknown(key.strip(), KEYS))
-        value = re.sub(r"(?<=\d)-(?=\d)", " - ", value.replace("£", "£ ")).strip()
-        parts.append(f"{KEYS[key.strip()]} : {value}")
-    return " | ".join(parts)
-
-
-def _unknown(key: str, known: Any) -> str:
-    return f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(known)}"
-
-
-def tokenise(reference: str) -> str:
-    """Spaces around punctuation and before clitics, case kept: as the references of LoRA's files are written.
-
-    spaCy's English rules, but with a hyphen split off only between letters (`kid - friendly`, `5-star`): the
-    rules that spaCy had when those files were made. On the challenge's test set the result is as long as
-    LoRA's file, to the character. LoRA's dev file was made by other rules (OTHERWISE): of its 4,672
-    references 73 differ from these."""
-    return " ".join(token.text for token in _tokenizer()(reference) if not token.is_space)
-
-
-@cache
-def _tokenizer() -> Any:
-    import spacy
-    from spacy.lang.punctuation import TOKENIZER_INFIXES
-    from spacy.util import compile_infix_regex
-
-    tokenizer: Any = spacy.blank("en").tokenizer
-    tokenizer.infix_finditer = compile_infix_regex(TOKENIZER_INFIXES).finditer
-    return tokenizer
+        check(settings, key, settings[key] is None or settings[key] >= 1, "at least 1")

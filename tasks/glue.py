@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Rows, Source, block, held_out, listed, named, quoted, subset
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, data_folder
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
 
 PROTOCOL = 1
@@ -70,14 +70,7 @@ def load(settings: Any) -> TextTask:
     """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of
     range."""
     name, spec = settings["name"], _spec(settings["name"])
-    if settings.get("data_dir"):
-        files = _local_files(name, Path(settings["data_dir"]))
-    else:
-        instead = "Give a local copy: task.data_dir=/where/glue (with make: DATA=/where/glue)"
-        folder = snapshot(
-            settings["hub"], settings.get("revision"), [f"{name}/*.parquet"], "dataset", instead
-        )
-        files = _local_files(name, folder)
+    files = _local_files(name, data_folder(settings, f"{name}/*.parquet", "/where/glue"))
     train, dev = (_read(files[split], spec) for split in ("train", "dev"))
     parts = [
         subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev))

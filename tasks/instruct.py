@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Source, block, fixed_subset, held_out, listed, parse_json, quoted
+from tasks.base import DataError, Source, block, check, fixed_subset, held_out, listed, parse_json, quoted
 from tasks.continuations import Continuations, Row
-from tasks.hub import content, snapshot
+from tasks.fetch.hub import content, data_folder
 from tasks.mt_bench import BENCHES
 from tasks.text import open_text
 
@@ -205,12 +205,7 @@ def load(settings: Any) -> InstructTask:
     """See tasks.load. Raises DataError with file and row for what is no instruction with a response."""
     _check(settings)
     template = read_template(Path(settings["template"] or OWN_TEMPLATE))
-    if settings.get("data_dir"):
-        folder = Path(settings["data_dir"])
-    else:
-        instead = "Give a local copy: task.data_dir=/where/alpaca (with make: DATA=/where/alpaca)"
-        folder = snapshot(settings["hub"], settings.get("revision"), ["*.json"], "dataset", instead)
-    path = _local(folder)
+    path = _local(data_folder(settings, "*.json", "/where/alpaca"))
     rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
     if len(rows) < count + 2:
         raise DataError(
@@ -237,29 +232,19 @@ def load(settings: Any) -> InstructTask:
 def check_answers(settings: Any) -> None:
     """Raises DataError for a setting of the answers that cannot be: told before the training that comes
     first."""
-    if settings["bench"] not in BENCHES:
-        raise DataError(f"task.bench={settings['bench']}: should be one of {', '.join(BENCHES)}")
-    if type(settings["answer_tokens"]) is not int or settings["answer_tokens"] < 1:
-        raise DataError(
-            f"task.answer_tokens={settings['answer_tokens']}: should be a whole number of at least 1"
-        )
-    if type(settings["top_p"]) not in (int, float) or not 0 < settings["top_p"] <= 1:
-        raise DataError(
-            f"task.top_p={settings['top_p']}: should be above 0 and at most 1 (which samples from all)"
-        )
-    if settings["top_k"] is not None and (type(settings["top_k"]) is not int or settings["top_k"] < 1):
-        raise DataError(
-            f"task.top_k={settings['top_k']}: should be a whole number of at least 1, or null for all"
-        )
+    tokens, top_p, top_k = (settings[key] for key in ("answer_tokens", "top_p", "top_k"))
+    check(settings, "bench", settings["bench"] in BENCHES, f"one of {', '.join(BENCHES)}")
+    check(settings, "answer_tokens", type(tokens) is int and tokens >= 1, "a whole number of at least 1")
+    share = type(top_p) in (int, float) and 0 < top_p <= 1
+    check(settings, "top_p", share, "above 0 and at most 1 (which samples from all)")
+    count = top_k is None or (type(top_k) is int and top_k >= 1)
+    check(settings, "top_k", count, "a whole number of at least 1, or null for all")
 
 
 def _check(settings: Any) -> None:
     check_answers(settings)
-    if type(settings["dev_rows"]) is not int or settings["dev_rows"] < 2:
-        raise DataError(
-            f"task.dev_rows={settings['dev_rows']}: should be at least 2 rows, which are held out from"
-            " training"
-        )
+    fits = type(settings["dev_rows"]) is int and settings["dev_rows"] >= 2
+    check(settings, "dev_rows", fits, "at least 2 rows, which are held out from training")
 
 
 def _local(folder: Path) -> Path:

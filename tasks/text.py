@@ -26,11 +26,11 @@ from tasks.base import (
     quoted,
     subset,
 )
-from tasks.hub import content
+from tasks.fetch.hub import content
 
 PROTOCOL = 1
 
-METRICS = ("accuracy", "matthews", "pearson")  # the files of tasks/metrics
+METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 
 #: What a row may be: its place in the file, for messages, and its columns.
 Row = tuple[int, dict[str, Any]]
@@ -138,15 +138,19 @@ def read_file(path: Path) -> Iterator[Row]:
                     raise DataError(f"{path} line {line}: not a JSON object")
                 yield line, row
         elif path.suffix in (".csv", ".tsv"):
-            reader = csv.DictReader(file, strict=True, **(TSV if path.suffix == ".tsv" else {}))
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns"
-                    )
-                yield reader.line_num, row
+            yield from read_rows(
+                path, csv.DictReader(file, strict=True, **(TSV if path.suffix == ".tsv" else {}))
+            )
         else:
             raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
+
+
+def read_rows(path: Path, reader: csv.DictReader) -> Iterator[Row]:
+    """Rows of a CSV file, each with all its columns."""
+    for row in reader:
+        if None in row or None in row.values():
+            raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
+        yield reader.line_num, row
 
 
 #: Benchmarks write TSV without quoting: a lone quotation mark is text.

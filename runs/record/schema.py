@@ -248,7 +248,7 @@ class Texts(TypedDict):
 
 
 class Judged(TypedDict):
-    """A judge's summary of a run's answers, see tasks/mt_bench.py."""
+    """A judge's summary of a run's answers, see tasks/mt_bench."""
 
     bench: str
     judge: str

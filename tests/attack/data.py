@@ -21,7 +21,7 @@ import tasks
 from attack.cases import Case, Home, WrongError
 from runs.config import expand
 from tasks import e2e_metrics, mt_bench
-from tasks.pixels import BadImageError, preprocessing
+from tasks.images.pixels import BadImageError, preprocessing
 
 EITHER, REFUSED, TAKEN = "either", "refused", "taken"
 ROWS = [(f"text {i}", i % 2) for i in range(20)]

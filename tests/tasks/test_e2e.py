@@ -14,7 +14,7 @@ from tiny import RESTAURANTS
 
 import tasks
 from runs import models
-from tasks.e2e import KEYS, linearise, tokenise
+from tasks.e2e_files import KEYS, linearise, tokenise
 
 SETTINGS = {
     "family": "e2e",

@@ -17,7 +17,7 @@ from tiny import picture, write_images
 import tasks
 from runs.config import expand
 from tasks import DataError
-from tasks.pixels import Preprocessing
+from tasks.images.pixels import Preprocessing
 
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 

@@ -24,11 +24,9 @@ from tasks.base import DataError
 from tasks.mt_bench import (
     BENCHES,
     Judge,
-    Judgment,
     Question,
     data_folder,
     judge,
-    main,
     prompts,
     rating,
     read_answers,
@@ -38,6 +36,8 @@ from tasks.mt_bench import (
     temperature,
     write_answers,
 )
+from tasks.mt_bench.__main__ import main
+from tasks.mt_bench.judgments import Judgment
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
@@ -166,7 +166,7 @@ def test_where_the_data_are(data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot be reached. Give a local copy .* task.mt_bench_dir="):
         data_folder({})
     asked = []
-    monkeypatch.setattr("tasks.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
+    monkeypatch.setattr("tasks.fetch.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
     assert data_folder({"mt_bench_dir": None}) == data
     assert asked[0][0] == "lmsys/mt-bench"
     assert asked[0][3] == "space"
@@ -625,10 +625,10 @@ def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, cap
 
 
 def test_a_reply_that_the_file_could_not_hold_is_told_and_not_saved(data, answers, monkeypatch, capsys):
-    monkeypatch.setattr("tasks.mt_bench.LONGEST_LINE", 1000)
+    monkeypatch.setattr("tasks.mt_bench.client.LONGEST_LINE", 1000)
     monkeypatch.setattr("tasks.text.LONGEST_LINE", 1000)
     # The questions are longer
-    monkeypatch.setattr("tasks.mt_bench.open_text", functools.partial(open, encoding="utf-8"))
+    monkeypatch.setattr("tasks.mt_bench.questions.open_text", functools.partial(open, encoding="utf-8"))
     with JudgeServer(
         lambda prompt, nth: Reply("x" * 1000) if prompt.endswith("own on 81.1") else score(7)
     ) as server:
@@ -885,7 +885,7 @@ def test_a_file_of_something_else_is_not_written_to(data, answers, tmp_path, cap
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
 def test_nothing_is_paid_that_cannot_be_saved(data, answers, tmp_path, monkeypatch, capsys):
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr("tasks.mt_bench.read_judgments", lambda file: {})  # it would never end
+    monkeypatch.setattr("tasks.mt_bench.client.read_judgments", lambda file: {})  # it would never end
     with JudgeServer() as server:
         assert run(data, server, answers, "--judgments", tmp_path / "full.jsonl") == 2
         assert not server.requests

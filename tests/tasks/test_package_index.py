@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tasks import DataError, package_index
+from tasks import DataError
+from tasks.fetch import package_index
 
 NAME = "own-tiny-1.0.tar.gz"
 WRONG = "0" * 64

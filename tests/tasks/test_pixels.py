@@ -13,9 +13,17 @@ from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor
 
-from runs.wheels import DINOV2_IMAGES
+from runs.models.wheels import DINOV2_IMAGES
 from tasks import DataError
-from tasks.pixels import BadImageError, Preprocessing, augment, decode, parallel, prepared, preprocessing
+from tasks.images.pixels import (
+    BadImageError,
+    Preprocessing,
+    augment,
+    decode,
+    parallel,
+    prepared,
+    preprocessing,
+)
 
 SIZES = [(256, 256), (300, 401), (300, 402), (300, 403), (225, 500), (32, 32), (640, 333), (227, 229)]
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 import tasks
 from runs.config import CONF
-from tasks import DataError, Task, package_index, reviews
+from tasks import DataError, Task, reviews
+from tasks.fetch import package_index
 from tasks.metrics import score
 from tasks.text import Lines
 

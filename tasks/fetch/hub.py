@@ -1,6 +1,7 @@
 """Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local
 cache."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
                 f"{repo} is not on this machine and the hub cannot be reached. {instead}"
             ) from None
         return here
+
+
+def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
+    """A data set's folder: settings["data_dir"], else from the hub, with the files that match. copy: where an
+    error says that a local copy may lie."""
+    if settings.get("data_dir"):
+        return Path(settings["data_dir"])
+    instead = f"Give a local copy: task.data_dir={copy} (with make: DATA={copy})"
+    return snapshot(settings["hub"], settings.get("revision"), [pattern], "dataset", instead)
 
 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:

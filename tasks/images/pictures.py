@@ -27,20 +27,9 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
         axis.imshow(image.transpose(1, 2, 0))
         right = label == predicted
-        words = (
-            _short(classes[label])
-            if right
-            else f"{_short(classes[label])}\nsaid: {_short(classes[predicted])}"
-        )
-        axis.set_title(
-            words,
-            fontsize=8,
-            color=RIGHT if right else WRONG,
-            loc="left",
-            pad=2,
-            va="bottom",
-            parse_math=False,
-        )
+        said = "" if right else f"\nsaid: {_short(classes[predicted])}"
+        how = {"color": RIGHT if right else WRONG, "loc": "left", "pad": 2, "va": "bottom"}
+        axis.set_title(_short(classes[label]) + said, fontsize=8, parse_math=False, **how)
     _save(figure, path)
 
 

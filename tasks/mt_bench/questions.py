@@ -1,0 +1,171 @@
+"""FastChat's files: questions, and answers to them."""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.base import DataError, parse_json, quoted
+from tasks.text import open_text
+
+#: How many turns a question has.
+BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
+INSTEAD = (
+    "Give a local copy of FastChat's data: task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here"
+    " --data)"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: int
+    category: str
+    turns: tuple[str, ...]
+
+
+def temperature(category: str) -> float:
+    """At which an answer is sampled (FastChat's gen_model_answer.py); 0 is greedy."""
+    return TEMPERATURES.get(category, 0.7)
+
+
+def data_folder(settings: Mapping[str, Any]) -> Path:
+    """The folder with judge_prompts.jsonl and one folder for each bench: settings["mt_bench_dir"], else from
+    the hub.
+
+    Raises DataError where there is none.
+    """
+    if settings.get("mt_bench_dir"):
+        folder = Path(settings["mt_bench_dir"])
+        found = next((f for f in (folder, folder / "data") if (f / "judge_prompts.jsonl").is_file()), None)
+        if found is None:
+            raise DataError(f"{folder}: no judge_prompts.jsonl in it. {INSTEAD}")
+        return found
+    from tasks.fetch.hub import snapshot
+
+    names = ("question.jsonl", "reference_answer/gpt-4.jsonl")
+    patterns = ["data/judge_prompts.jsonl", *(f"data/{bench}/{name}" for bench in BENCHES for name in names)]
+    return snapshot("lmsys/mt-bench", None, patterns, "space", INSTEAD) / "data"
+
+
+def read_questions(folder: Path, bench: str) -> list[Question]:
+    """The questions of a bench, as the file has them. Raises DataError with the line that is wrong."""
+    if bench not in BENCHES:
+        raise DataError(f"no bench {bench!r}. Known: {', '.join(BENCHES)}")
+    path, found = folder / bench / "question.jsonl", dict[int, Question]()
+    for where, row in read_rows(path, "question_id", "category", "turns"):
+        number, turns = number_and_turns(where, row)
+        if number in found:
+            raise DataError(f"{where}: question {number} a second time")
+        if len(turns) != BENCHES[bench]:
+            raise DataError(f"{where}: question {number} has {_turns(turns)}, {bench} has {BENCHES[bench]}")
+        if not all(turn.strip() for turn in turns):
+            raise DataError(f"{where}: question {number} has an empty turn")
+        found[number] = Question(number, str(row["category"]), tuple(turns))
+    if not found:
+        raise DataError(f"{path}: no questions")
+    return list(found.values())
+
+
+def read_answers(
+    path: Path, questions: Sequence[Question], model: str | None = None
+) -> tuple[str, dict[int, list[str]]]:
+    """The model's id, and its answers by question, a text for each turn (of the first choice, as FastChat
+    judges it).
+
+    Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated
+    questions, and another number of turns."""
+    asked, found = {q.id: q for q in questions}, dict[int, list[str]]()
+    for where, row in read_rows(path, "question_id", "model_id", "choices"):
+        number, turns = number_and_turns(where, row)
+        model = str(row["model_id"]) if model is None else model
+        if row["model_id"] != model:
+            raise DataError(
+                f"{where}: an answer of {quoted(row['model_id'])} in an answer file of {quoted(model)}"
+            )
+        if number not in asked:
+            raise DataError(f"{where}: the bench has no question {number}")
+        if number in found:
+            raise DataError(f"{where}: an answer to question {number} a second time")
+        if len(turns) != len(asked[number].turns):
+            raise DataError(
+                f"{where}: {_turns(turns)} for question {number}, which has {len(asked[number].turns)}"
+            )
+        found[number] = turns
+    missing = [number for number in asked if number not in found]
+    if missing or model is None:
+        some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise DataError(f"{path}: no answer to {len(missing)} of {len(asked)} questions: {some}")
+    return model, {number: found[number] for number in asked}
+
+
+def write_answers(
+    path: Path, model_id: str, answers: Mapping[int, Sequence[str]], questions: Sequence[Question]
+) -> None:
+    """Writes an answer file, whole or not at all. Raises ValueError for answers that do not fit the
+    questions, and OSError."""
+    if {q.id: len(q.turns) for q in questions} != {number: len(turns) for number, turns in answers.items()}:
+        raise ValueError("the answers do not fit the questions and their turns")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            for question in questions:
+                turns = list(answers[question.id])
+                row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
+                row |= {
+                    "model_id": model_id,
+                    "choices": [{"index": 0, "turns": turns}],
+                    "tstamp": time.time(),
+                }
+                file.write(json.dumps(row) + "\n")
+            file.close()
+            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each after its place in words. Raises DataError for what lacks one of the
+    keys."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path} line {number}"
+            if not line.strip():
+                continue
+            row = parse_json(line, where)
+            for key in keys:
+                if not isinstance(row, dict) or key not in row:
+                    raise DataError(f"{where}: no {key!r}")
+            yield where, row
+
+
+def number_and_turns(where: str, row: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """The question's number and the turns, of a question, or of the first choice of an answer."""
+    try:
+        number, turns = row["question_id"], (row["choices"][0] if "choices" in row else row)["turns"]
+        if type(number) is not int or number.bit_length() > 63 or type(turns) is not list or not turns:
+            raise TypeError
+        "".join(turns).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half a character (a lone surrogate), which no judge can be sent") from None
+    except (LookupError, TypeError):
+        raise DataError(f"{where}: question_id is to be a whole number, turns a list of texts") from None
+    return number, turns
+
+
+def _turns(turns: Sequence[str]) -> str:
+    return f"{len(turns)} turn{'s' * (len(turns) != 1)}"
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
