@@ -266,7 +266,7 @@ def _obstacle(layer: Layer) -> str | None:
 
 def _unusual(base: nn.Module) -> str | None:
     """Why x W^T + bias may not stand for a base layer's own forward pass; None where it may."""
-    if not (type(base) in (nn.Linear, QuickLinear) or is_transposed(base)) or "forward" in base.__dict__:
+    if not (type(base) is nn.Linear or is_transposed(base)) or "forward" in base.__dict__:
         return f"the base layer is a {type(base).__name__} with a forward pass of its own"
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return "the base layer has hooks"
@@ -414,21 +414,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _onednn(x, weight):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
     return F.linear(x, weight, bias)
-
-
-class QuickLinear(nn.Linear):
-    """A linear layer that takes the quickest kernel while it needs no gradient. Layers become one and back:
-    `quicken`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if torch.is_grad_enabled() else product(input, self.weight, self.bias)
-
-
-def quicken(model: nn.Module, on: bool = True) -> None:
-    """Makes every plain linear layer of a model a QuickLinear, in place, or undoes that."""
-    for module in model.modules():
-        if type(module) is (nn.Linear if on else QuickLinear) and "forward" not in module.__dict__:
-            module.__class__ = QuickLinear if on else nn.Linear
 
 
 def _onednn(x: Tensor, weight: Tensor) -> bool:

@@ -27,7 +27,6 @@ from vera.checkpoint import (
     try_adapter,
 )
 from vera.errors import AdapterError
-from vera.kernels import quicken
 from vera.methods import disable
 from vera.methods.base import adaptation, changes, plain_names, refuse_many, remove_hooks, unload
 from vera.methods.vera import VeRA, VeRAChange
@@ -130,7 +129,6 @@ class Adapters:
             return
         self.method, self._active = None, None
         self.model.__dict__.pop("_adapters")
-        quicken(self.model, False)
         for module in self.model.modules():
             remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _not_here)
             module.__dict__.pop("_head_prefix", None)
@@ -236,7 +234,6 @@ class Adapters:
         self._base = base_fingerprint(self.model)
         method.adapt(self.model)
         self.model.requires_grad_(False)
-        quicken(self.model)
         self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
         self.model.register_forward_hook(self._end, always_call=True)
         for prefix in head_prefixes(self.model):
