@@ -13,23 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.checkpoint import (
-    FORMAT,
-    HEAD_FORMAT,
-    base_fingerprint,
-    check_shapes,
-    check_tensors,
-    method_of,
-    read_checked,
-    read_file,
-    read_header,
-    same_base,
-    try_adapter,
-)
+from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, try_adapter
+from vera.base_weights import base_fingerprint, same_base
+from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
 from vera.errors import AdapterError
 from vera.methods import disable
-from vera.methods.base import adaptation, changes, plain_names, refuse_many, remove_hooks, unload
-from vera.methods.vera import VeRA, VeRAChange
+from vera.methods.adapted import adaptation, plain_names, refuse_many, unload
+from vera.methods.layers import changes, remove_hooks
+from vera.methods.vera import VeRA
+from vera.methods.vera_layer import VeRAChange
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
