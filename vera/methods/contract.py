@@ -106,7 +106,12 @@ class Method(ABC):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the adapter file by name: what trains, and what cannot be made anew."""
+        """The tensors of the adapter file by name: what trains, and what installing cannot make anew.
+
+        LoRA-FA's frozen A is drawn with torch's seed of the day: it is saved. Take a method that freezes the
+        leading singular vectors of each base weight, and trains what lies between them: `install` computes
+        the vectors again (layers.base_weight), and the file holds a hash of the base weights already. What
+        trains is all that it saves."""
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
@@ -116,6 +121,11 @@ class Method(ABC):
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """What the adapter relies on and does not train, for the adapter file; compared when it is loaded.
+
+        For what comes back from elsewhere: the fingerprint of projections that a seed brings back. Frozen
+        singular vectors come back from the base weights, whose hash is compared in any case: {} does, or
+        what else `install` computes by, such as a version of the algorithm. Before a file's tensors are
+        read, a copy of the model on the meta device is asked: only settings, names and shapes may decide.
 
         left_out: those of `redrawn` that the file does not hold.
         """

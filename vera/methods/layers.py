@@ -79,8 +79,7 @@ class AdaptedLinear(Added):
 
     def weight(self) -> Tensor:
         """The base weight as (out, in), a view."""
-        weight = cast(Tensor, self.base.weight)
-        return weight.T if is_transposed(self.base) else weight
+        return base_weight(self.base)
 
     def check_mergeable(self) -> None:
         """Raises AdapterError where the base weight cannot take the change."""
@@ -121,6 +120,26 @@ class AdaptedLinear(Added):
         """Frees the merged weight that its group keeps from call to call."""
         if self.group is not None:
             self.group.kept.pop(self, None)
+
+
+def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
+    """The weight of a linear layer, or of one block of its outputs, as (outputs, inputs).
+
+    A view, or where bitsandbytes packed it in 4 bit, its values unpacked. Raises AdapterError for another
+    packing."""
+    weight = cast(Any, base.weight)
+    inputs, outputs = size(base)
+    if weight.numel() != inputs * outputs:
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            from bitsandbytes.functional import dequantize_4bit
+
+            weight = dequantize_4bit(weight.data, state)
+        else:  # of a copy without values
+            weight = weight.new_empty(outputs, inputs)
+    elif not weight.is_floating_point():
+        raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
+    return cast(Tensor, weight.T if is_transposed(base) else weight)[rows]
 
 
 def adapter_dtype(base: nn.Module) -> torch.dtype:
