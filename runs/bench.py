@@ -38,7 +38,7 @@ from runs.training.provenance import code_state, machine, versions
 from tasks.beam import Search, beam_search
 from tasks.e2e import transformers_search
 from tasks.parent import end_with, tied
-from vera.methods.base import changes
+from vera.methods.layers import changes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REFERENCE = "peft LoRA r=8"

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     from transformers import AutoTokenizer
 
     import vera
-    from vera.checkpoint import share
+    from vera.checked_file import share
 
     quantised = form == "merged" and record["config"]["model"].get("quantise")
     if quantised:  # whole weights take the adapter in; 4-bit ones would round it away

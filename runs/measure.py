@@ -191,7 +191,8 @@ class Adapter:
     AdapterError for a damaged one."""
 
     def __init__(self, record: Record, output: str, kind: str) -> None:
-        from vera.checkpoint import FORMAT, method_of, read_file
+        from vera.adapter_file import FORMAT, method_of
+        from vera.checked_file import read_file
 
         if record["config"]["method"]["kind"] != kind:
             raise UserError(
@@ -274,7 +275,7 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
 
     Raises UserError unless both adapt the same matrices of the same base.
     """
-    from vera.checkpoint import same_base
+    from vera.base_weights import same_base
 
     started = time.monotonic()
     if one["config"]["method"]["kind"] == "vera":

@@ -131,7 +131,7 @@ def quantise(model):
     bitsandbytes."""
     import bitsandbytes
 
-    from vera.methods.base import replace
+    from vera.methods.layers import replace
     from vera.sites import find_sites, is_transposed, size
 
     for path in find_sites(model, ("all-linear",)):

@@ -15,19 +15,9 @@ adapters.add("alice", "alice.safetensors")
 base_model(**batch, adapter_names=["alice", None])
 """
 
-from vera.checkpoint import (
-    base_fingerprint,
-    check_start,
-    load,
-    load_head,
-    read_method,
-    save,
-    save_head,
-    start_from,
-)
+from vera.adapter_file import check_start, load, load_head, read_method, save, save_head, start_from
+from vera.base_weights import base_fingerprint
 from vera.errors import AdapterError
-from vera.interchange import export_peft, import_peft
-from vera.many import Adapters
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
@@ -37,7 +27,9 @@ from vera.methods.lora import LoRA
 from vera.methods.none import NoMethod
 from vera.methods.peft import Peft
 from vera.methods.vera import VeRA
+from vera.peft_format import export_peft, import_peft
 from vera.projections import ProjectionSpec, fingerprint
+from vera.serving import Adapters
 
 __all__ = [
     "METHODS",

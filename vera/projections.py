@@ -64,10 +64,11 @@ class ProjectionSpec:
     inputs and outputs are the widest over all matrices that share the pair; a narrower one uses the leading
     slice. init, by the paper's section 3.3 and table 6:
       kaiming_uniform  the paper's default: bound sqrt(6 / fan_in), PyTorch's fan_in mode with gain sqrt(2)
-      kaiming_normal   standard deviation sqrt(2 / fan_in) uniform          on [0, 0.1] peft
-      kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for the same key
-                       and shapes (for parity and interchange only: torch does not promise those bits across
-                       versions)
+      kaiming_normal   standard deviation sqrt(2 / fan_in)
+      uniform          on [0, 0.1]
+      peft             kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for
+                       the same key and shapes (for parity and interchange only: torch does not promise those
+                       bits across versions)
     fan_in is `inputs` for A and `rank` for B. pair: the name of a pair of its own ("" is the one that all
     share)."""
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vera.checkpoint import system_error
+from vera.checked_file import system_error
 
 
 def save(

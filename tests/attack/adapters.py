@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "vera"))
 from test_hostile import ODD, at_random, build, by_hand
 
 MODEL = tiny_model()
-BASE = vera.checkpoint.base_names(MODEL)
+BASE = vera.base_weights.base_names(MODEL)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -81,7 +81,7 @@ def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:
     refused."""
     model = MODEL  # this process has its own copy of it
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    base = vera.checkpoint.base_fingerprint(model)
+    base = vera.base_weights.base_fingerprint(model)
     try:
         load(model, path)
     except BaseException:
@@ -100,11 +100,11 @@ def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:
 
 def base_of(model: Any) -> dict[str, str]:
     """The fingerprint of the base weights as they are now, whatever is installed on them."""
-    adapted = vera.methods.base.adaptation(model)
+    adapted = vera.methods.adapted.adaptation(model)
     if adapted is None or adapted.method.kind in ("full", "bitfit"):  # which train them
         return {}
     adapted.method.unmerge(model)
-    return vera.checkpoint.base_fingerprint(model, BASE)
+    return vera.base_weights.base_fingerprint(model, BASE)
 
 
 # --- peft's folders

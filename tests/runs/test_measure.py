@@ -11,7 +11,7 @@ from runs import measure, publish
 from runs.errors import UserError
 from runs.evaluate import restore
 from runs.record import read_ledger, record_path, run_folder, write_record
-from vera.methods.base import changes
+from vera.methods.layers import changes
 
 
 @pytest.fixture(scope="module")

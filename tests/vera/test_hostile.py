@@ -18,7 +18,7 @@ import torch
 from tiny import tiny_model
 
 import vera
-from vera.checkpoint import LARGEST_HEADER
+from vera.checked_file import LARGEST_HEADER
 
 # --- files
 

@@ -15,9 +15,8 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera import kernels
-from vera.kernels import Group, Plan, choose, flops
-from vera.methods.base import adapted_layers, changes, remove_hooks
+from vera.kernels import Group, Plan, choose, flops, merged, onednn
+from vera.methods.layers import adapted_layers, changes, remove_hooks
 
 FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
 
@@ -238,8 +237,8 @@ def test_small_updates_do_not_round_away_under_autocast():
 @pytest.fixture
 def merges(monkeypatch):
     """How often weights were merged."""
-    calls, merge = [], kernels._merge
-    monkeypatch.setattr(kernels, "_merge", lambda *a: calls.append(a[0]) or merge(*a))
+    calls, merge = [], merged.merge
+    monkeypatch.setattr(merged, "merge", lambda *a: calls.append(a[0]) or merge(*a))
     return calls
 
 
@@ -538,7 +537,7 @@ def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor
         vera.VeRA(rank=40, path=path).adapt(model)
     assert not any(m._forward_pre_hooks for m in model.modules())
     vera.VeRA(rank=40).adapt(model)
-    monkeypatch.setattr(kernels, "_merge", None)
+    monkeypatch.setattr(merged, "merge", None)
     monkeypatch.setattr("builtins.print", lambda *a: None)
     answer(model)
 
@@ -639,20 +638,20 @@ def test_a_slice_is_no_matter_for_onednn():
     """A[:, :in] of a model whose layers differ in width: oneDNN has no fast kernel for rows that do not
     follow each other."""
     x, a = torch.randn(300, 64), torch.randn(32, 96)
-    assert kernels._onednn(torch.randn(300, 96), a)
-    assert not kernels._onednn(x, a[:, :64])
-    assert not kernels._onednn(torch.randn(300, 32), a[:, :64].T)
-    assert kernels._onednn(x, torch.randn(96, 64)[:32])  # of B the leading rows, which are whole
-    assert torch.equal(kernels.product(x, a[:, :64]), F.linear(x, a[:, :64]))
+    assert onednn.usable(torch.randn(300, 96), a)
+    assert not onednn.usable(x, a[:, :64])
+    assert not onednn.usable(torch.randn(300, 32), a[:, :64].T)
+    assert onednn.usable(x, torch.randn(96, 64)[:32])  # of B the leading rows, which are whole
+    assert torch.equal(onednn.product(x, a[:, :64]), F.linear(x, a[:, :64]))
 
 
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
-    assert kernels._onednn(x, weight)
+    assert onednn.usable(x, weight)
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
-        assert torch.allclose(kernels.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
+        assert torch.allclose(onednn.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    kernels.frozen_linear(inputs[0], weight).square().sum().backward()
+    onednn.frozen_linear(inputs[0], weight).square().sum().backward()
     F.linear(inputs[1], weight).square().sum().backward()
     assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-2)

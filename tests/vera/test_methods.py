@@ -11,8 +11,8 @@ from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
 
 import vera
-from vera.methods.base import adapted_layers, changes
-from vera.methods.vera import projections
+from vera.methods.layers import adapted_layers, changes
+from vera.methods.vera_layer import projections
 from vera.sites import find_sites
 
 #: A row for each method: what every method must do is tested on all of them.

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 import vera
-from vera.methods import peft as ours
-from vera.methods.base import plain_names
+from vera.methods import peft_drawn, peft_settings
+from vera.methods.adapted import plain_names
 
 #: Settings without which a method does not fit 32 x 32 matrices.
 SMALL = {
@@ -318,7 +318,7 @@ def test_a_look_at_what_is_drawn_moves_no_random_number():
     starts = []
     for known in (False, True):
         if not known:
-            ours._REDRAWN.clear()
+            peft_drawn._REDRAWN.clear()
         torch.manual_seed(3)
         model, method = tiny_model(seed=3), vera.Peft("PsoftConfig")
         method.adapt(model)
@@ -607,7 +607,7 @@ def test_the_ways_to_write_olora_are_among_the_initial_values():
 @pytest.mark.parametrize("init", ["olora", "OLoRA", "pissa"])
 def test_an_initial_value_that_no_list_knows_is_found_by_the_fingerprint(init, monkeypatch):
     """And the base weights are put back."""
-    monkeypatch.setattr(ours, "REWRITES_BASE", ("none of these",))
+    monkeypatch.setattr(peft_settings, "REWRITES_BASE", ("none of these",))
     model, before = tiny_model(), tiny_model().state_dict()
     with pytest.raises(vera.AdapterError, match="rewrites base weights with these settings: not supported"):
         vera.Peft("LoraConfig", {"init_lora_weights": init}).adapt(model)

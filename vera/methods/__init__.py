@@ -6,7 +6,8 @@ import pkgutil
 from typing import Any
 
 from vera.errors import AdapterError
-from vera.methods.base import METHODS, Method, disable, frozen_extra, unload
+from vera.methods.adapted import disable, frozen_extra, unload
+from vera.methods.contract import METHODS, Method
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Added, Method, adapter_dtype, check_rank, remove_hooks
+from vera.methods.contract import Method
+from vera.methods.layers import Added, adapter_dtype, remove_hooks
+from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
 
 ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -35,10 +37,8 @@ class Bottleneck(Added):
     def __init__(self, width: int, method: "Adapter", block: int, device: Any, dtype: torch.dtype) -> None:
         super().__init__()
         at: Any = {"device": device, "dtype": dtype}
-        self.down, self.up = (
-            nn.Linear(width, method.bottleneck, **at),
-            nn.Linear(method.bottleneck, width, **at),
-        )
+        self.down = nn.Linear(width, method.bottleneck, **at)
+        self.up = nn.Linear(method.bottleneck, width, **at)
         self.norm = nn.LayerNorm(width, **at) if method.placement == "lin" else None
         for layer in (self.down, self.up):
             nn.init.normal_(layer.weight, std=0.02)

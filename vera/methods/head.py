@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vera.errors import AdapterError
-from vera.methods.base import Method
+from vera.methods.contract import Method
 from vera.sites import head_parameters
 
 

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vera.methods.base import Change, Method, adapter_dtype, changes, check_rank, frozen_extra, wrap
+from vera.methods.adapted import frozen_extra
+from vera.methods.contract import Method
+from vera.methods.layers import Change, adapter_dtype, changes, wrap
+from vera.methods.settings import check_rank
 from vera.sites import find_sites, size
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vera.methods.base import Method
+from vera.methods.contract import Method
 
 
 @dataclass(frozen=True)

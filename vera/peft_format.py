@@ -21,13 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vera.checkpoint import fits, share, without_weights
+from vera.base_weights import without_weights
+from vera.checked_file import fits, share
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.base import AdaptedLinear, adaptation, unload
+from vera.methods.adapted import adaptation, unload
+from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA, LoRAChange
-from vera.methods.peft import rewrites_base
-from vera.methods.vera import VeRA, VeRAChange
+from vera.methods.peft_settings import rewrites_base
+from vera.methods.vera import VeRA
+from vera.methods.vera_layer import VeRAChange
 from vera.projections import INITS, ProjectionSpec
 from vera.sites import (
     ALIASES,
@@ -45,15 +48,9 @@ PAIR = {"base_model.vera_A", "base_model.vera_B"}
 #: Settings of peft's LoRA that make it another method than the one here, where they are set.
 OTHER_LORA = (
     *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
-    *(
-        "target_parameters",
-        "layer_replication",
-        "alora_invocation_tokens",
-        "use_qalora",
-        "use_bdlora",
-        "arrow_config",
-    ),
-    *("kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config", "lora_ga_config"),
+    *("target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config"),
+    "lora_ga_config",
 )
 
 
@@ -298,14 +295,15 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
     paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
     sites = _sites(model, paths, folder)
+    if config.get("bias", "none") != "none":
+        name = {"LORA": "LoRA", "VERA": "VeRA"}[kind]
+        raise AdapterError(f"{folder}: {name} with bias={config['bias']} is another method than {name} here")
     if kind == "LORA":
         for key in OTHER_LORA:
             if config.get(key):
                 raise AdapterError(
                     f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here"
                 )
-        if config.get("bias", "none") != "none":
-            raise AdapterError(f"{folder}: LoRA with bias={config['bias']} is another method than LoRA here")
         if rewrites_base(config.get("init_lora_weights")):
             raise AdapterError(
                 f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too"
@@ -320,13 +318,9 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     if kind == "LORA":
         alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
         return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
-    if config.get("bias", "none") != "none":
-        raise AdapterError(f"{folder}: VeRA with bias={config['bias']} is another method than VeRA here")
     shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
-    seed, widest = (
-        config.get("projection_prng_key", 0),
-        (max(i for i, _ in shapes), max(o for _, o in shapes)),
-    )
+    seed = config.get("projection_prng_key", 0)
+    widest = max(i for i, _ in shapes), max(o for _, o in shapes)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise AdapterError(f"{folder}: its {CONFIG} says projection_prng_key={seed!r}, which is no seed")
     init = _init_of(tensors, seed, rank, *widest)

@@ -11,7 +11,7 @@ from tiers import pairs
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
-from vera.methods.base import changes
+from vera.methods.layers import changes
 
 METHODS = {
     "lora": vera.LoRA(rank=4, alpha=6.0),

@@ -13,24 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.checkpoint import (
-    FORMAT,
-    HEAD_FORMAT,
-    base_fingerprint,
-    check_shapes,
-    check_tensors,
-    method_of,
-    read_checked,
-    read_file,
-    read_header,
-    same_base,
-    try_adapter,
-)
+from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, try_adapter
+from vera.base_weights import base_fingerprint, same_base
+from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
 from vera.errors import AdapterError
-from vera.kernels import quicken
 from vera.methods import disable
-from vera.methods.base import adaptation, changes, plain_names, refuse_many, remove_hooks, unload
-from vera.methods.vera import VeRA, VeRAChange
+from vera.methods.adapted import adaptation, plain_names, refuse_many, unload
+from vera.methods.layers import changes, remove_hooks
+from vera.methods.vera import VeRA
+from vera.methods.vera_layer import VeRAChange
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
@@ -130,7 +121,6 @@ class Adapters:
             return
         self.method, self._active = None, None
         self.model.__dict__.pop("_adapters")
-        quicken(self.model, False)
         for module in self.model.modules():
             remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _not_here)
             module.__dict__.pop("_head_prefix", None)
@@ -236,7 +226,6 @@ class Adapters:
         self._base = base_fingerprint(self.model)
         method.adapt(self.model)
         self.model.requires_grad_(False)
-        quicken(self.model)
         self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
         self.model.register_forward_hook(self._end, always_call=True)
         for prefix in head_prefixes(self.model):

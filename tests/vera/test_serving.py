@@ -8,7 +8,7 @@ from tiny import shake, tiny, tiny_gpt2, tiny_model
 from torch import nn
 
 import vera
-from vera.methods.base import adapted_layers
+from vera.methods.layers import adapted_layers
 
 
 def ids(rows: int = 6, tokens: int = 9) -> torch.Tensor:

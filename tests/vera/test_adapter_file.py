@@ -15,9 +15,10 @@ from safetensors import safe_open
 from tiny import shake, tiny_model
 
 import vera
-from vera import checkpoint
-from vera.methods.base import changes
-from vera.methods.vera import projections
+from vera.adapter_file import FORMAT
+from vera.checked_file import read_file, write_file
+from vera.methods.layers import changes
+from vera.methods.vera_layer import projections
 
 
 def ids() -> torch.Tensor:
@@ -99,9 +100,9 @@ def test_adapters_load_one_after_another_whatever_their_rank_and_seed(tmp_path):
 def rewrite(path, change):
     """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand
     would make."""
-    header, tensors = checkpoint.read_file(path, checkpoint.FORMAT)
+    header, tensors = read_file(path, FORMAT)
     change(header, tensors)
-    checkpoint._write(path, tensors, header)
+    write_file(path, tensors, header)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +504,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(trained, monkeypatch):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     before = trained[2].read_bytes()
-    monkeypatch.setattr("vera.checkpoint.save_file", full)
+    monkeypatch.setattr("vera.checked_file.save_file", full)
     with pytest.raises(OSError, match="No space left") as raised:
         vera.save(trained[0], trained[1], trained[2])
     assert raised.value.errno == errno.ENOSPC  # by which a run's executor knows that it may wait for room

@@ -1,0 +1,94 @@
+"""A low-rank method written after lora.py, whose frozen part comes back from the base weights: LoRA-XS
+(Balazy et al. 2024), which trains an r x r matrix between a weight's leading singular vectors."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tiny import answer, quantise, shake, tiny, tiny_model
+from torch import nn
+
+import vera
+from vera.adapter_file import FORMAT
+from vera.checked_file import read_file
+from vera.methods.contract import METHODS
+from vera.methods.layers import Change, adapted_layers, base_weight, changes, wrap
+from vera.sites import find_sites
+
+
+class XSChange(Change):
+    def __init__(self, weight, rank):
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        u, s, vh = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+        # No part of the state dict, nor of `saved`: install computes them again
+        self.register_buffer("left", u[:, :rank] * s[:rank], persistent=False)
+        self.register_buffer("right", vh[:rank].clone(), persistent=False)
+        self.core = nn.Parameter(torch.zeros(rank, rank, device=weight.device))
+
+    def forward(self, x):
+        return x @ self.right.T @ self.core.T @ self.left.T
+
+    def weight(self):
+        return self.left @ self.core @ self.right
+
+
+@pytest.fixture
+def method():
+    @dataclass(frozen=True)
+    class LoRAXS(vera.Method, kind="xs"):
+        rank: int
+        sites: tuple[str, ...] = ("query", "value")
+
+        def install(self, model):
+            found = find_sites(model, self.sites)
+            wrap(
+                model,
+                found,
+                lambda path, block, base, inputs, outputs: XSChange(
+                    base_weight(base, found[path][block]), self.rank
+                ),
+            )
+
+        def count(self, model):
+            return sum(self.rank**2 for _ in changes(model))
+
+    yield LoRAXS(4)
+    del METHODS["xs"]
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, quantise], ids=["float32", "4 bit"])
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+def test_its_file_holds_what_trains_and_loads_onto_a_fresh_base(architecture, prepare, method, tmp_path):
+    model, fresh = (prepare(tiny(architecture)) for _ in range(2))
+    before = answer(model)
+    method.adapt(model)
+    assert torch.equal(answer(model), before)
+    shake(model)
+    vera.save(model, method, tmp_path / "a.safetensors")
+    names = read_file(tmp_path / "a.safetensors", FORMAT)[1]
+    assert len(names) == len(list(changes(model)))
+    assert sum(t.numel() for t in names.values()) == method.count(model)
+    assert vera.load(fresh, tmp_path / "a.safetensors") == method
+    assert all(torch.equal(a.core, b.core) for a, b in zip(changes(model), changes(fresh), strict=True))
+    vera.save_head(model, tmp_path / "h.safetensors")
+    vera.load_head(fresh, tmp_path / "h.safetensors")
+    assert torch.equal(answer(fresh), answer(model))
+
+
+def test_a_blocks_weight_is_a_view_or_unpacked():
+    model = tiny("GPT-2")
+    path, blocks = next(iter(find_sites(model, ("value",)).items()))
+    base = model.get_submodule(path)
+    assert torch.equal(base_weight(base, blocks["value"]), base.weight.T[blocks["value"]])
+    assert base_weight(base).data_ptr() == base.weight.data_ptr()
+    four = quantise(tiny_model())
+    vera.LoRA(2).adapt(four)
+    layer = next(adapted_layers(four))
+    x = torch.eye(layer.base.in_features)
+    unpacked = base_weight(layer.base)
+    assert torch.allclose(unpacked.float(), (layer.base(x) - layer.base.bias).T.float(), atol=1e-2)
+    whole = nn.Linear(4, 4)
+    whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(vera.AdapterError, match="cannot be unpacked"):
+        base_weight(whole)

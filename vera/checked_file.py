@@ -1,0 +1,196 @@
+"""A safetensors file with a header, and a SHA-256 over all of it, so that no changed byte loads."""
+
+import hashlib
+import json
+import math
+import os
+import re
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vera.errors import AdapterError
+
+#: A larger header is no adapter's, and is not parsed: parsed JSON takes some twenty times its own size.
+LARGEST_HEADER = 8 * 2**20
+_CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+
+
+def share(path: Path) -> None:
+    """Gives a new file the rights that any other would have: safetensors writes for the owner alone, and a
+    shared folder is for others, too."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
+    """Writes a file with a checksum over all of it, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        metadata = {"header": json.dumps(header), "sha256": "0" * 64}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        # safetensors writes the metadata in any order; equal adapters are to be equal files.
+        ours, other = (
+            json.dumps(dict(pairs), separators=(",", ":")).encode()
+            for pairs in permutations(metadata.items())
+        )
+        content = partial.read_bytes().replace(other, ours, 1)
+        # The checksum is that of the file with zeros in its own place.
+        place = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64)
+        with open(partial, "r+b") as file:
+            file.write(
+                content[: place.start(1)]
+                + hashlib.sha256(content).hexdigest().encode()
+                + content[place.end(1) :]
+            )
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
+        share(partial)
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise system_error(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def system_error(path: Path, error: SafetensorError) -> OSError:
+    """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is
+    known by it."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return (
+        OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+        if number
+        else OSError(f"{path}: {error}")
+    )
+
+
+def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of an undamaged file. Raises AdapterError in one line for any other.
+
+    Takes the memory of the whole file: a stranger's is compared by its `read_header` first.
+    """
+    header, _, content = _read(path, kind, whole=True)
+    try:
+        return header, read_tensors(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _no_tensors(path, error) from None
+
+
+def read_header(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Header and the tensors' shapes of an undamaged file, which may be of any size. Raises AdapterError for
+    any other."""
+    return _read(path, kind, whole=False)[:2]
+
+
+def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: str) -> dict[str, Tensor]:
+    """The tensors of a file that holds just those wanted. Raises AdapterError, before they are read, where it
+    does not."""
+    check_shapes(path, wanted, read_header(path, kind)[1], hint)
+    tensors = read_file(path, kind)[1]
+    check_tensors(path, wanted, tensors, hint)
+    return tensors
+
+
+def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dict[str, list[int]], bytes]:
+    """Header, shapes, and the content where the whole is wanted."""
+    if not Path(path).is_file():
+        what = (
+            "a folder, not an adapter file (vera.import_peft reads peft's)"
+            if Path(path).is_dir()
+            else "no such file"
+        )
+        raise AdapterError(f"{path}: {what}")
+    with open(path, "rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(8)
+        end = 8 + int.from_bytes(head, "little")
+        if len(head) == 8 and LARGEST_HEADER < end <= size:
+            raise AdapterError(f"{path}: a header of {end} bytes is no adapter's ({LARGEST_HEADER} at most)")
+        if end <= min(size, LARGEST_HEADER):
+            head += file.read(end - 8)
+        found = _CHECKSUM.search(head, 8)
+        if len(head) < end or not found:
+            other = Path(path).name == "adapter_model.safetensors"
+            hint = (
+                "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
+            )
+            raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
+        try:
+            table = json.loads(head[8:])
+            header = json.loads(table.pop("__metadata__")["header"])
+            shapes = {name: entry["shape"] for name, entry in table.items()}
+            if any(not isinstance(shape, list) or len(shape) > 8 for shape in shapes.values()):
+                raise ValueError("a shape that is none")
+            room = 8 * sum(math.prod(shape) for shape in shapes.values())
+            problem: Exception | None = (
+                None if size - end <= room else ValueError("more bytes than its tensors have")
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            header, shapes, problem = {}, {}, error
+        digest = hashlib.sha256(head[: found.start(1)] + b"0" * 64 + head[found.end(1) :])
+        content = [head]
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            if whole and problem is None:
+                content.append(chunk)
+    if digest.hexdigest().encode() != found[1]:
+        raise AdapterError(f"{path}: damaged (its checksum differs). Get the file again")
+    if problem is not None:
+        raise _no_tensors(path, problem)
+    if not isinstance(header, dict) or header.get("format") != kind:
+        raise AdapterError(f"{path}: not a file of the format {kind!r}")
+    return header, shapes, b"".join(content)
+
+
+def _no_tensors(path: str | Path, error: BaseException) -> AdapterError:
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    return AdapterError(f"{path}: damaged, or not a safetensors file ({words[:200]}). Get the file again")
+
+
+def check_shapes(
+    path: str | Path,
+    wanted: dict[str, Tensor],
+    shapes: dict[str, list[int]],
+    hint: str = "Same base model and rank?",
+) -> None:
+    """Raises AdapterError unless the names and shapes of a file are just those that a model needs."""
+    missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which this model lacks"
+        raise AdapterError(
+            f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?"
+        )
+    for name, shape in shapes.items():
+        if shape != list(wanted[name].shape):
+            shapes_ = f"{shape} in the file, {list(wanted[name].shape)} in the model"
+            raise AdapterError(f"{path}: {name} is {shapes_}. {hint}")
+
+
+def check_tensors(
+    path: str | Path,
+    wanted: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    hint: str = "Same base model and rank?",
+) -> None:
+    """Raises AdapterError unless the tensors of a file are just those that a model needs, and finite."""
+    check_shapes(path, wanted, {name: list(tensor.shape) for name, tensor in tensors.items()}, hint)
+    for name, tensor in tensors.items():
+        if not fits(tensor, wanted[name]):
+            raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
+
+
+def fits(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether a file's values are finite numbers, as numbers of the wanted kind."""
+    if not wanted.is_floating_point():
+        return tensor.dtype == wanted.dtype
+    half_or_more = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return tensor.dtype in half_or_more and bool(torch.isfinite(tensor.to(wanted.dtype)).all())

@@ -1,0 +1,175 @@
+"""The contract of an adaptation method.
+
+A method is a small frozen dataclass of its settings. The model carries all the state: `adapt` changes the
+model in place, and every later call finds what it needs inside the model. A low-rank method is written after
+lora.py, on the layers of layers.py."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.adapted import adapt_with, adaptation
+from vera.methods.layers import AdaptedLinear, Added, adapted_layers, replace
+from vera.methods.settings import check_settings
+from vera.sites import head_parameters
+
+#: Every method by its kind. Filled as the files of this folder are imported.
+METHODS: dict[str, type["Method"]] = {}
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind = kind
+            METHODS[kind] = cls
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain values, with the kind; `make_method(**settings)` gives an equal method.
+
+        Without those that change nothing but the way it is computed (fields that are not compared).
+        """
+        told = {field.name for field in fields(self) if field.compare}
+        return {
+            "kind": self.kind,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in told},
+        }
+
+    # --- a model's life with the method
+
+    def adapt(self, model: nn.Module) -> None:
+        """Freezes the model, installs the method in place, and leaves its parameters and the head trainable.
+
+        Raises AdapterError, with the model unchanged, where it is adapted already, or lacks the method's
+        sites."""
+        adapt_with(model, self)
+
+    @abstractmethod
+    def install(self, model: nn.Module) -> None:
+        """Adds the method's own parameters to a frozen model, or unfreezes those it trains."""
+
+    def remove(self, model: nn.Module) -> None:
+        """Takes out what `install` added. Values that the method trained in place stay as they are."""
+        self.unmerge(model)
+        for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, AdaptedLinear)]:
+            replace(model, path, layer.base)
+
+    @abstractmethod
+    def count(self, model: nn.Module) -> int:
+        """Trainable parameters without the head, by the method's closed formula, from an adapted model's
+        shapes."""
+
+    # --- training
+
+    def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The method's trainable parameters by name, without the head's (also where someone froze them
+        since)."""
+        adapted = adaptation(model)
+        return {name: p for name, p in model.named_parameters() if adapted and name in adapted.trained}
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+        """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning
+        rates."""
+        head = {name: p for name, p in head_parameters(model).items() if p.requires_grad}
+        return {"adapter": self.adapter_parameters(model), "head": head}
+
+    def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
+        """Called once with the number of optimizer steps, for methods that follow a schedule of their own."""
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A term of the method's own, added to the loss of each forward pass; None for most."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
+        """Called after each optimizer step (from 1) with the gradients still there, for methods that change
+        as they train."""
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What `after_step` has gathered, for a training checkpoint."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Puts `training_state` back."""
+
+    # --- files and inference
+
+    def saved(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of the adapter file by name: what trains, and what installing cannot make anew.
+
+        LoRA-FA's frozen A is drawn with torch's seed of the day: it is saved. Take a method that freezes the
+        leading singular vectors of each base weight, and trains what lies between them: `install` computes
+        the vectors again (layers.base_weight), and the file holds a hash of the base weights already. What
+        trains is all that it saves."""
+        return dict(self.adapter_parameters(model))
+
+    def redrawn(self, model: nn.Module) -> frozenset[str]:
+        """Those of `saved`, by the file's names, that installing makes again bit for bit: no file needs to
+        hold them."""
+        return frozenset()
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """What the adapter relies on and does not train, for the adapter file; compared when it is loaded.
+
+        For what comes back from elsewhere: the fingerprint of projections that a seed brings back. Frozen
+        singular vectors come back from the base weights, whose hash is compared in any case: {} does, or
+        what else `install` computes by, such as a version of the algorithm. Before a file's tensors are
+        read, a copy of the model on the meta device is asked: only settings, names and shapes may decide.
+
+        left_out: those of `redrawn` that the file does not hold.
+        """
+        return {}
+
+    def merge(self, model: nn.Module) -> None:
+        """Folds the adapter into the base weights: inference costs what the base model costs.
+
+        Raises AdapterError, with the model unchanged, where that cannot be.
+        """
+        if adaptation(model) is None:
+            raise AdapterError("this model carries no adapter: nothing to merge")
+        layers = list(adapted_layers(model))
+        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        for layer in layers:
+            layer.check_mergeable()
+            if uses[id(layer.base.weight)] > 1:
+                raise AdapterError(
+                    "an adapted layer shares its weight with another layer: merged, both would change"
+                )
+        for layer in layers:
+            layer.merge()
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Puts the base weights back, bit for bit."""
+        for layer in adapted_layers(model):
+            layer.unmerge()
+
+    def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
+        """Weights as they were before a merge, by the id of the parameter that took the change."""
+        layers = [layer for layer in adapted_layers(model) if layer.merged]
+        return {id(layer.base.weight): cast(Tensor, layer._unmerged_weight) for layer in layers}
+
+    def forget_unmerged(self, model: nn.Module) -> None:
+        """Makes the merge final."""
+        for layer in adapted_layers(model):
+            layer.forget_unmerged()
+
+    def disable(self, model: nn.Module, disabled: bool) -> None:
+        """See `vera.disable`."""
+        if disabled:
+            self.unmerge(model)
+        for module in model.modules():
+            if isinstance(module, Added):
+                module.enabled = not disabled
+            if disabled and isinstance(module, AdaptedLinear):
+                module.forget_kept()

@@ -1,0 +1,104 @@
+"""What peft draws again from a configuration, bit for bit and whatever torch's seed."""
+
+import contextlib
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.adapted import plain_names
+
+#: By method and base weights, which of the frozen tensors a second installation has drawn again.
+_REDRAWN: dict[str, frozenset[str]] = {}
+
+
+def drawn(
+    owner: str, key_of: list[Any], model: nn.Module, wrapper: Any, names: set[str], again: Callable[[], Any]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes of the frozen tensors that come back with the configuration: those that a file could hold,
+    by its names, and those that it could not, since they are no parameters or buffers of the model.
+
+    names: the base model's. key_of: what the method and the base weights are known by. again: installs the
+    same a second time, on a copy. Raises AdapterError where one of the latter does not come back.
+    """
+    stored, hidden = _frozen(model, wrapper, names)
+    if not (stored or hidden):
+        return {}, {}
+    first = next(t for n, t in model.named_parameters() if n in names)
+    key = json.dumps([*key_of, str(first.dtype), str(first.device)])
+    ours = {name: digest(tensor) for name, tensor in {**stored, **hidden}.items()}
+    if key not in _REDRAWN:
+        with _other_seed(first.device), one_thread():
+            second = again()
+        parts = _frozen(second.base_model.model, second, names)
+        theirs = {name: digest(tensor) for part in parts for name, tensor in part.items()}
+        _REDRAWN[key] = frozenset(name for name, mine in ours.items() if theirs.get(name) == mine)
+    for name in hidden.keys() - _REDRAWN[key]:
+        raise AdapterError(f"{owner} draws {name} anew each time, and no file holds it: fix its seed")
+    return {n: ours[n] for n in stored.keys() & _REDRAWN[key]}, {n: ours[n] for n in hidden}
+
+
+def _frozen(
+    model: nn.Module, wrapper: nn.Module, names: set[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What peft added to a model and does not train: parameters and buffers of the model by the file's names,
+    and tensors that it keeps beside the model, or as plain attributes of its layers. names: the base model's
+    own."""
+    plain = plain_names(model)
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    stored = {plain[name]: t for name, t in own.items() if plain[name] not in names and not t.requires_grad}
+    inside = {id(t) for t in own.values()}
+    hidden = {n: t for n, t in [*wrapper.named_parameters(), *wrapper.named_buffers()] if id(t) not in inside}
+    for path, module in wrapper.named_modules():
+        if not type(module).__module__.startswith("peft."):
+            continue
+        for name, value in vars(module).items():
+            if name.startswith("_"):  # torch's own books
+                continue
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            hidden |= {
+                f"{path}.{name}.{key}": t for key, t in parts if isinstance(t, Tensor) and id(t) not in inside
+            }
+    return stored, {name: tensor for name, tensor in hidden.items() if not tensor.requires_grad}
+
+
+def digest(tensor: Tensor) -> str:
+    """Of dtype, shape and every bit."""
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    hasher = hashlib.sha256(f"{dense.dtype} {list(dense.shape)}".encode())
+    hasher.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """What is computed from the base weights (an SVD, say) has other last bits with another number of
+    threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _other_seed(device: torch.device) -> Iterator[None]:
+    """Other random numbers than those before, of torch, numpy and Python; afterwards the generators are as
+    they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(torch.initial_seed() ^ 0x5EED)
+        np.random.seed(0x5EED)
+        random.seed(0x5EED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

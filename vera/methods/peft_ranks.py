@@ -1,0 +1,77 @@
+"""AdaLoRA's training, as in peft's own loops: ranks are allocated after each step, by a schedule of the run's
+number of steps, and a penalty keeps the factors orthogonal."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.contract import Method
+
+
+def tuner_of(model: nn.Module) -> Any:
+    """The tuner that peft installed in a model."""
+    wrapper: Any = model._peft_wrapper
+    return wrapper[0].base_model
+
+
+class AllocatesRanks(Method):
+    """A method whose tuner may have an allocator of ranks; without one nothing happens here."""
+
+    def before_training(self, model: nn.Module, total_steps: int) -> None:
+        allocator = getattr(tuner_of(model), "rankallocator", None)
+        if allocator is not None:
+            config = allocator.peft_config
+            if config.tinit >= total_steps - config.tfinal:
+                raise AdapterError(
+                    f"AdaLoRA: tinit {config.tinit} and tfinal {config.tfinal} leave none of {total_steps}"
+                    " steps"
+                )
+            allocator.set_total_step(total_steps)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4),
+        weighted."""
+        allocator = getattr(tuner_of(model), "rankallocator", None)
+        if allocator is None:
+            return None
+        distances = []
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                gram = p @ p.T if "lora_A" in name else p.T @ p
+                distances.append(
+                    torch.linalg.norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype))
+                )
+        return torch.stack(distances).mean() * float(allocator.peft_config.orth_reg_weight)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        tuner = tuner_of(model)
+        if hasattr(tuner, "update_and_allocate"):
+            tuner.update_and_allocate(step - 1)  # peft counts from 0
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        allocator = getattr(tuner_of(model), "rankallocator", None)
+        if allocator is None:
+            return {}
+        state = {
+            f"{part}/{n}": t
+            for part in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            for n, t in getattr(allocator, part).items()
+        }
+        pattern = allocator.peft_config.rank_pattern or {}
+        return state | {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        allocator = getattr(tuner_of(model), "rankallocator", None)
+        if allocator is None:
+            return
+        parameters = dict(model.named_parameters())
+        for key, tensor in state.items():
+            part, _, name = key.partition("/")
+            if part == "rank_pattern":
+                allocator.peft_config.rank_pattern = (allocator.peft_config.rank_pattern or {}) | {
+                    name: tensor.tolist()
+                }
+            else:
+                getattr(allocator, part)[name] = tensor.to(parameters[name].device)

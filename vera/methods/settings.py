@@ -1,0 +1,51 @@
+"""What a method's settings may be: of the right kind, and within sense."""
+
+from dataclasses import fields
+from typing import Any, get_origin
+
+from vera.errors import AdapterError
+
+#: What a setting should be, in words.
+NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    tuple: "a list",
+    dict: "a mapping",
+}
+#: A rank this many times as large as the widest matrix is a slip of the keyboard, not a wish.
+SENSE = 64
+#: No setting means a larger number, or more words: both may come from a stranger's file.
+LARGEST = 2.0**53
+MOST_WORDS = 1_000
+
+
+def check_settings(method: Any) -> None:
+    """Makes lists tuples. Raises AdapterError for a setting of the wrong kind, or beyond sense."""
+    for field in fields(method):
+        if isinstance(getattr(method, field.name), list):
+            object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
+        value, kind = getattr(method, field.name), get_origin(field.type) or field.type
+        number = kind is float and isinstance(value, int)
+        if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
+            raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
+        if kind is float and not abs(value) <= LARGEST:
+            raise AdapterError(f"{field.name} must be a finite number, of at most 2^53")
+        if kind is tuple and not all(isinstance(word, str) for word in value):
+            raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
+        if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
+            raise AdapterError(
+                f"{field.name} has at most {MOST_WORDS} words, none longer than as many letters"
+            )
+    rank, dropout = getattr(method, "rank", 1), getattr(method, "dropout", 0.0)
+    if rank < 1:
+        raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
+    if not 0 <= dropout < 1:
+        raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
+
+
+def check_rank(name: str, rank: int, widest: int) -> None:
+    """Raises AdapterError for a rank beyond sense."""
+    if rank > SENSE * widest:
+        raise AdapterError(f"{name} {rank} is beyond sense for matrices of at most {widest} rows or columns")

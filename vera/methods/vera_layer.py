@@ -1,0 +1,110 @@
+"""VeRA's change of one matrix, b * (B (d * (A x))), and the pair A and B that many of them share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.kernels import frozen_linear
+from vera.methods.layers import Change, adapter_dtype
+from vera.projections import ProjectionSpec
+
+
+class Projections(nn.Module):
+    """A frozen pair A (rank, in), B (out, rank): one storage for all matrices that share it.
+
+    Not part of the state dict: the seed brings it back.
+    """
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, spec: ProjectionSpec, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        if device.type == "meta":
+            pair = (
+                torch.empty(spec.rank, spec.inputs, device=device),
+                torch.empty(spec.outputs, spec.rank, device=device),
+            )
+        else:
+            a, b = spec.make()
+            pair = torch.from_numpy(a), torch.from_numpy(b)
+        for name, matrix in zip("AB", pair, strict=True):
+            self.register_buffer(name, matrix.to(device, dtype), persistent=False)
+
+
+class VeRAChange(Change):
+    """One matrix's own d (rank) and b (out), and the leading slices A[:, :in] and B[:out] of its pair.
+
+    d starts at d_init and b at zero, so that the model starts as the base model: dL/dd is 0 at first, dL/db
+    is not. A vector that the method leaves out is None and counts as all ones."""
+
+    b: Tensor | None
+    d: Tensor | None
+
+    def __init__(
+        self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: Any
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        # In a tuple, so that the pair has one parent and moves between devices once.
+        self._shared = (projections,)
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        for name, length, value in (("d", method.rank, method.d_init), ("b", outputs, 0.0)):
+            vector = nn.Parameter(torch.full((length,), value, **at)) if name in method.vectors else None
+            self.register_parameter(name, vector)
+        self.dropout = nn.Dropout(method.dropout)
+        #: b and d of each sample of a batch, in place of the two above (vera.Adapters).
+        self.rows: tuple[Tensor | None, Tensor | None] | None = None
+        self.repeats = False  # a batch that is a multiple of the rows (beams) takes each row as often
+
+    @property
+    def pair(self) -> Projections:
+        return self._shared[0]
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 - the paper's name
+        return self.pair.A[:, : self.inputs]
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802
+        return self.pair.B[: self.outputs]
+
+    @property
+    def rank(self) -> int:
+        return self.pair.spec.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(self.dropout(x)))
+
+    def down(self, x: Tensor) -> Tensor:
+        """A x, (..., inputs) -> (..., rank): the same for every matrix of the pair that reads x."""
+        return frozen_linear(x, self.A)
+
+    def up(self, u: Tensor) -> Tensor:
+        """b * (B (d * u)), (..., rank) -> (..., outputs)."""
+        b, d = self.b, self.d
+        if self.rows is not None:
+            count = next(len(v) for v in self.rows if v is not None)
+            times, rest = divmod(len(u), count)
+            if rest or (times != 1 and not self.repeats):
+                raise AdapterError(
+                    f"{len(u)} samples at a layer for {count} adapter names: does this model fold its batch?"
+                )
+            # (samples, length) beside (samples, ..., length)
+            shape = len(u), *[1] * (u.dim() - 2), -1
+            b, d = (v if v is None else v.repeat_interleave(times, 0).view(shape) for v in self.rows)
+        v = frozen_linear(u if d is None else d * u, self.B)
+        return v if b is None else b * v
+
+    def weight(self) -> Tensor:
+        a = self.A if self.d is None else self.d[:, None] * self.A
+        b = self.B if self.b is None else self.b[:, None] * self.B
+        return b @ a
+
+
+def projections(model: nn.Module) -> list[Projections]:
+    """The pairs of an adapted model."""
+    return [m for m in model.modules() if isinstance(m, Projections)]
