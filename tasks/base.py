@@ -87,7 +87,8 @@ class Source:
     """Where rows come from. Their content is part of a run's identity; the place is not.
 
     files: local files, hashed by content. pinned: a hash that stands for the content already (a hub revision
-    or an archive's sha256). Neither: known only once the network has been asked."""
+    or an archive's sha256). Neither: known only once the network has been asked.
+    """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     pinned: str | None = None
@@ -114,15 +115,19 @@ class Task(ABC):
 
     metric: the reported metric's name. higher_is_better: its direction. scale: what tables multiply its
     values by: 100, which makes a fraction a percentage, or 1. reported: the epoch whose value the task's
-    table reports, the best or the last. num_labels: outputs of the model; 0: a language model, without a
-    head. problem: transformers' problem_type. notes: what differs from the published data, in words, for the
-    record. advice: what this machine lacks, said before a run starts and in no record. block: rows are
-    shuffled, cut into blocks of this many batches, and sorted by length within a block, so that batches of
-    like lengths waste little on padding; 1: plain random batches. decodes: whether the trained model writes
-    texts at the end, which are scored (the class Decoding). pictures: whether a run ends with `illustrate`.
-    unit: what `units` counts, as progress lines show it: tokens or images. selection: a hash that stands for
-    the training rows, where they were drawn. unreadable: rows that were left out because they cannot be read,
-    by name, with the reason."""
+    table reports, the best or the last.
+    num_labels: outputs of the model; 0: a language model, without a head.
+    problem: transformers' problem_type. notes: what differs from the published data, in words, for the
+    record.
+    advice: what this machine lacks, said before a run starts and in no record.
+    block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, so
+    that batches of like lengths waste little on padding; 1: plain random batches.
+    decodes: whether the trained model writes texts at the end, which are scored (the class Decoding).
+    pictures: whether a run ends with `illustrate`.
+    unit: what `units` counts, as progress lines show it: tokens or images.
+    selection: a hash that stands for the training rows, where they were drawn.
+    unreadable: rows that were left out because they cannot be read, by name, with the reason.
+    """
 
     name: str
     metric: str

@@ -11,7 +11,8 @@ It is not transformers' search:
 
 The penalty takes no part in the search itself, only in the choice among what it found: several are had for
 the price of one. A prompt is left as soon as none of its beams can win any more, which changes no result: log
-p only falls, and so a beam's score is at most its sum so far / longest length ** penalty."""
+p only falls, and so a beam's score is at most its sum so far / longest length ** penalty.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

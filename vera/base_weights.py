@@ -25,7 +25,8 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     names: of the weights, in the base model's words; None: those that the method on the model leaves alone.
     Of the values rounded to bfloat16 and to float16: a copy of the same weights in half precision is the same
     base. "unquantised": of the weights that are no linear layer's, in bfloat16, for comparing with a 4-bit
-    copy; the other two are absent there."""
+    copy; the other two are absent there.
+    """
     # As it was before peft, which moves base weights for some methods
     if names is None and hasattr(model, "_peft_base"):
         return dict(cast(dict[str, str], model._peft_base))

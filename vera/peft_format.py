@@ -64,7 +64,8 @@ def export_peft(
     model was loaded by, of which a folder's last part is kept: no path of this machine goes into the file.
 
     Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods
-    without one."""
+    without one.
+    """
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):

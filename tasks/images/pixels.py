@@ -47,7 +47,8 @@ class Preprocessing:
     size: the (height, width) that is then cut out of the middle, and that the model sees. rounds: whether an
     odd remainder is split by Python's round, as torchvision does for timm, or down, as transformers does.
     resample: Pillow's number of the filter. mean, std: of each channel, of values between 0 and 1. patch: the
-    side of a ViT's patches, where that is known."""
+    side of a ViT's patches, where that is known.
+    """
 
     size: tuple[int, int]
     resize: int | tuple[int, int]
@@ -275,7 +276,8 @@ def augment(
     """A drawn view of an image, uint8 (3, height, width).
 
     how: "flip" (left and right, half of the time), or "crop" (a part of the area, a share drawn from `scale`,
-    in a shape of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImageError."""
+    in a shape of 3:4 to 4:3, resized to the model's size; and flipped). Raises BadImageError.
+    """
     image = decode(item)
     if how == "crop":
         area = image.width * image.height * generator.uniform(scale[0], scale[1])
@@ -321,7 +323,8 @@ def prepared(
     which cannot be read (their pixels are zero), with the reason.
 
     key: stands for the images' content. A kill leaves no half file; a file that is damaged is made again; a
-    full disk is an OSError."""
+    full disk is an OSError.
+    """
     made_with = repr(
         (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
     )

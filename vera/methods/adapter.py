@@ -89,7 +89,8 @@ class Adapter(Method, kind="adapter"):
 
     placement: houlsby, pfeiffer or lin. activation: relu, gelu or silu. drop_layers: the first blocks go
     without an adapter. drop_per_batch: in training, a number of first blocks drawn uniformly for each batch
-    goes without (from none to all but the last). share: one adapter for all blocks."""
+    goes without (from none to all but the last). share: one adapter for all blocks.
+    """
 
     bottleneck: int
     placement: str = "pfeiffer"

@@ -43,7 +43,8 @@ class LoRA(Method, kind="lora"):
     own.
 
     alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only
-    B trains (A as LoRA draws it; the adapter file holds it)."""
+    B trains (A as LoRA draws it; the adapter file holds it).
+    """
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
