@@ -296,8 +296,8 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
         numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
         rows.append([*numbers, *point, " ".join([str(len(attrs.get("runs", []))), *filter(None, words)])])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
-    model, task = (cell.first.config[part]["label"] for part in ("model", "task"))
-    title = f"{cell.first.row} on {task} ({model})"
+    model, of = (cell.first.config[part]["label"] for part in ("model", "task"))
+    title = f"{cell.first.row} on {of} ({model})"
     point, best = trials[0]
     if best.value is None:
         return "\n".join(

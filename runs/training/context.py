@@ -64,6 +64,8 @@ class Context:
         self.folder: Path = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(run)
+        if self.accelerator.device.type == "cuda":  # a process may do one run after another
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
         self.task, self.raw_model, self.method = build(run, self.accelerator.device, start)
         self.metric = Metric.of_task(self.task)

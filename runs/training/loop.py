@@ -110,8 +110,10 @@ class Training(Context):
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # A function of seed and epoch alone: nothing about batches has to be saved.
             batches = epoch_batches(self.lengths, size, self.config["data_seed"], epoch, self.task.block)
-            # A resumed run goes on with the batches that its epoch has left.
-            coming = batches[self.state.step - epoch * self.plan.steps_per_epoch :]
+            # A resumed run goes on with the batches that its epoch has left; train.max_steps may end inside
+            # one, which is evaluated as a whole one is.
+            done = self.state.step - epoch * self.plan.steps_per_epoch
+            coming = batches[done : done + self.plan.total_steps - self.state.step]
             # Images are read ahead of the step that needs them.
             self.task.begin_epoch(epoch, [self._mine(rows) for rows in coming])
             for rows in coming:
@@ -119,9 +121,6 @@ class Training(Context):
                 if self.state.status == "diverged":
                     break
                 self.stop.check()
-                # train.max_steps may end inside an epoch, which is evaluated as a whole one is.
-                if self.state.step == self.plan.total_steps:
-                    break
                 if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
                     self._save()
                     saved = time.monotonic()
@@ -167,7 +166,7 @@ class Training(Context):
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
-        total, whole = 0.0, self.task.weight("train", rows)
+        total, units, whole = 0.0, 0, self.task.weight("train", rows)
         for i, part in enumerate(parts):
             # Gradients travel between processes once, with the last micro-batch.
             last = i == len(parts) - 1
@@ -182,7 +181,7 @@ class Training(Context):
                 self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
             # This is where the device is waited for.
             total += float(loss.detach()) * weight
-            self.state.units += self.task.units(batch)
+            units += 0 if empty else self.task.units(batch)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
@@ -191,7 +190,9 @@ class Training(Context):
         if not self.accelerator.optimizer_step_was_skipped:
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
-        return sum(gather_object([total]))
+        shares = gather_object([(total, units)])  # of all processes
+        self.state.units += sum(units for _, units in shares)
+        return float(sum(loss for loss, _ in shares))
 
     def _mine(self, rows: list[int]) -> list[int]:
         """This process's share of an effective batch."""
@@ -238,7 +239,7 @@ class Training(Context):
             self._progress(point["train_loss"], evaluated=True)
 
     def best(self) -> int:
-        """Index of the epoch that is best so far."""
+        """Index of the evaluation that is best so far."""
         return self.metric.best(self.state.curve["metric"])
 
     def _keep(self) -> None:
@@ -300,7 +301,7 @@ class Training(Context):
             {
                 "phase": "evaluated" if evaluated else "training",
                 "epoch": math.ceil(state.step / self.plan.steps_per_epoch),
-                "epochs": self.settings["epochs"],
+                "epochs": self.plan.epochs,
                 "step": state.step,
                 "steps": self.plan.total_steps,
                 "loss": loss,

@@ -130,8 +130,7 @@ def _parameters(context: Context) -> dict[str, Any]:
         name: sum(p.numel() for p in group.values()) for name, group in method.parameter_groups(model).items()
     }
     frozen = sum(tensor.numel() for tensor in vera.frozen_extra(model).values())
-    total = sum(p.numel() for p in model.parameters())
-    return {**trained, "frozen_extra": frozen, "total": total, "formula": method.count(model)}
+    return {**trained, "frozen_extra": frozen, "total": count(model), "formula": method.count(model)}
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,16 +199,19 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     """What differs from the recipe, in words."""
     recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]["name"]
     words = list(notes)
-    if run.method["kind"] == "none":  # which no setting of the training touches
-        return words
+    if (
+        run.method["kind"] == "none"
+    ):  # nothing trains: of the training, how the model reads and computes is left
+        read = ("train.max_length=", "train.precision=")
+        return words + [f"{x} given" for x in run.changed if x.startswith(read) or not x.startswith("train.")]
     if run.recipe == "defaults":
         words.append("no recipe for this method and model: the harness's defaults")
     settings = {**train, **run.config["method"]}
-    for key in sorted({*recipe, *recipe.get("by_task", {})} & set(settings)):
-        by_task = recipe.get("by_task", {}).get(key, {})
-        if key not in recipe and task not in by_task:
-            continue
-        wanted = by_task.get(task, recipe.get(key))
+    of_tasks = {
+        key: values for key, values in (recipe.get("by_task") or {}).items() if task in (values or {})
+    }
+    for key in sorted({*recipe, *of_tasks} & set(settings)):
+        wanted = of_tasks[key][task] if key in of_tasks else recipe[key]
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
             words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")
@@ -229,7 +231,7 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     # Said above or by the row, or of no weight.
     told = {
         *recipe,
-        *recipe.get("by_task", {}),
+        *of_tasks,
         "label",
         "max_steps",
         "config_class",
@@ -250,11 +252,15 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
 LARGE_SHARE = 0.05
 
 
+def count(model: nn.Module) -> int:
+    """A model's parameters; of those in 4 bit a byte holds two."""
+    return sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+
+
 def large_share(method: vera.Method, model: nn.Module) -> list[str]:
     """A sentence where a method other than full fine-tuning trains much of the model (head apart)."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
-    # 4 bit: two a byte
-    share = trained / sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+    share = trained / count(model)
     if method.kind == "full" or share <= LARGE_SHARE:
         return []
     return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]

@@ -18,6 +18,7 @@ import ledgers
 import pytest
 import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
+from tiers import guard
 
 from runs import executor, launch, plan, sweep
 from runs.begun import (
@@ -545,11 +546,13 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
     assert comparable(records_of(slow)[0]) == comparable(do(elsewhere(slow, output=tmp_path / "straight")))
 
 
-def test_a_stop_within_an_evaluation_evaluates_again(words, monkeypatch, tmp_path):
-    """At the end of the last epoch, where no step is left to be done after it."""
+@pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
+def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, tmp_path):
+    """At the end of the last epoch, where no step is left to be done after it; the epoch may end early."""
     from runs.training.context import StoppedError
     from runs.training.train import train
 
+    words = [*words, *more]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
     (run,) = expand(words)
     evaluate = Training.evaluate
@@ -780,6 +783,7 @@ def slurm(process):
         pytest.skip("a Slurm is started with CI=true or SLURM_TEST=1 only")
     subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
     yield
+    guard.allowed = {"process"}  # it ends with the session, whatever the last test was
     subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
 
 

@@ -282,6 +282,9 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
             ],
         ),
         (["model=gpt2_medium", "task=e2e", "task.length_grouped=true"], []),  # tasks/e2e.py says it
+        # Its recipe has rates for GLUE's tasks alone.
+        (["model=roberta_base", "task=reviews", "train.lr=0.5"], ["train.lr=0.5 given"]),
+        (["method=none", "train.lr=0.5", "train.max_length=8"], ["train.max_length=8 given"]),
     ],
 )
 def test_deviations_say_once_what_differs_from_the_recipe(words, expected):

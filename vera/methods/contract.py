@@ -86,7 +86,8 @@ class Method(ABC):
         return {"adapter": self.adapter_parameters(model), "head": head}
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
-        """Called once with the number of optimizer steps, for methods that follow a schedule of their own."""
+        """Called when training begins or goes on, with the number of optimizer steps, for methods that follow
+        a schedule of their own."""
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A term of the method's own, added to the loss of each forward pass; None for most."""

@@ -135,8 +135,10 @@ def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
             from bitsandbytes.functional import dequantize_4bit
 
             weight = dequantize_4bit(weight.data, state)
-        else:  # of a copy without values
+        elif weight.is_meta:  # of a copy without values
             weight = weight.new_empty(outputs, inputs)
+        else:
+            raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
     elif not weight.is_floating_point():
         raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
     return cast(Tensor, weight.T if is_transposed(base) else weight)[rows]
