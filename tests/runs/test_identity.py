@@ -1,6 +1,7 @@
 """A run is the same run wherever its files lie, and another one when anything that defines its result
 differs."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import tasks
+from runs import file_hash
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import data_content, hash_files, one_look, run_id
+from runs.record import cache_folder
 from tasks import DataError
 
 
@@ -204,3 +207,20 @@ def test_within_one_look_a_data_set_is_read_once_whatever_the_seed_and_outside_e
     assert len(asked) == len(found) == 2
     assert data_content(runs[0].config["task"]) in found
     assert len(asked) == 3
+
+
+def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    expected, read = hashlib.sha256(b"weights").hexdigest(), []
+    digest = file_hash.digest
+    monkeypatch.setattr(file_hash, "digest", lambda path: read.append(path) or digest(path))
+    for number, reads in enumerate((1, 1, 2)):
+        file_hash._file_hash.cache_clear()  # another process
+        assert file_hash.file_hash(path) == expected
+        assert len(read) == reads
+        if number == 1:
+            (kept,) = [p for p in (cache_folder() / "sha256").iterdir() if p.read_text() == expected]
+            kept.write_text("no hash")
+    path.write_bytes(b"others!")
+    assert file_hash.file_hash(path) != expected
