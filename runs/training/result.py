@@ -195,18 +195,18 @@ def summarise(
     return {**of_table, **told, "protocols": protocols}
 
 
+#: The settings of training that a model is evaluated by.
+READS = ("max_length", "precision")
+
+
 def deviations(run: Run, notes: list[str]) -> list[str]:
     """What differs from the recipe, in words."""
     recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]["name"]
-    words = list(notes)
-    if (
-        run.method["kind"] == "none"
-    ):  # nothing trains: of the training, how the model reads and computes is left
-        read = ("train.max_length=", "train.precision=")
-        return words + [f"{x} given" for x in run.changed if x.startswith(read) or not x.startswith("train.")]
-    if run.recipe == "defaults":
+    words, trains = list(notes), run.method["kind"] != "none"
+    if run.recipe == "defaults" and trains:
         words.append("no recipe for this method and model: the harness's defaults")
-    settings = {**train, **run.config["method"]}
+    # Where nothing trains, how the model reads and computes is left.
+    settings = {**train, **run.config["method"]} if trains else {key: train[key] for key in READS}
     of_tasks = {
         key: values for key, values in (recipe.get("by_task") or {}).items() if task in (values or {})
     }
@@ -217,7 +217,7 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
             words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")
         elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
-    if run.config["task"]["family"] in READS_LENGTH_GROUPED:
+    if trains and run.config["task"]["family"] in READS_LENGTH_GROUPED:
         grouped, wanted = (
             run.config["task"].get("length_grouped", True),
             from_recipe(run.config, "length_grouped", True),
@@ -238,11 +238,12 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
         "config",
         "scaling",
         *COMPUTED,
+        *(() if trains else set(train) - set(READS)),
     }
     words += [
         f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told
     ]
-    if train["max_steps"] is not None:
+    if train["max_steps"] is not None and trains:
         words.append(f"stopped after {train['max_steps']} steps")
     return words
 
