@@ -229,14 +229,14 @@ class Ledger:
         self.commands = [
             Command(
                 "tables",
-                "analysis.tables",
+                "analysis.tables.__main__",
                 lambda f: ["table2", "--format=csv", f"--output={f}"],
                 True,
                 self._tells("VeRA"),
             ),
             Command("stats", "analysis.stats", lambda f: [f"--output={f}"], True, self._tells("VeRA")),
-            Command("figures", "analysis.figures", lambda f: ["parameters", f"--output={f}"], True),
-            Command("report", "analysis.report", lambda f: [f"--output={f}"], True, self._page),
+            Command("figures", "analysis.figures.__main__", lambda f: ["parameters", f"--output={f}"], True),
+            Command("report", "analysis.report.__main__", lambda f: [f"--output={f}"], True, self._page),
             Command(
                 "dashboard",
                 "analysis.dashboard",
@@ -261,7 +261,7 @@ class Ledger:
                 False,
                 self._exported,
             ),
-            Command("results", "analysis.results", self._results, False, self._resulted, True),
+            Command("results", "analysis.results.__main__", self._results, False, self._resulted, True),
         ]
 
     def _tells(self, words: str) -> Callable[[Path, str], bool]:
