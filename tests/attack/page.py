@@ -38,7 +38,7 @@ PAYLOADS = [
 ]
 #: Texts that the commands compare with words of their own: another value would only take the record out of
 #: the page.
-KEPT = ("id", "status", "kind", "metric", "select", "schema")
+KEPT = ("reported", "id", "status", "kind", "metric", "select", "schema")
 
 
 def cases(home: Home) -> Iterator[Case]:
