@@ -79,7 +79,7 @@ test-all: test ## and the slow ones: those that start processes, Java or a real 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## files, words and requests from strangers, a few minutes: SEED=; SHORT=1: one minute; else its figures go to docs/attack.md
+attack: setup ## files, words and requests from strangers, a few minutes: SEED=; SHORT=1: two or three minutes; else its figures go to docs/attack.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms

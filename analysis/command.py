@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def open_ledger(output: str) -> Ledger:
-    """The records of a folder, and the published ones. What is odd in them is told on stderr, and that the
+    """The records of a folder, and the published ones. What is odd in them goes to stderr, and that the
     folder has none."""
     ledger = command.open_ledger(output)
     if "ours" not in ledger.origin.values():

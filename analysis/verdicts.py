@@ -1,6 +1,6 @@
 """A verdict for each cell that the paper prints; and the cells of a ledger, or of a part of it.
 
-The rule stands in analysis/beside.py (`verdict`). Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
+`verdict` in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
 
 import difflib
@@ -20,7 +20,7 @@ from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_tab
 from runs.record import Ledger, Record
 
 PRESETS = Path(__file__).parent.parent / "conf" / "paper"
-#: Words of a verdict, in the order in which they are told.
+#: Words of a verdict, in the order of the page.
 WORDS = (
     *WITH_SPREAD,
     *WITHOUT_SPREAD,
@@ -50,7 +50,7 @@ class Finding:
     verdict: Verdict
 
 
-#: The tables whose numbers have a verdict, in the order in which they are told.
+#: The tables whose numbers have a verdict, in the order of the page.
 JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 

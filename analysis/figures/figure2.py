@@ -76,7 +76,7 @@ def _by_rank(ledger: Ledger) -> Iterator[Record]:
         method, row = record["config"]["method"], record["cell"]["row"]
         plain = row in ("vera", "lora") or row.removeprefix("vera_r").removeprefix("lora_r").isdecimal()
         if record["cell"]["task"] in GLUE and plain and method.get("rank"):
-            # A rank set on the command line and a row of that rank are one point: cells() is told so.
+            # A rank set on the command line and a row of that rank are one point, so both get that row.
             yield record | {"cell": record["cell"] | {"row": f"{method['kind']}_r{method['rank']:04d}"}}
 
 

@@ -33,7 +33,7 @@ def claims(ledger: Ledger) -> list[Claim]:
 
 
 def _of_rows(found: dict[Key, Cell], texts: dict[Key, Cell]) -> list[Claim]:
-    """What compares rows, seed by seed; texts: cells that are told by their BLEU."""
+    """What compares rows, seed by seed; texts: cells that are compared by their BLEU."""
     return [*_near(found | texts), *_ablations(found), *_ranks(found)]
 
 

@@ -230,7 +230,7 @@ class Training(Context):
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
-        # Whether a second run says the same of every row is told by a hash: the record stays small.
+        # A hash is enough to see whether a second run says the same of every row.
         state.predictions.append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         state.epoch, state.loss_sum, state.rows = state.epoch + 1, 0.0, 0
         self._keep()

@@ -3,7 +3,6 @@
 import base64
 import itertools
 import json
-import os
 import re
 import time
 from html.parser import HTMLParser
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ledgers import apart, halves, ledger, record, seeds
+from tiers import ALL_TESTS
 
 from analysis import report, tables
 from analysis.report.__main__ import main
@@ -326,8 +326,7 @@ def test_colours_have_enough_contrast_in_light_and_dark():
 
 @pytest.fixture(scope="module")
 def browser(process, tmp_path_factory):
-    # CI sets it: there it must run
-    if not (CHROMIUM.exists() and DRIVER.exists()) and not os.environ.get("BROWSER_TEST"):
+    if not (CHROMIUM.exists() and DRIVER.exists()) and not ALL_TESTS:
         pytest.skip("no chromium and chromedriver here (CI installs them)")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     ]
     parser = argparse.ArgumentParser(prog="python -m attack", description=__doc__)
     parser.add_argument("seed", nargs="?", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--short", action="store_true", help="a part of the cases, in about a minute")
+    parser.add_argument("--short", action="store_true", help="a part of the cases, in two or three minutes")
     parser.add_argument(
         "--part", action="append", choices=[part.name for part in parts], help="this part alone; no page"
     )

@@ -1,7 +1,6 @@
 """The report of records with payloads in every text: parsed, and opened in a browser where there is one."""
 
 import copy
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ledgers import record
+from tiers import ALL_TESTS
 
 from analysis.report.__main__ import main
 from attack.cases import Case, Home, WrongError
@@ -60,7 +60,7 @@ def cases(home: Home) -> Iterator[Case]:
     control = home.file("control.html", bare.read_text().replace("</body>", PAYLOADS[0] + "</body>"))
     kind = f"labels, ids and errors of {number} records"
     yield Case(kind, "parsed", lambda: parsed(text, paths["benign"].read_text()), "taken", number)
-    if (CHROMIUM.exists() and DRIVER.exists()) or os.environ.get("BROWSER_TEST"):
+    if (CHROMIUM.exists() and DRIVER.exists()) or ALL_TESTS:
         known: dict[str, Any] = {
             "expected": "taken",
             "seconds": 60,

@@ -71,7 +71,7 @@ def text_of(parts: list[Part], seed: int, seconds: float) -> str:
         "",
         (
             "`make attack` (tests/attack; `SEED=` for other drawn cases, `SHORT=1` for a part of them in"
-            " about a minute) gives the"
+            " two or three minutes) gives the"
         ),
         (
             "harness what nobody meant it to read. Some is made by hand; much is sound, and then changed at"

@@ -18,7 +18,7 @@ import ledgers
 import pytest
 import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
-from tiers import guard
+from tiers import ALL_TESTS, guard
 
 from runs import executor, launch, plan, sweep
 from runs.begun import (
@@ -779,8 +779,8 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def slurm(process):
     """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh."""
-    if not (os.environ.get("CI") or os.environ.get("SLURM_TEST")):
-        pytest.skip("a Slurm is started with CI=true or SLURM_TEST=1 only")
+    if not ALL_TESTS:
+        pytest.skip("a Slurm is started with ALL_TESTS=1 only")
     subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
     yield
     guard.allowed = {"process"}  # it ends with the session, whatever the last test was

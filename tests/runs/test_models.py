@@ -438,16 +438,13 @@ def test_a_folder_that_would_load_something_else_is_refused_at_once(
     assert time.monotonic() - begun < 1
 
 
+#: A model of the user's own.
+MINE = {"name": "mine", "label": "mine", "modality": "text", "package": None, "architecture": None}
+
+
 def test_a_configuration_as_timm_and_others_publish_it_is_taken(tiny_bert, tmp_path):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {
-        "name": "mine",
-        "label": "mine",
-        "modality": "text",
-        "path": str(folder),
-        "package": None,
-        "architecture": None,
-    }
+    model = MINE | {"path": str(folder)}
     changed(
         folder, {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}}
     )
@@ -466,14 +463,7 @@ def test_a_configuration_as_timm_and_others_publish_it_is_taken(tiny_bert, tmp_p
 
 def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {
-        "name": "mine",
-        "label": "mine",
-        "modality": "text",
-        "path": str(folder),
-        "package": None,
-        "architecture": None,
-    }
+    model = MINE | {"path": str(folder)}
     found = {model_content(model)}
     for name in ("added_tokens.json", "spiece.model", "special_tokens_map.json", "README.md"):
         (folder / name).write_text("{}")
