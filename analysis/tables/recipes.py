@@ -25,8 +25,19 @@ KEYS |= {"schedule": "schedule", "weight_decay": "weight decay", "label_smoothin
 
 @cache
 def _recipe_file(row: str, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((CONF / "recipe" / row / f"{model}.yaml").read_text())
-    return found
+    return _read(CONF / "recipe" / row / f"{model}.yaml")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file with those that its defaults list names, as Hydra merges them: what comes later counts."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    entries, merged = content.pop("defaults", ["_self_"]), dict[str, Any]()
+    for entry in entries if "_self_" in entries else [*entries, "_self_"]:
+        other = CONF / f"{entry.partition('@')[0].strip('/')}.yaml"
+        for key, value in (content if entry == "_self_" else _read(other)).items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = {**merged[key], **value} if both else value
+    return merged
 
 
 def recipe(row: str, model: str, task: str, key: str) -> Any:

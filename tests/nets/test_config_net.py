@@ -10,7 +10,7 @@ from tiers import sample
 from nets.golden import same_text
 from runs import config, identity
 
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "paper").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 #: Of each kind of task and model a preset or two of few cells: a cell takes a quarter of a second to compose.
 FAST = [
     "figure3",
@@ -40,7 +40,7 @@ def test_a_presets_configurations_and_ids(preset, monkeypatch):
     monkeypatch.setattr(identity, "data_content", lambda task: f"content of {task['name']}")
     monkeypatch.chdir("/")  # paths that are relative stay so
     lines, before = [], {}
-    for run in config.expand([f"paper={preset}"]):
+    for run in config.expand([f"experiment={preset}"]):
         now = dict(flat("", run.config))
         lines.append(
             f"{identity.run_id(run)} {run.row} {run.model} {run.config['task']['name']} seed {run.seed}:"

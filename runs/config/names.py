@@ -1,0 +1,45 @@
+"""Names and values as the command line has them, and the nearest right one for a wrong one."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def as_word(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_word, value)) + "]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The nearest right name as a sentence, or, for a key of a group, what the group has; empty for neither."""
+    # "lr" for "train.lr": the last part right, the group wrong or left out
+    group, _, last = name.rpartition(".")
+    close = [k for k in known if k.startswith(f"{name}_")][:4] or [
+        k for k in known if k.endswith(f".{last}")
+    ][:1]
+    close = close or difflib.get_close_matches(name, known, 1, 0.75)
+    if close:
+        return f" Did you mean {' or '.join(close)}?"
+    members = [key.rpartition(".")[2] for key in known if group and key.rpartition(".")[0] == group]
+    return f" {group} has: {', '.join(members)}" if members else ""
+
+
+def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and what they hold, but for what no override sets: the recipe's, and parts of an
+    architecture."""
+    for key, value in node.items():
+        if f"{prefix}{key}".startswith(("recipe", "model.architecture.")):
+            continue
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,52 @@
+"""One run to do."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from runs.record import NOT_SETTINGS, row_label
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to do: its cell, its seed, and its resolved configuration as plain values.
+
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
+    changed: the overrides that gave the method or the training another setting than their files do.
+    overrides: a command line that means this run but for its seed. Two that mean the same are one run.
+    """
+
+    row: str
+    model: str
+    task: str
+    seed: int
+    recipe: str
+    experiment: str | None
+    config: dict[str, Any]
+    start: "Run | None" = None
+    changed: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The method's own settings, as vera.make_method takes them."""
+        return {key: value for key, value in self.config["method"].items() if key not in NOT_SETTINGS}
+
+    @property
+    def label(self) -> str:
+        return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
+
+
+def starts(runs: list[Run]) -> list[Run]:
+    """The runs that others start from, each once."""
+    found: list[Run] = []
+    for run in runs:
+        if run.start and run.start not in found:
+            found.append(run.start)
+    return found
+
+
+def with_starts(runs: list[Run]) -> list[Run]:
+    """The runs in an order that can be done: those that others start from come first, whether asked for or
+    not."""
+    first = starts(runs)
+    return [*first, *(run for run in runs if run not in first)]
