@@ -15,10 +15,11 @@ python -m runs --help task=text                                    the keys of a
 import json
 from dataclasses import fields
 
-from runs import launch
 from runs.config import GROUPS, choices, expand, settings, with_starts
 from runs.errors import UserError, entry_point
-from runs.sweep import check_ids, sweep
+from runs.sweep import launchers
+from runs.sweep.jobs import check_ids
+from runs.sweep.sweep import sweep
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
         of = " ".join(picked) or "the default choices"
         print(f"\nKeys and values of {of} (--help task=rte: of others; the files of conf/ say what each is):")
         print("  " + "\n  ".join(settings(picked)))
-        print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launch.Launch))}")
+        print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launchers.Launch))}")
         return 0
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"no option {flags[0]}. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"
         )
-    how, hydra, words = launch.take(words)
+    how, hydra, words = launchers.take(words)
     runs = expand(words)
     if "--cfg" in arguments:
         for run in runs:
