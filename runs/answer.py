@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from runs.claims import held
 from runs.command import open_ledger
 from runs.config import expand
 from runs.errors import UserError, entry_point
 from runs.evaluate import as_run, find, restore
 from runs.identity import data_content, run_id
 from runs.record import FINISHED, Record, run_folder, write_atomically
+from runs.sweep.leases import held
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0 if arguments else 2
-    from runs.display import Display
+    from runs.sweep.display import Display
 
     records = chosen(arguments, SETTINGS)
     settings = [given(record, arguments, SETTINGS) for record in records]

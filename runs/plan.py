@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tasks
-from runs import launch
-from runs.begun import read_progress
-from runs.claims import claims_folder
 from runs.command import open_ledger
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
@@ -26,6 +23,9 @@ from runs.identity import data_content, one_look, run_id, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, megabytes, plural
+from runs.sweep import launchers
+from runs.sweep.leases import leases_folder
+from runs.sweep.progress import read_progress
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
 LEGEND = {
@@ -79,7 +79,7 @@ def running(output: str) -> set[str]:
     """The runs whose executors gave a sign of life within the last minute. To show, by the clock: nothing is
     decided by it."""
     found = set()
-    for path in claims_folder(output).glob("*.*"):
+    for path in leases_folder(output).glob("*.*"):
         with contextlib.suppress(OSError):
             if abs(time.time() - path.stat().st_mtime) < 60:
                 found.add(path.stem)
@@ -337,7 +337,9 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    how, _, words = launch.take([word for word in arguments if word not in ("-m", "--multirun", "--watch")])
+    how, _, words = launchers.take(
+        [word for word in arguments if word not in ("-m", "--multirun", "--watch")]
+    )
     runs = expand(words)
     if "--watch" in arguments:
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,4 +1,5 @@
-"""What nearly every run imports, for the server that runs are forked from (runs/executor.py) to import once.
+"""What nearly every run imports, for the server that runs are forked from (runs/sweep/attempt.py) to import
+once.
 
 That takes long, and multiprocessing's server looks only afterwards whether anybody still needs it. So first
 of all it is tied to the process that started it, and the runs to it.

@@ -39,15 +39,17 @@ from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
 import tasks
-from runs import launch
 from runs.config import CONF, GROUPS, Run, as_word, expand, with_starts
 from runs.errors import UserError, entry_point
-from runs.executor import start_fork_server
 from runs.identity import hash_of
-from runs.launch import Launch
 from runs.record import Metric, Record, best_and_last, write_atomically
 from runs.record.text import duration, plural
-from runs.sweep import check_ids, finished_record, preflight, settled_id, sweep
+from runs.sweep import launchers
+from runs.sweep.attempt import start_fork_server
+from runs.sweep.jobs import check_ids, finished_record, settled_id
+from runs.sweep.launchers import Launch
+from runs.sweep.preflight import preflight
+from runs.sweep.sweep import sweep
 
 #: Words that a trial needs and the best setting's command does not.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}
@@ -393,7 +395,7 @@ def main(arguments: list[str]) -> int:
         )
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
-    how, _, rest = launch.take(words)
+    how, _, rest = launchers.take(words)
     if how != Launch():
         other = next(word for word in words if word not in rest)
         raise UserError(

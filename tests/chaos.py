@@ -27,8 +27,8 @@ from pathlib import Path
 from chaos_report import LATE, State, Tally, differences, finished, page, state_of
 from tiny import save_gpt2, save_tiny, write_e2e, write_glue
 
-from runs.claims import claims_folder
 from runs.record import records_folder
+from runs.sweep.leases import leases_folder
 
 ROOT = Path(__file__).parent.parent
 LEASE = 2  # seconds
@@ -45,7 +45,7 @@ AIMS = {
         "writing a record": 3,
         "clearing up": 2,
     }
-    | {"writing a lease": 4, "giving back a lease": 3, "writing progress": 2, "writing tries": 2},
+    | {"writing a lease": 4, "giving back a lease": 3, "writing progress": 2, "writing attempts": 2},
     "command": {"starting": 2, "training": 2, "decoding": 1, "writing the sweep's file": 2},
     "server": {"loading": 2, "training": 2},
     "everything": {"training": 3, "decoding": 3, "writing a record": 2, "writing a checkpoint": 1},
@@ -182,7 +182,7 @@ class Campaign:
                 path.unlink(missing_ok=True)
                 continue
             kinds = {
-                "executor": "runs.executor" in words or "launcher=serial" in words,
+                "executor": "runs.sweep.executor" in words or "launcher=serial" in words,
                 "command": "runs" in words,
             }
             kinds |= {"server": any("forkserver" in word for word in words), "helper": True}
@@ -257,7 +257,7 @@ class Campaign:
 
     def leases(self) -> list[tuple[str, dict]]:
         found = []
-        for path in claims_folder(self.output).glob("[!.]*"):
+        for path in leases_folder(self.output).glob("[!.]*"):
             with contextlib.suppress(OSError, ValueError):
                 found.append((path.name, json.loads(path.read_text())))
         return found
@@ -336,11 +336,11 @@ class Campaign:
                 (path, self.cut) for folder in unfinished for path in folder.glob("decoded_*")
             ],
             "garbage in a lease": [
-                (claims_folder(self.output) / f"{folder.name}.1", noise) for folder in unfinished
+                (leases_folder(self.output) / f"{folder.name}.1", noise) for folder in unfinished
             ],
-            "garbage in tries.json": [(folder / "tries.json", noise) for folder in unfinished],
-            "JSON of another shape in tries.json": [
-                (folder / "tries.json", b'{"ended": 1, "settings": [], "deviations": {}}')
+            "garbage in attempts.json": [(folder / "attempts.json", noise) for folder in unfinished],
+            "JSON of another shape in attempts.json": [
+                (folder / "attempts.json", b'{"ended": 1, "settings": [], "deviations": {}}')
                 for folder in unfinished
             ],
             "garbage in progress.json": [(folder / "progress.json", noise) for folder in unfinished],

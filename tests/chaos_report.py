@@ -9,8 +9,8 @@ from pathlib import Path
 
 from running import comparable
 
-from runs.claims import claims_folder
 from runs.record import FINISHED, read_record, records_folder
+from runs.sweep.leases import leases_folder
 
 #: How a stopped executor may end up without another one having its run.
 LATE = "not taken over in time"
@@ -76,7 +76,7 @@ def differences(expected: State, output: Path) -> list[str]:
             words.append(f"{file} is {'missing' if file not in files else 'left over'}")
         elif files[file] != expected[1][file]:
             words.append(f"{file} differs")
-    left = {*claims_folder(output).glob("*"), *output.rglob(".*")}
+    left = {*leases_folder(output).glob("*"), *output.rglob(".*")}
     return words + [f"{path.relative_to(output)} is left over" for path in sorted(left)]
 
 

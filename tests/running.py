@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from runs import executor, sweep
 from runs.config import expand
 from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path
+from runs.sweep import attempt, sweep
+from runs.sweep.progress import clear
 from runs.training.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ def do(words):
     """A run in this process; its record, as written."""
     (run,) = expand(words)
     train(run, run_id(run), lambda event: None)
+    clear(run.config["output"], run_id(run), run.config["keep"])  # as whoever sees the record does
     return read_record(record_path(run.config["output"], run_id(run)))
 
 
@@ -104,7 +106,7 @@ def _run_apart(words) -> None:
         os.dup2(null, stream)
         setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
     sweep.start_fork_server = lambda: None
-    executor.multiprocessing.get_context = lambda _: ForkNow()
+    attempt.multiprocessing.get_context = lambda _: ForkNow()
     sys.argv = ["runs", *words]
     entry_point(importlib.import_module("runs.__main__").main)
 

@@ -20,26 +20,23 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 18_500
+CODE_LINES = 18_560
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
     "runs/bench.py": 599,
     "runs/config.py": 825,
-    "runs/executor.py": 639,
-    "runs/launch.py": 436,
     "runs/measure.py": 433,
-    "runs/sweep.py": 430,
     "runs/tracking.py": 512,
-    "runs/tune.py": 422,
+    "runs/tune.py": 424,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
     "runs/bench.py:markdown": 64,
     "runs/config.py:_check_values": 79,
-    "runs/executor.py:_try": 62,
+    "runs/sweep/executor.py:_try": 62,
     "runs/export.py:main": 64,
     "runs/plan.py:show": 66,
-    "runs/sweep.py:sweep": 72,
+    "runs/sweep/sweep.py:sweep": 72,
     "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.
@@ -63,7 +60,7 @@ SPINE_LINES = 6_320
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
-    *("runs.models", "runs.errors", "runs.begun", "runs.claims", "runs.sources", "runs.file_hash"),
+    *("runs.models", "runs.errors", "runs.sources", "runs.file_hash"),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "provenance")),
     "analysis.beside",
 }

@@ -19,7 +19,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
 
 
-#: A larger file is no record, lease or list of tries: it is not read.
+#: A larger file is no record, lease or list of attempts: it is not read.
 LARGEST = 64 * 2**20
 
 

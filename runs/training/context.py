@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +11,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 import vera
-from runs.claims import Claim
 from runs.config import Run
-from runs.record import Metric, run_folder
+from runs.record import Metric, Record, run_folder
 from runs.training.build import build, make_accelerator
 
 Report = Callable[[dict[str, Any]], None]
@@ -21,6 +20,16 @@ Report = Callable[[dict[str, Any]], None]
 Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
 #: What adapter_precision may be.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Owner(Protocol):
+    """Of a run that several executors may want: who has it now (runs/sweep/leases.py)."""
+
+    def check(self) -> None:
+        """Raises LostLeaseError where somebody else has taken the run over."""
+
+    def write(self, output: str | Path, record: Record) -> None:
+        """Writes the run's record, once. Raises LostLeaseError as `check` does."""
 
 
 class StoppedError(Exception):
@@ -54,13 +63,13 @@ class Context:
         run_id: str,
         report: Report,
         start: bool = True,
-        claim: Claim | None = None,
+        owner: Owner | None = None,
         stop: Stop | None = None,
     ) -> None:
         """start: fill the adapter from the run or file that init_from names."""
         self.run, self.run_id, self.report = run, run_id, report
         self.config, self.settings = run.config, run.config["train"]
-        self.claim, self.stop = claim, stop or Stop()
+        self.owner, self.stop = owner, stop or Stop()
         self.folder: Path = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(run)
@@ -72,9 +81,9 @@ class Context:
         self.raw_model.to(self.accelerator.device)
 
     def check_owner(self) -> None:
-        """Raises LostClaimError where another executor has taken the run over: it writes these files now."""
-        if self.claim:
-            self.claim.check()
+        """Raises LostLeaseError where another executor has taken the run over: it writes these files now."""
+        if self.owner:
+            self.owner.check()
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """A batch on the device."""

@@ -8,15 +8,13 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
 
 import tasks
-from runs.begun import read_tries
-from runs.claims import Claim
 from runs.config import Run
 from runs.errors import UserError
 from runs.record import Record
@@ -29,7 +27,7 @@ from runs.training.build import (
     make_schedule,
     optimizer_groups,
 )
-from runs.training.context import Context, Report, Stop, StoppedError
+from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
 from runs.training.provenance import code_state
@@ -47,11 +45,12 @@ class Training(Context):
         run: Run,
         run_id: str,
         report: Report,
-        claim: Claim | None = None,
+        owner: Owner | None = None,
         stop: Stop | None = None,
+        attempts: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(run, run_id, report, claim=claim, stop=stop)
-        self.tries = read_tries(self.config["output"], run_id, run.config)
+        super().__init__(run, run_id, report, owner=owner, stop=stop)
+        self.attempts = attempts or {"ended": [], "deviations": []}
         self.checkpoint = self.folder / "checkpoint.safetensors"
         # As it is now: someone may edit files while the run is on.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
@@ -100,7 +99,7 @@ class Training(Context):
             texts = decode_epochs(self, self.state.curve["epoch"], self.best(), self.state.seconds)
         groups = self.optimizer.param_groups if self.groups else []
         features = self.features.seconds if self.features else {}
-        return build_record(self, self.state, texts, self.tries, self.code, groups, features, self.notes)
+        return build_record(self, self.state, texts, self.attempts, self.code, groups, features, self.notes)
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""

@@ -43,7 +43,7 @@ def build_record(
     context: Context,
     state: State,
     texts: dict[str, Any] | None,
-    tries: Mapping[str, Any],
+    attempts: Mapping[str, Any],
     code: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     features: Mapping[str, float],
@@ -51,9 +51,9 @@ def build_record(
 ) -> Record:
     """The record of a run that is done, or has diverged; runs/record/schema.py explains its keys.
 
-    texts: what was decoded, and its scores. tries: see runs.begun.read_tries. code: what was run, as it was
-    at the start. groups: the optimizer's. features: the seconds that a head's inputs took, by split. notes:
-    beside the task's, for the deviations.
+    texts: what was decoded, and its scores. attempts: how earlier ones `ended`, and their `deviations`. code:
+    what was run, as it was at the start. groups: the optimizer's. features: the seconds that a head's inputs
+    took, by split. notes: beside the task's, for the deviations.
     """
     run, config, task, metric = context.run, context.config, context.task, context.metric
     dev_rows, predictions = len(task.lengths("dev")), state.predictions
@@ -62,7 +62,7 @@ def build_record(
         "id": context.run_id,
         "status": state.status,
         "error": state.error,
-        "tries": tries["ended"],
+        "tries": attempts["ended"],
         **_names(run),
         "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
         "config": config,
@@ -97,7 +97,7 @@ def build_record(
             "best": predictions[metric.best(state.curve["metric"])] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
-        "deviations": deviations(run, task.notes) + notes + tries["deviations"],
+        "deviations": deviations(run, task.notes) + notes + attempts["deviations"],
     }
     return record | {"cell_id": cell_id(record)}
 

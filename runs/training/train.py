@@ -1,21 +1,30 @@
 """One run, from its start to its record."""
 
-from runs.begun import clear
-from runs.claims import Claim
+from collections.abc import Mapping
+from typing import Any
+
 from runs.config import Run
 from runs.record import Record, write_record
-from runs.training.context import Report, Stop
+from runs.training.context import Owner, Report, Stop
 from runs.training.loop import Training
 
 
 def train(
-    run: Run, run_id: str, report: Report, claim: Claim | None = None, stop: Stop | None = None
+    run: Run,
+    run_id: str,
+    report: Report,
+    owner: Owner | None = None,
+    stop: Stop | None = None,
+    attempts: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Does one run and writes its record; the checkpoint goes once the record is there.
+    """Does one run and writes its record. What the run needed to go on stays: whoever sees the record tidies
+    up.
 
-    Raises StoppedError where `stop` asks for it, and LostClaimError where another executor has the run.
+    attempts: how earlier ones `ended`, and what `deviations` came of that.
+
+    Raises StoppedError where `stop` asks for it, and LostLeaseError where another executor has the run.
     """
-    training = Training(run, run_id, report, claim, stop)
+    training = Training(run, run_id, report, owner, stop, attempts)
     record = training.go()
     draws = training.task.pictures and record["status"] == "done"
     if draws and training.predictions is None:  # resumed after the last epoch
@@ -32,11 +41,10 @@ def train(
             # The model carries it since it was decoded. In its place it would be decoded again, rounded,
             # after a kill.
             training.write(training.folder / "adapter_best_rounded.safetensors")
-        if claim:
-            claim.write(run.config["output"], record)
+        if owner:
+            owner.write(run.config["output"], record)
         else:
             write_record(run.config["output"], record)
-        clear(run.config["output"], run_id, run.config["keep"])
     training.accelerator.wait_for_everyone()
     training.accelerator.free_memory()
     return record

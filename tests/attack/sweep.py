@@ -23,18 +23,18 @@ from running import ForkNow
 from tiny import save_tiny, write_glue
 
 from attack.cases import Case, Home, WrongError
-from runs import executor, sweep
-from runs.claims import _boot
 from runs.config import expand
 from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
+from runs.sweep import executor, sweep
+from runs.sweep.leases import _boot
 
 #: Seconds after which a command hangs: it takes some five, and a lease here grows old in two.
 PATIENCE = 60
 DEEP = "[" * 100_000
 #: So many cases share a command. Those that begin like this have one of their own: they may end it.
-GROUP, ALONE = 16, ("runs/ID: ", "records: ", "runs: ", "claims: ", "lease named RUN.999999999")
+GROUP, ALONE = 16, ("runs/ID: ", "records: ", "runs: ", "leases: ", "lease named RUN.999999999")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Place:
         return self.made(record_path(self.output, self.id))
 
     def lease(self, generation: object = 1) -> Path:
-        return self.made(self.output / "claims" / f"{self.id}.{generation}")
+        return self.made(self.output / "leases" / f"{self.id}.{generation}")
 
     def own(self, name: str) -> Path:
         return self.made(run_folder(self.output, self.id) / name)
@@ -258,7 +258,7 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
         yield f"record: {name}", lambda at, put=put: put(at.record), []
         yield f"lease RUN.1: {name}", lambda at, put=put: put(at.lease()), []
         for own in (
-            "tries.json",
+            "attempts.json",
             "progress.json",
             "log.txt",
             "checkpoint.safetensors",
@@ -277,7 +277,7 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
         yield f"record: {name}", lambda at, content=content: at.record.write_bytes(content), []
         yield f"lease RUN.1: {name}", lambda at, content=content: at.lease().write_bytes(content), []
         for own in (
-            "tries.json",
+            "attempts.json",
             "progress.json",
             "checkpoint.safetensors",
             "adapter.safetensors",
@@ -312,14 +312,14 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
         yield f"lease named RUN.{name}: a folder", lambda at, name=name: as_folder(at.lease(name)), []
     yield (
         "half a lease: a folder",
-        lambda at: as_folder(at.made(at.output / "claims" / f".{at.id}.1.here.1.2")),
+        lambda at: as_folder(at.made(at.output / "leases" / f".{at.id}.1.here.1.2")),
         [],
     )
     for name, tries in TRIES.items():
         text = json.dumps(tries)
         yield (
-            f"tries.json: {name}",
-            lambda at, text=text: at.own("tries.json").write_text(
+            f"attempts.json: {name}",
+            lambda at, text=text: at.own("attempts.json").write_text(
                 text.replace("{other}", f"{at.output}-other")
             ),
             [],
@@ -333,7 +333,7 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
     yield "runs/ID: a file", lambda at: at.made(run_folder(at.output, at.id)).write_text("mine"), []
     yield "runs/ID/.hidden: a folder", lambda at: as_folder(at.own(".hidden")), []
     yield "runs/ID/notes: a folder", lambda at: as_folder(at.own("notes")), []
-    for name in ("records", "runs", "claims"):
+    for name in ("records", "runs", "leases"):
         yield f"{name}: a file", lambda at, name=name: at.made(at.output / name).write_text("mine"), []
         yield f"{name}: a link to nothing", lambda at, name=name: as_dangling(at.made(at.output / name)), []
     local = ["launcher=local"]
@@ -357,7 +357,11 @@ def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
         lambda at: at.lease("999999999").write_text(json.dumps(owner())),
         local,
     )
-    yield "local, tries.json: foreign", lambda at: at.own("tries.json").write_text(json.dumps(FOREIGN)), local
+    yield (
+        "local, attempts.json: foreign",
+        lambda at: at.own("attempts.json").write_text(json.dumps(FOREIGN)),
+        local,
+    )
     yield "local, log.txt: a fifo", lambda at: os.mkfifo(at.own("log.txt")), local
     yield "debug=true, record: a folder", lambda at: as_folder(at.record), ["debug=true"]
     yield "debug=true, log.txt: a fifo", lambda at: os.mkfifo(at.own("log.txt")), ["debug=true"]

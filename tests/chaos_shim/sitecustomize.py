@@ -16,14 +16,14 @@ DICE = random.Random()  # not the global one: a run's checkpoint holds its state
 
 #: What a file's path tells of what is written; the first that fits.
 KINDS = (
-    ("/claims/", "writing a lease"),
+    ("/leases/", "writing a lease"),
     ("/records/", "writing a record"),
     ("checkpoint", "writing a checkpoint"),
     ("adapter", "writing an adapter"),
     ("head", "writing an adapter"),
     ("decoded_", "decoding"),
     ("progress.json", "writing progress"),
-    ("tries.json", "writing tries"),
+    ("attempts.json", "writing attempts"),
     ("/sweeps/", "writing the sweep's file"),
 )
 
@@ -62,7 +62,7 @@ def install() -> None:
 
     def slow_fsync(file) -> None:
         path = os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
-        if os.path.exists(f"{HOME}/full") and "/claims/" not in path:
+        if os.path.exists(f"{HOME}/full") and "/leases/" not in path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return phase.during(path, lambda: fsync(file)) if path.startswith(outputs) else fsync(file)
 
@@ -81,7 +81,7 @@ def install() -> None:
         full = os.path.abspath(path) if isinstance(path, str | os.PathLike) else ""
         if not full.startswith(outputs) or not os.path.lexists(full):
             return unlink(path, **more)
-        words = "giving back a lease" if "/claims/" in full else "" if "/." in full else "clearing up"
+        words = "giving back a lease" if "/leases/" in full else "" if "/." in full else "clearing up"
         return phase.during(full, lambda: unlink(path, **more), words)
 
     os.fsync, os.replace, os.link, os.unlink = slow_fsync, around(replace), around(link), slow_unlink

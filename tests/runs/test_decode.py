@@ -15,10 +15,10 @@ from tiers import pairs, sample
 import tasks.e2e_metrics
 import vera
 from runs import evaluate
-from runs.claims import LostClaimError, Watcher
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
+from runs.sweep.leases import LostLeaseError, Watcher
 from runs.training import decode
 from runs.training.loop import Training
 
@@ -252,10 +252,10 @@ def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
     path = folder_of(e2e_words) / "decoded_last.jsonl"
     before = path.read_bytes()
     (run,) = expand(e2e_words)
-    claim = Watcher(run.config["output"], 30).take(run_id(run))
-    training = Training(run, run_id(run), lambda event: None, claim=claim)
-    claim.path.rename(claim.path.with_suffix(".2"))
-    with pytest.raises(LostClaimError):
+    lease = Watcher(run.config["output"], 30).take(run_id(run))
+    training = Training(run, run_id(run), lambda event: None, owner=lease)
+    lease.path.rename(lease.path.with_suffix(".2"))
+    with pytest.raises(LostLeaseError):
         decode._texts(training, "last", {})
     assert path.read_bytes() == before
 

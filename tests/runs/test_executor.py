@@ -20,30 +20,32 @@ import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 from tiers import ALL_TESTS, guard
 
-from runs import executor, launch, plan, sweep
-from runs.begun import (
+from runs import plan
+from runs.config import expand
+from runs.errors import UserError
+from runs.identity import run_id
+from runs.record import Ledger, read_record, record_path, run_folder, write_record
+from runs.sweep import attempt, devices, display, executor, jobs, launchers, sweep
+from runs.sweep.attempt import cause_of
+from runs.sweep.executor import with_less_memory
+from runs.sweep.leases import Heart, LostLeaseError, Watcher
+from runs.sweep.progress import (
     append,
     clear,
     in_the_way,
+    read_attempts,
     read_progress,
-    read_tries,
     sweep_up,
+    write_attempts,
     write_progress,
-    write_tries,
 )
-from runs.claims import Heart, LostClaimError, Watcher
-from runs.config import expand
-from runs.errors import UserError
-from runs.executor import cause_of, with_less_memory
-from runs.identity import run_id
-from runs.record import Ledger, read_record, record_path, run_folder, write_record
 from runs.training.loop import Training
 
 
 @pytest.fixture
 def fork(process, monkeypatch):
     """Children are forked from this process, so that they see what a test has replaced."""
-    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
 
 
 def records_of(words):
@@ -75,15 +77,15 @@ def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head
     (other,) = expand([*words, "method=lora", "task=mrpc"])
     (none,) = expand(["model=smollm2", "task=alpaca", "method=none"])
     (taught,) = expand(["model=smollm2", "task=alpaca", "method=lora"])
-    assert executor.estimate([head, vera], []) == (0, 2)
-    assert executor.estimate([head, vera, lora], [(head, 5)]) == (5, 2)
-    assert executor.estimate([vera, lora, other], [(head, 5), (vera, 60), (vera, 70), (vera, 900)]) == (
+    assert display.estimate([head, vera], []) == (0, 2)
+    assert display.estimate([head, vera, lora], [(head, 5)]) == (5, 2)
+    assert display.estimate([vera, lora, other], [(head, 5), (vera, 60), (vera, 70), (vera, 900)]) == (
         140,
         1,
     )
-    assert executor.estimate([head, none], [(vera, 60), (taught, 90)]) == (0, 2)
-    assert executor.estimate([taught], [(none, 5)]) == (0, 1)
-    assert executor.estimate([], []) == (0, 0)
+    assert display.estimate([head, none], [(vera, 60), (taught, 90)]) == (0, 2)
+    assert display.estimate([taught], [(none, 5)]) == (0, 1)
+    assert display.estimate([], []) == (0, 0)
 
 
 # --- what is tried again
@@ -103,7 +105,7 @@ def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
         (OSError(errno.EACCES, "Permission denied"), "mistake"),
         (UserError("no"), "mistake"),
-        (LostClaimError("gone"), "lost"),
+        (LostLeaseError("gone"), "lost"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), "device"),
         (RuntimeError("shapes do not fit"), "error"),
@@ -150,7 +152,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
         "evaluation batch 4, since memory ran out at 8",
     ]
     assert record["curve"]["train_loss"] == pytest.approx(straight["curve"]["train_loss"], abs=1e-5)
-    assert not (run_folder(output_of(words), record["id"]) / "tries.json").exists()
+    assert not (run_folder(output_of(words), record["id"]) / "attempts.json").exists()
 
 
 def test_memory_that_one_row_exceeds_is_a_failure(words, fork, monkeypatch):
@@ -233,12 +235,12 @@ def test_a_diverged_run_is_kept_and_not_tried_again(words, fork, monkeypatch, ca
 
 def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(words, fork, monkeypatch):
     tried = []
-    child = executor._child
+    child = attempt._child
 
-    def count(run, settled, claim, events):
+    def count(run, settled, lease, attempts, events):
         with open(f"{output_of(words)}-tried", "a") as file:
             file.write(f"{run.seed} ")
-        child(run, settled, claim, events)
+        child(run, settled, lease, attempts, events)
 
     monkeypatch.setattr(executor, "_child", count)
     wrong = [w for w in words if not w.startswith("method.")] + ["method.sites=[qeury]", "seed=0,1"]
@@ -251,7 +253,7 @@ def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(w
 
 def test_a_run_that_took_ten_executors_with_it_is_given_up(words, fork, tmp_path):
     (run,) = expand(words)
-    folder = Path(output_of(words)) / "claims"
+    folder = Path(output_of(words)) / "leases"
     folder.mkdir(parents=True)
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -272,7 +274,7 @@ def test_a_run_that_took_ten_executors_with_it_is_given_up(words, fork, tmp_path
 
 
 def executor_boot():
-    from runs.claims import _boot
+    from runs.sweep.leases import _boot
 
     return _boot()
 
@@ -285,13 +287,13 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
 
     def lose(self):
         if self.state.epoch == 1:
-            later = self.claim.path.with_suffix(".2")
+            later = self.owner.path.with_suffix(".2")
             later.write_text('{"beat": "000000000000", "token": "another"}')
             write_record(
                 output_of(words), ledgers.record(best=1.0) | {"id": run_id(run), "config": run.config}
             )
             later.unlink()
-            self.claim.path.unlink()
+            self.owner.path.unlink()
         end_epoch(self)
 
     monkeypatch.setattr(Training, "end_epoch", lose)
@@ -304,7 +306,7 @@ def test_a_lost_run_is_left_to_its_new_owner(words, fork, monkeypatch):
 )
 def test_damaged_tries_count_as_none(content, words, fork):
     (run,) = expand(words)
-    path = run_folder(output_of(words), run_id(run)) / "tries.json"
+    path = run_folder(output_of(words), run_id(run)) / "attempts.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
     assert sweep.sweep([run]).done == 1
@@ -329,22 +331,21 @@ def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
     told = []
 
     def read(found, config=config):
-        write_tries(tmp_path, "run", found)
+        write_attempts(tmp_path, "run", found)
         told.clear()
-        return read_tries(tmp_path, "run", config, told.append)
+        return read_attempts(tmp_path, "run", config, told.append)
 
     assert read(OURS) == OURS
     assert read(OURS, config | OURS["settings"]) == OURS  # as the run's own process asks
     assert told == []
     none = {"ended": [], "settings": {}, "deviations": []}
-    assert read_tries(tmp_path, "another", config, told.append) == none
+    assert read_attempts(tmp_path, "another", config, told.append) == none
     assert told == []
     for value in (-5, 0, 9, 10**30, True, 2.5, "4", None, [4], {}):
         found = read(OURS | {"settings": {"micro_batch": value, "eval_batch": 2}})
         assert found == OURS | {"settings": {"eval_batch": 2}, "deviations": OURS["deviations"][:1]}
-        assert told == [
-            f"{tmp_path}/runs/run/tries.json: what no executor has written there for this command is left out"
-        ]
+        path = f"{tmp_path}/runs/run/attempts.json"
+        assert told == [f"{path}: what no executor has written there for this command is left out"]
     foreign = {"output": str(tmp_path / "other"), "seed": 7, "keep": "none", "train": {}, "debug": True}
     for found in (
         none | {"settings": foreign},
@@ -356,20 +357,22 @@ def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
     ):
         assert read(found) == none
         assert len(told) == 1
-    path = run_folder(tmp_path, "run") / "tries.json"
+    path = run_folder(tmp_path, "run") / "attempts.json"
     for content in ("[" * 100_000, " " * 2**20 + "{}", "[]", "\udcff"):
         path.write_text(content, errors="surrogateescape")
-        assert read_tries(tmp_path, "run", config) == none
+        assert read_attempts(tmp_path, "run", config) == none
 
 
 @pytest.mark.usefixtures("no_hang")
 def test_foreign_tries_change_nothing(words, fork, tmp_path, capsys):
     (run,) = expand(words)
     other = tmp_path / "other"
-    write_tries(output_of(words), run_id(run), OURS | {"settings": {"output": str(other), "micro_batch": -5}})
+    write_attempts(
+        output_of(words), run_id(run), OURS | {"settings": {"output": str(other), "micro_batch": -5}}
+    )
     assert sweep.sweep([run]).done == 1
     assert (
-        "tries.json: what no executor has written there for this command is left out"
+        "attempts.json: what no executor has written there for this command is left out"
         in capsys.readouterr().out
     )
     assert not other.exists()
@@ -395,7 +398,7 @@ def test_progress_that_is_none_is_not_shown(found, tmp_path):
     assert plan.progress_words(read_progress(tmp_path, "run")) == "begins"
 
 
-OWN = ("log.txt", "checkpoint.safetensors", "adapter.safetensors", "tries.json", "progress.json")
+OWN = ("log.txt", "checkpoint.safetensors", "adapter.safetensors", "attempts.json", "progress.json")
 
 
 @pytest.mark.usefixtures("no_hang")
@@ -432,7 +435,7 @@ def test_what_is_no_file_in_a_runs_folder_fails_that_run_alone(words, fork):
 
 
 def test_a_log_that_becomes_a_pipe_is_not_waited_for(words, fork, monkeypatch, no_hang):
-    monkeypatch.setattr(executor.begun, "in_the_way", lambda *_: None)  # it was none a moment ago
+    monkeypatch.setattr(executor.progress, "in_the_way", lambda *_: None)  # it was none a moment ago
     runs = expand([*words, "seed=0,1", "train.max_steps=1"])
     path = run_folder(output_of(words), run_id(runs[0])) / "log.txt"
     path.parent.mkdir(parents=True)
@@ -452,12 +455,12 @@ def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork)
     machine's."""
     owner = {"beat": "0" * 12, "token": "x", "host": "elsewhere", "pid": 7, "started": "1", "boot": "another"}
     (run,) = expand([*words, "train.max_steps=1"])
-    path = Path(output_of(words)) / "claims" / f"{run_id(run)}.1"
+    path = Path(output_of(words)) / "leases" / f"{run_id(run)}.1"
     path.parent.mkdir(parents=True)
     path.write_text(content or json.dumps(owner))
-    job = executor.Job(1, run, run_id(run))
-    plan_ = executor.Sweep([job], {}, lease_seconds=1.0, tracking="off")
-    outcome = executor.Executor(plan_, executor.Display(1, name_task=False), waits=False).go()
+    job = jobs.Job(1, run, run_id(run))
+    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking="off")
+    outcome = executor.Executor(plan_, display.Display(1, name_task=False), waits=False).go()
     assert outcome.done == 1
     assert records_of([*words, "train.max_steps=1"])[0]["tries"] == ["its executor fell silent"]
 
@@ -474,7 +477,7 @@ def test_a_finished_run_is_tidied_by_what_it_kept_itself(e2e_words, fork, monkey
     here = f"{socket.gethostname()}.{2**22 + 1}.3"  # no process has this number
     left += [
         output / "records" / f".{run_id(run)}.json.{here}",
-        output / "claims" / f".{run_id(run)}.1.{here}",
+        output / "leases" / f".{run_id(run)}.1.{here}",
     ]
     for path in left:
         path.touch()
@@ -488,26 +491,26 @@ def test_a_server_that_is_killed_while_a_run_starts_costs_a_try(words, fork, mon
     broken = iter(
         [EOFError("unexpected EOF"), ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")]
     )
-    start_process = executor.multiprocessing.process.BaseProcess.start
+    start_process = attempt.multiprocessing.process.BaseProcess.start
 
     def start(self):
         for error in broken:
             raise error
         start_process(self)
 
-    monkeypatch.setattr(executor.multiprocessing.process.BaseProcess, "start", start)
+    monkeypatch.setattr(attempt.multiprocessing.process.BaseProcess, "start", start)
     assert sweep.sweep(expand(words)).done == 1
     assert capsys.readouterr().out.count("the process that runs are forked from was killed: tried again") == 2
 
 
 def test_a_signal_while_a_runs_process_starts(words, fork, monkeypatch):
-    start_process = executor.multiprocessing.process.BaseProcess.start
+    start_process = attempt.multiprocessing.process.BaseProcess.start
 
     def start(self):
         os.kill(os.getpid(), signal.SIGTERM)
         start_process(self)
 
-    monkeypatch.setattr(executor.multiprocessing.process.BaseProcess, "start", start)
+    monkeypatch.setattr(attempt.multiprocessing.process.BaseProcess, "start", start)
     outcome = sweep.sweep(expand(words))
     assert (outcome.exit_code, outcome.failed) == (143, [])
 
@@ -515,8 +518,8 @@ def test_a_signal_while_a_runs_process_starts(words, fork, monkeypatch):
 @pytest.mark.usefixtures("process")
 def test_an_executor_whose_command_is_gone_before_it_has_begun_ends():
     script = (
-        "import time, runs.executor as e; e.Sweep.load = lambda path: time.sleep(60); e.main(['sweep.json',"
-        " '0'])"
+        "import time, runs.sweep.executor as e; e.Sweep.load = lambda path: time.sleep(60);"
+        " e.main(['sweep.json', '0'])"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 1
 
@@ -540,7 +543,7 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
     assert "Traceback" not in printed
     assert "killed" not in printed
     assert (run_folder(output_of(words), run_id(run)) / "checkpoint.safetensors").is_file()
-    assert not list((Path(output_of(words)) / "claims").iterdir())
+    assert not list((Path(output_of(words)) / "leases").iterdir())
     call_here("runs", *slow, check=0)
     assert "resumed at step" in (run_folder(output_of(words), run_id(run)) / "log.txt").read_text()
     assert comparable(records_of(slow)[0]) == comparable(do(elsewhere(slow, output=tmp_path / "straight")))
@@ -574,8 +577,8 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     many = [*words, "seed=0,1,2", "train.epochs=12", "method.sites=[query],[qeury]", "lease_seconds=3"]
     runs = expand([w for w in many if not w.startswith("lease_seconds")])
     process = start(*many, "launcher=local", "runs_per_device=2")
-    wait_for(lambda: len(list(Path(output_of(words)).glob("claims/*"))) == 2, process)
-    holder = json.loads(next(Path(output_of(words)).glob("claims/*")).read_text())
+    wait_for(lambda: len(list(Path(output_of(words)).glob("leases/*"))) == 2, process)
+    holder = json.loads(next(Path(output_of(words)).glob("leases/*")).read_text())
     os.kill(holder["pid"], signal.SIGKILL)
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 1, printed
@@ -595,7 +598,7 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     )
     found = [read_record(record_path(output_of(words), run_id(run))) for run in runs]
     assert sorted(record["status"] for record in found) == ["done"] * 3 + ["failed"] * 3
-    assert not list((Path(output_of(words)) / "claims").iterdir())
+    assert not list((Path(output_of(words)) / "leases").iterdir())
     # Another launcher: what is done stays, what failed is tried again
     again = call_here("runs", *many, check=1)
     assert "0 done, 3 already there, 3 failed" in again.stdout
@@ -603,11 +606,11 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
 
 @pytest.mark.usefixtures("process")
 def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch):
-    monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(launchers.sys, "executable", shutil.which("false"))
     with pytest.raises(
         UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
     ):
-        sweep.sweep(expand(words), launch=launch.Launch("local"))
+        sweep.sweep(expand(words), launch=launchers.Launch("local"))
 
 
 # --- devices
@@ -624,27 +627,27 @@ def two_gpus(process, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
 def test_devices_are_those_that_are_visible(two_gpus, monkeypatch):
-    assert launch.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
-    assert launch.devices("cpu") == ["cpu"]
+    assert devices.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
+    assert devices.devices("cpu") == ["cpu"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert launch.devices("cuda") == ["GPU-bbbb"]
+    assert devices.devices("cuda") == ["GPU-bbbb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,GPU-aaaa")
-    assert launch.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert launch.devices("auto") == ["cpu"]
+    assert devices.devices("auto") == ["cpu"]
 
 
 def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys):
-    names = launch.devices("auto")
-    first, second = launch.DeviceLease(names, 1), launch.DeviceLease(names, 1)
+    names = devices.devices("auto")
+    first, second = devices.DeviceLease(names, 1), devices.DeviceLease(names, 1)
     assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
     first.use()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
-    shared = launch.DeviceLease(names, 2)
+    shared = devices.DeviceLease(names, 2)
     assert shared.name == "GPU-aaaa"
     waits = iter([None])
 
@@ -652,8 +655,8 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
         next(waits)  # once: or the lease would not have been taken after the first one's end
         second.release()
 
-    monkeypatch.setattr(launch.time, "sleep", sleep)
-    assert launch.DeviceLease(names, 1).name == "GPU-bbbb"
+    monkeypatch.setattr(devices.time, "sleep", sleep)
+    assert devices.DeviceLease(names, 1).name == "GPU-bbbb"
     assert (
         "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
         in capsys.readouterr().out
@@ -663,17 +666,17 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     script = (
-        f"from runs import launch; launch.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
-        "lease = launch.DeviceLease(['x'], 1); print('has it', flush=True); input()"
+        f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
+        "lease = devices.DeviceLease(['x'], 1); print('has it', flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "has it\n"
-    assert launch._lock("x.0") is None
+    assert devices._lock("x.0") is None
     process.kill()
     process.wait()
-    assert launch._lock("x.0") is not None
+    assert devices._lock("x.0") is not None
 
 
 # --- words
@@ -696,12 +699,12 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
 )
 def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        launch.take([word])
+        launchers.take([word])
     assert "\n" not in str(caught.value)
 
 
 def test_hydras_own_settings_are_checked_before_anything_starts():
-    how, hydra, rest = launch.take(
+    how, hydra, rest = launchers.take(
         ["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"]
     )
     assert (how.launcher, how.executors, hydra, rest) == (
@@ -711,7 +714,7 @@ def test_hydras_own_settings_are_checked_before_anything_starts():
         ["seed=1"],
     )
     with pytest.raises(UserError, match=r"hydra\.launcher\.partitoin"):
-        launch.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
+        launchers.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
 
 
 @pytest.mark.parametrize(
@@ -730,8 +733,8 @@ def test_no_word_says_what_hydra_calls(word, monkeypatch):
     with pytest.raises(
         UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")
     ):
-        launch.take(["launcher=slurm", word])
-    assert launch.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
+        launchers.take(["launcher=slurm", word])
+    assert launchers.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
 
 
 # --- the plan while a sweep runs
@@ -787,7 +790,7 @@ def slurm(process):
     subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
 
 
-def jobs(name):
+def jobs_of(name):
     """Ids of a sweep's jobs that run."""
     command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=RUNNING", "--format=%i"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -803,7 +806,7 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
     folder = Path(output_of(words))
     wait_for(lambda: len(list(folder.glob("runs/*/checkpoint.safetensors"))) == 2, process)
     name = next(folder.glob("sweeps/*")).name
-    first, second = jobs(name)
+    first, second = jobs_of(name)
     subprocess.run(["scancel", "--signal=KILL", first], check=True)
     subprocess.run(["scancel", "--signal=USR2", second], check=True)  # as Slurm does before the limit
     printed, _ = process.communicate(timeout=200)

@@ -35,7 +35,8 @@ from runs.export import main as export
 from runs.identity import run_id
 from runs.models import wheels
 from runs.record import cache_folder, run_folder
-from runs.sweep import preflight, sweep
+from runs.sweep.preflight import preflight
+from runs.sweep.sweep import sweep
 from runs.training.features import compute
 from runs.training.loop import Training
 from tasks import DataError

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from runs import pairs, sweep
+from runs import pairs
 from runs.config import expand
 from runs.errors import UserError
 from runs.plan import plan
 from runs.record import Ledger
+from runs.sweep import sweep
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ PATIENCE = 5
 RUNS = """
 import multiprocessing, multiprocessing.forkserver, time
 if __name__ == "__main__":
-    from runs.executor import start_fork_server
+    from runs.sweep.attempt import start_fork_server
     start_fork_server()
     run = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
     run.start()
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 COMMAND = """
 import time
 from pathlib import Path
-from runs.launch import Launch, Local
+from runs.sweep.launchers import Launch, Local
 Local(Path(__file__).parent / "sweep.json", Launch(launcher="local"), "cpu").start(1)
 time.sleep(60)
 """
@@ -164,7 +164,7 @@ def test_nobody_ends_with_the_tracker_of_shared_memory(family, light):
 def test_an_executor_ends_with_the_command_that_started_it(family):
     """Of the local launcher; before it has imported anything."""
     parent = family(COMMAND)
-    (executor,) = wait_for(lambda: parent.members("runs.executor"))
+    (executor,) = wait_for(lambda: parent.members("runs.sweep.executor"))
     os.kill(executor, signal.SIGSTOP)  # it does nothing of its own from here on
     parent.kill()
     parent.assert_gone()

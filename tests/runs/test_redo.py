@@ -12,10 +12,10 @@ from running import ROOT, call_here, output_of, trained
 
 import runs.__main__
 from runs import evaluate, sources
-from runs.claims import Watcher, generations
 from runs.config import expand
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-from runs.sweep import set_aside
+from runs.sweep.leases import Watcher, generations
+from runs.sweep.redo import set_aside
 from runs.training import provenance
 
 
@@ -165,7 +165,7 @@ def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(wor
     assert (folder / "adapter.safetensors").is_file()
     assert "resum" not in (folder / "log.txt").read_text()
     assert [path.name for path in (Path(output) / "measures").iterdir()] == ["n.json"]
-    assert not generations(Path(output) / "claims", old["id"])
+    assert not generations(Path(output) / "leases", old["id"])
     assert "1 already there" in call_here("runs", *few, check=0).stdout
 
 
@@ -233,7 +233,7 @@ def test_two_commands_set_a_record_aside_once(finished):
     (aside,) = (Path(output) / "replaced").iterdir()
     assert json.loads((aside / "record.json").read_text()) == record
     assert not record_path(output, record["id"]).exists()
-    assert not generations(Path(output) / "claims", record["id"])
+    assert not generations(Path(output) / "leases", record["id"])
 
 
 def test_a_record_that_has_been_replaced_since_stays(finished):
@@ -247,13 +247,13 @@ def test_a_record_that_has_been_replaced_since_stays(finished):
 
 def test_nothing_is_moved_under_the_hands_of_a_runs_owner(finished):
     record, output = finished
-    claim = Watcher(output, 30.0).take(record["id"])
+    lease = Watcher(output, 30.0).take(record["id"])
     thread = threading.Thread(target=set_aside, args=(record, output, 30.0))
     thread.start()
     thread.join(1.5)
     assert thread.is_alive()
     assert run_folder(output, record["id"]).is_dir()
-    claim.release()
+    lease.release()
     thread.join(30)
     assert not record_path(output, record["id"]).exists()
 

@@ -14,11 +14,12 @@ import pytest
 from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
 from tiers import sample
 
-from runs import config, display, evaluate, executor, plan, publish, sweep
+from runs import config, evaluate, plan, publish
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
+from runs.sweep import attempt, display, executor, sweep
 
 
 @pytest.mark.usefixtures("process")
@@ -45,7 +46,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
 
 def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monkeypatch, capsys):
     now = [1000.0]
-    monkeypatch.setattr("runs.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("runs.sweep.display.time.monotonic", lambda: now[0])
     show = display.Display(1, name_task=False)
     show.live = False  # as in a file or a pipe
     show.start(1, expand(words)[0])
@@ -181,7 +182,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
     monkeypatch.setattr("runs.training.checkpoint.os.fsync", full)
     monkeypatch.setattr(executor, "ROOM", (0,))
     monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
@@ -221,13 +222,13 @@ def test_a_file_that_cannot_grow_is_one_line_too(words):
 def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkeypatch):
     runs = expand([*words, "seed=0,1", "train.max_steps=1"])
 
-    def kill_the_first(run, settled, claim, events):
+    def kill_the_first(run, settled, lease, attempts, events):
         if run.seed == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        sweep_child(run, settled, claim, events)
+        sweep_child(run, settled, lease, attempts, events)
 
-    sweep_child = executor._child
-    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda _: ForkNow())
+    sweep_child = attempt._child
+    monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
     monkeypatch.setattr(executor, "_child", kill_the_first)
     outcome = sweep.sweep(runs)
     assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
@@ -486,7 +487,7 @@ def test_what_is_no_file_in_a_records_place_fails_that_run_alone(words):
     assert "Traceback" not in done.stdout + done.stderr
     assert f"{paths[-1]}: not a record: the run is done again" in done.stderr
     assert [read_record(path)["status"] for path in paths[-2:]] == ["done"] * 2
-    assert not list((Path(output_of(words)) / "claims").iterdir())
+    assert not list((Path(output_of(words)) / "leases").iterdir())
     paths[0].rename(paths[0].with_suffix(".away"))
     assert sweep.sweep(runs[:1]).done == 1
 
@@ -526,7 +527,7 @@ def test_a_file_where_a_runs_folder_should_be_is_one_line(kind, words):
     assert not record_path(run.config["output"], run_id(run)).exists()
 
 
-@pytest.mark.parametrize("name", ["records", "claims", "runs", "sweeps"])
+@pytest.mark.parametrize("name", ["records", "leases", "runs", "sweeps"])
 def test_a_file_where_a_folder_of_the_output_should_be_is_one_line(name, words):
     """Nothing could be written there, and a sweep would try again for ever."""
     Path(output_of(words)).mkdir(parents=True, exist_ok=True)

@@ -262,7 +262,7 @@ def rank_1(output, monkeypatch):
 
 @pytest.mark.usefixtures("process")
 def test_the_executors_process_never_imports_wandb():
-    code = "import runs.tracking, runs.sweep, runs.plan, sys; sys.exit('wandb' in sys.modules)"
+    code = "import runs.tracking, runs.sweep.sweep, runs.plan, sys; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

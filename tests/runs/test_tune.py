@@ -20,10 +20,10 @@ from analysis.cells import cells
 from runs import publish, tune
 from runs.config import expand
 from runs.errors import UserError, is_users
-from runs.executor import Outcome
 from runs.identity import run_id
 from runs.plan import cost, plan
 from runs.record import Metric, read_ledger
+from runs.sweep.jobs import Outcome
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,7 @@
 """What a sweep shows while it runs."""
 
 import os
+import statistics
 import sys
 import time
 from typing import Any
@@ -145,3 +146,20 @@ def result_words(record: Record) -> str:
     # Of the last epoch, by the protocol
     scores = record["texts"]["scores"][0] if record.get("texts") else None
     return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words
+
+
+def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, int]:
+    """Seconds for the runs that are left, and how many of them no finished run says anything of.
+
+    Each takes the median of its row on its task, or of the other rows there. A head alone goes over features
+    that are computed once, and a model as it is goes through no training: their times say nothing of other
+    rows, nor those of theirs."""
+    seconds, unknown = 0.0, 0
+    for run in left:
+        same = [(done, time_) for done, time_ in spent if (done.model, done.task) == (run.model, run.task)]
+        known = [time_ for done, time_ in same if done.row == run.row]
+        known = known or [
+            time_ for done, time_ in same if not {done.method["kind"], run.method["kind"]} & {"head", "none"}
+        ]
+        seconds, unknown = (seconds + statistics.median(known), unknown) if known else (seconds, unknown + 1)
+    return seconds, unknown

@@ -1,7 +1,7 @@
 """Who does a run: leases as files, so that of all executors that see the same folder one does it, on whatever
 machine.
 
-outputs/claims/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it
+outputs/leases/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it
 lives. Each is created whole and by one alone (a hard link fails where the name is taken). A lease whose
 counter has stood still for `lease_seconds` of the watcher's own monotonic clock is taken over by creating the
 next generation: no two clocks are ever compared, so none of them may jump and change anything. The highest
@@ -27,9 +27,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs.begun import obstacle, remove
 from runs.errors import UserError
 from runs.record import FINISHED, Record, link_or_fail, read_record, read_regular, record_path, record_text
+from runs.sweep.progress import obstacle, remove
 
 #: Where the counter stands in a lease, as a text of fixed width.
 BEAT = b'{"beat": "'
@@ -43,16 +43,16 @@ KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started", "boot"), (str, type(None))),
 }
 #: How generations are written, and the highest. A run is given up long before it has had so many owners
-#: (runs/executor.py).
+#: (runs/sweep/executor.py).
 GENERATION, LAST = re.compile("[1-9][0-9]{0,8}"), 10**9 - 1
 
 
-class LostClaimError(Exception):
+class LostLeaseError(Exception):
     """Another executor does this run now, or has done it: what this one has is not written."""
 
 
 @dataclass
-class Claim:
+class Lease:
     """A lease that was taken. It goes to the run's process, which asks `check` before it writes."""
 
     path: Path
@@ -72,11 +72,11 @@ class Claim:
         return int(self.path.suffix[1:])
 
     def check(self) -> None:
-        """Raises LostClaimError unless this is still the run's owner."""
+        """Raises LostLeaseError unless this is still the run's owner."""
         held = generations(self.path.parent, self.run_id)
         owner = _read(self.path)
         if not held or max(held) != self.generation or owner is None or owner["token"] != self.token:
-            raise LostClaimError(
+            raise LostLeaseError(
                 f"run {self.run_id} was taken over by another executor, since this one was silent for too"
                 " long"
             )
@@ -100,7 +100,7 @@ class Claim:
                 remove(self.path.with_suffix(f".{generation}"))
 
     def write(self, output: str | Path, record: Record) -> None:
-        """Writes the run's record, whole or not at all. Raises LostClaimError for a late owner, and where a
+        """Writes the run's record, whole or not at all. Raises LostLeaseError for a late owner, and where a
         finished record is there already: the first one stays. UserError where a folder or the like is in its
         place: that stays, too."""
         self.check()
@@ -121,14 +121,14 @@ class Claim:
             link_or_fail(path, text)
         except (FileExistsError, FileNotFoundError):
             # The latter: a later owner has swept up what was to be linked
-            raise LostClaimError(f"run {self.run_id} has a record already") from None
+            raise LostLeaseError(f"run {self.run_id} has a record already") from None
 
 
 class Heart:
-    """Raises a claim's counter from a thread of its own; `lost` once the run has another owner."""
+    """Raises a lease's counter from a thread of its own; `lost` once the run has another owner."""
 
-    def __init__(self, claim: Claim, lease_seconds: float) -> None:
-        self.claim, self.lost = claim, False
+    def __init__(self, lease: Lease, lease_seconds: float) -> None:
+        self.lease, self.lost = lease, False
         self._every, self._end = lease_seconds / 6, threading.Event()
         self._thread = threading.Thread(target=self._go, daemon=True)
 
@@ -139,33 +139,33 @@ class Heart:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        self.claim.release()
+        self.lease.release()
 
     def _go(self) -> None:
         count = 0
         while not self._end.wait(self._every):
             count += 1
-            self.claim.beat(count)
+            self.lease.beat(count)
             try:
-                self.claim.check()
-            except LostClaimError:
+                self.lease.check()
+            except LostLeaseError:
                 self.lost = True
             except OSError:
                 pass
 
 
 @contextlib.contextmanager
-def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator[Claim]:
-    """Holds a claim for a block. Waits for whoever has it, and says so."""
+def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator[Lease]:
+    """Holds a lease for a block. Waits for whoever has it, and says so."""
     watcher, told = Watcher(output, lease_seconds), False
-    while (claim := watcher.take(name)) is None:
+    while (lease := watcher.take(name)) is None:
         holder = watcher.holder(name)
         if holder and not told:
             told = True
             print(f"{name}: {holder_words(holder)} has it: waiting", flush=True)
         time.sleep(min(1.0, lease_seconds / 8))
-    with Heart(claim, lease_seconds):
-        yield claim
+    with Heart(lease, lease_seconds):
+        yield lease
 
 
 def holder_words(holder: dict[str, Any]) -> str:
@@ -179,29 +179,29 @@ class Watcher:
     """Sees leases age and takes what is free."""
 
     def __init__(self, output: str | Path, lease_seconds: float) -> None:
-        self.folder, self.lease_seconds = claims_folder(output), lease_seconds
+        self.folder, self.lease_seconds = leases_folder(output), lease_seconds
         # What was seen, when last, for how long unchanged, and whether it ever changed.
         self._seen: dict[str, tuple[Any, float, float, bool]] = {}
 
-    def take(self, run_id: str) -> Claim | None:
+    def take(self, run_id: str) -> Lease | None:
         """The run, unless another executor has it and lives."""
         held = generations(self.folder, run_id)
         top = max(held, default=0)
         before = _read(self._path(run_id, top)) if held else None
         if held and (before is None or not self._silent(run_id, top, before)):
             return None
-        claim = self._create(self._path(run_id, top + 1))
-        if claim is None:
+        lease = self._create(self._path(run_id, top + 1))
+        if lease is None:
             return None
         # Of two that came at once the higher generation has it, and what was judged silent must not have
         # ended well since.
         after = _read(self._path(run_id, top)) if held else None
         same = (before and before["token"]) == (after and after["token"])
-        if max(generations(self.folder, run_id), default=0) != claim.generation or not same:
-            claim.release()
+        if max(generations(self.folder, run_id), default=0) != lease.generation or not same:
+            lease.release()
             return None
         self._seen.pop(run_id, None)
-        return claim
+        return lease
 
     def free(self, run_id: str) -> bool:
         """Whether `take` would try to have the run."""
@@ -250,7 +250,7 @@ class Watcher:
     def _path(self, run_id: str, generation: int) -> Path:
         return self.folder / f"{run_id}.{generation}"
 
-    def _create(self, path: Path) -> Claim | None:
+    def _create(self, path: Path) -> Lease | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex[:16]
         owner = {
@@ -262,15 +262,15 @@ class Watcher:
         text = BEAT.decode() + "0" * WIDTH + '", ' + json.dumps(owner | {"boot": _boot()})[1:] + "\n"
         try:
             link_or_fail(path, text)
-            return Claim(path, token, os.open(path, os.O_WRONLY))
+            return Lease(path, token, os.open(path, os.O_WRONLY))
         except (FileExistsError, FileNotFoundError):
             # The latter: it was swept up, since the run has its record now
             return None
 
 
-def claims_folder(output: str | Path) -> Path:
+def leases_folder(output: str | Path) -> Path:
     """Where leases lie."""
-    return Path(output) / "claims"
+    return Path(output) / "leases"
 
 
 def generations(folder: Path, run_id: str) -> list[int]:

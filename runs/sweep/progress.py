@@ -1,5 +1,5 @@
-"""What a run that has begun keeps in its folder until it has a record: how it stands, and how earlier tries
-ended.
+"""What a run that has begun keeps in its folder until it has a record: how it stands, and how earlier
+attempts ended.
 
 No torch: the plan and the executors read these. Neither file is needed for a result; one that is damaged
 counts as none, and of one that somebody else has written no more is believed than this file's functions
@@ -74,33 +74,33 @@ def append(path: Path) -> int:
     return file
 
 
-def read_tries(
+def read_attempts(
     output: str | Path, run_id: str, config: dict[str, Any], say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """ended: how earlier tries ended, in words. settings: of the configuration, that came of it: a
+    """ended: how earlier attempts ended, in words. settings: of the configuration, that came of it: a
     micro_batch or eval_batch that is no larger than config's. deviations: these in words.
 
     Whatever else the file holds is left out, and `say` is told so in one line.
     """
-    path = run_folder(output, run_id) / "tries.json"
+    path = run_folder(output, run_id) / "attempts.json"
     found = _read(path)
     ended, settings, deviations = (found.get(key) for key in ("ended", "settings", "deviations"))
-    tries: dict[str, Any] = {"ended": ended if _are_texts(ended) else [], "settings": {}, "deviations": []}
+    attempts: dict[str, Any] = {"ended": ended if _are_texts(ended) else [], "settings": {}, "deviations": []}
     if isinstance(settings, dict):
-        tries["settings"] = {
+        attempts["settings"] = {
             key: settings[key] for key in HALVED if _is_smaller(config, key, settings.get(key))
         }
     if isinstance(deviations, list) and _are_texts(deviations):
         said = [
             rf"{HALVED[key]} {value}, since memory ran out at \d+.*"
-            for key, value in tries["settings"].items()
+            for key, value in attempts["settings"].items()
         ]
-        tries["deviations"] = [
+        attempts["deviations"] = [
             text for text in deviations if any(re.fullmatch(words, text) for words in said)
         ]
-    if say and os.path.lexists(path) and found != tries:
+    if say and os.path.lexists(path) and found != attempts:
         say(f"{path}: what no executor has written there for this command is left out")
-    return tries
+    return attempts
 
 
 def _are_texts(value: Any) -> bool:
@@ -114,9 +114,9 @@ def _is_smaller(config: dict[str, Any], key: str, value: Any) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
-def write_tries(output: str | Path, run_id: str, tries: dict[str, Any]) -> None:
-    """Keeps what `read_tries` gives back, for whichever executor goes on with the run."""
-    write_atomically(run_folder(output, run_id) / "tries.json", json.dumps(tries, indent=1) + "\n")
+def write_attempts(output: str | Path, run_id: str, attempts: dict[str, Any]) -> None:
+    """Keeps what `read_attempts` gives back, for whichever executor goes on with the run."""
+    write_atomically(run_folder(output, run_id) / "attempts.json", json.dumps(attempts, indent=1) + "\n")
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
     """Removes what a run needed to go on, once it has a record. A kill in between leaves some: this may be
     asked again."""
     folder = run_folder(output, run_id)
-    for name in ("checkpoint.safetensors", "tries.json", "progress.json"):
+    for name in ("checkpoint.safetensors", "attempts.json", "progress.json"):
         remove(folder / name)
     best, rounded = folder / "adapter_best.safetensors", folder / "adapter_best_rounded.safetensors"
     if keep != "both":  # it was there to be decoded

@@ -13,10 +13,10 @@ import ledgers
 import pytest
 from running import ODD
 
-from runs import claims
-from runs.claims import Heart, LostClaimError, Watcher, generations, held, holder_words
 from runs.errors import UserError
 from runs.record import link_or_fail, read_record, record_path, write_record
+from runs.sweep import leases
+from runs.sweep.leases import Heart, LostLeaseError, Watcher, generations, held, holder_words
 
 LINUX = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux tells which processes live, and since which boot"
@@ -29,22 +29,22 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(claims.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(leases.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(claims, "_boot", lambda: None)  # as if the owner were on another machine
+    monkeypatch.setattr(leases, "_boot", lambda: None)  # as if the owner were on another machine
     return Clock(monkeypatch)
 
 
 def look(watcher, clock, seconds, step=1.0):
-    """Looks every `step` seconds; the claim, once it is given."""
+    """Looks every `step` seconds; the lease, once it is given."""
     for _ in range(int(seconds / step)):
         clock.now += step
-        claim = watcher.take("run")
-        if claim:
-            return claim
+        lease = watcher.take("run")
+        if lease:
+            return lease
     return None
 
 
@@ -54,13 +54,13 @@ def done(run_id="run", **more):
 
 def test_a_run_has_one_owner_until_it_is_released(tmp_path):
     first, second = Watcher(tmp_path, LEASE), Watcher(tmp_path, LEASE)
-    claim = first.take("run")
-    claim.check()
+    lease = first.take("run")
+    lease.check()
     assert second.take("run") is None
     assert first.take("run") is None  # nor the same executor again
     assert second.holder("run")["pid"] == os.getpid()
-    claim.release()
-    assert not list(tmp_path.glob("claims/*"))
+    lease.release()
+    assert not list(tmp_path.glob("leases/*"))
     assert second.take("run").generation == 1
 
 
@@ -78,11 +78,11 @@ def test_of_many_that_come_at_once_one_has_it(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-        owners = [claim for claim in taken if claim]
+        owners = [lease for lease in taken if lease]
         assert len(owners) <= 1  # two that see each other may both withdraw, and come again
-        for claim in owners:
-            claim.check()
-            assert generations(claim.path.parent, claim.run_id) == [claim.generation]
+        for lease in owners:
+            lease.check()
+            assert generations(lease.path.parent, lease.run_id) == [lease.generation]
 
 
 def test_a_silent_owner_is_followed_and_one_that_lives_is_not(tmp_path, clock):
@@ -91,20 +91,20 @@ def test_a_silent_owner_is_followed_and_one_that_lives_is_not(tmp_path, clock):
     for beat in range(1, 10):
         owner.beat(beat)
         assert look(watcher, clock, LEASE - 2) is None
-    claim = look(watcher, clock, LEASE + 2)
-    assert claim.generation == 2
-    claim.check()
-    with pytest.raises(LostClaimError, match="taken over by another executor"):
+    lease = look(watcher, clock, LEASE + 2)
+    assert lease.generation == 2
+    lease.check()
+    with pytest.raises(LostLeaseError, match="taken over by another executor"):
         owner.check()
 
 
 def test_wall_clocks_and_file_times_change_nothing(tmp_path, clock, monkeypatch):
     owner = Watcher(tmp_path, LEASE).take("run")
     watcher = Watcher(tmp_path, LEASE)
-    monkeypatch.setattr(claims.time, "time", lambda: 1e12)
+    monkeypatch.setattr(leases.time, "time", lambda: 1e12)
     os.utime(owner.path, (0, 0))
     assert look(watcher, clock, LEASE - 2) is None
-    monkeypatch.setattr(claims.time, "time", lambda: 0.0)
+    monkeypatch.setattr(leases.time, "time", lambda: 0.0)
     os.utime(owner.path, (2e9, 2e9))
     assert look(watcher, clock, 4) is not None
 
@@ -124,21 +124,21 @@ def test_a_watcher_that_slept_gives_the_owner_its_chance(tmp_path, clock):
 
 def test_a_late_owner_writes_nothing(tmp_path, clock):
     owner = Watcher(tmp_path, LEASE).take("run")
-    claim = look(Watcher(tmp_path, LEASE), clock, LEASE + 3)
-    before = claim.path.read_bytes()
+    lease = look(Watcher(tmp_path, LEASE), clock, LEASE + 3)
+    before = lease.path.read_bytes()
     owner.beat(7)
-    assert claim.path.read_bytes() == before
+    assert lease.path.read_bytes() == before
     for status in ("done", "failed"):
-        with pytest.raises(LostClaimError):
+        with pytest.raises(LostLeaseError):
             owner.write(tmp_path, done() | {"status": status})
     assert not record_path(tmp_path, "run").exists()
-    claim.write(tmp_path, done(by="the new owner"))
+    lease.write(tmp_path, done(by="the new owner"))
     owner.release()  # which leaves the new owner's lease be
-    claim.check()
-    claim.release()
+    lease.check()
+    lease.release()
     # Even if it had not looked: the first finished record stays.
     third = Watcher(tmp_path, LEASE).take("run")
-    with pytest.raises(LostClaimError, match="has a record already"):
+    with pytest.raises(LostLeaseError, match="has a record already"):
         third.write(tmp_path, done(by="a third"))
     assert read_record(record_path(tmp_path, "run"))["by"] == "the new owner"
 
@@ -151,19 +151,19 @@ def test_a_counter_never_lands_in_the_lease_of_a_later_owner(tmp_path, clock):
     later = Watcher(tmp_path, LEASE).take("run")
     assert later.path == owner.path
     owner.beat(9)
-    assert json.loads(later.path.read_text())["beat"] == "0" * claims.WIDTH
-    with pytest.raises(LostClaimError):
+    assert json.loads(later.path.read_text())["beat"] == "0" * leases.WIDTH
+    with pytest.raises(LostLeaseError):
         owner.check()
     later.check()
 
 
 def test_failed_and_damaged_records_are_replaced(tmp_path):
-    claim = Watcher(tmp_path, LEASE).take("run")
+    lease = Watcher(tmp_path, LEASE).take("run")
     write_record(tmp_path, done() | {"status": "failed"})
-    claim.write(tmp_path, done())
+    lease.write(tmp_path, done())
     assert read_record(record_path(tmp_path, "run"))["status"] == "done"
     record_path(tmp_path, "run").write_text("{")
-    claim.write(tmp_path, done())
+    lease.write(tmp_path, done())
     assert read_record(record_path(tmp_path, "run"))["status"] == "done"
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
 
@@ -173,7 +173,7 @@ def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
     first goes on."""
     late = Watcher(tmp_path, LEASE).take("run")
     write_record(tmp_path, done() | {"status": "failed"})
-    look_once = claims._finished
+    look_once = leases._finished
 
     def sleep_after_the_look(path):
         seen = look_once(path)
@@ -181,8 +181,8 @@ def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
             write_record(tmp_path, done(by="the new owner"))
         return seen
 
-    monkeypatch.setattr(claims, "_finished", sleep_after_the_look)
-    with pytest.raises(LostClaimError, match="has a record already"):
+    monkeypatch.setattr(leases, "_finished", sleep_after_the_look)
+    with pytest.raises(LostLeaseError, match="has a record already"):
         late.write(tmp_path, done() | {"status": "failed"})
     assert read_record(record_path(tmp_path, "run"))["by"] == "the new owner"
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["run.json"]
@@ -192,7 +192,7 @@ def test_a_late_failure_never_replaces_a_finished_record(tmp_path, monkeypatch):
 def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
     """A lease whose owner was killed between the record and the lease's end; garbage; a lease that was half
     made."""
-    watcher, folder = Watcher(tmp_path, LEASE), tmp_path / "claims"
+    watcher, folder = Watcher(tmp_path, LEASE), tmp_path / "leases"
     living = watcher.take("lives")
     dead = watcher.take("dead").path
     dead.write_text(dead.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {2**30}'))
@@ -210,8 +210,8 @@ def test_what_dead_executors_left_of_a_finished_run_is_forgotten(tmp_path):
 @LINUX
 def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     script = (
-        f"from runs.claims import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run'); print('has it',"
-        " flush=True); input()"
+        f"from runs.sweep.leases import Watcher; Watcher({str(tmp_path)!r}, 1000).take('run');"
+        " print('has it', flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-uc", script],
@@ -228,7 +228,7 @@ def test_a_killed_owner_of_this_machine_is_followed_at_once(tmp_path):
     assert watcher.take("run").generation == 2
 
 
-def lease(**changes):
+def lease_text(**changes):
     """A lease of this machine whose process is gone, which would be followed at once, with changes that make
     it damaged."""
     owner = {
@@ -237,24 +237,28 @@ def lease(**changes):
         "host": "here",
         "pid": 2**22 + 1,
         "started": "7",
-        "boot": claims._boot(),
+        "boot": leases._boot(),
     }
     return json.dumps({key: value for key, value in (owner | changes).items() if value is not ...}).encode()
 
 
 DAMAGED = [
     *(b"", b"\xff\xfe garbage", b'{"beat": "000000000000"}', b"[1]", b"null", b"[" * 60_000, b"[" * 70_000),
-    *(lease(pid=value) for value in (..., "x", "../zero", -1, 0, True, 1.5, 10**30)),
-    *(lease(started=value) for value in (..., ["7"], 7)),
-    *(lease(**{key: value}) for key in ("token", "host", "beat", "boot") for value in (..., 7, {}, ["x"])),
-    lease(more=1),
+    *(lease_text(pid=value) for value in (..., "x", "../zero", -1, 0, True, 1.5, 10**30)),
+    *(lease_text(started=value) for value in (..., ["7"], 7)),
+    *(
+        lease_text(**{key: value})
+        for key in ("token", "host", "beat", "boot")
+        for value in (..., 7, {}, ["x"])
+    ),
+    lease_text(more=1),
 ]
 
 
 @pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:300].decode(errors="replace")[-60:])
 def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, monkeypatch):
-    clock, folder = Clock(monkeypatch), tmp_path / "claims"
+    clock, folder = Clock(monkeypatch), tmp_path / "leases"
     folder.mkdir()
     (folder / "run.1").write_bytes(content)
     (folder / "run.x").write_bytes(content)
@@ -266,18 +270,18 @@ def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, monkeypatch
 @pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("kind", [*ODD, "nothing"])
 def test_what_is_no_file_in_a_leases_place_grows_old_unopened(kind, tmp_path, clock):
-    path = tmp_path / "claims" / "run.1"
+    path = tmp_path / "leases" / "run.1"
     path.parent.mkdir()
     (ODD | {"nothing": lambda path: path.symlink_to("nowhere")})[kind](path)
     watcher = Watcher(tmp_path, LEASE)
     assert look(watcher, clock, LEASE - 2) is None
     assert holder_words(watcher.holder("run")) == f"the owner of a damaged lease ({path})"
-    claim = look(watcher, clock, 5)
-    assert claim.generation == 2
-    claim.check()
-    claim.release()
+    lease = look(watcher, clock, 5)
+    assert lease.generation == 2
+    lease.check()
+    lease.release()
     watcher.forget("run")
-    assert list((tmp_path / "claims").iterdir()) == [path]  # it may be somebody's
+    assert list((tmp_path / "leases").iterdir()) == [path]  # it may be somebody's
 
 
 @pytest.mark.usefixtures("no_hang")
@@ -285,22 +289,22 @@ def test_what_is_no_file_in_a_leases_place_grows_old_unopened(kind, tmp_path, cl
     "name", ["007", "01", "0", "٣", "²", "+1", "1_0", " 1", "1.1", "", "1" + "0" * 30, "9" * 200]
 )
 def test_a_name_that_no_executor_writes_is_no_lease(name, tmp_path):
-    folder = tmp_path / "claims"
+    folder = tmp_path / "leases"
     folder.mkdir()
-    (folder / f"run.{name}").write_bytes(lease(boot="another"))
+    (folder / f"run.{name}").write_bytes(lease_text(boot="another"))
     watcher = Watcher(tmp_path, LEASE)
     assert watcher.free("run")
-    claim = watcher.take("run")
-    assert claim.generation == 1
-    claim.check()
-    claim.release()
+    lease = watcher.take("run")
+    assert lease.generation == 1
+    lease.check()
+    lease.release()
     assert [path.name for path in folder.iterdir()] == [f"run.{name}"]
 
 
 def test_the_last_generation_that_there_may_be_is_refused(tmp_path):
-    path = tmp_path / "claims" / f"run.{claims.LAST}"
+    path = tmp_path / "leases" / f"run.{leases.LAST}"
     path.parent.mkdir()
-    path.write_bytes(lease())
+    path.write_bytes(lease_text())
     watcher = Watcher(tmp_path, LEASE)
     for ask in (watcher.take, watcher.free):
         with pytest.raises(UserError, match=f"{path}: no run has had so many owners. Delete it"):
@@ -310,11 +314,11 @@ def test_the_last_generation_that_there_may_be_is_refused(tmp_path):
 @pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_no_file_in_a_records_place_stays_and_is_named(kind, tmp_path):
-    claim, path = Watcher(tmp_path, LEASE).take("run"), record_path(tmp_path, "run")
+    lease, path = Watcher(tmp_path, LEASE).take("run"), record_path(tmp_path, "run")
     path.parent.mkdir()
     ODD[kind](path)
     with pytest.raises(UserError, match=f"{path}: {kind}.* Move it away, and the same command does the run"):
-        claim.write(tmp_path, done())
+        lease.write(tmp_path, done())
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -329,25 +333,25 @@ def test_a_lease_is_undecided_until_it_beats(tmp_path, clock):
 
 
 def test_a_heart_beats_and_hears_of_its_loss(tmp_path, monkeypatch):
-    claim = Watcher(tmp_path, 0.3).take("run")
-    with Heart(claim, 0.3) as heart:
+    lease = Watcher(tmp_path, 0.3).take("run")
+    with Heart(lease, 0.3) as heart:
         begun = time.monotonic()
-        while json.loads(claim.path.read_text())["beat"] < "000000000003":
+        while json.loads(lease.path.read_text())["beat"] < "000000000003":
             assert time.monotonic() < begun + 30
             time.sleep(0.01)
         assert not heart.lost
-        link_or_fail(claim.path.with_suffix(".2"), '{"beat": "000000000000", "token": "another"}')
+        link_or_fail(lease.path.with_suffix(".2"), '{"beat": "000000000000", "token": "another"}')
         while not heart.lost:
             assert time.monotonic() < begun + 60
             time.sleep(0.01)
 
 
 def test_whoever_wants_it_next_waits_and_says_for_whom(tmp_path, capsys):
-    claim = Watcher(tmp_path, 8.0).take("answers")
-    threading.Timer(0.5, claim.release).start()
+    lease = Watcher(tmp_path, 8.0).take("answers")
+    threading.Timer(0.5, lease.release).start()
     with held(tmp_path, "answers", 8.0):
         assert f"answers: process {os.getpid()} on " in capsys.readouterr().out
-    assert not list((tmp_path / "claims").iterdir())
+    assert not list((tmp_path / "leases").iterdir())
 
 
 def test_a_file_is_created_whole_and_once(tmp_path, monkeypatch):

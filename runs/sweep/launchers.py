@@ -1,4 +1,4 @@
-"""Launchers, chosen by one word: they start executors (runs/executor.py) and know nothing of runs.
+"""Launchers, chosen by one word: they start executors (runs/sweep/executor.py) and know nothing of runs.
 
 serial       in this process
 local        one process a device
@@ -6,17 +6,13 @@ slurm, ray   Hydra's launchers, with their own settings
 """
 
 import contextlib
-import fcntl
 import functools
-import glob
 import io
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,12 +31,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.begun import append
 from runs.config import CONF
 from runs.errors import UserError
+from runs.sweep.devices import devices
+from runs.sweep.progress import append
 from tasks.parent import tied
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass
@@ -147,90 +144,6 @@ def _hydra_words(launcher: str, words: list[str]) -> list[str]:
     return [f"hydra/launcher={name}", *(word for word in own if word.partition("=")[0] not in given), *words]
 
 
-# --- devices
-
-
-def devices(device: str) -> list[str]:
-    """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu,
-    or mps."""
-    if device in ("cpu", "mps"):
-        return [device]
-    if not (
-        shutil.which("nvidia-smi")
-        or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))
-    ):
-        return ["cpu"]  # without waiting for torch, which takes two seconds to say so
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not torch.cuda.is_available():
-        return ["cpu"]
-    uuids: dict[str, str] = {}
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-        lines = subprocess.run(
-            query, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.splitlines()
-        uuids = dict(line.split(", ") for line in lines if line)
-    if visible is not None:
-        return [uuids.get(word, word) for word in visible.split(",") if word]
-    return list(uuids.values()) or [str(index) for index in range(torch.cuda.device_count())]
-
-
-class DeviceLease:
-    """A device for as many runs as `runs_per_device` says, over all commands of this machine. The kernel
-    gives it back when the process ends, however it does."""
-
-    def __init__(self, names: list[str], runs_per_device: int) -> None:
-        """Takes a place on the least shared of the devices, and waits while there is none."""
-        told = False
-        while True:
-            for place in range(runs_per_device):
-                for name in names:
-                    file = _lock(f"{name}.{place}")
-                    if file is not None:
-                        self.name, self._file = name, file
-                        return
-            if not told:
-                told = True
-                print(
-                    f"every device is in use by another command here ({', '.join(names)}): waiting for one. "
-                    f"runs_per_device={runs_per_device + 1} shares them",
-                    flush=True,
-                )
-            time.sleep(2)
-
-    def use(self) -> None:
-        """Makes this the one device that processes begun from here on see."""
-        if self.name not in ("cpu", "mps"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.name
-
-    def release(self) -> None:
-        """For the next one."""
-        os.close(self._file)
-
-
-def _lock(name: str) -> int | None:
-    folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o1777)  # other users' runs count, too
-    path = folder / name
-    try:
-        file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with contextlib.suppress(OSError):
-            os.fchmod(file, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        return None
-    os.set_inheritable(file, False)
-    return file
-
-
 # --- launchers
 
 
@@ -269,7 +182,7 @@ class Local:
         if self.devices == ["cpu"] and self.size > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
         places = [*self.devices, str(self.launch.runs_per_device)]
-        command = [sys.executable, "-m", "runs.executor", str(self.sweep), str(os.getpid()), *places]
+        command = [sys.executable, "-m", "runs.sweep.executor", str(self.sweep), str(os.getpid()), *places]
         for _ in range(count):
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
@@ -414,7 +327,7 @@ def run_executor(_: Any, sweep: str) -> int:
     the end of the job's time in good time. Slurm's launcher then puts the job into the queue again."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
-        command = [sys.executable, "-m", "runs.executor", sweep, str(os.getpid())]
+        command = [sys.executable, "-m", "runs.sweep.executor", sweep, str(os.getpid())]
         process = subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log, **tied()
         )

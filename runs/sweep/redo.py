@@ -1,0 +1,48 @@
+"""redo=true: what a run has left is kept aside, and the run is done again."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from runs.record import Record, read_measure, read_record, record_path, run_folder
+from runs.sweep.leases import Heart, Watcher
+
+
+def replaced_folder(output: str | Path) -> Path:
+    """Where what redo=true replaces is kept. No ledger reads it."""
+    return Path(output) / "replaced"
+
+
+def set_aside(record: Record, output: str, lease_seconds: float) -> None:
+    """Moves a finished run's record, folder and measures to outputs/replaced/ID.TIME, under the run's lease.
+
+    Of two commands that want it at once, one does it: the other finds no record, or a new one, which it
+    leaves alone. The folder goes first: a kill in between leaves a record without it, and no file of the old
+    run in a new one's way."""
+    name, watcher = record["id"], Watcher(output, lease_seconds)
+    path, folder = record_path(output, name), run_folder(output, name)
+    while _is_there(path, record):
+        lease = watcher.take(name)
+        if lease is None:
+            time.sleep(min(1.0, lease_seconds / 8))
+            continue
+        with Heart(lease, lease_seconds):
+            if not _is_there(path, record):
+                return
+            aside = replaced_folder(output) / f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{lease.token[:4]}"
+            aside.mkdir(parents=True)
+            if folder.is_dir():
+                os.replace(folder, aside / "run")
+            for measure in (Path(output) / "measures").glob("*.json"):
+                with contextlib.suppress(ValueError):  # one that cannot be read
+                    if name in [run["id"] for run in read_measure(measure)["of"]]:
+                        os.replace(measure, aside / f"measure_{measure.name}")
+            os.replace(path, aside / "record.json")
+
+
+def _is_there(path: Path, record: Record) -> bool:
+    try:
+        return read_record(path) == record
+    except ValueError:
+        return False
