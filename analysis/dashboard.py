@@ -21,7 +21,7 @@ from analysis.table import Table
 from analysis.tables import TABLES
 from runs.command import open_ledger
 from runs.record import Ledger, write_atomically
-from runs.wandb_setup import base_url, cell_key, logged_in, project, unreachable
+from runs.tracking import base_url, cell_key, logged_in, project, unreachable
 
 #: Panels for the numbers that tables show.
 NUMBERS = {

@@ -9,28 +9,13 @@ Measures (runs/measure.py) go with the runs that they measure.
 
 import json
 import re
-from pathlib import Path
 
 from runs.command import open_ledger
 from runs.config import Run, expand
 from runs.errors import UserError, entry_point
 from runs.identity import one_look, run_id
-from runs.record import FINISHED, PUBLISHED, Record, measure_text, read_ledger, write_atomically
+from runs.record import FINISHED, PUBLISHED, measure_text, read_ledger, without_paths, write_atomically
 from runs.record.text import plural
-
-
-def without_paths(record: Record) -> Record:
-    """The record with the last part of each local path only: where files lay is nobody's business, and proves
-    nothing."""
-    config = {**record["config"], "output": "outputs"}
-    places = ("data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template")
-    for part, keys in (("model", ("path",)), ("task", places)):
-        config[part] = {k: Path(v).name if k in keys and v else v for k, v in config[part].items()}
-    start = record.get("start")
-    if start:
-        config["init_from"] = Path(config["init_from"] or "").name
-        start = {**start, "from": config["init_from"]}
-    return {**record, "config": config, "start": start}
 
 
 @one_look()

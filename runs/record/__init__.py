@@ -2,9 +2,9 @@
 it.
 
 schema.py says what a record holds and checks it, metric.py what its number means; ledger.py reads one, or
-all; files.py writes them, whole or not at all; selection.py says which epoch is the best by a protocol, and
-rows.py which row of a table a run belongs to. No torch and no Hydra: analysis/ reads the ledger through this
-package.
+all; files.py writes them, whole or not at all; selection.py says which epoch is the best by a protocol,
+rows.py which row of a table a run belongs to, and paths.py takes local paths out. No torch and no Hydra:
+analysis/ reads the ledger through this package.
 """
 
 from runs.record.cell import (
@@ -42,6 +42,7 @@ from runs.record.ledger import (
 )
 from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
+from runs.record.paths import without_paths
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.selection import best_and_last, crossfit, crossfit_of
@@ -85,6 +86,7 @@ __all__ = [
     "run_folder",
     "study_folders",
     "sweep_up_dead",
+    "without_paths",
     "write_atomically",
     "write_record",
 ]

@@ -12,7 +12,7 @@ from wandb_server import good, refusing
 from analysis import dashboard, tables
 from analysis.paper import GLUE
 from runs.record import SCHEMA, Ledger
-from runs.tracking import points_of, summary_of
+from runs.tracking.payload import points_of, summary_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own affair

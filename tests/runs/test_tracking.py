@@ -17,10 +17,13 @@ from pathlib import Path
 import pytest
 from wandb_server import bad, good, refusing
 
-from runs import tracking, wandb_setup
 from runs.config import expand
 from runs.errors import UserError
-from runs.tracking import Tracker, point_of, points_of, summary_of
+from runs.tracking import Tracker, account
+from runs.tracking.__main__ import main
+from runs.tracking.payload import about, point_of, points_of, summary_of
+from runs.tracking.server import OPEN
+from runs.tracking.sync import sync
 
 ROOT = Path(__file__).parents[2]
 KEY = "a" * 40
@@ -304,14 +307,14 @@ def test_wandb_itself_agrees_on_who_is_logged_in(monkeypatch, tmp_path):
         (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
         for url in ("https://api.wandb.ai", "http://localhost:8080", "http://localhost:8081"):
             monkeypatch.setenv("WANDB_BASE_URL", url)
-            assert wandb_setup.logged_in() == bool(wbnetrc.read_netrc_auth(host=url))
+            assert account.logged_in() == bool(wbnetrc.read_netrc_auth(host=url))
 
 
 def test_tags_say_preset_and_trial_and_keep_to_wandbs_limits(output):
     (run,) = runs_of(output, "paper=demo", "train.max_steps=2", f"method.label={'x' * 200}")
-    about = tracking.about(run, "a" * 12)
-    assert about["tags"] == ["vera", "minilm", "reviews", "demo", "trial"]
-    assert len(about["name"]) == 128
+    told = about(run, "a" * 12)
+    assert told["tags"] == ["vera", "minilm", "reviews", "demo", "trial"]
+    assert len(told["name"]) == 128
 
 
 def test_scores_of_texts_are_in_the_summary(output):
@@ -518,27 +521,27 @@ def test_sync_uploads_each_run_once(output, online, capfd):
     folders = sorted((Path(output) / "wandb").glob("offline-run-*"))
     before = {path: path.read_bytes() for folder in folders for path in folder.glob("*.wandb")}
     with pytest.raises(UserError, match=r"not logged in to http://.*Run `wandb login`, or set WANDB_API_KEY"):
-        tracking.sync(output)
+        sync(output)
     url = refusing()
     online(url)
     with pytest.raises(UserError, match=rf"{url} cannot be reached \(Connection refused\)"):
-        tracking.sync(output)
+        sync(output)
     with bad(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as url:
         online(url)
         with pytest.raises(UserError, match=rf"{url} cannot be reached \(it answers 503\)"):
-            tracking.sync(output)
+            sync(output)
     assert {path: path.read_bytes() for path in before} == before
     assert not list((Path(output) / "wandb").rglob("*.synced"))
     capfd.readouterr()
     with good() as server:
         online(server.url)
-        with open(folders[-1] / tracking.OPEN, "w") as lock:  # as if the last one were still on
+        with open(folders[-1] / OPEN, "w") as lock:  # as if the last one were still on
             fcntl.flock(lock, fcntl.LOCK_EX)
-            assert tracking.sync(output) == 0
+            assert sync(output) == 0
         out = capfd.readouterr().out
         assert out == "2 uploaded, 0 left, 1 still on\n"
         assert {run_id for run_id, _ in server.streams} == {"a" * 12}
-        assert tracking.sync(output) == 0
+        assert sync(output) == 0
         assert capfd.readouterr().out == "1 uploaded, 0 left\n"
         ended = [(run_id, body["exitcode"]) for run_id, body in server.streams if body.get("complete")]
         assert ended == [("a" * 12, 1), ("a" * 12, 0), ("b" * 12, 1)]  # the first part before the second
@@ -548,12 +551,12 @@ def test_sync_uploads_each_run_once(output, online, capfd):
         for name, left in (("x", b""), ("y", whole[:7]), ("z", whole[:-9]), ("a" * 12, whole)):
             (Path(output) / "wandb" / f"offline-run-0-{name}").mkdir()
             (Path(output) / "wandb" / f"offline-run-0-{name}" / f"run-{name}.wandb").write_bytes(left)
-        assert tracking.sync(output) == 0
+        assert sync(output) == 0
         assert capfd.readouterr().out == "1 uploaded, 0 left, 3 cut off by a kill and left out\n"
         for name in "xyz":
             (Path(output) / "wandb" / f"offline-run-0-{name}" / f"run-{name}.wandb").unlink()
         server.streams.clear()
-        assert tracking.sync(output) == 0
+        assert sync(output) == 0
         assert capfd.readouterr().out == f"no offline runs to upload in {output}/wandb (4 uploaded before)\n"
         assert server.streams == []
 
@@ -568,4 +571,4 @@ def test_syncs_errors_are_one_line_and_exit_code_2(output):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: not logged in to http://127.0.0.1")
-    assert tracking.main(["sync", "outptu=x"]) == 2
+    assert main(["sync", "outptu=x"]) == 2

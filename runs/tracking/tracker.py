@@ -1,0 +1,140 @@
+"""The side of the command: what it tells, and the process that it tells it to."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runs.record import Record
+from runs.record.text import describe
+from runs.tracking.account import cell_key, mode_here
+from runs.tracking.payload import Run, about, point_of
+from runs.tracking.server import LOST, PATIENCE, UNSENT
+
+
+class Tracker:
+    """Tells Weights & Biases of runs, from a process of its own: whatever happens there never hurts a run.
+
+    begin, event and end never raise and never wait. The process starts with the first run, takes one run
+    after another, and ends by itself when this one does."""
+
+    def __init__(self, mode: str | None, output: str, patience: float | None = None) -> None:
+        """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet.
+
+        patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT
+        of PATIENCE).
+        """
+        later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
+        self.mode = "off" if later_process else mode or mode_here()
+        self.output = output
+        self.patience = patience or PATIENCE.get(self.mode, 0.0)
+        self.log = Path(output) / "wandb" / "tracking.log"
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._trouble = ""
+        self._cell = ""  # of the run that is on
+
+    def begin(self, run: Run, run_id: str) -> None:
+        """A run starts, or goes on."""
+        self._tell("begin", lambda: self._about(run, run_id))
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Something happened in it; only evaluated epochs are logged."""
+        if event.get("phase") == "evaluated":
+            self._tell("point", lambda: point_of(event, self._cell))
+
+    def end(self, record: Record | None) -> None:
+        """It ended with this record. None: it was interrupted, and goes on later."""
+        self._tell("end", lambda: record)
+
+    def close(self) -> None:
+        """Waits until W&B has everything, not beyond its patience, and ends the process. One line if
+        something is missing."""
+        if self._writer is None and not self._trouble:
+            return
+        deadline = time.monotonic() + self.patience
+        self._lines.put(None)
+        if self._writer:
+            self._writer.join(self.patience)
+        code: int | None = LOST
+        if self._process:
+            try:
+                code = self._process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(OSError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)
+        self.mode, self._writer, trouble, self._trouble = "off", None, self._trouble, ""
+        again = "make sync" if self.output == "outputs" else f"make sync OUTPUT={self.output}"
+        if code == UNSENT and not trouble:
+            print(
+                f"note: W&B could not be reached: {again} uploads what was not sent ({self.log})",
+                file=sys.stderr,
+            )
+        elif code or trouble:
+            why = f"{trouble}; " if trouble else ""
+            print(
+                f"note: W&B does not have every run; the records are whole ({why}{self.log})", file=sys.stderr
+            )
+
+    def _about(self, run: Run, run_id: str) -> dict[str, Any]:
+        self._cell = cell_key(run.model, run.config["task"]["name"])
+        return about(run, run_id) | {"mode": self.mode}
+
+    def _tell(self, word: str, value: Callable[[], Any]) -> None:
+        if self.mode == "off":
+            return
+        try:
+            # Made into text here and now: the caller may change it.
+            self._lines.put(json.dumps([word, value()], default=str).encode() + b"\n")
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="tracker", daemon=True)
+                self._writer.start()
+        except Exception as error:
+            self._trouble = self._trouble or describe(error)
+
+    def _write(self) -> None:
+        """The thread's whole life: starts the process and feeds it. A pipe that is full or broken stops
+        nobody else."""
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            root = str(Path(__file__).parents[2])
+            places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            with open(self.log, "ab") as log:
+                process = self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "runs.tracking",
+                        "serve",
+                        self.mode,
+                        self.output,
+                        str(self.patience),
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | {"PYTHONPATH": places},
+                    start_new_session=True,  # Ctrl-C is the parent's, which says what becomes of the run
+                )
+            pipe = process.stdin
+            assert pipe is not None
+            try:
+                for line in iter(self._lines.get, None):
+                    pipe.write(line)
+                    pipe.flush()
+            finally:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        except Exception as error:
+            self._trouble = self._trouble or describe(error)
