@@ -2,7 +2,7 @@
 
 python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
                                                                    outputs/records
-python -m runs.answer paper=table4_llama2_7b                       every finished run of a preset, or of other
+python -m runs.answer experiment=table4_llama2_7b                       every finished run of a preset, or of other
                                                                    such words
 python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
 python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \

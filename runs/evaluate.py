@@ -175,7 +175,7 @@ def words_of(record: Record) -> list[str]:
     /where."""
     cell, config = record["cell"], record["config"]
     row, task = cell["row"].partition("_from_")[0], cell["task"]
-    words = [f"paper={cell['paper']}"] * (cell["paper"] in choices("paper"))
+    words = [f"experiment={cell['paper']}"] * (cell["paper"] in choices("experiment"))
     words += [
         f"model={cell['model']}",
         f"task={task if task in choices('task') else config['task']['family']}",
@@ -192,7 +192,7 @@ def words_of(record: Record) -> list[str]:
     try:
         runs = expand(words)
     except UserError:  # a preset, or its rows, as they were once
-        words = [word for word in words if not word.startswith("paper=")]
+        words = [word for word in words if not word.startswith("experiment=")]
         runs = expand(words)
     if recipe in choices("recipe") and {run.recipe for run in runs} != {recipe}:
         runs = expand([*words, f"recipe={recipe}"])

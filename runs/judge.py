@@ -2,7 +2,7 @@
 for table 4.
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
-python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that
+python -m runs.judge experiment=table4_llama2_7b            every finished run of a preset, or of any words that
                                                        name runs
 python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint

@@ -1,9 +1,9 @@
 """What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing,
 needs no torch.
 
-python -m runs.plan paper=table2_base
+python -m runs.plan experiment=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
-python -m runs.plan paper=table2_base --watch      again and again while a sweep runs, here or on a cluster
+python -m runs.plan experiment=table2_base --watch      again and again while a sweep runs, here or on a cluster
 """
 
 import contextlib
@@ -293,7 +293,12 @@ def text(planned: list[Planned], ledger: Ledger) -> str:
     """The whole plan of a command."""
     runs = [p.run for p in planned]
     first = [run for run in starts(runs) if run not in runs]
-    return show(planned, ledger, f"paper={runs[0].paper}" if runs[0].paper else "plan", plan(first, ledger))
+    return show(
+        planned,
+        ledger,
+        f"experiment={runs[0].experiment}" if runs[0].experiment else "plan",
+        plan(first, ledger),
+    )
 
 
 def watch(runs: list[Run], every: float = 2.0) -> None:

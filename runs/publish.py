@@ -2,7 +2,7 @@
 
 python -m runs.publish STUDY                        every finished record of this machine, but for copies of
                                                     published ones
-python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
+python -m runs.publish STUDY experiment=table2_base      those of a preset, or of any other words that name runs
 
 Measures (runs/measure.py) go with the runs that they measure.
 """

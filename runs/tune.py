@@ -4,7 +4,7 @@ test set.
 python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a
                                                                     trial
-python -m runs.tune paper=table2_base method=vera                   the cells of a preset
+python -m runs.tune experiment=table2_base method=vera                   the cells of a preset
 python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key
                                                                     of it
 python -m runs.tune method=lora train.lr=1e-3                       what a word sets is not searched
@@ -131,11 +131,11 @@ def cells(arguments: list[str]) -> list[Cell]:
             [f"task.decode={TRIAL['task.decode']}"] if "decode" in task and "task.decode" not in given else []
         )
         lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        runs = expand([*run.words, *decode, *lists, *seeds])
+        runs = expand([*run.overrides, *decode, *lists, *seeds])
         points = list(itertools.product(*axes.values()))
         size = len(runs) // len(points)
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
-        kept = [word for word in run.words if word not in own and not word.startswith("task.holdout=")]
+        kept = [word for word in run.overrides if word not in own and not word.startswith("task.holdout=")]
         found.append(Cell(kept, axes, trials))
     return found
 

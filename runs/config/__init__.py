@@ -8,6 +8,18 @@ from runs.config.names import as_word
 from runs.config.run import Run, starts, with_starts
 
 __all__ = [
-    *("CONF", "GROUPS", "Command", "Launch", "Launcher", "Local", "Ray", "Run", "Serial", "Slurm", "Tracking"),
+    *(
+        "CONF",
+        "GROUPS",
+        "Command",
+        "Launch",
+        "Launcher",
+        "Local",
+        "Ray",
+        "Run",
+        "Serial",
+        "Slurm",
+        "Tracking",
+    ),
     *("answered", "as_word", "choices", "expand", "parts", "read", "read_flags", "starts", "with_starts"),
 ]

@@ -52,10 +52,11 @@ def read(arguments: list[str], config_dir: str | None = None) -> Command:
     takes a tenth of a second a cell, so a sweep's answer is kept under a hash of the files and of the
     overrides."""
     files = Files(config_dir)
-    texts = [path.read_bytes() for path in [PEFT_SITES, *Path(__file__).parent.glob("*.py"), *files.all()]]
+    conf = b"".join(path.read_bytes() for path in files.all())
+    code = b"".join(path.read_bytes() for path in [PEFT_SITES, *sorted(Path(__file__).parent.glob("*.py"))])
     # An environment variable may change between two calls: nothing that reads one is kept.
-    lasts = b"oc.env" not in b"".join(texts) and not any("oc.env" in argument for argument in arguments)
-    digest = hashlib.sha256(b"".join([repr((arguments, files.folders)).encode(), *texts]))
+    lasts = b"oc.env" not in conf and not any("oc.env" in argument for argument in arguments)
+    digest = hashlib.sha256(repr((arguments, files.folders)).encode() + conf + code)
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if lasts and kept.is_file():
         with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one is composed anew
@@ -97,8 +98,8 @@ class Grid:
 
 
 def grid(arguments: list[str], files: Files) -> Grid:
-    """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot be
-    read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
+    """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot
+    be read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
     fixed, lists = split(arguments)
     preset = fixed.get("experiment", "").partition("=")[2]
     preset = "" if preset == "null" else preset
@@ -160,8 +161,8 @@ def _runs_of(
             f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
             "or choose one of its models or methods (METHODS=, MODEL=)"
         )
-    # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these two numbers
-    # alone.
+    # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these
+    # two numbers alone.
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{(data_)?seed", str(raw))) == 1
     runs = list[Run]()

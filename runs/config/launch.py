@@ -1,5 +1,7 @@
-"""Where and how the runs of a command are done: launchers (conf/launcher), W&B (conf/tracking), leases. None of
-it is part of a run's identity or configuration: a sweep that was begun with one launcher goes on with another."""
+"""Where and how the runs of a command are done: launchers (conf/launcher), W&B (conf/tracking), leases.
+
+None of it is part of a run's identity or configuration: a sweep that was begun with one launcher goes on with
+another."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -242,7 +242,7 @@ class Executor:
                     "tries": attempts["ended"],
                     "claim": lease.token,
                     "cell": {
-                        "paper": run.paper,
+                        "paper": run.experiment,
                         "row": run.row,
                         "model": run.model,
                         "task": run.config["task"]["name"],

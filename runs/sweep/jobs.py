@@ -141,10 +141,10 @@ def finished_record(run: Run) -> Record | None:
 def telling_words(runs: list[Run]) -> list[str]:
     """The words of each run that not all of a sweep have, but for those that its row, model and task say
     already."""
-    common = set.intersection(*(set(run.words) for run in runs))
+    common = set.intersection(*(set(run.overrides) for run in runs))
     groups = ("method", "model", "task", "recipe", "seed")
     return [
-        " ".join(w for w in run.words if w not in common and w.partition("=")[0] not in groups)
+        " ".join(w for w in run.overrides if w not in common and w.partition("=")[0] not in groups)
         for run in runs
     ]
 

@@ -111,7 +111,7 @@ def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
     ]
     for one in records:
         one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
-    found = verdicts.part(ledger(*records), "paper=ablations")
+    found = verdicts.part(ledger(*records), "experiment=ablations")
     assert {(r["cell"]["row"], r["cell"]["task"]) for r in found} == {("vera", "rte"), ("vera_only_d", "rte")}
 
 
@@ -304,7 +304,7 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     monkeypatch.setattr(
         stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7)))
     )
-    for words in ([], ["table2"], ["paper=table2_base"]):
+    for words in ([], ["table2"], ["experiment=table2_base"]):
         assert stats.main(words) == 0
         text = capsys.readouterr().out
         assert "77.0 to 80.0" in text
@@ -315,10 +315,10 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     assert "no records of table3" in capsys.readouterr().err
     assert stats.main(["table99"]) == 2
     assert "no table 'table99'. Known: table1, table2" in capsys.readouterr().err
-    assert stats.main(["paper=table2_bas"]) == 2
+    assert stats.main(["experiment=table2_bas"]) == 2
     assert "no preset 'table2_bas'. Did you mean table2_base?" in capsys.readouterr().err
     assert stats.main(["table2_base"]) == 2
-    assert "no table 'table2_base'. A preset's: paper=table2_base. Known: " in capsys.readouterr().err
+    assert "no table 'table2_base'. A preset's: experiment=table2_base. Known: " in capsys.readouterr().err
     assert stats.main(["--row", "verra"]) == 2
     assert "no records of row 'verra'. There are: lora, vera" in capsys.readouterr().err
     assert stats.main(["table8"]) == 2

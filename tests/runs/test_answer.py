@@ -576,7 +576,7 @@ def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
 def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_path):
     """A difference is shown with a judge that is a GPT-4, for a run of the paper's own row."""
     words = [
-        "paper=table4_llama_7b",
+        "experiment=table4_llama_7b",
         *(w for w in alpaca_words if not w.startswith(("model=", "task=", "method", "train."))),
     ]
     record = do([*words, "method=vera", "model.architecture=null", "model.quantise=null"])

@@ -87,7 +87,7 @@ def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatc
     """Ids of records that are out there, on CoLA's files as GLUE has them."""
     content = "sha256:bd6fba96205e0e162f02a73ddf3b97fe9e1a33b3d4288e936260c8b450dd9acf"
     monkeypatch.setattr("runs.identity.data_content", lambda settings: content)
-    words = ["paper=rank_scaling_minilm", "method=lora_r2"]
+    words = ["experiment=rank_scaling_minilm", "method=lora_r2"]
     for seed, known in ((0, "aac4f59ce8cf"), (1, "17ff3a843cbd")):
         for way in (
             ["method.scaling=proportional"],
@@ -95,7 +95,7 @@ def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatc
             ["method.alpha=2", "method.scaling=proportional"],
         ):
             assert identity([*words, *way, f"seed={seed}"]) == known
-    (proportional,) = expand(["paper=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
+    (proportional,) = expand(["experiment=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
     assert run_id(proportional) == "aac4f59ce8cf"
     assert (
         identity([*words, "seed=0"])

@@ -14,8 +14,9 @@ import pytest
 from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
 from tiers import sample
 
-from runs import config, evaluate, plan, publish
+from runs import evaluate, plan, publish
 from runs.config import expand
+from runs.config.files import Files
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
@@ -288,14 +289,16 @@ WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
 def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
     """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
     composed = []
-    once = config._compose
-    monkeypatch.setattr(config, "_compose", lambda overrides: composed.append(overrides) or once(overrides))
-    runs = expand([f"paper={paper}", f"output={tmp_path}"])
+    once = Files.compose
+    monkeypatch.setattr(
+        Files, "compose", lambda files, overrides: composed.append(overrides) or once(files, overrides)
+    )
+    runs = expand([f"experiment={paper}", f"output={tmp_path}"])
     assert len(runs) == cells * seeds
     # The cells, the preset itself, and the defaults that types are checked against
     assert len(composed) < cells + 5
     composed.clear()
-    assert expand([f"paper={paper}", f"output={tmp_path}"]) == runs
+    assert expand([f"experiment={paper}", f"output={tmp_path}"]) == runs
     assert not composed
 
 

@@ -302,13 +302,13 @@ def test_what_the_words_search(tiny_words, e2e_words):
     (cell,) = tune.cells([w for w in e2e_words if not w.startswith("train.lr")])
     assert list(cell.axes) == ["train.lr"]
     assert cell.first.config["task"]["decode"] == "none"
-    preset = tune.cells(["paper=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
+    preset = tune.cells(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
     assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
     assert preset[0].words == [
         "method=vera",
         "model=roberta_base",
         "task=rte",
-        "paper=table2_base",
+        "experiment=table2_base",
         "train.lr_head=1e-2",
     ]
 
