@@ -63,8 +63,8 @@ constraints: setup ## constraints.txt from what .venv holds, once CI has passed 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
 	@$(BIN)/python -m runs paper=demo $(WORDS) $(LAUNCH)
 	@echo
-	@$(BIN)/python -m analysis.tables demo --output $(call quoted,,OUTPUT) --save
-	@$(BIN)/python -m analysis.figures demo --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) save=true
+	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
 # What both print at the end: the slowest ones. Each worker takes tests from the others when its own are done.
@@ -98,13 +98,13 @@ counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
 
 bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
-	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),--full) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
+	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
 
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
-	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
-	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n $(call quoted,,STUDY) || { echo "error: make publish STUDY=name"; exit 2; }
@@ -117,38 +117,38 @@ sync: setup ## uploads to Weights & Biases what runs have written offline, each 
 	@$(BIN)/python -m runs.tracking sync $(call quoted,output=,OUTPUT)
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
-	@$(BIN)/python -m analysis.dashboard --output $(call quoted,,OUTPUT) $(call given,--entity=,ENTITY) $(call given,--project=,PROJECT) \
-	    $(call given,--json=,JSON)
+	@$(BIN)/python -m analysis.dashboard $(call quoted,output=,OUTPUT) $(call given,entity=,ENTITY) $(call given,project=,PROJECT) \
+	    $(call given,json=,JSON)
 
 report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
-	@$(BIN)/python -m analysis.report --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.report $(call quoted,output=,OUTPUT)
 
 notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
-	@$(BIN)/python -m analysis.notebooks --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.notebooks $(call quoted,output=,OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
 	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 glue-large: setup ## table 2, RoBERTa-large
 	@$(BIN)/python -m runs paper=table2_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
 	@$(BIN)/python -m runs paper=table3_medium $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 e2e-large: setup ## table 3, GPT-2 large
 	@$(BIN)/python -m runs paper=table3_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
 	@$(BIN)/python -m runs paper=table5_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
 vit-large: setup ## table 5, ViT-L/16
 	@$(BIN)/python -m runs paper=table5_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
 llama-7b: PAPER := table4_llama_7b
 llama-13b: PAPER := table4_llama_13b
@@ -164,23 +164,23 @@ llama-7b llama-13b llama2-7b llama2-13b:
 	@$(BIN)/python -m runs.answer $(call quoted,paper=,PAPER) $(WORDS)
 	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge $(call quoted,paper=,PAPER) $(WORDS) $(call given,judge=,JUDGE); \
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
-	@$(BIN)/python -m analysis.tables table4 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table4 $(call quoted,output=,OUTPUT) save=true
 
 # Each part is run whatever becomes of the one before it; the exit code says whether one failed.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
 	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
 	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
-	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(call quoted,,OUTPUT) --save || failed=$$?; echo; done; exit $$failed
+	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table $(call quoted,output=,OUTPUT) save=true || failed=$$?; echo; done; exit $$failed
 
 rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
 	@failed=0; for part in figure2 figure2_proportional; do \
 	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
-	@$(BIN)/python -m analysis.figures figure2 --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.figures figure2 $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
-	@$(BIN)/python -m analysis.figures figure5 --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT)
 
 figures: setup ## figures 2 to 6 from the records there are, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
 	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure magnitude $(call quoted,output=,OUTPUT) || true
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) || true
-	@$(BIN)/python -m analysis.figures all --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.figures all $(call quoted,output=,OUTPUT)

@@ -16,8 +16,9 @@ import json
 from dataclasses import fields
 
 from runs import launch
+from runs.command import entry_point
 from runs.config import GROUPS, choices, expand, settings, with_starts
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.sweep import check_ids, sweep
 
 

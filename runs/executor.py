@@ -28,9 +28,10 @@ from typing import Any
 
 from runs import begun
 from runs.claims import Claim, Heart, LostClaimError, Watcher, holder_words
+from runs.command import entry_point
 from runs.config import Run
 from runs.display import Display, Event, result_words
-from runs.errors import UserError, entry_point, is_users
+from runs.errors import UserError, is_users
 from runs.identity import hash_of
 from runs.record import (
     FINISHED,

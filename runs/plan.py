@@ -19,9 +19,9 @@ import tasks
 from runs import launch
 from runs.begun import read_progress
 from runs.claims import claims_folder
-from runs.command import open_ledger
+from runs.command import entry_point, open_ledger
 from runs.config import Run, expand, starts
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.identity import data_content, one_look, run_id, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runs.errors import UserError, entry_point
+from runs.command import entry_point
+from runs.errors import UserError
 from runs.record import Record, is_trial
 from runs.record.text import describe
 from runs.wandb_setup import base_url, cell_key, logged_in, mode_here, project, unreachable

@@ -40,8 +40,9 @@ from yaml import YAMLError
 
 import tasks
 from runs import launch
+from runs.command import entry_point
 from runs.config import CONF, GROUPS, Run, as_word, expand, with_starts
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.executor import start_fork_server
 from runs.identity import hash_of
 from runs.launch import Launch

@@ -25,8 +25,8 @@ from tiny import save_tiny, write_glue
 from attack.cases import Case, Home, WrongError
 from runs import executor, sweep
 from runs.claims import _boot
+from runs.command import entry_point
 from runs.config import expand
-from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 
