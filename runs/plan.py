@@ -3,7 +3,7 @@ needs no torch.
 
 python -m runs.plan experiment=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
-python -m runs.plan experiment=table2_base --watch      again and again while a sweep runs, here or on a cluster
+python -m runs.plan experiment=table2_base watch=true   again and again while a sweep runs
 """
 
 import contextlib
@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tasks
-from runs.command import open_ledger
-from runs.config import Run, expand, starts
-from runs.errors import UserError, entry_point
+from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
+from runs.config import Run, read_command, starts
+from runs.errors import UserError
 from runs.identity import data_content, one_look, run_id, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, megabytes, plural
-from runs.sweep import launchers
 from runs.sweep.leases import leases_folder
 from runs.sweep.progress import read_progress
 
@@ -337,16 +336,19 @@ def ids(runs: list[Run]) -> set[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Settings(Common):
+    """What a plan can be given beside the runs."""
+
+    watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
+
+
 @one_look()
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    how, _, words = launchers.take(
-        [word for word in arguments if word not in ("-m", "--multirun", "--watch")]
-    )
-    runs = expand(words)
-    if "--watch" in arguments:
+    line = read(arguments, Settings, overrides="the runs, as for python -m runs", passes=COMPOSING)
+    command = read_command([*line.options, *line.overrides])
+    runs = command.runs
+    if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
             watch(runs)
         return 0
@@ -355,7 +357,7 @@ def main(arguments: list[str]) -> int:
     ledger = open_ledger(runs[0].config["output"], published=False, wanted=ids(runs))
     planned = plan(runs, ledger)
     print(text(planned, ledger))
-    if how.redo:
+    if command.launch.redo:
         done = sum(p.state in ("done", "diverged") for p in planned)
         print(
             f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that"

@@ -115,12 +115,12 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
         *("-m", "runs", "experiment=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
-    assert table == ["-m", "analysis.tables", "demo", "--output", "my outputs", "--save"]
-    assert figure == ["-m", "analysis.figures", "demo", "--output", "my outputs"]
+    assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "save=true"]
+    assert figure == ["-m", "analysis.figures", "demo", "output=my outputs"]
     (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
     assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]
     assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]]
-    assert make("dashboard", "PROJECT=a b")[0][-1] == "--project=a b"
+    assert make("dashboard", "PROJECT=a b")[0][-1] == "project=a b"
 
 
 def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):

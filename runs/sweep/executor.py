@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runs.command import entry_point
 from runs.config import Run
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import SCHEMA, record_path, row_label, run_folder
 from runs.record.text import describe, duration

@@ -173,8 +173,8 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
 @pytest.mark.usefixtures("process")
 def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypatch, capsys):
     """The run's process meets a full disk when it writes its checkpoint."""
-    from runs import errors
     from runs.__main__ import main
+    from runs.command import entry_point
 
     (first,) = expand([*words, "train.max_steps=1"])
     sweep.sweep([first])
@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
     monkeypatch.setattr(executor, "ROOM", (0,))
     monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
     with pytest.raises(SystemExit) as ended:
-        errors.entry_point(main)
+        entry_point(main)
     assert ended.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert (

@@ -332,17 +332,18 @@ def test_the_grids_are_values_that_the_papers_print():
 
 
 def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
-    def name(*words):
-        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", "grid={train.lr: [1e-2, 3e-2]}", *words])
+    def name(*words, grid="{train.lr: [1e-2, 3e-2]}"):
+        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", *words], grid)
         return cell.name
 
     assert name("device=auto", "seed=0", "task.holdout=0.2", f"output={tmp_path}") == name()
-    others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"], ["grid={train.lr: [1e-2]}"]]
-    assert len({name(), *(name(*words) for words in others)}) == len(others) + 1
+    others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"]]
+    names = {name(), name(grid="{train.lr: [1e-2]}"), *(name(*words) for words in others)}
+    assert len(names) == len(others) + 2
 
 
 def test_the_best_at_an_end_of_an_axis(tiny_words):
-    (cell,) = tune.cells([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
+    (cell,) = tune.cells(tiny_words, "{train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}")
     assert tune.edges(cell, ("0.03", "0.001")) == []
     assert tune.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
     assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
