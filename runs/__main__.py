@@ -13,6 +13,9 @@ python -m runs --help task=mrpc                                    groups, keys 
 vera-bench is the same command under a name that a shell can complete (vera-bench -sc install=bash).
 """
 
+import os
+import sys
+
 from runs.command import entry_point
 from runs.config import answered, read_command, with_starts
 from runs.sweep.jobs import check_ids
@@ -20,6 +23,8 @@ from runs.sweep.sweep import sweep
 
 
 def main(arguments: list[str]) -> int:
+    if int(os.environ.get("RANK", "0")):  # of torchrun's processes the first one speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     if answered(arguments, __doc__):
         return 0
     command = read_command(arguments)

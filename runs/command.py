@@ -245,7 +245,8 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             code = 130
         else:
             text = describe(error) if isinstance(error, OSError) else str(error)
-            print(f"error: {one_line(text)}", file=sys.stderr)
+            if not int(os.environ.get("RANK", "0")):  # of torchrun's processes the first one speaks
+                print(f"error: {one_line(text)}", file=sys.stderr)
             code = 2
     sys.exit(code)
 

@@ -88,9 +88,15 @@ class Files:
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
-        """Hydra over these files; `compose` needs it. Gives Hydra's own object."""
-        with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
-            yield GlobalHydra.instance().hydra
+        """Hydra over these files; `compose` needs it. Gives Hydra's own object, and takes it away again: a
+        caller may use Hydra for something else."""
+        others = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
+                yield GlobalHydra.instance().hydra
+        finally:
+            GlobalHydra.instance().hydra = others
 
     def searched(self, overrides: tuple[str, ...]) -> list[str]:
         """The overrides, and one more that has Hydra look in the other folder, too."""

@@ -1,12 +1,16 @@
 """What Hydra's options print (--cfg, --info, --help, ...), by Hydra's own object."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from omegaconf import OmegaConf
+
 from runs.config.expand import grid
 from runs.config.files import Files
 from runs.config.flags import parser, read_flags
+from runs.config.names import did_you_mean
 from runs.errors import UserError
 
 
@@ -32,7 +36,10 @@ def answered(arguments: Sequence[str], about: str | None) -> bool:
         if len(asked) > 1 and not flags.help:
             print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
         overrides = next(asked.combinations())
-        overrides, _ = files.compose_with_recipe(overrides)
+        overrides, cfg = files.compose_with_recipe(overrides)
+        if flags.package and OmegaConf.select(cfg, flags.package) is None:
+            close = did_you_mean(flags.package, files.known_keys())
+            raise UserError(f"--package {flags.package}: the configuration has no such part.{close}")
         seed = [asked.seeds[0]] if asked.seeds[0] else []
         flags.overrides = files.searched((*overrides, *seed))
         if flags.help:
@@ -44,5 +51,6 @@ def answered(arguments: Sequence[str], about: str | None) -> bool:
         elif flags.cfg:
             hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
         else:
+            logging.raiseExceptions = False  # by which it prints: a reader that has gone (| head) is no error
             hydra.show_info(flags.info, "config", flags.overrides)
     return True
