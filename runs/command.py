@@ -113,7 +113,7 @@ def read(
     words = iter(arguments)
     for word in words:
         key, equals, text = word.partition("=")
-        if key in passes and passes[key] >= bool(equals):
+        if key in passes and (passes[key] or not equals):
             options += _option(word, passes[key], words)
         elif re.match("-.", word):
             raise UserError(_no_option(word, next(words, ""), {k: kinds[f.name] for k, f in keys.items()}))
