@@ -31,7 +31,7 @@ from runs.errors import UserError
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    paper: str | None = setting(None, "the preset whose runs are shown, in place of a table")
+    experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
     row: str | None = setting(None, "the row that the others are compared with (vera)")
     format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
@@ -39,7 +39,7 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
     settings, row = line.settings, line.settings.row or "vera"
-    parts = [*line.names, *([f"experiment={settings.paper}"] if settings.paper else [])]
+    parts = [*line.names, *([f"experiment={settings.experiment}"] if settings.experiment else [])]
     if len(parts) > 1:
         raise UserError(f"{' and '.join(parts)}: name one of them")
     what = "".join(parts)

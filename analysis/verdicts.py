@@ -20,7 +20,7 @@ from runs.command import did_you_mean
 from runs.errors import UserError
 from runs.record import Ledger, Record
 
-PRESETS = Path(__file__).parent.parent / "conf" / "paper"
+PRESETS = Path(__file__).parent.parent / "conf" / "experiment"
 #: Words of a verdict, in the order of the page.
 WORDS = (
     *WITH_SPREAD,
@@ -151,7 +151,7 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
     known = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
     if preset != what and preset not in known:
         raise UserError(
-            f"no preset {preset!r}.{did_you_mean(preset, known)} They are the files of conf/paper"
+            f"no preset {preset!r}.{did_you_mean(preset, known)} They are the files of conf/experiment"
         )
     if preset != what:
         tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}

@@ -381,7 +381,7 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
         r["config"]["task"]["decode"] = "none"
     medium, _ = tables.table3(ledger(texts("vera"), *silent), "crossfit")
     assert rows(medium)["VeRA r=1024", "ours"]["BLEU"] == "68.0 (1/3)"
-    assert any("--select changes nothing here" in note for note in medium.notes)
+    assert any("select= changes nothing here" in note for note in medium.notes)
 
 
 def test_another_model_has_a_table_of_its_own_and_adalora_a_row():
