@@ -17,9 +17,9 @@ from dataclasses import fields
 
 from runs.config import GROUPS, choices, expand, settings, with_starts
 from runs.errors import UserError, entry_point
-from runs.sweep import launchers
-from runs.sweep.jobs import check_ids
+from runs.sweep.settings import Launch
 from runs.sweep.sweep import sweep
+from runs.sweep.words import take
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         of = " ".join(picked) or "the default choices"
         print(f"\nKeys and values of {of} (--help task=rte: of others; the files of conf/ say what each is):")
         print("  " + "\n  ".join(settings(picked)))
-        print(f"\nWhere and how (conf/launch.yaml): {', '.join(f.name for f in fields(launchers.Launch))}")
+        print(f"\nWhere and how (runs/sweep/settings.py): {', '.join(f.name for f in fields(Launch))}")
         return 0
     words = [word for word in arguments if word not in ("-m", "--multirun", "--cfg")]
     flags = [word for word in words if word.startswith("-")]
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"no option {flags[0]}. Known: -m, --cfg, --help; settings are words, such as output=FOLDER"
         )
-    how, hydra, words = launchers.take(words)
+    how, words = take(words)
     runs = expand(words)
     if "--cfg" in arguments:
         for run in runs:
@@ -47,8 +47,7 @@ def main(arguments: list[str]) -> int:
         return 0
     again = runs if how.redo else []  # not those that others start from, unless they were asked for
     runs = with_starts(runs)
-    check_ids(runs)
-    outcome = sweep(runs, launch=how, words=hydra, again=again)
+    outcome = sweep(runs, launch=how, again=again)
     return outcome.exit_code
 
 

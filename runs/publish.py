@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 
 from runs.command import open_ledger
-from runs.config import Run, expand
+from runs.config import expand
 from runs.errors import UserError, entry_point
-from runs.identity import one_look, run_id
+from runs.identity import identify
 from runs.record import FINISHED, PUBLISHED, Record, measure_text, read_ledger, write_atomically
 from runs.record.text import plural
 
@@ -33,11 +33,6 @@ def without_paths(record: Record) -> Record:
     return {**record, "config": config, "start": start}
 
 
-@one_look()
-def _ids(runs: list[Run]) -> set[str | None]:
-    return {run_id(run) for run in runs}
-
-
 def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -48,7 +43,7 @@ def main(arguments: list[str]) -> int:
     output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
-    wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else own
+    wanted = set(identify(expand(words))) if [w for w in words if not w.startswith("output=")] else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
+import submitit
 import torch
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 from tiers import ALL_TESTS, guard
@@ -25,10 +26,11 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Ledger, read_record, record_path, run_folder, write_record
-from runs.sweep import attempt, devices, display, executor, jobs, launchers, sweep
+from runs.sweep import attempt, devices, display, executor, jobs, launchers, settings, sweep
+from runs.sweep import words as words_
 from runs.sweep.attempt import cause_of
 from runs.sweep.executor import with_less_memory
-from runs.sweep.leases import Heart, LostLeaseError, Watcher
+from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher
 from runs.sweep.progress import (
     append,
     clear,
@@ -186,12 +188,13 @@ def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_pat
 
 
 def test_a_process_that_is_killed_with_its_record_written_is_done(words, fork, monkeypatch):
-    from runs.training import train
+    write = Lease.write
 
-    def kill(*_):
+    def write_and_kill(*arguments):
+        write(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(train, "clear", kill)
+    monkeypatch.setattr(Lease, "write", write_and_kill)
     outcome = sweep.sweep(expand(words))
     assert (outcome.done, outcome.failed) == (1, [])
     (record,) = records_of(words)
@@ -242,7 +245,7 @@ def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(w
             file.write(f"{run.seed} ")
         child(run, settled, lease, attempts, events)
 
-    monkeypatch.setattr(executor, "_child", count)
+    monkeypatch.setattr(attempt, "_child", count)
     wrong = [w for w in words if not w.startswith("method.")] + ["method.sites=[qeury]", "seed=0,1"]
     for times in (1, 2):
         outcome = sweep.sweep(expand(wrong))
@@ -610,20 +613,44 @@ def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch
     with pytest.raises(
         UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
     ):
-        sweep.sweep(expand(words), launch=launchers.Launch("local"))
+        sweep.sweep(expand(words), launch=settings.Launch(settings.Local()))
 
 
 # --- devices
 
 
+class Nvml:
+    """Stands in for pynvml on a machine with two GPUs, or with none that its driver tells of."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *uuids):
+        self.uuids, self.open = uuids, 0
+
+    def nvmlInit(self):  # noqa: N802 - its own name, as the others
+        if not self.uuids:
+            raise self.NVMLError("Driver Not Loaded")
+        self.open += 1
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return ("handle", index)
+
+    def nvmlDeviceGetUUID(self, handle):  # noqa: N802
+        return self.uuids[handle[1]]
+
+
 @pytest.fixture
-def two_gpus(process, tmp_path, monkeypatch):
-    """A machine with two GPUs, by what nvidia-smi prints there."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{smi.parent}{os.pathsep}{os.environ['PATH']}")
+def two_gpus(tmp_path, monkeypatch):
+    """A machine with two GPUs, by what NVIDIA's library says there."""
+    monkeypatch.setattr(devices, "pynvml", Nvml("GPU-aaaa", "GPU-bbbb"))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -637,6 +664,12 @@ def test_devices_are_those_that_are_visible(two_gpus, monkeypatch):
     assert devices.devices("cuda") == ["GPU-bbbb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,GPU-aaaa")
     assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    assert devices.pynvml.open == 0
+    # Another make's GPUs, or a driver that does not answer: by their numbers
+    monkeypatch.setattr(devices, "pynvml", Nvml())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices.devices("auto") == ["0", "1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.devices("auto") == ["cpu"]
 
@@ -687,54 +720,73 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     [
         ("launcher=slrum", "launcher=slrum: should be one of serial, local, slurm, ray"),
         ("tracking=yes", "tracking=yes: should be one of online, offline, off, or null"),
-        ("runs_per_device=0", "runs_per_device and executors should be at least 1"),
+        ("runs_per_device=0", "runs_per_device=0: should be at least 1"),
         ("lease_seconds=0", "lease_seconds=0: should be at least 1"),
-        ("executors=3", "executors=3 is for launcher=slurm and launcher=ray; local starts one a device"),
-        ("executors=many", "Value 'many' of type 'str' could not be converted to Integer"),
-        (
-            "hydra.launcher.partition=gpu",
-            "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray",
-        ),
+        ("executors=3", "executors=3 is for launcher=slurm and launcher=ray"),
+        ("lease_seconds=long", "Value 'long' of type 'str' could not be converted to Float"),
+        ("hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is for launcher=slurm"),
+        ("hydra.launcher.partitoin=gpu", "hydra.launcher.partitoin=gpu is no key of a launcher"),
     ],
 )
 def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        launchers.take([word])
+        words_.take([word])
     assert "\n" not in str(caught.value)
 
 
-def test_hydras_own_settings_are_checked_before_anything_starts():
-    how, hydra, rest = launchers.take(
-        ["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"]
-    )
-    assert (how.launcher, how.executors, hydra, rest) == (
-        "slurm",
-        3,
-        ["hydra.launcher.partition=gpu"],
-        ["seed=1"],
-    )
-    with pytest.raises(UserError, match=r"hydra\.launcher\.partitoin"):
-        launchers.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
+def test_a_launchers_settings_are_checked_before_anything_starts():
+    own = ["hydra.launcher.partition=gpu", "+hydra.launcher.additional_parameters.nice=1", "executors=3"]
+    launch, rest = words_.take(["launcher=slurm", *own, "seed=1", "redo=true"])
+    slurm = settings.Slurm(executors=3, partition="gpu", additional_parameters={"nice": 1})
+    assert (launch, rest) == (settings.Launch(slurm, redo=True), ["seed=1"])
+    with pytest.raises(UserError, match="could not be converted to Integer"):
+        words_.take(["launcher=slurm", "hydra.launcher.cpus_per_task=many"])
+    with pytest.raises(UserError, match="executors=0: should be at least 1"):
+        words_.take(["launcher=ray", "executors=0"])
+    with pytest.raises(UserError, match="runs_per_device=2 is for launcher=serial and launcher=local"):
+        words_.take(["launcher=ray", "runs_per_device=2"])
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "hydra.launcher._target_=os.system",
-        "++hydra.launcher._target_=os.system",
-        "+hydra.launcher.x={_target_:os.system}",
-        "hydra.launcher.setup=[{_target_:os.system}]",
-        "+hydra.launcher.additional_parameters._target_=os.system",
-        "hydra.launcher.additional_parameters='${oc.decode:${oc.env:TARGET}}'",
-    ],
-)
-def test_no_word_says_what_hydra_calls(word, monkeypatch):
-    monkeypatch.setenv("TARGET", "{_target_: os.system}")
-    with pytest.raises(
-        UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")
-    ):
-        launchers.take(["launcher=slurm", word])
-    assert launchers.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
+def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
+    """Each setting comes to the text that sbatch is given."""
+    sent = []
+
+    def submit(self, command):
+        sent.append(self._make_submission_file_text(command, "x"))
+        return submitit.SlurmJob(folder=self.folder, job_id="12", tasks=[0])
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
+    monkeypatch.setattr(submitit.helpers, "sleep", lambda _: None, raising=False)
+    slurm = settings.Slurm(
+        partition="gpu",
+        account="lab",
+        qos="low",
+        constraint="a100",
+        timeout_min=90,
+        cpus_per_task=4,
+        gpus_per_node=1,
+        gres="disk:1",
+        mem_gb=1.5,
+        array_parallelism=2,
+        signal_delay_s=60,
+        setup=["module load cuda"],
+        additional_parameters={"exclude": "node7"},
+    )
+    launcher = launchers.SlurmJobs(tmp_path / "sweep.json", slurm, runs=3)
+    launcher.start(3)
+    (text,) = sent
+    told = ["partition=gpu", "account=lab", "qos=low", "constraint=a100", "time=90", "cpus-per-task=4"]
+    told += ["gpus-per-node=1", "gres=disk:1", "mem=1536MB", "array=0-2%2", "signal=USR2@60"]
+    told += ["exclude=node7", f"job-name={tmp_path.name}", "nodes=1"]
+    assert not [flag for flag in told if f"#SBATCH --{flag}\n" not in text]
+    assert "module load cuda" in text
+
+
+def test_a_job_whose_time_is_over_goes_back_into_the_queue_as_it_is():
+    there = launchers.ExecutorThere("sweep.json")
+    again = there.checkpoint(3)
+    assert (again.function, again.args) == (there, (3,))
 
 
 # --- the plan while a sweep runs
