@@ -18,7 +18,6 @@ import sys
 
 from runs.command import entry_point
 from runs.config import answered, read_command, with_starts
-from runs.sweep.jobs import check_ids
 from runs.sweep.sweep import sweep
 
 
@@ -30,7 +29,6 @@ def main(arguments: list[str]) -> int:
     command = read_command(arguments)
     again = command.runs if command.launch.redo else []  # not those that others start from, unless asked for
     runs = with_starts(command.runs)
-    check_ids(runs)
     return sweep(runs, launch=command.launch, again=again).exit_code
 
 

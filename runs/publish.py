@@ -11,16 +11,11 @@ import json
 import re
 
 from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
-from runs.config import Run, expand
+from runs.config import expand
 from runs.errors import UserError
-from runs.identity import one_look, run_id
+from runs.identity import identify
 from runs.record import FINISHED, PUBLISHED, measure_text, read_ledger, without_paths, write_atomically
 from runs.record.text import plural
-
-
-@one_look()
-def _ids(runs: list[Run]) -> set[str | None]:
-    return {run_id(run) for run in runs}
 
 
 class Settings(OfRecords):
@@ -34,7 +29,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
-    wanted = _ids(expand(line.composing(output))) if line.overrides or line.options else own
+    named = line.overrides or line.options
+    wanted = set(identify(expand(line.composing(output)))) if named else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]

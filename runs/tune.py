@@ -48,7 +48,7 @@ from runs.identity import hash_of
 from runs.record import Metric, Record, best_and_last, write_atomically
 from runs.record.text import duration, plural
 from runs.sweep.attempt import start_fork_server
-from runs.sweep.jobs import check_ids, finished_record, settled_id
+from runs.sweep.jobs import check_ids, final_ids, finished_record
 from runs.sweep.preflight import preflight
 from runs.sweep.sweep import sweep
 
@@ -79,9 +79,20 @@ class Cell:
     @cached_property
     def name(self) -> str:
         """Row, model and task, with a hash of all that defines the results, the data's content included."""
-        run = self.first
-        ids = [[settled_id(run) for run in runs] for runs in self.trials.values()]
+        run, ids = self.first, list(self.ids.values())
         return f"{run.row}@{run.model}@{run.task}-{hash_of([self.axes, ids])[:8]}"
+
+    @cached_property
+    def ids(self) -> dict[Point, list[str]]:
+        """The ids of each trial's runs, once their models and data are here."""
+        ids = iter(final_ids([run for runs in self.trials.values() for run in runs]))
+        return {point: [next(ids) for _ in runs] for point, runs in self.trials.items()}
+
+    def records(self, *points: Point) -> list[Record]:
+        """Those of the trials' runs, where they have finished."""
+        output = self.first.config["output"]
+        found = (finished_record(output, run_id) for point in points for run_id in self.ids[point])
+        return [record for record in found if record]
 
     @property
     def folder(self) -> Path:
@@ -232,7 +243,7 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         print(f"[trial {number}/{total}] {' '.join(cell.words_of(point))}{left}", flush=True)
         runs = cell.trials[point]
         outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking=Tracking(mode="off")))
-        trial.set_user_attr("runs", [settled_id(run) for run in runs])
+        trial.set_user_attr("runs", cell.ids[point])
         if outcome.failed:
             study.tell(trial, state=TrialState.FAIL)
             failed += [
@@ -240,7 +251,7 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
                 for run, error, log in outcome.failed
             ]
             continue
-        records = [record for run in runs if (record := finished_record(run))]
+        records = cell.records(point)
         values = [value_of(record) for record in records]
         trial.set_user_attr("values", values)
         trial.set_user_attr("rows", [records[0]["data"][f"{part}_rows"] for part in ("dev", "train")])
@@ -252,11 +263,11 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
 def seconds_left(cell: Cell) -> float | None:
     """What the runs without a record will take, by what those with one took, whenever that was; None before
     the first."""
-    records = [finished_record(run) for runs in cell.trials.values() for run in runs]
     took = [
-        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"] for record in records if record
+        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
+        for record in cell.records(*cell.trials)
     ]
-    return statistics.fmean(took) * (len(records) - len(took)) if took else None
+    return statistics.fmean(took) * (len(cell.trials) * cell.seeds - len(took)) if took else None
 
 
 def value_of(record: Record) -> float:
@@ -403,10 +414,13 @@ def main(arguments: list[str]) -> int:
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
     found = cells([*words, *debug], line.settings.grid, line.options)
     runs = with_starts([run for cell in found for trial in cell.trials.values() for run in trial])
-    check_ids(runs)
     if not runs[0].config["debug"]:
         start_fork_server()
     of_name = preflight(runs)
+    check_ids(
+        [run for cell in found for of_trial in cell.trials.values() for run in of_trial],
+        [run_id for cell in found for of_trial in cell.ids.values() for run_id in of_trial],
+    )
     failed, reports = [], []
     for cell in found:
         task = of_name[cell.first.task]

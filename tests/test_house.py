@@ -25,14 +25,12 @@ CODE_LINES = 18_940
 LONG_FILES: dict[str, int] = {
     "runs/bench.py": 593,
     "runs/measure.py": 424,
-    "runs/tune.py": 423,
+    "runs/tune.py": 437,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
     "runs/bench.py:markdown": 64,
     "runs/plan.py:show": 66,
-    "runs/sweep/executor.py:_try": 62,
-    "runs/sweep/sweep.py:sweep": 72,
     "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.

@@ -1,4 +1,4 @@
-"""What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is silently ignored.
+"""What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is ignored.
 
 Through the commands themselves. What Hydra itself would compose is asked of its compose API."""
 

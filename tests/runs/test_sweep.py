@@ -230,7 +230,7 @@ def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkey
 
     sweep_child = attempt._child
     monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
-    monkeypatch.setattr(executor, "_child", kill_the_first)
+    monkeypatch.setattr(attempt, "_child", kill_the_first)
     outcome = sweep.sweep(runs)
     assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
     assert "killed (signal 9; out of memory?)" in outcome.failed[0][1]

@@ -112,13 +112,16 @@ def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypat
     (cell,) = tune.cells(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
     )
-    monkeypatch.setattr(tune, "finished_record", lambda run: None)
+    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: None)
     assert tune.seconds_left(cell) is None
     cost = {1e-3: 10.0, 1e-2: 20.0}  # of each run; the two of the third rate are missing
     took = {
-        rate: {"cost": {"train_seconds": seconds, "evaluate_seconds": 1.0}} for rate, seconds in cost.items()
+        cell_id: {"cost": {"train_seconds": cost[run.config["train"]["lr"]], "evaluate_seconds": 1.0}}
+        for point, runs in cell.trials.items()
+        for run, cell_id in zip(runs, cell.ids[point], strict=True)
+        if run.config["train"]["lr"] in cost
     }
-    monkeypatch.setattr(tune, "finished_record", lambda run: took.get(run.config["train"]["lr"]))
+    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: took.get(run_id))
     assert tune.seconds_left(cell) == 2 * 16.0
 
 
