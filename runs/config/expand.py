@@ -103,8 +103,9 @@ def grid(overrides: list[str], files: Files) -> Grid:
     """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot
     be read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
     fixed, lists = split(overrides)
+    if fixed.get("experiment") == "experiment=null":
+        del fixed["experiment"]
     preset = fixed.get("experiment", "").partition("=")[2]
-    preset = "" if preset == "null" else preset
     if "experiment" in lists:
         raise UserError("experiment= takes one preset at a time")
     if several := next((key for key in lists if key.partition(".")[0] in WHERE), None):
@@ -112,7 +113,7 @@ def grid(overrides: list[str], files: Files) -> Grid:
     lists = (_lists_of(preset, files, fixed) if preset else {}) | lists
     for line in [*fixed.values(), *itertools.chain.from_iterable(lists.values())]:
         key, _, value = line.partition("=")
-        if key in GROUPS and (key, value) != ("experiment", "null"):
+        if key in GROUPS:
             files.check_choice(key, value)
     seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
     asked = Grid(fixed, lists, seeds, preset)
