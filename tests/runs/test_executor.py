@@ -78,7 +78,7 @@ def wait_for(there, process, seconds=120):
 def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head_or_no_training(words):
     words = [w for w in words if not w.startswith("method.")]
     head, vera, lora = expand([*words, "method=head,vera,lora"])  # of rte
-    (other,) = expand([*words, "method=lora", "task=mrpc"])
+    (other,) = expand([*elsewhere(words, task="mrpc"), "method=lora"])
     (none,) = expand(["model=smollm2", "task=alpaca", "method=none"])
     (taught,) = expand(["model=smollm2", "task=alpaca", "method=lora"])
     assert display.estimate([head, vera], []) == (0, 2)
@@ -835,7 +835,7 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
             write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
-    assert plan.main([*words, "seed=0,1", "--watch"]) == 0
+    assert plan.main([*words, "seed=0,1", "watch=true"]) == 0
     printed = capsys.readouterr().out
     assert printed.index("missing 2") < printed.index("done 2")
 
