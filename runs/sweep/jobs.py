@@ -74,11 +74,10 @@ class Sweep:
     @staticmethod
     def load(path: Path) -> "Sweep":
         """Reads what `save` wrote, and goes to its folder."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        os.chdir(found.pop("folder"))
-        return Sweep(
-            **found | {"jobs": [Job(**job | {"run": run_from(job["run"])}) for job in found["jobs"]]}
-        )
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        os.chdir(plain.pop("folder"))
+        jobs = [Job(**job | {"run": run_from(job["run"])}) for job in plain["jobs"]]
+        return Sweep(**plain | {"jobs": jobs})
 
 
 def run_from(plain: dict[str, Any]) -> Run:

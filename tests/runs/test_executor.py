@@ -698,6 +698,15 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
     )
 
 
+def test_a_later_sweep_of_a_process_goes_on_with_its_device(two_gpus, request):
+    request.addfinalizer(devices.take_device.cache_clear)
+    assert devices.take_device("cpu", 1) is None
+    lease = devices.take_device("auto", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == lease.name == "GPU-aaaa"
+    assert devices.take_device("auto", 1) is lease  # and does not wait for the one that it holds
+    assert devices._lock("GPU-aaaa.0") is None
+
+
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     script = (
