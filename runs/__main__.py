@@ -19,6 +19,7 @@ from runs import launch
 from runs.config import GROUPS, choices, expand, settings, with_starts
 from runs.errors import UserError, entry_point
 from runs.sweep import check_ids, sweep
+from runs.tracking import agent_note
 
 
 def main(arguments: list[str]) -> int:
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
     again = runs if how.redo else []  # not those that others start from, unless they were asked for
     runs = with_starts(runs)
     check_ids(runs)
+    if note := agent_note(runs):
+        print(note)
     outcome = sweep(runs, launch=how, words=hydra, again=again)
     return outcome.exit_code
 

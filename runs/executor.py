@@ -44,7 +44,7 @@ from runs.record import (
 )
 from runs.record.text import describe, duration
 from runs.sources import changed_words
-from runs.tracking import Tracker
+from runs.tracking import Tracker, Tracking
 from tasks.parent import PARENT, end_with
 
 #: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
@@ -139,7 +139,7 @@ class Executor:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
         self.output = sweep.jobs[0].run.config["output"]
         self.watcher = Watcher(self.output, sweep.lease_seconds)
-        self.tracker = Tracker(sweep.tracking, self.output)
+        self.tracker = Tracker(Tracking(sweep.tracking), self.output, runs=[job.run for job in sweep.jobs])
         self.outcome = Outcome()
         self.child: Any = None  # the process of the run that is on
         self.signal: int | None = None  # that asked for an end
@@ -209,6 +209,7 @@ class Executor:
         if not done_here:
             self.outcome.skipped += 1
             self.display.line(skipped_words(record))
+            self.tracker.skip(job.run, job.id, record)
         elif record["status"] == "diverged":
             self.outcome.diverged.append((job.run, record["error"], log))
             self.display.line(f"DIVERGED: {record['error']}")
@@ -467,7 +468,6 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     """What is halved after memory ran out, its value before, and after; None where that would not help.
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
-
     """
     if phase.startswith("training"):
         key, before = (
