@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runs.errors import UserError
+from runs.tracking.settings import Tracking
 
 
 @dataclass
@@ -68,15 +69,6 @@ class Ray(Launcher):
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
-
-
-@dataclass
-class Tracking:
-    """Weights & Biases. See conf/tracking."""
-
-    mode: str | None = None
-    stats: bool = False
-    adapter: bool = False
 
 
 @dataclass

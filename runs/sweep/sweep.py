@@ -70,7 +70,7 @@ def sweep(
     if replaced and first:
         set_all_aside(replaced, output, launch.lease_seconds)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
-    plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking.mode)
+    plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:
         outcome = _do_here(plan, Display(len(runs), many), finished, first)
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):

@@ -179,7 +179,8 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     """--config-dir: a preset, a row, a task and a recipe from outside the clone, in every command that
     composes runs."""
     for path, text in {
-        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n  sweeper:\n"
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n"
+        "  sweeper:\n"
         "    params:\n      method: my_vera,vera\n      seed: 0,1\n",
         "method/my_vera.yaml": "defaults:\n  - vera\n  - _self_\nlabel: my VeRA\nrank: 4\n",
         "task/mine.yaml": "defaults:\n  - rte\n  - _self_\ntrain_rows: 8\n",
