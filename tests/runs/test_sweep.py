@@ -87,10 +87,7 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         ),
         (
             ["--nonsense"],
-            (
-                "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as"
-                " output=FOLDER"
-            ),
+            "error: no option --nonsense; settings are KEY=VALUE, such as output=FOLDER (python -m runs --help)",
         ),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
