@@ -31,7 +31,6 @@ LONG_FILES: dict[str, int] = {
 LONG_FUNCTIONS: dict[str, int] = {
     "runs/bench.py:markdown": 64,
     "runs/export.py:main": 64,
-    "runs/plan.py:show": 66,
     "runs/sweep/executor.py:_try": 62,
     "runs/sweep/sweep.py:sweep": 72,
     "runs/training/result.py:build_record": 61,
