@@ -17,7 +17,7 @@ import tasks
 from runs.command import open_ledger
 from runs.config import Run, expand, starts
 from runs.errors import UserError, entry_point
-from runs.forecast import Left, estimate
+from runs.forecast import Left, estimate, unknown
 from runs.identity import data_content, one_look, run_id, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
@@ -210,24 +210,35 @@ def progress_words(event: dict[str, Any]) -> str:
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
     """Time and disk that are left, from finished runs of the same model and task, and from what running ones
-    say."""
-    coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
-    # A run that waits for one of these can be done after it, by the same command.
-    left = [*coming, *(p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming])]
+    say; or else a forecast."""
+    left = _left(planned)
     if not left:
         return (
             "nothing left to do"
             if all(p.state != "blocked" for p in planned)
             else "nothing that can be done yet"
         )
-    return estimate([Left(p.run, p.state == "running", p.progress.get("seconds_left")) for p in left], ledger)
+    return estimate(left, ledger)
 
 
-def text(planned: list[Planned], ledger: Ledger) -> str:
-    """The whole plan of a command."""
+def _left(planned: list[Planned]) -> list[Left]:
+    coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
+    # A run that waits for one of these can be done after it, by the same command.
+    waiting = [p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming]]
+    return [Left(p.run, p.state == "running", p.progress.get("seconds_left")) for p in [*coming, *waiting]]
+
+
+def text(planned: list[Planned], ledger: Ledger, probe: bool = False) -> str:
+    """The whole plan of a command. probe: first measure how fast this device is (runs/probe.py), for runs
+    that are left and that no finished one is like."""
     runs = [p.run for p in planned]
-    first = [run for run in starts(runs) if run not in runs]
-    return show(planned, ledger, f"experiment={runs[0].experiment}" if runs[0].experiment else "plan", plan(first, ledger))
+    first = plan([run for run in starts(runs) if run not in runs], ledger)
+    if probe:
+        from runs.probe import probe as measure  # imports torch
+
+        measure(unknown(_left([*first, *planned]), ledger), [r for r in ledger if r["status"] == "done"])
+    title = f"experiment={runs[0].experiment}" if runs[0].experiment else "plan"
+    return show(planned, ledger, title, first)
 
 
 def watch(runs: list[Run], every: float = 2.0) -> None:

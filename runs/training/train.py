@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runs.config import Run
+from runs.lengths import keep_lengths
 from runs.record import Record, write_record
 from runs.training.context import Owner, Report, Stop
 from runs.training.loop import Training
@@ -25,6 +26,8 @@ def train(
     Raises StoppedError where `stop` asks for it, and LostLeaseError where another executor has the run.
     """
     training = Training(run, run_id, report, owner, stop, attempts)
+    if training.accelerator.is_main_process:
+        keep_lengths(run, training.task)
     record = training.go()
     draws = training.task.pictures and record["status"] == "done"
     if draws and training.predictions is None:  # resumed after the last epoch
