@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= outputs
-PAPER ?= demo
+EXPERIMENT ?= demo
 N ?= 100
 CONSTRAINTS ?= constraints.txt
 
@@ -19,7 +19,7 @@ given = $(if $(value $(2)),$(call quoted,$(1),$(2)))
 SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
 # make would expand them for the environment of every command, which reads none of them there. (Here, since make takes a name that it meets here for set.)
-unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING PAPER N SEED SHORT STUDY GRID JUDGE \
+unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
          ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
 # What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
@@ -41,7 +41,7 @@ help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
-	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; PAPER=table2_base picks the preset that plan shows."
+	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
 	@echo "  LAUNCHER=local (or slurm, ray) says where their runs are done, TRACKING=online (offline, off) who hears of them."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
 	@echo "  judged (JUDGE=gpt-4)."
@@ -61,10 +61,10 @@ constraints: setup ## constraints.txt from what .venv holds, once CI has passed 
 	@$(BIN)/python .ci/versions.py
 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
-	@$(BIN)/python -m runs paper=demo $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=demo $(WORDS) $(LAUNCH)
 	@echo
-	@$(BIN)/python -m analysis.tables demo --output $(call quoted,,OUTPUT) --save
-	@$(BIN)/python -m analysis.figures demo --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) save=true
+	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
 # What both print at the end: the slowest ones. Each worker takes tests from the others when its own are done.
@@ -88,8 +88,8 @@ lint: setup ## ruff, mypy, and the arrows between the rooms
 docs: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
-plan: setup ## what a preset would run, what is done, and the cost: PAPER=table2_base; WATCH=1: again and again while it runs
-	@$(BIN)/python -m runs.plan $(call quoted,paper=,PAPER) $(WORDS) $(if $(value WATCH),--watch)
+plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base; WATCH=1: again and again while it runs
+	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
 	@$(BIN)/python -m runs.tune $(WORDS) $(call given,tracking=,TRACKING) $(call given,grid=,GRID)
@@ -98,13 +98,13 @@ counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
 
 bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
-	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),--full) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
+	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
 
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
-	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
-	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),--full) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n $(call quoted,,STUDY) || { echo "error: make publish STUDY=name"; exit 2; }
@@ -117,70 +117,70 @@ sync: setup ## uploads to Weights & Biases what runs have written offline, each 
 	@$(BIN)/python -m runs.tracking sync $(call quoted,output=,OUTPUT)
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
-	@$(BIN)/python -m analysis.dashboard --output $(call quoted,,OUTPUT) $(call given,--entity=,ENTITY) $(call given,--project=,PROJECT) \
-	    $(call given,--json=,JSON)
+	@$(BIN)/python -m analysis.dashboard $(call quoted,output=,OUTPUT) $(call given,entity=,ENTITY) $(call given,project=,PROJECT) \
+	    $(call given,json=,JSON)
 
 report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
-	@$(BIN)/python -m analysis.report --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.report $(call quoted,output=,OUTPUT)
 
 notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
-	@$(BIN)/python -m analysis.notebooks --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.notebooks $(call quoted,output=,OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
-	@$(BIN)/python -m runs paper=table2_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table2_base $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 glue-large: setup ## table 2, RoBERTa-large
-	@$(BIN)/python -m runs paper=table2_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table2_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
-	@$(BIN)/python -m runs paper=table3_medium $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table3_medium $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 e2e-large: setup ## table 3, GPT-2 large
-	@$(BIN)/python -m runs paper=table3_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table3_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
-	@$(BIN)/python -m runs paper=table5_base $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table5_base $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
 vit-large: setup ## table 5, ViT-L/16
-	@$(BIN)/python -m runs paper=table5_large $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m runs experiment=table5_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
-llama-7b: PAPER := table4_llama_7b
-llama-13b: PAPER := table4_llama_13b
-llama2-7b: PAPER := table4_llama2_7b
-llama2-13b: PAPER := table4_llama2_13b
+llama-7b: EXPERIMENT := table4_llama_7b
+llama-13b: EXPERIMENT := table4_llama_13b
+llama2-7b: EXPERIMENT := table4_llama2_7b
+llama2-13b: EXPERIMENT := table4_llama2_13b
 
 llama-7b: setup ## table 4, Llama 7B on Alpaca-cleaned, judged by MT-Bench (4-bit weights; the paper names 23.4 GB of GPU memory for a 7B)
 llama-13b: setup ## table 4, Llama 13B
 llama2-7b: setup ## table 4, Llama 2 7B
 llama2-13b: setup ## table 4, Llama 2 13B
 llama-7b llama-13b llama2-7b llama2-13b:
-	@$(BIN)/python -m runs $(call quoted,paper=,PAPER) $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m runs.answer $(call quoted,paper=,PAPER) $(WORDS)
-	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge $(call quoted,paper=,PAPER) $(WORDS) $(call given,judge=,JUDGE); \
+	@$(BIN)/python -m runs $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs.answer $(call quoted,experiment=,EXPERIMENT) $(WORDS)
+	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(call given,judge=,JUDGE); \
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
-	@$(BIN)/python -m analysis.tables table4 --output $(call quoted,,OUTPUT) --save
+	@$(BIN)/python -m analysis.tables table4 $(call quoted,output=,OUTPUT) save=true
 
 # Each part is run whatever becomes of the one before it; the exit code says whether one failed.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
 	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
-	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
-	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table --output $(call quoted,,OUTPUT) --save || failed=$$?; echo; done; exit $$failed
+	    $(BIN)/python -m runs experiment=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
+	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table $(call quoted,output=,OUTPUT) save=true || failed=$$?; echo; done; exit $$failed
 
 rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
 	@failed=0; for part in figure2 figure2_proportional; do \
-	    $(BIN)/python -m runs paper=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
-	@$(BIN)/python -m analysis.figures figure2 --output $(call quoted,,OUTPUT)
+	    $(BIN)/python -m runs experiment=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
+	@$(BIN)/python -m analysis.figures figure2 $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
-	@$(BIN)/python -m analysis.figures figure5 --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT)
 
 figures: setup ## figures 2 to 6 from the records there are, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
 	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure magnitude $(call quoted,output=,OUTPUT) || true
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) || true
-	@$(BIN)/python -m analysis.figures all --output $(call quoted,,OUTPUT)
+	@$(BIN)/python -m analysis.figures all $(call quoted,output=,OUTPUT)

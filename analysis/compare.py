@@ -16,7 +16,7 @@ CROSSFIT = (
     " rows."
 )
 #: Of tables that report the last epoch.
-NO_SELECT = "--select changes nothing here: the last epoch is reported."
+NO_SELECT = "select= changes nothing here: the last epoch is reported."
 #: What the status of the paper's own rows means.
 QUOTED_NOTE = "quoted: the paper's number, not run here."
 

@@ -1,7 +1,7 @@
 """Builds a workspace of Weights & Biases for the tables, from the same definitions as analysis.tables.
 
-    python -m analysis.dashboard [--entity NAME] [--project vera-bench] [--output outputs]    (make dashboard)
-    python -m analysis.dashboard --json FILE     (or -: to the terminal) what it would save, without W&B
+    python -m analysis.dashboard entity=TEAM project=NAME      (make dashboard)
+    python -m analysis.dashboard json=FILE                     what it would save, without W&B
 
 A section for each table: the table itself as the records give it, and for each of its columns the dev metric
 by epoch and the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved
@@ -10,16 +10,16 @@ before. What a run is called in W&B, and under which names its numbers are there
 
 import json
 import os
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.command import Parser, entry_point
 from analysis.paper import SCORES
 from analysis.table import Table
 from analysis.tables import TABLES
-from runs.command import open_ledger
+from runs.command import OfRecords, entry_point, open_ledger, read, setting
+from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 from runs.tracking import base_url, cell_key, logged_in, project, unreachable
 
@@ -114,7 +114,7 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
 
     entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     if not entity:
-        raise ValueError("no entity: name one with --entity (ENTITY=)")
+        raise ValueError("no entity: name one: entity=NAME")
     made = workspace(ledger, entity, project)
     remembered = Path(output) / "wandb" / "dashboard.url"
     try:
@@ -130,38 +130,36 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
     return str(made.url)
 
 
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    json: str | None = setting(None, "write the workspace to this file (-: the terminal), not to W&B")
+    entity: str | None = setting(None, "the user or team it belongs to (WANDB_ENTITY, or the user's own)")
+    project: str | None = setting(None, "the project that runs are sent to (WANDB_PROJECT, or vera-bench)")
+
+
 def main(arguments: list[str]) -> int:
-    parser = Parser("dashboard", __doc__)
-    parser.add_argument("--json", metavar="FILE", help="write the workspace here, and do not save it to W&B")
-    parser.add_argument("--entity", help="the user or team it belongs to (WANDB_ENTITY, or the user's own)")
-    parser.add_argument("--project", default=project(), help="(WANDB_PROJECT, or vera-bench)")
-    options = parser.read(arguments)
-    if not options.json and not logged_in():
-        print(
-            f"error: not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY", file=sys.stderr
-        )
-        return 2
-    if not options.json and (why := unreachable()):
-        print(f"error: {base_url()} cannot be reached ({why})", file=sys.stderr)
-        return 2
+    settings = read(arguments, Settings).settings
+    file, entity, name = settings.json, settings.entity, settings.project or project()
+    if not file and not logged_in():
+        raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY")
+    if not file and (why := unreachable()):
+        raise UserError(f"{base_url()} cannot be reached ({why})")
     os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    ledger = open_ledger(options.output)
+    ledger = open_ledger(settings.output)
     try:
-        if options.json:
-            made = workspace(ledger, options.entity or os.environ.get("WANDB_ENTITY") or "", options.project)
-            text = json.dumps(spec(made), indent=1) + "\n"
-            if options.json == "-":
-                print(text, end="")
-            else:
-                write_atomically(Path(options.json), text)
-                print(f"Dashboard: {options.json}")
+        if file:
+            made = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)
+            text = json.dumps(spec(made), indent=1)
         else:
-            print(f"Dashboard: {save(ledger, options.entity, options.project, options.output)}")
+            text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"error: the dashboard was not saved ({words})", file=sys.stderr)
-        return 2
+        raise UserError(f"the dashboard was not saved ({words})") from error
+    if file and file != "-":
+        write_atomically(Path(file), f"{text}\n")
+        text = f"Dashboard: {file}"
+    print(text)
     return 0
 
 

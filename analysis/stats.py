@@ -1,10 +1,11 @@
 """Statistics beside the paper's own: intervals over seeds, paired differences, probability of improvement,
 verdicts.
 
-    python -m analysis.stats [table2 | paper=table2_base] [--row vera] [--output outputs] [--format
-    md|latex|csv]
+    python -m analysis.stats                        every cell of the ledger
+    python -m analysis.stats table2                 the cells of one table
+    python -m analysis.stats experiment=table2_base      the runs of a preset
 
-Without a word: every cell of the ledger. Everything is seeded: the same records give the same numbers.
+Everything is seeded: the same records give the same numbers.
 
 - Interval of the median: percentile bootstrap over seeds (Efron and Tibshirani 1993, chapter 13). With 5
   seeds or fewer its 95% interval is the range of the seeds, which covers the true median with probability 1 -
@@ -17,40 +18,40 @@ Without a word: every cell of the ledger. Everything is seeded: the same records
   sections 4.1 and 4.3).
 """
 
-import sys
+from dataclasses import dataclass
+from typing import Literal
 
 from analysis import verdicts
 from analysis.cells import row_of
-from analysis.command import Parser, entry_point, open_ledger
+from analysis.command import open_ledger
 from analysis.statistics import statistics_tables
+from runs.command import OfRecords, entry_point, read, setting
+from runs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
+    row: str | None = setting(None, "the row that the others are compared with (vera)")
+    format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("stats", __doc__)
-    parser.add_argument(
-        "what", nargs="?", default="", help="a table (table2), or a preset's runs (paper=table2_base)"
-    )
-    parser.add_argument("--row", help="the row that the others are compared with (vera)")
-    parser.add_argument("--format", choices=("md", "latex", "csv"), default="md")
-    options = parser.read(arguments)
-    ledger = open_ledger(options.output)
-    try:
-        part = verdicts.part(ledger, options.what, options.row or "vera")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    line = read(arguments, Settings, names="[TABLE]")
+    settings, row = line.settings, line.settings.row or "vera"
+    parts = [*line.names, *([f"experiment={settings.experiment}"] if settings.experiment else [])]
+    if len(parts) > 1:
+        raise UserError(f"{' and '.join(parts)}: name one of them")
+    what = "".join(parts)
+    ledger = open_ledger(settings.output)
+    part = verdicts.part(ledger, what, row)
     if not part.records:
-        of = f" of {options.what}" if options.what else ""
-        way = "make help lists what runs them" if of else "make demo"
-        print(f"error: no records{of} in {options.output}/records yet ({way})", file=sys.stderr)
-        return 2
+        of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
+        raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
     rows = sorted({row_of(record) for record in part})
-    if options.row and options.row not in rows:
-        print(f"error: no records of row {options.row!r}. There are: {', '.join(rows)}", file=sys.stderr)
-        return 2
-    print(
-        "\n\n".join(table.render(options.format) for table in statistics_tables(part, options.row or "vera"))
-    )
+    if settings.row and row not in rows:
+        raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
+    print("\n\n".join(table.render(settings.format) for table in statistics_tables(part, row)))
     return 0
 
 

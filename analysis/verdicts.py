@@ -3,7 +3,6 @@
 `verdict` in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
 from analysis.tables.images import few_shot, image_beside
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
+from runs.command import did_you_mean
+from runs.errors import UserError
 from runs.record import Ledger, Record
 
-PRESETS = Path(__file__).parent.parent / "conf" / "paper"
+PRESETS = Path(__file__).parent.parent / "conf" / "experiment"
 #: Words of a verdict, in the order of the page.
 WORDS = (
     *WITH_SPREAD,
@@ -141,16 +142,17 @@ def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cel
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
-    """The records of a table, of a preset (paper=NAME), or all of them; with a preset's those of the row that
-    its others are compared with, which may have run for another preset first. ValueError for a table that
+    """The records of a table, of a preset (experiment=NAME), or all of them; with a preset's those of the row
+    that its others are compared with, which may have run for another preset first. UserError for a table that
     there is not."""
     if not what:
         return ledger
-    preset = what.removeprefix("paper=")
+    preset = what.removeprefix("experiment=")
     known = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
     if preset != what and preset not in known:
-        near = [f" Did you mean {close}?" for close in difflib.get_close_matches(preset, known, 1)]
-        raise ValueError(f"no preset {preset!r}.{''.join(near)} They are the files of conf/paper")
+        raise UserError(
+            f"no preset {preset!r}.{did_you_mean(preset, known)} They are the files of conf/experiment"
+        )
     if preset != what:
         tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
         cell = [(r, r["cell"]) for r in ledger]
@@ -160,7 +162,7 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
             if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)
         ]
     elif what in tables.WITHOUT_RECORDS:
-        raise ValueError(f"{what} is of formulas or recipes, and has no records")
+        raise UserError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:
         shown = {
             (table.model, task)
@@ -169,8 +171,8 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
         }
         keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
     else:
-        hint = f" A preset's: paper={what}." if what in known else ""
-        raise ValueError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and paper=PRESET")
+        hint = f" A preset's: experiment={what}." if what in known else ""
+        raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
     return Ledger(
         {r["id"]: r for r in keep},
         {r["id"]: ledger.origin[r["id"]] for r in keep},

@@ -13,19 +13,22 @@ python -m runs --help task=mrpc                                    groups, keys 
 vera-bench is the same command under a name that a shell can complete (vera-bench -sc install=bash).
 """
 
-from runs.config import answered, read, read_flags, with_starts
-from runs.errors import entry_point
-from runs.sweep import check_ids, sweep
+import os
+import sys
+
+from runs.command import entry_point
+from runs.config import answered, read_command, with_starts
+from runs.sweep.sweep import sweep
 
 
 def main(arguments: list[str]) -> int:
-    flags = read_flags(arguments)
-    if answered(flags, __doc__):
+    if int(os.environ.get("RANK", "0")):  # of torchrun's processes the first one speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if answered(arguments, __doc__):
         return 0
-    command = read(flags.overrides, flags.config_dir)
+    command = read_command(arguments)
     again = command.runs if command.launch.redo else []  # not those that others start from, unless asked for
     runs = with_starts(command.runs)
-    check_ids(runs)
     return sweep(runs, launch=command.launch, again=again).exit_code
 
 

@@ -2,8 +2,8 @@
 
 python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
                                                                    outputs/records
-python -m runs.answer paper=table4_llama2_7b                       every finished run of a preset, or of other
-                                                                   such words
+python -m runs.answer experiment=table4_llama2_7b                  every finished run of a preset, or of
+                                                                   whatever else names runs
 python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
 python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \
                            eval_batch=8
@@ -14,19 +14,19 @@ tokens are drawn from random numbers of its own (question, turn, the run's seed)
 changes it only by rounding, in half precision.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from runs.command import open_ledger
+from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
 from runs.config import expand
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.evaluate import as_run, find, restore
 from runs.identity import data_content, run_id
 from runs.record import FINISHED, Record, run_folder, write_atomically
@@ -37,30 +37,43 @@ from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, tempe
 if TYPE_CHECKING:
     from runs.training.context import Context
 
-#: What may be set for the answers, beside what names the runs, with its type.
-SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "task.bench": str,
-    "task.mt_bench_dir": str,
-    "task.answer_tokens": int,
-    "task.top_p": (int, float),
-    "task.top_k": int,
-    "eval_batch": int,
-    "device": str,
-    "output": str,
-}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Rows that are answered at once, at most: an answer is many times as long as a row of the evaluation.
 LARGEST_BATCH = 16
 
 
+@dataclass(frozen=True)
+class Questions(OfRecords):
+    """What runs.judge can be given, too. null, unless said: as the run has it."""
+
+    bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
+    mt_bench_dir: str | None = setting(None, "a copy of FastChat's llm_judge/data", "task.mt_bench_dir")
+
+
+@dataclass(frozen=True)
+class Settings(Questions):
+    answer_tokens: int | None = setting(None, "the longest answer", "task.answer_tokens")
+    top_p: float | None = setting(None, "tokens are drawn from this share of the chances", "task.top_p")
+    top_k: int | None = setting(None, "and from so many; null here: from all", "task.top_k")
+    eval_batch: int | None = setting(None, f"questions answered at once, at most {LARGEST_BATCH}")
+    device: str | None = setting(None, ", ".join(DEVICES))
+
+
+def line_of(arguments: list[str], settings: type[S]) -> Line[S]:
+    """The command line of answer or judge. Raises UserError where it names no run."""
+    runs = "the runs, as for python -m runs, in place of ids"
+    line = read(arguments, settings, "[RUN ...]", overrides=runs, passes=COMPOSING)
+    if not (line.names or line.overrides or line.options):
+        raise UserError("which runs? Name their ids, or what composes them, such as experiment=NAME (--help)")
+    return line
+
+
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
     from runs.sweep.display import Display
 
-    records = chosen(arguments, SETTINGS)
-    settings = [given(record, arguments, SETTINGS) for record in records]
+    line = line_of(arguments, Settings)
+    records = chosen(line)
+    settings = [given(record, line) for record in records]
     for config in settings:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
     display = Display(len(records), name_task=False)
@@ -75,24 +88,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
-    """The finished records that words name: run ids, or whatever names runs. own: keys of the command that
-    name none.
+def chosen(line: Line[Any]) -> list[Record]:
+    """The finished records that a command line names: by run ids, or by whatever composes runs.
 
     Raises UserError where there is none, or for a task that is no instruction tuning.
     """
-    words = [word for word in arguments if word.partition("=")[0] not in own]
-    output = _output(arguments)
-    ids = [word for word in words if "=" not in word]
-    if ids:
-        if len(words) > len(ids):
-            other = next(word for word in words if "=" in word)
-            raise UserError(
-                f"{other}: beside run ids this command knows {', '.join(f'{key}=' for key in own)}"
-            )
-        found = [find(name, output) for name in ids]
+    output = line.settings.output
+    if line.names:
+        found = [find(name, output) for name in line.names]
     else:
-        runs = expand([*words, *(word for word in arguments if word.startswith("output="))])
+        runs = expand(line.composing(output))
         there = open_ledger(output, published=False).records
         records = [there.get(run_id(run) or "") for run in runs]
         for run, record in zip(runs, records, strict=True):
@@ -102,7 +107,7 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
         if not found:
             raise UserError(
                 f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs"
-                f" {' '.join(words)}"
+                f" {' '.join([*line.options, *line.overrides])}"
             )
     for record in found:
         if record["config"]["task"].get("family") != "instruct":
@@ -113,41 +118,21 @@ def chosen(arguments: Sequence[str], own: Mapping[str, Any]) -> list[Record]:
     return found
 
 
-def given(record: Record, arguments: Sequence[str], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's configuration with the command's own words in it. Raises UserError for a value of another
-    type."""
-    config: dict[str, Any] = {
-        **record["config"],
-        "task": {**record["config"]["task"]},
-        "output": _output(arguments),
-    }
-    for word in arguments:
-        key, equals, text = word.partition("=")
-        if not equals or key not in own:
-            continue
-        value = None if text == "null" else text if own[key] is str else _number(text)
-        if value is not None and not isinstance(value, own[key]):
-            raise UserError(f"{word}: should be {'a whole number' if own[key] is int else 'a number'}")
+def given(record: Record, line: Line[Any]) -> dict[str, Any]:
+    """The record's configuration with the command's own settings in it. Raises UserError or DataError for
+    what cannot be."""
+    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}}
+    config["output"] = line.settings.output
+    for key, value in line.given.items():
         part = config["task"] if key.startswith("task.") else config
-        part[key.rpartition(".")[2]] = value
+        if (name := key.removeprefix("task.")) in part:
+            part[name] = value
     check_answers(config["task"])
     if not (config["eval_batch"] or 0) > 0:
         raise UserError(f"eval_batch={config['eval_batch']}: should be at least 1")
     if config["device"] not in DEVICES:
         raise UserError(f"device={config['device']}: should be one of {', '.join(DEVICES)}")
     return config
-
-
-def _output(arguments: Sequence[str]) -> str:
-    return next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
-
-
-def _number(text: str) -> int | float | str:
-    """A number that a text stands for, or the text."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def answers_path(output: str, run: str, bench: str) -> Path:

@@ -2,11 +2,10 @@
 
 python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on
                                    2 cores
-python -m runs.bench --full        every model, length and variant
-python -m runs.bench serving       64 adapters in one batch (--full: 10,000 resident, more lengths)
-python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (--full: medium,
-                                   too)
-options: output=FOLDER (the tables go to bench/ in it), data=FOLDER (GLUE's: adds an epoch on RTE)
+python -m runs.bench full=true     every model, length and variant
+python -m runs.bench serving       64 adapters in one batch (full=true: 10,000 resident, more lengths)
+python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (full=true:
+                                   medium, too)
 
 Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
 """
@@ -31,8 +30,9 @@ import torch
 from torch import Tensor, nn
 
 import vera
+from runs.command import Common, entry_point, one_of, read, setting
 from runs.config import expand
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.record import write_atomically
 from runs.training.provenance import code_state, machine, versions
 from tasks.beam import Search, beam_search
@@ -72,7 +72,7 @@ SHAPES = (
     Shape("RoBERTa-large", 256, {**ROBERTA, **LARGE}),
     Shape("a Llama block", 1024, {**LLAMA, "intermediate_size": 11008, "vocab_size": 256}, sequence=512),
 )
-#: How many adapters are resident where 64 of them are asked; the last only with --full.
+#: How many adapters are resident where 64 of them are asked; the last only with full=true.
 RESIDENT = (64, 1000, 10_000)
 PATHS = ("factor", "hybrid", "materialised")
 
@@ -548,17 +548,17 @@ def markdown(rows: list[Row]) -> str:
     return "\n\n".join(blocks)
 
 
+@dataclass(frozen=True)
+class Settings(Common):
+    full: bool = setting(False, "everything, and not what five minutes allow")
+    data: str | None = setting(None, "a folder with GLUE's data: adds an epoch on RTE")
+    output: str = setting("outputs", "the tables go to bench/ in this folder")
+
+
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    options = dict(word.split("=", 1) for word in arguments if "=" in word)
-    words = {word for word in arguments if "=" not in word}
-    unknown = sorted((words - {"serving", "decoding", "--full"}) | (options.keys() - {"output", "data"}))
-    if unknown:
-        raise UserError(f"no option {unknown[0]}. Known: serving, decoding, --full, output=, data=")
-    full, output = "--full" in words, options.get("output", "outputs")
-    name = next((part for part in ("serving", "decoding") if part in words), "training")
+    line = read(arguments, Settings, names="[PART]")
+    name = one_of("part", "".join(line.names) or "training", ("training", "serving", "decoding"))
+    full, data = line.settings.full, line.settings.data
     if name == "serving":
         rows = serving(full)
     elif name == "decoding":
@@ -569,14 +569,8 @@ def main(arguments: list[str]) -> int:
         for shape in SHAPES if full else SHAPES[:1]:
             if full:
                 heads = [] if "Llama" in shape.label else ["head", "full"]
-                variants = [
-                    "VeRA",
-                    *(f"VeRA {path}" for path in PATHS),
-                    REFERENCE,
-                    "peft VeRA",
-                    *heads,
-                    "floor",
-                ]
+                paths = [f"VeRA {path}" for path in PATHS]
+                variants = ["VeRA", *paths, REFERENCE, "peft VeRA", *heads, "floor"]
             rows += training(
                 shape, variants, [512, 1024, 2048, 4096] if full else [512, 1024, 2048], 5 if full else 3
             )
@@ -584,11 +578,11 @@ def main(arguments: list[str]) -> int:
             rows += memory(shape, ["VeRA", REFERENCE, "peft VeRA"], 2048 if full else 1024)
         rows += files(SHAPES[0])
         rows += start()
-        rows += epoch(options["data"]) if "data" in options else []
+        rows += epoch(data) if data else []
     text = markdown(rows)
     made = {"machine": machine(torch.device(DEVICE)), "threads": torch.get_num_threads()}
     made |= {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "code": code_state()}
-    folder = Path(output) / "bench"
+    folder = Path(line.settings.output) / "bench"
     write_atomically(folder / f"{name}.json", json.dumps({**made, "rows": rows}, indent=1) + "\n")
     write_atomically(folder / f"{name}.md", text + "\n")
     print(f"{text}\n\nThe numbers behind it: {folder / name}.json")

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from runs.command import Common, entry_point, read
 from runs.config import CONF, parts
-from runs.errors import entry_point
 from runs.models import skeleton
 
 COLUMNS = "{:<15}{:<19}{:>8}{:>13}{:>13}{:>13}  {:<9}{}"
@@ -26,10 +26,12 @@ def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
     return size, sum(p.numel() for p in method.adapter_parameters(model).values()), method.count(model)
 
 
+class Settings(Common):
+    """None of its own."""
+
+
 def main(arguments: list[str]) -> int:
-    if arguments:
-        print(__doc__)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
+    read(arguments, Settings)
     entries = yaml.safe_load((CONF / "counts.yaml").read_text())
     wrong = 0
     print(COLUMNS.format("model", "method", "rank", "exact", "formula", "expected", "printed", ""))

@@ -1,7 +1,6 @@
 """Checks a finished run: puts its adapter and head on a fresh base model and evaluates them again.
 
 python -m runs.evaluate RUN                 a run id (or its beginning), as in outputs/records
-python -m runs.evaluate RUN output=FOLDER
 
 Texts that the run has decoded are scored again, too; a score that was missing (for want of Java) goes into
 the record.
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
-from runs.command import open_ledger
+from runs.command import OfRecords, entry_point, open_ledger, read
 from runs.config import Run, as_word, choices, expand
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.record import Record, record_path, run_folder, study_folders, write_record
 from runs.record.text import describe
 from tasks.base import Decoding
@@ -38,16 +37,14 @@ NOT_COMPOSED = [
 ]
 
 
+class Settings(OfRecords):
+    """None of its own."""
+
+
 def main(arguments: list[str]) -> int:
-    wrong = [word for word in arguments if "=" in word and not word.startswith("output=")]
-    if wrong:
-        raise UserError(f"{wrong[0]}: this command knows output=FOLDER only")
-    names = [word for word in arguments if "=" not in word]
-    if len(names) != 1 or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
-    output = next((w.partition("=")[2] for w in arguments if w.startswith("output=")), "outputs")
-    record = find(names[0], output)
+    line = read(arguments, Settings, names="RUN")
+    output = line.settings.output
+    record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     same = score_again(record, output, name) if record.get("texts") else True
     if record.get("texts") and record["config"]["keep"] == "none" and record["parameters"]["adapter"]:
@@ -70,18 +67,18 @@ def main(arguments: list[str]) -> int:
 
 def score_again(record: Record, output: str, name: str) -> bool:
     """Scores a run's saved texts anew and compares; scores that the record lacks are written into it."""
-    from runs.training.decode import read, scores, write
+    from runs.training import decode
 
     task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
     folder = run_folder(output, record["id"])
     try:
-        found = read(task, folder)
+        found = decode.read(task, folder)
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})"
         ) from None
-    write(task, folder, found)
-    again = scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
+    decode.write(task, folder, found)
+    again = decode.scores(task, found, {entry["which"]: entry["epoch"] for entry in entries})
     same, filled = len(again) == len(entries), False
     for before, after in zip(entries, again, strict=False):
         common = [
@@ -175,7 +172,7 @@ def words_of(record: Record) -> list[str]:
     /where."""
     cell, config = record["cell"], record["config"]
     row, task = cell["row"].partition("_from_")[0], cell["task"]
-    words = [f"paper={cell['paper']}"] * (cell["paper"] in choices("paper"))
+    words = [f"experiment={cell['paper']}"] * (cell["paper"] in choices("experiment"))
     words += [
         f"model={cell['model']}",
         f"task={task if task in choices('task') else config['task']['family']}",
@@ -192,7 +189,7 @@ def words_of(record: Record) -> list[str]:
     try:
         runs = expand(words)
     except UserError:  # a preset, or its rows, as they were once
-        words = [word for word in words if not word.startswith("paper=")]
+        words = [word for word in words if not word.startswith("experiment=")]
         runs = expand(words)
     if recipe in choices("recipe") and {run.recipe for run in runs} != {recipe}:
         runs = expand([*words, f"recipe={recipe}"])

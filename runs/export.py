@@ -7,13 +7,14 @@ python -m runs.export RUN merged FOLDER    the whole model, the adapter merged i
 python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16), and what that costs
                                            in the metric
 
-RUN is a run id (or its beginning), as in outputs/records; output=FOLDER names another place than outputs.
+RUN is a run id (or its beginning), as in outputs/records.
 """
 
 from pathlib import Path
 
 from runs import models
-from runs.errors import UserError, entry_point
+from runs.command import OfRecords, entry_point, one_of, read
+from runs.errors import UserError
 from runs.evaluate import find, restore
 from runs.record.text import megabytes
 from tasks.images import ImageTask, write_preprocessing
@@ -21,17 +22,16 @@ from tasks.images import ImageTask, write_preprocessing
 FORMATS = ("peft", "merged", "fp16", "bf16")
 
 
+class Settings(OfRecords):
+    """None of its own."""
+
+
 def main(arguments: list[str]) -> int:
-    words = [word for word in arguments if not word.startswith("output=")]
-    if len(words) != 3 or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
-    name, form, place = words[0], words[1], Path(words[2])
-    if form not in FORMATS:
-        raise UserError(f"no format {form!r}. Known: {', '.join(FORMATS)}")
+    line = read(arguments, Settings, names="RUN FORMAT PATH")
+    name, form, place = line.names[0], one_of("format", line.names[1], FORMATS), Path(line.names[2])
     if place.exists() and (form.endswith("16") or any(place.iterdir())):
         raise UserError(f"{place}: is there already. Name another, or remove it")
-    output = next((word.partition("=")[2] for word in arguments if word.startswith("output=")), "outputs")
+    output = line.settings.output
     record = find(name, output)
     if not record["parameters"]["adapter"] and form != "merged":
         raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
@@ -64,10 +64,8 @@ def main(arguments: list[str]) -> int:
         vera.unload(model, merge=True)
         classes, base = getattr(context.task, "classes", None), models.fetch(record["config"]["model"])
         if classes:
-            model.config.id2label, model.config.label2id = (
-                dict(enumerate(classes)),
-                {c: i for i, c in enumerate(classes)},
-            )
+            model.config.id2label = dict(enumerate(classes))
+            model.config.label2id = {c: i for i, c in enumerate(classes)}
         model.save_pretrained(place)
         for weights in place.glob("*.safetensors"):
             share(weights)

@@ -7,7 +7,7 @@ has the whole curve."""
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,41 @@ from runs.record import (
 )
 from tasks.fetch.hub import content
 
+#: What has been looked at: the content of a model or of a data set, by its settings.
+Contents = dict[str, str | None]
+
+
+def identify(runs: Sequence[Run], problems: dict[int, str] | None = None) -> list[str | None]:
+    """The id of each run: 12 hex digits; None where its model or data can be settled only by asking the
+    network. Each model and each data set is looked at once: a table's runs share a folder of 100,000 images.
+
+    Raises UserError or DataError where a local file that a configuration names is missing; or, where
+    `problems` is given, goes on and keeps there what is wrong, by the run's index in the list.
+    """
+    contents, ids = Contents(), list[str | None]()
+    for index, run in enumerate(runs):
+        try:
+            ids.append(_identify(run, contents))
+        except (UserError, tasks.DataError) as error:
+            if problems is None:
+                raise
+            problems[index] = str(error)
+            ids.append(None)
+    return ids
+
 
 def run_id(run: Run) -> str | None:
-    """12 hex digits; None where the model or data can be settled only by asking the network.
+    """The id of one run; see `identify`."""
+    return identify([run])[0]
 
-    Raises UserError or DataError where a local file that the configuration names is missing.
-    """
-    model, data = model_content(run.config["model"]), data_content(run.config["task"])
+
+def _identify(run: Run, contents: Contents) -> str | None:
+    config = run.config
+    model = _once(contents, config["model"], model_content)
+    data = data_of(run, contents)
     if model is None or data is None:
         return None
-    config = run.config
-    start = start_id(run) if config["init_from"] else None
+    start = start_id(run, contents) if config["init_from"] else None
     if config["init_from"] and start is None:
         return None
     what = defining(config) | {
@@ -52,12 +76,24 @@ def run_id(run: Run) -> str | None:
     return hash_of(what | ({"start": start} if start else {}))[:12]
 
 
+def data_of(run: Run, contents: Contents) -> str | None:
+    """The content of a run's data, looked at unless it is in `contents`, whatever is drawn from them."""
+    return _once(contents, run.config["task"], data_content)
+
+
+def _once(contents: Contents, settings: dict[str, Any], look: Callable[[Any], str | None]) -> str | None:
+    key = json.dumps({k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True)
+    if key not in contents:
+        contents[key] = look(settings)
+    return contents[key]
+
+
 # --- what a run starts from (init_from)
 
 
-def start_id(run: Run) -> str | None:
+def start_id(run: Run, contents: Contents | None = None) -> str | None:
     """What of its start belongs to a run's identity: the other run's id and which epoch it kept, or the
-    file's hash.
+    file's hash. contents: what has been looked at already.
 
     None: not known yet. Raises UserError for a file that is missing.
     """
@@ -66,7 +102,7 @@ def start_id(run: Run) -> str | None:
         if not Path(word).is_file():
             raise UserError(f"init_from={word}: no such file")
         return hash_files({"adapter": Path(word)})
-    found = run_id(run.start) if run.start else str(word)
+    found = _identify(run.start, {} if contents is None else contents) if run.start else str(word)
     if found is None:
         return None
     # The same run keeps other values by these keys, which are no part of its own identity. An older record
@@ -79,13 +115,14 @@ def start_id(run: Run) -> str | None:
     return found if usual else f"{found} {' '.join(kept)}"
 
 
-def start_file(run: Run) -> Path:
+def start_file(run: Run, contents: Contents | None = None) -> Path:
     """The adapter file that a run starts from. Raises UserError, saying what it waits for, while it is not
-    there."""
+    there. contents: what has been looked at already."""
     word = run.config["init_from"]
     if word.endswith(".safetensors"):
         return Path(word)
-    found, output = (run_id(run.start) if run.start else word), run.config["output"]
+    found = _identify(run.start, {} if contents is None else contents) if run.start else word
+    output = run.config["output"]
     path = run_folder(output, str(found)) / "adapter.safetensors"
     name = f"{run.start.label} (run {found or '?'})" if run.start else f"run {word}"
     record = record_path(output, str(found))
@@ -130,30 +167,8 @@ def model_content(model: Mapping[str, Any]) -> str | None:
 
 def data_content(settings: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the local files."""
-    key = json.dumps({k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True)
-    if key in _seen:
-        return _seen[key]
     source = tasks.source(settings)
-    content = source.pinned or (hash_files(source.files) if source.files else None)
-    if _looking:
-        _seen[key] = content
-    return content
-
-
-_seen: dict[str, str | None] = {}
-_looking: list[bool] = []
-
-
-@contextlib.contextmanager
-def one_look() -> Iterator[None]:
-    """Within it each data set's files are looked at once: a table's runs share a folder of 100,000 images."""
-    _looking.append(True)
-    try:
-        yield
-    finally:
-        _looking.pop()
-        if not _looking:
-            _seen.clear()
+    return source.pinned or (hash_files(source.files) if source.files else None)
 
 
 def hash_files(files: Mapping[str, Path]) -> str:

@@ -2,7 +2,7 @@
 for table 4.
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
-python -m runs.judge paper=table4_llama2_7b            every finished run of a preset, or of any words that
+python -m runs.judge experiment=table4_llama2_7b       every finished run of a preset, or of any words that
                                                        name runs
 python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
@@ -13,11 +13,13 @@ system's answers.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs.answer import answers_path, chosen, given
-from runs.errors import UserError, entry_point
+from runs.answer import Questions, answers_path, chosen, given, line_of
+from runs.command import entry_point, setting
+from runs.errors import UserError
 from runs.record import Record, write_record
 from runs.record.text import describe
 from tasks.mt_bench import (
@@ -33,34 +35,28 @@ from tasks.mt_bench import (
     table,
 )
 
-#: What may be set, beside what names the runs, with its type.
-SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "task.bench": str,
-    "task.mt_bench_dir": str,
-    "output": str,
-    "judge": str,
-    "base_url": str,
-    "passes": int,
-    "max_tokens": int,
-    "concurrency": int,
-    "retries": int,
-    "timeout": (int, float),
-}
+
+@dataclass(frozen=True)
+class Settings(Questions):
+    judge: str = setting("gpt-4", "the model that judges")
+    base_url: str | None = setting(None, "an OpenAI-compatible endpoint, in place of OpenAI's")
+    passes: int = setting(1, "how often everything is judged")
+    max_tokens: int = setting(2048, "the longest judgment")
+    concurrency: int = setting(8, "how many are asked for at once")
+    retries: int = setting(10, "of a request that fails")
+    timeout: float = setting(300.0, "seconds, for one try")
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    records = chosen(arguments, SETTINGS)
-    config = given(records[0], arguments, SETTINGS)
-    by = Judge(
-        config.get("judge", "gpt-4"), config.get("passes", 1), max_tokens=config.get("max_tokens", 2048)
-    )
-    file = Path(config["output"], "judgments", by.file().name)
-    answered = [_answers(record, given(record, arguments, SETTINGS)) for record in records]
+    line = line_of(arguments, Settings)
+    settings, output = line.settings, line.settings.output
+    records = chosen(line)
+    by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
+    file = Path(output, "judgments", by.file().name)
+    answered = [_answers(record, given(record, line)) for record in records]
     messages = [m for bench, folder, answers in answered for m in _prompts(folder, bench, answers).values()]
-    how = {key: config[key] for key in ("base_url", "concurrency", "retries", "timeout") if key in config}
+    keys = ("base_url", "concurrency", "retries", "timeout")
+    how: dict[str, Any] = {key: getattr(settings, key) for key in keys}
     try:
         outcome = judge(messages, by, file, progress=True, **how)
     except JudgeError as error:
@@ -70,7 +66,7 @@ def main(arguments: list[str]) -> int:
     for record, (bench, folder, answers) in zip(records, answered, strict=True):
         found = {
             **summary(folder, bench, answers, by, saved),
-            "answering": _answering(config["output"], record, bench),
+            "answering": _answering(output, record, bench),
         }
         # What stays: of other benches, and of other judges that judged the same answers.
         judged = [
@@ -84,9 +80,7 @@ def main(arguments: list[str]) -> int:
             )
             found = before
         if found["judged"] == found["n"]:  # a part of the scores is no result
-            write_record(
-                config["output"], {**record, "judged": [*(j for j in judged if j is not before), found]}
-            )
+            write_record(output, {**record, "judged": [*(j for j in judged if j is not before), found]})
         shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
     print(table(shown))
     return 1 if outcome.failed else 0

@@ -7,7 +7,6 @@ python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight diff
                                                  named: every pair of one model, task, seed and rank
 python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure
                                                  6), on the CPU
-output=FOLDER                                    another place than outputs
 
 A RUN is a run id (or its beginning). Each measure is a file in outputs/measures, see runs/record; the same
 command again replaces it. Nothing here needs a base model or data: an adapter file is enough.
@@ -18,14 +17,15 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runs.command import open_ledger
-from runs.errors import UserError, entry_point, is_users
+from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
+from runs.errors import UserError, is_users
 from runs.evaluate import find
 from runs.identity import hash_of
 from runs.record import (
@@ -58,34 +58,28 @@ FIT: dict[str, Any] = {
 FIT["ranks"] = {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 20))}
 
 
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    seed: int = setting(0, "of the random matrices of similarity and matrix_fit")
+
+
 def main(arguments: list[str]) -> int:
-    positional = [word for word in arguments if "=" not in word]
-    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
-    if not positional or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
-    kind, *names = positional
-    if kind not in ("magnitude", "similarity", "matrix_fit"):
-        raise UserError(f"no measure {kind!r}. Known: magnitude, similarity, matrix_fit")
-    known = {"output", "debug"} | ({"seed"} if kind != "magnitude" else set())
-    if wrong := sorted(given.keys() - known):
-        allowed = " and ".join(f"{key}=" for key in sorted(known - {"debug"}))
-        raise UserError(f"{wrong[0]}={given[wrong[0]]}: {kind} knows {allowed} only")
-    output, word = given.get("output", "outputs"), given.get("seed", "0")
-    if not word.isdecimal() or int(word) >= 2**63:
-        raise UserError(f"seed={word}: should be a whole number")
+    line = read(arguments, Settings, names="MEASURE [RUN ...]")
+    (kind, *names), output, seed = line.names, line.settings.output, line.settings.seed
+    one_of("measure", kind, ("magnitude", "similarity", "matrix_fit"))
+    if kind == "magnitude" and "seed" in line.given:
+        raise UserError(f"seed={seed}: magnitude draws no random numbers")
+    if seed < 0:
+        raise UserError(f"seed={seed}: should be at least 0")
     if kind == "matrix_fit":
         if names:
             raise UserError(f"matrix_fit measures no run: {names[0]!r} is too much")
-        _report(output, matrix_fit(int(word)))
+        _report(output, matrix_fit(seed))
         return 0
     if kind == "similarity" and len(names) not in (0, 2):
         raise UserError("similarity compares two runs: python -m runs.measure similarity LORA VERA")
-    jobs = (
-        [[find(name, output) for name in names]]
-        if kind == "similarity"
-        else [[find(name, output)] for name in names]
-    )
+    named = [find(name, output) for name in names]
+    jobs = [named] if kind == "similarity" else [[run] for run in named]
     jobs = jobs if names else list(_all(kind, output))
     if not jobs:
         pair = "pair of a LoRA and a VeRA run of one model, task, seed and rank"
@@ -94,11 +88,8 @@ def main(arguments: list[str]) -> int:
     done = 0
     for runs in jobs:
         try:
-            found = (
-                magnitude(runs[0], output)
-                if kind == "magnitude"
-                else similarity(runs[0], runs[1], output, int(word))
-            )
+            one, other = runs[0], runs[-1]
+            found = magnitude(one, output) if kind == "magnitude" else similarity(one, other, output, seed)
         except Exception as error:
             if names or not is_users(error):
                 raise

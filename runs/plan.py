@@ -1,28 +1,27 @@
 """What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing,
 needs no torch.
 
-python -m runs.plan paper=table2_base
+python -m runs.plan experiment=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
-python -m runs.plan paper=table2_base --watch      again and again while a sweep runs, here or on a cluster
+python -m runs.plan experiment=table2_base watch=true   again and again while a sweep runs
 """
 
 import contextlib
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tasks
-from runs.command import open_ledger
-from runs.config import Run, expand, starts
-from runs.errors import UserError, entry_point
+from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
+from runs.config import Run, read_command, starts
+from runs.errors import UserError
 from runs.forecast import Left, estimate, unknown
-from runs.identity import data_content, one_look, run_id, start_file
+from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, plural
-from runs.sweep import launchers
 from runs.sweep.leases import leases_folder
 from runs.sweep.progress import read_progress
 
@@ -44,6 +43,10 @@ OTHER_DATA = (
 )
 
 
+#: A run's id, and why there is none.
+Known = tuple[str | None, str]
+
+
 @dataclass(frozen=True)
 class Planned:
     """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why`
@@ -58,9 +61,8 @@ class Planned:
     progress: dict[str, Any] = field(default_factory=dict)
 
 
-@one_look()
-def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
-    """Where each run stands, from the ledger and the files on this machine alone."""
+def plan(runs: list[Run], ledger: Ledger, ids: Sequence[Known] | None = None) -> list[Planned]:
+    """Where each run stands, from the ledger and the files on this machine alone. ids: of `identified`."""
     held = running(runs[0].config["output"]) if runs else set()
     elsewhere: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record in ledger:
@@ -68,10 +70,25 @@ def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
             elsewhere[tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))].add(
                 record["data"]["content"]
             )
+    looked = Contents()
     return [
-        _state(run, ledger, held, elsewhere[run.row, run.model, run.config["task"]["name"], run.seed])
-        for run in runs
+        _state(
+            run,
+            known,
+            ledger,
+            held,
+            elsewhere[run.row, run.model, run.config["task"]["name"], run.seed],
+            looked,
+        )
+        for run, known in zip(runs, ids or identified(runs), strict=True)
     ]
+
+
+def identified(runs: list[Run]) -> list[Known]:
+    """Each run's id, and why none can be told where a file is missing."""
+    problems = dict[int, str]()
+    ids = identify(runs, problems)
+    return [(run_id, problems.get(index, "")) for index, run_id in enumerate(ids)]
 
 
 def running(output: str) -> set[str]:
@@ -85,12 +102,13 @@ def running(output: str) -> set[str]:
     return found
 
 
-def _state(run: Run, ledger: Ledger, held: set[str], contents: set[str]) -> Planned:
-    """contents: of the data that this cell has finished on."""
-    try:
-        found = run_id(run)
-    except (UserError, tasks.DataError) as error:
-        return Planned(run, "blocked", str(error))
+def _state(
+    run: Run, known: Known, ledger: Ledger, held: set[str], elsewhere: set[str], looked: Contents
+) -> Planned:
+    """elsewhere: the contents of the data that this cell has finished on. looked: at which data already."""
+    found, problem = known
+    if problem:
+        return Planned(run, "blocked", problem)
     refused = None if found and found in ledger.records else refusal(run)
     if refused:
         return Planned(run, "blocked", refused)
@@ -106,14 +124,15 @@ def _state(run: Run, ledger: Ledger, held: set[str], contents: set[str]) -> Plan
     folder = run_folder(run.config["output"], found)
     if run.config["init_from"]:
         try:
-            start_file(run)
+            start_file(run, looked)
         except UserError as error:
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
     if (folder / "checkpoint.safetensors").is_file():
         return Planned(run, "partial")
-    return Planned(run, "missing", OTHER_DATA if contents - {data_content(run.config["task"])} else "")
+    other = elsewhere and elsewhere - {data_of(run, looked)}
+    return Planned(run, "missing", OTHER_DATA if other else "")
 
 
 def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned] | None = None) -> str:
@@ -228,11 +247,18 @@ def _left(planned: list[Planned]) -> list[Left]:
     return [Left(p.run, p.state == "running", p.progress.get("seconds_left")) for p in [*coming, *waiting]]
 
 
-def text(planned: list[Planned], ledger: Ledger, probe: bool = False) -> str:
-    """The whole plan of a command. probe: first measure how fast this device is (runs/probe.py), for runs
-    that are left and that no finished one is like."""
+def before(runs: list[Run]) -> list[Run]:
+    """Those that were not asked for, and that others start from."""
+    return [run for run in starts(runs) if run not in runs]
+
+
+def text(
+    planned: list[Planned], ledger: Ledger, first: list[Planned] | None = None, probe: bool = False
+) -> str:
+    """The whole plan of a command. first: of the runs that come `before` these. probe: first measure how fast
+    this device is (runs/probe.py), for runs that are left and that no finished one is like."""
     runs = [p.run for p in planned]
-    first = plan([run for run in starts(runs) if run not in runs], ledger)
+    first = plan(before(runs), ledger) if first is None else first
     if probe:
         from runs.probe import probe as measure  # imports torch
 
@@ -244,7 +270,7 @@ def text(planned: list[Planned], ledger: Ledger, probe: bool = False) -> str:
 def watch(runs: list[Run], every: float = 2.0) -> None:
     """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or
     Ctrl-C."""
-    output, live, before = runs[0].config["output"], sys.stdout.isatty(), ""
+    output, live, shown = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
     while True:
         # A ledger of thousands is read once, and then what is new
@@ -257,8 +283,8 @@ def watch(runs: list[Run], every: float = 2.0) -> None:
                     ledger.records[record["id"]] = record
         planned = plan(runs, ledger)
         now = text(planned, ledger)
-        if now != before:
-            before = now
+        if now != shown:
+            shown = now
             clear = "\x1b[H\x1b[2J" if live else ""
             print(
                 f"{clear}{now}" + ("\n\nCtrl-C ends the watch, not the sweep" if live else "\n"), flush=True
@@ -268,34 +294,30 @@ def watch(runs: list[Run], every: float = 2.0) -> None:
         time.sleep(every)
 
 
-def ids(runs: list[Run]) -> set[str]:
-    """The ids of these runs and of those that they start from, as far as they can be told."""
-    found = set()
-    for run in {id(run): run for run in [*runs, *starts(runs)]}.values():
-        with contextlib.suppress(UserError, tasks.DataError):
-            found.add(run_id(run) or "")
-    return found
+@dataclass(frozen=True)
+class Settings(Common):
+    """What a plan can be given beside the runs."""
+
+    watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
+    probe: bool = setting(False, "first train some steps of random weights: how fast this device is")
 
 
-@one_look()
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    how, _, words = launchers.take(
-        [word for word in arguments if word not in ("-m", "--multirun", "--watch")]
-    )
-    runs = expand(words)
-    if "--watch" in arguments:
+    line = read(arguments, Settings, overrides="the runs, as for python -m runs", passes=COMPOSING)
+    command = read_command([*line.options, *line.overrides])
+    runs = command.runs
+    if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
             watch(runs)
         return 0
     # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample
     # for the forecast.
-    ledger = open_ledger(runs[0].config["output"], published=False, wanted=ids(runs))
-    planned = plan(runs, ledger)
-    print(text(planned, ledger))
-    if how.redo:
+    first = before(runs)
+    ids = identified([*runs, *first])
+    ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
+    planned = plan(runs, ledger, ids[: len(runs)])
+    print(text(planned, ledger, plan(first, ledger, ids[len(runs) :]), line.settings.probe))
+    if command.launch.redo:
         done = sum(p.state in ("done", "diverged") for p in planned)
         print(
             f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that"

@@ -2,7 +2,7 @@
 
 python -m runs.publish STUDY                        every finished record of this machine, but for copies of
                                                     published ones
-python -m runs.publish STUDY paper=table2_base      those of a preset, or of any other words that name runs
+python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else names runs
 
 Measures (runs/measure.py) go with the runs that they measure.
 """
@@ -10,30 +10,27 @@ Measures (runs/measure.py) go with the runs that they measure.
 import json
 import re
 
-from runs.command import open_ledger
-from runs.config import Run, expand
-from runs.errors import UserError, entry_point
-from runs.identity import one_look, run_id
+from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
+from runs.config import expand
+from runs.errors import UserError
+from runs.identity import identify
 from runs.record import FINISHED, PUBLISHED, measure_text, read_ledger, without_paths, write_atomically
 from runs.record.text import plural
 
 
-@one_look()
-def _ids(runs: list[Run]) -> set[str | None]:
-    return {run_id(run) for run in runs}
+class Settings(OfRecords):
+    """None of its own."""
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    study, *words = arguments
+    line = read(arguments, Settings, "STUDY", "the runs, as for python -m runs", COMPOSING)
+    (study,), output = line.names, line.settings.output
     if not re.fullmatch(r"[a-z0-9_]+", study):
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
-    output = next((w.partition("=")[2] for w in words if w.startswith("output=")), "outputs")
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
-    wanted = _ids(expand(words)) if [w for w in words if not w.startswith("output=")] else own
+    named = line.overrides or line.options
+    wanted = set(identify(expand(line.composing(output)))) if named else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]

@@ -4,7 +4,6 @@ changed since.
 A run's id has no code in it. What is committed is told by the commit; what is not, by the hash of these two
 files. No torch: a command that finds everything done asks this."""
 
-import hashlib
 import inspect
 import subprocess
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from runs.file_hash import digest
 from runs.record import Record
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,7 @@ def git(*words: str) -> str | None:
 
 def _digest(path: Path) -> str:
     """Of a file, or of all files of a package."""
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return digest(*(sorted(path.glob("*.py")) if path.is_dir() else [path]))[:16]
 
 
 #: The files as this process, or the one that it was forked from, began with them: an edit after that is not
@@ -52,10 +51,10 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    digest, now = AT_START.get(path) or _digest(path), _digest(path)
+    began, now = AT_START.get(path) or _digest(path), _digest(path)
     name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     # What was edited since this process began is in no commit that could be named here.
-    return {"file": name, "sha256": digest, "uncommitted": uncommitted(name, now) if digest == now else True}
+    return {"file": name, "sha256": began, "uncommitted": uncommitted(name, now) if began == now else True}
 
 
 @cache

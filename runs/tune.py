@@ -4,7 +4,7 @@ test set.
 python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a
                                                                     trial
-python -m runs.tune paper=table2_base method=vera                   the cells of a preset
+python -m runs.tune experiment=table2_base method=vera                   the cells of a preset
 python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key
                                                                     of it
 python -m runs.tune method=lora train.lr=1e-3                       what a word sets is not searched
@@ -21,8 +21,10 @@ import io
 import itertools
 import math
 import os
+import re
 import shlex
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,15 +41,14 @@ from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
 import tasks
-from runs.config import CONF, GROUPS, Run, as_word, expand, with_starts
-from runs.errors import UserError, entry_point
+from runs.command import COMPOSING, Common, entry_point, read, setting
+from runs.config import CONF, GROUPS, WHERE, Launch, Run, Tracking, as_word, expand, with_starts
+from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Metric, Record, best_and_last, write_atomically
 from runs.record.text import duration, plural
-from runs.sweep import launchers
 from runs.sweep.attempt import start_fork_server
-from runs.sweep.jobs import check_ids, finished_record, settled_id
-from runs.sweep.launchers import Launch
+from runs.sweep.jobs import check_ids, final_ids, finished_record
 from runs.sweep.preflight import preflight
 from runs.sweep.sweep import sweep
 
@@ -78,9 +79,20 @@ class Cell:
     @cached_property
     def name(self) -> str:
         """Row, model and task, with a hash of all that defines the results, the data's content included."""
-        run = self.first
-        ids = [[settled_id(run) for run in runs] for runs in self.trials.values()]
+        run, ids = self.first, list(self.ids.values())
         return f"{run.row}@{run.model}@{run.task}-{hash_of([self.axes, ids])[:8]}"
+
+    @cached_property
+    def ids(self) -> dict[Point, list[str]]:
+        """The ids of each trial's runs, once their models and data are here."""
+        ids = iter(final_ids([run for runs in self.trials.values() for run in runs]))
+        return {point: [next(ids) for _ in runs] for point, runs in self.trials.items()}
+
+    def records(self, *points: Point) -> list[Record]:
+        """Those of the trials' runs, where they have finished."""
+        output = self.first.config["output"]
+        found = (finished_record(output, run_id) for point in points for run_id in self.ids[point])
+        return [record for record in found if record]
 
     @property
     def folder(self) -> Path:
@@ -97,16 +109,17 @@ class Grid(GridSampler):
         pass
 
 
-def cells(arguments: list[str]) -> list[Cell]:
-    """The cells that the words mean. Raises UserError for whatever is wrong with them or with the grid."""
-    grid = _grid([word for word in arguments if word.startswith("grid=")])
+def cells(arguments: list[str], asked: str = "{}", options: Sequence[str] = ()) -> list[Cell]:
+    """The cells that the overrides mean. asked: grid=. options: --config-dir, handed on. Raises UserError for
+    whatever is wrong with them or with the grid."""
+    grid = _grid(asked)
     seeds = [word for word in arguments if word.startswith("seed=")] or ["seed=0"]
-    words = [word for word in arguments if word not in seeds and not word.startswith("grid=")]
+    words = [word for word in arguments if word not in seeds]
     given = {word.partition("=")[0] for word in words}
     known = _read((CONF / "tune.yaml").read_text())
     own = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
     found = []
-    for run in expand([*words, *own, "seed=0"]):
+    for run in expand([*options, *words, *own, "seed=0"]):
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
             raise UserError(
@@ -131,18 +144,17 @@ def cells(arguments: list[str]) -> list[Cell]:
             [f"task.decode={TRIAL['task.decode']}"] if "decode" in task and "task.decode" not in given else []
         )
         lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        runs = expand([*run.words, *decode, *lists, *seeds])
+        runs = expand([*options, *run.overrides, *decode, *lists, *seeds])
         points = list(itertools.product(*axes.values()))
         size = len(runs) // len(points)
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
-        kept = [word for word in run.words if word not in own and not word.startswith("task.holdout=")]
+        kept = [word for word in run.overrides if word not in own and not word.startswith("task.holdout=")]
         found.append(Cell(kept, axes, trials))
     return found
 
 
-def _grid(words: list[str]) -> dict[str, list[str]]:
+def _grid(text: str) -> dict[str, list[str]]:
     """The lists of grid=, as texts of the command line."""
-    text = words[-1].partition("=")[2] if words else "{}"
     wrong = f"grid={text}: should be a mapping of keys to lists, such as {{train.lr: [1e-2, 3e-2]}}"
     try:
         grid = _read(text)
@@ -230,8 +242,8 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         left = f"  left: {duration(seconds)}" if seconds else ""
         print(f"[trial {number}/{total}] {' '.join(cell.words_of(point))}{left}", flush=True)
         runs = cell.trials[point]
-        outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking="off"))
-        trial.set_user_attr("runs", [settled_id(run) for run in runs])
+        outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking=Tracking(mode="off")))
+        trial.set_user_attr("runs", cell.ids[point])
         if outcome.failed:
             study.tell(trial, state=TrialState.FAIL)
             failed += [
@@ -239,7 +251,7 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
                 for run, error, log in outcome.failed
             ]
             continue
-        records = [record for run in runs if (record := finished_record(run))]
+        records = cell.records(point)
         values = [value_of(record) for record in records]
         trial.set_user_attr("values", values)
         trial.set_user_attr("rows", [records[0]["data"][f"{part}_rows"] for part in ("dev", "train")])
@@ -251,11 +263,11 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
 def seconds_left(cell: Cell) -> float | None:
     """What the runs without a record will take, by what those with one took, whenever that was; None before
     the first."""
-    records = [finished_record(run) for runs in cell.trials.values() for run in runs]
     took = [
-        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"] for record in records if record
+        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
+        for record in cell.records(*cell.trials)
     ]
-    return statistics.fmean(took) * (len(records) - len(took)) if took else None
+    return statistics.fmean(took) * (len(cell.trials) * cell.seeds - len(took)) if took else None
 
 
 def value_of(record: Record) -> float:
@@ -381,33 +393,34 @@ def spread_of(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
+@dataclass(frozen=True)
+class Settings(Common):
+    """What a search can be given beside the cells."""
+
+    grid: str = setting("{}", "a mapping of keys to lists that are searched, over those of conf/tune.yaml")
+
+
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    # W&B hears of no trial, so tracking=off asks for what is done anyway.
-    words = [word for word in arguments if word not in ("-m", "--multirun", "tracking=off")]
-    flags = [word for word in words if word.startswith("-")]
-    if flags:
-        raise UserError(
-            f"no option {flags[0]}. Known: --help; settings are words, such as output=FOLDER (python -m runs"
-            " --help lists them)"
-        )
+    line = read(arguments, Settings, overrides="the cells, as for python -m runs", passes=COMPOSING)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
-    how, _, rest = launchers.take(words)
-    if how != Launch():
-        other = next(word for word in words if word not in rest)
+    # W&B hears of no trial, so tracking=off asks for what is done anyway.
+    words = [word for word in line.overrides if word != "tracking=off"]
+    if other := next((word for word in words if re.split("[.=]", word)[0] in WHERE), None):
         raise UserError(
             f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears"
             " of none"
         )
-    found = cells(rest)
+    debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
+    found = cells([*words, *debug], line.settings.grid, line.options)
     runs = with_starts([run for cell in found for trial in cell.trials.values() for run in trial])
-    check_ids(runs)
     if not runs[0].config["debug"]:
         start_fork_server()
     of_name = preflight(runs)
+    check_ids(
+        [run for cell in found for of_trial in cell.trials.values() for run in of_trial],
+        [run_id for cell in found for of_trial in cell.ids.values() for run_id in of_trial],
+    )
     failed, reports = [], []
     for cell in found:
         task = of_name[cell.first.task]
@@ -415,8 +428,8 @@ def main(arguments: list[str]) -> int:
         failed += search(cell, study)
         reports.append(report(cell, study, task))
     print("".join(f"\n{text}\n" for text in reports))
-    for line in failed:
-        print(f"failed, and tried again by the same command: {line}")
+    for text in failed:
+        print(f"failed, and tried again by the same command: {text}")
     return 1 if failed else 0
 
 

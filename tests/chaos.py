@@ -398,7 +398,9 @@ class Campaign:
             clock = self.dice.random() < 0.5
             self.tally.disturbances["a command whose clock jumps"] += clock
             commands.append(
-                self.start([*words, f"launcher={launcher}", "runs_per_device=2"], self.output, clock=clock)
+                self.start(
+                    [*words, f"launcher={launcher}", "launcher.runs_per_device=2"], self.output, clock=clock
+                )
             )
         self.tally.disturbances["two commands race"] += len(commands) > 1
         print(f"commands: {' and '.join(launchers)}, {len(finished(self.output))} runs done", flush=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from runs.command import entry_point
 from runs.config import expand
-from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep

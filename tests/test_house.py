@@ -20,19 +20,16 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 18_880
+CODE_LINES = 18_940
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
-    "runs/bench.py": 599,
-    "runs/measure.py": 433,
-    "runs/tune.py": 424,
+    "runs/bench.py": 593,
+    "runs/measure.py": 424,
+    "runs/tune.py": 437,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
     "runs/bench.py:markdown": 64,
-    "runs/export.py:main": 64,
-    "runs/sweep/executor.py:_try": 62,
-    "runs/sweep/sweep.py:sweep": 72,
     "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.
@@ -132,6 +129,9 @@ def test_the_spine_is_read_in_an_evening_and_by_itself():
         assert not set(imports(text)) - own - BESIDE_THE_SPINE, name
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("runs/record/", "runs/command.py"))])
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if n.startswith(("runs/record/", "runs/command.py", "runs/errors.py"))]
+)
 def test_records_and_command_lines_know_nothing_else_of_the_project(name):
-    assert all(module.startswith("runs.record") for module in imports(FILES[name]))
+    known = ("runs.record", "runs.errors") if name == "runs/command.py" else "runs.record"
+    assert all(module.startswith(known) for module in imports(FILES[name]))

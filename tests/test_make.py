@@ -99,7 +99,7 @@ def test_no_target_runs_what_it_is_given(make, target, name, evil):
 @pytest.mark.parametrize("evil", EVIL)
 def test_args_are_words_as_a_shell_splits_them_and_are_not_run(make, evil):
     (words,) = make("plan", f"ARGS={evil}")
-    assert words[:4] == ["-m", "runs.plan", "paper=demo", "output=outputs"]
+    assert words[:4] == ["-m", "runs.plan", "experiment=demo", "output=outputs"]
     assert "touched" in " ".join(words[4:])
 
 
@@ -112,15 +112,15 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
     ]
     first, table, figure = make("demo", *given, "LAUNCHER=local")
     assert first == [
-        *("-m", "runs", "paper=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
+        *("-m", "runs", "experiment=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
-    assert table == ["-m", "analysis.tables", "demo", "--output", "my outputs", "--save"]
-    assert figure == ["-m", "analysis.figures", "demo", "--output", "my outputs"]
+    assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "save=true"]
+    assert figure == ["-m", "analysis.figures", "demo", "output=my outputs"]
     (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
-    assert answer == ["-m", "runs.answer", "paper=table4_llama_7b", "output=outputs"]
-    assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "paper=demo", "output=outputs", "'a b"]]
-    assert make("dashboard", "PROJECT=a b")[0][-1] == "--project=a b"
+    assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]
+    assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]]
+    assert make("dashboard", "PROJECT=a b")[0][-1] == "project=a b"
 
 
 def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):

@@ -22,7 +22,7 @@ SMALL = [folder for folder in STUDIES if folder.name in ("alpaca_smollm2", "e2e_
 
 @pytest.mark.usefixtures("undrawn")  # the pictures are there, and their bytes are matplotlib's
 def test_the_pages_are_those_of_the_records(capsys):
-    assert main(["--check"]) == 0, capsys.readouterr()
+    assert main(["check=true"]) == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)

@@ -1,7 +1,6 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2 [--output outputs]     (figure2 to figure6, parameters, demo; all:
-                                                              whatever there is)
+    python -m analysis.figures figure2     (figure2 to figure6, parameters, demo; all: whatever there is)
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run
 ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
@@ -10,36 +9,33 @@ ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measu
 import sys
 from pathlib import Path
 
-from analysis.command import Parser, entry_point, open_ledger
+from analysis.command import open_ledger
 from analysis.figures import FIGURES, make, save
+from runs.command import OfRecords, entry_point, one_of, read
+from runs.errors import UserError
+
+
+class Settings(OfRecords):
+    """None of its own."""
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("figures", __doc__, "the folder that holds records/; the files go to its NAME/")
-    parser.add_argument("name", help=f"{', '.join(FIGURES)}, all")
-    options = parser.read(arguments)
-    if options.name not in (*FIGURES, "all"):
-        print(f"error: no figure {options.name!r}. Known: {', '.join(FIGURES)}, all", file=sys.stderr)
-        return 2
-    ledger = open_ledger(options.output)
+    line = read(arguments, Settings, names="FIGURE")
+    chosen, output = one_of("figure", line.names[0], [*FIGURES, "all"]), line.settings.output
+    ledger = open_ledger(output)
     drawn = 0
-    for name in FIGURES if options.name == "all" else [options.name]:
+    for name in FIGURES if chosen == "all" else [chosen]:
         for figure in make(name, ledger):
             notes = [f"  {note}" for note in figure.notes]
             if figure.rows:
-                paths = save(figure, Path(options.output) / name)
+                paths = save(figure, Path(output) / name)
                 png = next(str(path) for path in paths if path.suffix == ".png")
                 print("\n".join([f"{figure.title}", *notes, f"Plot: {png} (.pdf, .csv beside it)"]))
                 drawn += 1
             else:
                 print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
     if not drawn:
-        print(
-            f"error: no records of {options.name} in {options.output}/records yet (make help lists what runs"
-            " them)",
-            file=sys.stderr,
-        )
-        return 2
+        raise UserError(f"no records of {chosen} in {output}/records yet (make help lists what runs them)")
     return 0
 
 

@@ -24,7 +24,7 @@ def make(ledger: Ledger) -> list[Figure]:
         rows, lines = _by_layer(measures, notes)
         if not measures:
             notes.append(
-                "Nothing measured: python -m runs paper=figure3, then python -m runs.measure magnitude."
+                "Nothing measured: python -m runs experiment=figure3, then python -m runs.measure magnitude."
             )
         if found.of_the_paper:
             notes.append("The paper prints no numbers of this figure.")

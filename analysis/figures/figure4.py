@@ -55,10 +55,10 @@ def make(ledger: Ledger) -> list[Figure]:
         if head is None and mine:
             notes.append(
                 "No run of the head alone on RTE is here, so that no gain of ours can be computed"
-                " (paper=figure4)."
+                " (experiment=figure4)."
             )
         if (model, task) == (LARGE, RTE) and not mine:
-            notes.append("Nothing has run here: paper=figure4 runs it.")
+            notes.append("Nothing has run here: experiment=figure4 runs it.")
         for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
             if head is None or not head.median():
                 continue

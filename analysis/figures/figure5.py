@@ -43,7 +43,7 @@ def make(ledger: Ledger) -> list[Figure]:
             notes.append(f"The runs are {' and '.join(labels)}.")
         if not measures:
             notes.append(
-                "Nothing measured: python -m runs paper=figure5, then python -m runs.measure similarity."
+                "Nothing measured: python -m runs experiment=figure5, then python -m runs.measure similarity."
             )
         if found.of_the_paper:
             rows += quoted

@@ -1,10 +1,4 @@
-"""Notebooks as percent scripts: each is a few calls of analysis/*.py, and runs as a script, too.
-
-    python -m analysis.notebooks [NAME ...] [--output outputs]       (make notebooks)
-
-writes OUTPUT/notebooks/NAME.ipynb and NAME.html. jupytext opens the scripts as notebooks; only the scripts
-are committed.
-"""
+"""Notebooks as percent scripts: each is a few calls of analysis/*.py, and runs as a script, too."""
 
 import html
 import os

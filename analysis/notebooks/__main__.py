@@ -1,12 +1,17 @@
-"""Executes the notebooks and writes them as .ipynb and HTML: python -m analysis.notebooks --help"""
+"""Executes the notebooks of this folder, percent scripts, on the records: OUTPUT/notebooks/NAME.ipynb and
+NAME.html.
+
+    python -m analysis.notebooks                    all of them       (make notebooks)
+    python -m analysis.notebooks median_tables      one
+
+jupytext opens the scripts as notebooks; only the scripts are committed.
+"""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from analysis import notebooks
-from analysis.command import Parser, entry_point
+from runs.command import OfRecords, entry_point, one_of, read
 from runs.record import write_atomically
 
 FOLDER = Path(__file__).parent
@@ -43,18 +48,15 @@ def build(name: str, output: Path) -> Path:
     return path
 
 
+class Settings(OfRecords):
+    """None of its own."""
+
+
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        "notebooks", notebooks.__doc__, "the folder that holds records/; they go to its notebooks/"
-    )
-    parser.add_argument("name", nargs="*", help=f"{', '.join(NAMES)} (all of them, unless named)")
-    options = parser.read(arguments)
-    unknown = [name for name in options.name if name not in NAMES]
-    if unknown:
-        print(f"error: no notebook {unknown[0]!r}. Known: {', '.join(NAMES)}", file=sys.stderr)
-        return 2
-    for name in options.name or NAMES:
-        path = build(name, Path(options.output))
+    line = read(arguments, Settings, names="[NAME ...]")
+    names = [one_of("notebook", name, NAMES) for name in line.names]
+    for name in names or NAMES:
+        path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0
 

@@ -1,19 +1,20 @@
 """Writes docs/results.md: what this project's own studies found, from the records published in runs/records.
 
-    python -m analysis.results [--docs docs] [--check]       (make results)
+    python -m analysis.results                 (make results)
+    python -m analysis.results check=true
 
 A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to
-be known of it; every number and picture comes from the records. --check writes nothing and says whether the
-page is that of the records.
+be known of it; every number and picture comes from the records. check=true writes nothing and says whether
+the page is that of the records.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.command import entry_point
 from analysis.results import page
 from analysis.results.readme import headline, readme
+from runs.command import Common, entry_point, read, setting
+from runs.errors import UserError
 from runs.record import read_study, study_folders, write_atomically
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -21,37 +22,27 @@ README = Path(__file__).parent.parent.parent / "README.md"
 FRONT = ("glue_minilm", "e2e_smollm2", "images_dinov2", "alpaca_smollm2")
 
 
+@dataclass(frozen=True)
+class Settings(Common):
+    docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
+    readme: Path = setting(README, "the file whose tables are written, too")
+    check: bool = setting(False, "write nothing; exit code 1 where the records say otherwise")
+
+
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.results",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--docs", default=str(README.parent / "docs"), help="where results.md and results/ go"
-    )
-    parser.add_argument("--readme", default=str(README), help="the file whose tables are written, too")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 where the records say otherwise"
-    )
-    options = parser.parse_args(arguments)
-    docs, front = Path(options.docs), Path(options.readme)
+    settings = read(arguments, Settings).settings
+    docs, front = settings.docs, settings.readme
     folders = study_folders()
     if not folders:
-        print("error: no published records in runs/records yet (make publish STUDY=name)", file=sys.stderr)
-        return 2
+        raise UserError("no published records in runs/records yet (make publish STUDY=name)")
     made = page(folders, docs)
     files = {docs / "results.md": made.text}
     shown_ = [folder for folder in folders if folder.name in FRONT]
-    try:
-        text = front.read_text() if shown_ else ""
-        for folder in shown_:
-            text = readme(text, folder.name, headline(read_study(folder)))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    text = front.read_text() if shown_ else ""
+    for folder in shown_:
+        text = readme(text, folder.name, headline(read_study(folder)))
     files |= {front: text} if shown_ else {}
-    if options.check:
+    if settings.check:
         stale = [str(path) for path, text in files.items() if not path.is_file() or path.read_text() != text]
         # Their bytes are matplotlib's
         stale += [str(docs / path) for path in made.pictures if not (docs / path).is_file()]

@@ -8,6 +8,7 @@ from analysis.paper import GLUE, SCORES
 from analysis.results.claim import table_of
 from analysis.series import series
 from analysis.verdicts import all_cells
+from runs.errors import UserError
 from runs.record import Ledger
 from runs.record.text import megabytes
 
@@ -60,10 +61,10 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
 
 
 def readme(text: str, study: str, table: str) -> str:
-    """The README with a study's table between its two marks. Raises ValueError where a mark is missing."""
+    """The README with a study's table between its two marks. Raises UserError where a mark is missing."""
     first, last = BEGIN.format(study), END.format(study)
     before, begin, rest = text.partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the lines {first} and {last}")
+        raise UserError(f"README.md lacks the lines {first} and {last}")
     return f"{before}{first}\n\n{table}\n\n{last}{after}"

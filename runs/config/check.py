@@ -1,13 +1,12 @@
 """What types alone do not catch: each mistake in one line, before anything starts."""
 
-import re
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import tasks
-from runs.config.files import Files, alpha_of, groups_of
+from runs.config.files import Files, alpha_of
 from runs.config.names import as_word
 from runs.config.schema import Config
 from runs.errors import UserError
@@ -39,10 +38,12 @@ def check_types(
     """Task and method files are their own schema: a value given for a key must be of the type of the file's
     own.
 
-    A whole number for a key that has a fraction becomes one. groups: the choices of files, whose values count.
-    Returns the overrides that set the method, the training or the model's configuration to something else than
-    their files do."""
-    given = [o for o in overrides if o.lstrip("+").startswith(("task.", "method.", "train.", "model.settings"))]
+    A whole number for a key that has a fraction becomes one. groups: the choices of files, whose values
+    count. Returns the overrides that set the method, the training or the model's configuration to something
+    else than their files do."""
+    given = [
+        o for o in overrides if o.lstrip("+").startswith(("task.", "method.", "train.", "model.settings"))
+    ]
     if not given:
         return []
     default, changed = files.defaults(groups), []
@@ -159,7 +160,8 @@ def _check_model(config: dict[str, Any], files: Files) -> None:
         raise UserError("keep=both is for tasks that decode texts, such as e2e: best or last")
     if model["modality"] != task["modality"]:
         models, others = (
-            ", ".join(_of(files, group, part["modality"])) for group, part in (("model", task), ("task", model))
+            ", ".join(_of(files, group, part["modality"]))
+            for group, part in (("model", task), ("task", model))
         )
         raise UserError(
             f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}."
@@ -186,8 +188,8 @@ def _of(files: Files, group: str, modality: str) -> list[str]:
 
 
 def check_followed(config: dict[str, Any], cfg: DictConfig) -> None:
-    """Raises UserError where a setting of a method that follows from others is at odds with them: LoRA's alpha,
-    VeRA's projection_seed. cfg: before it was resolved."""
+    """Raises UserError where a setting of a method that follows from others is at odds with them: LoRA's
+    alpha, VeRA's projection_seed. cfg: before it was resolved."""
     method = config["method"]
     if method["kind"] != "lora":
         method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)

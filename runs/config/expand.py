@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.config import launch as launches
 from runs.config.check import check_followed, check_types, check_values, check_whole, plain
 from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of
+from runs.config.flags import read_flags
 from runs.config.launch import Launch
 from runs.config.names import first_line
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
@@ -40,27 +41,29 @@ class Command:
     launch: Launch
 
 
-def expand(arguments: list[str], config_dir: str | None = None) -> list[Run]:
-    """Every run that the overrides mean, in order. Raises UserError for whatever is wrong with them."""
-    return read(arguments, config_dir).runs
+def expand(arguments: Sequence[str]) -> list[Run]:
+    """Every run that a command line means, in order. Raises UserError for whatever is wrong with it."""
+    return read_command(arguments).runs
 
 
-def read(arguments: list[str], config_dir: str | None = None) -> Command:
-    """What the overrides mean. Raises UserError for whatever is wrong with them.
+def read_command(arguments: Sequence[str]) -> Command:
+    """What a command line means: overrides, and --config-dir. Raises UserError for whatever is wrong with it.
 
     A preset (experiment=) brings lists of its own; the command line's value for the same key wins. Composing
     takes a tenth of a second a cell, so a sweep's answer is kept under a hash of the files and of the
     overrides."""
-    files = Files(config_dir)
-    texts = [path.read_bytes() for path in [PEFT_SITES, *Path(__file__).parent.glob("*.py"), *files.all()]]
+    flags = read_flags(arguments)
+    files, overrides = Files(flags.config_dir), flags.overrides
+    conf = b"".join(path.read_bytes() for path in files.all())
+    code = b"".join(path.read_bytes() for path in [PEFT_SITES, *sorted(Path(__file__).parent.glob("*.py"))])
     # An environment variable may change between two calls: nothing that reads one is kept.
-    lasts = b"oc.env" not in b"".join(texts) and not any("oc.env" in argument for argument in arguments)
-    digest = hashlib.sha256(b"".join([repr((arguments, files.folders)).encode(), *texts]))
+    lasts = b"oc.env" not in conf and not any("oc.env" in override for override in overrides)
+    digest = hashlib.sha256(repr((overrides, files.folders)).encode() + conf + code)
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if lasts and kept.is_file():
         with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one is composed anew
             return _plain_to_command(json.loads(kept.read_bytes()))
-    command = _read(arguments, files)
+    command = _read(overrides, files)
     if lasts and len(command.runs) > 1:
         with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
             write_atomically(kept, json.dumps(dataclasses.asdict(command)))
@@ -96,10 +99,10 @@ class Grid:
         return math.prod(map(len, self.lists.values())) * len(self.seeds)
 
 
-def grid(arguments: list[str], files: Files) -> Grid:
-    """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot be
-    read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
-    fixed, lists = split(arguments)
+def grid(overrides: list[str], files: Files) -> Grid:
+    """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot
+    be read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
+    fixed, lists = split(overrides)
     preset = fixed.get("experiment", "").partition("=")[2]
     preset = "" if preset == "null" else preset
     if "experiment" in lists:
@@ -121,14 +124,14 @@ def grid(arguments: list[str], files: Files) -> Grid:
     return asked
 
 
-def _read(arguments: list[str], files: Files) -> Command:
+def _read(overrides: list[str], files: Files) -> Command:
     with files.hydra():
-        asked = grid(arguments, files)
+        asked = grid(overrides, files)
         runs, first = list[Run](), None
-        for overrides in asked.combinations():
-            whole, cfg = files.compose_with_recipe(overrides)
+        for combination in asked.combinations():
+            whole, cfg = files.compose_with_recipe(combination)
             first = first or cfg
-            runs += _runs_of(cfg, overrides, whole, asked, files)
+            runs += _runs_of(cfg, combination, whole, asked, files)
         assert first is not None
         return Command(runs, _launch_of(first))
 
@@ -160,8 +163,8 @@ def _runs_of(
             f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
             "or choose one of its models or methods (METHODS=, MODEL=)"
         )
-    # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these two numbers
-    # alone.
+    # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these
+    # two numbers alone.
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{(data_)?seed", str(raw))) == 1
     runs = list[Run]()

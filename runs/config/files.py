@@ -27,7 +27,13 @@ PEFT_SITES = Path(__file__).parents[2] / "vera" / "methods" / "peft_sites.json"
 #: Of a run; and beside them, of a command: where and how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add to: they are handed on as they are.
-OPEN = ("method.config", "model.settings", "launcher.init", "launcher.remote", "launcher.additional_parameters")
+OPEN = (
+    "method.config",
+    "model.settings",
+    "launcher.init",
+    "launcher.remote",
+    "launcher.additional_parameters",
+)
 
 
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -66,8 +72,8 @@ for launcher in launch.LAUNCHERS:
 
 
 class Files:
-    """conf/, and behind it a folder of the same groups (--config-dir): of two files of one name, conf/ has the
-    one that counts."""
+    """conf/, and behind it a folder of the same groups (--config-dir): of two files of one name, that of
+    conf/ counts."""
 
     def __init__(self, config_dir: str | None = None) -> None:
         """Raises UserError where the folder is not there."""
@@ -82,9 +88,15 @@ class Files:
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
-        """Hydra over these files; `compose` needs it. Gives Hydra's own object."""
-        with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
-            yield GlobalHydra.instance().hydra
+        """Hydra over these files; `compose` needs it. Gives Hydra's own object, and takes it away again: a
+        caller may use Hydra for something else."""
+        others = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
+                yield GlobalHydra.instance().hydra
+        finally:
+            GlobalHydra.instance().hydra = others
 
     def searched(self, overrides: tuple[str, ...]) -> list[str]:
         """The overrides, and one more that has Hydra look in the other folder, too."""
@@ -123,7 +135,9 @@ class Files:
             known = self.known_keys(groups_of(overrides))
             if key not in known:
                 close = did_you_mean(key, known)
-                raise UserError(f"no key {key!r}.{close}. + adds to {', '.join(OPEN)} alone".replace("?.", "?"))
+                raise UserError(
+                    f"no key {key!r}.{close}. + adds to {', '.join(OPEN)} alone".replace("?.", "?")
+                )
             if not line.startswith("++"):
                 raise UserError(f"{line}: {key} is there already; without the + it is set")
 
@@ -188,7 +202,10 @@ class Files:
         if name in self._checked:
             return
         row, where = name.partition("/")[0], f"conf/recipe/{name}.yaml"
-        readers = [CONF / "config.yaml", *(path for path in self.all() if path.parent.name in ("task", "shared"))]
+        readers = [
+            CONF / "config.yaml",
+            *(path for path in self.all() if path.parent.name in ("task", "shared")),
+        ]
         texts = [path.read_text() for path in [*readers, *self._method_files(row, where)]]
         known = sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
 

@@ -1,12 +1,9 @@
-"""Hydra's options (--cfg, --info, --help, ...), answered by Hydra's own object."""
+"""The options of a command that composes runs: Hydra's, under Hydra's names."""
 
 import argparse
-import sys
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import NoReturn
 
-from runs.config.expand import grid
-from runs.config.files import Files
 from runs.errors import UserError
 
 #: Hydra's options that mean nothing here, and what does.
@@ -46,50 +43,13 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def read_flags(arguments: list[str]) -> argparse.Namespace:
+def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line, and its overrides. Raises UserError for an option that is not known, or
     means nothing here."""
-    flags = parser().parse_intermixed_args(arguments)
+    flags = parser().parse_intermixed_args(list(arguments))
     for name, why in REFUSED.items():
         if getattr(flags, name) not in (None, False):
             raise UserError(why)
     if (flags.package or flags.resolve) and not flags.cfg:
         raise UserError("--package and --resolve are for --cfg job")
     return flags
-
-
-def answered(flags: argparse.Namespace, about: str) -> bool:
-    """Prints what an option asks for, if one does. about: the command's own help.
-
-    Raises UserError for what is wrong with the overrides."""
-    if flags.version:
-        print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
-        return True
-    if not (flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion):
-        return False
-    files = Files(flags.config_dir)
-    with files.hydra() as hydra:
-        if flags.shell_completion:
-            try:
-                hydra.shell_completion("config", flags.overrides)
-            except ValueError as error:
-                raise UserError(f"--shell-completion: {' '.join(str(error).split())}") from None
-            return True
-        asked = grid(flags.overrides, files)
-        if len(asked) > 1 and not flags.help:
-            print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
-        overrides = next(asked.combinations())
-        overrides, _ = files.compose_with_recipe(overrides)
-        seed = [asked.seeds[0]] if asked.seeds[0] else []
-        flags.overrides = files.searched((*overrides, *seed))
-        if flags.help:
-            print(about.strip(), end="\n\n")
-            hydra.app_help("config", parser(), flags)
-        elif flags.hydra_help:
-            flags.overrides = []
-            hydra.hydra_help("config", parser(), flags)
-        elif flags.cfg:
-            hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
-        else:
-            hydra.show_info(flags.info, "config", flags.overrides)
-    return True

@@ -1,5 +1,7 @@
-"""Where and how the runs of a command are done: launchers (conf/launcher), W&B (conf/tracking), leases. None of
-it is part of a run's identity or configuration: a sweep that was begun with one launcher goes on with another."""
+"""Where and how the runs of a command are done, and what launchers can be told.
+
+None of it is part of a run's identity or configuration: a sweep that was begun with one launcher goes on with
+another."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,44 +11,60 @@ from runs.errors import UserError
 
 @dataclass
 class Launcher:
-    """Starts executors. See conf/launcher for what each key means."""
+    """Starts executors, or is this process. See conf/launcher."""
 
     name: str = "?"
 
 
 @dataclass
 class Serial(Launcher):
-    """One run after another, in this process."""
+    """One run after another, here."""
 
     name: str = "serial"
-    runs_per_device: int = 1
+    runs_per_device: int = 1  # how many runs of several commands may share a device
 
 
 @dataclass
 class Local(Launcher):
-    """A process for each device of this machine."""
+    """One executor for each place on each device of this machine."""
 
     name: str = "local"
-    runs_per_device: int = 1
+    runs_per_device: int = 1  # how many runs may share a device
 
 
 @dataclass
 class Slurm(Launcher):
-    """Slurm jobs, by submitit."""
+    """An array of Slurm jobs, each with one executor. The names are submitit's, where it has one.
+
+    What sbatch knows beside these (comment, exclude, mail_user ...) goes into additional_parameters."""
 
     name: str = "slurm"
-    executors: int | None = None
+    executors: int | None = None  # how many at once; null: one a run, at most 8
     partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 60  # of one job, in minutes: it goes back into the queue and goes on where it was
+    cpus_per_task: int | None = None
+    gpus_per_node: int | None = None
+    gres: str | None = None
+    mem_gb: float | None = None  # of a node, in GB
+    nodes: int = 1
+    array_parallelism: int = 256  # jobs of an array that run at once
+    max_num_timeout: int = 1000  # how often a job goes back into the queue
+    signal_delay_s: int = 120  # how long before its time is over a job is told, in seconds
+    setup: list[str] = field(default_factory=list)  # shell commands before the executor's
+    additional_parameters: dict[str, Any] | None = None  # of sbatch: {exclude: node7}
 
 
 @dataclass
 class Ray(Launcher):
-    """Ray workers."""
+    """Ray workers, each with one executor."""
 
     name: str = "ray"
-    executors: int | None = None
-    init: dict[str, Any] | None = None
-    remote: dict[str, Any] | None = None
+    executors: int | None = None  # how many at once; null: one a run, at most 8
+    init: dict[str, Any] | None = None  # of ray.init: {address: auto}
+    remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
@@ -54,7 +72,7 @@ LAUNCHERS = (Serial, Local, Slurm, Ray)
 
 @dataclass
 class Tracking:
-    """Weights & Biases."""
+    """Weights & Biases. See conf/tracking."""
 
     mode: str | None = None
     stats: bool = False
@@ -67,8 +85,8 @@ class Launch:
 
     launcher: Launcher = field(default_factory=Serial)
     tracking: Tracking = field(default_factory=Tracking)
-    lease_seconds: float = 30.0
-    redo: bool = False
+    lease_seconds: float = 30.0  # how long an executor may be silent before another takes over its run
+    redo: bool = False  # whether runs that have a record are done again; what they left is set aside
 
 
 def from_plain(values: dict[str, Any]) -> Launch:

@@ -16,7 +16,7 @@ def as_word(value: Any) -> str:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """The nearest right name as a sentence, or, for a key of a group, what the group has; empty for neither."""
+    """The nearest right name as a sentence, or, for a key of a group, what the group has; else empty."""
     # "lr" for "train.lr": the last part right, the group wrong or left out
     group, _, last = name.rpartition(".")
     close = [k for k in known if k.startswith(f"{name}_")][:4] or [

@@ -1,4 +1,4 @@
-"""The overrides of a command line, in Hydra's grammar: read, held to what may be set, and their lists counted."""
+"""The overrides of a command line, in Hydra's grammar: read, held to what may be set, their lists counted."""
 
 import itertools
 import re
@@ -138,8 +138,8 @@ def _names_target(value: Any) -> bool:
 
 
 def _values(override: Override) -> list[str]:
-    """What a list holds, as texts. UserError for more than MOST_RUNS values, before they are made, and for what
-    cannot be listed."""
+    """What a list holds, as texts. UserError for more than MOST_RUNS values, before they are made, and for
+    what cannot be listed."""
     line, value = override.input_line or "", override.value()
     if override.is_interval_sweep():
         raise UserError(f"{line}: an interval has no values to run through: a list, or python -m runs.tune")

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ from runs.record import run_folder
 from runs.record.text import describe
 from runs.sweep import progress
 from runs.sweep.display import Event
-from runs.sweep.leases import Lease, LostLeaseError
+from runs.sweep.leases import Heart, Lease, LostLeaseError
 from tasks.parent import PARENT
 
 #: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
@@ -31,16 +32,119 @@ INTERRUPTED = 75
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: How the operating system says that the disk, or the user's part of it, is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What a run's process may take to save when it is asked to stop, in seconds.
+GRACE = 60
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a try of a run ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or
+    """How an attempt ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or
     lost."""
 
     cause: str
     error: str = ""
     phase: str = ""
+
+
+class Attempt:
+    """One attempt of a run, in a process of its own. Another thread, or a signal's handler, may `stop` it."""
+
+    def __init__(self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any]) -> None:
+        """attempts: what earlier ones left (runs/sweep/progress.py)."""
+        self.run, self.run_id, self.lease, self.attempts = run, run_id, lease, attempts
+        self.asked = False  # to stop
+        self._child: Any = None
+        self._phase = "loading"
+        self._error: Event | None = None  # why the process gave up, as it says itself
+
+    def stop(self) -> None:
+        """Asks the run to save and to end."""
+        self.asked = True
+        if self._child is not None:
+            self._child.terminate()
+
+    def go(self, heart: Heart, show: Callable[[Event], None]) -> Ending:
+        """Does the run, and says how that ended. show: is given each event of the run."""
+        context = multiprocessing.get_context("forkserver")
+        receiver, sender = context.Pipe(duplex=False)
+        killed_before = _kernel_kills()
+        work = (self.run, self.run_id, self.lease, self.attempts, sender)
+        child = context.Process(target=_child, args=work, daemon=True)
+        try:
+            child.start()
+        except (OSError, EOFError):  # of a connection: the server was killed at this moment
+            return Ending("killed", "the process that runs are forked from was killed", "loading")
+        finally:
+            sender.close()
+        self._child = child  # which can be asked to stop from here on
+        try:
+            self._follow(child, receiver, heart, show)
+            child.join()
+        except BaseException:
+            _end(child)
+            raise
+        finally:
+            self._child = None
+            receiver.close()
+        return Ending("lost") if heart.lost else self._ending(child.exitcode or 0, killed_before)
+
+    def _follow(self, child: Any, receiver: Connection, heart: Heart, show: Callable[[Event], None]) -> None:
+        """Passes on what the process says, until it ends; keeps how the run stands in its folder."""
+        latest: Event = {}
+        written, here = 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
+        while True:
+            if self.asked and child.is_alive():
+                child.terminate()  # it may have come before there was a process to ask
+            if heart.lost:
+                child.kill()
+            try:
+                if not receiver.poll(1.0):
+                    continue
+                event = receiver.recv()
+            except EOFError:
+                return
+            if "cause" in event:
+                self._error = event
+                continue
+            self._phase = event["phase"]
+            show(event)
+            latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
+            if self._phase != "training" or time.monotonic() - written > 2:
+                written = time.monotonic()
+                progress.write_progress(self.run.config["output"], self.run_id, latest | here)
+
+    def _ending(self, code: int, killed_before: int) -> Ending:
+        """What the process's exit code, and what it has said, mean."""
+        if self._error:
+            return Ending(self._error["cause"], self._error["error"], self._phase)
+        asked = self.asked and code in [-number for number in STOPPING]
+        if code == INTERRUPTED or asked:
+            return Ending("interrupted")
+        if code == 0:
+            return Ending("record")
+        if code == -signal.SIGKILL and _kernel_kills() > killed_before:
+            return Ending("memory", "out of memory: the kernel ended the process", self._phase)
+        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from is gone, too
+            return Ending("killed", "the process was killed (signal 9; out of memory?)", self._phase)
+        words = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Ending("killed" if code < 0 else "error", f"the process ended with {words}", self._phase)
+
+
+def _end(child: Any) -> None:
+    """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
+    end, warned = time.monotonic() + GRACE, False
+    try:
+        while child.is_alive() and time.monotonic() < end:
+            child.terminate()  # again: one that comes before the process listens is not heard
+            child.join(1)
+            if child.is_alive() and not warned:
+                warned = True
+                why = "saving where the run is. Ctrl-C again does not wait for it"
+                print(f"\n{why}", file=sys.stderr, flush=True)
+    finally:
+        if child.is_alive():
+            child.kill()
+            child.join(5)
 
 
 def start_fork_server() -> None:
@@ -52,15 +156,15 @@ def start_fork_server() -> None:
     # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process
     # and this one: what is ignored now, the server inherits. It ends with this process (with this thread, to
     # be exact), and its runs with it: see runs/preload.py and tasks/parent.py.
-    before = {number: _listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
+    before = {number: listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
         for number, handler in before.items():
-            _listen(number, handler)
+            listen(number, handler)
 
 
-def _listen(number: int, handler: Any) -> Any:
+def listen(number: int, handler: Any) -> Any:
     """Sets a signal's handler and returns the one before, in the main thread; elsewhere signals are somebody
     else's."""
     if threading.current_thread() is not threading.main_thread():

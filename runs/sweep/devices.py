@@ -1,14 +1,16 @@
 """The devices of this machine, and who has which: two commands do not meet on one by accident."""
 
 import contextlib
-import fcntl
+import functools
 import glob
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+import pynvml
+from filelock import FileLock, Timeout
 
 
 def devices(device: str) -> list[str]:
@@ -23,19 +25,27 @@ def devices(device: str) -> list[str]:
         return ["cpu"]  # without waiting for torch, which takes two seconds to say so
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_available():
         return ["cpu"]
-    uuids: dict[str, str] = {}
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-        lines = subprocess.run(
-            query, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.splitlines()
-        uuids = dict(line.split(", ") for line in lines if line)
+    uuids, visible = _uuids(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [uuids.get(word, word) for word in visible.split(",") if word]
     return list(uuids.values()) or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _uuids() -> dict[str, str]:
+    """The GPUs' UUIDs by their numbers; empty where NVIDIA's driver does not say."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return {str(index): pynvml.nvmlDeviceGetUUID(handle) for index, handle in enumerate(handles)}
+    except pynvml.NVMLError:
+        return {}
+    finally:
+        pynvml.nvmlShutdown()
 
 
 class DeviceLease:
@@ -43,20 +53,20 @@ class DeviceLease:
     gives it back when the process ends, however it does."""
 
     def __init__(self, names: list[str], runs_per_device: int) -> None:
-        """Takes a place on the least shared of the devices, and waits while there is none."""
-        told = False
+        """Takes the least shared of the devices, and waits while all are taken."""
+        waits = False
         while True:
-            for place in range(runs_per_device):
+            for share in range(runs_per_device):
                 for name in names:
-                    file = _lock(f"{name}.{place}")
-                    if file is not None:
-                        self.name, self._file = name, file
+                    lock = _lock(f"{name}.{share}")
+                    if lock is not None:
+                        self.name, self._lock = name, lock
                         return
-            if not told:
-                told = True
+            if not waits:
+                waits = True
                 print(
                     f"every device is in use by another command here ({', '.join(names)}): waiting for one. "
-                    f"runs_per_device={runs_per_device + 1} shares them",
+                    f"launcher.runs_per_device={runs_per_device + 1} shares them",
                     flush=True,
                 )
             time.sleep(2)
@@ -68,25 +78,31 @@ class DeviceLease:
 
     def release(self) -> None:
         """For the next one."""
-        os.close(self._file)
+        self._lock.release()
 
 
-def _lock(name: str) -> int | None:
+@functools.cache
+def take_device(device: str, runs_per_device: int) -> DeviceLease | None:
+    """For the rest of this process, where there is a choice: two commands do not meet on one GPU by
+    accident."""
+    names = devices(device)
+    if {"cpu", "mps"} & set(names):
+        return None
+    lease = DeviceLease(names, runs_per_device)
+    lease.use()
+    return lease
+
+
+def _lock(name: str) -> FileLock | None:
+    """Holds a lock of this machine; None where another process, whoever's, holds it."""
     folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o1777)  # other users' runs count, too
-    path = folder / name
+        with contextlib.suppress(PermissionError):  # somebody else was first
+            folder.chmod(0o1777)  # other users' runs count, too
+    lock = FileLock(folder / name, timeout=0, mode=0o666, thread_local=False)
     try:
-        file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with contextlib.suppress(OSError):
-            os.fchmod(file, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
+        lock.acquire()
+    except Timeout:
         return None
-    os.set_inheritable(file, False)
-    return file
+    return lock

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from runs.config import Run
 from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
+from runs.sources import changed_words
 
 Event = dict[str, Any]
 
@@ -49,17 +50,14 @@ class Display:
         elif event["phase"].startswith("resuming") or event.get("milestone"):
             print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
 
-    def _bar(self, event: Event) -> None:
+    def _open_bar(self, total: int) -> None:
         if self.bar is None:
             # The words go where tqdm's unit stands: before a postfix it would put a comma.
-            self.bar = tqdm(
-                total=1,
-                bar_format="{desc}  {bar:12}  {unit}",
-                leave=False,
-                ascii=" -#",
-                dynamic_ncols=True,
-                unit="",
-            )
+            look: Any = {"bar_format": "{desc}  {bar:12}  {unit}", "ascii": " -#", "unit": ""}
+            self.bar = tqdm(total=total, leave=False, dynamic_ncols=True, **look)
+
+    def _bar(self, event: Event) -> None:
+        self._open_bar(1)
         if "steps" in event:
             self.bar.total, self.bar.n = event["steps"], event["step"]
             epoch, _, self.bar.unit = self._words(event).partition("  ")
@@ -98,6 +96,15 @@ class Display:
         words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
         return "  ".join(words)
 
+    def skipped(self, record: Record) -> None:
+        """The line of a run that has its record already."""
+        words = f"already done ({result_words(record)}, run {record['id']}), skipped"
+        self.line(": ".join(filter(None, [words, changed_words(record)])))
+
+    def done(self, record: Record, seconds: float) -> None:
+        """The line of a run that was done now. seconds: what it took, all in all."""
+        self.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
+
     def line(self, text: str) -> None:
         self.close()
         print(f"{self.head}  {text}", flush=True)
@@ -116,19 +123,21 @@ class Board(Display):
         self.close()
         print(text, flush=True)
 
+    def skipped(self, record: Record) -> None:
+        """Of those that are done already the number is told, and who has changed since."""
+        if changed_words(record):
+            super().skipped(record)
+
+    def done(self, record: Record, seconds: float) -> None:
+        """With the time that the record knows of: whoever did the run began at another time than this one."""
+        known = sum(record["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode"))
+        super().done(record, known)
+
     def state(self, left: int, running: list[dict[str, Any]], executors: int) -> None:
         """How many runs are left, the last event of those that are on, and how many executors do them."""
         if not self.live:
             return
-        if self.bar is None:
-            self.bar = tqdm(
-                total=self.total,
-                bar_format="{desc}  {bar:12}  {unit}",
-                leave=False,
-                ascii=" -#",
-                dynamic_ncols=True,
-                unit="",
-            )
+        self._open_bar(self.total)
         self.bar.n = self.total - left
         longest = max((event.get("seconds_left") or 0.0 for event in running), default=0.0)
         last = f"  the longest of them: {duration(longest)}" if longest else ""

@@ -7,9 +7,6 @@ python -m runs.sweep.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]    
                                                                             (runs/sweep/launchers.py)
 """
 
-import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,24 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runs.command import entry_point
 from runs.config import Run
-from runs.errors import UserError, entry_point
+from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import SCHEMA, record_path, row_label, run_folder
+from runs.record import SCHEMA, row_label, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
-from runs.sweep.attempt import (
-    FULL,
-    INTERRUPTED,
-    STOPPING,
-    Ending,
-    _child,
-    _kernel_kills,
-    _listen,
-    start_fork_server,
-)
-from runs.sweep.display import Display, Event, estimate, result_words
-from runs.sweep.jobs import Job, Outcome, Sweep, failure, settled_record, skipped_words, tidy
+from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
+from runs.sweep.devices import DeviceLease
+from runs.sweep.display import Display, Event, estimate
+from runs.sweep.jobs import Job, Outcome, Sweep, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
 from runs.tracking import Tracker
 from tasks.parent import end_with
@@ -46,8 +36,6 @@ RETRIES = {"killed": 3, "device": 2}
 LOST_EXECUTORS = 10
 #: Pauses before a run is tried again on a full disk, in seconds: somebody may make room.
 ROOM = (30, 60, 120, 240)
-#: What a run's process may take to save when it is asked to stop, in seconds.
-GRACE = 60
 
 
 class Executor:
@@ -63,14 +51,14 @@ class Executor:
         self.watcher = Watcher(self.output, sweep.lease_seconds)
         self.tracker = Tracker(sweep.tracking, self.output)
         self.outcome = Outcome()
-        self.child: Any = None  # the process of the run that is on
+        self.attempt: Attempt | None = None  # that is on
         self.signal: int | None = None  # that asked for an end
 
     def go(self) -> Outcome:
         """Until no run is left that this executor could do."""
         pending, spent = list(self.sweep.jobs), list[tuple[Run, float]]()
         told: set[str] = set()
-        before = {number: _listen(number, self._stop) for number in STOPPING}
+        before = {number: listen(number, self._stop) for number in STOPPING}
         try:
             while pending and self.signal is None:
                 count = len(pending)
@@ -86,7 +74,7 @@ class Executor:
                     time.sleep(min(1.0, self.sweep.lease_seconds / 8))
         finally:
             for number, handler in before.items():
-                _listen(number, handler)
+                listen(number, handler)
             self.display.close()
             self.tracker.close()
         self.outcome.interrupted = self.signal is not None
@@ -95,7 +83,7 @@ class Executor:
     def _look(self, job: Job, pending: list[Job], spent: list[tuple[Run, float]]) -> bool:
         """Does a job if it is free. Whether it needs no more looks."""
         self.display.start(job.position, job.run, job.words)
-        if self._settled(job, done_here=False):
+        if self._settle(job, None):
             return True
         if any(other.run == job.run.start for other in pending):
             return False  # it starts from that one's adapter
@@ -104,40 +92,20 @@ class Executor:
             return False
         begun_at = time.monotonic()
         with Heart(lease, self.sweep.lease_seconds) as heart:
-            if self._settled(job, done_here=False):  # by its owner, between the two looks
+            if self._settle(job, None):  # by its owner, between the two looks
                 return True
             progress.sweep_up(self.output, job.id)
             left = [other.run for other in pending if other.position > job.position]
             self.display.later, self.display.unknown = estimate(left, spent)
             ending = self._do(job, lease, heart)
         seconds = time.monotonic() - begun_at
-        if not self._settled(job, done_here=ending != "lost", seconds=seconds):
+        if not self._settle(job, seconds if ending != "lost" else None):
             return False
         spent.append((job.run, seconds))
         return True
 
-    def _settled(self, job: Job, done_here: bool, seconds: float = 0.0) -> bool:
-        """Whether a job has its record, which then counts, and is shown."""
-        record = settled_record(job, self.sweep.failed_before)
-        log = str(run_folder(self.output, job.id) / "log.txt")
-        error = progress.obstacle(record_path(self.output, job.id)) if record is None else failure(record)
-        if error is not None:
-            self.outcome.failed.append((job.run, error, log))
-            self.display.line(f"FAILED: {error} ({log})")
-            return True
-        if record is None:
-            return False
-        tidy(job, record, self.watcher)
-        if not done_here:
-            self.outcome.skipped += 1
-            self.display.line(skipped_words(record))
-        elif record["status"] == "diverged":
-            self.outcome.diverged.append((job.run, record["error"], log))
-            self.display.line(f"DIVERGED: {record['error']}")
-        else:
-            self.outcome.done += 1
-            self.display.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
-        return True
+    def _settle(self, job: Job, seconds: float | None) -> bool:
+        return settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
 
     def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
         for job in pending:
@@ -169,7 +137,7 @@ class Executor:
         self.tracker.begin(job.run, job.id)
         while True:
             run = replace(job.run, config=job.run.config | attempts["settings"])
-            ending = self._try(run, job.id, lease, attempts, heart)
+            ending = self._attempt(Attempt(run, job.id, lease, attempts), heart)
             if ending.cause == "mistake" and self.alone:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
@@ -190,6 +158,21 @@ class Executor:
         record = settled_record(job, {})
         self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
         return ending.cause
+
+    def _attempt(self, attempt: Attempt, heart: Heart) -> Ending:
+        """Makes one attempt, which a signal stops."""
+
+        def show(event: Event) -> None:
+            self.display.show(event)
+            self.tracker.event(event)
+
+        self.attempt = attempt
+        if self.signal is not None:  # it came before there was an attempt to stop
+            attempt.stop()
+        try:
+            return attempt.go(heart, show)
+        finally:
+            self.attempt = None
 
     def _again(self, ending: Ending, run: Run, attempts: dict[str, Any], count: int) -> str | None:
         """How the run is tried again, in words; None where that would not help."""
@@ -242,7 +225,7 @@ class Executor:
                     "tries": attempts["ended"],
                     "claim": lease.token,
                     "cell": {
-                        "paper": run.paper,
+                        "paper": run.experiment,
                         "row": run.row,
                         "model": run.model,
                         "task": run.config["task"]["name"],
@@ -255,96 +238,14 @@ class Executor:
                 },
             )
         except (LostLeaseError, UserError):
-            # The latter: something else is in its place, which `_settled` says
+            # The latter: something else is in its place, which `settle` says
             return
         progress.remove(run_folder(self.output, job.id) / "attempts.json")
 
-    def _try(self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], heart: Heart) -> Ending:
-        """Does the run in a process of its own."""
-        context = multiprocessing.get_context("forkserver")
-        receiver, sender = context.Pipe(duplex=False)
-        killed_before = _kernel_kills()
-        child = context.Process(target=_child, args=(run, run_id, lease, attempts, sender), daemon=True)
-        try:
-            child.start()
-        except (OSError, EOFError):  # of a connection: the server was killed at this moment
-            return Ending("killed", "the process that runs are forked from was killed", "loading")
-        finally:
-            sender.close()
-        self.child = child  # which can be asked to stop from here on
-        ended: Event | None = None
-        latest: Event = {}
-        phase, written, here = "loading", 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
-        try:
-            while True:
-                if self.signal is not None and child.is_alive():
-                    child.terminate()  # it may have come before there was a process to ask
-                if heart.lost:
-                    child.kill()
-                try:
-                    if not receiver.poll(1.0):
-                        continue
-                    event = receiver.recv()
-                except EOFError:
-                    break
-                if "cause" in event:
-                    ended = event
-                    continue
-                phase = event["phase"]
-                self.display.show(event)
-                self.tracker.event(event)
-                latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
-                if phase != "training" or time.monotonic() - written > 2:
-                    written = time.monotonic()
-                    progress.write_progress(self.output, run_id, latest | here)
-            child.join()
-        except BaseException:
-            self._end(child)
-            raise
-        finally:
-            self.child = None
-            receiver.close()
-        if heart.lost:
-            return Ending("lost")
-        if ended:
-            return Ending(ended["cause"], ended["error"], phase)
-        code = child.exitcode or 0
-        if code == INTERRUPTED or (
-            self.signal is not None and code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
-        ):
-            return Ending("interrupted")
-        if code == 0:
-            return Ending("record")
-        if code == -signal.SIGKILL and _kernel_kills() > killed_before:
-            return Ending("memory", "out of memory: the kernel ended the process", phase)
-        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from is gone, too
-            return Ending("killed", "the process was killed (signal 9; out of memory?)", phase)
-        words = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ending("killed" if code < 0 else "error", f"the process ended with {words}", phase)
-
-    def _end(self, child: Any) -> None:
-        """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
-        end, told = time.monotonic() + GRACE, False
-        try:
-            while child.is_alive() and time.monotonic() < end:
-                child.terminate()  # again: one that comes before the process listens is not heard
-                child.join(1)
-                if child.is_alive() and not told:
-                    told = True
-                    print(
-                        "\nsaving where the run is. Ctrl-C again does not wait for it",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-        finally:
-            if child.is_alive():
-                child.kill()
-                child.join(5)
-
     def _stop(self, number: int, frame: FrameType | None = None) -> None:
         self.signal = number
-        if self.child is not None:
-            self.child.terminate()
+        if self.attempt is not None:
+            self.attempt.stop()
 
 
 def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int] | None:
@@ -374,10 +275,9 @@ def main(arguments: list[str]) -> int:
         return 2
     end_with(int(arguments[1]))
     sweep = Sweep.load(Path(arguments[0]))
-    if len(arguments) > 2:
-        from runs.sweep.devices import DeviceLease
-
-        DeviceLease(arguments[2:-1], int(arguments[-1])).use()
+    device = DeviceLease(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
+    if device:  # until this process ends
+        device.use()
     start_fork_server()
     tasks = {job.run.task for job in sweep.jobs}
     outcome = Executor(sweep, Display(len(sweep.jobs), name_task=len(tasks) > 1), waits=False).go()

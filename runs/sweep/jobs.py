@@ -1,20 +1,20 @@
-"""The runs of one command, and how each ends."""
+"""The runs of one command: which run each is, and how it ends. One function settles a run, whoever did it."""
 
 import functools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runs.config import Run
 from runs.errors import UserError
-from runs.identity import one_look, run_id
-from runs.record import FINISHED, Record, read_record, record_path, write_atomically
-from runs.sources import changed_words
+from runs.identity import identify
+from runs.record import FINISHED, Record, read_record, record_path, run_folder, write_atomically
 from runs.sweep import progress
-from runs.sweep.display import result_words
+from runs.sweep.display import Display
 from runs.sweep.leases import Watcher
 
 
@@ -27,6 +27,18 @@ class Job:
     run: Run
     id: str
     words: str = ""
+
+    @property
+    def output(self) -> str:
+        return str(self.run.config["output"])
+
+    @property
+    def record(self) -> Path:
+        return record_path(self.output, self.id)
+
+    @property
+    def log(self) -> str:
+        return str(run_folder(self.output, self.id) / "log.txt")
 
 
 @dataclass
@@ -74,29 +86,106 @@ def run_from(plain: dict[str, Any]) -> Run:
     return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
 
 
+# --- which run it is
+
+
+def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> list[str]:
+    """The ids of runs whose models and data the preflight has brought here. ids: as far as they were known
+    before. Raises UserError where one cannot be told."""
+    ids = ids or [None] * len(runs)
+    late = iter(identify([run for run, known in zip(runs, ids, strict=True) if known is None]))
+    final = list[str]()
+    for run, known in zip(runs, ids, strict=True):
+        run_id = known or next(late)
+        if run_id is None:
+            raise UserError(
+                f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
+                " model.revision="
+            )
+        final.append(run_id)
+    return final
+
+
+def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
+    """Raises UserError where two runs are the same one."""
+    seen = set[str]()
+    for run, known in zip(runs, ids, strict=True):
+        if known in seen:
+            raise UserError(f"{run.label} appears twice in this sweep")
+        if known is not None:
+            seen.add(known)
+
+
+def telling_words(runs: Sequence[Run]) -> list[str]:
+    """The words of each run that not all of a sweep have, but for those that its row, model and task say
+    already."""
+    common = set.intersection(*(set(run.overrides) for run in runs))
+    groups = ("method", "model", "task", "recipe", "seed")
+    return [
+        " ".join(w for w in run.overrides if w not in common and w.partition("=")[0] not in groups)
+        for run in runs
+    ]
+
+
+# --- how it ends
+
+
+def settle(
+    job: Job, sweep: Sweep, outcome: Outcome, display: Display, watcher: Watcher | None, seconds: float | None
+) -> bool:
+    """Settles a job that needs no more: counts it, shows its line, and removes what its run needed to go on.
+    False where there is nothing to settle yet: no record, and nothing else in the record's place.
+
+    seconds: what it took, where it was done for this command; None where it was done before or elsewhere.
+    watcher: None where somebody else removes what is left."""
+    record = settled_record(job, sweep.failed_before)
+    error = progress.obstacle(job.record) if record is None else _failure(record)
+    if record is None and error is None:
+        return False
+    display.start(job.position, job.run, job.words)
+    if record is None or error is not None:
+        outcome.failed.append((job.run, str(error), job.log))
+        display.line(f"FAILED: {error} ({job.log})")
+        return True
+    if watcher:
+        _tidy(job, record, watcher)
+    if seconds is None:
+        outcome.skipped += 1
+        display.skipped(record)
+    elif record["status"] == "diverged":
+        outcome.diverged.append((job.run, record["error"], job.log))
+        display.line(f"DIVERGED: {record['error']}")
+    else:
+        outcome.done += 1
+        display.done(record, seconds)
+    return True
+
+
 def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
     """The record of a job that needs no more: finished, or failed since the sweep began. A damaged one counts
     as none."""
-    path = record_path(job.run.config["output"], job.id)
     try:
-        record = read_record(path)
+        record = read_record(job.record)
     except ValueError as error:
-        if path.is_file() and not quiet:
+        if job.record.is_file() and not quiet:
             _say_once(f"{error}: the run is done again")
         return None
     before = job.id in failed_before and failed_before[job.id] == record.get("claim")
     return record if record["status"] in FINISHED or not before else None
 
 
-def failure(record: Record) -> str | None:
+def finished_record(output: str, run_id: str | None) -> Record | None:
+    """The record of a run that needs no other attempt. One that cannot be read counts as none."""
+    try:
+        record = read_record(record_path(output, run_id)) if run_id else None
+    except ValueError:
+        return None  # which the executor says
+    return record if record and record["status"] in FINISHED else None
+
+
+def _failure(record: Record) -> str | None:
     """The error of a failed run's record; None of a finished one's."""
     return str(record["error"]) if record["status"] == "failed" else None
-
-
-def skipped_words(record: Record) -> str:
-    """The line of a run that has its record already."""
-    words = f"already done ({result_words(record)}, run {record['id']}), skipped"
-    return ": ".join(filter(None, [words, changed_words(record)]))
 
 
 @functools.cache
@@ -104,57 +193,10 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def tidy(job: Job, record: Record, watcher: Watcher) -> None:
+def _tidy(job: Job, record: Record, watcher: Watcher) -> None:
     """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its
     record may."""
-    output = job.run.config["output"]
     kept = record.get("config", job.run.config)["keep"]  # the command at hand may keep another epoch
-    progress.clear(output, job.id, kept)
-    progress.sweep_up(output, job.id)
+    progress.clear(job.output, job.id, kept)
+    progress.sweep_up(job.output, job.id)
     watcher.forget(job.id)
-
-
-def settled_id(run: Run) -> str:
-    """The id of a run whose model and data the preflight has brought here."""
-    settled = run_id(run)
-    if settled is None:
-        raise UserError(
-            f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
-            " model.revision="
-        )
-    return settled
-
-
-def finished_record(run: Run) -> Record | None:
-    """The record of a run that needs no other try. One that cannot be read counts as none."""
-    found = run_id(run)
-    path = record_path(run.config["output"], found) if found else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        record = read_record(path)
-    except ValueError:
-        return None  # which the executor says
-    return record if record["status"] in FINISHED else None
-
-
-def telling_words(runs: list[Run]) -> list[str]:
-    """The words of each run that not all of a sweep have, but for those that its row, model and task say
-    already."""
-    common = set.intersection(*(set(run.words) for run in runs))
-    groups = ("method", "model", "task", "recipe", "seed")
-    return [
-        " ".join(w for w in run.words if w not in common and w.partition("=")[0] not in groups)
-        for run in runs
-    ]
-
-
-@one_look()
-def check_ids(runs: list[Run]) -> None:
-    """Raises UserError where two runs of a sweep are the same one."""
-    seen: dict[str, Run] = {}
-    for run in runs:
-        found = run_id(run)
-        if found in seen and found is not None:
-            raise UserError(f"{run.label} appears twice in this sweep")
-        seen[found or ""] = run

@@ -1,12 +1,12 @@
-"""Launchers, chosen by one word: they start executors (runs/sweep/executor.py) and know nothing of runs.
+"""Launchers: they start executors (runs/sweep/executor.py) and know nothing of runs. settings.py says what
+each can be told.
 
-serial       in this process
-local        one process a device
-slurm, ray   Hydra's launchers, with their own settings
+local        one process for each place on each device
+slurm        an array of Slurm jobs, through submitit
+ray          Ray's workers
 """
 
 import contextlib
-import functools
 import io
 import os
 import signal
@@ -15,136 +15,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import HydraContext
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from runs.config import CONF
+from runs.config import launch as settings
 from runs.errors import UserError
 from runs.sweep.devices import devices
 from runs.sweep.progress import append
 from tasks.parent import tied
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass
-class Launch:
-    """The words of a command that say where and how its runs are done. See conf/launch.yaml."""
-
-    launcher: str = "serial"
-    executors: int | None = None
-    runs_per_device: int = 1
-    lease_seconds: float = 30.0
-    tracking: str | None = None
-    redo: bool = False
-
-
-ConfigStore.instance().store(name="launch_schema", node=Launch)
-
-#: Hydra's launcher behind a word, what installs it, and settings of it that suit executors, which go on where
-#: they were.
-HYDRA = {
-    "slurm": ("submitit_slurm", "hydra-submitit-launcher", ["hydra.launcher.max_num_timeout=1000"]),
-    "ray": ("ray", "'vera-bench[ray]'", []),
-}
-LAUNCHERS = ("serial", "local", *HYDRA)
-TRACKING = (None, "online", "offline", "off")
 #: What executors may take to end, or to save when they are asked to stop, in seconds.
 GRACE = 60
 #: Of a sweep with more runs, so many executors are started unless `executors` says otherwise.
 EXECUTORS = 8
-
-
-def take(words: list[str]) -> tuple[Launch, list[str], list[str]]:
-    """Where and how, Hydra's words for the launcher, and the other words of a command. UserError for what is
-    wrong."""
-    names = {f.name for f in fields(Launch)}
-    own = [word for word in words if word.partition("=")[0] in names]
-    hydra = [
-        word
-        for word in words
-        if word.startswith(("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher."))
-    ]
-    rest = [word for word in words if word not in own and word not in hydra]
-    cfg = _compose(own)
-    launch = Launch(**{name: cfg[name] for name in names})
-    if launch.launcher not in LAUNCHERS:
-        raise UserError(f"launcher={launch.launcher}: should be one of {', '.join(LAUNCHERS)}")
-    if launch.tracking not in TRACKING:
-        raise UserError(f"tracking={launch.tracking}: should be one of online, offline, off, or null")
-    if launch.runs_per_device < 1 or (launch.executors is not None and launch.executors < 1):
-        raise UserError("runs_per_device and executors should be at least 1")
-    if launch.executors is not None and launch.launcher not in HYDRA:
-        raise UserError(
-            f"executors={launch.executors} is for launcher=slurm and launcher=ray; local starts one a device"
-        )
-    if not 1 <= launch.lease_seconds < float("inf"):
-        raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
-    if launch.launcher in HYDRA:
-        _check_called(launch.launcher, hydra)
-    elif hydra:
-        raise UserError(f"{hydra[0]} is for launcher=slurm and launcher=ray")
-    return launch, hydra, rest
-
-
-def _check_called(launcher: str, words: list[str]) -> None:
-    """Raises UserError for words that Hydra's launcher does not know, or that have Hydra call something else
-    (_target_)."""
-    called = []
-    for given in (words, []):
-        settings = _compose(_hydra_words(launcher, given)).hydra.launcher
-        try:
-            # Resolved, as when it is called: an interpolation may bring in a mapping.
-            called.append(list(_targets(OmegaConf.to_container(settings, resolve=True))))
-        except OmegaConfBaseException as error:
-            raise UserError(f"{' '.join(given)}: {str(error).splitlines()[0]}") from None
-    if called[0] != called[1]:
-        raise UserError(f"{' '.join(words)}: _target_ names what is called, which no word does")
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    """Every _target_ in a plain value."""
-    for key, value in (
-        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    ):
-        if key == "_target_":
-            yield value
-        yield from _targets(value)
-
-
-def _compose(words: list[str]) -> DictConfig:
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("launch", words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        lines = [line for e in (error, error.__cause__) if e for line in str(e).splitlines() if line.strip()]
-        if "Could not find 'hydra/launcher/" in lines[0]:
-            name = lines[0].partition("hydra/launcher/")[2].partition("'")[0]
-            missing = next(package for known, package, _ in HYDRA.values() if known == name)
-            raise UserError(f"launcher={name} is not installed: pip install {missing}") from None
-        raise UserError(" ".join(dict.fromkeys(lines[:2]))) from None
-
-
-def _hydra_words(launcher: str, words: list[str]) -> list[str]:
-    name, _, own = HYDRA[launcher]
-    given = {word.partition("=")[0] for word in words}
-    return [f"hydra/launcher={name}", *(word for word in own if word.partition("=")[0] not in given), *words]
-
-
-# --- launchers
 
 
 class Launcher(Protocol):
@@ -164,25 +49,31 @@ class Launcher(Protocol):
         time."""
 
 
-class Local:
+def make_launcher(sweep: Path, launch: settings.Launch, device: str, runs: int) -> Launcher:
+    """The launcher that `launch` names, for so many runs; it has started nothing yet."""
+    match launch.launcher:
+        case settings.Local(runs_per_device=shared):
+            return LocalProcesses(sweep, devices(device), shared)
+        case settings.Slurm() as slurm:
+            return SlurmJobs(sweep, slurm, runs)
+        case settings.Ray() as ray:
+            return RayWorkers(sweep, ray, runs)
+    raise ValueError(f"launcher={launch.launcher.name} starts no executors")
+
+
+class LocalProcesses:
     """A process for each place on each device of this machine."""
 
-    def __init__(self, sweep: Path, launch: Launch, device: str) -> None:
-        self.sweep, self.launch, self.devices = sweep, launch, devices(device)
-        self.size, self.logs = (
-            len(self.devices) * launch.runs_per_device,
-            str(sweep.parent / "executor-*.log"),
-        )
+    def __init__(self, sweep: Path, names: list[str], runs_per_device: int) -> None:
+        self.sweep, self.devices, self.runs_per_device = sweep, names, runs_per_device
+        self.size, self.logs = len(names) * runs_per_device, str(sweep.parent / "executor-*.log")
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int) -> None:
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        }
+        environment = _environment()
         if self.devices == ["cpu"] and self.size > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
-        places = [*self.devices, str(self.launch.runs_per_device)]
-        command = [sys.executable, "-m", "runs.sweep.executor", str(self.sweep), str(os.getpid()), *places]
+        command = [*_command(self.sweep), *self.devices, str(self.runs_per_device)]
         for _ in range(count):
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
@@ -210,49 +101,47 @@ class Local:
         return ""
 
 
-def _launch(sweep: Path, words: list[str], count: int, first: int) -> None:
-    """Has Hydra's launcher start so many executors, numbered from `first`."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("launch", words, return_hydra_config=True)
-        launcher = instantiate(cfg.hydra.launcher)
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-        task = functools.partial(run_executor, sweep=str(sweep))
-        launcher.setup(hydra_context=context, task_function=task, config=cfg)
-        launcher.launch([[] for _ in range(count)], initial_job_idx=first)
+class SlurmJobs:
+    """An array of Slurm jobs, through submitit. Which of them live is asked of squeue: without accounting,
+    sacct would never tell of a job that was killed."""
 
-
-def _quiet(sweep: Path, name: str) -> list[str]:
-    """Hydra's files stay in the sweep's folder, and few."""
-    folder = [
-        f"hydra.sweep.dir={sweep.parent}",
-        "hydra.sweep.subdir=${hydra.job.num}",
-        "hydra.output_subdir=null",
-    ]
-    return [*folder, f"hydra.job.name={name}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
-
-
-class Slurm:
-    """An array of Slurm jobs, by Hydra's submitit launcher. Which of them live is asked of squeue: without
-    accounting, sacct would never tell of a job that was killed."""
-
-    def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
-        self.sweep, self.name, self.size = sweep, sweep.parent.name, min(runs, launch.executors or EXECUTORS)
-        self.logs = f"squeue --name={self.name}; {sweep.parent}/executor-*.log, and {sweep.parent}/.submitit"
-        self._words = [*_hydra_words("slurm", words), *_quiet(sweep, self.name)]
-        self._started, self._seen = 0, 0
+    def __init__(self, sweep: Path, slurm: settings.Slurm, runs: int) -> None:
+        self.sweep, self.slurm, self.name = sweep, slurm, sweep.parent.name
+        self.size = min(runs, slurm.executors or EXECUTORS)
+        self.folder = sweep.parent / ".submitit"
+        self.logs = f"squeue --name={self.name}; {sweep.parent}/executor-*.log, and {self.folder}"
+        self._seen = 0
 
     def start(self, count: int) -> None:
-        from submitit.slurm.slurm import SlurmJob
+        import submitit
 
-        # Hydra's launcher would wait for results, which are records here; and what sbatch says is said once.
-        unwatched = mock.patch.object(SlurmJob, "results", return_value=[None])
+        slurm = self.slurm
         try:
-            with unwatched, contextlib.redirect_stderr(io.StringIO()):
-                _launch(self.sweep, self._words, count, self._started)
+            executor = submitit.AutoExecutor(
+                self.folder / "%j", cluster="slurm", slurm_max_num_timeout=slurm.max_num_timeout
+            )
+            executor.update_parameters(
+                name=self.name,
+                timeout_min=slurm.timeout_min,
+                nodes=slurm.nodes,
+                tasks_per_node=1,
+                cpus_per_task=slurm.cpus_per_task,
+                gpus_per_node=slurm.gpus_per_node,
+                mem_gb=slurm.mem_gb,
+                slurm_partition=slurm.partition,
+                slurm_account=slurm.account,
+                slurm_qos=slurm.qos,
+                slurm_constraint=slurm.constraint,
+                slurm_gres=slurm.gres,
+                slurm_array_parallelism=slurm.array_parallelism,
+                slurm_signal_delay_s=slurm.signal_delay_s,
+                slurm_setup=slurm.setup or None,
+                slurm_additional_parameters=slurm.additional_parameters or {},
+            )
+            with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is said once, below
+                executor.map_array(ExecutorThere(str(self.sweep)), range(count))
         except Exception as error:
-            told = (str(error).strip() or repr(error)).splitlines()[-1]
-            raise UserError(f"Slurm takes no job: {told}") from None
-        self._started += count
+            raise UserError(f"Slurm takes no job: {_last_line(error)}") from None
         self._seen += count
 
     def alive(self) -> int:
@@ -277,73 +166,107 @@ class Slurm:
         )
 
 
-class Ray:
-    """Ray's workers, by Hydra's Ray launcher, which waits for them: in a thread, and for each lot in one of
-    its own."""
+class RayWorkers:
+    """Ray's workers, of a cluster that `init` names, or of this machine."""
 
-    def __init__(self, sweep: Path, launch: Launch, words: list[str], runs: int) -> None:
-        self.sweep, self.size = sweep, min(runs, launch.executors or EXECUTORS)
+    def __init__(self, sweep: Path, ray: settings.Ray, runs: int) -> None:
+        self.sweep, self.settings = sweep, ray
+        self.size = min(runs, ray.executors or EXECUTORS)
         self.logs = str(sweep.parent / "executor-*.log")
-        self._words = [*_hydra_words("ray", words), *_quiet(sweep, sweep.parent.name)]
-        self._lots: list[tuple[threading.Thread, int]] = []
-        self._error: Exception | None = None
+        self._workers: list[Any] = []  # what Ray gives for each, until it has ended
 
     def start(self, count: int) -> None:
-        first = sum(size for _, size in self._lots)
-        thread = threading.Thread(target=self._wait, args=(count, first), daemon=True)
-        thread.start()
-        self._lots.append((thread, count))
+        import ray
+
+        try:
+            if not ray.is_initialized():
+                given = self.settings.init or {}
+                # Nothing is passed through Ray's store, so on a machine of our own the least will do.
+                store = {} if given.get("address") else {"object_store_memory": 75 * 2**20}
+                ray.init(**store | given)
+            there = ExecutorThere(str(self.sweep))
+            remote = ray.remote(**self.settings.remote) if self.settings.remote else ray.remote
+            task = remote(_on_ray)
+            self._workers += [task.remote(there, number) for number in range(count)]
+        except Exception as error:
+            raise UserError(f"Ray: {_last_line(error)}") from None
 
     def alive(self) -> int:
-        if self._error is not None:
-            told = (str(self._error).strip() or repr(self._error)).splitlines()[-1]
-            raise UserError(f"Ray: {told}")
-        return sum(size for thread, size in self._lots if thread.is_alive())
+        import ray
+
+        if self._workers:
+            ended, self._workers = ray.wait(self._workers, num_returns=len(self._workers), timeout=0)
+            try:
+                ray.get(ended)
+            except Exception as error:
+                raise UserError(f"Ray: {_last_line(error)}") from None
+        return len(self._workers)
 
     def stop(self, done: bool) -> str:
         import ray
 
-        for thread, _ in self._lots if done else []:
-            thread.join(GRACE)
+        if done and self._workers:  # they tell the tracker of their last runs, and end
+            ray.wait(self._workers, num_returns=len(self._workers), timeout=GRACE)
         ray.shutdown()  # which ends the workers; an executor ends with its worker
         return ""
 
-    def _wait(self, count: int, first: int) -> None:
-        try:
-            _launch(self.sweep, self._words, count, first)
-        except Exception as error:
-            self._error = error
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
-def make_launcher(sweep: Path, launch: Launch, words: list[str], device: str, runs: int) -> Launcher:
-    """The launcher that `launch` names, for so many runs; it has started nothing yet."""
-    if launch.launcher == "local":
-        return Local(sweep, launch, device)
-    return (Slurm if launch.launcher == "slurm" else Ray)(sweep, launch, words, runs)
+def _command(sweep: Path | str) -> list[str]:
+    """An executor on a sweep's file, which ends with this process."""
+    return [sys.executable, "-m", "runs.sweep.executor", str(sweep), str(os.getpid())]
 
 
-def run_executor(_: Any, sweep: str) -> int:
-    """What Hydra's launchers call on the other machine: an executor in a process of its own, which hears of
-    the end of the job's time in good time. Slurm's launcher then puts the job into the queue again."""
+def _environment() -> dict[str, str]:
+    """In which an executor finds this project."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with open(Path(sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log", "ab") as log:
-        command = [sys.executable, "-m", "runs.sweep.executor", sweep, str(os.getpid())]
-        process = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log, **tied()
-        )
-    asked: list[int] = []
+    return os.environ | {"PYTHONPATH": path}
 
-    def stop(number: int, frame: Any) -> None:
-        asked.append(number)
-        process.terminate()
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in numbers} if main else {}
-    code = process.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    again = before.get(signal.SIGUSR2)
-    if asked and asked[0] != signal.SIGTERM and callable(again):
-        again(asked[0], None)
-    return code
+# --- on the other machine
+
+
+def _on_ray(there: "ExecutorThere", number: int) -> int:
+    return there(number)
+
+
+@dataclass(frozen=True)
+class ExecutorThere:
+    """What Slurm's jobs and Ray's workers call: an executor in a process of its own, which hears of the end
+    of the job's time in good time. submitit then puts the job into the queue again, by `checkpoint`."""
+
+    sweep: str
+
+    def __call__(self, number: int) -> int:
+        """Returns the executor's exit code. number: the job's, in its array."""
+        log_file = Path(self.sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log"
+        with open(log_file, "ab") as log:
+            process = subprocess.Popen(
+                _command(self.sweep), env=_environment(), stdout=log, stderr=log, **tied()
+            )
+        asked: list[int] = []
+
+        def stop(signal_number: int, frame: Any) -> None:
+            asked.append(signal_number)
+            process.terminate()
+
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        main = threading.current_thread() is threading.main_thread()
+        before = {name: signal.signal(name, stop) for name in numbers} if main else {}
+        code = process.wait()
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        again = before.get(signal.SIGUSR2)
+        if asked and asked[0] != signal.SIGTERM and callable(again):
+            again(asked[0], None)
+        return code
+
+    def checkpoint(self, number: int) -> Any:
+        """What submitit puts into the queue when the job's time is over: the same, since an executor goes on
+        where runs were."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, number)

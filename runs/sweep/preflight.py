@@ -45,9 +45,10 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
                 if after and run.task != after.task
                 else str(error)
             )
+    folders: dict[str, Path] = {}
     for run in _distinct(runs, "model"):
         try:
-            models.fetch(run.config["model"])
+            folders[hash_of(run.config["model"])] = models.fetch(run.config["model"])
         except (tasks.DataError, UserError) as error:
             missing.append(str(error))
     missing += [why for run in _distinct(runs, "model", "method") if (why := refusal(run))]
@@ -57,7 +58,7 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
         # Evaluation images are made ready once for all runs, and can be read
         if run.config["model"]["modality"] == "image":
             task = loaded[hash_of(run.config["task"])]
-            task.prepare(preprocessing(models.fetch(run.config["model"])), 0)
+            task.prepare(preprocessing(folders[hash_of(run.config["model"])]), 0)
             notes += task.notes
     for note in dict.fromkeys(notes):  # each seed draws images of its own, and has the same to say of them
         print(f"note: {note}")

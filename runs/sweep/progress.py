@@ -21,7 +21,7 @@ LARGEST = 2**20
 #: What may be halved after memory ran out, and how a record's deviations call it.
 HALVED = {"micro_batch": "micro-batch", "eval_batch": "evaluation batch"}
 #: How the files are called that a run keeps in its folder, by their ends.
-KEPT = (".json", ".jsonl", ".safetensors", ".txt", ".csv", ".png")
+KEPT = (".json", ".jsonl", ".safetensors", ".txt", ".csv", ".png", ".yaml")
 #: Of an event (runs/training), and from which host: what is shown.
 EVENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("epoch", "epochs", "step", "steps", "texts", "done", "of", "pid"), (int,)),

@@ -6,12 +6,20 @@ import time
 from pathlib import Path
 
 from runs.record import Record, read_measure, read_record, record_path, run_folder
+from runs.record.text import plural
 from runs.sweep.leases import Heart, Watcher
 
 
 def replaced_folder(output: str | Path) -> Path:
     """Where what redo=true replaces is kept. No ledger reads it."""
     return Path(output) / "replaced"
+
+
+def set_all_aside(records: list[Record], output: str, lease_seconds: float) -> None:
+    """Sets aside all that finished runs have left, and says so."""
+    for record in records:
+        set_aside(record, output, lease_seconds)
+    print(f"redo: {plural(len(records), 'record')} set aside, in {replaced_folder(output)}", flush=True)
 
 
 def set_aside(record: Record, output: str, lease_seconds: float) -> None:

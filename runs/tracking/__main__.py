@@ -1,6 +1,6 @@
 """python -m runs.tracking sync [output=outputs]      uploads what was written offline (make sync)"""
 
-from runs.errors import entry_point
+from runs.command import entry_point
 from runs.tracking.server import serve
 from runs.tracking.sync import sync
 

@@ -19,7 +19,7 @@ class Run(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def paper(self) -> str | None: ...
+    def experiment(self) -> str | None: ...
     @property
     def label(self) -> str: ...
     @property
@@ -31,7 +31,7 @@ def about(run: Run, run_id: str) -> dict[str, Any]:
     published records."""
     config = run.config
     cell = {
-        "paper": run.paper,
+        "paper": run.experiment,
         "row": run.row,
         "model": run.model,
         "task": config["task"]["name"],
@@ -42,7 +42,7 @@ def about(run: Run, run_id: str) -> dict[str, Any]:
         run.model,
         cell["task"],
         config["method"]["kind"],
-        run.paper,
+        run.experiment,
         "trial" if is_trial(config) else None,
     ]
     start = {"from": config["init_from"]} if config["init_from"] else None

@@ -104,7 +104,7 @@ def build_record(
 
 def _names(run: Run) -> dict[str, Any]:
     config = run.config
-    cell = {"paper": run.paper, "row": run.row, "model": run.model}
+    cell = {"paper": run.experiment, "row": run.row, "model": run.model}
     label = {"row": row_label(config), "model": config["model"]["label"], "task": config["task"]["label"]}
     return {"cell": {**cell, "task": config["task"]["name"], "seed": config["seed"]}, "label": label}
 

@@ -1,11 +1,15 @@
 """One run, from its start to its record."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from runs.config import Run
 from runs.lengths import keep_lengths
-from runs.record import Record, write_record
+from runs.record import Record, run_folder, write_atomically, write_record
 from runs.training.context import Owner, Report, Stop
 from runs.training.loop import Training
 
@@ -25,6 +29,8 @@ def train(
 
     Raises StoppedError where `stop` asks for it, and LostLeaseError where another executor has the run.
     """
+    if not int(os.environ.get("RANK", "0")):
+        write_configuration(run, run_folder(run.config["output"], run_id))
     training = Training(run, run_id, report, owner, stop, attempts)
     if training.accelerator.is_main_process:
         keep_lengths(run, training.task)
@@ -51,3 +57,11 @@ def train(
     training.accelerator.wait_for_everyone()
     training.accelerator.free_memory()
     return record
+
+
+def write_configuration(run: Run, folder: Path) -> None:
+    """Writes what Hydra's own applications leave in each run's folder: config.yaml, resolved, and
+    overrides.yaml, the command line that means this run."""
+    overrides = [*run.overrides, f"seed={run.seed}"]
+    write_atomically(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))

@@ -202,7 +202,7 @@ def test_a_table_that_cannot_be_made_does_not_hide_the_others(monkeypatch):
 
 
 def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
-    assert main(["--output", str(tmp_path)]) == 0
+    assert main([f"output={tmp_path}"]) == 0
     said = capsys.readouterr()
     assert "no records of your own in" in said.err
     page = Page((tmp_path / "report.html").read_text())
@@ -353,7 +353,7 @@ def browser(process, tmp_path_factory):
 def opened(browser, tmp_path):
     for r in mixed():
         write_record(tmp_path, r)
-    assert main(["--output", str(tmp_path)]) == 0
+    assert main([f"output={tmp_path}"]) == 0
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size(1280, 900))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     browser.get("about:blank")

@@ -13,6 +13,7 @@ from analysis import beside, inference, series, stats, tables, verdicts
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
 from analysis.statistics import statistics_tables
+from runs.errors import UserError
 
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
@@ -111,7 +112,7 @@ def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
     ]
     for one in records:
         one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
-    found = verdicts.part(ledger(*records), "paper=ablations")
+    found = verdicts.part(ledger(*records), "experiment=ablations")
     assert {(r["cell"]["row"], r["cell"]["task"]) for r in found} == {("vera", "rte"), ("vera_only_d", "rte")}
 
 
@@ -304,26 +305,24 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     monkeypatch.setattr(
         stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7)))
     )
-    for words in ([], ["table2"], ["paper=table2_base"]):
+    for words in ([], ["table2"], ["experiment=table2_base"]):
         assert stats.main(words) == 0
         text = capsys.readouterr().out
         assert "77.0 to 80.0" in text
         assert "0.062 (smallest)" in text
         assert "5/0/0" in text
         assert "| consistent, wide |" in text
-    assert stats.main(["table3"]) == 2
-    assert "no records of table3" in capsys.readouterr().err
-    assert stats.main(["table99"]) == 2
-    assert "no table 'table99'. Known: table1, table2" in capsys.readouterr().err
-    assert stats.main(["paper=table2_bas"]) == 2
-    assert "no preset 'table2_bas'. Did you mean table2_base?" in capsys.readouterr().err
-    assert stats.main(["table2_base"]) == 2
-    assert "no table 'table2_base'. A preset's: paper=table2_base. Known: " in capsys.readouterr().err
-    assert stats.main(["--row", "verra"]) == 2
-    assert "no records of row 'verra'. There are: lora, vera" in capsys.readouterr().err
-    assert stats.main(["table8"]) == 2
-    assert "table8 is of formulas or recipes, and has no records" in capsys.readouterr().err
+    for words, message in (
+        (["table3"], "no records of table3"),
+        (["table99"], "no table 'table99'. Known: table1, table2"),
+        (["experiment=table2_bas"], r"no preset 'table2_bas'. Did you mean table2_base\?"),
+        (["table2_base"], "no table 'table2_base'. A preset's: experiment=table2_base. Known: "),
+        (["table2", "experiment=table2_base"], "table2 and experiment=table2_base: name one of them"),
+        (["row=verra"], "no records of row 'verra'. There are: lora, vera"),
+        (["table8"], "table8 is of formulas or recipes, and has no records"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stats.main(words)
     monkeypatch.undo()
-    for words in (["--output", str(tmp_path)], [f"output={tmp_path}"]):  # as python -m runs has it
-        assert stats.main(words) == 2
-        assert f"no records in {tmp_path}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"no records in {tmp_path}"):
+        stats.main([f"output={tmp_path}"])

@@ -20,6 +20,7 @@ from analysis.table import Table, escape, make_row, spreadsheet
 from analysis.tables import recipes
 from analysis.tables.__main__ import main
 from analysis.tables.counts import memory
+from runs.errors import UserError
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
@@ -284,17 +285,19 @@ def test_the_demo_table_and_plot(tmp_path):
 
 
 def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
-    assert main(["demo", "--output", str(tmp_path)]) == 2
-    assert "no records of demo" in capsys.readouterr().err
-    assert main(["table99"]) == 2
-    assert (
-        "no table 'table99'. Known: table1, table2, table3, table4, table5, table6, table7, table8, "
-        in capsys.readouterr().err
-    )
-    assert figures_main(["demo", "--output", str(tmp_path)]) == 2
-    assert main(["table2", "--output", str(tmp_path)]) == 0  # the paper's own rows
+    with pytest.raises(UserError, match=r"^no records of demo in"):
+        main(["demo", f"output={tmp_path}"])
+    with pytest.raises(UserError, match=r"no table 'table99'\. .*Known: table1, table2, table3, table4, "):
+        main(["table99"])
+    with pytest.raises(UserError, match="A preset's runs stand in the paper's table of its protocol"):
+        main(["glue_minilm"])
+    with pytest.raises(UserError, match=r"^no records of demo in"):
+        figures_main(["demo", f"output={tmp_path}"])
+    capsys.readouterr()
+    assert main(["table2", f"output={tmp_path}"]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
-    assert main(["table2", "--seeds", "0"]) == 2
+    with pytest.raises(UserError, match="seeds=0: should be at least 1"):
+        main(["table2", "seeds=0"])
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
@@ -378,7 +381,7 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
         r["config"]["task"]["decode"] = "none"
     medium, _ = tables.table3(ledger(texts("vera"), *silent), "crossfit")
     assert rows(medium)["VeRA r=1024", "ours"]["BLEU"] == "68.0 (1/3)"
-    assert any("--select changes nothing here" in note for note in medium.notes)
+    assert any("select= changes nothing here" in note for note in medium.notes)
 
 
 def test_another_model_has_a_table_of_its_own_and_adalora_a_row():

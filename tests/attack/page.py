@@ -52,7 +52,7 @@ def cases(home: Home) -> Iterator[Case]:
     write_record(benign, record())
     paths = {}
     for name, output in (("hostile", place), ("benign", benign)):
-        if main(["--output", str(output)]):
+        if main([f"output={output}"]):
             raise WrongError("the report is not made")
         paths[name] = output / "report.html"
     text = paths["hostile"].read_text()

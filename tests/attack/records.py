@@ -16,8 +16,7 @@ from typing import Any
 from running import do
 from tiny import save_tiny, write_glue
 
-import analysis.command
-import runs.errors
+import runs.command
 import runs.record
 from attack.cases import Case, Home, WrongError
 
@@ -230,17 +229,17 @@ class Ledger:
             Command(
                 "tables",
                 "analysis.tables.__main__",
-                lambda f: ["table2", "--format=csv", f"--output={f}"],
+                lambda f: ["table2", "format=csv", f"output={f}"],
                 True,
                 self._tells("VeRA"),
             ),
-            Command("stats", "analysis.stats", lambda f: [f"--output={f}"], True, self._tells("VeRA")),
-            Command("figures", "analysis.figures.__main__", lambda f: ["parameters", f"--output={f}"], True),
-            Command("report", "analysis.report.__main__", lambda f: [f"--output={f}"], True, self._page),
+            Command("stats", "analysis.stats", lambda f: [f"output={f}"], True, self._tells("VeRA")),
+            Command("figures", "analysis.figures.__main__", lambda f: ["parameters", f"output={f}"], True),
+            Command("report", "analysis.report.__main__", lambda f: [f"output={f}"], True, self._page),
             Command(
                 "dashboard",
                 "analysis.dashboard",
-                lambda f: [f"--json={f / 'd.json'}", f"--output={f}"],
+                lambda f: [f"json={f / 'd.json'}", f"output={f}"],
                 False,
                 self._dashboard,
             ),
@@ -281,7 +280,7 @@ class Ledger:
 
     def _results(self, folder: Path) -> list[str]:
         (folder / "README.md").write_text((ROOT / "README.md").read_text())
-        return [f"--docs={folder / 'docs'}", f"--readme={folder / 'README.md'}"]
+        return [f"docs={folder / 'docs'}", f"readme={folder / 'README.md'}"]
 
     def _resulted(self, folder: Path, text: str) -> bool:
         return "VeRA" in (folder / "docs" / "results.md").read_text()
@@ -356,10 +355,9 @@ class Ledger:
             if name.startswith(("runs", "analysis")) and getattr(room, "PUBLISHED", None) == published:
                 room.PUBLISHED = folder / "studies"  # type: ignore[attr-defined]
         sys.argv, text = [module, *words], io.StringIO()
-        entry = (runs.errors if module.startswith("runs") else analysis.command).entry_point
         with redirect_stdout(text), redirect_stderr(text):
             try:
-                entry(main)
+                runs.command.entry_point(main)
             except SystemExit as ended:
                 return int(ended.code or 0), text.getvalue()
         raise WrongError("the command did not end")

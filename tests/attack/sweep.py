@@ -23,8 +23,8 @@ from running import ForkNow
 from tiny import save_tiny, write_glue
 
 from attack.cases import Case, Home, WrongError
+from runs.command import entry_point
 from runs.config import expand
-from runs.errors import entry_point
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 from runs.sweep import executor, sweep

@@ -368,7 +368,8 @@ def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done
         ("task.top_p=0", "should be above 0 and at most 1"),
         ("task.top_k=-1", "should be a whole number of at least 1, or null"),
         ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
-        ("train.lr=1", "beside run ids this command knows task.bench="),
+        ("train.lr=1", "no setting train.lr=. Known: debug=, output=, task.bench="),
+        ("task.topk=1", r"no setting task.topk=. Did you mean task.top_k=\?"),
     ],
 )
 def test_wrong_words_are_one_line(word, message, done):
@@ -495,7 +496,7 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
     )
     assert comparable({**again, "judged": None}) == comparable({**record, "judged": None})
     capsys.readouterr()
-    assert tables(["table4", "--output", str(output)]) == 0
+    assert tables(["table4", f"output={output}"]) == 0
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| VeRA r=8"))
     assert [cell.strip() for cell in line.split("|")[4:10]] == [
@@ -548,7 +549,7 @@ def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
     (only,) = read_record(record_path(output, record["id"]))["judged"]
     assert (only["judge"], only["answering"]["answer_tokens"]) == ("b", 2)
     capsys.readouterr()
-    assert tables(["table4", "--output", str(output)]) == 0
+    assert tables(["table4", f"output={output}"]) == 0
     assert "deviation: answers of at most 2 tokens, not 1024 (VeRA r=8)" in capsys.readouterr().out
 
 
@@ -576,7 +577,7 @@ def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
 def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_path):
     """A difference is shown with a judge that is a GPT-4, for a run of the paper's own row."""
     words = [
-        "paper=table4_llama_7b",
+        "experiment=table4_llama_7b",
         *(w for w in alpaca_words if not w.startswith(("model=", "task=", "method", "train."))),
     ]
     record = do([*words, "method=vera", "model.architecture=null", "model.quantise=null"])
@@ -585,13 +586,13 @@ def test_the_papers_score_stands_beside_a_gpt_4s(alpaca_words, key, capsys, tmp_
     with JudgeServer(lambda prompt, nth: score(5)) as server:
         assert judge.main([record["id"], f"output={output}", f"base_url={server.url}"]) == 0
     capsys.readouterr()
-    assert tables(["table4", "--output", str(output)]) == 0
+    assert tables(["table4", f"output={output}"]) == 0
     assert "ours, another size: not compared" in capsys.readouterr().out  # a tiny Llama
     path = record_path(output, record["id"])
     judged = json.loads(path.read_text())
     judged["parameters"]["adapter"] = 1_589_248
     path.write_text(json.dumps(judged))
-    assert tables(["table4", "--output", str(output)]) == 0
+    assert tables(["table4", f"output={output}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("| VeRA r=1024"))
     assert "5.00" in lines[place]

@@ -53,7 +53,7 @@ def once(monkeypatch):
 
 
 def test_training_writes_both_tables(small, once, tmp_path, capsys):
-    assert main(["--full", f"output={tmp_path}"]) == 0
+    assert main(["full=true", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "training.md").read_text()
     assert text.strip() in capsys.readouterr().out
     for words in (
@@ -99,7 +99,7 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
 def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
     small = bench.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
     monkeypatch.setattr(bench, "DECODERS", {"a small GPT-2": small, "another": small})
-    assert main(["decoding", "--full", f"output={tmp_path}"]) == 0
+    assert main(["decoding", "full=true", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "decoding.md").read_text()
     for words in (
         "model.generate",
@@ -162,6 +162,8 @@ def test_saved_bytes_are_those_of_the_activations():
 
 
 def test_an_unknown_option_is_one_line():
-    with pytest.raises(UserError, match=r"no option --fast\. Known: serving, decoding, --full"):
+    with pytest.raises(UserError, match=r"no option --fast\. Settings are words: "):
         main(["--fast"])
+    with pytest.raises(UserError, match=r"no part 'serve'\. Did you mean serving\? Known: training"):
+        main(["serve"])
     assert [shape.rank for shape in SHAPES] == [1024, 256, 1024]

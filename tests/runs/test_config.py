@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 from tiers import sample
 
 import vera
-from runs import config
-from runs.config import CONF, choices, expand, parts
+from runs.config import CONF, GROUPS, as_word, choices, expand, files, parts
+from runs.config.files import Files, without_hydra
+from runs.config.names import dotted
 from runs.errors import UserError
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
@@ -27,28 +27,8 @@ def error_of(words) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [],
-        ["train.lr=1e-2", "train.lr_head=${train.lr}", "seed=3", "task.cache_dir=null", "task.train_rows=12"],
-        ["method=lora", "method.sites=[query]", "method.label='LoRA, query'", "keep=none", "train.clip=null"],
-        ["paper=table2_base", "method=vera_r256", "task=mrpc", "train.epochs=1", "train.lr=2"],
-        ["model=encoder", "model.path=/a b/c", "model.settings={dropout:0.0,more:{x:[1,2]}}"],
-        ["paper=e2e_smollm2", "method=none", "task.length_penalty=[1,0.5]", "train.max_steps=2"],
-    ],
-)
-def test_words_that_are_put_into_files_composed_before_are_what_hydra_makes_of_them(words):
-    ours, hydras = config._compose(tuple(words)), config._hydra(tuple(words))
-    assert ours.hydra.runtime.choices == hydras.hydra.runtime.choices
-    of_ours, of_hydras = (
-        {k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"} for cfg in (ours, hydras)
-    )
-    assert of_ours == of_hydras  # beside Hydra's own part, which lists the words
-
-
 def test_too_many_runs_are_counted_before_one_is_composed(monkeypatch):
-    monkeypatch.setattr(config, "_compose", lambda *_: pytest.fail("composed"))
+    monkeypatch.setattr(Files, "compose", lambda *_: pytest.fail("composed"))
     tracemalloc.start()
     try:
         error_of(["seed=range(0,10000000)"])
@@ -58,18 +38,33 @@ def test_too_many_runs_are_counted_before_one_is_composed(monkeypatch):
         tracemalloc.stop()
 
 
+def values_of(groups):
+    """Every key that has a value with these group choices, as KEY=VALUE: what --help and --cfg show."""
+    files = Files()
+    with files.hydra():
+        plain = without_hydra(files.defaults(tuple(groups)), resolve=True)
+    keys = dict(dotted(plain))
+    parents = {key.rpartition(".")[0] for key in keys}
+    where = ("launcher", "tracking", "lease_seconds", "redo")
+    return [
+        f"{key}={as_word(value)}"
+        for key, value in keys.items()
+        if key not in (*parents, *GROUPS, "task.name", "model.name") and not key.startswith(where)
+    ]
+
+
 @pytest.mark.parametrize("groups", [["task=rte"], ["model=gpt2_medium", "task=e2e", "method=lora"]])
 def test_the_values_that_help_shows_are_words_that_change_nothing(groups):
     # Which a shell would have quoted
-    words = [word for word in config.settings(tuple(groups)) if ".label=" not in word]
+    words = [word for word in values_of(groups) if ".label=" not in word]
     assert [run.config for run in expand([*groups, *words])] == [run.config for run in expand(groups)]
     assert len(words) > 40
 
 
 def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    monkeypatch.setattr(files, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     assert expand(["seed=1"])[0].config["checkpoint_minutes"] == 5
-    file = config.CONF / "config.yaml"
+    file = files.CONF / "config.yaml"
     file.write_text(file.read_text().replace("checkpoint_minutes: 5", "checkpoint_minutes: 7"))
     assert expand(["seed=1"])[0].config["checkpoint_minutes"] == 7
 
@@ -95,8 +90,8 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["task=rtee"], "no task 'rtee'. Did you mean rte?"),
         (["method=verra"], "no method 'verra'. Did you mean vera?"),
         (["method=vera,lorra"], "no method 'lorra'. Did you mean lora?"),
-        (["paper=tabel2_base"], "no paper 'tabel2_base'. Did you mean table2_base?"),
-        (["paper=table5"], "no paper 'table5'. Did you mean table5_base or table5_large?"),
+        (["experiment=tabel2_base"], "no experiment 'tabel2_base'. Did you mean table2_base?"),
+        (["experiment=table5"], "no experiment 'table5'. Did you mean table5_base or table5_large?"),
         (["recipe=vera/roberta_bas"], "no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?"),
         (["recipe=null"], "no recipe 'null'. Known: "),  # which Hydra answers with a traceback
         (["trian.lr=3"], "no key 'trian.lr'. Did you mean train.lr?"),
@@ -120,15 +115,15 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["task.family=null"], "task.family=None: should be one of e2e, glue"),
         (
             ["method.rank=choice(1,2),3"],
-            "method.rank=choice(1,2),3: should be KEY=a,b or KEY=range(first,end) for a sweep",
+            "method.rank=choice(1,2),3: choice() or range() beside or within a list: write one list, KEY=a,b",
         ),
-        (["train.lr=glob(*)"], "train.lr=glob(*): should be KEY=a,b or KEY=range(first,end) for a sweep"),
+        (["train.lr=glob(*)"], "train.lr=glob(*): nothing of that name"),
         (
             ["train.lr=interval(0,1)"],
-            "train.lr=interval(0,1): should be KEY=a,b or KEY=range(first,end) for a sweep",
+            "train.lr=interval(0,1): an interval has no values to run through: a list, or python",
         ),
-        (["train.lr=range(0,1,0)"], "train.lr=range(0,1,0): no range (range() arg 3 must not be zero)"),
-        (["seed=range(0,nan)"], "seed=range(0,nan): no range"),
+        (["train.lr=range(0,1,0)"], "train.lr=range(0,1,0): cannot be listed (range() arg 3"),
+        (["seed=range(0,nan)"], "seed=range(0,nan): cannot be listed"),
         (
             ["seed=range(0,100001)"],
             "seed=range(0,100001): more values than the 100,000 runs that one command takes",
@@ -140,23 +135,23 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
             "these words mean 100,172 runs, and one command takes at most 100,000",
         ),
         (
-            ["paper=demo", "seed=range(0,20001)"],
+            ["experiment=demo", "seed=range(0,20001)"],
             "these words mean 100,005 runs, and one command takes at most 100,000",
         ),
         (["seed=" + "9" * 5000], "cannot be read (Exceeds the limit"),
         (["method.config=" + "[" * 3000 + "]" * 3000], "cannot be read (nested too deeply)"),
         (
             ["++method._target_=os.system"],
-            "++method._target_=os.system: _target_ names what is called, which no word does",
+            "++method._target_=os.system: _target_ names what is called, which no override does",
         ),
-        (["model.settings={a:[{_target_:os.system}]}"], "_target_ names what is called, which no word does"),
-        (["model.settings={a:1},{b:{_target_:x}}"], "_target_ names what is called, which no word does"),
+        (["model.settings={a:[{_target_:os.system}]}"], "_target_ names what is called"),
+        (["model.settings={a:1},{b:{_target_:x}}"], "_target_ names what is called"),
         (
             ["hydra.launcher={_target_:os.system}"],
-            "of Hydra's own settings only hydra.launcher.KEY=VALUE is taken",
+            "not taken here. Instead: launcher=slurm (or local, ray)",
         ),
-        (["hydra/launcher=basic"], "hydra/launcher=basic: of Hydra's own settings only"),
-        (["hydra=default"], "hydra=default: of Hydra's own settings only"),
+        (["hydra/launcher=basic"], "hydra/launcher=basic: not taken here. Instead: launcher=slurm"),
+        (["hydra=default"], "hydra=default: not taken here. Instead: output=FOLDER"),
         (["train.lr=abc"], "train.lr=abc: should be a number"),
         (["train.epochs=2.5"], "train.epochs=2.5: should be a whole number"),
         (["method.rank=abc"], "method.rank=abc: should be a whole number, such as 256"),
@@ -214,10 +209,10 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
             ["method=vera_redrawn", "method.projection_seed=${data_seed}", "data_seed=1"],
             "with method.redrawn=true",
         ),
-        (["~train.lr"], "'~train.lr' is not KEY=VALUE"),
+        (["~train.lr"], "~train.lr: Train (DictConfig) does not support deletion"),
         (["method.rank=[1"], "'method.rank=[1' is not KEY=VALUE"),
         (
-            ["paper=table2_base", "model=encoder", "model.path=/x"],
+            ["experiment=table2_base", "model=encoder", "model.path=/x"],
             "preset table2_base has no recipe for full/encoder. Write conf/recipe",
         ),
         (
@@ -257,9 +252,9 @@ def test_a_whole_number_is_the_number_that_the_file_has():
 
 
 def test_settings_of_the_models_configuration_are_told():
-    (run,) = expand(["paper=table3_medium", "method=vera", "seed=0", "model.settings.resid_pdrop=0.1"])
+    (run,) = expand(["experiment=table3_medium", "method=vera", "seed=0", "model.settings.resid_pdrop=0.1"])
     assert run.changed == ["model.settings.resid_pdrop=0.1"]
-    assert expand(["paper=table3_medium", "method=vera", "seed=0"])[0].changed == []
+    assert expand(["experiment=table3_medium", "method=vera", "seed=0"])[0].changed == []
 
 
 def test_lists_are_sweeps_and_the_command_line_beats_the_preset():
@@ -272,14 +267,14 @@ def test_lists_are_sweeps_and_the_command_line_beats_the_preset():
         ("rte", "lora", 0),
     ]
     assert len(expand(["seed=range(5)"])) == 5
-    narrowed = expand(["paper=table2_base", "method=vera", "task=rte", "seed=3"])
+    narrowed = expand(["experiment=table2_base", "method=vera", "task=rte", "seed=3"])
     assert [(r.row, r.task, r.seed, r.model) for r in narrowed] == [("vera", "rte", 3, "roberta_base")]
-    assert expand(["paper=demo", "train.epochs=1"])[0].config["train"]["epochs"] == 1
+    assert expand(["experiment=demo", "train.epochs=1"])[0].config["train"]["epochs"] == 1
 
 
 @pytest.mark.slow  # 90 compositions; tests/nets has those of some presets
 def test_presets_are_the_tables_rows_tasks_and_seeds():
-    base, large = expand(["paper=table2_base"]), expand(["paper=table2_large"])
+    base, large = expand(["experiment=table2_base"]), expand(["experiment=table2_large"])
     rows = {
         "base": ("full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora", "vera"),
         "large": ("adapter_p_3m", "adapter_p_800k", "adapter_h_6m", "adapter_h_800k", "lora", "vera"),
@@ -291,12 +286,12 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
         (m, t, s) for m in rows["large"] for t in GLUE for s in range(5)
     }
     assert {r.model for r in base} | {r.model for r in large} == {"roberta_base", "roberta_large"}
-    mnli = expand(["paper=table2_base_mnli"])
+    mnli = expand(["experiment=table2_base_mnli"])
     assert {(r.row, r.task, r.seed) for r in mnli} == {
         ("lora_mnli", t, s) for t in ("mrpc", "rte", "stsb") for s in range(5)
     }
-    assert len(expand(["paper=demo"])) == 15
-    medium, large = expand(["paper=table3_medium"]), expand(["paper=table3_large"])
+    assert len(expand(["experiment=demo"])) == 15
+    medium, large = expand(["experiment=table3_medium"]), expand(["experiment=table3_large"])
     adapters = (("adapter_l_370k", "adapter_l_11m", "adapter_h_11m"), ("adapter_l_880k", "adapter_l_23m"))
     for runs, rows_ in ((medium, adapters[0]), (large, adapters[1])):
         assert {(r.row, r.task, r.seed) for r in runs} == {
@@ -313,7 +308,7 @@ PRINTED = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_t
 def test_image_cells_are_table_11s(size):
     """Rates, rank, epochs and images as printed; what is not printed is marked as this project's choice."""
     tasks = ("cifar100", "food101", "flowers102", "resisc45")
-    runs = expand([f"paper=table5_{size}"])
+    runs = expand([f"experiment=table5_{size}"])
     rows = ("head", "full", "lora", "vera")
     assert {(r.row, r.task, r.seed) for r in runs} == {
         (m, t, s) for m in rows for t in tasks for s in range(5)
@@ -338,7 +333,7 @@ E2E = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text(
 @pytest.mark.parametrize("size", sample(["medium", "large"], "large"))
 def test_e2es_cells_are_table_10s_and_table_11s_of_hu_et_al(size):
     """The recipes, GPT-2's dropouts, and how texts are decoded."""
-    for run in expand([f"paper=table3_{size}", "seed=0"]):
+    for run in expand([f"experiment=table3_{size}", "seed=0"]):
         train, task, method = (run.config[part] for part in ("train", "task", "method"))
         common = E2E["common"]
         assert (train["effective_batch"], train["epochs"], train["warmup_steps"]) == (
@@ -453,7 +448,7 @@ def test_alpha_is_the_recipes_or_follows_the_rank(row, scaling, alpha, label):
 
 def test_a_preset_of_loras_scaling_takes_other_rows_as_they_are():
     one, other = (
-        expand([f"paper={paper}", "method=vera,lora", "seed=0"])
+        expand([f"experiment={paper}", "method=vera,lora", "seed=0"])
         for paper in ("figure2", "figure2_proportional")
     )
     assert [run.method for run in one] == [run.method for run in other]
@@ -517,8 +512,8 @@ def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
     ],
 )
 def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
-    file = config.CONF / "recipe" / "vera" / "minilm.yaml"
+    monkeypatch.setattr(files, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    file = files.CONF / "recipe" / "vera" / "minilm.yaml"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
     for words in (["method=vera"], ["method=vera_only_d"], ["method=head", "recipe=vera/minilm"]):
@@ -544,11 +539,13 @@ def test_every_file_of_conf_composes():
         model = fitting.get(task, "roberta_base")
         assert expand([f"task={task}", f"model={model}"])[0].config["task"]["name"] == task
     for recipe in choices("recipe"):
-        config.check_recipe(recipe, "", 0)
         method, model = recipe.split("/")
         assert method in choices("method")
         assert model in choices("model")
-        assert yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())["source"]
+        kinds = {"image": "cifar100", "text generation": "alpaca"}
+        fits = kinds.get(parts(model, "vera")[0]["modality"], "rte")
+        (run,) = expand([f"model={model}", f"method={method}", f"task={fits}", f"recipe={recipe}"])
+        assert run.config["recipe"]["source"]
 
 
 VARIED = [
@@ -641,16 +638,14 @@ def test_each_method_of_peft_is_a_row_of_its_own():
 def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_path, monkeypatch):
     words = ["seed=0,1", "task=rte"]
     first = expand(words)
-    monkeypatch.setattr(config, "_expand", lambda _: pytest.fail("composed anew"))
+    monkeypatch.setattr(Files, "compose", lambda *_: pytest.fail("composed anew"))
     assert expand(words) == first
     copied = tmp_path / "conf"
     shutil.copytree(CONF, copied)
     (copied / "task" / "rte.yaml").open("a").write("\n# changed\n")
-    monkeypatch.setattr(config, "CONF", copied)
-    composed = []
-    monkeypatch.setattr(config, "_expand", lambda _: composed.append(1) or first)
-    expand(words)
-    assert composed == [1]
+    monkeypatch.setattr(files, "CONF", copied)
+    with pytest.raises(pytest.fail.Exception, match="composed anew"):
+        expand(words)
 
 
 @pytest.mark.usefixtures("process")

@@ -1,6 +1,7 @@
 """Executors and launchers: how runs end, what is tried again, and who starts what. Slurm and Ray for real,
 where they are."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -16,19 +17,22 @@ from pathlib import Path
 
 import ledgers
 import pytest
+import submitit
 import torch
+import yaml
 from running import ODD, ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of
 from tiers import ALL_TESTS, guard
 
 from runs import plan
-from runs.config import expand
+from runs.config import CONF, choices, expand, read_command
+from runs.config import launch as settings
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Ledger, read_record, record_path, run_folder, write_record
 from runs.sweep import attempt, devices, display, executor, jobs, launchers, sweep
 from runs.sweep.attempt import cause_of
 from runs.sweep.executor import with_less_memory
-from runs.sweep.leases import Heart, LostLeaseError, Watcher
+from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher
 from runs.sweep.progress import (
     append,
     clear,
@@ -186,12 +190,13 @@ def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_pat
 
 
 def test_a_process_that_is_killed_with_its_record_written_is_done(words, fork, monkeypatch):
-    from runs.training import train
+    write = Lease.write
 
-    def kill(*_):
+    def write_and_kill(*arguments):
+        write(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(train, "clear", kill)
+    monkeypatch.setattr(Lease, "write", write_and_kill)
     outcome = sweep.sweep(expand(words))
     assert (outcome.done, outcome.failed) == (1, [])
     (record,) = records_of(words)
@@ -242,7 +247,7 @@ def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(w
             file.write(f"{run.seed} ")
         child(run, settled, lease, attempts, events)
 
-    monkeypatch.setattr(executor, "_child", count)
+    monkeypatch.setattr(attempt, "_child", count)
     wrong = [w for w in words if not w.startswith("method.")] + ["method.sites=[qeury]", "seed=0,1"]
     for times in (1, 2):
         outcome = sweep.sweep(expand(wrong))
@@ -576,7 +581,7 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
     """launcher=local: one executor is killed with its run on, and one run fails."""
     many = [*words, "seed=0,1,2", "train.epochs=12", "method.sites=[query],[qeury]", "lease_seconds=3"]
     runs = expand([w for w in many if not w.startswith("lease_seconds")])
-    process = start(*many, "launcher=local", "runs_per_device=2")
+    process = start(*many, "launcher=local", "launcher.runs_per_device=2")
     wait_for(lambda: len(list(Path(output_of(words)).glob("leases/*"))) == 2, process)
     holder = json.loads(next(Path(output_of(words)).glob("leases/*")).read_text())
     os.kill(holder["pid"], signal.SIGKILL)
@@ -610,20 +615,44 @@ def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch
     with pytest.raises(
         UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
     ):
-        sweep.sweep(expand(words), launch=launchers.Launch("local"))
+        sweep.sweep(expand(words), launch=settings.Launch(settings.Local()))
 
 
 # --- devices
 
 
+class Nvml:
+    """Stands in for pynvml on a machine with two GPUs, or with none that its driver tells of."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *uuids):
+        self.uuids, self.open = uuids, 0
+
+    def nvmlInit(self):  # noqa: N802 - its own name, as the others
+        if not self.uuids:
+            raise self.NVMLError("Driver Not Loaded")
+        self.open += 1
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return ("handle", index)
+
+    def nvmlDeviceGetUUID(self, handle):  # noqa: N802
+        return self.uuids[handle[1]]
+
+
 @pytest.fixture
-def two_gpus(process, tmp_path, monkeypatch):
-    """A machine with two GPUs, by what nvidia-smi prints there."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{smi.parent}{os.pathsep}{os.environ['PATH']}")
+def two_gpus(tmp_path, monkeypatch):
+    """A machine with two GPUs, by what NVIDIA's library says there."""
+    monkeypatch.setattr(devices, "pynvml", Nvml("GPU-aaaa", "GPU-bbbb"))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -637,6 +666,12 @@ def test_devices_are_those_that_are_visible(two_gpus, monkeypatch):
     assert devices.devices("cuda") == ["GPU-bbbb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,GPU-aaaa")
     assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    assert devices.pynvml.open == 0
+    # Another make's GPUs, or a driver that does not answer: by their numbers
+    monkeypatch.setattr(devices, "pynvml", Nvml())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices.devices("auto") == ["0", "1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.devices("auto") == ["cpu"]
 
@@ -683,58 +718,87 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("words", "message"),
     [
-        ("launcher=slrum", "launcher=slrum: should be one of serial, local, slurm, ray"),
-        ("tracking=yes", "tracking=yes: should be one of online, offline, off, or null"),
-        ("runs_per_device=0", "runs_per_device and executors should be at least 1"),
-        ("lease_seconds=0", "lease_seconds=0: should be at least 1"),
-        ("executors=3", "executors=3 is for launcher=slurm and launcher=ray; local starts one a device"),
-        ("executors=many", "Value 'many' of type 'str' could not be converted to Integer"),
-        (
-            "hydra.launcher.partition=gpu",
-            "hydra.launcher.partition=gpu is for launcher=slurm and launcher=ray",
-        ),
+        (["launcher=slrum"], "no launcher 'slrum'. Did you mean slurm?"),
+        (["tracking=yes"], "no tracking 'yes'. Known: auto, off, offline, online"),
+        (["launcher.runs_per_device=0"], "launcher.runs_per_device=0: should be at least 1"),
+        (["runs_per_device=2"], "no key 'runs_per_device'. Did you mean launcher.runs_per_device?"),
+        (["lease_seconds=0"], "lease_seconds=0: should be at least 1"),
+        (["lease_seconds=long"], "lease_seconds=long: should be a number"),
+        (["launcher.executors=3"], "no key 'launcher.executors'. launcher has: name, runs_per_device"),
+        (["launcher=ray", "launcher.executors=0"], "launcher.executors=0: should be at least 1"),
+        (["launcher=ray", "launcher.runs_per_device=2"], "no key 'launcher.runs_per_device'"),
+        (["launcher=slurm", "launcher.partitoin=gpu"], "Did you mean launcher.partition?"),
+        (["launcher=slurm", "launcher.cpus_per_task=many"], "launcher.cpus_per_task=many: should be a whole"),
     ],
 )
-def test_a_wrong_word_about_the_launcher_is_one_line(word, message):
+def test_a_wrong_word_about_the_launcher_is_one_line(words, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        launchers.take([word])
+        read_command(words)
     assert "\n" not in str(caught.value)
 
 
-def test_hydras_own_settings_are_checked_before_anything_starts():
-    how, hydra, rest = launchers.take(
-        ["launcher=slurm", "hydra.launcher.partition=gpu", "seed=1", "executors=3"]
+def test_a_launcher_gets_its_settings():
+    own = ["launcher.partition=gpu", "+launcher.additional_parameters.nice=1", "launcher.executors=3"]
+    command = read_command(["launcher=slurm", *own, "seed=1", "redo=true", "tracking=offline"])
+    slurm = settings.Slurm(executors=3, partition="gpu", additional_parameters={"nice": 1})
+    assert command.launch == settings.Launch(slurm, settings.Tracking("offline"), redo=True)
+    assert command.runs == expand(["seed=1"])  # of which none of it is a part
+    assert read_command(["seed=1,2", "launcher=ray", "launcher.init={address:auto}"]).launch.launcher == (
+        settings.Ray(init={"address": "auto"})
     )
-    assert (how.launcher, how.executors, hydra, rest) == (
-        "slurm",
-        3,
-        ["hydra.launcher.partition=gpu"],
-        ["seed=1"],
-    )
-    with pytest.raises(UserError, match=r"hydra\.launcher\.partitoin"):
-        launchers.take(["launcher=slurm", "hydra.launcher.partitoin=gpu"])
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "hydra.launcher._target_=os.system",
-        "++hydra.launcher._target_=os.system",
-        "+hydra.launcher.x={_target_:os.system}",
-        "hydra.launcher.setup=[{_target_:os.system}]",
-        "+hydra.launcher.additional_parameters._target_=os.system",
-        "hydra.launcher.additional_parameters='${oc.decode:${oc.env:TARGET}}'",
-    ],
-)
-def test_no_word_says_what_hydra_calls(word, monkeypatch):
-    monkeypatch.setenv("TARGET", "{_target_: os.system}")
-    with pytest.raises(
-        UserError, match=re.escape(f"{word}: _target_ names what is called, which no word does")
-    ):
-        launchers.take(["launcher=slurm", word])
-    assert launchers.take(["launcher=slurm", "+hydra.launcher.additional_parameters.nice=1"])[1]
+@pytest.mark.parametrize("name", choices("launcher"))
+def test_a_launchers_file_has_what_its_type_has(name):
+    """With the same defaults: launchers are made in tests and notebooks, too."""
+    (of,) = (launcher for launcher in settings.LAUNCHERS if launcher.name == name)
+    assert read_command([f"launcher={name}"]).launch.launcher == of()
+    written = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text()).keys() - {"defaults"}
+    assert written == {field.name for field in dataclasses.fields(of)} - {"name"}
+
+
+def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
+    """Each setting comes to the text that sbatch is given."""
+    sent = []
+
+    def submit(self, command):
+        sent.append(self._make_submission_file_text(command, "x"))
+        return submitit.SlurmJob(folder=self.folder, job_id="12", tasks=[0])
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
+    monkeypatch.setattr(submitit.helpers, "sleep", lambda _: None, raising=False)
+    slurm = settings.Slurm(
+        partition="gpu",
+        account="lab",
+        qos="low",
+        constraint="a100",
+        timeout_min=90,
+        cpus_per_task=4,
+        gpus_per_node=1,
+        gres="disk:1",
+        mem_gb=1.5,
+        array_parallelism=2,
+        signal_delay_s=60,
+        setup=["module load cuda"],
+        additional_parameters={"exclude": "node7"},
+    )
+    launcher = launchers.SlurmJobs(tmp_path / "sweep.json", slurm, runs=3)
+    launcher.start(3)
+    (text,) = sent
+    told = ["partition=gpu", "account=lab", "qos=low", "constraint=a100", "time=90", "cpus-per-task=4"]
+    told += ["gpus-per-node=1", "gres=disk:1", "mem=1536MB", "array=0-2%2", "signal=USR2@60"]
+    told += ["exclude=node7", f"job-name={tmp_path.name}", "nodes=1"]
+    assert not [flag for flag in told if f"#SBATCH --{flag}\n" not in text]
+    assert "module load cuda" in text
+
+
+def test_a_job_whose_time_is_over_goes_back_into_the_queue_as_it_is():
+    there = launchers.ExecutorThere("sweep.json")
+    again = there.checkpoint(3)
+    assert (again.function, again.args) == (there, (3,))
 
 
 # --- the plan while a sweep runs
@@ -801,7 +865,7 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
     many = [*words, "seed=0,1", "train.epochs=120"]
     runs = expand(many)
     process = start(
-        *many, "launcher=slurm", "executors=2", "lease_seconds=5", "hydra.launcher.cpus_per_task=1"
+        *many, "launcher=slurm", "launcher.executors=2", "lease_seconds=5", "launcher.cpus_per_task=1"
     )
     folder = Path(output_of(words))
     wait_for(lambda: len(list(folder.glob("runs/*/checkpoint.safetensors"))) == 2, process)
@@ -824,14 +888,14 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
 
 
 def test_a_job_that_slurm_refuses_is_one_line(slurm, words):
-    done = call("runs", *words, "launcher=slurm", "hydra.launcher.partition=nowhere", check=2)
+    done = call("runs", *words, "launcher=slurm", "launcher.partition=nowhere", check=2)
     assert done.stderr.splitlines()[-1].startswith("error: Slurm takes no job: ")
     assert "Traceback" not in done.stderr
 
 
 def test_on_ray_two_workers_do_a_sweep(ray, words, tmp_path):
     many = [*words, "seed=0,1"]
-    done = call("runs", *many, "launcher=ray", "executors=2", check=0)
+    done = call("runs", *many, "launcher=ray", "launcher.executors=2", check=0)
     assert "2 done, 0 already there" in done.stdout
     assert comparable(records_of(many)[1]) == comparable(
         do([*elsewhere(words, output=tmp_path / "straight"), "seed=1"])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import tasks
-from runs import file_hash
+from runs import file_hash, models
 from runs.config import expand
 from runs.errors import UserError
-from runs.identity import data_content, hash_files, one_look, run_id
+from runs.identity import hash_files, identify, run_id
 from runs.record import cache_folder
 from tasks import DataError
 
@@ -87,7 +87,7 @@ def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatc
     """Ids of records that are out there, on CoLA's files as GLUE has them."""
     content = "sha256:bd6fba96205e0e162f02a73ddf3b97fe9e1a33b3d4288e936260c8b450dd9acf"
     monkeypatch.setattr("runs.identity.data_content", lambda settings: content)
-    words = ["paper=rank_scaling_minilm", "method=lora_r2"]
+    words = ["experiment=rank_scaling_minilm", "method=lora_r2"]
     for seed, known in ((0, "aac4f59ce8cf"), (1, "17ff3a843cbd")):
         for way in (
             ["method.scaling=proportional"],
@@ -95,7 +95,7 @@ def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatc
             ["method.alpha=2", "method.scaling=proportional"],
         ):
             assert identity([*words, *way, f"seed={seed}"]) == known
-    (proportional,) = expand(["paper=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
+    (proportional,) = expand(["experiment=rank_scaling_minilm_proportional", "method=lora_r2", "seed=0"])
     assert run_id(proportional) == "aac4f59ce8cf"
     assert (
         identity([*words, "seed=0"])
@@ -198,15 +198,28 @@ def test_a_pipe_or_a_device_among_the_data_counts_as_missing_and_is_not_read(oth
     assert hash_files(files) == hash_files(gone)
 
 
-def test_within_one_look_a_data_set_is_read_once_whatever_the_seed_and_outside_each_time(monkeypatch, glue):
-    asked, source = [], tasks.source
-    monkeypatch.setattr(tasks, "source", lambda settings: asked.append(1) or source(settings))
-    runs = expand(["model=encoder", "model.path=/x", "task=rte,mrpc", f"task.data_dir={glue}", "seed=0,1,2"])
-    with one_look():
-        found = {data_content(run.config["task"] | {"draw_seed": run.seed}) for run in runs}
-    assert len(asked) == len(found) == 2
-    assert data_content(runs[0].config["task"]) in found
-    assert len(asked) == 3
+def test_of_many_runs_each_model_and_data_set_is_looked_at_once_whatever_the_seed(
+    monkeypatch, glue, tiny_bert, tmp_path
+):
+    asked, source, locate = [], tasks.source, models.locate
+    monkeypatch.setattr(tasks, "source", lambda settings: asked.append("data") or source(settings))
+    monkeypatch.setattr(models, "locate", lambda model: asked.append("model") or locate(model))
+    words = ["model=encoder", f"model.path={tiny_bert}", f"task.data_dir={glue}", "seed=0,1,2"]
+    runs = expand([*words, "task=rte,mrpc"])
+    ids = identify(runs)
+    assert sorted(asked) == ["data", "data", "model"]
+    assert len(set(ids)) == 6
+    assert ids == [run_id(run) for run in runs]  # each time anew
+    assert len(asked) == 3 + 2 * 6
+
+
+def test_of_many_runs_one_that_cannot_be_identified_is_told_apart(words, glue):
+    runs = [*expand(words), *expand([*words, "init_from=/nowhere.safetensors"])]
+    with pytest.raises(UserError, match="no such file"):
+        identify(runs)
+    problems = {}
+    assert identify(runs, problems) == [run_id(runs[0]), None]
+    assert problems == {1: "init_from=/nowhere.safetensors: no such file"}
 
 
 def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(tmp_path, monkeypatch):

@@ -210,11 +210,12 @@ def test_the_fit_is_its_seeds():
 def test_a_users_mistake_is_one_line(pair, tmp_path):
     output, lora, vera = pair
     for words, wanted in (
-        (["magnitudes"], "no measure 'magnitudes'. Known: magnitude, similarity, matrix_fit"),
+        (["magnitudes"], "no measure 'magnitudes'. Did you mean magnitude? Known: magnitude, similarity"),
         (["similarity", lora["id"]], "similarity compares two runs"),
         (["matrix_fit", "abc"], "measures no run"),
-        (["magnitude", "seed=1"], "seed=1: magnitude knows output= only"),
+        (["magnitude", "seed=1"], "seed=1: magnitude draws no random numbers"),
         (["matrix_fit", "seed=x"], "seed=x: should be a whole number"),
+        (["matrix_fit", "seed=-1"], "seed=-1: should be at least 0"),
         (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
         (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),
         (["magnitude", "nothing", f"output={output}"], "no records begin with 'nothing'"),

@@ -32,8 +32,8 @@ if __name__ == "__main__":
 COMMAND = """
 import time
 from pathlib import Path
-from runs.sweep.launchers import Launch, Local
-Local(Path(__file__).parent / "sweep.json", Launch(launcher="local"), "cpu").start(1)
+from runs.sweep.launchers import LocalProcesses
+LocalProcesses(Path(__file__).parent / "sweep.json", ["cpu"], 1).start(1)
 time.sleep(60)
 """
 SCORES = """

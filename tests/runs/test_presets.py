@@ -48,7 +48,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca"))
     )
     words = [
-        f"paper={paper}",
+        f"experiment={paper}",
         "seed=0",
         f"model.path={model}",
         "model.architecture=null",

@@ -204,7 +204,7 @@ def test_a_mistake_sets_nothing_aside(words):
 def test_what_others_start_from_is_not_done_again_unless_asked_for(words, monkeypatch):
     seen = {}
 
-    def sweep(found, launch, words, again):
+    def sweep(found, launch, again):
         seen.update(runs=found, again=again)
         raise SystemExit(0)
 

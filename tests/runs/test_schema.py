@@ -207,7 +207,7 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd):
         lambda output: stats.main(["table2", f"output={output}"]),
         lambda output: figures_main(["all", f"output={output}"]),
         lambda output: report_main([f"output={output}"]),
-        lambda output: dashboard.main([f"output={output}", f"--json={output}/view.json"]),
+        lambda output: dashboard.main([f"output={output}", f"json={output}/view.json"]),
         lambda output: plan.main(["task=rte", f"output={output}"]),
         lambda output: publish.main(["study", f"output={output}"]),
         lambda output: evaluate.main(["nowhere", f"output={output}"]),

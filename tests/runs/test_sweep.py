@@ -14,8 +14,9 @@ import pytest
 from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
 from tiers import sample
 
-from runs import config, evaluate, plan, publish
+from runs import evaluate, plan, publish
 from runs.config import expand
+from runs.config.files import Files
 from runs.errors import UserError
 from runs.forecast import cost
 from runs.identity import run_id
@@ -173,8 +174,8 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(words):
 @pytest.mark.usefixtures("process")
 def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypatch, capsys):
     """The run's process meets a full disk when it writes its checkpoint."""
-    from runs import errors
     from runs.__main__ import main
+    from runs.command import entry_point
 
     (first,) = expand([*words, "train.max_steps=1"])
     sweep.sweep([first])
@@ -188,7 +189,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_stay(words, monkeypat
     monkeypatch.setattr(executor, "ROOM", (0,))
     monkeypatch.setattr(sys, "argv", ["runs", *words, "seed=1", "train.max_steps=1"])
     with pytest.raises(SystemExit) as ended:
-        errors.entry_point(main)
+        entry_point(main)
     assert ended.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert (
@@ -230,7 +231,7 @@ def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkey
 
     sweep_child = attempt._child
     monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
-    monkeypatch.setattr(executor, "_child", kill_the_first)
+    monkeypatch.setattr(attempt, "_child", kill_the_first)
     outcome = sweep.sweep(runs)
     assert (outcome.done, len(outcome.failed), outcome.exit_code) == (1, 1, 1)
     assert "killed (signal 9; out of memory?)" in outcome.failed[0][1]
@@ -289,14 +290,16 @@ WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
 def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
     """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
     composed = []
-    once = config._compose
-    monkeypatch.setattr(config, "_compose", lambda overrides: composed.append(overrides) or once(overrides))
-    runs = expand([f"paper={paper}", f"output={tmp_path}"])
+    once = Files.compose
+    monkeypatch.setattr(
+        Files, "compose", lambda files, overrides: composed.append(overrides) or once(files, overrides)
+    )
+    runs = expand([f"experiment={paper}", f"output={tmp_path}"])
     assert len(runs) == cells * seeds
     # The cells, the preset itself, and the defaults that types are checked against
     assert len(composed) < cells + 5
     composed.clear()
-    assert expand([f"paper={paper}", f"output={tmp_path}"]) == runs
+    assert expand([f"experiment={paper}", f"output={tmp_path}"]) == runs
     assert not composed
 
 

@@ -93,7 +93,7 @@ def record_of(run, run_id, status="done", metrics=(0.6, 0.8, 0.7)):
         "status": status,
         "error": None if status == "done" else "loss became nan at epoch 4, step 31",
         "cell": {
-            "paper": run.paper,
+            "paper": run.experiment,
             "row": run.row,
             "model": run.model,
             "task": run.config["task"]["name"],
@@ -311,7 +311,7 @@ def test_wandb_itself_agrees_on_who_is_logged_in(monkeypatch, tmp_path):
 
 
 def test_tags_say_preset_and_trial_and_keep_to_wandbs_limits(output):
-    (run,) = runs_of(output, "paper=demo", "train.max_steps=2", f"method.label={'x' * 200}")
+    (run,) = runs_of(output, "experiment=demo", "train.max_steps=2", f"method.label={'x' * 200}")
     told = about(run, "a" * 12)
     assert told["tags"] == ["vera", "minilm", "reviews", "demo", "trial"]
     assert len(told["name"]) == 128

@@ -112,13 +112,16 @@ def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypat
     (cell,) = tune.cells(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
     )
-    monkeypatch.setattr(tune, "finished_record", lambda run: None)
+    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: None)
     assert tune.seconds_left(cell) is None
     cost = {1e-3: 10.0, 1e-2: 20.0}  # of each run; the two of the third rate are missing
     took = {
-        rate: {"cost": {"train_seconds": seconds, "evaluate_seconds": 1.0}} for rate, seconds in cost.items()
+        cell_id: {"cost": {"train_seconds": cost[run.config["train"]["lr"]], "evaluate_seconds": 1.0}}
+        for point, runs in cell.trials.items()
+        for run, cell_id in zip(runs, cell.ids[point], strict=True)
+        if run.config["train"]["lr"] in cost
     }
-    monkeypatch.setattr(tune, "finished_record", lambda run: took.get(run.config["train"]["lr"]))
+    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: took.get(run_id))
     assert tune.seconds_left(cell) == 2 * 16.0
 
 
@@ -302,13 +305,13 @@ def test_what_the_words_search(tiny_words, e2e_words):
     (cell,) = tune.cells([w for w in e2e_words if not w.startswith("train.lr")])
     assert list(cell.axes) == ["train.lr"]
     assert cell.first.config["task"]["decode"] == "none"
-    preset = tune.cells(["paper=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
+    preset = tune.cells(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
     assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
     assert preset[0].words == [
         "method=vera",
         "model=roberta_base",
         "task=rte",
-        "paper=table2_base",
+        "experiment=table2_base",
         "train.lr_head=1e-2",
     ]
 
@@ -332,17 +335,18 @@ def test_the_grids_are_values_that_the_papers_print():
 
 
 def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
-    def name(*words):
-        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", "grid={train.lr: [1e-2, 3e-2]}", *words])
+    def name(*words, grid="{train.lr: [1e-2, 3e-2]}"):
+        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", *words], grid)
         return cell.name
 
     assert name("device=auto", "seed=0", "task.holdout=0.2", f"output={tmp_path}") == name()
-    others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"], ["grid={train.lr: [1e-2]}"]]
-    assert len({name(), *(name(*words) for words in others)}) == len(others) + 1
+    others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"]]
+    names = {name(), name(grid="{train.lr: [1e-2]}"), *(name(*words) for words in others)}
+    assert len(names) == len(others) + 2
 
 
 def test_the_best_at_an_end_of_an_axis(tiny_words):
-    (cell,) = tune.cells([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
+    (cell,) = tune.cells(tiny_words, "{train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}")
     assert tune.edges(cell, ("0.03", "0.001")) == []
     assert tune.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
     assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]

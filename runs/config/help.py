@@ -1,0 +1,56 @@
+"""What Hydra's options print (--cfg, --info, --help, ...), by Hydra's own object."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from omegaconf import OmegaConf
+
+from runs.config.expand import grid
+from runs.config.files import Files
+from runs.config.flags import parser, read_flags
+from runs.config.names import did_you_mean
+from runs.errors import UserError
+
+
+def answered(arguments: Sequence[str], about: str | None) -> bool:
+    """Prints what an option asks for, if one does. about: the command's own help.
+
+    Raises UserError for what is wrong with the options or the overrides."""
+    flags = read_flags(arguments)
+    if flags.version:
+        print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
+        return True
+    if not (flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion):
+        return False
+    files = Files(flags.config_dir)
+    with files.hydra() as hydra:
+        if flags.shell_completion:
+            try:
+                hydra.shell_completion("config", flags.overrides)
+            except ValueError as error:
+                raise UserError(f"--shell-completion: {' '.join(str(error).split())}") from None
+            return True
+        asked = grid(flags.overrides, files)
+        if len(asked) > 1 and not flags.help:
+            print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
+        overrides = next(asked.combinations())
+        overrides, cfg = files.compose_with_recipe(overrides)
+        if flags.package and OmegaConf.select(cfg, flags.package) is None:
+            close = did_you_mean(flags.package, files.known_keys())
+            raise UserError(f"--package {flags.package}: the configuration has no such part.{close}")
+        seed = [asked.seeds[0]] if asked.seeds[0] else []
+        flags.overrides = files.searched((*overrides, *seed))
+        if flags.help:
+            print((about or "").strip(), end="\n\n")
+            hydra.app_help("config", parser(), flags)
+        elif flags.hydra_help:
+            flags.overrides = []
+            hydra.hydra_help("config", parser(), flags)
+        elif flags.cfg:
+            hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+        else:
+            logging.raiseExceptions = False  # by which it prints: a reader that has gone (| head) is no error
+            hydra.show_info(flags.info, "config", flags.overrides)
+    return True

@@ -1,0 +1,264 @@
+"""What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is ignored.
+
+Through the commands themselves. What Hydra itself would compose is asked of its compose API."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from running import ROOT, call, call_here, output_of
+
+from runs.config import CONF, expand
+from runs.identity import run_id
+from runs.record import run_folder
+
+
+def plan_of(*words):
+    """The first line of a plan, which counts the runs, and its lines of rows."""
+    lines = call_here("runs.plan", *words, check=0).stdout.splitlines()
+    return lines[0], [line.split()[0] for line in lines[3 : lines.index("", 3)] if line[0] != "?"]
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "rows"),
+    [
+        (["method=vera", "seed=3"], 1, ["vera"]),
+        (["method=vera,lora", "seed=0,1,2"], 6, ["vera", "lora"]),
+        (["seed=range(5)"], 5, ["vera"]),
+        (["seed=range(0,6,2)"], 3, ["vera"]),
+        (["method=choice(vera,bitfit)"], 2, ["vera", "bitfit"]),
+        (["method=glob(vera_r1*)"], 3, ["vera_r1", "vera_r1024", "vera_r16"]),
+        (["method=glob(vera_r1*,exclude=*16)"], 2, ["vera_r1", "vera_r1024"]),
+        (["method=sort(vera,bitfit)"], 2, ["bitfit", "vera"]),
+        (["train.lr=sort(1e-2,1e-3,reverse=true)"], 2, ["vera"]),
+        (["train.epochs=int(1.0,2.0)"], 2, ["vera"]),
+        (["seed=int(3.0)"], 1, ["vera"]),
+        (["train.lr=float(1)"], 1, ["vera"]),
+        (["+experiment=demo", "method=head"], 3, ["head"]),
+        (["experiment=demo", "method=head,vera", "seed=0"], 2, ["head", "vera"]),
+        (["method=peft", "+method.config.r=4"], 1, ["peft_lora_r_4"]),
+        (["method=peft", "+method.config.r=4,8"], 2, ["peft_lora_r_4", "peft_lora_r_8"]),
+        (
+            ["method=peft", "method.config={r:4,use_dora:true}", "~method.config.use_dora"],
+            1,
+            ["peft_lora_r_4"],
+        ),
+        (["++train.lr=3e-3"], 1, ["vera"]),
+        (["~recipe"], 1, ["vera"]),
+        (["train.lr_head=${train.lr}"], 1, ["vera"]),
+    ],
+)
+def test_lists_and_the_grammar_of_overrides(words, count, rows, tmp_path):
+    """-m or not: the same sweep."""
+    counted, shown = plan_of(*words, f"output={tmp_path}")
+    assert f"= {count} runs on minilm" in counted
+    assert shown == rows
+    assert plan_of("-m", *words, f"output={tmp_path}") == (counted, shown)
+    assert plan_of("--multirun", *words, f"output={tmp_path}") == (counted, shown)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["task=rte", "model=roberta_base", "train.epochs=2"],
+        ["experiment=table3_medium", "method=vera", "seed=1", "model.settings.resid_pdrop=0.1"],
+        ["launcher=slurm", "launcher.partition=gpu", "tracking=offline"],
+        ["method=peft", "+method.config.r=4", "++train.lr=3", "~recipe"],
+        ["task=alpaca", "model=llama2_13b"],
+    ],
+)
+def test_the_configuration_is_what_hydra_composes(words):
+    shown = yaml.safe_load(call_here("runs", "--cfg", "job", *words, check=0).stdout)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words)
+        assert shown == OmegaConf.to_container(cfg)
+        package = call_here("runs", "-c", "job", "--package", "train", "--resolve", *words, check=0).stdout
+        assert package.startswith("# @package train\n")
+        assert yaml.safe_load(package) == OmegaConf.to_container(cfg.train, resolve=True)
+
+
+def test_what_hydras_options_print():
+    first = call_here("runs", "--cfg", "job", "method=lora,vera", "seed=4,5", check=0)
+    assert first.stderr == "note: of 4 runs the first one\n"
+    shown = yaml.safe_load(first.stdout)
+    assert (shown["method"]["kind"], shown["seed"]) == ("lora", 4)
+    borrowed = yaml.safe_load(call_here("runs", "--cfg", "job", "method=vera_r64", check=0).stdout)
+    assert borrowed["recipe"]["source"] == expand(["method=vera_r64"])[0].config["recipe"]["source"]
+    assert "job" in yaml.safe_load(call_here("runs", "--cfg", "hydra", check=0).stdout)["hydra"]
+    both = yaml.safe_load(call_here("runs", "--cfg", "all", "--resolve", check=0).stdout)
+    assert {"hydra", "train", "launcher"} <= both.keys()
+    assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
+    usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
+    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "-c,--cfg : "):
+        assert part in usage
+    assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
+
+
+@pytest.mark.usefixtures("process")
+def test_the_defaults_tree():
+    tree = call("runs", "--info", "defaults-tree", "task=rte", check=0).stdout
+    assert "task: rte" in tree
+    assert "shared/glue" in tree
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra/launcher=submitit_slurm"], "Instead: launcher=slurm"),
+        (["hydra.launcher.partition=gpu"], "Instead: launcher=slurm (or local, ray), with settings such as"),
+        (["+hydra.launcher.nodes=2"], "Instead: launcher=slurm"),
+        (["hydra/sweeper=optuna"], "Instead: a list makes a sweep (seed=0,1), and python -m runs.tune"),
+        (["hydra.sweeper.params.seed=0"], "Instead: a list makes a sweep"),
+        (["hydra.mode=MULTIRUN"], "Instead: a list makes a sweep, with -m and without"),
+        (["hydra.run.dir=x"], "Instead: output=FOLDER"),
+        (["hydra.sweep.dir=x"], "Instead: output=FOLDER"),
+        (["hydra.output_subdir=null"], "Instead: output=FOLDER"),
+        (["hydra.job.chdir=true"], "a run stays in the folder that it was started in"),
+        (["hydra.verbose=true"], "debug=true shows tracebacks"),
+        (["hydra/job_logging=disabled"], "the log of a run is runs/ID/log.txt"),
+        (["hydra.searchpath=[file:///x]"], "Instead: --config-dir FOLDER"),
+        (["--experimental-rerun", "x"], "runs/ID/overrides.yaml"),
+        (["--run"], "--run: leave it out"),
+        (["-cn", "other"], "experiment=NAME chooses a preset"),
+        (["--config-path=x"], "--config-dir FOLDER adds others"),
+        (["--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
+        (["--resolve"], "--package and --resolve are for --cfg job"),
+        (["--cfg", "task=rte"], "invalid choice: 'task=rte'"),
+        (
+            ["--cfg", "job", "--package", "trian"],
+            "--package trian: the configuration has no such part. Did you mean train?",
+        ),
+        (["-sc", "install=csh"], "No completion plugin for 'csh'"),
+        (["--jobs=3"], "--jobs=3"),
+        (["method=vera,lora", "method=bitfit"], "method is given twice: method=bitfit"),
+        (["model=minilm", "model=minilm"], "model is given twice"),
+        (["seed=0", "seed=1,2"], "seed is given twice"),
+        (["train.lr=interval(0,1)"], "train.lr=interval(0,1): an interval has no values"),
+        (["method=vera,choice(lora,bitfit)"], "choice() or range() beside or within a list"),
+        (["method=glob(nothing*)"], "method=glob(nothing*): nothing of that name"),
+        (["trian.lr=1"], "no key 'trian.lr'. Did you mean train.lr?"),
+        (["methods=vera"], "no key 'methods'. Did you mean method?"),
+        (["method=verra"], "no method 'verra'. Did you mean vera?"),
+        (["launcher=slrum"], "no launcher 'slrum'. Did you mean slurm?"),
+        (
+            ["launcher=slurm", "launcher.partitoin=x"],
+            "no key 'launcher.partitoin'. Did you mean launcher.part",
+        ),
+        (["launcher=slurm", "launcher.executors=many"], "launcher.executors=many: should be a whole number"),
+        (["launcher=serial,local"], "launcher= takes one value, for all runs of the command"),
+        (["tracking=onlin"], "no tracking 'onlin'. Did you mean online?"),
+        (["experiment=tabel2_base"], "no experiment 'tabel2_base'. Did you mean table2_base?"),
+        (["experiment=demo,figure4"], "experiment= takes one preset at a time"),
+        (["+train.foo=1"], "no key 'train.foo'"),
+        (["++train.foo=1"], "no key 'train.foo'"),
+        (["+task.foo=1"], "no key 'task.foo'"),
+        (["+train.lr=1"], "train.lr is there already; without the + it is set"),
+        (["~train.lr"], "~train.lr: "),
+        (["~model"], "~model: every run has a model"),
+        (["~nothing"], "nothing"),
+        (["train.lr=fast"], "train.lr=fast: should be a number"),
+        (["method.rank=2.5"], "method.rank=2.5: should be a whole number, such as 256"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_starts_nothing(words, message, tmp_path):
+    done = call_here("runs", *words, f"output={tmp_path / 'outputs'}", check=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
+    """--config-dir: a preset, a row, a task and a recipe from outside the clone, in every command that
+    composes runs."""
+    for path, text in {
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n  sweeper:\n"
+        "    params:\n      method: my_vera,vera\n      seed: 0,1\n",
+        "method/my_vera.yaml": "defaults:\n  - vera\n  - _self_\nlabel: my VeRA\nrank: 4\n",
+        "task/mine.yaml": "defaults:\n  - rte\n  - _self_\ntrain_rows: 8\n",
+        "recipe/my_vera/encoder.yaml": "source: chosen\nlr: 0.5\nepochs: 1\n",
+        "recipe/vera/encoder.yaml": "source: chosen\nlr: 0.25\nepochs: 1\n",
+    }.items():
+        (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / path).write_text(text)
+    kept = [word for word in words if not word.startswith(("task=", "method", "train.", "seed="))]
+    mine = ["--config-dir", str(tmp_path / "own"), "experiment=mine", *kept]
+    runs = expand(mine)
+    assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == [
+        ("my_vera", 0, 0.5),
+        ("my_vera", 1, 0.5),
+        ("vera", 0, 0.25),
+        ("vera", 1, 0.25),
+    ]
+    assert {run.config["task"]["train_rows"] for run in runs} == {8}
+    counted, rows = plan_of(*mine)
+    assert "= 4 runs" in counted
+    assert rows == ["my_vera", "vera"]
+    assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
+    assert "4 runs" in call_here("runs", *mine, "train.max_steps=1", "tracking=off", check=0).stdout
+    error = call_here("runs", *mine, "method=my_verra", check=2).stderr
+    assert "no method 'my_verra'. Did you mean my_vera?" in error
+    # Of two files of one name, that of conf/ counts; and without the folder there is no such preset.
+    (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
+    assert expand([*mine, "method=lora", "~recipe", "experiment=null"])[0].config["method"]["kind"] == "lora"
+    assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
+
+
+def test_a_run_leaves_its_configuration_as_hydra_does(words):
+    call_here("runs", *words, "train.max_steps=1", "tracking=off", check=0)
+    (run,) = expand([*words, "train.max_steps=1"])
+    folder = run_folder(output_of(words), run_id(run))
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == run.config
+    again = yaml.safe_load((folder / "overrides.yaml").read_text())
+    assert [run_id(one) for one in expand(again)] == [run_id(run)]
+
+
+@pytest.mark.usefixtures("process")
+def test_a_shell_completes_the_installed_script(tmp_path):
+    """What Hydra's function for bash asks of the script."""
+    script = Path(sys.executable).with_name("vera-bench")
+    asked = subprocess.run([script, "-sc", "install=bash"], capture_output=True, text=True, check=True)
+    assert "hydra_bash_completion vera-bench" in asked.stdout
+    for typed, completed in {
+        "method=vera_r1": ["method=vera_r1", "method=vera_r1024", "method=vera_r16"],
+        "launcher=": ["launcher=local", "launcher=ray", "launcher=serial", "launcher=slurm"],
+        "train.lr": ["train.lr=", "train.lr_head="],
+    }.items():
+        line = {"COMP_LINE": f"vera-bench {typed}", "COMP_POINT": str(len(typed) + 11)}
+        done = subprocess.run(
+            [script, "-sc", "query=bash"], capture_output=True, text=True, check=True, env=os.environ | line
+        )
+        assert done.stdout.split() == completed
+
+
+@pytest.mark.usefixtures("process")
+def test_of_torchruns_processes_the_first_one_speaks(tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "runs", "method=verra"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: no method 'verra'. Did you mean vera?") == 1
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(words):
+    done = subprocess.run(
+        f"{sys.executable} -m runs {' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
