@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.config import Run
 from runs.errors import UserError
-from runs.identity import data_content, hash_of, model_content
+from runs.identity import Contents, data_of, hash_of, model_content
 from runs.record import cache_folder, defining, write_atomically
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _mean(at: Sequence[float]) -> float:
 
 def keep_lengths(run: Run, task: "Task") -> None:
     """Leaves the lengths of a prepared task's rows in the cache."""
-    path = _path(run)
+    path = _path(run, {})
     if path is None or path.is_file():
         return
     parts: dict[str, Any] = {}
@@ -100,10 +100,12 @@ def keep_lengths(run: Run, task: "Task") -> None:
         write_atomically(path, json.dumps(parts))
 
 
-def kept_lengths(run: Run) -> tuple[dict[str, Lengths], int] | None:
+def kept_lengths(run: Run, contents: Contents) -> tuple[dict[str, Lengths], int] | None:
     """What an earlier run of the same model, data and settings has left: the lengths by split, and how many
-    texts are decoded. None where there is nothing, or it cannot be read."""
-    path = _path(run)
+    texts are decoded. None where there is nothing, or it cannot be read.
+
+    contents: of the data that were looked at already."""
+    path = _path(run, contents)
     if path is None:
         return None
     try:
@@ -121,11 +123,11 @@ def from_plain(values: Mapping[str, Any]) -> Lengths:
     return found
 
 
-def _path(run: Run) -> Path | None:
+def _path(run: Run, contents: Contents) -> Path | None:
     """The file of the cache; None where model or data are not known here."""
     config = run.config
     try:
-        model, data = model_content(config["model"]), data_content(config["task"])
+        model, data = model_content(config["model"]), data_of(run, contents)
     except (UserError, ValueError):  # tasks.DataError is one
         return None
     if model is None or data is None:

@@ -16,7 +16,8 @@ from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.cost import PROBE_SECONDS, PROBE_STEPS, cell_key, cell_row
 from runs.forecast.outline import padded_length
-from runs.forecast.pace import Pace, architecture_of, keep_pace, pace_of
+from runs.forecast.pace import Pace, keep_pace, pace_of
+from runs.forecast.rows import Sources
 from runs.record import Record
 from runs.record.text import describe, duration
 from runs.training.build import (
@@ -36,6 +37,7 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
     records: finished runs, which may say how long rows are. A row that has been measured on this machine is
     left out, and one that cannot be measured is named with the reason."""
     rows: dict[str, list[Run]] = {}
+    sources = Sources(records)
     for run in {cell_key(run): run for run in runs}.values():
         if pace_of(run) is None:
             rows.setdefault(cell_row(run), []).append(run)
@@ -47,7 +49,7 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
         name = (
             f"probe {number}/{len(rows)}: {run.config['method']['label']} on {run.config['model']['label']}"
         )
-        lengths = [length for one in members if (length := padded_length(one, records))]
+        lengths = [length for one in members if (length := padded_length(one, sources))]
         if not lengths:
             say(f"{name}: left out (how long its rows are is not known, or its architecture)")
             continue
@@ -124,9 +126,9 @@ def pace(seconds: Mapping[int, float]) -> Pace:
 
 def _model(run: Run, device: torch.device) -> tuple[Any, vera.Method]:
     """The model with random weights, adapted, on the device."""
-    words = {**run.config["model"], "architecture": architecture_of(run.config["model"])}
+    words = run.config["model"]
     labels = {"text": 2, "image": 100, "text generation": 0}[words["modality"]]
-    outline = models.skeleton(words, labels)
+    outline = models.skeleton(words, labels, None if words["architecture"] else models.locate(words))
     needed = sum(p.numel() for p in outline.parameters()) * 4 * (4 if run.method["kind"] == "full" else 1)
     if needed > (free := models.free_memory(device)):
         raise UserError(f"it takes {needed / 1e9:.0f} GB, and {free / 1e9:.0f} are free on {device.type}")

@@ -10,6 +10,7 @@ from typing import Any
 from runs.config import Run
 from runs.forecast.outline import Outline, outline
 from runs.forecast.pace import pace_key
+from runs.forecast.rows import Sources
 from runs.record import Ledger, Record, run_folder
 from runs.record.text import duration, megabytes, plural
 from runs.training.state import Plan
@@ -63,10 +64,11 @@ def _known(left: Sequence[Left], likes: list[list[Record]], guesses: list[float 
 def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
     """Lines on runs that no finished run is like: what they will compute, and how long that takes here."""
     once: dict[tuple[str, ...], Outline | None] = {}
+    sources = Sources(done)
     for run in runs:  # seeds of a cell take the same
         key = cell_key(run)
         if key not in once:
-            once[key] = outline(run, done)
+            once[key] = outline(run, sources)
     known = [each for run in runs if (each := once[cell_key(run)])]
     if not known:
         return ["no estimate: no finished run is like these, and how many rows they have is not known here"]

@@ -1,7 +1,7 @@
 """What one run will take: steps, tokens, FLOPs and, at a pace that was measured, seconds."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,8 @@ from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.flops import Shape, Work, shape_of, work
 from runs.forecast.pace import Pace, architecture_of, pace_of
-from runs.forecast.rows import Data, data_of
+from runs.forecast.rows import Data, Sources, known_data
 from runs.lengths import GRID, Lengths
-from runs.record import Record
 from runs.training.state import Plan
 from tasks.base import block
 
@@ -62,11 +61,11 @@ class Amounts:
         return work(self.shape, self.run.method, length, rows, lengths.predicted, again)
 
 
-def outline(run: Run, records: Iterable[Record], pace: Pace | None = None) -> Outline | None:
+def outline(run: Run, sources: Sources, pace: Pace | None = None) -> Outline | None:
     """What a run will take; None where nothing says how many rows it has.
 
-    records: finished runs, which may say so. pace: by which seconds are told, instead of this machine's."""
-    data = data_of(run, records)
+    pace: by which seconds are told, instead of this machine's."""
+    data = known_data(run, sources)
     if data is None:
         return None
     train, trains = run.config["train"], run.method["kind"] != "none"
@@ -102,9 +101,9 @@ def shape_of_run(run: Run) -> Shape | None:
     return shape_of(architecture) if architecture else None
 
 
-def padded_length(run: Run, records: Iterable[Record]) -> float | None:
+def padded_length(run: Run, sources: Sources) -> float | None:
     """The tokens of a row in a training batch, padding included."""
-    data = data_of(run, records)
+    data = known_data(run, sources)
     plan = Plan.of(run.config["train"], data.train.rows, data.dev.rows, True) if data else None
     amounts = _amounts(run, data, plan) if data and plan else None
     return amounts.padded["train"] if amounts else None

@@ -3,15 +3,16 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import tasks
 from runs.config import CONF, Run
 from runs.errors import UserError
-from runs.identity import data_content, hash_of
+from runs.identity import Contents, data_content, data_of, hash_of
 from runs.lengths import Lengths, from_plain, kept_lengths
 from runs.record import Record, cache_folder, read_study, study_folders, write_atomically
 
@@ -19,6 +20,7 @@ from runs.record import Record, cache_folder, read_study, study_folders, write_a
 QUICK_BYTES, QUICK_IMAGES = 16_000_000, 20_000
 #: Settings of a task that decide how many rows there are.
 SIZES = ("train_rows", "dev_rows", "holdout", "shots")
+COUNTED = (*SIZES, "name", "decode", "items")
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,32 @@ class Data:
     assumed: str | None = None
 
 
+@dataclass
+class Sources:
+    """What may say how many rows a run has: finished runs; contents: of the data that were looked at."""
+
+    records: Sequence[Record] = ()
+    contents: Contents = field(default_factory=Contents)
+
+
 #: Rows of training, of evaluation, texts to decode, and whether that is exact.
 Counts = tuple[int, int, int, bool]
 
 
-def data_of(run: Run, records: Iterable[Record]) -> Data | None:
+def known_data(run: Run, sources: Sources) -> Data | None:
     """What is known of a run's data; None where nothing says how many rows there are.
 
-    records: finished runs. First what an earlier run has left in the cache, then records of the same data,
+    First what an earlier run has left in the cache, then records of the same data,
     the task's own numbers with the published ones (conf/rows.yaml), files that are quick to count, published
     records, and at last the published numbers for a copy that nobody has counted."""
-    if kept := kept_lengths(run):
+    if kept := kept_lengths(run, sources.contents):
         return Data(kept[0]["train"], kept[0]["dev"], kept[1], exact=True)
     task = run.config["task"]
     ways: list[Callable[[], Counts | None]] = [
-        lambda: _of_records(run, records),
+        lambda: _of_records(run, sources, sources.records),
         lambda: None if task.get("data_dir") else _of_table(task),
         lambda: _counted(task),
-        lambda: _of_records(run, _published()),
+        lambda: _of_records(run, sources, _published()),
         lambda: _of_table(task),
     ]
     for number, way in enumerate(ways):
@@ -89,8 +99,8 @@ def table() -> dict[str, Any]:
 # --- ways to know
 
 
-def _of_records(run: Run, records: Iterable[Record]) -> Counts | None:
-    content, task = data_content(run.config["task"]), run.config["task"]
+def _of_records(run: Run, sources: Sources, records: Sequence[Record]) -> Counts | None:
+    content, task = data_of(run, sources.contents), run.config["task"]
     for record in records:
         other = record["config"]["task"]
         same = record["data"]["content"] == content and other["name"] == task["name"]
@@ -168,20 +178,31 @@ def _counted(task: Mapping[str, Any]) -> Counts | None:
     pictures = family == "images"
     packed = any(path.suffix in (".parquet", ".bin") for path in files.values())
     quick = len(files) <= QUICK_IMAGES and not packed if pictures else size <= QUICK_BYTES
-    if not files or not quick or family not in ("glue", "text", "instruct", "images"):
+    if not files or not quick or family not in ("glue", "text", "instruct", "e2e", "images"):
         return None
     content = data_content(task)
     path = (
-        cache_folder() / "rows" / f"{hash_of([content, family, [task.get(key) for key in SIZES]])[:24]}.json"
+        cache_folder()
+        / "rows"
+        / f"{hash_of([content, family, [task.get(key) for key in COUNTED]])[:24]}.json"
     )
     try:
         train, dev, items, exact = json.loads(path.read_bytes())
         return int(train), int(dev), int(items), bool(exact)
     except (OSError, ValueError, TypeError):
-        counts = _count(task, pictures)
+        counts = _count_pairs(task, files) if family == "e2e" else _count(task, pictures)
     with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
         write_atomically(path, json.dumps(counts))
     return counts
+
+
+def _count_pairs(task: Mapping[str, Any], files: Mapping[str, Path]) -> Counts:
+    from tasks.e2e_files import count
+
+    there = {split: count(path) for split, path in files.items()}
+    train, dev = (min(task.get(f"{s}_rows") or there[s][0], there[s][0]) for s in ("train", "dev"))
+    mrs = there[task["decode"]][1] if _decodes(task) else 0
+    return _held((train, dev, min(task.get("items") or mrs, mrs), True), task.get("holdout"))
 
 
 def _count(task: Mapping[str, Any], pictures: bool) -> Counts:
