@@ -4,12 +4,14 @@ against what real runs, real tokens and torch itself count."""
 import copy
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from running import call_here, do, elsewhere, output_of, trained
+from running import ROOT, call_here, do, elsewhere, output_of, trained
 from tiers import sample
 
 from runs import plan
@@ -505,3 +507,13 @@ def test_a_damaged_pace_is_none(words, new_cache):
     for bad in ("", "[]", '{"pace": {"step": -1, "token": 1}}', '{"pace": {"step": NaN, "token": 1}}'):
         pace._path(run).write_text(bad)
         assert pace.pace_of(run) is None
+
+
+@pytest.mark.parametrize("preset", ["table2_base", "table3_medium", "table4_llama_7b", "table5_base"])
+@pytest.mark.usefixtures("process")
+def test_the_command_forecasts_each_kind_of_task_without_torch(preset, tmp_path):
+    code = "import sys; from runs.plan import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, f"experiment={preset}", f"output={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "FLOP\n" in done.stdout
+    assert done.stdout.endswith("False\n")
