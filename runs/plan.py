@@ -7,8 +7,6 @@ python -m runs.plan experiment=table2_base watch=true   again and again while a 
 """
 
 import contextlib
-import math
-import statistics
 import sys
 import time
 from collections import Counter, defaultdict
@@ -19,10 +17,11 @@ from typing import Any
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import Run, read_command, starts
 from runs.errors import UserError
+from runs.forecast import Left, estimate, unknown
 from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
-from runs.record import Ledger, Metric, Record, is_trial, read_record, records_folder, run_folder
-from runs.record.text import duration, megabytes, plural
+from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
+from runs.record.text import duration, plural
 from runs.sweep.leases import leases_folder
 from runs.sweep.progress import read_progress
 
@@ -142,54 +141,60 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
     first: runs that were not asked for and come before, because others start from their adapters.
     """
     first = first or []
-    rows = list(dict.fromkeys(p.run.row for p in planned))
-    columns = list(dict.fromkeys((p.run.model, p.run.config["task"]["name"]) for p in planned))
-    models = list(dict.fromkeys(model for model, _ in columns))
-    sizes = {"task": len(columns), "row": len(rows), "seed": len({p.run.seed for p in planned})}
+    models = list(dict.fromkeys(p.run.model for p in planned))
+    sizes = {"task": len(_columns(planned)), "row": len({p.run.row for p in planned})}
+    sizes["seed"] = len({p.run.seed for p in planned})
     size = " x ".join(plural(count, word) for word, count in sizes.items())
-    lines = [
-        f"{title}: {size} = {len(planned)} runs on {', '.join(models)}"
-        + (f", and {len(first)} before them" if first else ""),
-        "",
-    ]
+    before = f", and {len(first)} before them" if first else ""
+    lines = [f"{title}: {size} = {len(planned)} runs on {', '.join(models)}{before}", ""]
     for p in first:
         waiting = sum(q.run.start == p.run for q in planned)
-        lines += [
-            (
-                f"first: {p.run.label}, from which {waiting} of them start:"
-                f" {p.state}{f' ({p.why})' if p.why else ''}"
-            ),
-            "",
-        ]
-    names = [task if len(models) == 1 else f"{task}@{model}" for model, task in columns]
+        why = f" ({p.why})" if p.why else ""
+        lines += [f"first: {p.run.label}, from which {waiting} of them start: {p.state}{why}", ""]
+    lines += [*_grid(planned), "", _totals(planned), cost([*first, *planned], ledger)]
+    return "\n".join(lines + _remarks(planned, first))
+
+
+def _columns(planned: list[Planned]) -> list[tuple[str, str]]:
+    """The columns of the grid: model and task."""
+    return list(dict.fromkeys((p.run.model, p.run.config["task"]["name"]) for p in planned))
+
+
+def _grid(planned: list[Planned]) -> list[str]:
+    """A line for each row: how many of its runs are finished, by task, and marks for the others."""
+    rows, columns = list(dict.fromkeys(p.run.row for p in planned)), _columns(planned)
+    several = len({model for model, _ in columns}) > 1
+    names = [f"{task}@{model}" if several else task for model, task in columns]
     width = max(9, *(len(name) + 2 for name in names))
     margin = max(len(row) for row in rows) + 2
-    lines.append(" " * margin + "".join(f"{name:<{width}}" for name in names))
+    states: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for p in planned:
+        states[p.run.row, p.run.model, p.run.config["task"]["name"]][p.state] += 1
+    lines = [" " * margin + "".join(f"{name:<{width}}" for name in names)]
     for row in rows:
-        cells = []
-        for column in columns:
-            states = Counter(
-                p.state
-                for p in planned
-                if (p.run.row, p.run.model, p.run.config["task"]["name"]) == (row, *column)
-            )
-            marks = "".join(mark for state, mark in MARKS.items() if states[state])
-            finished = states["done"] + states["diverged"]
-            cells.append(f"{finished}/{states.total()} {marks}".strip() if states.total() else "-")
+        cells = [_cell(states[row, *column]) for column in columns]
         lines.append(f"{row:<{margin}}" + "".join(f"{cell:<{width}}" for cell in cells).rstrip())
     used = {MARKS[p.state] for p in planned if p.state in MARKS}
     if used:
         lines.append("; ".join(f"{mark}: {LEGEND[mark]}" for mark in LEGEND if mark in used))
+    return lines
+
+
+def _cell(states: Counter[str]) -> str:
+    marks = "".join(mark for state, mark in MARKS.items() if states[state])
+    finished = states["done"] + states["diverged"]
+    return f"{finished}/{states.total()} {marks}".strip() if states.total() else "-"
+
+
+def _totals(planned: list[Planned]) -> str:
     totals = Counter(p.state for p in planned)
     order = ("done", "diverged", "running", "failed", "partial", "missing", "blocked", "unknown")
-    lines += [
-        "",
-        " · ".join(f"{state} {totals[state]}" for state in order if totals[state]),
-        cost([*first, *planned], ledger),
-    ]
-    lines += [
-        f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"
-    ]
+    return " · ".join(f"{state} {totals[state]}" for state in order if totals[state])
+
+
+def _remarks(planned: list[Planned], first: list[Planned]) -> list[str]:
+    """What runs, what is missing for its data alone, and why others failed or wait."""
+    lines = [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
     if other := sum(p.why == OTHER_DATA for p in planned):
         lines.append(f"missing: {other} of them {OTHER_DATA}")
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
@@ -201,7 +206,7 @@ def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned
         lines += [
             f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def progress_words(event: dict[str, Any]) -> str:
@@ -224,88 +229,22 @@ def progress_words(event: dict[str, Any]) -> str:
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
     """Time and disk that are left, from finished runs of the same model and task, and from what running ones
-    say."""
-    coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
-    # A run that waits for one of these can be done after it, by the same command.
-    left = [*coming, *(p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming])]
+    say; or else a forecast."""
+    left = _left(planned)
     if not left:
         return (
             "nothing left to do"
             if all(p.state != "blocked" for p in planned)
             else "nothing that can be done yet"
         )
-    done = [record for record in ledger if record["status"] == "done"]
-    likes = [_like(p.run, done) for p in left]
-    guesses = [_time_left(p, like) for p, like in zip(left, likes, strict=True)]
-    known = [seconds for seconds in guesses if seconds is not None]
-    if not known:
-        return "no estimate: none of these models and tasks has a finished run yet"
-    basis = {record["id"] for like in likes for record in like}
-    share = "" if len(known) == len(left) else f" for {len(known)} of the {len(left)} runs left"
-    words = f"est. {duration(sum(known))} left on one device{share}"
-    words += f" (from {plural(len(basis), 'finished run')})" if basis else ""
-    at_once = sum(p.state == "running" for p in left)
-    if at_once > 1:
-        words += f", {duration(max(sum(known) / at_once, *known))} with {at_once} at once as now"
-    return words + (
-        f", {megabytes(sum(statistics.median(map(_bytes, like)) for like in likes if like))} on disk"
-        if basis
-        else ""
-    )
+    return estimate(left, ledger)
 
 
-def _time_left(planned: Planned, like: list[Record]) -> float | None:
-    """Seconds, as a running one says itself, or else from finished runs."""
-    says = planned.progress.get("seconds_left")
-    return (
-        says
-        if says is not None or not like
-        else statistics.median(_seconds(planned.run, record) for record in like)
-    )
-
-
-def _bytes(record: Record) -> int:
-    """What a finished run takes on disk: by its folder, or where that is elsewhere, by its adapter and
-    head."""
-    folder = run_folder(record["config"]["output"], record["id"])
-    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    return sum(files) or int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
-
-
-def _like(run: Run, done: list[Record]) -> list[Record]:
-    """Finished runs to judge this one by: the same cell, or else other rows of the same model and task, as
-    large a one."""
-    same = [
-        r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])
-    ]
-    sizes = (
-        "train_rows",
-        "dev_rows",
-        "holdout",
-        "items",
-        "decode",
-        "beams",
-        "max_new_tokens",
-        "shots",
-        "image_size",
-    )
-    same = [r for r in same if all(r["config"]["task"].get(k) == run.config["task"].get(k) for k in sizes)]
-    return [r for r in same if r["cell"]["row"] == run.row] or [r for r in same if r["steps"]]
-
-
-def _seconds(run: Run, record: Record) -> float:
-    """What a run would take at the pace of a finished one, which may have had other epochs, or stopped
-    early."""
-    train = run.config["train"]
-    steps_per_epoch = math.ceil(record["data"]["train_rows"] / train["effective_batch"])
-    steps = min(steps_per_epoch * train["epochs"], train["max_steps"] or math.inf)
-    per_row = record["cost"]["train_seconds"] / max(record["steps"] * record["effective_batch"], 1)
-    per_evaluation = record["cost"]["evaluate_seconds"] / len(record["curve"]["epoch"])
-    decoding = record["cost"].get("decode_seconds", 0.0)
-    if run.method["kind"] == "none":  # which is evaluated once, as it is
-        return float(per_evaluation + decoding)
-    evaluations = math.ceil(math.ceil(steps / steps_per_epoch) / train["evaluate_every"])
-    return float(per_row * steps * train["effective_batch"] + per_evaluation * evaluations + decoding)
+def _left(planned: list[Planned]) -> list[Left]:
+    coming = [p for p in planned if p.state not in ("done", "diverged", "blocked")]
+    # A run that waits for one of these can be done after it, by the same command.
+    waiting = [p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming]]
+    return [Left(p.run, p.state == "running", p.progress.get("seconds_left")) for p in [*coming, *waiting]]
 
 
 def before(runs: list[Run]) -> list[Run]:
@@ -313,10 +252,17 @@ def before(runs: list[Run]) -> list[Run]:
     return [run for run in starts(runs) if run not in runs]
 
 
-def text(planned: list[Planned], ledger: Ledger, first: list[Planned] | None = None) -> str:
-    """The whole plan of a command. first: of the runs that come `before` these."""
+def text(
+    planned: list[Planned], ledger: Ledger, first: list[Planned] | None = None, probe: bool = False
+) -> str:
+    """The whole plan of a command. first: of the runs that come `before` these. probe: first measure how fast
+    this device is (runs/probe.py), for runs that are left and that no finished one is like."""
     runs = [p.run for p in planned]
     first = plan(before(runs), ledger) if first is None else first
+    if probe:
+        from runs.probe import probe as measure  # imports torch
+
+        measure(unknown(_left([*first, *planned]), ledger), [r for r in ledger if r["status"] == "done"])
     title = f"experiment={runs[0].experiment}" if runs[0].experiment else "plan"
     return show(planned, ledger, title, first)
 
@@ -353,6 +299,7 @@ class Settings(Common):
     """What a plan can be given beside the runs."""
 
     watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
+    probe: bool = setting(False, "first train some steps of random weights: how fast this device is")
 
 
 def main(arguments: list[str]) -> int:
@@ -369,7 +316,7 @@ def main(arguments: list[str]) -> int:
     ids = identified([*runs, *first])
     ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
     planned = plan(runs, ledger, ids[: len(runs)])
-    print(text(planned, ledger, plan(first, ledger, ids[len(runs) :])))
+    print(text(planned, ledger, plan(first, ledger, ids[len(runs) :]), line.settings.probe))
     if command.launch.redo:
         done = sum(p.state in ("done", "diverged") for p in planned)
         print(

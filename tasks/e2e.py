@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Decoding, Source, block, check, fixed_subset, held_out, quoted
-from tasks.beam import Search, beam_search, left_padded
 from tasks.continuations import Continuations
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
@@ -127,6 +126,8 @@ class E2ETask(Continuations, Decoding):
         """Token ids for each prompt and length penalty."""
         if how["search"] == "transformers":
             return transformers_search(model, prompts, how, self.ends)
+        from tasks.beam import Search, beam_search  # imports torch: not for the plan
+
         penalties = tuple(map(float, how["length_penalty"]))
         search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
         return beam_search(model, prompts, search)
@@ -156,6 +157,8 @@ def transformers_search(
     model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
 ) -> list[list[list[int]]]:
     """transformers' own beam search, which bans the prompt's n-grams too, and keeps its width."""
+    from tasks.beam import left_padded
+
     ids, mask = left_padded(prompts, next(model.parameters()).device)
     found: list[list[list[int]]] = [[] for _ in prompts]
     for penalty in how["length_penalty"]:

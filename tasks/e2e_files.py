@@ -71,9 +71,8 @@ def _named(folder: Path, name: str) -> Path | None:
 def read_pairs(path: Path) -> Iterator[Pair]:
     """Pairs of a file, as the model reads them. Raises DataError with file and line, and for a file without
     rows."""
-    rows = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix](path)
     count = 0
-    for line, mr, reference in rows:
+    for line, mr, reference in _rows(path):
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
         try:
@@ -83,6 +82,17 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         count += 1
     if not count:
         raise DataError(f"{path}: no rows")
+
+
+def count(path: Path) -> tuple[int, int]:
+    """How many pairs a file has, and of how many MRs; without tokenising, which takes seconds."""
+    mrs = [mr for _, mr, _ in _rows(path)]
+    return len(mrs), len(set(mrs))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, MR and reference, as the file has them."""
+    return {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix](path)
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -6,6 +6,6 @@ torch and transformers are imported where they are used: the plan asks this pack
 
 from runs.models.load import load, skeleton
 from runs.models.locate import fetch, files, locate
-from runs.models.memory import check_memory
+from runs.models.memory import check_memory, free_memory
 
-__all__ = ["check_memory", "fetch", "files", "load", "locate", "skeleton"]
+__all__ = ["check_memory", "fetch", "files", "free_memory", "load", "locate", "skeleton"]

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from runs.config import Run
+from runs.lengths import keep_lengths
 from runs.record import Record, run_folder, write_atomically, write_record
 from runs.training.context import Owner, Report, Stop
 from runs.training.loop import Training
@@ -31,6 +32,8 @@ def train(
     if not int(os.environ.get("RANK", "0")):
         write_configuration(run, run_folder(run.config["output"], run_id))
     training = Training(run, run_id, report, owner, stop, attempts)
+    if training.accelerator.is_main_process:
+        keep_lengths(run, training.task)
     record = training.go()
     draws = training.task.pictures and record["status"] == "done"
     if draws and training.predictions is None:  # resumed after the last epoch

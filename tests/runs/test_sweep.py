@@ -19,6 +19,7 @@ from runs import evaluate, plan, publish
 from runs.config import expand
 from runs.config.files import Files
 from runs.errors import UserError
+from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.sweep import attempt, display, executor, jobs, sweep
@@ -322,8 +323,8 @@ def test_an_estimate_goes_by_steps_not_by_runs(words):
     record = trained([*words, "train.max_steps=2"])
     record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
     (whole,) = expand(words)  # 2 epochs of 5 steps
-    assert plan._seconds(whole, record) == pytest.approx(10 * 2.0 + 2 * 3.0)
-    assert plan._seconds(trial, record) == pytest.approx(2 * 2.0 + 3.0)
+    assert cost._seconds(whole, record) == pytest.approx(10 * 2.0 + 2 * 3.0)
+    assert cost._seconds(trial, record) == pytest.approx(2 * 2.0 + 3.0)
 
 
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):

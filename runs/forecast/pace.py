@@ -1,0 +1,128 @@
+"""How fast a device computes a row of a table: measured by a probe (runs/probe.py), and kept in the cache."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from runs import models
+from runs.config import Run
+from runs.errors import UserError
+from runs.identity import hash_of
+from runs.record import cache_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of training: `step` of a forward and backward pass whatever is in it, and `token` of each of
+    its tokens, padding included. Of a row that trains nothing, of a forward pass."""
+
+    step: float
+    token: float
+
+
+def pace_of(run: Run) -> Pace | None:
+    """How fast this machine computes a run's row; None where nobody has measured it.
+
+    This is the one place that the forecast asks. Numbers of other devices would be looked up here, by model,
+    row and precision."""
+    path = _path(run)
+    try:
+        values = json.loads(path.read_bytes())["pace"]
+        pace = Pace(float(values["step"]), float(values["token"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return pace if math.isfinite(pace.step + pace.token) and min(pace.step, pace.token) >= 0 else None
+
+
+def keep_pace(run: Run, pace: Pace, how: Mapping[str, Any]) -> None:
+    """Leaves what was measured in the cache. how: on what it was measured, for a person who looks."""
+    kept = {"pace": asdict(pace), "key": pace_key(run), "how": dict(how)}
+    with contextlib.suppress(OSError):  # a home that cannot be written costs the forecast, no more
+        write_atomically(_path(run), json.dumps(kept, indent=1))
+
+
+def pace_key(run: Run) -> dict[str, Any]:
+    """What a pace hangs on: the machine, the model's architecture, the row with its settings, the precision.
+    Not the length of its rows: that is what it is for."""
+    config = run.config
+    model = {key: config["model"].get(key) for key in ("modality", "settings", "quantise")}
+    return {
+        "machine": machine(config["device"]),
+        "model": {**model, "architecture": architecture_of(config["model"])},
+        "row": run.method,
+        "precision": config["train"]["precision"],
+        "gradient_checkpointing": bool(config.get("gradient_checkpointing")),
+    }
+
+
+def _path(run: Run) -> Path:
+    return cache_folder() / "paces" / f"{hash_of(pace_key(run))[:24]}.json"
+
+
+def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The model's configuration: of conf/model, or of its folder where it is on this machine."""
+    if model["architecture"]:
+        return dict(model["architecture"])
+    try:
+        folder = models.locate(model)
+    except UserError:  # which the run itself says
+        return None
+    return _read(str(folder / "config.json")) if folder else None
+
+
+@cache
+def _read(path: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@cache
+def machine(device: str) -> dict[str, Any]:
+    """What a pace is measured on: device, threads, version of torch. Without importing torch, whose import
+    would be all that a plan takes."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "none"
+    cards = [] if device == "cpu" else _cards()
+    return {
+        "device": device,
+        "cards": cards,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch": torch,
+    }
+
+
+def _cards() -> list[str]:
+    """The graphics cards that CUDA would see, by name."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        names = [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    except Exception:  # no card, no driver, or no such package
+        return []
+    return [*names, os.environ.get("CUDA_VISIBLE_DEVICES", "all")]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    import platform
+
+    return platform.processor() or platform.machine()
