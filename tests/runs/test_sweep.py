@@ -89,7 +89,7 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         ),
         (
             ["--nonsense"],
-            "error: no option --nonsense; settings are KEY=VALUE, such as output=FOLDER (python -m runs --help)",
+            "error: no option --nonsense; settings are KEY=VALUE, such as output=FOLDER",
         ),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
