@@ -170,8 +170,8 @@ def page() -> str:
         "# Methods and architectures",
         "",
         (
-            "Written by `make methods`, which tries every pair on a tiny model; a test compares this page with"
-            " what it finds."
+            "Written by `make methods`, which tries every pair on a tiny model; a test compares this page"
+            " with what it finds."
         ),
         "",
         (
