@@ -21,7 +21,7 @@ from analysis.tables import TABLES
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
-from runs.tracking import base_url, cell_key, logged_in, project, unreachable
+from runs.tracking import cell_key, check_account, project, quiet_settings
 
 #: Panels for the numbers that tables show.
 NUMBERS = {
@@ -33,6 +33,8 @@ NUMBERS = {
 NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
 #: W&B shows ten runs a panel unless told otherwise; a table has up to 250.
 RUNS_SHOWN = 1000
+#: The run of W&B that holds the tables.
+TABLES_RUN = "vera-bench-tables"
 COLUMNS = [
     *("summary:status", "summary:best", "summary:last", "summary:best_epoch", "summary:metric"),
     *("summary:parameters/adapter", "config:train.value.lr", "config:cell.value.seed"),
@@ -43,14 +45,12 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
     """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
     import wandb_workspaces.workspaces as ws
 
-    tables = [
-        (name, table) for name, make in TABLES.items() for table in make(ledger, "paper", None) if table.tasks
-    ]
+    tables = [(name, table) for name, table in _all_tables(ledger).values() if table.tasks]
     return ws.Workspace(
         entity=entity,
         project=project,
         name="vera-bench: the paper's tables",
-        sections=[_section(name, table, ledger) for name, table in tables],
+        sections=[_medians(ledger), *(_section(name, table, ledger) for name, table in tables)],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(
             filters="Tags() not in ['trial']",
@@ -59,6 +59,60 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
             pinned_columns=COLUMNS,
         ),
     )
+
+
+def _all_tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
+    """Every table with its name in TABLES, by the key that it is logged under."""
+    found = {}
+    for name, make in TABLES.items():
+        parts = make(ledger, "paper", None)
+        for number, table in enumerate(parts, 1):
+            key = f"tables/{name}" if len(parts) == 1 else f"tables/{name}_{number}"
+            found[key] = (name, table.flat())
+    return found
+
+
+def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What is logged as wandb.Table: the columns and texts of each table that has numbers of records."""
+    return {
+        key: {"title": table.title, "columns": table.header, "data": table.texts}
+        for key, (_, table) in _all_tables(ledger).items()
+        if table.runs
+    }
+
+
+def log_tables(tables: dict[str, dict[str, Any]], entity: str, project: str, output: str) -> None:
+    """Logs them in one run of W&B, always the same one: a panel would put the tables of several together."""
+    import wandb
+
+    if not tables:
+        return
+    run = wandb.init(
+        entity=entity,
+        project=project,
+        id=TABLES_RUN,
+        resume="allow",
+        name="tables: medians over seeds",
+        job_type="tables",
+        tags=["tables"],
+        dir=output,
+        settings=quiet_settings(),
+    )
+    run.log({key: wandb.Table(table["columns"], table["data"]) for key, table in tables.items()})
+    run.finish()
+
+
+def _medians(ledger: Ledger) -> Any:
+    """The section with the logged tables."""
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    panels: list[Any] = []
+    for key, table in logged_tables(ledger).items():
+        panels.append(wr.MarkdownPanel(markdown=table["title"], layout=wr.Layout(w=24, h=2)))
+        panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=wr.Layout(w=24, h=10)))
+    layout = ws.SectionLayoutSettings(columns=1, rows=2)
+    return ws.Section(name="Tables from records", panels=panels, is_open=True, layout_settings=layout)
 
 
 def _section(name: str, table: Table, ledger: Ledger) -> Any:
@@ -125,6 +179,7 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
             made = before
     except Exception:  # none was saved, or it has been deleted
         pass
+    log_tables(logged_tables(ledger), entity, project, output)
     made.save()
     write_atomically(remembered, f"{made.url}\n")
     return str(made.url)
@@ -140,17 +195,16 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
     file, entity, name = settings.json, settings.entity, settings.project or project()
-    if not file and not logged_in():
-        raise UserError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY")
-    if not file and (why := unreachable()):
-        raise UserError(f"{base_url()} cannot be reached ({why})")
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if not file:
+        try:
+            check_account()
+        except ValueError as error:
+            raise UserError(str(error)) from None
     ledger = open_ledger(settings.output)
     try:
         if file:
             made = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)
-            text = json.dumps(spec(made), indent=1)
+            text = json.dumps(spec(made) | {"tables": logged_tables(ledger)}, indent=1)
         else:
             text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:

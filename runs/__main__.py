@@ -19,6 +19,7 @@ import sys
 from runs.command import entry_point
 from runs.config import answered, read_command, with_starts
 from runs.sweep.sweep import sweep
+from runs.tracking import agent_note
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +30,8 @@ def main(arguments: list[str]) -> int:
     command = read_command(arguments)
     again = command.runs if command.launch.redo else []  # not those that others start from, unless asked for
     runs = with_starts(command.runs)
+    if note := agent_note(runs):
+        print(note)
     return sweep(runs, launch=command.launch, again=again).exit_code
 
 

@@ -42,7 +42,7 @@ from yaml import YAMLError
 
 import tasks
 from runs.command import COMPOSING, Common, entry_point, read, setting
-from runs.config import CONF, GROUPS, WHERE, Launch, Run, Tracking, as_word, expand, with_starts
+from runs.config import CONF, GROUPS, WHERE, Launch, Run, as_word, expand, with_starts
 from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Metric, Record, best_and_last, write_atomically
@@ -51,6 +51,7 @@ from runs.sweep.attempt import start_fork_server
 from runs.sweep.jobs import check_ids, final_ids, finished_record
 from runs.sweep.preflight import preflight
 from runs.sweep.sweep import sweep
+from runs.tracking import Tracking
 
 #: Words that a trial needs and the best setting's command does not.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}

@@ -399,7 +399,9 @@ class Campaign:
             self.tally.disturbances["a command whose clock jumps"] += clock
             commands.append(
                 self.start(
-                    [*words, f"launcher={launcher}", "launcher.runs_per_device=2"], self.output, clock=clock
+                    [*words, f"launcher={launcher}", "launcher.runs_per_device=2"],
+                    self.output,
+                    clock=clock,
                 )
             )
         self.tally.disturbances["two commands race"] += len(commands) > 1

@@ -20,12 +20,12 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 18_940
+CODE_LINES = 19_080
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
     "runs/bench.py": 593,
     "runs/measure.py": 424,
-    "runs/tune.py": 437,
+    "runs/tune.py": 438,
 }
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
@@ -43,17 +43,19 @@ SPINE = (
         for n in ("contract", "layers", "adapted", "settings", "vera", "vera_layer", "lora")
     ),
     *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
-    *("runs/record/", "runs/config.py", "runs/identity.py"),
+    *("runs/record/", "runs/identity.py"),
+    *(f"runs/config/{n}.py" for n in ("__init__", "schema", "run", "files", "expand")),
     *(f"runs/training/{n}.py" for n in ("context", "build", "loop", "state", "train", "result")),
     *("analysis/cells.py", "analysis/paper.py", "analysis/compare.py", "analysis/table.py"),
     "analysis/tables/glue.py",
 )
 #: Lines, to be 5,300 in the end.
-SPINE_LINES = 6_320
+SPINE_LINES = 6_300
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
     *("runs.models", "runs.errors", "runs.sources", "runs.file_hash", "runs.lengths"),
+    *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides")),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "provenance")),
     "analysis.beside",
 }

@@ -52,6 +52,19 @@ class Handler(BaseHTTPRequestHandler):
                 "historyLineCount": 0,
             }
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "createAgent" in query:
+            return {"createAgent": {"agent": {"id": "QWc="}}}
+        if "agentHeartbeat" in query:
+            commands = [self.server.commands.pop(0)] if self.server.commands else []
+            return {"agentHeartbeat": {"agent": {"id": "QWc="}, "commands": json.dumps(commands)}}
+        if "sweep(sweepName" in query:
+            sweep = {"id": "U3c=", "name": variables["sweep"], "config": self.server.sweep}
+            return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
+        if "query ArtifactType" in query:
+            return {"project": {"artifact": None}}
+        if "createArtifact(" in query:  # one that it has already: nothing is uploaded
+            of = {"artifactSequence": {"id": "QXM=", "latestArtifact": None}}
+            return {"createArtifact": {"artifact": {"id": "QXI=", "state": "COMMITTED"} | of}}
         if "createRunFiles" in query:
             url = f"http://127.0.0.1:{self.server.server_port}/file"
             files = [{"name": name, "uploadUrl": url} for name in variables["files"]]
@@ -85,8 +98,11 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def good():
-    """The server: .told (every GraphQL request), .streams (run id and what was streamed), .url."""
+    """The server: .told (every GraphQL request), .streams (run id and what was streamed), .url.
+
+    For `wandb agent`: .sweep is the sweep's YAML, .commands what it is given, one each time it asks."""
     server = Server(("127.0.0.1", 0), Handler)
+    server.sweep, server.commands = "", []
     server.told, server.streams, server.url = [], [], f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

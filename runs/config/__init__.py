@@ -4,9 +4,9 @@ from runs.config.expand import WHERE, Command, expand, read_command
 from runs.config.files import CONF, GROUPS, choices, parts
 from runs.config.flags import read_flags
 from runs.config.help import answered
-from runs.config.launch import Launch, Launcher, Local, Ray, Serial, Slurm, Tracking
+from runs.config.launch import Launch, Launcher, Local, Ray, Serial, Slurm
 from runs.config.names import as_word
-from runs.config.run import Run, starts, with_starts
+from runs.config.run import Run, run_from, starts, with_starts
 
 __all__ = [
     "CONF",
@@ -20,7 +20,6 @@ __all__ = [
     "Run",
     "Serial",
     "Slurm",
-    "Tracking",
     "answered",
     "as_word",
     "choices",
@@ -28,6 +27,7 @@ __all__ = [
     "parts",
     "read_command",
     "read_flags",
+    "run_from",
     "starts",
     "with_starts",
 ]

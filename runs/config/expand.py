@@ -23,7 +23,7 @@ from runs.config.flags import read_flags
 from runs.config.launch import Launch
 from runs.config.names import first_line
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
-from runs.config.run import Run
+from runs.config.run import Run, run_from
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.record import cache_folder, write_atomically
@@ -62,22 +62,13 @@ def read_command(arguments: Sequence[str]) -> Command:
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if lasts and kept.is_file():
         with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one is composed anew
-            return _plain_to_command(json.loads(kept.read_bytes()))
+            command = json.loads(kept.read_bytes())
+            return Command([*map(run_from, command["runs"])], launches.from_plain(command["launch"]))
     command = _read(overrides, files)
     if lasts and len(command.runs) > 1:
         with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
             write_atomically(kept, json.dumps(dataclasses.asdict(command)))
     return command
-
-
-def _plain_to_command(plain_command: dict[str, Any]) -> Command:
-    """The command that dataclasses.asdict made plain values of."""
-
-    def run(values: dict[str, Any] | None) -> Run | None:
-        return None if values is None else Run(**values | {"start": run(values["start"])})
-
-    runs = [one for one in map(run, plain_command["runs"]) if one]
-    return Command(runs, launches.from_plain(plain_command["launch"]))
 
 
 @dataclass(frozen=True)
@@ -103,8 +94,9 @@ def grid(overrides: list[str], files: Files) -> Grid:
     """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot
     be read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
     fixed, lists = split(overrides)
+    if fixed.get("experiment") == "experiment=null":
+        del fixed["experiment"]
     preset = fixed.get("experiment", "").partition("=")[2]
-    preset = "" if preset == "null" else preset
     if "experiment" in lists:
         raise UserError("experiment= takes one preset at a time")
     if several := next((key for key in lists if key.partition(".")[0] in WHERE), None):
@@ -112,7 +104,7 @@ def grid(overrides: list[str], files: Files) -> Grid:
     lists = (_lists_of(preset, files, fixed) if preset else {}) | lists
     for line in [*fixed.values(), *itertools.chain.from_iterable(lists.values())]:
         key, _, value = line.partition("=")
-        if key in GROUPS and (key, value) != ("experiment", "null"):
+        if key in GROUPS:
             files.check_choice(key, value)
     seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
     asked = Grid(fixed, lists, seeds, preset)

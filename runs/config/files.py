@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
 from runs.config.names import did_you_mean, dotted, first_line
@@ -107,7 +108,7 @@ class Files:
         """What Hydra composes, its own part included. Raises UserError, in one line, for what it refuses."""
         try:
             return compose("config", self.searched(overrides), return_hydra_config=True)
-        except HydraException as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error, overrides)) from None
 
     def compose_with_recipe(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
@@ -238,7 +239,7 @@ class Files:
 
     # --- errors
 
-    def _explain(self, error: HydraException, overrides: tuple[str, ...]) -> str:
+    def _explain(self, error: Exception, overrides: tuple[str, ...]) -> str:
         """Hydra's several lines as one: which key is unknown, and which was meant."""
         groups = groups_of(overrides)
         known = self.known_keys(groups) if groups != overrides else []  # groups alone fail by themselves

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runs.errors import UserError
+from runs.tracking.settings import Tracking
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Slurm(Launcher):
     max_num_timeout: int = 1000  # how often a job goes back into the queue
     signal_delay_s: int = 120  # how long before its time is over a job is told, in seconds
     setup: list[str] = field(default_factory=list)  # shell commands before the executor's
-    additional_parameters: dict[str, Any] | None = None  # of sbatch: {exclude: node7}
+    additional_parameters: Any = None  # a mapping: of sbatch: {exclude: node7}
 
 
 @dataclass
@@ -63,20 +64,11 @@ class Ray(Launcher):
 
     name: str = "ray"
     executors: int | None = None  # how many at once; null: one a run, at most 8
-    init: dict[str, Any] | None = None  # of ray.init: {address: auto}
-    remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
+    init: Any = None  # a mapping: of ray.init: {address: auto}
+    remote: Any = None  # a mapping: of ray.remote: {num_gpus: 1}
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
-
-
-@dataclass
-class Tracking:
-    """Weights & Biases. See conf/tracking."""
-
-    mode: str | None = None
-    stats: bool = False
-    adapter: bool = False
 
 
 @dataclass
@@ -97,6 +89,9 @@ def from_plain(values: dict[str, Any]) -> Launch:
     for key in ("runs_per_device", "executors"):
         if (count := settings.get(key)) is not None and count < 1:
             raise UserError(f"launcher.{key}={count}: should be at least 1")
+    for key in ("init", "remote", "additional_parameters"):
+        if not isinstance(settings.get(key), dict | None):
+            raise UserError(f"launcher.{key}={settings[key]}: should be a mapping, such as {{a: b}}")
     if not 1 <= launch.lease_seconds < float("inf"):
         raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
     return launch

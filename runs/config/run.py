@@ -36,6 +36,11 @@ class Run:
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 
+def run_from(plain: dict[str, Any]) -> Run:
+    """A run from the plain values that dataclasses.asdict makes of it."""
+    return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
+
+
 def starts(runs: list[Run]) -> list[Run]:
     """The runs that others start from, each once."""
     found: list[Run] = []

@@ -25,7 +25,7 @@ from runs.sweep import progress
 from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
 from runs.sweep.devices import DeviceLease
 from runs.sweep.display import Display, Event, estimate
-from runs.sweep.jobs import Job, Outcome, Sweep, settle, settled_record
+from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
 from runs.tracking import Tracker
 from tasks.parent import end_with
@@ -49,7 +49,7 @@ class Executor:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
         self.output = sweep.jobs[0].run.config["output"]
         self.watcher = Watcher(self.output, sweep.lease_seconds)
-        self.tracker = Tracker(sweep.tracking, self.output)
+        self.tracker = Tracker(sweep.tracking, self.output, runs=[job.run for job in sweep.jobs])
         self.outcome = Outcome()
         self.attempt: Attempt | None = None  # that is on
         self.signal: int | None = None  # that asked for an end
@@ -105,7 +105,10 @@ class Executor:
         return True
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
-        return settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
+        settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
+        if settled and seconds is None and (record := finished_record(job.output, job.id)):
+            self.tracker.skip(job.run, job.id, record)
+        return settled
 
     def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
         for job in pending:

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from runs.config import Run
+from runs.config import Run, run_from
 from runs.errors import UserError
 from runs.identity import identify
 from runs.record import FINISHED, Record, read_record, record_path, run_folder, write_atomically
 from runs.sweep import progress
 from runs.sweep.display import Display
 from runs.sweep.leases import Watcher
+from runs.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Sweep:
     jobs: list[Job]
     failed_before: dict[str, str | None]
     lease_seconds: float
-    tracking: str | None
+    tracking: Tracking
 
     def save(self, path: Path) -> None:
         """For executors that are other processes, maybe on other machines, and the folder that paths begin
@@ -74,16 +74,10 @@ class Sweep:
     @staticmethod
     def load(path: Path) -> "Sweep":
         """Reads what `save` wrote, and goes to its folder."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        os.chdir(found.pop("folder"))
-        return Sweep(
-            **found | {"jobs": [Job(**job | {"run": run_from(job["run"])}) for job in found["jobs"]]}
-        )
-
-
-def run_from(plain: dict[str, Any]) -> Run:
-    """A run from the plain values that dataclasses.asdict makes of it."""
-    return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        os.chdir(plain.pop("folder"))
+        jobs = [Job(**job | {"run": run_from(job["run"])}) for job in plain["jobs"]]
+        return Sweep(**plain | {"jobs": jobs, "tracking": Tracking(**plain["tracking"])})
 
 
 # --- which run it is

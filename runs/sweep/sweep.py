@@ -70,7 +70,7 @@ def sweep(
     if replaced and first:
         set_all_aside(replaced, output, launch.lease_seconds)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
-    plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking.mode)
+    plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if here:
         outcome = _do_here(plan, Display(len(runs), many), finished, first)
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):
@@ -121,12 +121,8 @@ def _begin(
 
 def _failed(jobs: list[Job]) -> dict[str, str | None]:
     """Whose failed records are there, by run: another one of the same run is an attempt of this sweep."""
-    found = {}
-    for job in jobs:
-        record = settled_record(job, {}, quiet=True)
-        if record and record["status"] not in FINISHED:
-            found[job.id] = record.get("claim")
-    return found
+    records = {job.id: settled_record(job, {}, quiet=True) for job in jobs}
+    return {i: r.get("claim") for i, r in records.items() if r and r["status"] not in FINISHED}
 
 
 def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> Outcome:

@@ -1,17 +1,12 @@
-"""Weights & Biases as it is set up on this machine, told without importing wandb (half a second) and without
-the network.
+"""Weights & Biases as it is set up on this machine. wandb itself is asked, without the network.
 
-analysis/ reads this, too.
+Its import takes a second: a command that does runs leaves the questions to the tracker's process.
 """
 
-import configparser
-import contextlib
-import netrc
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 PROJECT = "vera-bench"
 
@@ -27,53 +22,64 @@ def cell_key(model: str, task: str) -> str:
     return f"cells/{model}/{task}"
 
 
-def wandb_settings() -> dict[str, str]:
-    """What `wandb login` and `wandb offline` have set, and the environment over it."""
-    # Never raises, as Path.home() may
-    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
-    found: dict[str, str] = {}
-    for path in (Path(folder) / "settings", Path("wandb") / "settings"):
-        parser = configparser.ConfigParser(interpolation=None)
-        with contextlib.suppress(OSError, ValueError, configparser.Error):
-            parser.read(path)
-            found |= dict(parser["default"]) if parser.has_section("default") else {}
-    named = {
-        key: os.environ.get(f"WANDB_{key.upper()}")
-        for key in ("mode", "base_url", "api_key", "identity_token_file")
+def quiet_settings(**more: Any) -> Any:
+    """wandb.Settings of a run that sends what it is given and nothing else: no code, no console, no paths."""
+    import wandb
+
+    quiet: dict[str, Any] = {
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "save_code": False,
+        "silent": True,
+        "symlink": False,
+        "x_disable_machine_info": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
     }
-    return found | {key: value for key, value in named.items() if value}
+    return wandb.Settings(**quiet | more)
 
 
 def mode_here() -> str:
-    """off, offline or online: WANDB_MODE or `wandb offline` says it; else online if the user is logged in."""
-    said = wandb_settings().get("mode", "")
-    known = {
-        "disabled": "off",
-        "offline": "offline",
-        "dryrun": "offline",
-        "online": "online",
-        "run": "online",
-    }
-    return known.get(said) or ("online" if logged_in() else "offline")
+    """off, offline or online: what WANDB_MODE or `wandb offline` says; online only for who is logged in.
+
+    Raises an error of wandb or pydantic for settings that wandb cannot use.
+    """
+    import wandb
+
+    mode = str(wandb.setup().settings.mode)
+    if mode == "disabled":
+        return "off"
+    return "online" if mode not in ("offline", "dryrun") and logged_in() else "offline"
 
 
 def base_url() -> str:
     """The address of W&B's server."""
-    return wandb_settings().get("base_url", "https://api.wandb.ai").rstrip("/")
+    import wandb
+
+    return str(wandb.setup().settings.base_url).rstrip("/")
 
 
 def logged_in() -> bool:
-    """Whether W&B would find a key for its server, without asking it."""
-    settings = wandb_settings()
-    if settings.get("api_key") or settings.get("identity_token_file"):
-        return True
-    places = [os.environ.get("NETRC")] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    path = next((found for place in places if os.path.exists(found := os.path.expanduser(place or ""))), None)
-    try:
-        entry = netrc.netrc(path).authenticators(urlsplit(base_url()).netloc) if path else None
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False
-    return bool(entry and entry[2])
+    """Whether wandb finds a key for its server. In offline mode it looks for none."""
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
+
+
+def check_account() -> None:
+    """Raises ValueError, in one line, where nobody is logged in or the server does not answer.
+
+    wandb is quiet and online from here on, whatever the mode of runs is.
+    """
+    os.environ |= {"WANDB_MODE": "online", "WANDB_SILENT": "true"}
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crashes go to another server
+    if not logged_in():
+        raise ValueError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY")
+    if why := unreachable():
+        raise ValueError(f"{base_url()} cannot be reached ({why})")
 
 
 def unreachable() -> str:

@@ -1,5 +1,6 @@
 """What W&B is told of a run."""
 
+import re
 from typing import Any, Protocol
 
 from runs.record import Record, is_trial, without_paths
@@ -22,6 +23,10 @@ class Run(Protocol):
     def experiment(self) -> str | None: ...
     @property
     def label(self) -> str: ...
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def start(self) -> Any: ...
     @property
     def config(self) -> dict[str, Any]: ...
 
@@ -46,13 +51,47 @@ def about(run: Run, run_id: str) -> dict[str, Any]:
         "trial" if is_trial(config) else None,
     ]
     start = {"from": config["init_from"]} if config["init_from"] else None
+    known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
     return {
         "id": run_id,
+        "job_type": job_type(config),
         "name": run.label[:LONGEST_NAME],
         "group": f"{run.row}@{run.model}@{cell['task']}"[:LONGEST_NAME],
         "tags": [tag[:LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
-        "config": without_paths({"config": config, "start": start})["config"] | {"cell": cell},
+        "config": without_paths({"config": config, "start": start})["config"] | known,
     }
+
+
+def job_type(config: dict[str, Any]) -> str:
+    """W&B's usual words: train; tune where a part of the training rows is judged on, which is how settings
+    are searched; eval where nothing trains."""
+    if config["task"].get("holdout") is not None:
+        return "tune"
+    return "eval" if config["method"]["kind"] == "none" else "train"
+
+
+def provenance_of(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a record, or of the event that a run's process begins with, says how it is made: keys of the
+    run's configuration in W&B. A failed run's record has none of them."""
+    if not {"code", "versions", "device"} <= source.keys():
+        return {}
+    code, device = source["code"], source["device"]
+    return {
+        "commit": code["commit"],
+        "dirty": code["dirty"],
+        "versions": source["versions"],
+        "device_name": device["name"],
+    }
+
+
+def artifact_of(record: Record) -> tuple[str, dict[str, Any]]:
+    """The name of a finished run's adapter as an artifact, and what is known of it."""
+    cell, result = record["cell"], record["result"]
+    name = "-".join(str(cell[key]) for key in ("row", "model", "task", "seed"))
+    about = {key: result.get(key) for key in ("metric", "best", "best_epoch", "last")}
+    about |= {"run_id": record["id"], "cell": cell, "method": record["config"]["method"]}
+    about |= {"keep": record["config"]["keep"], "parameters": record["parameters"]}
+    return re.sub(r"[^\w.-]", "_", name)[:LONGEST_NAME], about | provenance_of(record)
 
 
 def point_of(event: dict[str, Any], cell: str) -> dict[str, Any]:

@@ -1,81 +1,68 @@
-"""make sync: uploads what was written offline."""
+"""make sync: `wandb sync` for the runs that were written offline."""
 
 import fcntl
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 from runs.errors import UserError
-from runs.tracking.account import base_url, logged_in, unreachable
+from runs.tracking.account import check_account
 from runs.tracking.server import OPEN
+
+#: What a command line holds.
+FILES = 200
 
 
 def sync(output: str) -> int:
     """Uploads the runs that were written offline, each once. Exit code 1 where some are left; the same
-    command goes on."""
+    command tries these again. Raises UserError where W&B cannot be asked."""
     folder = Path(output) / "wandb"
     files = sorted(folder.glob("offline-run-*/*.wandb"))
-    waiting = [file for file in files if not _synced(file)]
+    waiting = _waiting(files)
     on = [file for file in waiting if _is_on(file.parent / OPEN)]
-    damaged = [file for file in waiting if file not in on and not _whole(file)]
-    waiting = [file for file in waiting if file not in (*on, *damaged)]
+    waiting = [file for file in waiting if file not in on]
     also = f", {len(on)} still on" if on else ""
-    also += f", {len(damaged)} cut off by a kill and left out" if damaged else ""
     if not waiting:
-        print(
-            f"no offline runs to upload in {folder} ({len(files) - len(on) - len(damaged)} uploaded"
-            f" before{also})"
-        )
+        uploaded = len(files) - len(on)
+        print(f"no offline runs to upload in {folder} ({uploaded} uploaded before{also})")
         return 0
-    if not logged_in():
-        raise UserError(
-            f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded."
+    try:
+        check_account()
+    except ValueError as error:
+        raise UserError(f"{error}. Nothing was uploaded, and nothing is lost") from None
+    # wandb keeps the order of a run's own folders.
+    for first in range(0, len(waiting), FILES):
+        _upload(waiting[first : first + FILES], output)
+    # A file that wandb cannot read, as a kill may leave it, stops all that are named beside it.
+    alone = _waiting(waiting) if len(waiting) > 1 else []
+    for file in alone:
+        _upload([file], output)
+    left = _waiting(waiting)
+    print(f"{len(waiting) - len(left)} uploaded, {len(left)} left{also}")
+    if left:
+        names = ", ".join(str(file.parent) for file in left[:3]) + (", ..." if len(left) > 3 else "")
+        print(
+            f"left: {names}. The same command tries again. Where wandb says that a file cannot be read to its"
+            " end, a kill has cut it off: what is in it was sent, and its folder can go",
+            file=sys.stderr,
         )
-    if why := unreachable():
-        raise UserError(f"{base_url()} cannot be reached ({why}). Nothing was uploaded, and nothing is lost")
-    environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
-    environment = (
-        {"WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "4"}
-        | environment
-        | {"WANDB_DIR": output}
-    )
-    # What a command line holds; wandb keeps the order of a run's own folders
-    for first in range(0, len(waiting), 200):
-        part = waiting[first : first + 200]
-        subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", *map(str, part)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    left = [file for file in waiting if not _synced(file)]
-    again = "; the same command tries again" if left else ""
-    print(f"{len(waiting) - len(left)} uploaded, {len(left)} left{also}{again}")
     return 1 if left else 0
 
 
-def _synced(file: Path) -> bool:
-    return file.with_name(f"{file.name}.synced").exists()
+def _upload(files: list[Path], output: str) -> None:
+    retries = {"WANDB__GRAPHQL_RETRY_MAX": "4"}
+    # check_account has made this process's environment quiet; here the progress is worth its lines.
+    environment = retries | {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, files)]
+    subprocess.run(command, env=environment | {"WANDB_DIR": output}, stdin=subprocess.DEVNULL, check=False)
 
 
-def _whole(file: Path) -> bool:
-    """Whether a run's file (LevelDB's log format) ends where a message ends: one that does not stops wandb
-    from uploading any that is named beside it."""
-    data, place, kind = file.read_bytes(), 7, 0
-    while place < len(data):
-        room = 32768 - place % 32768  # a header of 7 bytes never crosses a block's end
-        if room < 7:
-            place += room
-            continue
-        if place + 7 > len(data):
-            return False
-        length, kind = struct.unpack_from("<HB", data, place + 4)
-        if kind not in (1, 2, 3, 4):  # a whole message, or its first, middle or last part
-            return False
-        place += 7 + length
-    return data[:4] == b":W&B" and place == len(data) and kind in (1, 4)
+def _waiting(files: list[Path]) -> list[Path]:
+    """Those of a run's files that are not uploaded, nor any later one of the same run: that one has all of
+    it."""
+    uploaded = {file.name: file for file in files if file.with_name(f"{file.name}.synced").exists()}
+    return [file for file in files if not (file.name in uploaded and file <= uploaded[file.name])]
 
 
 def _is_on(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The side of the command: what it tells, and the process that it tells it to."""
+"""The side of the command: what it says of its runs, and the process that it says it to."""
 
 import contextlib
 import json
@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from runs.record import Record
 from runs.record.text import describe
-from runs.tracking.account import cell_key, mode_here
+from runs.tracking.account import cell_key
+from runs.tracking.agent import PARAMETERS, RUN_ID, SWEEP, agents_run
 from runs.tracking.payload import Run, about, point_of
-from runs.tracking.server import LOST, PATIENCE, UNSENT
+from runs.tracking.server import LOST, UNSENT, patience_of
+from runs.tracking.settings import Tracking
 
 
 class Tracker:
@@ -26,17 +29,23 @@ class Tracker:
     begin, event and end never raise and never wait. The process starts with the first run, takes one run
     after another, and ends by itself when this one does."""
 
-    def __init__(self, mode: str | None, output: str, patience: float | None = None) -> None:
-        """mode: online, offline, off, or None: as W&B is set up here (see mode_here). Starts nothing yet.
+    def __init__(
+        self, settings: Tracking, output: str, patience: float | None = None, runs: Sequence[Run] = ()
+    ) -> None:
+        """Starts nothing yet.
 
         patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT
         of PATIENCE).
+        runs: of the command. Where `wandb agent` has started it, and there is one, that run takes the agent's
+        id in W&B.
         """
         later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
-        self.mode = "off" if later_process else mode or mode_here()
-        self.output = output
-        self.patience = patience or PATIENCE.get(self.mode, 0.0)
+        disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
+        self.off = settings.mode == "off" or later_process or disabled
+        self.settings, self.output = settings, output
+        self.patience = patience or patience_of(settings)
         self.log = Path(output) / "wandb" / "tracking.log"
+        self._agents = agents_run(runs)
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,13 +57,22 @@ class Tracker:
         self._tell("begin", lambda: self._about(run, run_id))
 
     def event(self, event: dict[str, Any]) -> None:
-        """Something happened in it; only evaluated epochs are logged."""
+        """Something happened in it; only its process and evaluated epochs are logged."""
+        if "provenance" in event:
+            self._tell("process", lambda: event["provenance"])
         if event.get("phase") == "evaluated":
             self._tell("point", lambda: point_of(event, self._cell))
 
     def end(self, record: Record | None) -> None:
         """It ended with this record. None: it was interrupted, and goes on later."""
         self._tell("end", lambda: record)
+
+    def skip(self, run: Run, run_id: str, record: Record) -> None:
+        """A run that has its record already. An agent's sweep waits for its numbers; else W&B has heard of
+        it."""
+        if run == self._agents:
+            self.begin(run, run_id)
+            self.end(record)
 
     def close(self) -> None:
         """Waits until W&B has everything, not beyond its patience, and ends the process. One line if
@@ -74,7 +92,7 @@ class Tracker:
                     os.killpg(self._process.pid, signal.SIGKILL)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(1)
-        self.mode, self._writer, trouble, self._trouble = "off", None, self._trouble, ""
+        self.off, self._writer, trouble, self._trouble = True, None, self._trouble, ""
         again = "make sync" if self.output == "outputs" else f"make sync OUTPUT={self.output}"
         if code == UNSENT and not trouble:
             print(
@@ -89,10 +107,11 @@ class Tracker:
 
     def _about(self, run: Run, run_id: str) -> dict[str, Any]:
         self._cell = cell_key(run.model, run.config["task"]["name"])
-        return about(run, run_id) | {"mode": self.mode}
+        agents = {key: os.environ.get(key, "") for key in (SWEEP, RUN_ID, PARAMETERS)}
+        return about(run, run_id) | {"agent": agents if run == self._agents else {}}
 
     def _tell(self, word: str, value: Callable[[], Any]) -> None:
-        if self.mode == "off":
+        if self.off:
             return
         try:
             # Made into text here and now: the caller may change it.
@@ -110,17 +129,11 @@ class Tracker:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             root = str(Path(__file__).parents[2])
             places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            settings = json.dumps(asdict(self.settings))
+            command = [sys.executable, "-m", "runs.tracking", "serve", settings, self.output]
             with open(self.log, "ab") as log:
                 process = self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "runs.tracking",
-                        "serve",
-                        self.mode,
-                        self.output,
-                        str(self.patience),
-                    ],
+                    [*command, str(self.patience)],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

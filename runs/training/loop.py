@@ -30,7 +30,7 @@ from runs.training.build import (
 from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
-from runs.training.provenance import code_state
+from runs.training.provenance import code_state, provenance
 from runs.training.result import build_record, dev_halves, large_share
 from runs.training.state import Plan, State
 
@@ -54,6 +54,7 @@ class Training(Context):
         self.checkpoint = self.folder / "checkpoint.safetensors"
         # As it is now: someone may edit files while the run is on.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
+        report({"phase": "loading", "provenance": provenance(self.code, self.accelerator.device)})
         if self.config.get("gradient_checkpointing"):
             checkpoint_gradients(self.raw_model)
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}

@@ -1,5 +1,6 @@
 """What a number was made with: code, versions, machine."""
 
+import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,7 @@ def code_state() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changed or new)}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Python's and the packages' versions."""
     found = {"python": platform.python_version()}
@@ -61,6 +63,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The device in words, never the machine's name."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+
+
+def provenance(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a run's process is and is made with, for whoever follows the run while it is on."""
+    return {"pid": os.getpid(), "code": code, "versions": versions(), "device": machine(device)}
 
 
 def _processor() -> str:

@@ -1,10 +1,12 @@
 """The workspace of Weights & Biases for the tables."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import ledgers
 import pytest
 from ledgers import of_metric
 from wandb_server import good, refusing
@@ -12,7 +14,8 @@ from wandb_server import good, refusing
 from analysis import dashboard, tables
 from analysis.paper import GLUE
 from runs.errors import UserError
-from runs.record import SCHEMA, Ledger
+from runs.record import SCHEMA, Ledger, write_record
+from runs.tracking import account
 from runs.tracking.payload import points_of, summary_of
 
 ROOT = Path(__file__).parents[2]
@@ -88,9 +91,9 @@ def test_every_table_has_a_section_with_its_own_tasks():
     ledger = ledger_of(record())
     sections, spec = sections_of(ledger)
     made = [table for make in tables.TABLES.values() for table in make(ledger, "paper", None) if table.tasks]
-    assert list(sections) == [table.title for table in made]
-    # 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
-    assert len(sections) == 17
+    assert list(sections) == ["Tables from records", *(table.title for table in made)]
+    # Logged tables; 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
+    assert len(sections) == 1 + 17
     base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
     assert [f"cells/roberta_base/{task}/dev" for task in GLUE] == [
         n for n in names_in(base) if n.endswith("/dev")
@@ -140,13 +143,36 @@ def test_json_needs_no_network_and_no_login(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["project"] == "vera-bench"
 
 
+def test_json_has_the_tables_that_would_be_logged(tmp_path, capsys):
+    """Those with numbers of records, as texts; the workspace has a panel for each."""
+    assert dashboard.logged_tables(ledger_of()) == {}
+    ledger = ledger_of(record(), record(seed=1))
+    tables = dashboard.logged_tables(ledger)
+    assert list(tables) == ["tables/demo"]
+    demo = tables["tables/demo"]
+    assert {len(row) for row in demo["data"]} == {len(demo["columns"])}
+    assert any("80.0" in cell for row in demo["data"] for cell in row)
+    sections, _ = sections_of(ledger)
+    section = sections["Tables from records"]
+    assert section["isOpen"]
+    titles, (panel,) = section["panels"][::2], section["panels"][1::2]
+    assert [title["config"]["value"] for title in titles] == [demo["title"]]
+    assert '"tables/demo"' in json.dumps(panel)
+    write_record(tmp_path / "outputs", ledgers.record())
+    assert dashboard.main(["json=-", f"output={tmp_path / 'outputs'}"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["tables"]) == ["tables/table2_1"]
+
+
+@pytest.mark.usefixtures("process")
 def test_errors_are_one_line(monkeypatch):
+    monkeypatch.setattr(account, "base_url", lambda: os.environ["WANDB_BASE_URL"])
+    monkeypatch.setattr(account, "logged_in", lambda: False)
     with pytest.raises(UserError, match="Run `wandb login`, or set WANDB_API_KEY"):
         dashboard.main([])
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(account, "logged_in", lambda: True)
     with pytest.raises(UserError, match=r"cannot be reached \(Connection refused\)"):
         dashboard.main([])
-    monkeypatch.setattr(dashboard, "unreachable", lambda: "")
+    monkeypatch.setattr(dashboard, "check_account", lambda: None)
     monkeypatch.setattr(
         dashboard, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore"))
     )
@@ -157,6 +183,7 @@ def test_errors_are_one_line(monkeypatch):
 @pytest.mark.usefixtures("process")
 def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     """In processes of their own: wandb keeps an address for the life of one."""
+    write_record(tmp_path / "outputs", ledgers.record())
     with good() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
@@ -168,7 +195,7 @@ def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
             "project=p",
         ]
         said = [
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90).stdout
             for _ in range(2)
         ]
     saved = [told["variables"] for told in server.told if "upsertView" in told["query"]]
@@ -179,6 +206,17 @@ def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     assert said[0].count("\n") == 1
     sections = json.loads(saved[1]["spec"])["section"]["panelBankConfig"]["sections"]
     assert "Table 2, RoBERTa-base: GLUE dev sets" in [section["name"] for section in sections]
+    # The tables: both times in the same run.
+    logged = [told["variables"] for told in server.told if "upsertBucket" in told["query"]]
+    assert {(run["name"], run["project"]) for run in logged} == {(dashboard.TABLES_RUN, "p")}
+    assert logged[0]["jobType"] == "tables"
+    lines = [
+        json.loads(line)
+        for _, body in server.streams
+        for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+    ]
+    assert [line["tables/table2_1"]["_type"] for line in lines] == ["table-file"] * 2
+    assert {line["tables/table2_1"]["nrows"] for line in lines} != {0}
 
 
 @pytest.mark.usefixtures("process")

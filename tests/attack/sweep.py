@@ -27,7 +27,7 @@ from runs.command import entry_point
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
-from runs.sweep import executor, sweep
+from runs.sweep import sweep
 from runs.sweep.leases import _boot
 
 #: Seconds after which a command hangs: it takes some five, and a lease here grows old in two.
@@ -380,7 +380,7 @@ def start(words: list[str], printed: Path) -> multiprocessing.Process:
             os.dup2(file, stream)
             setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
         sweep.start_fork_server = lambda: None
-        executor.multiprocessing.get_context = lambda _: ForkNow()
+        multiprocessing.get_context = lambda _: ForkNow()
         sys.argv = ["runs", *words]
         from runs.__main__ import main
 

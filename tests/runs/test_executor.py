@@ -78,7 +78,7 @@ def wait_for(there, process, seconds=120):
 def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head_or_no_training(words):
     words = [w for w in words if not w.startswith("method.")]
     head, vera, lora = expand([*words, "method=head,vera,lora"])  # of rte
-    (other,) = expand([*words, "method=lora", "task=mrpc"])
+    (other,) = expand([*elsewhere(words, task="mrpc"), "method=lora"])
     (none,) = expand(["model=smollm2", "task=alpaca", "method=none"])
     (taught,) = expand(["model=smollm2", "task=alpaca", "method=lora"])
     assert display.estimate([head, vera], []) == (0, 2)
@@ -698,6 +698,15 @@ def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys
     )
 
 
+def test_a_later_sweep_of_a_process_goes_on_with_its_device(two_gpus, request):
+    request.addfinalizer(devices.take_device.cache_clear)
+    assert devices.take_device("cpu", 1) is None
+    lease = devices.take_device("auto", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == lease.name == "GPU-aaaa"
+    assert devices.take_device("auto", 1) is lease  # and does not wait for the one that it holds
+    assert devices._lock("GPU-aaaa.0") is None
+
+
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     script = (
@@ -835,7 +844,7 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
             write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
-    assert plan.main([*words, "seed=0,1", "--watch"]) == 0
+    assert plan.main([*words, "seed=0,1", "watch=true"]) == 0
     printed = capsys.readouterr().out
     assert printed.index("missing 2") < printed.index("done 2")
 

@@ -179,7 +179,8 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     """--config-dir: a preset, a row, a task and a recipe from outside the clone, in every command that
     composes runs."""
     for path, text in {
-        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n  sweeper:\n"
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n"
+        "  sweeper:\n"
         "    params:\n      method: my_vera,vera\n      seed: 0,1\n",
         "method/my_vera.yaml": "defaults:\n  - vera\n  - _self_\nlabel: my VeRA\nrank: 4\n",
         "task/mine.yaml": "defaults:\n  - rte\n  - _self_\ntrain_rows: 8\n",
@@ -202,18 +203,22 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     assert "= 4 runs" in counted
     assert rows == ["my_vera", "vera"]
     assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
-    assert "4 runs" in call_here("runs", *mine, "train.max_steps=1", "tracking=off", check=0).stdout
+    assert (
+        "4 runs"
+        in call_here("runs", *mine, "train.max_steps=1", "tracking=off", "debug=true", check=0).stdout
+    )
     error = call_here("runs", *mine, "method=my_verra", check=2).stderr
     assert "no method 'my_verra'. Did you mean my_vera?" in error
     # Of two files of one name, that of conf/ counts; and without the folder there is no such preset.
     (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
-    assert expand([*mine, "method=lora", "~recipe", "experiment=null"])[0].config["method"]["kind"] == "lora"
+    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])
+    assert run.config["method"]["kind"] == "lora"
     assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
 
 
 def test_a_run_leaves_its_configuration_as_hydra_does(words):
-    call_here("runs", *words, "train.max_steps=1", "tracking=off", check=0)
-    (run,) = expand([*words, "train.max_steps=1"])
+    call_here("runs", *words, "train.max_steps=1", "tracking=off", "debug=true", check=0)
+    (run,) = expand([*words, "train.max_steps=1", "debug=true"])
     folder = run_folder(output_of(words), run_id(run))
     assert yaml.safe_load((folder / "config.yaml").read_text()) == run.config
     again = yaml.safe_load((folder / "overrides.yaml").read_text())

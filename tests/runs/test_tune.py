@@ -28,6 +28,12 @@ from runs.sweep.jobs import Outcome
 ROOT = Path(__file__).parents[2]
 
 
+def cells_of(words):
+    """The cells of a command line."""
+    grid = [word.removeprefix("grid=") for word in words if word.startswith("grid=")]
+    return tune.cells([word for word in words if not word.startswith("grid=")], *grid)
+
+
 @pytest.fixture
 def tiny_words(words) -> list[str]:
     """The words of a small run without its learning rate."""
@@ -44,7 +50,7 @@ def trials_of(words) -> list[dict[str, str]]:
 
 
 def studies(words):
-    return [tune.open_study(cell, Metric("accuracy")) for cell in tune.cells(words)]
+    return [tune.open_study(cell, Metric("accuracy")) for cell in cells_of(words)]
 
 
 def stamps(words) -> dict[str, int]:
@@ -109,7 +115,7 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
 
 
 def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypatch):
-    (cell,) = tune.cells(
+    (cell,) = cells_of(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
     )
     monkeypatch.setattr(tune, "finished_record", lambda output, run_id: None)
@@ -272,9 +278,7 @@ def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
 def test_what_the_words_search(tiny_words, e2e_words):
     def axes(*words):
         return {
-            key: len(values)
-            for cell in tune.cells([*tiny_words, *words])
-            for key, values in cell.axes.items()
+            key: len(values) for cell in cells_of([*tiny_words, *words]) for key, values in cell.axes.items()
         }
 
     assert axes() == {"train.lr": 5, "train.lr_head": 3}
@@ -282,14 +286,12 @@ def test_what_the_words_search(tiny_words, e2e_words):
     # Method.rank=8 is among the words
     assert axes("grid={method.rank: [4, 8]}", "train.lr_head=1") == {"train.lr": 5}
     plain = [w for w in tiny_words if not w.startswith("method.")]
-    searched = {cell.first.row: list(cell.axes) for cell in tune.cells([*plain, "method=head,adapter_h"])}
+    searched = {cell.first.row: list(cell.axes) for cell in cells_of([*plain, "method=head,adapter_h"])}
     assert searched == {"head": ["train.lr_head"], "adapter_h": ["train.lr", "train.lr_head"]}
     for row in ("method=peft", "method=adalora"):
-        (cell,) = tune.cells([*plain, row])
+        (cell,) = cells_of([*plain, row])
         assert {key: len(values) for key, values in cell.axes.items()} == {"train.lr": 5, "train.lr_head": 3}
-    (cell,) = tune.cells(
-        [*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"]
-    )
+    (cell,) = cells_of([*plain, "grid={train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}"])
     assert cell.axes == {
         "train.lr": ["0.01", "1"],
         "train.lr_head": ["0.002", "0.004", "0.01"],
@@ -302,10 +304,10 @@ def test_what_the_words_search(tiny_words, e2e_words):
         0.01,
         ["query", "value"],
     )
-    (cell,) = tune.cells([w for w in e2e_words if not w.startswith("train.lr")])
+    (cell,) = cells_of([w for w in e2e_words if not w.startswith("train.lr")])
     assert list(cell.axes) == ["train.lr"]
     assert cell.first.config["task"]["decode"] == "none"
-    preset = tune.cells(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
+    preset = cells_of(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
     assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
     assert preset[0].words == [
         "method=vera",
@@ -336,7 +338,7 @@ def test_the_grids_are_values_that_the_papers_print():
 
 def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
     def name(*words, grid="{train.lr: [1e-2, 3e-2]}"):
-        (cell,) = tune.cells([*tiny_words, "train.lr_head=1e-2", *words], grid)
+        (cell,) = cells_of([*tiny_words, "train.lr_head=1e-2", f"grid={grid}", *words])
         return cell.name
 
     assert name("device=auto", "seed=0", "task.holdout=0.2", f"output={tmp_path}") == name()
@@ -346,7 +348,7 @@ def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
 
 
 def test_the_best_at_an_end_of_an_axis(tiny_words):
-    (cell,) = tune.cells(tiny_words, "{train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}")
+    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
     assert tune.edges(cell, ("0.03", "0.001")) == []
     assert tune.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
     assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
@@ -396,7 +398,7 @@ def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_word
 
 
 def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_named(tiny_words):
-    (cell,) = tune.cells(tiny_words)
+    (cell,) = cells_of(tiny_words)
     tune.open_study(cell, Metric("accuracy")).ask()
     path = cell.folder / "journal.log"
     whole = path.read_bytes()
