@@ -415,6 +415,53 @@ def test_a_pace_is_the_line_through_two_steps():
     assert line({100: 1.0, 400: 8.0}) == pace.Pace(0.0, 0.02)
 
 
+class Room:
+    """Steps on a device that has room for so many tokens; a step takes a second, and a token 1 ms."""
+
+    def __init__(self, most):
+        self.most, self.count, self.now = most, 0, 0.0
+
+    def size(self, tokens):
+        return max(tokens // 10, 1) * 10
+
+    def __call__(self, tokens):
+        import torch
+
+        if tokens > self.most:
+            raise torch.OutOfMemoryError
+        self.count += 1
+        self.now += 1 + tokens / 1000
+        return 1 + tokens / 1000
+
+
+@pytest.mark.parametrize(
+    ("most", "limit", "larger"), [(9_000, 100, 7_680), (700, 100, 480), (9_000, 12, 480)]
+)
+def test_the_larger_step_has_what_memory_and_time_have_room_for(most, limit, larger, monkeypatch):
+    from runs import probe
+
+    step = Room(most)
+    monkeypatch.setattr("runs.probe.time.monotonic", lambda: step.now)
+    tokens = probe._largest(step, 20_000, limit)
+    assert tokens == larger
+    times = probe._times(step, tokens, limit)
+    assert sorted(times) == [tokens // 4, tokens]
+    assert step.count <= cost.PROBE_STEPS
+    found = probe.pace({size: seconds[0] for size, seconds in times.items()})
+    assert (found.step, found.token) == (pytest.approx(1.0), pytest.approx(0.001))
+
+
+def test_a_step_that_no_longer_fits_is_halved():
+    """Memory that was free when sizes were tried may be taken since."""
+    from runs import probe
+
+    step = Room(300)
+    times = probe._times(step, 1_000, math.inf)
+    assert max(times) == 250
+    with pytest.raises(RuntimeError):
+        probe._times(Room(5), 1_000, math.inf)
+
+
 PROBED = ["words", "e2e_words", "alpaca_words", "image_words"]
 
 
@@ -479,6 +526,10 @@ def test_probe_is_a_setting_of_the_command(words, monkeypatch):
     done = call_here("runs.plan", *words, "probe=true", check=0).stdout
     assert done.index("probe 1/1") < done.index("forecast for 1 run")
     assert "from a probe of this device" in call_here("runs.plan", *words, check=0).stdout
+    trained(words)  # a watch ends where nothing is left
+    watched = call_here("runs.plan", *words, "probe=true", "watch=true", check=0).stdout
+    assert "nothing left to do" in watched
+    assert "every row has been measured" in watched
 
 
 @pytest.mark.usefixtures("new_cache")
