@@ -236,6 +236,10 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
             f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it"
             f" otherwise. {why}"
         )
+    if "fingerprint" not in {*wanted, *ours}:  # of a method that relies on something else than projections
+        keys = sorted(key for key in {*wanted, *ours} if wanted.get(key) != ours.get(key))
+        differ = ", ".join(f"{key} {wanted.get(key)!r}, here {ours.get(key)!r}" for key in keys)
+        return f"{path.name} relies on what this model does not have ({differ}). Same base model and version?"
     if wanted.get("scheme") != ours.get("scheme"):
         return (
             f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes"

@@ -18,6 +18,9 @@ REFUSED = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            message = f"no option {unknown}; settings are KEY=VALUE, such as output=FOLDER"
         raise UserError(f"{message} (python -m runs --help)")
 
 

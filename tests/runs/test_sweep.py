@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import ledgers
 import pytest
 from running import ODD, ROOT, ForkNow, call, call_here, do, elsewhere, output_of, trained
 from tiers import sample
@@ -21,7 +22,7 @@ from runs.errors import UserError
 from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
-from runs.sweep import attempt, display, executor, sweep
+from runs.sweep import attempt, display, executor, jobs, sweep
 
 
 @pytest.mark.usefixtures("process")
@@ -88,10 +89,7 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         ),
         (
             ["--nonsense"],
-            (
-                "error: no option --nonsense. Known: -m, --cfg, --help; settings are words, such as"
-                " output=FOLDER"
-            ),
+            "error: no option --nonsense; settings are KEY=VALUE, such as output=FOLDER",
         ),
         (["seed=0,0"], "seed 0 appears twice in this sweep"),
     ],
@@ -590,3 +588,36 @@ def test_two_processes_decode_as_one_does(e2e_words, tmp_path):
     assert second["texts"] == first["texts"]
     folder = run_folder(tmp_path / "two", second["id"])
     assert len((folder / "decoded_last.jsonl").read_text().splitlines()) == 1 + 3
+
+
+def test_one_function_settles_a_run_whoever_did_it(words, capsys):
+    """The same count everywhere. A board has the seconds of the record, and no line for what was there."""
+    (run,) = expand(words)
+    job = jobs.Job(1, run, run_id(run))
+    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking="off")
+
+    def settle(show, seconds):
+        outcome = jobs.Outcome()
+        settled = jobs.settle(job, plan_, outcome, show, None, seconds)
+        return settled, outcome.done, outcome.skipped, len(outcome.diverged), len(outcome.failed)
+
+    one, board = display.Display(1, name_task=False), display.Board(1, name_task=False)
+    assert settle(one, 5.0) == settle(board, 5.0) == settle(one, None) == (False, 0, 0, 0, 0)
+    assert capsys.readouterr().out == ""
+    made = ledgers.record() | {"id": job.id, "config": run.config}
+    write_record(job.output, made)
+    assert settle(one, 5.0) == settle(board, 5.0) == (True, 1, 0, 0, 0)
+    assert settle(one, None) == settle(board, None) == (True, 0, 1, 0, 0)
+    head, result = "[1/1] VeRA r=8 seed 0  ", "accuracy 80.0 at epoch 2, last 79.0"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{head}{result}  5s  run {job.id}",
+        f"{head}{result}  11s  run {job.id}",
+        f"{head}already done ({result}, run {job.id}), skipped",
+    ]
+    write_record(job.output, made | {"status": "diverged", "error": "the loss became NaN"})
+    assert settle(one, 5.0) == settle(board, 5.0) == (True, 0, 0, 1, 0)
+    assert capsys.readouterr().out == f"{head}DIVERGED: the loss became NaN\n" * 2
+    job.record.unlink()
+    job.record.mkdir()
+    assert settle(one, 5.0) == settle(board, None) == (True, 0, 0, 0, 1)
+    assert capsys.readouterr().out.count(f"{head}FAILED: {job.record}: a folder, and no file") == 2

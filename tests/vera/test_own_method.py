@@ -2,6 +2,7 @@
 (Balazy et al. 2024), which trains an r x r matrix between a weight's leading singular vectors."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -92,3 +93,51 @@ def test_a_blocks_weight_is_a_view_or_unpacked():
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(vera.AdapterError, match="cannot be unpacked"):
         base_weight(whole)
+
+
+def test_settings_may_be_none_or_one_of_several():
+    @dataclass(frozen=True)
+    class Picky(vera.Method, kind="picky"):
+        most: int | None = None
+        order: Literal["up", "down"] = "up"
+
+        def install(self, model):
+            pass
+
+        def count(self, model):
+            return 0
+
+    try:
+        assert Picky(most=3, order="down").settings() == {"kind": "picky", "most": 3, "order": "down"}
+        assert Picky().most is None
+        for wrong, message in (
+            ({"most": "3"}, "most must be a whole number"),
+            ({"order": "left"}, "one of up, down"),
+        ):
+            with pytest.raises(vera.AdapterError, match=message):
+                Picky(**wrong)
+    finally:
+        del METHODS["picky"]
+
+
+def test_a_method_that_refuses_half_way_leaves_no_hook():
+    @dataclass(frozen=True)
+    class Halfway(vera.Method, kind="halfway"):
+        def install(self, model):
+            for module in model.modules():
+                module.register_forward_hook(lambda *_: None)
+                module.register_forward_pre_hook(lambda *_: None)
+            raise vera.AdapterError("no further")
+
+        def count(self, model):
+            return 0
+
+    model = tiny_model("bert")
+    kept = len(model._forward_pre_hooks)
+    try:
+        with pytest.raises(vera.AdapterError, match="no further"):
+            Halfway().adapt(model)
+        assert not any(module._forward_hooks for module in model.modules())
+        assert sum(len(module._forward_pre_hooks) for module in model.modules()) == kept
+    finally:
+        del METHODS["halfway"]

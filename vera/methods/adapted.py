@@ -51,6 +51,7 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     head = frozenset(head_parameters(model))
     trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     children = {module: dict(module._modules) for module in model.modules()}
+    hooks = [(hooks, dict(hooks)) for m in children for hooks in (m._forward_hooks, m._forward_pre_hooks)]
     weights = [(m, n, p, p.data) for m in children for n, p in m._parameters.items() if p is not None]
     model.requires_grad_(False)
     try:
@@ -59,6 +60,9 @@ def adapt_with(model: nn.Module, method: Any) -> None:
         for module, before in children.items():
             module._modules.clear()
             module._modules.update(before)
+        for now, then in hooks:
+            now.clear()
+            now.update(then)
         # A method of peft may have put others in their place
         for module, name, parameter, data in weights:
             module._parameters[name] = parameter

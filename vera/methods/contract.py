@@ -107,7 +107,8 @@ class Method(ABC):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the adapter file by name: what trains, and what installing cannot make anew.
+        """The tensors of the adapter file by name: what trains, and what installing cannot make anew. The
+        model's own tensors, not copies: a file that is loaded is copied into them.
 
         LoRA-FA's frozen A is drawn with torch's seed of the day: it is saved. Take a method that freezes the
         leading singular vectors of each base weight, and trains what lies between them: `install` computes

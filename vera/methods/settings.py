@@ -1,7 +1,8 @@
 """What a method's settings may be: of the right kind, and within sense."""
 
 from dataclasses import fields
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from vera.errors import AdapterError
 
@@ -26,7 +27,17 @@ def check_settings(method: Any) -> None:
     for field in fields(method):
         if isinstance(getattr(method, field.name), list):
             object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
-        value, kind = getattr(method, field.name), get_origin(field.type) or field.type
+        value, annotation = getattr(method, field.name), field.type
+        if isinstance(annotation, UnionType):  # int | None
+            if value is None:
+                continue
+            annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+        if get_origin(annotation) is Literal:
+            if value not in get_args(annotation):
+                options = ", ".join(map(str, get_args(annotation)))
+                raise AdapterError(f"{field.name} must be one of {options}, got {value!r}")
+            continue
+        kind = get_origin(annotation) or annotation
         number = kind is float and isinstance(value, int)
         if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
             raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
