@@ -20,7 +20,7 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 19_920
+CODE_LINES = 19_950
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
     "runs/bench.py": 593,
@@ -54,7 +54,7 @@ SPINE_LINES = 6_300
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
-    *("runs.models", "runs.errors", "runs.sources", "runs.file_hash"),
+    *("runs.models", "runs.errors", "runs.sources", "runs.file_hash", "runs.lengths"),
     *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides")),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "provenance")),
     "analysis.beside",
