@@ -106,7 +106,8 @@ class Executor:
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
         settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        if settled and seconds is None and (record := finished_record(job.output, job.id)):
+        asked_for = settled and seconds is None and job.run == self.tracker.agents
+        if asked_for and (record := finished_record(job.output, job.id)):
             self.tracker.skip(job.run, job.id, record)
         return settled
 
@@ -255,7 +256,6 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     """What is halved after memory ran out, its value before, and after; None where that would not help.
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
-
     """
     if phase.startswith("training"):
         key, before = (
