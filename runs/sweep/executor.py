@@ -19,7 +19,7 @@ from runs.command import entry_point
 from runs.config import Run
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import SCHEMA, row_label, run_folder
+from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
@@ -228,15 +228,7 @@ class Executor:
                     "error": error,
                     "tries": attempts["ended"],
                     "claim": lease.token,
-                    "cell": {
-                        "paper": run.experiment,
-                        "row": run.row,
-                        "model": run.model,
-                        "task": run.config["task"]["name"],
-                        "seed": run.seed,
-                    },
-                    "label": {"row": row_label(run.config)}
-                    | {part: run.config[part]["label"] for part in ("model", "task")},
+                    **run.names,
                     "config": run.config,
                     "config_hash": hash_of(run.config)[:16],
                 },
