@@ -81,6 +81,7 @@ PATHS = ("factor", "hybrid", "materialised")
 
 
 def base_model(shape: Shape) -> nn.Module:
+    """A model of a shape with random weights, the same each time."""
     import transformers
 
     torch.manual_seed(0)
@@ -121,6 +122,7 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
 
 
 def batch_of(shape: Shape, base: nn.Module, tokens: int) -> dict[str, Tensor]:
+    """A batch of so many tokens in all, random, on the device."""
     sequence = min(shape.sequence, tokens)
     ids = torch.randint(3, shape.config["vocab_size"], (tokens // sequence, sequence), device=DEVICE)
     if "llama" in shape.label.lower():  # a block in the middle of a stack: its input needs a gradient
@@ -243,6 +245,7 @@ def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
 
 
 def peft_from(base: nn.Module, folder: Path) -> Any:
+    """peft's model from an adapter's folder, over the same base weights."""
     import peft
 
     return peft.PeftModel.from_pretrained(sharing(base), folder)
@@ -462,6 +465,7 @@ def decoding(full: bool) -> list[Row]:
 
 
 def one_by_one(model: nn.Module, prompts: list[list[int]], search: Search) -> None:
+    """Decodes each prompt in a batch of its own."""
     for prompt in prompts:
         beam_search(model, [prompt], search)
 
@@ -470,19 +474,23 @@ def one_by_one(model: nn.Module, prompts: list[list[int]], search: Search) -> No
 
 
 def median(row: Row) -> float:
+    """Of a row's timings, in seconds."""
     return statistics.median(row["seconds"])
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
 
 
 def megabytes(size: float | None) -> str:
+    """Bytes in words; - where they are not known."""
     return "-" if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def markdown(rows: list[Row]) -> str:
+    """Every part that was measured, as tables of ratios."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
@@ -550,6 +558,8 @@ def markdown(rows: list[Row]) -> str:
 
 @dataclass(frozen=True)
 class Settings(Common):
+    """What is measured."""
+
     full: bool = setting(False, "everything, and not what five minutes allow")
     data: str | None = setting(None, "a folder with GLUE's data: adds an epoch on RTE")
     output: str = setting("outputs", "the tables go to bench/ in this folder")

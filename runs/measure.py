@@ -60,6 +60,8 @@ FIT["ranks"] = {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 2
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
+    """Of matrix_fit, the seed."""
+
     seed: int = setting(0, "of the random matrices of similarity and matrix_fit")
 
 

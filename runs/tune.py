@@ -71,10 +71,12 @@ class Cell:
 
     @property
     def first(self) -> Run:
+        """A run of the cell, for what all have in common."""
         return next(iter(self.trials.values()))[0]
 
     @property
     def seeds(self) -> int:
+        """How many each trial has."""
         return len(next(iter(self.trials.values())))
 
     @cached_property
@@ -97,9 +99,11 @@ class Cell:
 
     @property
     def folder(self) -> Path:
+        """Where the journal and trials.csv lie."""
         return Path(self.first.config["output"]) / "tune" / self.name
 
     def words_of(self, point: Point) -> list[str]:
+        """The overrides of a point of the grid."""
         return [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
 
 

@@ -41,6 +41,7 @@ class Run:
 
     @property
     def label(self) -> str:
+        """For people: row, task and seed."""
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 
