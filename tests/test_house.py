@@ -20,16 +20,12 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 19_960
+CODE_LINES = 20_020
 #: Files that are too long yet.
-LONG_FILES: dict[str, int] = {
-    "runs/bench.py": 593,
-    "runs/measure.py": 424,
-    "runs/tune.py": 438,
-}
+LONG_FILES: dict[str, int] = {}
 #: Functions that are too long yet.
 LONG_FUNCTIONS: dict[str, int] = {
-    "runs/bench.py:markdown": 64,
+    "runs/bench/tables.py:markdown": 65,
     "runs/training/result.py:build_record": 61,
 }
 #: Files of a method that are too long yet.

@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """The command's: 143 where it was interrupted, 1 where a run failed. One that diverged is a result."""
+        """143 where the command was interrupted, 1 where a run failed. One that diverged is a result."""
         return 143 if self.interrupted else 1 if self.failed else 0
 
 
