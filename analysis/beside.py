@@ -135,6 +135,7 @@ class Beside:
 
     @property
     def verdict(self) -> Verdict:
+        """What is said of the paper's number by ours."""
         return verdict(
             self.cell,
             self.printed,

@@ -187,6 +187,8 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
+    """Where the workspace goes."""
+
     json: str | None = setting(None, "write the workspace to this file (-: the terminal), not to W&B")
     entity: str | None = setting(None, "the user or team it belongs to (WANDB_ENTITY, or the user's own)")
     project: str | None = setting(None, "the project that runs are sent to (WANDB_PROJECT, or vera-bench)")

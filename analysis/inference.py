@@ -82,6 +82,7 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        """Its two ends; None where there are too few values for one."""
         return None if self.half is None else (self.value - self.half, self.value + self.half)
 
     def word(self, margin: float) -> str | None:

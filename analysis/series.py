@@ -96,6 +96,7 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
+        """How many seeds both have."""
         return len(self.differences)
 
 

@@ -52,6 +52,8 @@ class Questions(OfRecords):
 
 @dataclass(frozen=True)
 class Settings(Questions):
+    """And what is answered with. null, unless said: as the run has it."""
+
     answer_tokens: int | None = setting(None, "the longest answer", "task.answer_tokens")
     top_p: float | None = setting(None, "tokens are drawn from this share of the chances", "task.top_p")
     top_k: int | None = setting(None, "and from so many; null here: from all", "task.top_k")

@@ -38,6 +38,8 @@ from tasks.mt_bench import (
 
 @dataclass(frozen=True)
 class Settings(Questions):
+    """Who judges, and how."""
+
     judge: str = setting("gpt-4", "the model that judges")
     base_url: str | None = setting(None, "an OpenAI-compatible endpoint, in place of OpenAI's")
     passes: int = setting(1, "how often everything is judged")

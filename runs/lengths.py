@@ -117,10 +117,10 @@ def kept_lengths(run: Run, contents: Contents) -> tuple[dict[str, Lengths], int]
 
 def from_plain(values: Mapping[str, Any]) -> Lengths:
     """Lengths as a file has them. Raises TypeError or ValueError for others."""
-    found = Lengths(**{**values, "at": tuple(values.get("at", ()))})
-    if len(found.at) not in (0, len(GRID)) or not math.isfinite(found.mean) or found.rows < 1:
+    lengths = Lengths(**{**values, "at": tuple(values.get("at", ()))})
+    if len(lengths.at) not in (0, len(GRID)) or not math.isfinite(lengths.mean) or lengths.rows < 1:
         raise ValueError("no lengths")
-    return found
+    return lengths
 
 
 def _path(run: Run, contents: Contents) -> Path | None:

@@ -1,8 +1,9 @@
 """What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing,
-needs no torch.
+and needs no torch but for probe=true.
 
 python -m runs.plan experiment=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
+python -m runs.plan experiment=table2_base probe=true   and hours, before the first run
 python -m runs.plan experiment=table2_base watch=true   again and again while a sweep runs
 """
 
@@ -267,9 +268,9 @@ def text(
     return show(planned, ledger, title, first)
 
 
-def watch(runs: list[Run], every: float = 2.0) -> None:
+def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
     """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or
-    Ctrl-C."""
+    Ctrl-C. probe: as for `text`, once."""
     output, live, shown = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
     while True:
@@ -282,7 +283,7 @@ def watch(runs: list[Run], every: float = 2.0) -> None:
                     record = read_record(path)
                     ledger.records[record["id"]] = record
         planned = plan(runs, ledger)
-        now = text(planned, ledger)
+        now, probe = text(planned, ledger, probe=probe), False
         if now != shown:
             shown = now
             clear = "\x1b[H\x1b[2J" if live else ""
@@ -308,7 +309,7 @@ def main(arguments: list[str]) -> int:
     runs = command.runs
     if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(runs)
+            watch(runs, probe=line.settings.probe)
         return 0
     # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample
     # for the forecast.

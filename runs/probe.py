@@ -2,6 +2,7 @@
 architecture and random rows of the plan's length. No weights and no data are needed, and nothing is kept but
 the pace (runs/forecast/pace.py)."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from runs.forecast.outline import padded_length
 from runs.forecast.pace import Pace, keep_pace, pace_of
 from runs.forecast.rows import Sources
 from runs.record import Record
-from runs.record.text import describe, duration
+from runs.record.text import describe, duration, plural
 from runs.training.build import (
     checkpoint_gradients,
     make_accelerator,
@@ -43,6 +44,11 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
             rows.setdefault(cell_row(run), []).append(run)
     if not rows:
         say("probe: every row has been measured on this machine")
+    else:
+        say(
+            f"probe: random weights and rows, at most {PROBE_STEPS} steps and {PROBE_SECONDS}s for each of"
+            f" {plural(len(rows), 'row')}; nothing is kept but the pace"
+        )
     measured = 0
     for number, members in enumerate(rows.values(), 1):
         run, began = members[0], time.monotonic()
@@ -54,7 +60,7 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
             say(f"{name}: left out (how long its rows are is not known, or its architecture)")
             continue
         try:
-            pace, how = _measure(run, max(round(statistics.fmean(lengths)), 8), began + PROBE_SECONDS)
+            pace, how = _measure(run, max(round(statistics.fmean(lengths)), 8), PROBE_SECONDS)
         except Exception as error:  # whatever a model's own code or a full device says
             say(f"{name}: left out ({describe(error)})")
             continue
@@ -68,29 +74,37 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
     return measured
 
 
-def _measure(run: Run, length: int, deadline: float) -> tuple[Pace, dict[str, Any]]:
+def _measure(run: Run, length: int, limit: float) -> tuple[Pace, dict[str, Any]]:
     """Steps of two sizes, of which one has a quarter of the other's tokens, say what a step costs beyond its
-    tokens. The large one is the plan's, or has as many tokens as leave time for a few of them."""
+    tokens. The large one is the plan's, or has as many tokens as leave time for a few of them.
+
+    limit: seconds, without those that building the model takes."""
     if run.config["model"].get("quantise"):
         raise UserError("a model in 4 bit is not built from random weights here")
     accelerator = make_accelerator(run)
     device = accelerator.device
     model, method = _model(run, device)
+    deadline = time.monotonic() + limit
     step = _Step(run, model, method, accelerator, length)
     wanted = length * min(run.config["micro_batch"] or MOST_ROWS, run.config["train"]["effective_batch"])
-    # Sizes grow until the time that is left has room for a few: the first steps load kernels.
-    tokens, seconds = 8, 0.0
-    for _ in range(5):
-        tokens, seconds = step.size(tokens), step(tokens)
-        room = max(deadline - time.monotonic(), 0.0) / ROUNDS
-        if 2 * seconds > room or tokens == step.size(wanted):
-            break
-        tokens = min(wanted, 8 * tokens, int(tokens * room / max(seconds, 1e-9)))
-    times = _times(step, step.size(tokens), deadline)
+    step(step.size(8))  # the first one loads kernels
+    times = _times(step, _largest(step, wanted, deadline), deadline)
     paced = pace({tokens: statistics.median(seconds) for tokens, seconds in times.items()})
     how = {"tokens": max(times), "length": length, "steps": step.count, "device": machine(device)}
     accelerator.free_memory()
     return paced, how
+
+
+def _largest(step: "_Step", wanted: int, deadline: float) -> int:
+    """The tokens of the larger step: sizes grow while the time that is left has room for a few of them. The
+    smallest is no smaller than what stands out beside what a step costs anyway (an optimizer's, say)."""
+    tokens = grown = step.size(min(wanted, SMALLEST))
+    with contextlib.suppress(torch.OutOfMemoryError):
+        while step(grown) < max(deadline - time.monotonic(), 0.0) / ROUNDS:
+            tokens, grown = grown, step.size(min(wanted, 4 * grown))
+            if grown == tokens:
+                break
+    return tokens
 
 
 def _times(step: "_Step", most: int, deadline: float) -> dict[int, list[float]]:
@@ -109,8 +123,9 @@ def _times(step: "_Step", most: int, deadline: float) -> dict[int, list[float]]:
     return times
 
 
-#: Rows of a pass, at most, where the plan names none; and how many of the largest steps a probe has room for.
-MOST_ROWS, ROUNDS = 512, 8
+#: Rows of a pass, at most, where the plan names none; tokens of the larger step, at least; and how many of
+#: the larger steps a probe has room for.
+MOST_ROWS, SMALLEST, ROUNDS = 512, 128, 5
 
 
 def pace(seconds: Mapping[int, float]) -> Pace:

@@ -4,7 +4,7 @@ python -m runs.publish STUDY                        every finished record of thi
                                                     published ones
 python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else names runs
 
-Measures (runs/measure.py) go with the runs that they measure.
+Measures (runs/measure) go with the runs that they measure.
 """
 
 import json

@@ -23,6 +23,8 @@ from runs.sweep.progress import clear
 from runs.training.train import train
 
 ROOT = Path(__file__).parents[1]
+#: What every run leaves in its folder.
+CONFIGURATION = {"config.yaml", "overrides.yaml"}
 
 
 def do(words):

@@ -132,6 +132,7 @@ def load_head(model: nn.Module, path: str | Path) -> None:
 
 
 def method_of(path: str | Path, header: dict[str, Any]) -> Method:
+    """The method that a header describes. Raises AdapterError for one that describes none."""
     try:
         return make_method(**header["method"])
     except (KeyError, TypeError) as error:

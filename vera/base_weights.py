@@ -92,6 +92,9 @@ def sample(tensor: Tensor) -> float:
 
 
 def same_base(theirs: Any, ours: dict[str, str]) -> bool:
+    """Whether two fingerprints are of the same weights: the file's (theirs, whatever it holds) and the
+    model's. Half precision is compared with itself where both have it: it says nothing of what was rounded
+    away."""
     if not isinstance(theirs, dict):
         return False
     kinds: list[str] = [kind for kind in ("bfloat16", "float16") if kind in theirs and kind in ours] or [

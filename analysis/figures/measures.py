@@ -24,6 +24,7 @@ class Measured:
 
     @property
     def of_the_paper(self) -> bool:
+        """Whether it is of the model and task that the paper's figure shows."""
         return (self.model, self.task) == (LARGE, RTE)
 
     @property

@@ -74,4 +74,5 @@ def _paper_epochs(record: Record) -> str:
 
 
 def is_firm(pairs: int) -> bool:
+    """Whether so many pairs are enough to say more than a tendency."""
     return pairs >= FIRM_PAIRS

@@ -32,7 +32,16 @@ class Run:
         return {key: value for key, value in self.config["method"].items() if key not in NOT_SETTINGS}
 
     @property
+    def names(self) -> dict[str, Any]:
+        """What a record calls it: its cell, with the seed and the preset ("paper"), and labels for people."""
+        task = self.config["task"]
+        cell = {"paper": self.experiment, "row": self.row, "model": self.model, "task": task["name"]}
+        label = {"row": row_label(self.config), "model": self.config["model"]["label"], "task": task["label"]}
+        return {"cell": {**cell, "seed": self.seed}, "label": label}
+
+    @property
     def label(self) -> str:
+        """For people: row, task and seed."""
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 

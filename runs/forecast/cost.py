@@ -128,7 +128,8 @@ def _of(values: Sequence[Any], every: Sequence[Any]) -> str:
 
 def _basis(known: Sequence[Outline]) -> str:
     """What the numbers rest on."""
-    rows = "rows are known" if all(each.exact for each in known) else "rows as published, not counted here"
+    exact = all(each.exact for each in known)
+    rows = "rows are known" if exact else "rows are about right: not counted here, or some may be left out"
     return "; ".join([rows, *dict.fromkeys(words for each in known for words in each.lengths)])
 
 

@@ -80,10 +80,10 @@ def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
 @cache
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(Path(path).read_bytes())
+        values = json.loads(Path(path).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None
 
 
 @cache

@@ -25,7 +25,7 @@ class Measured(TypedDict):
 
 
 class Measure(TypedDict):
-    """What finished runs' adapters, or a small fit, say for a figure (runs/measure.py)."""
+    """What finished runs' adapters, or a small fit, say for a figure (runs/measure)."""
 
     schema: int
     id: str

@@ -42,6 +42,7 @@ class Display:
         self.due = time.monotonic() + FIRST_LINE
 
     def show(self, event: Event) -> None:
+        """An event of the run that is on: a step of the bar, or a line where one is due."""
         if self.live:
             self._bar(event)
         elif event["phase"] == "evaluated" or ("steps" in event and time.monotonic() >= self.due):
@@ -106,6 +107,7 @@ class Display:
         self.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
 
     def line(self, text: str) -> None:
+        """A line about the run that is on."""
         self.close()
         print(f"{self.head}  {text}", flush=True)
 

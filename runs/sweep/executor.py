@@ -19,7 +19,7 @@ from runs.command import entry_point
 from runs.config import Run
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import SCHEMA, row_label, run_folder
+from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
@@ -106,7 +106,8 @@ class Executor:
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
         settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        if settled and seconds is None and (record := finished_record(job.output, job.id)):
+        asked_for = settled and seconds is None and job.run == self.tracker.agents
+        if asked_for and (record := finished_record(job.output, job.id)):
             self.tracker.skip(job.run, job.id, record)
         return settled
 
@@ -227,15 +228,7 @@ class Executor:
                     "error": error,
                     "tries": attempts["ended"],
                     "claim": lease.token,
-                    "cell": {
-                        "paper": run.experiment,
-                        "row": run.row,
-                        "model": run.model,
-                        "task": run.config["task"]["name"],
-                        "seed": run.seed,
-                    },
-                    "label": {"row": row_label(run.config)}
-                    | {part: run.config[part]["label"] for part in ("model", "task")},
+                    **run.names,
                     "config": run.config,
                     "config_hash": hash_of(run.config)[:16],
                 },
@@ -255,7 +248,6 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     """What is halved after memory ran out, its value before, and after; None where that would not help.
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
-
     """
     if phase.startswith("training"):
         key, before = (

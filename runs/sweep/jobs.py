@@ -34,10 +34,12 @@ class Job:
 
     @property
     def record(self) -> Path:
+        """Where its record is, or will be."""
         return record_path(self.output, self.id)
 
     @property
     def log(self) -> str:
+        """Where its log is."""
         return str(run_folder(self.output, self.id) / "log.txt")
 
 
@@ -53,6 +55,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
+        """143 where the command was interrupted, 1 where a run failed. One that diverged is a result."""
         return 143 if self.interrupted else 1 if self.failed else 0
 
 

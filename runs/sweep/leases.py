@@ -64,6 +64,7 @@ class Lease:
 
     @property
     def run_id(self) -> str:
+        """Of the run that is leased."""
         return self.path.stem
 
     @property

@@ -18,7 +18,7 @@ class Run(Protocol):
     @property
     def model(self) -> str: ...
     @property
-    def seed(self) -> int: ...
+    def names(self) -> dict[str, Any]: ...
     @property
     def experiment(self) -> str | None: ...
     @property
@@ -35,13 +35,7 @@ def about(run: Run, run_id: str) -> dict[str, Any]:
     """What W&B is told of a run at its beginning. Where files lie on this machine is left out, as from
     published records."""
     config = run.config
-    cell = {
-        "paper": run.experiment,
-        "row": run.row,
-        "model": run.model,
-        "task": config["task"]["name"],
-        "seed": run.seed,
-    }
+    cell = run.names["cell"]
     tags = [
         run.row,
         run.model,

@@ -45,7 +45,7 @@ class Tracker:
         self.settings, self.output = settings, output
         self.patience = patience or patience_of(settings)
         self.log = Path(output) / "wandb" / "tracking.log"
-        self._agents = agents_run(runs)
+        self.agents = agents_run(runs)  # the run that `wandb agent` has asked for, if it has
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,7 +70,7 @@ class Tracker:
     def skip(self, run: Run, run_id: str, record: Record) -> None:
         """A run that has its record already. An agent's sweep waits for its numbers; else W&B has heard of
         it."""
-        if run == self._agents:
+        if run == self.agents:
             self.begin(run, run_id)
             self.end(record)
 
@@ -108,7 +108,7 @@ class Tracker:
     def _about(self, run: Run, run_id: str) -> dict[str, Any]:
         self._cell = cell_key(run.model, run.config["task"]["name"])
         agents = {key: os.environ.get(key, "") for key in (SWEEP, RUN_ID, PARAMETERS)}
-        return about(run, run_id) | {"agent": agents if run == self._agents else {}}
+        return about(run, run_id) | {"agent": agents if run == self.agents else {}}
 
     def _tell(self, word: str, value: Callable[[], Any]) -> None:
         if self.off:

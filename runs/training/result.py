@@ -63,7 +63,7 @@ def build_record(
         "status": state.status,
         "error": state.error,
         "tries": attempts["ended"],
-        **_names(run),
+        **run.names,
         "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
         "config": config,
         "config_hash": hash_of(config)[:16],
@@ -100,13 +100,6 @@ def build_record(
         "deviations": deviations(run, task.notes) + notes + attempts["deviations"],
     }
     return record | {"cell_id": cell_id(record)}
-
-
-def _names(run: Run) -> dict[str, Any]:
-    config = run.config
-    cell = {"paper": run.experiment, "row": run.row, "model": run.model}
-    label = {"row": row_label(config), "model": config["model"]["label"], "task": config["task"]["label"]}
-    return {"cell": {**cell, "task": config["task"]["name"], "seed": config["seed"]}, "label": label}
 
 
 def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
 
 
 def read_words(path: Path) -> list[str]:
+    """The words of a text file. Raises DataError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -159,4 +160,5 @@ def _hidden(name: str) -> bool:
 
 
 def some(names: list[str]) -> str:
+    """The first five of several names, and how many more there are."""
     return ", ".join(map(named, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

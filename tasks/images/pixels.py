@@ -211,6 +211,7 @@ def _timm(config: dict[str, Any]) -> Preprocessing:
 
 
 def channels_first(image: Image.Image) -> Array:
+    """height x width x channels as channels x height x width, in one piece of memory."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 

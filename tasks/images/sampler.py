@@ -58,6 +58,7 @@ class Drawn:
     items: Mapping[int, Item] = field(default_factory=dict)
 
     def positions(self, rows: Array) -> Array:
+        """Where the rows of a batch lie among the drawn ones."""
         return np.asarray([self.where[row] for row in rows.tolist()], np.int64)
 
 

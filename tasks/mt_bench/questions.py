@@ -25,6 +25,8 @@ INSTEAD = (
 
 @dataclass(frozen=True)
 class Question:
+    """A question of the bench; turns: what is asked one after the other."""
+
     id: int
     category: str
     turns: tuple[str, ...]
@@ -168,4 +170,5 @@ def _turns(turns: Sequence[str]) -> str:
 
 
 def digest(value: Any) -> str:
+    """SHA-256 of a plain value's JSON, keys sorted."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -36,7 +36,7 @@ def ranked(kind, rank, seed, best, model="roberta_large", row=None, parameters=N
 
 
 def measure(kind, values, ids=("a",), row="vera", seed=0, model="roberta_large", **changes):
-    """A measure as runs/measure.py writes it."""
+    """A measure as runs/measure writes it."""
     label = {"row": row, "model": "A model", "task": "RTE"}
     of = [
         {"id": i, "cell": {"row": row, "model": model, "task": "rte", "seed": seed}, "label": label}

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from runs import bench
-from runs.bench import (
+from runs.bench import __main__ as command
+from runs.bench import decoding, models, serving, training
+from runs.bench.__main__ import main
+from runs.bench.models import (
     SHAPES,
     Shape,
     base_model,
     batch_of,
     forward,
-    main,
     saved_bytes,
     sharing,
     stepper,
@@ -28,15 +29,18 @@ SMALL = {
     "intermediate_size": 64,
     "vocab_size": 90,
 }
-ROBERTA = Shape("RoBERTa, small", 48, {**bench.ROBERTA, **SMALL}, sequence=16)
-LLAMA = Shape("a small Llama block", 48, {**bench.LLAMA, **SMALL, "num_hidden_layers": 1}, sequence=16)
+ROBERTA = Shape("RoBERTa, small", 48, {**models.ROBERTA, **SMALL}, sequence=16)
+LLAMA = Shape("a small Llama block", 48, {**models.LLAMA, **SMALL, "num_hidden_layers": 1}, sequence=16)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench, "SHAPES", (ROBERTA, LLAMA))
-    monkeypatch.setattr(bench, "start", lambda: [{"part": "start", "variant": "not here", "seconds": [1.0]}])
-    monkeypatch.setattr(bench, "memory", lambda shape, names, tokens: [])
+    for module in (command, serving):
+        monkeypatch.setattr(module, "SHAPES", (ROBERTA, LLAMA))
+    monkeypatch.setattr(
+        command, "start", lambda: [{"part": "start", "variant": "not here", "seconds": [1.0]}]
+    )
+    monkeypatch.setattr(command, "memory", lambda shape, names, tokens: [])
 
 
 @pytest.fixture
@@ -49,7 +53,8 @@ def once(monkeypatch):
                 piece()
         return {name: [1.0] * rounds for name in work}
 
-    monkeypatch.setattr(bench, "interleaved", interleaved)
+    for module in (training, serving, decoding):
+        monkeypatch.setattr(module, "interleaved", interleaved)
 
 
 def test_training_writes_both_tables(small, once, tmp_path, capsys):
@@ -79,7 +84,7 @@ def test_training_writes_both_tables(small, once, tmp_path, capsys):
 
 @pytest.mark.slow  # every round of it
 def test_serving_writes_its_table(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "RESIDENT", (64, 70))
+    monkeypatch.setattr(serving, "RESIDENT", (64, 70))
     assert main(["serving", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "serving.md").read_text()
     for words in (
@@ -97,8 +102,8 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
 
 @pytest.mark.slow  # two models, every way
 def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
-    small = bench.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
-    monkeypatch.setattr(bench, "DECODERS", {"a small GPT-2": small, "another": small})
+    small = decoding.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
+    monkeypatch.setattr(decoding, "DECODERS", {"a small GPT-2": small, "another": small})
     assert main(["decoding", "full=true", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "decoding.md").read_text()
     for words in (

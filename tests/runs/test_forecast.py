@@ -271,10 +271,10 @@ def test_flops_are_those_that_torch_counts(model, method):
         loss = network(**batch).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    told = flops.work(shape, settings, length, batch_rows, length if model in LM else 0)
+    formula = flops.work(shape, settings, length, batch_rows, length if model in LM else 0)
     counted = forward.get_total_flops(), backward.get_total_flops()
-    assert told.forward * batch_rows == pytest.approx(counted[0], rel=0.01)
-    ratio = told.training * batch_rows / sum(counted)
+    assert formula.forward * batch_rows == pytest.approx(counted[0], rel=0.01)
+    ratio = formula.training * batch_rows / sum(counted)
     assert 0.99 < ratio < 1 + tolerance
 
 
@@ -328,7 +328,7 @@ def test_n_is_the_architectures(name):
 # --- words
 
 
-def told(words, **more):
+def plan_of(words, **more):
     runs = expand(words)
     ledger = read_ledger(output_of(words), published=False)
     return plan.text(plan.plan(runs, ledger), ledger, **more)
@@ -392,7 +392,7 @@ def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert):
     rows_before, rows.QUICK_BYTES = rows.QUICK_BYTES, 0
     try:
         assert not outline(run, Sources()).exact
-        assert "rows as published, not counted here" in "\n".join(cost.forecast([run], []))
+        assert "rows are about right: not counted here" in "\n".join(cost.forecast([run], []))
     finally:
         rows.QUICK_BYTES = rows_before
 
@@ -415,6 +415,53 @@ def test_a_pace_is_the_line_through_two_steps():
     assert line({100: 1.0, 400: 8.0}) == pace.Pace(0.0, 0.02)
 
 
+class Room:
+    """Steps on a device that has room for so many tokens; a step takes a second, and a token 1 ms."""
+
+    def __init__(self, most):
+        self.most, self.count, self.now = most, 0, 0.0
+
+    def size(self, tokens):
+        return max(tokens // 10, 1) * 10
+
+    def __call__(self, tokens):
+        import torch
+
+        if tokens > self.most:
+            raise torch.OutOfMemoryError
+        self.count += 1
+        self.now += 1 + tokens / 1000
+        return 1 + tokens / 1000
+
+
+@pytest.mark.parametrize(
+    ("most", "limit", "larger"), [(9_000, 100, 7_680), (700, 100, 480), (9_000, 12, 480)]
+)
+def test_the_larger_step_has_what_memory_and_time_have_room_for(most, limit, larger, monkeypatch):
+    from runs import probe
+
+    step = Room(most)
+    monkeypatch.setattr("runs.probe.time.monotonic", lambda: step.now)
+    tokens = probe._largest(step, 20_000, limit)
+    assert tokens == larger
+    times = probe._times(step, tokens, limit)
+    assert sorted(times) == [tokens // 4, tokens]
+    assert step.count <= cost.PROBE_STEPS
+    measured = probe.pace({size: seconds[0] for size, seconds in times.items()})
+    assert (measured.step, measured.token) == (pytest.approx(1.0), pytest.approx(0.001))
+
+
+def test_a_step_that_no_longer_fits_is_halved():
+    """Memory that was free when sizes were tried may be taken since."""
+    from runs import probe
+
+    step = Room(300)
+    times = probe._times(step, 1_000, math.inf)
+    assert max(times) == 250
+    with pytest.raises(RuntimeError):
+        probe._times(Room(5), 1_000, math.inf)
+
+
 PROBED = ["words", "e2e_words", "alpaca_words", "image_words"]
 
 
@@ -427,28 +474,28 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request, monk
 
     monkeypatch.setattr("runs.probe.PROBE_SECONDS", 3)
     words = [*words, *(["task.decode=none"] if kind == "e2e_words" else [])]
-    assert ("lengths assumed" if kind != "image_words" else "model's patches") in told(words)
+    assert ("lengths assumed" if kind != "image_words" else "model's patches") in plan_of(words)
     with monkeypatch.context() as none:
         none.setattr(models, "fetch", None)
         none.setattr(models, "load", None)
-        text = told(words, probe=True)
+        text = plan_of(words, probe=True)
     assert "probe 1/1: VeRA r=8" in capsys.readouterr().out
     assert "est. " in text
     assert "left on one device: forecast, from a probe of this device" in text
     assert "no estimate" not in text
     (run,) = expand(words)
-    found = pace.pace_of(run)
-    assert found.token > 0
+    measured = pace.pace_of(run)
+    assert measured.token > 0
     known = outline(run, Sources())
-    assert known.seconds >= known.tokens * found.token
+    assert known.seconds >= known.tokens * measured.token
     # Kept: nothing is measured twice, and another row has a pace of its own
-    told(words, probe=True)
+    plan_of(words, probe=True)
     assert "every row has been measured" in capsys.readouterr().out
-    other = told([*words, "method.rank=4"])
+    other = plan_of([*words, "method.rank=4"])
     assert "no estimate of time: probe=true" in other
     # A finished run says better
     record = trained(words)
-    both = told([*words, "seed=1"])
+    both = plan_of([*words, "seed=1"])
     assert "(from 1 finished run)" in both
     assert "forecast" not in both
     assert record["status"] == "done"
@@ -459,7 +506,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request, monk
 def test_every_kind_of_row_is_probed(method, words, monkeypatch, capsys):
     monkeypatch.setattr("runs.probe.PROBE_SECONDS", 2)
     plain = [*(w for w in words if not w.startswith("method.")), f"method={method}"]
-    assert "forecast, from a probe" in told(plain, probe=True)
+    assert "forecast, from a probe" in plan_of(plain, probe=True)
     out = capsys.readouterr().out
     assert "left out" not in out
     assert int(out.partition(" steps of")[0].rpartition(" ")[2]) <= cost.PROBE_STEPS
@@ -468,7 +515,7 @@ def test_every_kind_of_row_is_probed(method, words, monkeypatch, capsys):
 @pytest.mark.usefixtures("new_cache")
 def test_what_cannot_be_probed_is_named_and_the_plan_goes_on(words, monkeypatch, capsys):
     monkeypatch.setattr("runs.models.free_memory", lambda device: 1000.0)
-    text = told(words, probe=True)
+    text = plan_of(words, probe=True)
     assert "left out (it takes " in capsys.readouterr().out
     assert "no estimate of time: probe=true" in text
 
@@ -479,6 +526,10 @@ def test_probe_is_a_setting_of_the_command(words, monkeypatch):
     done = call_here("runs.plan", *words, "probe=true", check=0).stdout
     assert done.index("probe 1/1") < done.index("forecast for 1 run")
     assert "from a probe of this device" in call_here("runs.plan", *words, check=0).stdout
+    trained(words)  # a watch ends where nothing is left
+    watched = call_here("runs.plan", *words, "probe=true", "watch=true", check=0).stdout
+    assert "nothing left to do" in watched
+    assert "every row has been measured" in watched
 
 
 @pytest.mark.usefixtures("new_cache")

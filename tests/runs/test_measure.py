@@ -7,9 +7,12 @@ import pytest
 import torch
 from running import do
 
-from runs import measure, publish
+from runs import publish
 from runs.errors import UserError
 from runs.evaluate import restore
+from runs.measure.__main__ import main as measure_main
+from runs.measure.adapters import magnitude, place, similarity
+from runs.measure.fit import matrix_fit
 from runs.record import read_ledger, record_path, run_folder, write_record
 from vera.methods.layers import changes
 
@@ -37,7 +40,7 @@ def pair(tiny_roberta, glue, tmp_path_factory):
 
 def test_magnitude_is_the_distance_from_the_initial_values(pair):
     output, _, record = pair
-    found = measure.magnitude(record, output)
+    found = magnitude(record, output)
     model = restore(record, output).raw_model
     expected = [
         (float((c.d.detach() - 0.1).double().norm()), float(c.b.detach().double().norm()))
@@ -66,7 +69,7 @@ def merged(record, output):
 
 def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     output, lora, vera = pair
-    found = measure.similarity(lora, vera, output, seed=3)
+    found = similarity(lora, vera, output, seed=3)
     expected = [
         float(torch.cosine_similarity(a, b, 0))
         for a, b in zip(merged(lora, output), merged(vera, output), strict=True)
@@ -83,8 +86,8 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     ]
     assert found["summary"]["mean lora_vera"] == pytest.approx(sum(query) / len(query))
     # Either order; another seed is another measure, with the same cosine of the two runs.
-    assert measure.similarity(vera, lora, output, seed=3)["values"] == found["values"]
-    other = measure.similarity(lora, vera, output, seed=4)
+    assert similarity(vera, lora, output, seed=3)["values"] == found["values"]
+    other = similarity(lora, vera, output, seed=4)
     assert other["id"] != found["id"]
     assert other["values"]["lora_vera"] == found["values"]["lora_vera"]
     assert other["values"]["lora_random"] != found["values"]["lora_random"]
@@ -92,9 +95,9 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
 
 def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, capsys, monkeypatch, tmp_path):
     output, lora, vera = pair
-    assert measure.main(["magnitude", f"output={output}"]) == 0
-    assert measure.main(["similarity", f"output={output}"]) == 0
-    assert measure.main(["similarity", f"output={output}"]) == 0  # again: the same file
+    assert measure_main(["magnitude", f"output={output}"]) == 0
+    assert measure_main(["similarity", f"output={output}"]) == 0
+    assert measure_main(["similarity", f"output={output}"]) == 0  # again: the same file
     told = capsys.readouterr().out
     assert "similarity of LoRA r=8 on RTE, seed 0 and VeRA r=8 on RTE, seed 0: mean lora_vera" in told
     ledger = read_ledger(output)
@@ -172,7 +175,7 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
 
 @pytest.fixture(scope="module")
 def fit():
-    return measure.matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})
+    return matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})
 
 
 def test_the_fit_reaches_what_a_matrix_of_its_rank_can(fit):
@@ -199,7 +202,7 @@ def test_vera_reaches_counts_below_loras_and_fits_with_as_many(fit):
 
 def test_the_fit_is_its_seeds():
     few = {"matrices": 2, "steps": 3, "ranks": {"lora": (1,), "vera": (2,)}}
-    first, again, other = (measure.matrix_fit(seed, **few) for seed in (0, 0, 1))
+    first, again, other = (matrix_fit(seed, **few) for seed in (0, 0, 1))
     assert first["values"] == again["values"] != other["values"]
     assert first["id"] == again["id"] != other["id"]
 
@@ -223,29 +226,29 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
         (["similarity", f"output={tmp_path}"], "has no pair of a LoRA and a VeRA run"),
     ):
         with pytest.raises(UserError) as error:
-            measure.main(words)
+            measure_main(words)
         assert wanted in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="started from another adapter"):
-        measure.magnitude(vera | {"start": {"from": "x", "id": "y"}}, output)
+        magnitude(vera | {"start": {"from": "x", "id": "y"}}, output)
 
 
 def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, tmp_path, capsys):
     output, _, vera = pair
     write_record(tmp_path, vera)
     with pytest.raises(UserError, match="none of 1 could be measured"):
-        measure.main(["magnitude", f"output={tmp_path}"])
+        measure_main(["magnitude", f"output={tmp_path}"])
     assert "left out: " in capsys.readouterr().out
     # A trial: nobody expects an adapter of it
     write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
     with pytest.raises(UserError, match="no finished VeRA run that kept its adapter"):
-        measure.main(["magnitude", f"output={tmp_path}"])
+        measure_main(["magnitude", f"output={tmp_path}"])
     write_record(tmp_path, vera)
     with pytest.raises(UserError, match="kept one, where it was done"):  # a copied record
-        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
     write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
     with pytest.raises(UserError, match="kept no adapter"):
-        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
     write_record(tmp_path, vera)
     assert record_path(tmp_path, vera["id"]).is_file()
     folder = run_folder(tmp_path, vera["id"])
@@ -254,7 +257,7 @@ def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, 
     damaged[-1] ^= 1
     (folder / "adapter.safetensors").write_bytes(damaged)
     with pytest.raises(Exception, match="damaged") as error:
-        measure.main(["magnitude", vera["id"], f"output={tmp_path}"])
+        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
     assert type(error.value).__name__ == "AdapterError"
 
 
@@ -266,4 +269,4 @@ def test_layers_and_sites_are_read_from_names():
         ("encoder.layer.2.attention.output.dense", (2, "attention.output.dense")),
         ("pooler.dense", (-1, "pooler.dense")),
     ):
-        assert measure.place(name) == wanted
+        assert place(name) == wanted

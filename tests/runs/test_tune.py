@@ -17,13 +17,17 @@ from running import do, elsewhere
 from tiny import write_glue
 
 from analysis.cells import cells
-from runs import publish, tune
+from runs import publish
 from runs.config import expand
 from runs.errors import UserError, is_users
 from runs.identity import run_id
 from runs.plan import cost, plan
 from runs.record import Metric, read_ledger
 from runs.sweep.jobs import Outcome
+from runs.tune import cells as lists
+from runs.tune import report
+from runs.tune import study as search
+from runs.tune.__main__ import main as tune_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 def cells_of(words):
     """The cells of a command line."""
     grid = [word.removeprefix("grid=") for word in words if word.startswith("grid=")]
-    return tune.cells([word for word in words if not word.startswith("grid=")], *grid)
+    return lists.cells([word for word in words if not word.startswith("grid=")], *grid)
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def trials_of(words) -> list[dict[str, str]]:
 
 
 def studies(words):
-    return [tune.open_study(cell, Metric("accuracy")) for cell in cells_of(words)]
+    return [search.open_study(cell, Metric("accuracy")) for cell in cells_of(words)]
 
 
 def stamps(words) -> dict[str, int]:
@@ -67,7 +71,7 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
         "seed=0,1",
         "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}",
     ]
-    assert tune.main(command) == 0
+    assert tune_main(command) == 0
     text = capsys.readouterr().out
     assert (
         text.count("note: dev: 8 of 40 training rows held out (task.holdout=0.2), the dev set is not used")
@@ -106,7 +110,7 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     # The same command has nothing left to do.
     before = stamps(tiny_words)
     capsys.readouterr()
-    assert tune.main(command) == 0
+    assert tune_main(command) == 0
     again = capsys.readouterr().out
     assert "2 trials of 2 runs, 2 done before" in again
     assert "[trial" not in again
@@ -118,8 +122,8 @@ def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypat
     (cell,) = cells_of(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
     )
-    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: None)
-    assert tune.seconds_left(cell) is None
+    monkeypatch.setattr(lists, "finished_record", lambda output, run_id: None)
+    assert search.seconds_left(cell) is None
     cost = {1e-3: 10.0, 1e-2: 20.0}  # of each run; the two of the third rate are missing
     took = {
         cell_id: {"cost": {"train_seconds": cost[run.config["train"]["lr"]], "evaluate_seconds": 1.0}}
@@ -127,8 +131,8 @@ def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypat
         for run, cell_id in zip(runs, cell.ids[point], strict=True)
         if run.config["train"]["lr"] in cost
     }
-    monkeypatch.setattr(tune, "finished_record", lambda output, run_id: took.get(run_id))
-    assert tune.seconds_left(cell) == 2 * 16.0
+    monkeypatch.setattr(lists, "finished_record", lambda output, run_id: took.get(run_id))
+    assert search.seconds_left(cell) == 2 * 16.0
 
 
 def test_the_dev_set_is_never_looked_at(words, tmp_path):
@@ -174,7 +178,7 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
     (study,) = studies(command)
     assert [trial.state.name for trial in study.trials] == ["RUNNING"]
     point = " ".join(f"{key}={value}" for key, value in study.trials[0].params.items())
-    assert tune.main(command) == 0
+    assert tune_main(command) == 0
     text = capsys.readouterr().out
     assert f"[trial 1/2] {point}  left: " in text  # by the one run that was done before
     assert text.count("already done (accuracy") == 1
@@ -195,7 +199,7 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
 @pytest.mark.usefixtures("process")
 def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatch, capsys):
     command = [*tiny_words, "train.max_steps=1", "grid={train.lr: [1e-2, 2e-2, 3e-2], train.lr_head: [1e-2]}"]
-    real, calls = tune.sweep, []
+    real, calls = search.sweep, []
 
     def broken(runs, part, launch):
         calls.append(runs[0].config["train"]["lr"])
@@ -205,8 +209,8 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
             else real(runs, part, launch)
         )
 
-    monkeypatch.setattr(tune, "sweep", broken)
-    assert tune.main(command) == 1
+    monkeypatch.setattr(search, "sweep", broken)
+    assert tune_main(command) == 1
     text = capsys.readouterr().out
     assert sorted(calls) == [1e-2, 2e-2, 3e-2]
     assert (
@@ -215,10 +219,10 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
     )
     assert [trial["state"] for trial in trials_of(command)] == ["complete", "complete", "fail"]
     calls.clear()
-    assert tune.main(command) == 1
+    assert tune_main(command) == 1
     assert calls == [2e-2]
-    monkeypatch.setattr(tune, "sweep", real)
-    assert tune.main(command) == 0
+    monkeypatch.setattr(search, "sweep", real)
+    assert tune_main(command) == 0
     assert [trial["state"] for trial in trials_of(command)] == ["complete"] * 3
     (study,) = studies(command)
     assert Counter(trial.state.name for trial in study.trials) == {"COMPLETE": 3, "FAIL": 2}
@@ -231,7 +235,7 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
         "grid={method.sites: [[query], [qeury]]}",
     ]
     capsys.readouterr()
-    assert tune.main(sites) == 1
+    assert tune_main(sites) == 1
     text = capsys.readouterr().out
     assert "method.sites=[qeury], VeRA r=8 on RTE, seed 0: no linear layer is a 'qeury' site" in text
     assert text.count("[trial ") == 2
@@ -241,7 +245,7 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
 def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     command = [w for w in e2e_words if not w.startswith("train.lr")]
     command += ["task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]
-    assert tune.main(command) == 0
+    assert tune_main(command) == 0
     text = capsys.readouterr().out
     assert (
         "vera on E2E (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed"
@@ -258,14 +262,14 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     with pytest.raises(
         UserError, match=r"task.holdout=0.25 with task.decode=test: texts of a trial are not decoded"
     ) as error:
-        tune.main([*command, "task.decode=test"])
+        tune_main([*command, "task.decode=test"])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("process")
 def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     command = [w for w in alpaca_words if not w.startswith("train.lr")]
-    assert tune.main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0
+    assert tune_main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0
     text = capsys.readouterr().out
     assert (
         "vera on Alpaca (decoder): perplexity on 2 held-out training rows (6 trained on), last epoch, 1 seed"
@@ -320,7 +324,7 @@ def test_what_the_words_search(tiny_words, e2e_words):
 
 def test_the_grids_are_values_that_the_papers_print():
     printed = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())
-    grids = tune._read((ROOT / "conf" / "tune.yaml").read_text())
+    grids = lists._read((ROOT / "conf" / "tune.yaml").read_text())
 
     def values(node, kind, key, inside=False):
         """What stands under a key, somewhere below a method's name."""
@@ -349,9 +353,9 @@ def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
 
 def test_the_best_at_an_end_of_an_axis(tiny_words):
     (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
-    assert tune.edges(cell, ("0.03", "0.001")) == []
-    assert tune.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
-    assert tune.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
+    assert report.edges(cell, ("0.03", "0.001")) == []
+    assert report.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
+    assert report.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
 
 
 def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
@@ -359,11 +363,11 @@ def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
         protocols = {"protocols": {"paper": found}} if found else {"best": None}
         return {"result": {**of_metric(metric), "reported": reported, **protocols}}
 
-    assert tune.value_of(record("accuracy", "best", best=0.8, last=0.7)) == 0.8
-    assert tune.value_of(record("accuracy", "last", best=0.8, last=0.7)) == 0.7
-    assert tune.value_of(record("perplexity", "last", best=3.0, last=4.0)) == 4.0
-    assert tune.value_of(record("accuracy", "best")) == 0.0
-    assert tune.value_of(record("perplexity", "last")) == float("inf")
+    assert search.value_of(record("accuracy", "best", best=0.8, last=0.7)) == 0.8
+    assert search.value_of(record("accuracy", "last", best=0.8, last=0.7)) == 0.7
+    assert search.value_of(record("perplexity", "last", best=3.0, last=4.0)) == 4.0
+    assert search.value_of(record("accuracy", "best")) == 0.0
+    assert search.value_of(record("perplexity", "last")) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -391,7 +395,7 @@ def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
 def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_words):
     kept = [w for w in tiny_words if "method.rank" not in w]
     with pytest.raises(Exception, match=re.escape(message)) as error:
-        tune.main([*kept, *change])
+        tune_main([*kept, *change])
     assert is_users(error.value)
     assert "\n" not in str(error.value)
     assert not output_of(tiny_words).exists()
@@ -399,16 +403,16 @@ def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_word
 
 def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_named(tiny_words):
     (cell,) = cells_of(tiny_words)
-    tune.open_study(cell, Metric("accuracy")).ask()
+    search.open_study(cell, Metric("accuracy")).ask()
     path = cell.folder / "journal.log"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 4, "wor')
-    assert len(tune.open_study(cell, Metric("accuracy")).trials) == 1
+    assert len(search.open_study(cell, Metric("accuracy")).trials) == 1
     assert path.read_bytes().startswith(whole)
     assert path.read_bytes().count(b'"wor') == path.read_bytes().count(b'"worker_id"')
     path.write_bytes(b"{\n" + whole)
     with pytest.raises(UserError, match=r"journal.log: damaged"):
-        tune.open_study(cell, Metric("accuracy"))
+        search.open_study(cell, Metric("accuracy"))
 
 
 def test_the_first_run_of_a_start_holds_nothing_out(words):

@@ -15,7 +15,9 @@ NAMES = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli"]
 
 
 def settings(name, folder, **changes):
-    return yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text()) | {"data_dir": str(folder)} | changes
+    files = ("shared/glue", f"task/{name}")
+    read = [yaml.safe_load((CONF / f"{file}.yaml").read_text()) for file in files]
+    return read[0] | read[1] | {"data_dir": str(folder)} | changes
 
 
 def test_the_formats_read_as_they_are_written(glue):

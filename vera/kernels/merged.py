@@ -43,6 +43,7 @@ class Merged(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gys: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of the input and of each vector, from those of the outputs (None: not used)."""
         needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
         x, *saved = ctx.saved_tensors
         vectors, weights = saved[: len(needs)], saved[len(needs) :]
@@ -103,6 +104,7 @@ def merge(layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Te
 
 
 def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
+    """A layer's bias in the dtype that is computed in."""
     return None if layer.base.bias is None else layer.base.bias.to(dtype)
 
 

@@ -56,6 +56,7 @@ class AdaptedLinear(Added):
 
     @property
     def merged(self) -> bool:
+        """Whether the adapter is folded into the base weight."""
         return self._unmerged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,18 +62,22 @@ class VeRAChange(Change):
 
     @property
     def pair(self) -> Projections:
+        """The frozen matrices, which layers share."""
         return self._shared[0]
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's name
+        """rank x inputs: of the shared matrix its first columns."""
         return self.pair.A[:, : self.inputs]
 
     @property
     def B(self) -> Tensor:  # noqa: N802
+        """outputs x rank: of the shared matrix its first rows."""
         return self.pair.B[: self.outputs]
 
     @property
     def rank(self) -> int:
+        """Of the frozen matrices."""
         return self.pair.spec.rank
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,193 @@
+"""Training steps, memory, files, start-up and an epoch, beside peft in the same process."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vera
+from runs.bench.models import DEVICE, Row, Shape, base_model, batch_of, saved_bytes, sharing, stepper, variant
+from runs.config import expand
+from runs.errors import UserError
+from tasks.parent import end_with, tied
+
+
+def interleaved(work: dict[str, Callable[[], Any]], rounds: int, say: str) -> dict[str, list[float]]:
+    """Seconds of each piece of work, in turns, so that a slow minute of the machine hits all alike."""
+    from tqdm import tqdm
+
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    names = list(work)
+    bar = tqdm(total=rounds * len(names), desc=say, leave=False)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            started = time.perf_counter()
+            work[name]()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+            bar.update()
+    bar.close()
+    return seconds
+
+
+def training(shape: Shape, names: list[str], lengths: list[int], rounds: int) -> list[Row]:
+    """Whole training steps, and the bytes that a forward pass keeps."""
+    base, rows = base_model(shape), []
+    models = {name: variant(name, base, shape) for name in names}
+    steps = {name: stepper(name, model) for name, model in models.items()}
+    for tokens in lengths:
+        batch = batch_of(shape, base, tokens)
+        saved = {name: saved_bytes(name, model, batch) for name, model in models.items() if name != "full"}
+        work: dict[str, Callable[[], Any]] = {name: partial(step, batch) for name, step in steps.items()}
+        interleaved(work, 1, "warming up")  # kernels are made for each length
+        seconds = interleaved(work, rounds, f"{shape.label}, {tokens} tokens")
+        rows += [
+            {
+                "part": "training",
+                "model": shape.label,
+                "tokens": tokens,
+                "variant": name,
+                "seconds": s,
+                "saved": saved.get(name),
+            }
+            for name, s in seconds.items()
+        ]
+    return rows
+
+
+def _peak(name: str, shape: Shape, tokens: int) -> int:
+    base = base_model(shape)
+    step, batch = stepper(name, variant(name, base, shape)), batch_of(shape, base, tokens)
+    for _ in range(2):
+        step(batch)
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    from runs.training.result import peak_memory
+
+    return peak_memory()
+
+
+def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
+    """The peak of a process that trains one variant for two steps: each in a process of its own."""
+    rows = []
+    for name in names:
+        with multiprocessing.get_context("spawn").Pool(1, end_with, (os.getpid(),)) as pool:
+            peak = pool.apply(_peak, (name, shape, tokens))
+        rows.append(
+            {"part": "memory", "model": shape.label, "tokens": tokens, "variant": name, "bytes": peak}
+        )
+    return rows
+
+
+def peft_from(base: nn.Module, folder: Path) -> Any:
+    """peft's model from an adapter's folder, over the same base weights."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(sharing(base), folder)
+
+
+def files(shape: Shape) -> list[Row]:
+    """An adapter on disk, and how long it takes onto a base model in memory."""
+    import peft
+
+    base, rows = base_model(shape), []
+
+    def row(name: str, size: int, load: Callable[[], Any], times: int = 3) -> None:
+        seconds = []
+        for _ in range(times):
+            started = time.perf_counter()
+            load()
+            seconds.append(time.perf_counter() - started)
+        rows.append(
+            {"part": "files", "model": shape.label, "variant": name, "bytes": size, "seconds": seconds}
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        method, model = vera.VeRA(rank=shape.rank), sharing(base)
+        method.adapt(model)
+        ours = Path(folder) / "adapter.safetensors"
+        size = vera.save(model, method, ours)
+        fresh = sharing(base)
+        row("VeRA, first on this base (its weights are hashed)", size, lambda: vera.load(fresh, ours), 1)
+        row("VeRA, any other", size, lambda: vera.load(fresh, ours))
+        for name, stored in (("peft VeRA", True), ("peft VeRA, without projections", False)):
+            config: Any = peft.VeraConfig(
+                r=shape.rank, target_modules=["query", "value"], save_projection=stored
+            )
+            theirs = Path(folder) / name
+            peft.get_peft_model(sharing(base), config).save_pretrained(theirs)
+            size = (theirs / "adapter_model.safetensors").stat().st_size
+            row(name, size, partial(peft_from, base, theirs))
+    return rows
+
+
+def start() -> list[Row]:
+    """From the command to the first training step: the demo's model and data, which are fetched before."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(4):  # the first one fetches
+            command = [sys.executable, "-m", "runs", "train.max_steps=1", f"seed={i}", f"output={folder}"]
+            started = time.perf_counter()
+            run = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **tied()
+            )
+            taken = None
+            while run.poll() is None and taken is None:
+                logs = sorted(Path(folder).glob("runs/*/log.txt"), key=lambda p: p.stat().st_mtime)
+                if len(logs) == i + 1 and "first step" in logs[-1].read_text():
+                    taken = time.perf_counter() - started
+                time.sleep(0.01)
+            _, error = run.communicate()
+            if run.returncode or taken is None:
+                raise UserError(
+                    "the run that is timed failed:"
+                    f" {error.strip().splitlines()[-1] if error.strip() else 'no step'}"
+                )
+            if i:
+                seconds.append(taken)
+    return [{"part": "start", "variant": "python -m runs: to the first step, MiniLM", "seconds": seconds}]
+
+
+def epoch(data: str) -> list[Row]:
+    """An epoch on RTE as the harness trains it, and padded to 512 tokens as microsoft/LoRA does: the same
+    losses."""
+    from torch.nn.functional import pad
+
+    from runs.identity import run_id
+    from runs.training.build import epoch_batches
+    from runs.training.loop import Training
+
+    class Padded(Training):
+        def batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:
+            batch = super().batch(split, rows)
+            more = 512 - batch["input_ids"].shape[1]
+            return {k: pad(v, (0, more)) if v.dim() == 2 else v for k, v in batch.items()}
+
+    seconds, losses = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kind in (("to the longest of the batch", Training), ("to 512", Padded)):
+            run = expand(["task=rte", f"task.data_dir={data}", "train.max_length=512", f"output={folder}"])[0]
+            loop = kind(run, run_id(run) or "", lambda event: None)
+            for module in loop.raw_model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            batches = epoch_batches(loop.lengths, loop.settings["effective_batch"], 0, 0)
+            started = time.perf_counter()
+            losses[name] = [loop.step(rows) for rows in batches]
+            seconds[name] = time.perf_counter() - started
+    short, long = losses.values()
+    apart = max(abs(a - b) for a, b in zip(short, long, strict=True))
+    return [
+        {"part": "epoch", "variant": f"padded {n}", "seconds": [s], "losses_apart": apart}
+        for n, s in seconds.items()
+    ]
