@@ -33,7 +33,7 @@ LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
-.PHONY: help setup constraints demo test test-all chaos attack lint docs plan tune counts publish results sync dashboard report notebooks \
+.PHONY: help setup constraints demo test test-all chaos attack lint methods docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -79,14 +79,17 @@ test-all: test ## and the slow ones: those that start processes, Java or a real 
 chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## files, words and requests from strangers, a few minutes: SEED=; SHORT=1: two or three minutes; else its figures go to docs/attack.md
+attack: setup ## files, overrides and requests from strangers, a few minutes: SEED=; SHORT=1: two or three minutes; else its figures go to docs/attack.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the arrows between the rooms
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-docs: setup ## docs/methods.md, by trying every method on every architecture
+methods: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
+
+docs: setup ## the documentation as a site, with an API reference: outputs/site/index.html; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo outputs/site/index.html
 
 plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base; WATCH=1: again and again while it runs
 	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)

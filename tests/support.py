@@ -1,4 +1,4 @@
-"""What each method can do on each architecture, found by doing it. Writes docs/methods.md: make docs
+"""What each method can do on each architecture, found by doing it. Writes docs/methods.md: make methods
 
 tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and
 nowhere else."""
@@ -170,8 +170,8 @@ def page() -> str:
         "# Methods and architectures",
         "",
         (
-            "Written by `make docs`, which tries every pair on a tiny model; a test compares this page with"
-            " what it finds."
+            "Written by `make methods`, which tries every pair on a tiny model; a test compares this page"
+            " with what it finds."
         ),
         "",
         (

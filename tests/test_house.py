@@ -22,11 +22,7 @@ FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
 CODE_LINES = 20_020
 #: Files that are too long yet.
-LONG_FILES: dict[str, int] = {}
-#: Functions that are too long yet.
-LONG_FUNCTIONS: dict[str, int] = {
-    "runs/bench/tables.py:markdown": 65,
-    "runs/training/result.py:build_record": 61,
+LONG_FILES: dict[str, int] = {
 }
 #: Files of a method that are too long yet.
 LONG_METHODS: dict[str, int] = {}

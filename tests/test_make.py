@@ -56,7 +56,7 @@ EVIL = [
 
 @pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize(
-    "name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "PAPER", "MT_BENCH"]
+    "name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "EXPERIMENT", "MT_BENCH"]
 )
 def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
     keys = {
@@ -66,10 +66,11 @@ def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
         "MODEL": "model",
         "MODEL_PATH": "model.path",
     }
-    keys |= {"DATA": "task.data_dir", "OUTPUT": "output", "PAPER": "paper", "MT_BENCH": "task.mt_bench_dir"}
+    keys |= {"DATA": "task.data_dir", "OUTPUT": "output", "MT_BENCH": "task.mt_bench_dir"}
+    keys |= {"EXPERIMENT": "experiment"}
     (words,) = make("plan", f"{name}={evil}")
     assert f"{keys[name]}={evil}".replace("\n", " ") in words
-    assert len(words) == (4 if name in ("OUTPUT", "PAPER") else 5)
+    assert len(words) == (4 if name in ("OUTPUT", "EXPERIMENT") else 5)
 
 
 @pytest.mark.parametrize("evil", EVIL)

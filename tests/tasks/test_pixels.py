@@ -273,7 +273,7 @@ def test_postscript_starts_no_program(process, name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "MPO"])
-def test_the_formats_that_the_guide_names_are_read(form, tmp_path):
+def test_the_formats_that_the_docs_name_are_read(form, tmp_path):
     image = noise(40, 30)
     how = {"save_all": True, "append_images": [image]} if form == "MPO" else {}  # as phones write JPEG
     (tmp_path / "image.bin").write_bytes(encoded(image, form, **how))

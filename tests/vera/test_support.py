@@ -25,4 +25,4 @@ def test_the_page_tells_what_works_and_why_the_rest_does_not(name, architecture)
             line for line in PAGE.splitlines() if line.startswith("- **") and line.endswith(f": {reason}")
         ]
         said = any(letter in line.split("**")[1] and name in line for line in lines)
-        assert said, f"make docs: the page lacks {letter} {name}: {reason}"
+        assert said, f"make methods: the page lacks {letter} {name}: {reason}"

@@ -1,0 +1,47 @@
+"""What the site (mkdocs.yml) has beside the files of docs/: README.md as its first page, CONTRIBUTING.md,
+CHANGELOG.md, and a page of the API reference for each package, from the docstrings."""
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+#: Page -> the modules whose public names it shows.
+API = {
+    "vera": [
+        *("vera.methods.contract", "vera.methods.layers", "vera.methods.adapted", "vera.methods.vera"),
+        *("vera.methods.lora", "vera.methods.bitfit", "vera.methods.adapter", "vera.methods.full"),
+        *("vera.methods.head", "vera.methods.none", "vera.methods.peft", "vera.sites", "vera.projections"),
+        *("vera.adapter_file", "vera.peft_format", "vera.serving", "vera.base_weights", "vera.errors"),
+    ],
+    "tasks": ["tasks", "tasks.base", "tasks.text", "tasks.metrics", "tasks.e2e_metrics", "tasks.fetch"],
+    "runs": [
+        *("runs.record", "runs.record.schema", "runs.record.files", "runs.record.ledger", "runs.config"),
+        *("runs.config.schema", "runs.identity", "runs.training.context", "runs.training.build"),
+        *("runs.training.loop", "runs.training.result", "runs.sweep.sweep", "runs.command", "runs.errors"),
+    ],
+    "analysis": [
+        *("analysis.cells", "analysis.paper", "analysis.compare", "analysis.table", "analysis.inference"),
+        *("analysis.verdicts", "analysis.statistics"),
+    ],
+}
+#: Wide enough for code of 95 columns.
+STYLE = ".md-grid { max-width: 75rem } .md-typeset pre > code { font-size: .72em }\n"
+#: Files of the root that pages link to.
+LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages. Links into docs/ lose that folder: the site has its pages at the top."""
+
+    def add(path: str, text: str) -> None:
+        files.append(File.generated(config, path, content=text))
+
+    add("index.md", (ROOT / "README.md").read_text().replace("](docs/", "]("))
+    add("site.css", STYLE)
+    for name in LINKED:
+        add(name, (ROOT / name).read_text().replace("](docs/", "]("))
+    for package, modules in API.items():
+        add(f"api/{package}.md", "\n\n".join([f"# {package}", *(f"::: {name}" for name in modules)]) + "\n")
+    return files

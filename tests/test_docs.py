@@ -1,0 +1,285 @@
+"""README and docs: every command exists as it is written, every block of Python runs, every link leads to a
+file. Commands are read by the readers that they have, and not run."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from running import ROOT, do
+from tiny import answer, shake, tiny
+
+import runs.command
+import runs.tune
+import vera
+from analysis.figures import FIGURES
+from analysis.tables import TABLES
+from runs.config import expand
+from runs.config.flags import read_flags
+from runs.errors import UserError
+from runs.export import FORMATS
+from tasks.mt_bench.__main__ import _parser as judge_parser
+from vera.methods.contract import METHODS
+
+#: All but the page of results, whose text is that of the studies' notes.
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(page for page in sorted(ROOT.glob("docs/*.md")) if page.name != "results.md"),
+]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
+    name for line in re.findall(r"^([a-z0-9 -]+):$", MAKEFILE, re.M) for name in line.split()
+}
+VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
+#: Programs that are not this project's.
+OTHERS = {"git", "cd", "curl", "wandb", "eval", "."}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, and what stands as a command within its text."""
+    lines = []
+    for block in blocks(page, "sh"):
+        lines += block.replace("\\\n", " ").splitlines()
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    lines += [s for s in spans if re.match(r"(make [a-z]|([A-Z_]+=\S+ )?(python|torchrun|vera-bench) )", s)]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+class ReadError(BaseException):
+    """Ends a command once its line has been read."""
+
+
+def read_line(name: str, words: list[str], monkeypatch) -> runs.command.Line:
+    """How a command reads its line: its own reader is called, and nothing after it."""
+    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+    real, lines = runs.command.read, []
+
+    def read(*arguments, **more):
+        lines.append(real(*arguments, **more))
+        raise ReadError
+
+    for other in [module, *(m for key, m in sys.modules.items() if key.startswith(("runs.", "analysis.")))]:
+        if getattr(other, "read", None) is real:
+            monkeypatch.setattr(other, "read", read)
+    with pytest.raises(ReadError):
+        module.main(words)
+    monkeypatch.undo()
+    return lines[0]
+
+
+def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -> None:
+    if name == "pytest":
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests")), words
+    elif name == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= set(extras)
+    elif name == "tasks.mt_bench":
+        judge_parser().parse_args(words)
+    elif name == "runs":
+        flags = read_flags([*words, *options])
+        if not (flags.hydra_help or flags.version or flags.info or flags.shell_completion):
+            expand([*options, *flags.overrides])
+    elif name.startswith("tasks.") or not words:
+        assert importlib.util.find_spec(name), name
+    else:
+        line = read_line(name, words, monkeypatch)
+        known = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*FIGURES, "all"]}
+        known |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
+        if line.names and name in known:
+            assert line.names[0] in known[name], line.names
+        if name == "runs.export":
+            assert line.names[1] in FORMATS
+        if name == "runs.tune":
+            runs.tune.cells([*line.overrides], line.settings.grid, [*line.options, *options])
+        elif line.overrides:
+            expand([*line.options, *options, *line.overrides])
+
+
+def check(line: str, monkeypatch, options: list[str]) -> None:
+    """Raises what the command would, or AssertionError, for a line that is not a command of this project."""
+    for part in re.split(r" && ", line):
+        words = shlex.split(part, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            del words[0]
+        if not words or words[0] in OTHERS:
+            continue
+        program, *rest = words
+        if program == "make":
+            targets = [word for word in rest if "=" not in word]
+            assert set(targets) <= TARGETS, targets
+            assert {word.partition("=")[0] for word in rest if "=" in word} <= VARIABLES, rest
+        elif program == "pip":
+            check_module("pip", rest, monkeypatch, options)
+        elif program == "vera-bench":
+            check_module("runs", rest, monkeypatch, options)
+        elif "-m" in rest:  # of python, or of torchrun
+            at = rest.index("-m")
+            check_module(rest[at + 1], rest[at + 2 :], monkeypatch, options)
+        elif rest[:1] == ["-c"]:
+            ast.parse(rest[1])
+        else:
+            assert rest, f"{program}: which program is this?"
+            assert program == "python"
+            script = (ROOT / rest[0]).read_text()
+            assert all(f'"{word}"' in script for word in rest if word.startswith("--")), rest
+
+
+@pytest.fixture
+def lora_xs(tmp_path, monkeypatch):
+    """The method of docs/own_method.md, as a reader would make it: its module, and a folder for
+    --config-dir."""
+    page = ROOT / "docs" / "own_method.md"
+    (tmp_path / "lora_xs.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "lora_xs.yaml").write_text(blocks(page, "yaml")[0])
+    spec = importlib.util.spec_from_file_location("vera.methods.lora_xs", tmp_path / "lora_xs.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    yield f"--config-dir={tmp_path / 'conf'}"
+    del METHODS["lora_xs"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_exists_as_it_is_written(page, monkeypatch, lora_xs):
+    options = [lora_xs] if page.stem == "own_method" else []
+    for line in commands(page):
+        try:
+            check(line, monkeypatch, options)
+        except (UserError, vera.AdapterError, AssertionError, OSError, SystemExit) as error:
+            pytest.fail(f"{page.name}: {line}\n{error}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "make demmo",
+        "make demo METHOD=vera",
+        "python -m runs metod=vera",
+        "python -m runs method=vera train.epoch=1 # a comment",
+        "OMP_NUM_THREADS=1 python -m runs experiment=tabel2",
+        "python -m runs.plan experiment=table2_base wach=true",
+        "python -m runs.tune method=vera grid='{train.lrr: [1]}'",
+        "python -m runs.export ID onnx FOLDER",
+        "python -m analysis.tables tabel2",
+        "python -m analysis.tables table2 fromat=latex",
+        "python -m analysis.tabels table2",
+        "python -m tasks.mt_bench jugde ANSWERS",
+        "python examples/serve.py --modle FOLDER",
+        "pip install -e '.[srve]'",
+        "torchrun --nproc-per-node 4 -m runs sed=0",
+        "bnech",
+    ],
+)
+def test_a_wrong_command_would_be_noticed(wrong, monkeypatch):
+    with pytest.raises((UserError, AssertionError, ImportError, SystemExit)):
+        check(wrong, monkeypatch, [])
+
+
+def test_commands_are_found_in_blocks_and_in_the_text():
+    lines = [line for page in PAGES for line in commands(page)]
+    assert len(lines) > 150
+    assert any(line.startswith("python -m runs experiment=table2_base launcher=slurm") for line in lines)
+    assert "make counts" in lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    text = re.sub(r"^```.*?^```$|`[^`]*`", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        where, _, anchor = link.partition("#")
+        if link.startswith("https://"):
+            continue
+        target = page.parent / where if where else page
+        assert target.exists(), f"{page.name}: {link}"
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else []
+        slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not anchor or anchor in slugs, f"{page.name}: {link}"
+
+
+def test_readme_is_short_and_narrow():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 180
+    assert max(map(len, lines)) <= 100
+    code = [line for block in blocks(ROOT / "README.md", "[a-z]*") for line in block.splitlines()]
+    assert max(map(len, code)) <= 95
+
+
+# --- Python
+
+
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+def test_the_own_method_of_the_docs_trains_saves_loads_and_merges(architecture, lora_xs, tmp_path):
+    method = vera.make_method("lora_xs", rank=4)
+    row = ast.parse("{" + blocks(ROOT / "docs" / "own_method.md", "python")[1] + "}", mode="eval")
+    assert eval(compile(row, "own_method.md", "eval"), {"vera": vera}) == {"lora_xs": method}
+    model, fresh = tiny(architecture), tiny(architecture)
+    before = answer(model)
+    method.adapt(model)
+    assert torch.equal(answer(model), before)
+    trained = method.adapter_parameters(model)
+    assert sum(p.numel() for p in trained.values()) == method.count(model) == 16 * 4
+    answer(model).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in trained.values())
+    shake(model)
+    vera.save(model, method, tmp_path / "a.safetensors")
+    vera.save_head(model, tmp_path / "h.safetensors")
+    assert vera.load(fresh, tmp_path / "a.safetensors") == method
+    vera.load_head(fresh, tmp_path / "h.safetensors")
+    assert torch.equal(answer(fresh), answer(model))
+    method.merge(fresh)
+    assert torch.allclose(answer(fresh), answer(model), atol=1e-5)
+
+
+def test_the_own_method_of_the_docs_runs_by_its_file(lora_xs, words):
+    words = [lora_xs, *(word for word in words if not word.startswith("method")), "method=lora_xs"]
+    record = do([*words, "method.rank=4"])
+    settings = yaml.safe_load(blocks(ROOT / "docs" / "own_method.md", "yaml")[0])
+    assert record["label"]["row"] == settings["label"].replace("${method.rank}", "4")
+    assert record["parameters"]["adapter"] == 16 * 4
+    assert record["status"] == "done"
+
+
+def run_block(text: str, folder: Path, **names) -> dict:
+    """Runs a block of a page on a tiny model in place of RoBERTa."""
+    text = text.replace("path/to/roberta-base", str(folder)).replace("FOLDER", str(folder))
+    text = text.replace("rank=1024", "rank=12").replace("max_new_tokens=64", "max_new_tokens=4")
+    exec(compile(text, "a page", "exec"), names)
+    return names
+
+
+def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (front,) = blocks(ROOT / "README.md", "python")
+    names = run_block(front, tiny_roberta)
+    assert names["method"] == vera.VeRA(rank=12)
+    first, second = blocks(ROOT / "docs" / "serving.md", "python")
+    names = run_block(first, tiny_roberta)
+    assert (tmp_path / "merged" / "config.json").is_file()
+    for name in ("alice", "bob"):
+        (tmp_path / f"{name}.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
+    (tmp_path / "alice_head.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())
+    batch = {"input_ids": torch.randint(5, 20, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    model = names["AutoModelForSequenceClassification"].from_pretrained(tiny_roberta).eval()
+    with torch.no_grad():
+        names = run_block(second, tiny_roberta, model=model, batch=batch)
+    assert names["logits"].shape == (3, 2)
+    assert list(names["adapters"]) == ["alice", "bob"]
+
+
+def test_python_of_table_3_runs(tiny_gpt2, capsys):
+    (block,) = blocks(ROOT / "docs" / "tables.md", "python")
+    run_block(block, tiny_gpt2)
+    assert capsys.readouterr().out.strip()
