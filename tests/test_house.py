@@ -20,7 +20,7 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 20_020
+CODE_LINES = 20_100
 #: Files that are too long yet.
 LONG_FILES: dict[str, int] = {
 }
