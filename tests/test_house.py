@@ -20,10 +20,9 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 20_100
+CODE_LINES = 20_620
 #: Files that are too long yet.
-LONG_FILES: dict[str, int] = {
-}
+LONG_FILES: dict[str, int] = {}
 #: Files of a method that are too long yet.
 LONG_METHODS: dict[str, int] = {}
 
@@ -42,7 +41,7 @@ SPINE = (
     "analysis/tables/glue.py",
 )
 #: Lines, to be 5,300 in the end.
-SPINE_LINES = 6_300
+SPINE_LINES = 6_370
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
