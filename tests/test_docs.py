@@ -17,7 +17,6 @@ from running import ROOT, do
 from tiny import answer, shake, tiny
 
 import runs.command
-import runs.tune
 import vera
 from analysis.figures import FIGURES
 from analysis.tables import TABLES
@@ -25,6 +24,8 @@ from runs.config import expand
 from runs.config.flags import read_flags
 from runs.errors import UserError
 from runs.export import FORMATS
+from runs.plan import main as plan
+from runs.tune.cells import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS
 
@@ -102,7 +103,7 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
         if name == "runs.export":
             assert line.names[1] in FORMATS
         if name == "runs.tune":
-            runs.tune.cells([*line.overrides], line.settings.grid, [*line.options, *options])
+            cells([*line.overrides], line.settings.grid, [*line.options, *options])
         elif line.overrides:
             expand([*line.options, *options, *line.overrides])
 
@@ -215,6 +216,26 @@ def test_readme_is_short_and_narrow():
     assert max(map(len, lines)) <= 100
     code = [line for block in blocks(ROOT / "README.md", "[a-z]*") for line in block.splitlines()]
     assert max(map(len, code)) <= 95
+
+
+@pytest.mark.parametrize("preset", ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"])
+def test_the_forecasts_of_the_gpu_page_are_the_plans(preset, capsys):
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    runs_, steps, tokens, flops = re.search(rf"^\| {preset} \| (.*) \|$", page, re.M)[1].split(" | ")
+    plan([f"experiment={preset}"])
+    found = re.search(
+        r"forecast for (\S+) runs?: (\S+) steps, (\S+) tokens, (\S+) (.)FLOP", capsys.readouterr().out
+    )
+    number = float(found[4]) * {"P": 1e15, "E": 1e18}[found[5]]
+    assert (runs_, steps, tokens, flops) == (*found.groups()[:3], f"{number:.1e}".replace("+", ""))
+
+
+def test_the_forecasts_of_the_readme_are_those_of_the_gpu_page():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    lines = re.findall(r"^\| \d, .*` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(lines) == 5
+    for line in lines:
+        assert line in page or " | ".join(f"{one} each" for one in line.split(" | ")) in page
 
 
 # --- Python
