@@ -30,7 +30,7 @@ from runs.record import cache_folder, write_atomically
 
 OWN = [field.name for field in dataclasses.fields(Config)]
 #: What says where and how runs are done, and not which: no part of a run, and one value for a whole command.
-WHERE = ("launcher", "tracking", "lease_seconds", "redo")
+WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
 
 
 @dataclass(frozen=True)
