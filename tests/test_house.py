@@ -54,7 +54,7 @@ SPINE_LINES = 6_370
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
-    *("runs.models", "runs.errors", "runs.sources", "runs.file_hash"),
+    *("runs.models", "runs.errors", "runs.sources", "runs.file_hash", "runs.methods"),
     *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides")),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "provenance")),
     "analysis.beside",
