@@ -4,7 +4,7 @@ request."""
 import pytest
 from ledgers import ledger, record, seeds
 
-from analysis import figures, tables
+from analysis import figures, stats, tables
 from analysis.figures.figure import colour, marker
 from analysis.own import having, split, with_variants
 from analysis.tables.__main__ import main
@@ -146,3 +146,13 @@ def test_names_that_no_record_has_are_one_line(tmp_path):
         main(["sweep=nine", *own])
     with pytest.raises(UserError, match=r"name a table .*, or task="):
         main(own)
+
+
+def test_statistics_are_of_own_runs_and_then_of_published_ones(capsys, monkeypatch):
+    own, theirs = seeds("vera", "mrpc", model="minilm"), seeds("lora", "mrpc", model="minilm")
+    monkeypatch.setattr(
+        stats, "open_ledger", lambda output, published: of_study(ledger(*own, *theirs), *theirs)
+    )
+    assert stats.main([]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if ": cells" in line]
+    assert titles == ["minilm: cells", "minilm: cells (published)"]
