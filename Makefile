@@ -61,7 +61,7 @@ constraints: setup ## constraints.txt from what .venv holds, once CI has passed 
 	@$(BIN)/python .ci/versions.py
 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
-	@$(BIN)/python -m runs experiment=demo $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH)
 	@echo
 	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) save=true
 	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
@@ -130,27 +130,27 @@ notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipyn
 	@$(BIN)/python -m analysis.notebooks $(call quoted,output=,OUTPUT)
 
 glue-base: setup ## table 2, RoBERTa-base
-	@$(BIN)/python -m runs experiment=table2_base $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table2_base table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 glue-large: setup ## table 2, RoBERTa-large
-	@$(BIN)/python -m runs experiment=table2_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table2_large table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
-	@$(BIN)/python -m runs experiment=table3_medium $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table3_medium table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 e2e-large: setup ## table 3, GPT-2 large
-	@$(BIN)/python -m runs experiment=table3_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table3_large table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
-	@$(BIN)/python -m runs experiment=table5_base $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table5_base table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
 vit-large: setup ## table 5, ViT-L/16
-	@$(BIN)/python -m runs experiment=table5_large $(WORDS) $(LAUNCH)
+	@$(BIN)/python -m runs experiment=table5_large table=false $(WORDS) $(LAUNCH)
 	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
 
 llama-7b: EXPERIMENT := table4_llama_7b
@@ -172,12 +172,12 @@ llama-7b llama-13b llama2-7b llama2-13b:
 # Each part is run whatever becomes of the one before it; the exit code says whether one failed.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
 	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
-	    $(BIN)/python -m runs experiment=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
+	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
 	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table $(call quoted,output=,OUTPUT) save=true || failed=$$?; echo; done; exit $$failed
 
 rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
 	@failed=0; for part in figure2 figure2_proportional; do \
-	    $(BIN)/python -m runs experiment=$$part $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
+	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
 	@$(BIN)/python -m analysis.figures figure2 $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT)

@@ -116,6 +116,11 @@ class Cell:
         return int(self.records[0]["parameters"]["adapter"])
 
     @property
+    def kind(self) -> str:
+        """The method's own name, whatever its row is called."""
+        return str(self.records[0]["config"]["method"]["kind"])
+
+    @property
     def label(self) -> str:
         return label_of(self.records[0])
 
@@ -178,23 +183,34 @@ def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
     return list(kept.values()), again
 
 
+def nearest(variants: Iterable[list[Record]]) -> list[Record]:
+    """Of the variants of a row the one that a table shows: of the newest protocol, with the fewest
+    deviations, and then with the most runs."""
+    return max(
+        variants,
+        key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v)),
+    )
+
+
+def variants_of(records: Iterable[Record]) -> dict["Key", dict[str, list[Record]]]:
+    """Finished records by model, row and task, and there by their cell ids; without trials."""
+    groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
+            cell = record["cell"]
+            groups[cell["model"], row_of(record), cell["task"]][cell_id(record)].append(record)
+    return groups
+
+
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
     """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data)
     are never mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its
     settings those that follow the recipe, and among equals those with more seeds. A run that was stopped
     early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result. A
     second run of one seed counts nowhere; the cell names it."""
-    groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        if record["status"] in ("done", "diverged") and not is_trial(record["config"]):
-            cell = record["cell"]
-            groups[cell["model"], row_of(record), cell["task"]][cell_id(record)].append(record)
     found = {}
-    for key, variants in groups.items():
-        chosen = max(
-            variants.values(),
-            key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v)),
-        )
+    for key, variants in variants_of(records).items():
+        chosen = nearest(variants.values())
         others = sum(map(len, variants.values())) - len(chosen)
         kept, again = one_each(chosen)
         problems = []

@@ -1,16 +1,86 @@
-"""The records as the commands of this room open them."""
+"""The records as the commands of this room open them, and the settings by which they choose among them."""
 
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
+from analysis.own import having, split
 from runs import command
-from runs.record import Ledger
+from runs.command import OfRecords, did_you_mean, setting
+from runs.errors import UserError
+from runs.record import Ledger, read_sweep, sweep_names
 
 
-def open_ledger(output: str) -> Ledger:
-    """The records of a folder, and the published ones. What is odd in them goes to stderr, and that the
-    folder has none."""
-    ledger = command.open_ledger(output)
+@dataclass(frozen=True)
+class Chosen(OfRecords):
+    """Settings of a command that shows a part of the records."""
+
+    sweep: str | None = setting(None, "the runs of this sweep, by its name (last: the newest)")
+    model: str | None = setting(None, "these models alone (a,b)")
+    task: str | None = setting(None, "these tasks alone (a,b)")
+    method: str | None = setting(None, "these rows of conf/method alone (a,b)")
+    published: bool = setting(True, "below your own runs, what the project has published")
+    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a part is asked for."""
+        return any((self.sweep, self.model, self.task, self.method))
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """The names of a setting that takes several."""
+    return tuple(name for name in (text or "").split(",") if name)
+
+
+def open_ledger(output: str, published: bool = True) -> Ledger:
+    """The records of a folder and, unless switched off, the published ones. What is odd in them goes to
+    stderr, and that the folder has none."""
+    ledger = command.open_ledger(output, published)
     if "ours" not in ledger.origin.values():
         others = ": only what the project has published is shown" if ledger.records else ""
         print(f"note: no records of your own in {output}/records yet{others}", file=sys.stderr)
     return ledger
+
+
+def open_chosen(settings: Chosen) -> Ledger:
+    """The part of the records that the settings ask for. Raises UserError for a name that no record has."""
+    ledger = open_ledger(settings.output, settings.published)
+    if settings.sweep:
+        ledger = _of_sweep(ledger, settings.output, settings.sweep)
+    chosen = dict[str, tuple[str, ...]]()
+    for key, part in (("model", "model"), ("task", "task"), ("method", "row")):
+        chosen[key] = words(getattr(settings, key))
+        known = sorted({str(record["cell"][part]) for record in ledger})
+        for name in chosen[key]:
+            if name not in known:
+                near = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}"
+                raise UserError(f"no records of {key} {name!r}.{near}")
+    return having(ledger, chosen["model"], chosen["task"], chosen["method"])
+
+
+def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
+    """The runs of a sweep, and the published ones of the same models, tasks and rows."""
+    known = sweep_names(output)
+    if name == "last" and known:
+        name = known[0]
+    if name not in known:
+        near = did_you_mean(name, known) or f" There are: {', '.join(known[:20]) or 'none'}"
+        raise UserError(f"no sweep {name!r} in {output}/sweeps.{near}")
+    try:
+        ids = read_sweep(output, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    own, published = split(ledger)
+    mine = having(own, ids=ids) if _ran_here(own, ids) else having(ledger, ids=ids)
+    if missing := len(ids) - len(mine.records):
+        print(f"note: {missing} of the {len(ids)} runs of {name} have no record yet", file=sys.stderr)
+    models, tasks, rows = ({str(record["cell"][key]) for record in mine} for key in ("model", "task", "row"))
+    others = having(published, models, tasks, rows) if mine.records else having(published, ids=())
+    both = {i: (others.origin[i], record) for i, record in others.records.items() if i in mine.records}
+    origin = others.origin | mine.origin
+    return replace(mine, records=others.records | mine.records, origin=origin, published=both)
+
+
+def _ran_here(own: Ledger, ids: Collection[str]) -> bool:
+    return any(i in own.records for i in ids)

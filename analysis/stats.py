@@ -24,6 +24,7 @@ from typing import Literal
 from analysis import verdicts
 from analysis.cells import row_of
 from analysis.command import open_ledger
+from analysis.own import as_published, split
 from analysis.statistics import statistics_tables
 from runs.command import OfRecords, entry_point, read, setting
 from runs.errors import UserError
@@ -33,6 +34,7 @@ from runs.errors import UserError
 class Settings(OfRecords):
     experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
     row: str | None = setting(None, "the row that the others are compared with (vera)")
+    published: bool = setting(True, "below your own runs, what the project has published")
     format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
 
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if len(parts) > 1:
         raise UserError(f"{' and '.join(parts)}: name one of them")
     what = "".join(parts)
-    ledger = open_ledger(settings.output)
+    ledger = open_ledger(settings.output, settings.published)
     part = verdicts.part(ledger, what, row)
     if not part.records:
         of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
@@ -51,7 +53,10 @@ def main(arguments: list[str]) -> int:
     rows = sorted({row_of(record) for record in part})
     if settings.row and row not in rows:
         raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
-    print("\n\n".join(table.render(settings.format) for table in statistics_tables(part, row)))
+    part.published |= {i: one for i, one in ledger.published.items() if i in part.records}
+    own, others = (statistics_tables(one, row) for one in split(part))
+    tables = [*own, *map(as_published, others)]
+    print("\n\n".join(table.render(settings.format) for table in tables))
     return 0
 
 

@@ -1,11 +1,16 @@
 """Serves many VeRA adapters over HTTP: requests for different adapters are answered in one batch.
 
     pip install -e '.[serve]'
-    python examples/serve.py --model FOLDER outputs/runs/*            # each folder holds adapter.safetensors,
-                                                                      and its head
+    python examples/serve.py --model FOLDER outputs/runs/*                # under the ids of the runs
+    python examples/serve.py --model FOLDER films=outputs/runs/ID ...     # under a name
     curl localhost:8000/adapters
+    curl localhost:8000/health
     curl localhost:8000/classify -H 'content-type: application/json' \
-      -d '{"adapter": "ID", "text": "A lovely film."}'
+      -d '{"adapter": "films", "text": "A lovely film."}'
+
+A folder is that of a run: adapter.safetensors, and head.safetensors, which names the classes. An answer has
+their names; without names, their numbers. An adapter without a head answers with the base model's, if that
+has one; otherwise the server leaves it out, and refuses requests that name no adapter.
 
 Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there
 is no load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
@@ -16,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -26,7 +32,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -49,8 +55,14 @@ class Question(BaseModel):
 
 class Answer(BaseModel):
     adapter: str | None = Field(description="who answered; null: the base model")
-    label: int
-    probabilities: list[float]
+    label: str | int = Field(description="the class's name, or its number where it has none")
+    probabilities: dict[str, float] | list[float] = Field(description="by name, or in order")
+
+
+class Health(BaseModel):
+    status: str
+    adapters: int
+    waiting: int = Field(description="requests that wait for a batch")
 
 
 def load(folder: str, labels: int) -> tuple[Any, Any, bool]:
@@ -73,6 +85,17 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
 
     positions = model.config.max_position_embeddings - 2 * ("roberta" in model.config.model_type)
     limit = min(tokenizer.model_max_length, positions)
+    labels = model.config.id2label
+    # transformers calls a class without a name LABEL_1
+    base_classes = None if labels.get(0) == "LABEL_0" else [labels[i] for i in range(len(labels))]
+
+    def answer(name: str | None, row: list[float]) -> Answer:
+        best = max(range(len(row)), key=row.__getitem__)
+        own = name in adapters.heads
+        classes = adapters.classes.get(name) if own else base_classes
+        if classes is None:
+            return Answer(adapter=name, label=best, probabilities=row)
+        return Answer(adapter=name, label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
 
     def compute(questions: list[Question]) -> list[Answer]:
         # Each by itself, then padded: what one request holds changes nothing for another.
@@ -82,11 +105,8 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         )
         with torch.inference_mode():
             logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
-        rows, labels = logits.float().softmax(-1).tolist(), logits.argmax(-1).tolist()
-        return [
-            Answer(adapter=question.adapter, label=label, probabilities=row)
-            for question, label, row in zip(questions, labels, rows, strict=True)
-        ]
+        rows = logits.float().softmax(-1).tolist()
+        return [answer(question.adapter, row) for question, row in zip(questions, rows, strict=True)]
 
     def compute_each(questions: list[Question]) -> list[Answer | Exception]:
         """One question that cannot be computed fails alone."""
@@ -141,6 +161,14 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         log.warning("422 for %s: %s", http.client.host if http.client else "a client", told)
         return JSONResponse({"detail": problems}, 422)
 
+    @app.get("/", include_in_schema=False)
+    async def start() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health(status="ok", adapters=len(adapters), waiting=len(waiting))
+
     @app.get("/adapters")
     async def names() -> list[str]:
         return list(adapters)
@@ -149,6 +177,8 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     async def classify(question: Question, http: Request) -> Answer:
         if question.adapter is None and not own_head:
             raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
+        if question.adapter in adapters and question.adapter not in adapters.heads and not own_head:
+            raise HTTPException(422, f"adapter {question.adapter!r} has no head, nor has the base model")
         if question.adapter is not None and question.adapter not in adapters:
             known = f"GET /adapters lists the {len(adapters)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
@@ -178,12 +208,35 @@ async def left(http: Request) -> None:
         pass
 
 
+def named_folder(word: str) -> tuple[str, Path]:
+    """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
+    name, equals, folder = word.partition("=")
+    if equals and name and "/" not in name and not Path(word).exists():
+        return name, Path(folder)
+    return Path(word).resolve().name, Path(word)
+
+
+class Server(uvicorn.Server):
+    """Says where it listens, once it does: with --port 0 nobody knows before."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in getattr(self, "servers", []):  # none where the start failed
+            for one in listener.sockets:
+                host, port = one.getsockname()[:2]
+                address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                print(f"listening on {address} (GET /docs, /health, /adapters; POST /classify)", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, help="folders with adapter.safetensors and head.safetensors"
+        "folders",
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="folders of runs; NAME: under which the adapter is served (otherwise the folder's)",
     )
     parser.add_argument("--model", required=True, help="the base model's folder, or its name on the hub")
     parser.add_argument("--labels", type=int, default=2)
@@ -191,34 +244,36 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()  # its report of a missing head: the adapters bring theirs
+    transformers_logging.disable_progress_bar()
     try:
         model, tokenizer, own_head = load(options.model, options.labels)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
     adapters = vera.Adapters(model)
-    kept = [folder for folder in options.folders if (folder / "adapter.safetensors").is_file()]
+    named = [named_folder(word) for word in options.folders]
+    kept = [(name, folder) for name, folder in named if (folder / "adapter.safetensors").is_file()]
     if len(kept) < len(options.folders):  # runs of the head alone, of all weights, and trials
         print(
             f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors",
             file=sys.stderr,
         )
-    for folder in kept:
+    for name, folder in kept:
         head = folder / "head.safetensors"
         if not (own_head or head.is_file()):
             print(f"left out: {folder}: no head.safetensors, nor a head in the base model", file=sys.stderr)
             continue
         try:
-            adapters.add(folder.name, folder / "adapter.safetensors", head if head.is_file() else None)
+            adapters.add(name, folder / "adapter.safetensors", head if head.is_file() else None)
         except vera.AdapterError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not adapters:
         sys.exit("error: no adapter to serve")
-    print(
-        f"{len(adapters)} adapters: {', '.join(list(adapters)[:5])}{', ...' if len(adapters) > 5 else ''}",
-        flush=True,
-    )
+    shown = ", ".join(list(adapters)[:5]) + (", ..." if len(adapters) > 5 else "")
+    print(f"{len(adapters)} adapter{'s' * (len(adapters) != 1)}: {shown}", flush=True)
     app = build(model, tokenizer, adapters, own_head)
-    uvicorn.run(app, host=options.host, port=options.port, access_log=False)  # it logs where it listens
+    config = uvicorn.Config(app, host=options.host, port=options.port, access_log=False, log_level="warning")
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config).run()
 
 
 if __name__ == "__main__":

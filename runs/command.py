@@ -18,6 +18,7 @@ import os
 import re
 import select
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -228,10 +229,14 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits: 2 and one line for a user's mistake or a full disk, 130 for Ctrl-C, 141
     without a word where nobody reads on (| head).
 
-    With debug=true among the arguments, errors keep their traceback.
+    With debug=true among the arguments, errors keep their traceback, and libraries' warnings of what will
+    change in them are shown; so they are where Python was asked for them (-W, PYTHONWARNINGS).
     """
     gc.freeze()  # what was imported stays: to look for garbage in it takes longer than to compose a run
     debug = any(word.lower() == "debug=true" for word in sys.argv[1:])
+    if not (debug or sys.warnoptions):
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
     try:
         code = main(sys.argv[1:])
         print(end="", flush=True)  # here, where an error still has its line

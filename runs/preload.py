@@ -10,14 +10,19 @@ pages it lies on."""
 import gc
 import importlib
 import os
+import warnings
 
+from runs import NO_BARS
 from tasks.parent import PARENT, end_with, tie_forks
 
 if PARENT in os.environ:
     end_with(int(os.environ[PARENT]))
     tie_forks()
 
-for name in (
+for name in NO_BARS:  # a run's output is a log, whatever the server's own is
+    os.environ.setdefault(name, "1")
+
+PRELOADED = (
     "sklearn.metrics",  # by the metrics themselves, which evaluate loads by path
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
@@ -25,8 +30,11 @@ for name in (
     "transformers.models.bert.modeling_bert",
     "runs.training.train",
     "tasks.metrics",
-):
-    importlib.import_module(name)
+)
+with warnings.catch_warnings():  # the server's output is still the screen
+    warnings.simplefilter("ignore")
+    for name in PRELOADED:
+        importlib.import_module(name)
 
 gc.collect()
 gc.freeze()

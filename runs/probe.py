@@ -19,6 +19,7 @@ from runs.forecast.cost import PROBE_SECONDS, PROBE_STEPS, cell_key, cell_row
 from runs.forecast.outline import padded_length
 from runs.forecast.pace import Pace, keep_pace, pace_of
 from runs.forecast.rows import Sources
+from runs.methods import make_method
 from runs.record import Record
 from runs.record.text import describe, duration, plural
 from runs.training.build import (
@@ -149,7 +150,7 @@ def _model(run: Run, device: torch.device) -> tuple[Any, vera.Method]:
         raise UserError(f"it takes {needed / 1e9:.0f} GB, and {free / 1e9:.0f} are free on {device.type}")
     with torch.device(device):
         model = type(outline)(outline.config)
-    method = vera.make_method(**run.method)
+    method = make_method(run.method)
     method.adapt(model)
     if run.config.get("gradient_checkpointing"):
         checkpoint_gradients(model)

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from runs.file_hash import digest
+from runs.methods import source_file
 from runs.record import Record
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,9 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
 
 def _source(path: Path) -> dict[str, Any]:
     began, now = AT_START.get(path) or _digest(path), _digest(path)
-    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    if not path.is_relative_to(ROOT):  # of another project, whose commits are not known here
+        return {"file": path.name, "sha256": began, "uncommitted": None}
+    name = path.relative_to(ROOT).as_posix()
     # What was edited since this process began is in no commit that could be named here.
     return {"file": name, "sha256": began, "uncommitted": uncommitted(name, now) if began == now else True}
 
@@ -70,10 +73,11 @@ def changed(record: Record) -> list[str]:
     moved, and one that was committed both times, is no change; nor is anything of a record from before this
     was kept."""
     found = []
-    for source in record.get("code", {}).get("sources", {}).values():
-        path = ROOT / source["file"]
+    for part, source in record.get("code", {}).get("sources", {}).items():
+        outside = source_file(record["config"]["method"]["kind"]) if part == "method" else None
+        path = outside or ROOT / source["file"]
         now = _digest(path) if path.exists() else source["sha256"]
-        if now != source["sha256"] and (source["uncommitted"] or uncommitted(source["file"], now)):
+        if now != source["sha256"] and (outside or source["uncommitted"] or uncommitted(source["file"], now)):
             found.append(source["file"])
     return found
 

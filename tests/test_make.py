@@ -113,7 +113,8 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
     ]
     first, table, figure = make("demo", *given, "LAUNCHER=local")
     assert first == [
-        *("-m", "runs", "experiment=demo", "seed=0,1", "task.data_dir=/my data/glue", "output=my outputs"),
+        *("-m", "runs", "experiment=demo", "table=false", "seed=0,1"),
+        *("task.data_dir=/my data/glue", "output=my outputs"),
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
     assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "save=true"]

@@ -15,7 +15,16 @@ adapters.add("alice", "alice.safetensors")
 base_model(**batch, adapter_names=["alice", None])
 """
 
-from vera.adapter_file import check_start, load, load_head, read_method, save, save_head, start_from
+from vera.adapter_file import (
+    check_start,
+    load,
+    load_head,
+    read_classes,
+    read_method,
+    save,
+    save_head,
+    start_from,
+)
 from vera.base_weights import base_fingerprint
 from vera.errors import AdapterError
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
@@ -55,6 +64,7 @@ __all__ = [
     "load",
     "load_head",
     "make_method",
+    "read_classes",
     "read_method",
     "save",
     "save_head",

@@ -9,6 +9,7 @@ it."""
 import contextlib
 import copy
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,25 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
     return write_file(path, tensors, header)
 
 
-def save_head(model: nn.Module, path: str | Path) -> int:
-    """Writes the classification head. Returns the file's size in bytes."""
-    return write_file(
-        path, {name: p.detach() for name, p in head_parameters(model).items()}, {"format": HEAD_FORMAT}
-    )
+def save_head(model: nn.Module, path: str | Path, classes: Sequence[str] | None = None) -> int:
+    """Writes the classification head, with the names of its classes. Returns the file's size in bytes."""
+    header = {"format": HEAD_FORMAT} | ({"classes": list(classes)} if classes else {})
+    return write_file(path, {name: p.detach() for name, p in head_parameters(model).items()}, header)
+
+
+def read_classes(path: str | Path) -> list[str] | None:
+    """The names of a head's classes, in the order of its outputs; None where the file has none. Raises
+    AdapterError where it is damaged, or they are no names."""
+    header, shapes = read_header(path, HEAD_FORMAT)
+    classes = header.get("classes")
+    outputs = {shape[0] for shape in shapes.values() if shape}
+    if classes is None:
+        return None
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise AdapterError(f"{path}: its classes are no list of names")
+    if len(classes) not in outputs:
+        raise AdapterError(f"{path}: {len(classes)} names of classes, which no layer of the head has")
+    return list(classes)
 
 
 def read_method(path: str | Path) -> Method:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, try_adapter
+from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, read_classes, try_adapter
 from vera.base_weights import base_fingerprint, same_base
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
 from vera.errors import AdapterError
@@ -60,6 +60,7 @@ class Adapters:
         self.method: VeRA | None = None
         self.vectors: dict[str, Tensor] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
+        self.classes: dict[str, list[str]] = {}  # names of the classes, where an adapter's head has them
         self._parameters: dict[str, Tensor] = {}  # of the adapted model, by the file's names
         self._fixed: dict[str, Any] = {}
         self._base: dict[str, str] = {}
@@ -97,6 +98,7 @@ class Adapters:
         try:
             tensors = self._checked(path, method, header, shapes)
             heads = self._head(head) if head else None
+            classes = read_classes(head) if head else None
         except BaseException:
             if not self.vectors:
                 self.unload()
@@ -104,12 +106,15 @@ class Adapters:
         self.vectors[name] = torch.cat([tensors[n].flatten().to(p) for n, p in self._parameters.items()])
         if heads:
             self.heads[name] = heads
+        if classes:
+            self.classes[name] = classes
 
     def remove(self, name: str) -> None:
         """Raises AdapterError for an unknown name."""
         self._known([name])
         del self.vectors[name]
         self.heads.pop(name, None)
+        self.classes.pop(name, None)
         if not self.vectors:  # the next one may have another rank
             self.unload()
 
@@ -117,6 +122,7 @@ class Adapters:
         """Forgets every adapter; the model is the plain base model again."""
         self.vectors.clear()
         self.heads.clear()
+        self.classes.clear()
         if self.method is None:
             return
         self.method, self._active = None, None

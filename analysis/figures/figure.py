@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,10 @@ from runs.record.text import one_line
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
 COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
-OTHER = "#CC79A7"
 MARKERS = {"vera": "D", "lora": "o"}
+#: Of every other method one of each, by its name: Okabe and Ito's rest and Tol's.
+OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
+OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 #: Of a figure across the text of a paper, in inches.
 SIZE = (5.5, 3.3)
 STYLE: Any = {
@@ -56,9 +59,35 @@ class Figure:
     size: tuple[float, float] = field(default=SIZE)
 
 
-def colour(row: str) -> str:
-    """Of a row of conf/method, by its method: vera_r64 has VeRA's."""
-    return COLOURS.get(row) or COLOURS.get(row.partition("_")[0], OTHER)
+def colour(row: str, kind: str | None = None) -> str:
+    """Of a row of conf/method, by its method: vera_r64 has VeRA's. kind: the method's own name, where it is
+    known, so that lora_xs, a custom method, has a colour of its own."""
+    name = _method(row, kind)
+    return COLOURS.get(name) or OTHERS[_number(name) % len(OTHERS)]
+
+
+def marker(row: str, kind: str | None = None) -> str:
+    """The marker of a row, likewise."""
+    name = _method(row, kind)
+    if name in COLOURS:
+        return MARKERS.get(name, "s")
+    return OTHER_MARKERS[_number(name) // len(OTHERS) % len(OTHER_MARKERS)]
+
+
+def _method(row: str, kind: str | None) -> str:
+    """The method of a row: its kind; where that is not known, and of another library's methods, which are of
+    one kind, the row tells."""
+    row = row.partition(" ")[0]
+    if row in COLOURS:
+        return row
+    if kind not in (None, "peft"):
+        return str(kind)
+    first = row.partition("_")[0]
+    return first if first in COLOURS and kind is None else row
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 # --- files

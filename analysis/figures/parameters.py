@@ -1,5 +1,6 @@
 """The dev metric by trainable parameters: of the demo, and of the tasks of tables 2 and 5."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
 from analysis.paper import GLUE
 from analysis.table import make_row
-from runs.record import Ledger
+from runs.record import Ledger, Record
 
 
 def demo(ledger: Ledger) -> list[Figure]:
@@ -24,11 +25,18 @@ def demo(ledger: Ledger) -> list[Figure]:
     return figures
 
 
-def make(ledger: Ledger) -> list[Figure]:
+def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
     """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
-    other ranks and ablations."""
-    known = [r for r in ledger if r["cell"]["task"] in GLUE or r["config"]["task"].get("family") == "images"]
-    found = cells([r for r in known if not r["cell"]["row"].startswith(("vera_", "lora_"))], wanted=5)
+    other ranks and ablations. tasks: of these instead, whatever they are, there with every row."""
+
+    def shown(record: Record) -> bool:
+        cell, config = record["cell"], record["config"]
+        if not (cell["task"] in GLUE or config["task"].get("family") == "images"):
+            return cell["task"] in tasks
+        varied = config["method"]["kind"] in ("vera", "lora") and cell["row"].startswith(("vera_", "lora_"))
+        return not varied and (not tasks or cell["task"] in tasks)
+
+    found = cells(filter(shown, ledger), wanted=1 if tasks else 5)
     return [
         figure
         for task in sorted({key[2] for key in found})
@@ -72,8 +80,8 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
     counts = [cell.parameters for _, cell in ordered]
     for i, (row, cell) in enumerate(ordered):
-        values, x = cell.values(), cell.parameters
-        axes.plot([x] * len(values), values, ".", color=colour(row), markersize=5, alpha=0.6)
+        values, x, tint = cell.values(), cell.parameters, colour(row, cell.kind)
+        axes.plot([x] * len(values), values, ".", color=tint, markersize=5, alpha=0.6)
         draw_point(axes, x, cell, row)
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right
         # of the point where the one before has nearly the same count.
@@ -81,7 +89,7 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
         place, shift = ((x, cell.median()), (7, 0)) if beside else ((x, max(values)), (0, 7))
         look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}
         label = f"{cell.label}\n{cell.median():.1f}"
-        axes.annotate(label, place, shift, textcoords="offset points", color=colour(row), fontsize=8, **look)
+        axes.annotate(label, place, shift, textcoords="offset points", color=tint, fontsize=8, **look)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)
     axes.margins(y=0.18)

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from analysis.cells import Cell
-from analysis.figures.figure import MARKERS, colour
+from analysis.figures import figure
 
 
 def median_and_range(cell: Cell) -> list[str]:
@@ -48,10 +48,10 @@ def seed_notes(found: dict[str, Cell]) -> list[str]:
 
 def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None) -> None:
     """A cell's median and the range of its seeds; hollow where seeds are missing."""
-    values, tint = cell.values(), colour(row)
+    values, tint = cell.values(), figure.colour(row, cell.kind)
     axes.plot([x, x], [min(values), max(values)], color=tint, alpha=0.6)
     face = tint if cell.complete else "white"
-    marker = MARKERS.get(row.partition("_")[0], "s")
+    marker = figure.marker(row, cell.kind)
     axes.plot(x, cell.median(), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
 
 

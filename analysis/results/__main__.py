@@ -1,11 +1,12 @@
-"""Writes docs/results.md: what this project's own studies found, from the records published in runs/records.
+"""Writes docs/results.md and a page for each study in docs/results: what this project's own studies found,
+from the records published in runs/records.
 
     python -m analysis.results                 (make results)
     python -m analysis.results check=true
 
 A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to
 be known of it; every number and picture comes from the records. check=true writes nothing and says whether
-the page is that of the records.
+the pages are those of the records.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if not folders:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
     made = page(folders, docs)
-    files = {docs / "results.md": made.text}
+    files = {docs / path: text for path, text in made.texts.items()}
     shown_ = [folder for folder in folders if folder.name in FRONT]
     text = front.read_text() if shown_ else ""
     for folder in shown_:
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> int:
         return 1 if stale else 0
     for path, picture in made.pictures.items():
         write_atomically(docs / path, picture)
-    for old in set((docs / "results").glob("*.svg")) - {docs / path for path in made.pictures}:
+    kept = {docs / path for path in (*made.pictures, *made.texts)}
+    for old in {path for kind in ("*.svg", "*.md") for path in (docs / "results").glob(kind)} - kept:
         old.unlink()
     for file, text in files.items():
         write_atomically(file, text)

@@ -1,15 +1,41 @@
 """A finding of the paper, held to our records: what it is, and what is said beside each."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.cells import Cell
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, recipes
+from analysis.series import series
 from runs.record import Record, best_and_last
 
 #: Whether a finding agrees, in a word.
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one row that numbers of findings are made of: the row, the model and task, the ids, and the
+    median and the mean of what their table reports."""
+
+    row: str
+    where: str
+    ids: tuple[str, ...]
+    median: str = "-"
+    mean: str = "-"
+
+
+def runs_of(cells: Sequence[Cell]) -> tuple[Runs, ...]:
+    """The runs of each cell."""
+    behind = []
+    for cell in cells:
+        records = sorted(cell.records, key=lambda record: record["cell"]["seed"])
+        label, values = records[0]["label"], list(series(cell).values.values())
+        middles = [f"{of(values):.1f}" for of in (statistics.median, statistics.fmean) if values]
+        ids = tuple(record["id"] for record in records)
+        behind.append(Runs(cell.label, f"{label['model']}, {label['task']}", ids, *middles))
+    return tuple(behind)
 
 
 @dataclass(frozen=True)
@@ -29,6 +55,7 @@ class Claim:
     agrees: bool | None
     firm: bool
     trained: str = "-"
+    runs: tuple[Runs, ...] = ()
     crossfit: "Claim | None" = None  # the same, with each run's epoch chosen by cross-fitting
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from analysis.cells import Cell, Key, over_shared_seeds
 from analysis.inference import is_above, is_near, paired_interval
-from analysis.results.claim import WORDS, Claim, is_firm, table_of, trained
+from analysis.results.claim import WORDS, Claim, is_firm, runs_of, table_of, trained
 from analysis.results.of_figures import of_figures
 from analysis.series import Comparison, compare, series
 from analysis.verdicts import all_cells
@@ -123,9 +123,16 @@ def _near(found: dict[Key, Cell]) -> Iterator[Claim]:
             holds = tuple(difference >= -MARGIN - 1e-9 for difference in line.differences)
             if (larger := _by_chance([vera, other])) is not None:
                 here, holds, agrees = f"{here}; both may be chance: the larger class is {larger}", (), None
-            near = f"VeRA is near {claim}"
+            rows = [vera, other]
             yield Claim(
-                near, _place([vera, other]), here, holds, agrees, is_firm(line.pairs), trained([vera, other])
+                f"VeRA is near {claim}",
+                _place(rows),
+                here,
+                holds,
+                agrees,
+                is_firm(line.pairs),
+                trained(rows),
+                runs_of(rows),
             )
 
 
@@ -178,7 +185,8 @@ def _ablations(found: dict[Key, Cell]) -> Iterator[Claim]:
             holds = tuple(min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True))
             agrees = _all([is_above(line.differences) for line in lines])
             here, rows = f"{name} {first.mean():.1f}; {', '.join(told)}", [first, *others]
-            yield Claim(claim, _place(rows), here, holds, agrees, is_firm(lines[0].pairs), trained(rows))
+            firm, runs = is_firm(lines[0].pairs), runs_of(rows)
+            yield Claim(claim, _place(rows), here, holds, agrees, firm, trained(rows), runs)
     for shared, unique in _sides(found, "vera", "vera_unique"):
         line = _paired(shared, unique)
         here = f"shared {shared.mean():.1f}; unique {unique.mean():.1f}{_words(line, near=True)}"
@@ -195,6 +203,7 @@ def _ablations(found: dict[Key, Cell]) -> Iterator[Claim]:
             is_near(line.differences, MARGIN),
             is_firm(line.pairs),
             trained(rows),
+            runs_of(rows),
         )
 
 
@@ -242,7 +251,8 @@ def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
         rows_ = list({cell.label: cell for near in sides for cell in near}.values())
         agree = agrees[0] if len(set(agrees)) == 1 else None
         firm = is_firm(min(len(one) for one in holds))
-        yield Claim(claim, _place(rows_), "; ".join(told), sum(holds, ()), agree, firm, trained(rows_))
+        words, runs = "; ".join(told), runs_of(rows_)
+        yield Claim(claim, _place(rows_), words, sum(holds, ()), agree, firm, trained(rows_), runs)
 
 
 def _nearest(high: Cell, lora: list[Cell]) -> list[Cell] | None:

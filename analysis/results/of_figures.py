@@ -10,7 +10,7 @@ from analysis import figures
 from analysis.cells import Cell
 from analysis.figures import figure3, figure5, figure6
 from analysis.inference import is_above
-from analysis.results.claim import Claim, is_firm, trained
+from analysis.results.claim import Claim, Runs, is_firm, runs_of, trained
 from analysis.table import texts
 from runs.record import Ledger, Record
 from runs.record.text import plural
@@ -61,7 +61,8 @@ def _moved(ledger: Ledger) -> Iterator[Claim]:
         query, value = (statistics.median(pair[i] for pair in sites) for i in (0, 1))
         words = f"mean over layers, median of the runs: query {query:.3g}, value {value:.3g}"
         early, late = (statistics.median(pair[i] for pair in halves) for i in (0, 1))
-        epochs = _trained_runs(ledger, runs)
+        rows = _rows(ledger, runs)
+        epochs, behind = trained(rows) if rows else "-", runs_of(rows)
         for claim, told, apart in (
             ("d changes more in query than in value (figure 3)", words, [q - v for q, v in sites]),
             (
@@ -74,17 +75,24 @@ def _moved(ledger: Ledger) -> Iterator[Claim]:
             ),
         ):
             yield Claim(
-                claim, place, told, tuple(d > 0 for d in apart), is_above(apart), is_firm(len(apart)), epochs
+                claim,
+                place,
+                told,
+                tuple(d > 0 for d in apart),
+                is_above(apart),
+                is_firm(len(apart)),
+                epochs,
+                behind,
             )
 
 
-def _trained_runs(ledger: Ledger, runs: Sequence[str]) -> str:
-    """As `_trained`, of the runs that a figure measures, where their records are there."""
+def _rows(ledger: Ledger, runs: Sequence[str]) -> list[Cell]:
+    """The runs that a figure measures, by row, where their records are there."""
     records = [ledger.records[run] for run in runs if run in ledger.records]
     by_row: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_row[record["cell"]["row"]].append(record)
-    return trained([Cell(of_row, len(of_row)) for of_row in by_row.values()]) if records else "-"
+    return [Cell(of_row, len(of_row)) for of_row in by_row.values()]
 
 
 def _alike(ledger: Ledger) -> Iterator[Claim]:
@@ -111,6 +119,7 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
         apart = [together - random for together, random in found]
         holds = tuple(difference > 0 for difference in apart)
         place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
+        rows = _rows(ledger, sorted(runs))
         yield Claim(
             claim,
             place,
@@ -118,7 +127,8 @@ def _alike(ledger: Ledger) -> Iterator[Claim]:
             holds,
             is_above(apart),
             is_firm(len(found)),
-            _trained_runs(ledger, sorted(runs)),
+            trained(rows) if rows else "-",
+            runs_of(rows),
         )
 
 
@@ -161,4 +171,6 @@ def _fit(ledger: Ledger) -> Iterator[Claim]:
         )
         claim = "VeRA and LoRA fit random matrices equally well at equal counts (figure 6)"
         # One count that differs refutes it
-        yield Claim(claim, "10 x 10 matrices", words, equal, all(equal), True)
+        ids = dict.fromkeys(name for line in _lines(figure) for name in line["runs"].split())
+        behind = (Runs("both", "10 x 10 matrices", tuple(ids)),)
+        yield Claim(claim, "10 x 10 matrices", words, equal, all(equal), True, runs=behind)

@@ -1,5 +1,5 @@
-"""The page as Markdown: what ran, which findings agree, each study with its tables and figures, and the
-benchmarks."""
+"""The pages as Markdown: results.md has what ran, which findings agree and the benchmarks, and a page for
+each study its tables, figures and runs."""
 
 import json
 import math
@@ -25,24 +25,24 @@ from runs.record.text import one_line, plural
 
 @dataclass
 class Page:
-    """The page as text, and the pictures that it shows, by their paths beside it."""
+    """The pages, and the pictures that they show, by their paths in docs/."""
 
-    text: str
+    texts: dict[str, str]
     pictures: dict[str, str]
 
 
 def page(studies: Sequence[Path], docs: Path) -> Page:
-    """The page of these folders of published records, and of the benchmarks in docs/bench."""
+    """The pages of these folders of published records, and of the benchmarks in docs/bench."""
     ledgers = {folder: read_study(folder) for folder in studies}
     whole = Ledger()
     for ledger in ledgers.values():
         whole.records |= ledger.records
         whole.measures |= ledger.measures
-    made = Page("", {})
-    parts = [INTRODUCTION, _what_ran(ledgers), agreement(claims(whole))]
-    parts += [_study(folder, ledger, made) for folder, ledger in ledgers.items()]
-    parts += [_speed(docs / "bench")]
-    made.text = "\n\n".join(part.strip() for part in parts if part) + "\n"
+    made = Page({}, {})
+    parts = [INTRODUCTION, _what_ran(ledgers), agreement(claims(whole)), READING, _speed(docs / "bench")]
+    made.texts["results.md"] = "\n\n".join(part.strip() for part in parts if part) + "\n"
+    for folder, ledger in ledgers.items():
+        made.texts[f"results/{folder.name}.md"] = study(folder, ledger, made.pictures)
     return made
 
 
@@ -51,10 +51,9 @@ INTRODUCTION = """# Results
 <!-- written by make results from runs/records: edit the NOTES.md of a study, not this page -->
 
 What this project's own studies found, on real benchmark data. Where a model is not one of the paper's, no
-number here reproduces or refutes one of the paper's; what can be compared are its findings. Every number of a
-table comes from the records in `runs/records`; `make report` shows the same records with curves,
-configuration, provenance and run ids. A study's notes name earlier runs that have no record here. Data sets
-are no part of this repository."""
+number here reproduces or refutes one of the paper's; its findings can be compared. Every number is made of
+records in `runs/records`, whose ids stand with it; `make report` shows them with curves, configuration and
+provenance. Data sets are no part of this repository."""
 
 
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
@@ -71,7 +70,7 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
         )
         devices = sorted({_device(r) for r in ledger})
         lines.append(
-            f"| [{folder.name}](#{folder.name}) | {count} | {diverged} | {seconds / 3600:.1f} |"
+            f"| [{folder.name}](results/{folder.name}.md) | {count} | {diverged} | {seconds / 3600:.1f} |"
             f" {'; '.join(devices)} |"
         )
     ids = [record["id"] for ledger in ledgers.values() for record in ledger]
@@ -89,6 +88,13 @@ def _device(record: Record) -> str:
     cpu = f", {plural(threads, 'thread')}" if record["device"]["type"] == "cpu" and threads else ""
     return f"{record['device']['name']}{cpu}"
 
+
+READING = """## How to read the pages of the studies
+
+A page has what is to be known of the runs, the tables and figures, and at its end every run behind a number.
+A row of a table is made of the runs that the last table lists for its method and task. The words and numbers
+are those of `python -m analysis.tables` and `python -m analysis.stats`, which also compares the methods of a
+study by pairs of runs, with sign tests."""
 
 CAUTION = f"""Medians of the best epoch for table 2 and of the last for tables 3 and 5, means for tables 6 and
 7, as the paper has them. Rows are compared over the seeds that all of them have, by pairs of runs of one
@@ -116,37 +122,58 @@ def agreement(found: list[Claim]) -> str:
         return "\n".join(
             [*lines, "Nothing has been published yet that a finding of the paper could be held to."]
         )
-    lines += [*tally(found), "", "One by one:", ""]
+    lines += [*tally(found), "", CAUTION]
+    behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
+    for number, of_one in enumerate(_by_finding(found).values(), 1):
+        printed = dict.fromkeys(f.claim.partition(" (")[2].removesuffix(")") for f in of_one)
+        lines += ["", f"### Finding {number}", "", f"In the paper: {'; '.join(printed)}.", ""]
+        lines += ["| tried on | here | epochs | | cross-fitted | runs |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {f.where} | {f.here} | {f.trained} | {f.word} | {crossfit_word(f)}"
+            f" | {', '.join(f'R{behind.index(runs) + 1}' for runs in f.runs) or '-'} |"
+            for f in of_one
+        ]
+    lines += ["", "### Runs behind the findings", "", BEHIND, ""]
     lines += [
-        "| the paper's finding | tried on | here | epochs | | cross-fitted |",
-        "|---|---|---|---|---|---|",
+        "| | row | tried on | runs | median | mean | ids, by seed |",
+        "|---|---|---|---:|---:|---:|---|",
     ]
     lines += [
-        f"| {f.claim} | {f.where} | {f.here} | {f.trained} | {f.word} | {crossfit_word(f)} |" for f in found
+        f"| R{n} | {runs.row} | {runs.where} | {len(runs.ids)} | {runs.median} | {runs.mean}"
+        f" | {' '.join(f'`{name}`' for name in runs.ids)} |"
+        for n, runs in enumerate(behind, 1)
     ]
-    lines += ["", CAUTION]
     return "\n".join(lines)
+
+
+BEHIND = """Two rows are compared over the seeds that both have, so one row can have several numbers: of all
+its seeds or of some, as a median or, for tables 6 and 7, as a mean. Of figure 6 the ids are measures."""
+
+
+def _by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
+    """The claims of each finding, which the paper may have in several tables."""
+    groups: dict[str, list[Claim]] = defaultdict(list)
+    for claim in found:
+        groups[claim.claim.partition(" (")[0]].append(claim)
+    return groups
 
 
 def tally(found: list[Claim]) -> list[str]:
     """A line for each finding, over all that it was tried on."""
-    groups: dict[str, list[Claim]] = defaultdict(list)
-    for claim in found:
-        groups[claim.claim.partition(" (")[0]].append(claim)
     lines = [
         (
-            "| the paper's finding | tried on | agrees | does not agree | undecided | of at least"
+            "| | the paper's finding | tried on | agrees | does not agree | undecided | of at least"
             f" {FIRM_PAIRS} pairs or runs | single pairs, runs or counts that say so |"
         ),
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, mine in groups.items():
+    for number, (name, mine) in enumerate(_by_finding(found).items(), 1):
         words = [sum(claim.agrees is word for claim in mine) for word in (True, False, None)]
         holds = [answer for claim in mine for answer in claim.holds]
         firm = sum(claim.firm for claim in mine)
         lines.append(
-            f"| {name} | {len(mine)} | {' | '.join(map(str, words))} | {firm} | {sum(holds)} of"
-            f" {len(holds)} |"
+            f"| [{number}](#finding-{number}) | {name} | {len(mine)} | {' | '.join(map(str, words))} | {firm}"
+            f" | {sum(holds)} of {len(holds)} |"
         )
     return lines
 
@@ -159,36 +186,79 @@ def crossfit_word(claim: Claim) -> str:
     return claim.crossfit.word if same else f"{claim.crossfit.word}: {claim.crossfit.here}"
 
 
-def _study(folder: Path, ledger: Ledger, made: Page) -> str:
+def study(folder: Path, ledger: Ledger, pictures: dict[str, str]) -> str:
+    """The page of a study. Its pictures are added to `pictures`."""
     notes = folder / "NOTES.md"
-    parts = [f"## {folder.name}", notes.read_text().strip() if notes.is_file() else ""]
+    parts = [f"# {folder.name}", HEAD, notes.read_text().strip() if notes.is_file() else ""]
     finished = Ledger(
         {r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures
     )
+    shown = set[str]()  # a note is said once on a page
     for name in TABLES:
         for table in TABLES[name](finished, "paper", None) if name not in WITHOUT_RECORDS else []:
             # A number of ours, beside the counts
             if {table.header[column] for _, column in table.runs} - {"params"}:
-                parts.append(_table(table))
+                parts.append(_table(table, shown))
     for name in figures.FIGURES:
         for figure in figures.FIGURES[name](finished):
             if any(row[-1].text for row in figure.rows):
-                path = f"results/{folder.name}_{figure.name}.svg"
-                made.pictures[path] = figures.svg(figure)
-                notes_ = [f"- {one_line(note)}" for note in figure.notes]
+                path = f"{folder.name}_{figure.name}.svg"
+                pictures[f"results/{path}"] = figures.svg(figure)
+                notes_ = _new(figure.notes, shown)
                 parts.append("\n".join([f"![{one_line(figure.title)}]({path})", "", *notes_]).strip())
-    parts += [_table(table) for table in [*statistics_tables(finished), costs(finished)] if table.rows]
-    parts += [_trials(finished)]
-    return "\n\n".join(part for part in parts if part)
+    cells = [table for table in statistics_tables(finished) if table.title.endswith(": cells")]
+    parts += [_table(table, shown) for table in [*cells, costs(finished)] if table.rows]
+    parts += [_trials(finished), _runs(finished)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(table: Table) -> str:
+HEAD = """<!-- written by make results from runs/records: edit the study's NOTES.md, not this page -->
+
+[Results of all studies](../results.md)"""
+
+
+def _new(notes: Sequence[str], shown: set[str]) -> list[str]:
+    """The notes that the page does not have yet, as a list; those that say the same of several rows in one
+    line."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for note in map(one_line, notes):
+        row, colon, rest = note.rpartition(": ")
+        hollow = colon and rest.endswith("(hollow).")
+        if hollow or note not in shown:
+            groups[rest if hollow else ""].append(row if hollow else note)
+            shown.add(note)
+    alone = groups.pop("", [])
+    together = [f"{'; '.join(rows)}: {rest}" for rest, rows in groups.items()]
+    return [f"- {note}" for note in [*alone, *together]]
+
+
+def _runs(ledger: Ledger) -> str:
+    """Every run of a study by method, task and, of a trial, its rates; in the order of seeds."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in ledger:
+        train, trial = record["config"]["train"], is_trial(record["config"])
+        rates = " and ".join(f"{train[key]:g}" for key in ("lr", "lr_head") if train.get(key) is not None)
+        label = record["label"]
+        method = f"{label_of(record)}{f', trial, rates {rates}' * trial}"
+        groups[method, label["model"], label["task"]].append(record)
+    lines = ["**Runs**", "", "| method | model | task | run ids, by seed |", "|---|---|---|---|"]
+    for key, records in sorted(groups.items()):
+        by_seed = sorted(records, key=lambda record: (record["cell"]["seed"], record["id"]))
+        ids = " ".join(f"{r['cell']['seed']}: `{r['id']}`" for r in by_seed)
+        lines.append(f"| {' | '.join(map(one_line, key))} | {ids} |")
+    return "\n".join(lines) if groups else ""
+
+
+def _table(table: Table, shown: set[str]) -> str:
     table = table.flat()
     body = table.render("md").removeprefix(table.title).strip()
     lines = body.splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))
-    notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"**{table.title}**", "", *lines[:end], "", *notes]).strip()
+    behind = []
+    if table.header[0] == "setting":  # rows that the table of runs has by another name
+        ids = {row[0].text: dict.fromkeys(name for cell in row for name in cell.ids) for row in table.rows}
+        behind = [f"- {row}: {' '.join(f'`{name}`' for name in of)}" for row, of in ids.items() if of]
+    return "\n".join([f"**{table.title}**", "", *lines[:end], "", *behind, *_new(table.notes, shown)]).strip()
 
 
 def _trials(ledger: Ledger) -> str:

@@ -1,6 +1,18 @@
 """A table of the paper, or of the demo, from records. Each has a file; TABLES names them."""
 
+from collections.abc import Collection
+
 from analysis.cells import published
+from analysis.own import (
+    as_published,
+    early_stops,
+    failures,
+    hidden_variants,
+    of_tasks,
+    parts_of_data,
+    split,
+    with_variants,
+)
 from analysis.table import Table
 from analysis.tables.ablations import table6, table7
 from analysis.tables.counts import table1
@@ -10,6 +22,7 @@ from analysis.tables.glue import table2
 from analysis.tables.images import table5
 from analysis.tables.instruct import table4, table12, table13
 from analysis.tables.recipes import table8, table9, table10, table11
+from analysis.tables.rows import rows_table
 from runs.record import Ledger
 
 TABLES = {
@@ -26,9 +39,53 @@ TABLES |= {"table12": table12, "table13": table13, "demo": demo_table}
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11")
 
 
-def make(name: str, ledger: Ledger, select: str = "paper", seeds: int | None = None) -> list[Table]:
-    """A table's parts by its name, each with what of it is of published records."""
-    made = TABLES[name](ledger, select, seeds)
-    for table in made:
-        table.notes += published(ledger, (run for runs in table.runs.values() for run in runs))
+def make(
+    name: str,
+    ledger: Ledger,
+    select: str = "paper",
+    seeds: int | None = None,
+    models: Collection[str] = (),
+    tasks: Collection[str] = (),
+    every: bool = False,
+) -> list[Table]:
+    """A table's parts by its name, "" for rows x tasks of whatever has run: first of what ran on this
+    machine, then of what the project has published.
+
+    models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row."""
+    own, others = split(ledger)
+    parts = [(own, True)] if own.records or own.measures or not others.records else []
+    parts += [(others, False)] if others.records and name not in WITHOUT_RECORDS else []
+    made = list[Table]()
+    for part, is_own in parts:
+        shown = with_variants(part, paper=name != "") if every else part
+        tables = _of_part(name, shown, select, seeds, tasks)
+        tables = [table for table in tables if not models or table.model in models]
+        if is_own:
+            tables.sort(key=lambda table: not table.runs)  # the paper's rows alone come after those with runs
+            for table in tables:
+                table.notes += _own_notes(table, shown)
+        else:
+            tables = [as_published(table) for table in tables if table.runs or not made]
+            for table in tables:
+                table.notes += published(part, (run for runs in table.runs.values() for run in runs))
+        made += tables
     return made
+
+
+def _of_part(
+    name: str, ledger: Ledger, select: str, seeds: int | None, tasks: Collection[str]
+) -> list[Table]:
+    if name == "":
+        return rows_table(ledger, select, seeds)
+    if tasks and name == "table2":
+        return table2(ledger, select, seeds, tuple(tasks))
+    made = TABLES[name](ledger, select, seeds)
+    return [of_tasks(table, tasks) for table in made] if tasks else made
+
+
+def _own_notes(table: Table, own: Ledger) -> list[str]:
+    """What a reader of a table of own runs should know beside what it shows."""
+    near = [r for r in own if r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks]
+    shown = {run for runs in table.runs.values() for run in runs}
+    parts = parts_of_data(r for r in near if r["id"] in shown)
+    return [*hidden_variants(near), *parts, *early_stops(near), *failures(near)]

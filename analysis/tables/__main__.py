@@ -1,8 +1,15 @@
 """Prints a table from the records, beside the paper's where there is one.
 
     python -m analysis.tables table2                    (table1 to table13, demo)
+    python -m analysis.tables table2 model=minilm task=mrpc
+    python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
+    python -m analysis.tables task=mine                 the same of a task (model=, method=)
     python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
     python -m analysis.tables table2 select=crossfit save=true
+
+Your own runs come first, also those that deviate from the recipe; below them, what the project has published
+(published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
+shows each.
 
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
 epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
@@ -14,15 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import open_ledger
+from analysis.command import Chosen, open_chosen, words
+from analysis.own import early_stops, failures
 from analysis.tables import TABLES, WITHOUT_RECORDS, make
-from runs.command import OfRecords, did_you_mean, entry_point, read, setting
+from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(Chosen):
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
@@ -31,27 +39,39 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="TABLE")
-    (name,), settings = line.names, line.settings
-    if name not in TABLES:
+    line = read(arguments, Settings, names="[TABLE]")
+    name, settings = "".join(line.names), line.settings
+    if name and name not in TABLES:
         raise UserError(
-            f"no table {name!r}.{did_you_mean(name, TABLES)} Known: {', '.join(TABLES)}. A preset's runs"
-            " stand in the paper's table of its protocol (glue_minilm: table2)"
+            f"no table {name!r}.{did_you_mean(name, TABLES)} Known: {', '.join(TABLES)}. Runs of other tasks"
+            " and methods: task=NAME, method=NAME, sweep=NAME. A preset's runs stand in the paper's table of"
+            " its protocol (glue_minilm: table2)"
         )
+    if not name and not settings.chooses:
+        raise UserError(f"name a table ({', '.join(TABLES)}), or task=, model=, method= or sweep= (--help)")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
-    ledger = Ledger() if name in WITHOUT_RECORDS else open_ledger(settings.output)
-    tables = make(name, ledger, settings.select, settings.seeds)
+    ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
+    models, tasks, every = words(settings.model), words(settings.task), settings.all or bool(settings.sweep)
+    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, every)
     if not tables:
-        raise UserError(f"no records of {name} in {settings.output}/records yet (make {name})")
+        raise _nothing(name, ledger, settings)
     text = "\n\n".join(table.render(settings.format, settings.runs) for table in tables)
     print(text)
     if settings.save:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]
-        path = Path(settings.output) / name / f"table.{ending}"
+        path = Path(settings.output) / (name or settings.sweep or "rows") / f"table.{ending}"
         write_atomically(path, text + "\n")
         print(f"\nTable: {path}")
     return 0
+
+
+def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
+    """Why there is no table: nothing has run, or nothing to its end."""
+    records = f"{settings.output}/records"
+    if notes := [*early_stops(ledger), *failures(ledger)] if not name else []:
+        return UserError(f"no finished run in {records} for that: {' '.join(notes)}")
+    return UserError(f"no records of {name or 'that'} in {records} yet{f' (make {name})' if name else ''}")
 
 
 if __name__ == "__main__":

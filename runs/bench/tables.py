@@ -26,63 +26,70 @@ def markdown(rows: list[Row]) -> str:
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
-    blocks = []
-    trained = parts.get("training", [])
-    for model in dict.fromkeys(row["model"] for row in trained):
-        mine = {(row["variant"], row["tokens"]): row for row in trained if row["model"] == model}
-        names, lengths = (list(dict.fromkeys(key[i] for key in mine)) for i in (0, 1))
-        head = [
-            f"{model}, a training step",
-            *(f"{t} tokens" for t in lengths),
-            *(f"saved at {t}" for t in lengths),
-        ]
-        lines = []
-        for name in names:
-            found = [mine.get((name, t)) for t in lengths]
-            times = [
-                f"{median(r) / median(mine[REFERENCE, r['tokens']]):.2f} ({median(r):.2f} s)" if r else "-"
-                for r in found
-            ]
-            lines.append([name, *times, *(megabytes(r["saved"] if r else None) for r in found)])
-        blocks.append(f"Time against {REFERENCE}; what the forward pass keeps.\n\n" + table(head, lines))
+    blocks = _training(parts.get("training", []))
     if "memory" in parts:
         lines = [[r["variant"], str(r["tokens"]), megabytes(r["bytes"])] for r in parts["memory"]]
         blocks.append(table(["peak memory of a training process", "tokens", "memory"], lines))
     if "files" in parts:
         lines = [[r["variant"], f"{r['bytes']:,}", f"{median(r):.2f} s"] for r in parts["files"]]
         blocks.append(table(["an adapter on disk (RoBERTa-base)", "bytes", "time to load"], lines))
-    for part in ("start", "epoch"):
-        if part in parts:
-            first = median(parts[part][0])
-            lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / first:.2f}"] for r in parts[part]]
-            title = {"start": "the harness", "epoch": "an epoch on RTE, MiniLM, VeRA"}[part]
-            blocks.append(table([title, "time", "ratio"], lines))
-            if part == "epoch":
-                blocks[-1] += f"\n\nLosses of the two differ by at most {parts[part][0]['losses_apart']:.1e}."
+    if "start" in parts:
+        blocks.append(_ratios("the harness", parts["start"]))
+    if "epoch" in parts:
+        apart = parts["epoch"][0]["losses_apart"]
+        losses = f"Losses of the two differ by at most {apart:.1e}."
+        blocks.append(f"{_ratios('an epoch on RTE, MiniLM, VeRA', parts['epoch'])}\n\n{losses}")
     decoded = parts.get("decoding", [])
     for model in dict.fromkeys(row["model"] for row in decoded):
-        mine_ = [row for row in decoded if row["model"] == model]
-        lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / median(mine_[0]):.2f}"] for r in mine_]
-        blocks.append(
-            table(
-                [f"{model}: {mine_[0]['items']} MRs, 10 beams, {mine_[0]['steps']} tokens", "time", "ratio"],
-                lines,
-            )
-        )
-    served = parts.get("serving", [])
-    if served:
-        base = {(r["tokens"], r["resident"]): median(r) for r in served if r["variant"] == "base model"}
-        lines = [
-            [
-                r["variant"],
-                str(r["tokens"]),
-                f"{median(r) * 1e3:,.0f} ms",
-                f"{median(r) / base[r['tokens'], r['resident']]:.2f}",
-            ]
-            for r in served
-        ]
-        blocks.append(
-            table(["a batch of 64 requests, RoBERTa-base", "tokens each", "time", "against the base"], lines)
-        )
-        blocks[-1] += "".join(f"\n\n{r['variant']}: {megabytes(r['bytes'])}." for r in parts["resident"])
+        of_model = [row for row in decoded if row["model"] == model]
+        title = f"{model}: {of_model[0]['items']} MRs, 10 beams, {of_model[0]['steps']} tokens"
+        blocks.append(_ratios(title, of_model))
+    if "serving" in parts:
+        blocks.append(_serving(parts["serving"], parts["resident"]))
     return "\n\n".join(blocks)
+
+
+def _training(rows: list[Row]) -> list[str]:
+    """A table for each model: the time of a step against REFERENCE's, and what the forward pass keeps."""
+    blocks = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of_model = {(row["variant"], row["tokens"]): row for row in rows if row["model"] == model}
+        names, lengths = (list(dict.fromkeys(key[i] for key in of_model)) for i in (0, 1))
+        head = [f"{model}, a training step", *(f"{t} tokens" for t in lengths)]
+        head += [f"saved at {t}" for t in lengths]
+        lines = []
+        for name in names:
+            measured = [of_model.get((name, t)) for t in lengths]
+            times = [
+                f"{median(r) / median(of_model[REFERENCE, r['tokens']]):.2f} ({median(r):.2f} s)"
+                if r
+                else "-"
+                for r in measured
+            ]
+            lines.append([name, *times, *(megabytes(r["saved"] if r else None) for r in measured)])
+        blocks.append(f"Time against {REFERENCE}; what the forward pass keeps.\n\n" + table(head, lines))
+    return blocks
+
+
+def _ratios(title: str, rows: list[Row]) -> str:
+    """Times, and against the first of them."""
+    first = median(rows[0])
+    lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / first:.2f}"] for r in rows]
+    return table([title, "time", "ratio"], lines)
+
+
+def _serving(rows: list[Row], resident: list[Row]) -> str:
+    """Times against the base model's at the same length, and the memory of the resident adapters."""
+    base = {(r["tokens"], r["resident"]): median(r) for r in rows if r["variant"] == "base model"}
+    lines = [
+        [
+            r["variant"],
+            str(r["tokens"]),
+            f"{median(r) * 1e3:,.0f} ms",
+            f"{median(r) / base[r['tokens'], r['resident']]:.2f}",
+        ]
+        for r in rows
+    ]
+    head = ["a batch of 64 requests, RoBERTa-base", "tokens each", "time", "against the base"]
+    sizes = "".join(f"\n\n{r['variant']}: {megabytes(r['bytes'])}." for r in resident)
+    return table(head, lines) + sizes

@@ -27,7 +27,7 @@ def interleaved(work: dict[str, Callable[[], Any]], rounds: int, say: str) -> di
 
     seconds: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
-    bar = tqdm(total=rounds * len(names), desc=say, leave=False)
+    bar = tqdm(total=rounds * len(names), desc=say, leave=False, disable=None)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             started = time.perf_counter()

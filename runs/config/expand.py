@@ -30,7 +30,7 @@ from runs.record import cache_folder, write_atomically
 
 OWN = [field.name for field in dataclasses.fields(Config)]
 #: What says where and how runs are done, and not which: no part of a run, and one value for a whole command.
-WHERE = ("launcher", "tracking", "lease_seconds", "redo")
+WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,19 @@ class Grid:
     def combinations(self) -> Iterator[tuple[str, ...]]:
         """The overrides of each cell, in order, but for the seed."""
         for combination in itertools.product(*self.lists.values()):
-            yield (*self.fixed.values(), *combination)
+            lines = (*self.fixed.values(), *combination)
+            yield tuple(line for one in lines for line in spelt_out(one))
 
     def __len__(self) -> int:
         return math.prod(map(len, self.lists.values())) * len(self.seeds)
+
+
+def spelt_out(line: str) -> tuple[str, ...]:
+    """An override as the ones that it means: method=peft:IA3Config, which may stand beside other methods in a
+    list, is method=peft and its class."""
+    if match := re.fullmatch(r"method=peft\\*:(\w+)", line):
+        return "method=peft", f"method.config_class={match[1]}"
+    return (line,)
 
 
 def grid(overrides: list[str], files: Files) -> Grid:
@@ -103,9 +112,10 @@ def grid(overrides: list[str], files: Files) -> Grid:
         raise UserError(f"{several}= takes one value, for all runs of the command")
     lists = (_lists_of(preset, files, fixed) if preset else {}) | lists
     for line in [*fixed.values(), *itertools.chain.from_iterable(lists.values())]:
-        key, _, value = line.partition("=")
-        if key in GROUPS:
-            files.check_choice(key, value)
+        for each in spelt_out(line):
+            key, _, value = each.partition("=")
+            if key in GROUPS:
+                files.check_choice(key, value)
     seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
     asked = Grid(fixed, lists, seeds, preset)
     if len(asked) > MOST_RUNS:

@@ -188,10 +188,12 @@ class Files:
 
     def _no_choice(self, group: str, name: str) -> str:
         known = self.choices(group)
-        return (
-            f"no {group} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)} (python -m runs"
-            " --help)"
-        )
+        near = did_you_mean(name, known)
+        if group == "method" and not near:
+            classes = {of.lower().removesuffix("config"): of for of in json.loads(PEFT_SITES.read_text())}
+            of_peft = classes.get(name.lower().removesuffix("config"))
+            near = f" Did you mean peft:{of_peft}?" if of_peft else ""
+        return f"no {group} {name!r}.{near} Known: {', '.join(known)} (python -m runs --help)"
 
     # --- recipes
 
@@ -244,7 +246,9 @@ class Files:
         groups = groups_of(overrides)
         known = self.known_keys(groups) if groups != overrides else []  # groups alone fail by themselves
         for line in overrides:
-            key = line.lstrip("+~").partition("=")[0]
+            key, _, value = line.lstrip("+~").partition("=")
+            if "method.config" in known and key not in known and key.startswith("method."):
+                return f"no key {key!r}. A class of peft takes method.config='{{{key[7:]}: {value}}}'"
             if known and key not in known and key not in GROUPS:
                 return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
         cause = error.__cause__ or error.__context__ or error

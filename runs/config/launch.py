@@ -79,13 +79,15 @@ class Launch:
     tracking: Tracking = field(default_factory=Tracking)
     lease_seconds: float = 30.0  # how long an executor may be silent before another takes over its run
     redo: bool = False  # whether runs that have a record are done again; what they left is set aside
+    table: bool = True  # whether a sweep ends with the table of its runs
 
 
 def from_plain(values: dict[str, Any]) -> Launch:
     """From plain values, as a composed configuration has them. Raises UserError for what cannot be."""
     settings = dict(values["launcher"])
     launcher = {of.name: of for of in LAUNCHERS}[settings["name"]](**settings)
-    launch = Launch(launcher, Tracking(**values["tracking"]), values["lease_seconds"], values["redo"])
+    rest = {key: values[key] for key in ("lease_seconds", "redo", "table")}
+    launch = Launch(launcher, Tracking(**values["tracking"]), **rest)
     for key in ("runs_per_device", "executors"):
         if (count := settings.get(key)) is not None and count < 1:
             raise UserError(f"launcher.{key}={count}: should be at least 1")

@@ -5,6 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+#: How peft calls settings of a method.
+ALIASES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "sites"}
+
 
 def as_word(value: Any) -> str:
     """A value as the command line takes it."""
@@ -19,6 +22,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """The nearest right name as a sentence, or, for a key of a group, what the group has; else empty."""
     # "lr" for "train.lr": the last part right, the group wrong or left out
     group, _, last = name.rpartition(".")
+    known_as = f"{group}.{ALIASES.get(last, last)}" if group else last
+    if (exact := {k.lower(): k for k in known}.get(known_as.lower())) is not None:
+        return f" Did you mean {exact}?"
     close = [k for k in known if k.startswith(f"{name}_")][:4] or [
         k for k in known if k.endswith(f".{last}")
     ][:1]

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, 
 from hydra.errors import HydraException
 
 from runs.config.files import GROUPS
-from runs.config.names import first_line
+from runs.config.names import ALIASES, first_line
 from runs.errors import UserError
 
 #: Of one command. A number with a zero too many is refused before it takes memory.
@@ -82,6 +82,11 @@ def _parse(argument: str) -> Override:
     except HydraException:
         if argument.startswith("-"):
             raise UserError(f"no option {shown}; settings are KEY=VALUE, such as output=FOLDER") from None
+        if (call := re.fullmatch(r"method=(\w+)\(([\w.=, -]*)\)", argument)) is not None:
+            parts = [part.strip().partition("=") for part in call[2].split(",") if part.strip()]
+            words = [f"method.{ALIASES.get(name, name)}={value}" for name, _, value in parts]
+            meant = " ".join([f"method={call[1].lower()}", *words])
+            raise UserError(f"{shown!r} is not KEY=VALUE. Did you mean {meant}?") from None
         raise UserError(
             f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)"
         ) from None
@@ -122,6 +127,8 @@ def _check(override: Override, shown: str) -> None:
     if re.match(r"hydra\b", key):
         instead = next((text for begin, text in HYDRAS_OWN.items() if f"{key}.".startswith(begin)), "")
         raise UserError(f"{shown}: not taken here. Instead: {instead or HYDRAS_OWN['hydra.']}")
+    if key == "method.kind" and "." in str(override.value()):
+        raise UserError(f"{shown}: a class is named by a file (--config-dir), no override")
     if "_target_" in key.split(".") or _names_target(override.value()):
         raise UserError(f"{shown}: _target_ names what is called, which no override does")
 

@@ -3,8 +3,8 @@ it.
 
 schema.py says what a record holds and checks it, metric.py what its number means; ledger.py reads one, or
 all; files.py writes them, whole or not at all; selection.py says which epoch is the best by a protocol,
-rows.py which row of a table a run belongs to, and paths.py takes local paths out. No torch and no Hydra:
-analysis/ reads the ledger through this package.
+rows.py which row of a table a run belongs to, sweeps.py which runs a sweep has, and paths.py takes local
+paths out. No torch and no Hydra: analysis/ reads the ledger through this package.
 """
 
 from runs.record.cell import (
@@ -46,6 +46,7 @@ from runs.record.paths import without_paths
 from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.selection import best_and_last, crossfit, crossfit_of
+from runs.record.sweeps import read_sweep, sweep_names, sweep_path, write_sweep
 
 __all__ = [
     "COMPUTED",
@@ -79,14 +80,18 @@ __all__ = [
     "read_record",
     "read_regular",
     "read_study",
+    "read_sweep",
     "record_path",
     "record_text",
     "records_folder",
     "row_label",
     "run_folder",
     "study_folders",
+    "sweep_names",
+    "sweep_path",
     "sweep_up_dead",
     "without_paths",
     "write_atomically",
     "write_record",
+    "write_sweep",
 ]

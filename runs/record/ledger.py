@@ -72,13 +72,16 @@ class Ledger:
     """Records by run id, where each comes from ("ours" or the study's name), and files that could not be
     read.
 
-    measures: by their own ids; what figures are drawn from that is no run.
+    measures: by their own ids; what figures are drawn from that is no run, and in measured where they come
+    from. published: of runs that were done here, too, the published records, by study and id.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     measures: dict[str, Record] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
+    published: dict[str, tuple[str, Record]] = field(default_factory=dict)
     _known: "_Parts" = field(default_factory=lambda: _Parts(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Record]:
@@ -209,13 +212,16 @@ def _read_into(
                 others.append(record["id"])
             elif first is record or _is_better(ledger.origin[record["id"]], origin, first, record, output):
                 ledger.origin[record["id"]] = origin
+            if first is not record and ledger.origin[record["id"]] == "ours":
+                ledger.published.setdefault(record["id"], (origin, record))
         for path in _json_files(measures):
             try:
                 measure = read_measure(path)
             except ValueError as error:
                 ledger.problems.append(_printable(error))
                 continue
-            ledger.measures.setdefault(measure["id"], measure)
+            if ledger.measures.setdefault(measure["id"], measure) is measure:
+                ledger.measured[measure["id"]] = origin
     if others:
         which = f"run {others[0]} has" if len(others) == 1 else f"{len(others)} runs have"
         whose = ", ".join(sorted({ledger.origin[name] for name in others}))

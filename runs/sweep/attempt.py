@@ -63,8 +63,9 @@ class Attempt:
         if self._child is not None:
             self._child.terminate()
 
-    def go(self, heart: Heart, show: Callable[[Event], None]) -> Ending:
-        """Does the run, and says how that ended. show: is given each event of the run."""
+    def go(self, heart: Heart, show: Callable[[Event], None], idle: Callable[[], None]) -> Ending:
+        """Does the run, and says how that ended. show: is given each event of the run. idle: is called in
+        each second without one."""
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         killed_before = _kernel_kills()
@@ -78,7 +79,7 @@ class Attempt:
             sender.close()
         self._child = child  # which can be asked to stop from here on
         try:
-            self._follow(child, receiver, heart, show)
+            self._follow(child, receiver, heart, show, idle)
             child.join()
         except BaseException:
             _end(child)
@@ -88,7 +89,14 @@ class Attempt:
             receiver.close()
         return Ending("lost") if heart.lost else self._ending(child.exitcode or 0, killed_before)
 
-    def _follow(self, child: Any, receiver: Connection, heart: Heart, show: Callable[[Event], None]) -> None:
+    def _follow(
+        self,
+        child: Any,
+        receiver: Connection,
+        heart: Heart,
+        show: Callable[[Event], None],
+        idle: Callable[[], None],
+    ) -> None:
         """Passes on what the process says, until it ends; keeps how the run stands in its folder."""
         latest: Event = {}
         written, here = 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
@@ -99,6 +107,7 @@ class Attempt:
                 child.kill()
             try:
                 if not receiver.poll(1.0):
+                    idle()
                     continue
                 event = receiver.recv()
             except EOFError:

@@ -16,12 +16,12 @@ from runs.sources import changed_words
 Event = dict[str, Any]
 
 #: Off a terminal, seconds until a run's first line and between later ones, where no epoch ends before.
-FIRST_LINE, LINES = 30.0, 600.0
+FIRST_LINE, LINES = 30.0, 60.0
 
 
 class Display:
-    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch and, in long
-    ones, more."""
+    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch, and a
+    short one a minute."""
 
     def __init__(self, total: int, name_task: bool) -> None:
         self.total, self.name_task = total, name_task
@@ -31,7 +31,8 @@ class Display:
         # Seconds for the runs after this one, and how many of them are not in it
         self.later, self.unknown = 0.0, 0
         # When a line is to be written, whatever the run is at: a log should show that it goes on
-        self.due = 0.0
+        self.due = time.monotonic() + FIRST_LINE
+        self.latest: Event = {"phase": "starting"}
 
     def start(self, position: int, run: Run, words: str = "") -> None:
         """The run that lines are about now. words: what tells it from others of the same row and task."""
@@ -39,17 +40,32 @@ class Display:
         task = f"{run.config['task']['label']} " if self.name_task else ""
         name = f"{task}{row_label(run.config)}{' ' * bool(words)}{words} seed {run.seed}"
         self.head = f"[{position:>{width}}/{self.total}] {name}"
-        self.due = time.monotonic() + FIRST_LINE
+        self.due, self.latest = time.monotonic() + FIRST_LINE, {"phase": "starting"}
 
     def show(self, event: Event) -> None:
-        """An event of the run that is on: a step of the bar, or a line where one is due."""
+        """Shows an event of the run: on the live bar, or as a line if it is a milestone or a line is due."""
+        self.latest = event
         if self.live:
             self._bar(event)
-        elif event["phase"] == "evaluated" or ("steps" in event and time.monotonic() >= self.due):
-            print(f"{self.head}  {self._words(event)}", flush=True)
-            self.due = time.monotonic() + LINES
+        elif event["phase"] == "evaluated":
+            self._log(self._words(event))
         elif event["phase"].startswith("resuming") or event.get("milestone"):
-            print(f"{self.head}  {event['phase']}{self._count(event)}", flush=True)
+            self._log(f"{event['phase']}{self._count(event)}")
+        else:
+            self.remind()
+
+    def remind(self) -> None:
+        """Off a terminal, a short line about the last event, if a minute has passed without a line."""
+        if self.live or time.monotonic() < self.due:
+            return
+        event = self.latest
+        self._log(
+            "  ".join(self._where(event)) if "steps" in event else f"{event['phase']}{self._count(event)}"
+        )
+
+    def _log(self, words: str) -> None:
+        print(f"{self.head}  {words}".strip(), flush=True)
+        self.due = time.monotonic() + LINES
 
     def _open_bar(self, total: int) -> None:
         if self.bar is None:
@@ -78,9 +94,18 @@ class Display:
         left = event["seconds_left"]
         return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
 
+    def _where(self, event: Event) -> list[str]:
+        """How far training is, and the time that is left."""
+        texts = f" and {event['texts']} texts" if event.get("texts") else ""
+        more = f" and {plural(self.unknown, 'run')} not timed yet" if self.unknown else ""
+        known = self.later or not self.unknown
+        all_ = f", all {duration(event['seconds_left'] + self.later)}{more}" if known and not texts else ""
+        step = [f"step {event['step']}/{event['steps']}"] * (event["phase"] == "training" and not self.live)
+        left = f"left: run {duration(event['seconds_left'])}{texts}{all_}"
+        return [f"epoch {event['epoch']}/{event['epochs']}", *step, left]
+
     def _words(self, event: Event) -> str:
-        words = [f"epoch {event['epoch']}/{event['epochs']}"]
-        words += [f"step {event['step']}/{event['steps']}"] * (not self.live and event["phase"] == "training")
+        *words, left = self._where(event)
         words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             now, best = (
@@ -90,12 +115,7 @@ class Display:
             words.append(f"dev {event['metric_name']} {now} (best {best})")
         pace, unit = event["pace"], event["unit"]
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
-        texts = f" and {event['texts']} texts" if event.get("texts") else ""
-        more = f" and {plural(self.unknown, 'run')} not timed yet" if self.unknown else ""
-        known = self.later or not self.unknown
-        all_ = f", all {duration(event['seconds_left'] + self.later)}{more}" if known and not texts else ""
-        words.append(f"left: run {duration(event['seconds_left'])}{texts}{all_}")
-        return "  ".join(words)
+        return "  ".join([*words, left])
 
     def skipped(self, record: Record) -> None:
         """The line of a run that has its record already."""
@@ -109,7 +129,7 @@ class Display:
     def line(self, text: str) -> None:
         """A line about the run that is on."""
         self.close()
-        print(f"{self.head}  {text}", flush=True)
+        self._log(text)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -118,12 +138,14 @@ class Display:
 
 
 class Board(Display):
-    """A line for each run that ends, whoever does it; on a terminal, one live line about all of them."""
+    """A line for each run that ends, whoever does it, and one about all of them: live on a terminal,
+    elsewhere once a minute."""
 
     def say(self, text: str) -> None:
         """A line of its own."""
         self.close()
         print(text, flush=True)
+        self.due = time.monotonic() + LINES
 
     def skipped(self, record: Record) -> None:
         """Of those that are done already the number is told, and who has changed since."""
@@ -137,13 +159,16 @@ class Board(Display):
 
     def state(self, left: int, running: list[dict[str, Any]], executors: int) -> None:
         """How many runs are left, the last event of those that are on, and how many executors do them."""
-        if not self.live:
-            return
-        self._open_bar(self.total)
-        self.bar.n = self.total - left
         longest = max((event.get("seconds_left") or 0.0 for event in running), default=0.0)
         last = f"  the longest of them: {duration(longest)}" if longest else ""
-        self.bar.unit = f"{len(running)} running on {executors} executors{last}"
+        words = f"{len(running)} running on {plural(executors, 'executor')}{last}"
+        if not self.live:
+            self.head = f"[{self.total - left}/{self.total}]"
+            self.latest = {"phase": words}
+            self.remind()
+            return
+        self._open_bar(self.total)
+        self.bar.n, self.bar.unit = self.total - left, words
         self.bar.set_description_str(f"[{self.total - left}/{self.total}]")
 
 

@@ -7,6 +7,7 @@ python -m runs.sweep.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]    
                                                                             (runs/sweep/launchers.py)
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
 from runs.sweep.devices import DeviceLease
-from runs.sweep.display import Display, Event, estimate
+from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
 from runs.tracking import Tracker
@@ -57,7 +58,7 @@ class Executor:
     def go(self) -> Outcome:
         """Until no run is left that this executor could do."""
         pending, spent = list(self.sweep.jobs), list[tuple[Run, float]]()
-        told: set[str] = set()
+        next_word: dict[str, float] = {}
         before = {number: listen(number, self._stop) for number in STOPPING}
         try:
             while pending and self.signal is None:
@@ -70,7 +71,7 @@ class Executor:
                     # never would.
                     if not self.waits and not any(self.watcher.undecided(job.id) for job in pending):
                         break
-                    self._tell_waiting(pending, told)
+                    self._tell_waiting(pending, next_word)
                     time.sleep(min(1.0, self.sweep.lease_seconds / 8))
         finally:
             for number, handler in before.items():
@@ -111,11 +112,14 @@ class Executor:
             self.tracker.skip(job.run, job.id, record)
         return settled
 
-    def _tell_waiting(self, pending: list[Job], told: set[str]) -> None:
+    def _tell_waiting(self, pending: list[Job], next_word: dict[str, float]) -> None:
+        """Says who does the jobs that are left: once on a terminal, elsewhere once a minute (next_word: when,
+        by job)."""
+        now = time.monotonic()
         for job in pending:
             holder = self.watcher.holder(job.id)
-            if holder and job.id not in told:
-                told.add(job.id)
+            if holder and now >= next_word.get(job.id, now):
+                next_word[job.id] = math.inf if self.display.live else now + LINES
                 self.display.start(job.position, job.run, job.words)
                 self.display.line(f"is being done by {holder_words(holder)}: waiting for it")
 
@@ -174,7 +178,7 @@ class Executor:
         if self.signal is not None:  # it came before there was an attempt to stop
             attempt.stop()
         try:
-            return attempt.go(heart, show)
+            return attempt.go(heart, show, self.display.remind)
         finally:
             self.attempt = None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runs.config import Run, run_from
 from runs.errors import UserError
-from runs.identity import identify
+from runs.identity import hash_of, identify
 from runs.record import FINISHED, Record, read_record, record_path, run_folder, write_atomically
 from runs.sweep import progress
 from runs.sweep.display import Display
@@ -81,6 +81,13 @@ class Sweep:
         os.chdir(plain.pop("folder"))
         jobs = [Job(**job | {"run": run_from(job["run"])}) for job in plain["jobs"]]
         return Sweep(**plain | {"jobs": jobs, "tracking": Tracking(**plain["tracking"])})
+
+
+def name_of(jobs: Sequence[Job]) -> str:
+    """The name of a sweep, the same for the same runs in the same folder: its preset, and a hash. The name of
+    its jobs at Slurm, too."""
+    folder = str(Path(jobs[0].output).resolve())
+    return f"{jobs[0].run.experiment or 'runs'}-{hash_of([folder, [job.id for job in jobs]])[:8]}"
 
 
 # --- which run it is

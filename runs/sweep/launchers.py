@@ -70,17 +70,15 @@ class LocalProcesses:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int) -> None:
-        environment = _environment()
+        env = environment()
         if self.devices == ["cpu"] and self.size > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
         command = [*_command(self.sweep), *self.devices, str(self.runs_per_device)]
         for _ in range(count):
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
                 # A group of its own: Ctrl-C reaches it through `stop`, and so once.
-                self._processes.append(
-                    subprocess.Popen(command, env=environment, start_new_session=True, **how)
-                )
+                self._processes.append(subprocess.Popen(command, env=env, start_new_session=True, **how))
 
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)
@@ -220,7 +218,7 @@ def _command(sweep: Path | str) -> list[str]:
     return [sys.executable, "-m", "runs.sweep.executor", str(sweep), str(os.getpid())]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """In which an executor finds this project."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path}
@@ -245,7 +243,7 @@ class ExecutorThere:
         log_file = Path(self.sweep).parent / f"executor-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "ab") as log:
             process = subprocess.Popen(
-                _command(self.sweep), env=_environment(), stdout=log, stderr=log, **tied()
+                _command(self.sweep), env=environment(), stdout=log, stderr=log, **tied()
             )
         asked: list[int] = []
 

@@ -9,6 +9,7 @@ from runs import models
 from runs.config import Run
 from runs.errors import UserError
 from runs.identity import hash_of, start_file
+from runs.methods import make_method
 from runs.pairs import refusal
 from runs.record import run_folder
 from runs.sweep.jobs import Job
@@ -23,11 +24,9 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     import vera
 
     for run in runs:
-        method = vera.make_method(**run.method)
+        method = make_method(run.method)
         if run.start:
-            vera.check_start(
-                vera.make_method(**run.start.method), method, f"init_from={run.config['init_from']}"
-            )
+            vera.check_start(make_method(run.start.method), method, f"init_from={run.config['init_from']}")
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)

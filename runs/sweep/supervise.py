@@ -10,10 +10,9 @@ from types import FrameType
 
 from runs.config.launch import Launch
 from runs.errors import UserError
-from runs.identity import hash_of
 from runs.record.text import plural
 from runs.sweep.display import Board
-from runs.sweep.jobs import Job, Outcome, Sweep, settle
+from runs.sweep.jobs import Job, Outcome, Sweep, name_of, settle
 from runs.sweep.launchers import make_launcher
 from runs.sweep.leases import Watcher
 from runs.sweep.progress import read_progress
@@ -26,8 +25,7 @@ def supervise(sweep: Sweep, board: Board, launch: Launch) -> Outcome:
     """Starts executors until no run is left, and shows what they do. What ends them or this command loses
     nothing."""
     output = Path(sweep.jobs[0].output)
-    name = f"vera-bench-{hash_of([str(output.resolve()), [job.id for job in sweep.jobs]])[:8]}"
-    path = (output / "sweeps" / name / "sweep.json").resolve()
+    path = (output / "sweeps" / name_of(sweep.jobs) / "sweep.json").resolve()
     sweep.save(path)
     outcome, watcher = Outcome(), Watcher(output, sweep.lease_seconds)
     pending = [job for job in sweep.jobs if not settle(job, sweep, outcome, board, watcher, None)]

@@ -4,6 +4,8 @@ A finished run is skipped, a broken one resumed; a failed one never stops the ot
 """
 
 import os
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from runs.config import Run
 from runs.config.launch import Launch, Serial
 from runs.errors import UserError, interrupted_words, is_users
 from runs.identity import identify
-from runs.record import FINISHED, Record, sweep_up_dead
+from runs.record import FINISHED, Record, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.devices import take_device
@@ -27,10 +29,12 @@ from runs.sweep.jobs import (
     check_ids,
     final_ids,
     finished_record,
+    name_of,
     settle,
     settled_record,
     telling_words,
 )
+from runs.sweep.launchers import environment
 from runs.sweep.leases import Watcher, held
 from runs.sweep.preflight import check_folders, preflight
 from runs.sweep.progress import in_the_way, read_attempts
@@ -71,6 +75,8 @@ def sweep(
         set_all_aside(replaced, output, launch.lease_seconds)
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
+    if first and not part and len(jobs) > 1:
+        write_sweep(output, name_of(jobs), [job.id for job in jobs])
     if here:
         outcome = _do_here(plan, Display(len(runs), many), finished, first)
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):
@@ -79,6 +85,8 @@ def sweep(
         outcome = supervise(plan, Board(len(runs), many), launch)
     if not part:
         _summary(jobs, outcome, time.monotonic() - started)
+    if first and not part and len(jobs) > 1 and not outcome.interrupted:
+        _show_table(str(output), name_of(jobs), launch.table)
     if outcome.interrupted and part:
         raise SystemExit(outcome.exit_code)
     return outcome
@@ -160,3 +168,13 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
             print(f"  {status}: {run.label}{' ' * bool(words)}{words}: {error} ({log})")
     if outcome.interrupted:
         print(interrupted_words(), file=sys.stderr)
+
+
+def _show_table(output: str, name: str, table: bool) -> None:
+    """Prints the table of a sweep and the command that prints it again. The table is made by a process of its
+    own: analysis reads records, and runs know nothing of it."""
+    words = ["-m", "analysis.tables", f"sweep={name}", *([f"output={output}"] if output != "outputs" else [])]
+    if table:
+        made = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True)
+        print(f"\n{made.stdout or made.stderr}".rstrip())
+    print(f"This table: python {shlex.join(words)}")

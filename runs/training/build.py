@@ -25,6 +25,7 @@ from runs import models
 from runs.config import Run
 from runs.errors import UserError
 from runs.identity import start_file
+from runs.methods import make_method
 
 
 def make_accelerator(run: Run) -> Accelerator:
@@ -51,7 +52,7 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     start: fill the adapter from the run or file that init_from names. device: where a 4-bit model is loaded.
     """
     config = run.config
-    method = vera.make_method(**run.method)
+    method = make_method(run.method)
     task = tasks.load(config["task"])
     folder, modality = models.fetch(config["model"]), config["model"]["modality"]
     models.check_memory(folder, config, device)

@@ -134,4 +134,5 @@ class Context:
             dtype = DTYPES[precision or self.config["adapter_precision"]]
             vera.save(self.raw_model, self.method, adapter, dtype)
         if self.task.num_labels:
-            vera.save_head(self.raw_model, self.folder / "head.safetensors")
+            head = self.folder / "head.safetensors"
+            vera.save_head(self.raw_model, head, getattr(self.task, "classes", None))

@@ -67,11 +67,7 @@ def build_record(
         "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
         "config": config,
         "config_hash": hash_of(config)[:16],
-        "recipe": {
-            "name": run.recipe,
-            "source": config["recipe"].get("source"),
-            "chosen": config["recipe"].get("chosen", {}),
-        },
+        "recipe": _recipe(run),
         "seeds": _seeds(config),
         "code": dict(code),
         "versions": versions(),
@@ -100,6 +96,11 @@ def build_record(
         "deviations": deviations(run, task.notes) + notes + attempts["deviations"],
     }
     return record | {"cell_id": cell_id(record)}
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    recipe = run.config["recipe"]
+    return {"name": run.recipe, "source": recipe.get("source"), "chosen": recipe.get("chosen", {})}
 
 
 def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
         # Asked first, and once: the download itself would try an unreachable hub six times, for half a
         # minute.
         HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
+        if cached(repo, revision, repo_type) is None:
+            print(f"fetching {repo} from the hub, once", flush=True)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]

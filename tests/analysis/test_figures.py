@@ -473,6 +473,8 @@ def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
 def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_2():
     rows = ("head", "vera", "vera_r64", "lora_r1", "vera_only_d")
     records = [record(row, "rte", s, 0.8, 0.7, model="minilm") for row in rows for s in range(5)]
+    for one in records:
+        one["config"]["method"]["kind"] = one["cell"]["row"].partition("_")[0]
     shots = [record("vera", "digits", s, 0.8, 0.7, model="dinov2_small") for s in range(3)]
     for one in shots:
         one["config"]["task"]["family"] = "images"

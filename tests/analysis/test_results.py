@@ -465,8 +465,8 @@ def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
     head, _, *lines = tally(found)
     assert "of at least 5 pairs or runs" in head
     assert lines == [
-        "| VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
-        "| VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 | 1 of 2 |",
+        "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
+        "| [2](#finding-2) | VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 | 1 of 2 |",
     ]
 
 
@@ -541,10 +541,24 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert not (folder / "docs").exists()
     assert main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
+    claim = "VeRA is near LoRA with fewer parameters"
+    assert f"| [1](#finding-1) | {claim} | 1 | 1 | 0 | 0 | 0 | 3 of 3 |" in text
+    assert text.count(claim) == 1
+    assert "In the paper: table 2, averages: LARGE 87.8 and 87.8, BASE 85.2 and 86.6.\n" in text
+    assert "| 3 (paper: 80 BASE, 40 LARGE) | agrees | agrees | R1, R2 |" in text
+    ids = {
+        row: " ".join(f"`{one['id']}`" for one in small(row, "cola", (0.41, 0.415, 0.42)))
+        for row in ("vera", "lora")
+    }
+    assert f"| R1 | VeRA r=1024 | MiniLM, cola | 3 | 41.5 | 41.5 | {ids['vera']} |" in text
+    assert f"| R2 | LoRA r=8 | MiniLM, cola | 3 | 41.0 | 41.0 | {ids['lora']} |" in text
+    where = "[glue_minilm](results/glue_minilm.md)"
+    assert f"| {where} | 9 and 2 trials | 0 | 0.0 | a CPU, 1 thread |" in text
+    text = (folder / "docs" / "results" / "glue_minilm.md").read_text()
     assert "Run with love." in text
-    assert "| VeRA is near LoRA with fewer parameters | 1 | 1 | 0 | 0 | 0 | 3 of 3 |" in text
-    assert "| 3 (paper: 80 BASE, 40 LARGE) | agrees | agrees |" in text
-    assert "| [glue_minilm](#glue_minilm) | 9 and 2 trials | 0 | 0.0 | a CPU, 1 thread |" in text
+    by_seed = " ".join(f"{seed}: {one}" for seed, one in enumerate(ids["vera"].split()))
+    assert f"| VeRA r=1024 | MiniLM | cola | {by_seed} |" in text
+    assert "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `" in text
     assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
     assert (
         "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
@@ -554,7 +568,9 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert "**Cost of each cell**" in text
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
-    assert f"](results/{picture.name})" in text
+    assert f"]({picture.name})" in text
+    notes = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(notes) == len(set(notes))
     assert picture.read_text().startswith("<svg")
     assert main([*words, "check=true"]) == 0
     picture.unlink()
@@ -629,8 +645,8 @@ def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
     one["result"]["reported"] = "last"
     (other / f"{one['id']}.json").write_text(json.dumps(one | {"determinism": {"threads": 1}}))
     assert main(words) == 0
-    text = (folder / "docs" / "results.md").read_text()
-    assert "## instructions" in text
+    text = (folder / "docs" / "results" / "instructions.md").read_text()
+    assert text.startswith("# instructions\n")
     assert "MT-Bench" not in text
     assert "**smollm2: cells**" in text
 
@@ -640,8 +656,11 @@ def test_a_picture_that_no_study_has_any_more_goes(study):
     old = folder / "docs" / "results" / "gone.svg"
     old.parent.mkdir(parents=True)
     old.write_text("<svg/>")
+    page = old.with_suffix(".md")
+    page.write_text("# gone\n")
     assert main(words) == 0
     assert not old.exists()
+    assert not page.exists()
 
 
 def test_benchmarks_are_shown_with_their_date_and_processor(study):

@@ -303,7 +303,9 @@ def test_the_numbers_of_a_table_name_their_records():
 
 def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        stats, "open_ledger", lambda output: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7)))
+        stats,
+        "open_ledger",
+        lambda output, published: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))),
     )
     for words in ([], ["table2"], ["experiment=table2_base"]):
         assert stats.main(words) == 0

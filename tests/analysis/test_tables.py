@@ -200,11 +200,19 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     for one in theirs:
         both.origin[one["id"]] = "a_study"
     said = (
-        "5 of the 10 runs were not done here, but are records that the project has published in runs/records:"
+        "5 of the 5 runs were not done here, but are records that the project has published in runs/records:"
         " 5 of a_study."
     )
-    assert said in tables.make("table2", both)[2].notes
-    assert said in figures.make("parameters", both)[0].notes
+    first, *_, last = tables.make("table2", both)  # own ones before the paper's rows alone
+    assert (first.model, first.texts[0][:2]) == ("minilm", ["VeRA r=1024", "ours"])
+    assert last.title.endswith("(published)")
+    assert last.texts[0][:2] == ["LoRA r=8", "published"]
+    assert said in last.notes
+    assert said not in first.notes
+    one, other = figures.make("parameters", both)
+    assert (one.name, other.name) == ("parameters_cola_minilm", "parameters_cola_minilm_published")
+    assert said in other.notes
+    assert said not in one.notes
     assert not any(
         "not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes
     )

@@ -51,7 +51,7 @@ class Server:
         end = time.monotonic() + 60
         while not (
             found := re.search(
-                r"running on http://127.0.0.1:(\d+)", self.log.read_text() if self.log.exists() else ""
+                r"listening on http://127.0.0.1:(\d+)", self.log.read_text() if self.log.exists() else ""
             )
         ):
             if time.monotonic() > end or not self.process.is_alive():

@@ -32,6 +32,8 @@ TEXTS = [
     "a farmer likes a bird and the train is loud .",
     "who ?",
 ]
+#: Of one adapter the classes have names.
+CLASSES = {"a3": ["bad", "good"]}
 
 
 def example():
@@ -55,7 +57,7 @@ def served(tmp_path_factory):
         method.adapt(one)
         shake(one, 0.1 * (i + 1))
         vera.save(one, method, folder / "adapter")
-        vera.save_head(one, folder / "head")
+        vera.save_head(one, folder / "head", CLASSES.get(f"a{i}"))
         adapters.add(f"a{i}", folder / "adapter", folder / "head")
         alone[f"a{i}"] = one.eval()
     module = example()
@@ -130,8 +132,11 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
     for (name, text), answer in zip(work, answers, strict=True):
         with torch.no_grad():
             expected = alone[name](**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
-        assert answer["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
-        assert answer["label"] == int(expected.argmax())
+        probabilities, label = expected.tolist(), int(expected.argmax())
+        if classes := CLASSES.get(name):
+            probabilities, label = dict(zip(classes, probabilities, strict=True)), classes[label]
+        assert answer["probabilities"] == pytest.approx(probabilities, abs=1e-5)
+        assert answer["label"] == label
 
 
 def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
@@ -147,6 +152,10 @@ def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
     assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
     with urllib.request.urlopen(f"{url}/adapters", timeout=30) as answer:
         assert json.load(answer) == ["a0", "a1", "a2", "a3", "a4"]
+    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+        assert json.load(answer) == {"status": "ok", "adapters": 5, "waiting": 0}
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.url == f"{url}/docs"
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
@@ -256,16 +265,18 @@ def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
     for name in ("whole", "headless"):
         (tmp_path / name).mkdir()
         vera.save(model, method, tmp_path / name / "adapter.safetensors")
-    vera.save_head(model, tmp_path / "whole" / "head.safetensors")
-    folders = [tmp_path / "whole", tmp_path / "headless"]
+    vera.save_head(model, tmp_path / "whole" / "head.safetensors", ["bad", "good"])
+    folders = [f"films={tmp_path / 'whole'}", tmp_path / "whole", tmp_path / "headless"]
     command = [sys.executable, SERVE, "--model", place, "--port", "0", *folders]
     log = tmp_path / "log"
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
         try:
-            until(lambda: server.poll() is not None or "running on" in log.read_text())
+            until(lambda: server.poll() is not None or "listening on" in log.read_text())
             assert server.poll() is None, log.read_text()
-            url = re.search(r"running on (http\S+)", log.read_text())[1]
+            url = re.search(r"listening on (http\S+)", log.read_text())[1]
             answer = post(url, adapter="whole", text=TEXTS[0])
+            assert answer["label"] in answer["probabilities"].keys() == {"bad", "good"}
+            assert post(url, adapter="films", text=TEXTS[0]) == answer | {"adapter": "films"}
             weights = place / "model.safetensors"
             with weights.open("r+b") as file:
                 file.seek(weights.stat().st_size // 4)
@@ -280,4 +291,14 @@ def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
         finally:
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()
-    assert "1 adapters: whole" in log.read_text()
+    assert "2 adapters: films, whole\n" in log.read_text()
+
+
+def test_an_adapter_has_a_name_of_its_own_or_its_folders(tmp_path, monkeypatch):
+    named_folder = example().named_folder
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert named_folder("films=runs/7f") == ("films", Path("runs/7f"))
+    assert named_folder("runs/7f/") == ("7f", Path("runs/7f"))
+    assert named_folder("lr=1") == ("lr=1", Path("lr=1"))  # a folder that is there
+    assert named_folder("runs/lr=2/7f") == ("7f", Path("runs/lr=2/7f"))

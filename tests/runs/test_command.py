@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -245,6 +246,22 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
         entry_point(raising(other("of another library")))
     assert ended(raising(KeyboardInterrupt()), monkeypatch) == 130
     assert capsys.readouterr().err.startswith("\ninterrupted. ")
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], ["odd"]), (["default"], ["changes", "odd"])])
+def test_what_will_change_in_a_library_is_not_on_the_screen(options, shown, monkeypatch):
+    """Unless Python was asked for it (-W): then it is for whoever mends it."""
+
+    def main(arguments):
+        warnings.warn("changes", FutureWarning, stacklevel=1)
+        warnings.warn("odd", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(sys, "warnoptions", options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert ended(main, monkeypatch) == 0
+    assert [str(one.message) for one in caught] == shown
 
 
 def test_a_pipe_that_is_not_the_output_breaks_with_a_line(monkeypatch, capfd):

@@ -878,7 +878,7 @@ def test_on_slurm_a_killed_job_and_one_at_its_time_limit_lose_nothing(slurm, wor
     )
     folder = Path(output_of(words))
     wait_for(lambda: len(list(folder.glob("runs/*/checkpoint.safetensors"))) == 2, process)
-    name = next(folder.glob("sweeps/*")).name
+    name = next(folder.glob("sweeps/*.json")).stem
     first, second = jobs_of(name)
     subprocess.run(["scancel", "--signal=KILL", first], check=True)
     subprocess.run(["scancel", "--signal=USR2", second], check=True)  # as Slurm does before the limit

@@ -176,6 +176,8 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     assert ("0/1 ?" in before) == (revision == "null")
     done = call(hub, tmp_path / "home", *words)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""  # no bars of the hub's, and no warnings
+    assert "fetching own/tiny from the hub, once\n" in done.stdout
     record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
     assert record["model"] == f"own/tiny@{COMMIT}"
     assert record["data"]["content"] == f"nyu-mll/glue@{COMMIT}"

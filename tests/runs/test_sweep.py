@@ -54,12 +54,12 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
     show.live = False  # as in a file or a pipe
     show.start(1, expand(words)[0])
     event = {"epoch": 1, "epochs": 2, "steps": 200, "loss": 0.5, "metric": None, "pace": 900.0, "unit": "tok"}
-    for seconds in (1, 29, 31, 32, 600, 632):
+    for seconds in (1, 29, 31, 32, 90, 92):
         now[0] = 1000.0 + seconds
         show.show(event | {"phase": "training", "step": seconds, "seconds_left": 60})
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("seed 0  ")[2] for line in lines] == [
-        f"epoch 1/2  step {step}/200  loss 0.500  900 tok/s  left: run 1m00s, all 1m00s" for step in (31, 632)
+        f"epoch 1/2  step {step}/200  left: run 1m00s, all 1m00s" for step in (31, 92)
     ]
     show.later, show.unknown = 30, 2
     show.show(event | {"phase": "evaluated", "step": 200, "seconds_left": 60})
@@ -67,6 +67,19 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
     show.later = 0
     show.show(event | {"phase": "evaluated", "step": 200, "seconds_left": 60})
     assert capsys.readouterr().out.endswith("left: run 1m00s\n")
+    # Without an event, too
+    show.show({"phase": "decoding", "done": 3, "of": 8, "seconds_left": None})
+    for seconds in (59, 61, 62, 122):
+        now[0] = 1092.0 + seconds
+        show.remind()
+    assert capsys.readouterr().out == f"{show.head}  decoding 3/8\n" * 2
+    board = display.Board(4, name_task=False)
+    board.live = False
+    for seconds in (0, 31, 32, 92):
+        now[0] = 2000.0 + seconds
+        board.state(3, [{"seconds_left": 60.0}], 2)
+    line = "[1/4]  1 running on 2 executors  the longest of them: 1m00s\n"
+    assert capsys.readouterr().out == line * 2
 
 
 @pytest.mark.parametrize(

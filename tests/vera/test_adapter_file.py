@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny import shake, tiny_model
 
 import vera
-from vera.adapter_file import FORMAT
+from vera.adapter_file import FORMAT, HEAD_FORMAT
 from vera.checked_file import read_file, write_file
 from vera.methods.layers import changes
 from vera.methods.vera_layer import projections
@@ -56,6 +56,19 @@ def test_saved_and_loaded_gives_the_same_output(method, tmp_path):
     assert vera.load(again, tmp_path / "a.safetensors") == method
     vera.load_head(again, tmp_path / "h.safetensors")
     assert torch.equal(again(ids()).logits, model(ids()).logits)
+
+
+def test_a_head_has_the_names_of_its_classes(tmp_path):
+    model, path = tiny_model(), tmp_path / "h.safetensors"
+    vera.save_head(model, path)
+    assert vera.read_classes(path) is None
+    vera.save_head(model, path, ("bad", "good"))
+    assert vera.read_classes(path) == ["bad", "good"]
+    tensors = read_file(path, HEAD_FORMAT)[1]
+    for classes, words in (("ab", "no list of names"), ([0, 1], "no list of names"), (["a"] * 3, "3 names")):
+        write_file(path, tensors, {"format": HEAD_FORMAT, "classes": classes})
+        with pytest.raises(vera.AdapterError, match=words):
+            vera.read_classes(path)
 
 
 def test_the_file_holds_vectors_only_and_little_else(trained):

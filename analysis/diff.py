@@ -1,0 +1,177 @@
+"""Two records side by side: what differs and by how much, in configuration, versions, curve, result and cost.
+
+    python -m analysis.diff ID          a run of this machine, and the published record of the same id
+    python -m analysis.diff ID ID       any two
+
+An id may be cut short. What is the same is counted, not listed (all=true lists it).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analysis.cells import label_of
+from analysis.command import open_ledger
+from analysis.table import Table, TableCell, make_row
+from runs.command import OfRecords, entry_point, read, setting
+from runs.errors import UserError
+from runs.record import Ledger, Metric, Record, without_paths
+
+#: Parts of a record that are compared as keys and values, by their titles.
+PARTS: dict[str, tuple[str, ...]] = {
+    "configuration": (
+        "cell",
+        "config",
+        "recipe",
+        "seeds",
+        "start",
+        "effective_batch",
+        "micro_batch",
+        "steps",
+    ),
+    "model and data": ("model", "protocol", "data", "parameters"),
+    "code": ("code",),
+    "versions": ("versions",),
+    "device": ("device", "determinism"),
+    "result": ("status", "error", "result", "texts", "judged", "predictions", "deviations"),
+    "cost": ("cost",),
+}
+#: Where files lie and what a run was called: no difference of what was run.
+IGNORED = ("config.output", "config.recipe", "config.debug", "cell.paper")
+
+
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    all: bool = setting(False, "what is the same, too")
+    format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
+
+
+def main(arguments: list[str]) -> int:
+    line = read(arguments, Settings, names="ID [ID]")
+    ledger, output = open_ledger(line.settings.output), line.settings.output
+    first, whose = _find(ledger, line.names[0], output)
+    if len(line.names) > 1:
+        second, others = _find(ledger, line.names[1], output)
+    elif first["id"] in ledger.published:
+        others, second = ledger.published[first["id"]]
+    else:
+        where = "has not run here" if whose != "ours" else "is not published"
+        raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
+    print(compared(first, second, (whose, others), line.settings.all).render(line.settings.format))
+    return 0
+
+
+def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
+    """The record whose id begins so, and where it is from. Raises UserError for none, and for several."""
+    ids = [i for i in ledger.records if i.startswith(name)]
+    if len(ids) != 1:
+        several = f"{', '.join(sorted(ids)[:5])}: give more of the id" if ids else "none"
+        raise UserError(
+            f"records of {output}/records and the published ones that begin with {name!r}: {several}"
+        )
+    return ledger.records[ids[0]], ledger.origin[ids[0]]
+
+
+def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:
+    """The table of two records: a row for each difference. origins: where they come from."""
+    one, other = without_paths(first), without_paths(second)
+    rows, same = list[list[TableCell]](), list[str]()
+    for title, keys in PARTS.items():
+        a, b = _leaves(one, keys), _leaves(other, keys)
+        if title == "cost":
+            rows += _curves(one, other)
+        unlike = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+        shown = [*dict.fromkeys([*a, *b])] if every else unlike
+        for key in shown:
+            numbers = (_word(a.get(key)), _word(b.get(key)), _by(a.get(key), b.get(key), title == "cost"))
+            rows.append(make_row(title, key.removeprefix("config."), *numbers))
+        same += [f"{title} {len({*a, *b}) - len(unlike)} of {len({*a, *b})}"]
+    notes = [_verdict(one, other), f"The same: {', '.join(same)}. Differences are the second less the first."]
+    whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
+    names = [f"{record['id']} ({of})" for record, of in zip((first, second), whose, strict=True)]
+    labels = [f"{label_of(r)} on {r['label']['task']}, seed {r['cell']['seed']}" for r in (first, second)]
+    title = labels[0] if labels[0] == labels[1] else " beside ".join(labels)
+    return Table(title, ["part", "what", *names, "difference"], rows, notes, "", {}, ())
+
+
+def _leaves(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of these parts of a record by dotted keys."""
+
+    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if prefix in IGNORED:
+            return
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                yield from walk(inner, f"{prefix}.{key}")
+        else:
+            yield prefix, value
+
+    return dict(leaf for key in keys if key in record for leaf in walk(record[key], key))
+
+
+def _curves(one: Record, other: Record) -> list[list[TableCell]]:
+    """A row for each column of the curves that differs: the largest difference, and where it is."""
+    rows = []
+    a, b = one.get("curve") or {}, other.get("curve") or {}
+    for name in [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
+        x, y = a.get(name) or [], b.get(name) or []
+        if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
+            rows.append(
+                make_row("curve", name, f"{len(x)} values", f"{len(y)} values", "not the same epochs")
+            )
+            continue
+        apart = [
+            (abs(p - q), i)
+            for i, (p, q) in enumerate(zip(x, y, strict=True))
+            if _number(p) and _number(q) and p != q
+        ]
+        if not apart:
+            rows.append(make_row("curve", name, "", "", "differs"))
+            continue
+        most, at = max(apart)
+        where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
+        rows.append(make_row("curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"))
+    return rows
+
+
+def _verdict(one: Record, other: Record) -> str:
+    """Whether the two say the same, in a sentence."""
+    a, b = (r.get("result") or {} for r in (one, other))
+    if not a or not b:
+        return "One of the two has no result."
+    hashes = [r.get("predictions") or {} for r in (one, other)]
+    predictions = ""
+    if all(hashes):
+        predictions = f"; the predictions are {'the same' if hashes[0] == hashes[1] else 'others'}"
+    metric, key = Metric.of_record(one), one["result"]["reported"]
+    if a["metric"] != b["metric"]:
+        return f"Their metrics differ: {a['metric']} and {b['metric']}{predictions}."
+    if a.get(key) == b.get(key):
+        return f"Result: the same {a['metric']} at the {key} epoch{predictions}."
+    if not (_number(a.get(key)) and _number(b.get(key))):
+        return f"Result: {_word(a.get(key))} and {_word(b.get(key))}{predictions}."
+    points = metric.scale * (b[key] - a[key])
+    return f"Result: {a['metric']} at the {key} epoch differs by {points:+.{metric.decimals}f}{predictions}."
+
+
+def _by(a: Any, b: Any, ratio: bool) -> str:
+    """By how much two values differ, where they are numbers: the second less the first, or their ratio."""
+    if a == b:
+        return "the same"
+    if not (_number(a) and _number(b)):
+        return ""
+    return f"{b / a:.2f}x" if ratio and a else f"{b - a:+.4g}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _word(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else "null" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+if __name__ == "__main__":
+    entry_point(main)

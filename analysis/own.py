@@ -1,0 +1,181 @@
+"""The user's own records and those that the project has published, apart; a part of either; and every variant
+of a row."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from analysis.cells import label_of, nearest, row_of, variants_of
+from analysis.table import Table, TableCell
+from runs.record import FINISHED, Ledger, Record, defining, protocol
+from runs.record.text import plural
+
+#: So many runs are named in a note; of more, their number.
+NAMED = 8
+
+
+def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
+    """The records of this machine, and the published ones. A run that was done here and is published, too, is
+    in both, each with its own record."""
+    ours = {i: record for i, record in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
+    others = {i: record for i, record in ledger.records.items() if i not in ours}
+    others |= {i: record for i, (_, record) in ledger.published.items()}
+    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
+
+    def part(records: dict[str, Record], own: bool) -> Ledger:
+        measures = {
+            i: measure
+            for i, measure in ledger.measures.items()
+            if (ledger.measured.get(i, "ours") == "ours") is own
+        }
+        return Ledger(records, {i: "ours" if own else origin[i] for i in records}, [], measures)
+
+    return part(ours, True), part(others, False)
+
+
+def having(
+    ledger: Ledger,
+    models: Collection[str] = (),
+    tasks: Collection[str] = (),
+    rows: Collection[str] = (),
+    ids: Collection[str] | None = None,
+) -> Ledger:
+    """The records of these models, tasks and rows of conf/method; empty: of all. ids: those of these runs
+    alone."""
+    wanted = {"model": models, "task": tasks, "row": rows}
+    records = {
+        i: record
+        for i, record in ledger.records.items()
+        if (ids is None or i in ids) and all(record["cell"][key] in of for key, of in wanted.items() if of)
+    }
+    measures = {
+        i: measure
+        for i, measure in ledger.measures.items()
+        if all(one["id"] in records or one["id"] not in ledger.records for one in measure["of"])
+    }
+    return replace(ledger, records=records, measures=measures)
+
+
+# --- variants
+
+
+def with_variants(ledger: Ledger, paper: bool) -> Ledger:
+    """The ledger with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA
+    r=256, lr 0.001". A variant has another rate, other data, another start ... than other records of the same
+    row, model and task. paper: the nearest to its recipe keeps the row's name, by which it stands beside the
+    paper's."""
+    changed = dict[str, Record]()
+    for variants in variants_of(ledger).values():
+        if len(variants) == 1:
+            continue
+        words = apart({name: _facts(of[0]) for name, of in variants.items()})
+        kept = nearest(variants.values())
+        for name, of in variants.items():
+            changed |= {r["id"]: _named(r, words[name], row=not paper or of is not kept) for r in of}
+    return replace(ledger, records=ledger.records | changed)
+
+
+def hidden_variants(records: Iterable[Record]) -> list[str]:
+    """A note on how to see variants that no row shows."""
+    several = any(len(variants) > 1 for variants in variants_of(records).values())
+    return ["all=true shows every variant, with what sets it apart."] if several else []
+
+
+def apart(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of several mappings, by their names, what each has that not all have, in words."""
+    keys = sorted({key for of in facts.values() for key in of})
+    unlike = [key for key in keys if len({str(of.get(key)) for of in facts.values()}) > 1]
+    return {name: ", ".join(f"{key} {_word(of.get(key))}" for key in unlike) for name, of in facts.items()}
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    """What defines a record's result but its seed, flat, by the last part of each key."""
+    facts = dict[str, Any]()
+    for group, settings in defining(record["config"]).items():
+        of_group = settings if isinstance(settings, dict) else {group: settings}
+        facts |= {f"{key}": value for key, value in of_group.items() if key != "draw_seed"}
+    facts |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
+    return facts | {
+        "protocol": protocol(record),
+        "data": record["data"]["content"].rpartition(":")[2][:8],
+        "model": record["model"].rpartition(":")[2][:8],
+    }
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _named(record: Record, words: str, row: bool) -> Record:
+    """The record under a label with these words, and a row with them."""
+    method, cell = record["config"]["method"], record["cell"]
+    label = f"{method.get('label') or label_of(record)}, {words}"
+    return record | {
+        "cell": cell | ({"row": f"{cell['row']} {words}"} if row else {}),
+        "label": record["label"] | {"row": f"{record['label']['row']}, {words}"},
+        "config": record["config"] | {"method": method | {"label": label}},
+    }
+
+
+# --- notes
+
+
+def early_stops(records: Iterable[Record]) -> list[str]:
+    """A note that names the runs that train.max_steps has stopped early, which are in no table."""
+    steps = [r for r in records if r["config"]["train"].get("max_steps") is not None]
+    if not steps:
+        return []
+    words = [
+        f"{r['id']} ({label_of(r)} on {r['label']['task']}, {plural(r.get('steps', 0), 'step')})"
+        for r in steps[:NAMED]
+    ]
+    more = f" and {len(steps) - NAMED} more" if len(steps) > NAMED else ""
+    return [f"stopped early by train.max_steps, in no table: {', '.join(words)}{more}."]
+
+
+def failures(records: Iterable[Record]) -> list[str]:
+    """A note that names the runs that failed."""
+    lines = [f"{r['id']} ({label_of(r)} on {r['label']['task']})" for r in records if r["status"] == "failed"]
+    more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+    return [f"failed: {', '.join(lines[:NAMED])}{more}."] if lines else []
+
+
+def parts_of_data(records: Iterable[Record]) -> list[str]:
+    """A note for each size of a part of the data that runs were trained and judged on by task.train_rows and
+    task.dev_rows, where their deviations do not name it."""
+    sizes: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        task = record["config"]["task"]
+        named = any("subset of" in word for word in record.get("deviations", []))
+        if record["status"] in FINISHED and not named and (task.get("train_rows") or task.get("dev_rows")):
+            data, cell = record["data"], record["cell"]
+            words = f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows"
+            sizes[words].add(f"{row_of(record)} on {cell['task']}")
+    return [f"a part of the data: {words} ({', '.join(sorted(of))})" for words, of in sorted(sizes.items())]
+
+
+# --- tables
+
+
+def as_published(table: Table) -> Table:
+    """The table of published records, where "ours" is "published"."""
+
+    def renamed(cell: TableCell) -> TableCell:
+        own = cell.text == "ours" or cell.text.startswith("ours, ")
+        return replace(cell, text=f"published{cell.text.removeprefix('ours')}") if own else cell
+
+    rows = [[renamed(cell) for cell in row] for row in table.rows]
+    return replace(table, title=f"{table.title} (published)", rows=rows)
+
+
+def of_tasks(table: Table, tasks: Collection[str]) -> Table:
+    """The table without the columns of other tasks. One whose tasks are no columns stays as it is."""
+    gone = {label for task, label in table.tasks.items() if task not in tasks}
+    kept = [i for i, name in enumerate(table.header) if name not in gone]
+    return replace(
+        table,
+        header=[table.header[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in table.rows],
+        tasks={task: label for task, label in table.tasks.items() if task in tasks},
+    )

@@ -1,0 +1,43 @@
+"""Which runs a sweep has: OUTPUT/sweeps/NAME.json.
+
+One small file for each sweep, whoever does its runs, beside the folder NAME that launchers keep for their
+executors' files and logs: a list of sweeps is a list of files, and a folder can be cleared away without
+losing which runs belonged together."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from runs.record.files import read_regular, write_atomically
+
+
+def sweep_path(output: str | Path, name: str) -> Path:
+    """Of a sweep's file."""
+    return Path(output) / "sweeps" / f"{name}.json"
+
+
+def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
+    """Writes which runs a sweep has, in its order."""
+    write_atomically(sweep_path(output, name), json.dumps({"name": name, "runs": list(ids)}) + "\n")
+
+
+def read_sweep(output: str | Path, name: str) -> list[str]:
+    """The ids of a sweep's runs. Raises ValueError, naming the file, where there is none or it is damaged."""
+    path = sweep_path(output, name)
+    content = read_regular(path)
+    try:
+        runs = orjson.loads(content)["runs"]
+        if not isinstance(runs, list) or not all(isinstance(one, str) for one in runs):
+            raise ValueError("no list of runs")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a sweep ({error})") from None
+    return runs
+
+
+def sweep_names(output: str | Path) -> list[str]:
+    """The sweeps of a folder, the newest first."""
+    folder = Path(output) / "sweeps"
+    files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
+    return [path.stem for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)]

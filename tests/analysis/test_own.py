@@ -1,0 +1,158 @@
+"""A user's own runs in tables and figures: before the published ones, with their deviations, each variant on
+request."""
+
+import pytest
+from ledgers import ledger, record, seeds
+
+from analysis import figures, stats, tables
+from analysis.figures.figure import colour, marker
+from analysis.own import having, split, with_variants
+from analysis.tables.__main__ import main
+from runs.errors import UserError
+from runs.record import write_record
+
+
+def of_study(both, *records):
+    for one in records:
+        both.origin[one["id"]] = "a_study"
+    return both
+
+
+def test_own_runs_that_deviate_stand_first_and_say_how():
+    own = seeds(
+        "vera", "mrpc", bests=(0.7, 0.71), model="minilm", deviations=["epochs 1 instead of 40"], lr=1
+    )
+    theirs = seeds("vera", "mrpc", model="minilm")
+    both = of_study(ledger(*own, *theirs), *theirs)
+    first, *_, last = tables.make("table2", both)
+    assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
+    assert "deviation: epochs 1 instead of 40 (vera on mrpc)" in first.notes
+    assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
+    assert not any("other settings" in note for note in [*first.notes, *last.notes])
+    assert tables.make("table2", split(both)[0])[0].texts == first.texts
+
+
+def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
+    theirs = seeds("vera", "mrpc", model="minilm")
+    for one in theirs:
+        write_record(tmp_path, one)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
+    mine = record("vera", "mrpc", 0, 0.5, model="minilm")
+    assert mine["id"] == theirs[0]["id"]
+    write_record(tmp_path, mine)
+    from analysis.command import open_ledger
+
+    first, *_, last = tables.make("table2", open_ledger(str(tmp_path)))
+    assert first.texts[0][3] == "50.0 (1/5)"
+    assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
+
+
+def test_every_variant_is_a_row_that_says_what_sets_it_apart():
+    usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
+    other = seeds("vera", "mrpc", bests=(0.6,), model="minilm", lr=0.5, deviations=["lr 0.5 instead of 0.01"])
+    both = ledger(*usual, *other)
+    (shown, *_) = tables.make("table2", both)
+    assert len(shown.rows) == 1
+    assert "all=true shows every variant, with what sets it apart." in shown.notes
+    (shown, *_) = tables.make("table2", both, every=True)
+    assert [(row[0], row[3]) for row in shown.texts] == [
+        ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
+        ("VeRA r=1024, lr 0.5", "60.0 (1/5)"),
+    ]
+    assert not any("all=true" in note for note in shown.notes)
+    # On the paper's model the nearest to the recipe stays beside the paper's row, whatever else there is.
+    base = ledger(*seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"]))
+    rows = [(row[0], row[1]) for row in tables.make("table2", base, every=True)[0].texts]
+    at = rows.index(("VeRA", "paper"))
+    assert rows[at + 1 : at + 3] == [("VeRA r=1024, lr 0.01", "ours"), ("", "difference")]
+    assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
+
+
+def test_variants_keep_their_ids_and_leave_the_ledger_as_it_was():
+    both = ledger(*seeds(), *seeds(lr=0.5))
+    named = with_variants(both, paper=False)
+    assert set(named.records) == set(both.records)
+    assert {r["cell"]["row"] for r in named} == {"vera lr 0.01", "vera lr 0.5"}
+    assert {r["cell"]["row"] for r in both} == {"vera"}
+
+
+def test_a_part_of_a_table_by_model_and_task():
+    both = ledger(*seeds(task="mrpc"), *seeds(task="cola"), *seeds(task="mrpc", model="minilm"))
+    (table,) = tables.make("table2", having(both, ["roberta_base"]), models=["roberta_base"], tasks=["mrpc"])
+    assert table.header == ["method", "source", "params", "MRPC", "status"]
+    rows = {(row[0], row[1]): row[2:] for row in table.texts}
+    assert rows["VeRA", "paper"] == ["0.043M", "89.5 +-0.5", "quoted"]
+    assert rows["VeRA r=1024", "ours"][-1].startswith("reproduced 0/1")
+    (table,) = tables.make("table2", having(both, ["minilm"]), models=["minilm"], tasks=["mrpc"])
+    assert table.header[3:] == ["MRPC", "status"]
+    (images,) = tables.make("table5", ledger(_image("digits"), _image("cifar100")), tasks=["digits"])[:1]
+    assert images.header == ["method", "source", "params", "digits", "status"]
+
+
+def _image(task):
+    one = record("vera", task, 0, 0.8, model="dinov2_small")
+    one["config"]["task"]["family"] = "images"
+    return one
+
+
+def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
+    trial = record("vera", "mrpc", 0, model="minilm")
+    trial["config"]["train"]["max_steps"] = 3
+    trial["steps"] = 3
+    trial["id"] = "0123456789ab"
+    said = "stopped early by train.max_steps, in no table: 0123456789ab (VeRA r=1024 on mrpc, 3 steps)."
+    (first, *_) = tables.make("table2", ledger(trial, *seeds("lora", "mrpc", model="minilm")))
+    assert said in first.notes
+    write_record(tmp_path, trial)
+    with pytest.raises(UserError, match=r"no finished run.*0123456789ab"):
+        main(["task=mrpc", "published=false", f"output={tmp_path}"])
+
+
+def test_rows_by_tasks_of_whatever_has_run():
+    own = [
+        *seeds("lora_xs", "mine", bests=(0.7, 0.75, 0.8)),
+        *seeds("vera", "mine", bests=(0.9,)),
+        *seeds("vera", "rte", bests=(0.6, 0.5)),
+    ]
+    (table,) = tables.make("", ledger(*own))
+    assert table.header == ["method", "source", "params", "mine", "RTE", "s/run", "adapter"]
+    assert table.texts == [
+        ["lora_xs", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
+        ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
+    ]
+    assert len(table.runs[1, 5]) == 3
+    (figure,) = figures.make("parameters", ledger(*own), tasks=["mine"])
+    medians = {row[0].text: row[2].text for row in figure.rows}
+    assert medians == {"lora_xs": "75.0", "VeRA r=1024": "90.0"}
+
+
+def test_a_custom_method_has_a_colour_and_a_marker_of_its_own():
+    rows = {"lora": "lora", "vera": "vera", "lora_xs": "lora_xs", "peft_ia3": "peft", "peft_oft": "peft"}
+    looks = {(colour(row, kind), marker(row, kind)) for row, kind in rows.items()}
+    assert len(looks) == 5
+    assert colour("lora_r4", "lora") == colour("lora") == colour("lora lr 0.1", "lora")
+    assert colour("vera_r64") == colour("vera")
+
+
+def test_names_that_no_record_has_are_one_line(tmp_path):
+    for one in seeds("vera", "mrpc"):
+        write_record(tmp_path, one)
+    own = ["published=false", f"output={tmp_path}"]
+    with pytest.raises(UserError, match=r"no records of task 'mrcp'. Did you mean mrpc\?"):
+        main(["task=mrcp", *own])
+    with pytest.raises(UserError, match=r"no sweep 'nine' in .*/sweeps. There are: none"):
+        main(["sweep=nine", *own])
+    with pytest.raises(UserError, match=r"name a table .*, or task="):
+        main(own)
+
+
+def test_statistics_are_of_own_runs_and_then_of_published_ones(capsys, monkeypatch):
+    own, theirs = seeds("vera", "mrpc", model="minilm"), seeds("lora", "mrpc", model="minilm")
+    monkeypatch.setattr(
+        stats, "open_ledger", lambda output, published: of_study(ledger(*own, *theirs), *theirs)
+    )
+    assert stats.main([]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if ": cells" in line]
+    assert titles == ["minilm: cells", "minilm: cells (published)"]

@@ -1,0 +1,126 @@
+"""Methods as a command line names them: several of peft beside others, other spellings, and a class outside
+of the clone."""
+
+import pytest
+from running import call_here, do, output_of
+
+import vera
+from runs.config import expand
+from runs.errors import UserError
+from runs.methods import make_method
+from runs.record import read_record, read_sweep, record_path, sweep_names
+from runs.sources import changed
+
+OWN = '''
+import dataclasses
+from dataclasses import dataclass
+
+from vera.methods.bitfit import BitFit
+
+
+@dataclass(frozen=True)
+class Biases(BitFit, kind="own_biases"):
+    """BitFit under another name."""
+
+
+class NoMethod:
+    pass
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of configuration whose method is a class of a module elsewhere."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_method_of_a_test.py").write_text(OWN)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    file = tmp_path / "conf" / "method" / "biases.yaml"
+    file.write_text("kind: own_method_of_a_test.Biases\nlabel: own biases\nkeep: best\nrecipe: bitfit\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"), prepend=":")
+    return tmp_path
+
+
+def of_method(words, *method):
+    return [word for word in words if not word.startswith("method")] + list(method)
+
+
+def test_methods_of_peft_stand_beside_others_in_one_list(words):
+    runs = expand(of_method(words, "method=vera,peft:IA3Config,peft:LoraConfig,lora", "seed=0,1"))
+    assert [run.row for run in runs[::2]] == ["vera", "peft_ia3", "peft_lora", "lora"]
+    alone = expand(of_method(words, "method=peft", "method.config_class=IA3Config", "seed=0,1"))
+    assert [run.config for run in runs[2:4]] == [run.config for run in alone]
+    assert expand(runs[2].overrides)[0].config["method"] == runs[2].config["method"]
+    with pytest.raises(UserError, match="no method 'perft"):
+        expand(of_method(words, "method=vera,perft:IA3Config"))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["method=vera", "method.r=4"], "no key 'method.r'. Did you mean method.rank?"),
+        (["method=lora", "method.lora_alpha=4"], "Did you mean method.alpha?"),
+        (["method=LoRA"], "no method 'LoRA'. Did you mean lora?"),
+        (["method=VeRA(r=4)"], "Did you mean method=vera method.rank=4?"),
+        (["method=LoRA(r=4, lora_alpha=8)"], "Did you mean method=lora method.rank=4 method.alpha=8?"),
+        (["method=IA3"], "Did you mean peft:IA3Config?"),
+        (["method=peft", "method.r=4"], "A class of peft takes method.config='{r: 4}'"),
+        (["method=vera", "method.kind=a.b"], "a class is named by a file"),
+    ],
+)
+def test_another_librarys_spelling_gets_the_right_suggestion(given, meant, words):
+    with pytest.raises(UserError) as error:
+        expand(of_method(words, *given))
+    assert meant in str(error.value)
+
+
+def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(own, words):
+    mine = [*of_method(words, "method=biases"), "--config-dir", str(own / "conf")]
+    record = do(mine)
+    assert record["cell"]["row"] == "biases"
+    assert record["config"]["method"]["kind"] == "own_method_of_a_test.Biases"
+    source = record["code"]["sources"]["method"]
+    assert (source["file"], source["uncommitted"]) == ("own_method_of_a_test.py", None)
+    assert changed(record) == []
+    (own / "code" / "own_method_of_a_test.py").write_text(OWN + "# another version\n")
+    assert changed(record) == ["own_method_of_a_test.py"]
+    (run,) = expand(mine)
+    assert isinstance(make_method(run.method), vera.METHODS["own_biases"])
+
+
+@pytest.mark.usefixtures("process")
+def test_processes_of_a_sweep_find_it_by_the_path(own, words):
+    mine = [*of_method(words, "method=biases", "seed=0,1"), "--config-dir", str(own / "conf"), "tracking=off"]
+    printed = call_here("runs", *mine, check=0).stdout
+    assert "2 done" in printed
+    assert "| own biases | " in printed
+    assert "This table: python -m analysis.tables sweep=runs-" in printed
+    (name,) = sweep_names(output_of(words))
+    ids = read_sweep(output_of(words), name)
+    assert [read_record(record_path(output_of(words), i))["cell"]["seed"] for i in ids] == [0, 1]
+    asked = [f"sweep={name}", f"output={output_of(words)}"]
+    again = call_here("analysis.tables.__main__", *asked, check=0).stdout
+    assert again.strip() in printed
+    quiet = call_here("runs", *mine, "table=false", check=0).stdout
+    assert "| own biases | " not in quiet
+    assert f"This table: python -m analysis.tables sweep={name}" in quiet
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("own_method_of_a_test.Nothing", "no such class can be imported"),
+        ("no_such_module_anywhere.Nothing", "no such class can be imported .*PYTHONPATH"),
+        ("own_method_of_a_test.NoMethod", "should be a method such as class NoMethod"),
+        ("own_method_of_a_test.dataclass", "should be a method such as"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_what_is_no_method_is_one_line(kind, message):
+    with pytest.raises(UserError, match=message):
+        make_method({"kind": kind})
+
+
+def test_an_adapter_file_imports_nothing(own):
+    with pytest.raises(vera.AdapterError, match="no method of kind"):
+        vera.make_method("own_method_of_a_test.Biases")
