@@ -221,7 +221,7 @@ def test_published_records_are_told_from_ones_own():
         "5 records (5 finished) in 1 cells, 1 of them published by the project and not run here." in page.text
     )
     assert (
-        "1 of the 5 runs were not done here, but are records that the project has published in runs/records:"
+        "1 of the 1 runs were not done here, but are records that the project has published in runs/records:"
         " 1 of glue_minilm." in page.text
     )
 
