@@ -138,7 +138,7 @@ def _latex(table: Table) -> str:
 # --- CSV
 
 #: A number of a table: -0.3, +0.2 +-1.1 (3/5), -8.0e-05. None of its signs can call or name anything.
-_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+/\d+\))?\*?")
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+(/\d+)?\))?\*?")
 
 
 def spreadsheet(cell: str) -> str:
@@ -149,10 +149,10 @@ def spreadsheet(cell: str) -> str:
 
 
 def _csv(table: Table) -> str:
-    """Numbers that a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns; the title is the
-    first."""
+    """Numbers that a spreadsheet can count with: "94.6 +-0.1 (3/5)" becomes three columns, with (3), too; the
+    title is the first."""
     rows = table.texts
-    wide = [any(re.search(r"\+-| \(\d+/\d+\)$", row[i]) for row in rows) for i in range(len(table.header))]
+    wide = [any(re.search(r"\+-| \(\d+(/\d+)?\)$", row[i]) for row in rows) for i in range(len(table.header))]
     header = ["table"]
     for name, splits in zip(table.header, wide, strict=True):
         header += [name, f"{name} spread", f"{name} mark"] if splits else [name]

@@ -72,9 +72,9 @@ def changed(record: Record) -> list[str]:
     """Those of a record's source files that have changed since, and are or were uncommitted. A file that has
     moved, and one that was committed both times, is no change; nor is anything of a record from before this
     was kept."""
-    found = []
+    found, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
-        outside = source_file(record["config"]["method"]["kind"]) if part == "method" else None
+        outside = source_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
         now = _digest(path) if path.exists() else source["sha256"]
         if now != source["sha256"] and (outside or source["uncommitted"] or uncommitted(source["file"], now)):

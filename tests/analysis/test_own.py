@@ -123,6 +123,8 @@ def test_rows_by_tasks_of_whatever_has_run():
         ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
     ]
     assert len(table.runs[1, 5]) == 3
+    assert ",75.0,5.0,(3)," in table.render("csv")
+    assert ",90.0,,(1)," in table.render("csv")
     (figure,) = figures.make("parameters", ledger(*own), tasks=["mine"])
     medians = {row[0].text: row[2].text for row in figure.rows}
     assert medians == {"lora_xs": "75.0", "VeRA r=1024": "90.0"}

@@ -19,6 +19,7 @@ from runs.errors import UserError
 #: The commands, each with the positional words that it takes at most; none where it takes any number.
 COMMANDS = {
     "analysis.dashboard": [],
+    "analysis.diff": ["a", "b"],
     "analysis.figures": ["figure4"],
     "analysis.notebooks": None,
     "analysis.report": [],
@@ -110,7 +111,8 @@ def test_a_word_too_many_or_too_few_is_one_line(here, name):
     code, text, errors = here(name, *COMMANDS[name], "much")
     assert (code, text) == (2, "")
     assert errors.startswith(f"error: 'much' is too much: python -m {name}")
-    needed = 0 if name in ("analysis.stats", "runs.bench") else len(COMMANDS[name])
+    optional = ("analysis.diff", "analysis.stats", "analysis.tables", "runs.bench")
+    needed = 0 if name in optional else len(COMMANDS[name])
     if needed:
         code, text, errors = here(name, *COMMANDS[name][:-1])
         assert (code, text) == (2, "")
@@ -125,7 +127,7 @@ def test_a_word_too_many_or_too_few_is_one_line(here, name):
         ("analysis.tables", ["table2", "--format", "runs=true"], "Settings are words: format=VALUE"),
         ("analysis.tables", ["table2", "format=latx"], "one of md, latex, csv. Did you mean latex?"),
         ("analysis.tables", ["table2", "outptu=x"], "no setting outptu=. Did you mean output=? (python -m"),
-        ("analysis.tables", ["table2", "x=1"], "no setting x=. Known: debug=, output=, format=, select="),
+        ("analysis.tables", ["table2", "x=1"], "no setting x=. Known: debug=, output=, sweep=, model="),
         ("analysis.tables", ["tabel2"], "no table 'tabel2'. Did you mean table2?"),
         ("analysis.tables", ["table2", "seeds=1.5"], "seeds=1.5: should be a whole number, or null"),
         ("analysis.figures", ["figur2"], "no figure 'figur2'. Did you mean figure2?"),
