@@ -18,12 +18,13 @@ import sys
 
 from runs.command import entry_point
 from runs.config import answered, read_command, with_starts
+from runs.errors import rank
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 
 
 def main(arguments: list[str]) -> int:
-    if int(os.environ.get("RANK", "0")):  # of torchrun's processes the first one speaks for all
+    if rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     if answered(arguments, __doc__):
         return 0

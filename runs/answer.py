@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
-from runs.config import expand
+from runs.config import only_runs
 from runs.errors import UserError
 from runs.evaluate import as_run, find, restore
 from runs.identity import data_content, run_id
@@ -99,7 +99,7 @@ def chosen(line: Line[Any]) -> list[Record]:
     if line.names:
         found = [find(name, output) for name in line.names]
     else:
-        runs = expand(line.composing(output))
+        runs = only_runs(line.composing(output))
         there = open_ledger(output, published=False).records
         records = [there.get(run_id(run) or "") for run in runs]
         for run, record in zip(runs, records, strict=True):

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from runs.errors import UserError, interrupted_words, is_users
+from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.record import Ledger, read_ledger
 from runs.record.text import describe, one_line
 
@@ -250,7 +250,7 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             code = 130
         else:
             text = describe(error) if isinstance(error, OSError) else str(error)
-            if not int(os.environ.get("RANK", "0")):  # of torchrun's processes the first one speaks
+            if not rank():  # of torchrun's processes the first one speaks
                 print(f"error: {one_line(text)}", file=sys.stderr)
             code = 2
     sys.exit(code)

@@ -1,5 +1,6 @@
 """A user's mistake, in one line."""
 
+import os
 import sys
 
 
@@ -20,3 +21,8 @@ def interrupted_words() -> str:
     """What becomes of what a command has done so far. redo=true would do that again, too."""
     without = " without redo=true" if "redo=true" in sys.argv[1:] else ""
     return f"interrupted. Finished runs are kept; the same command{without} goes on where it was."
+
+
+def rank() -> int:
+    """Of torchrun's processes, which one this is; 0, the first one, speaks for all."""
+    return int(os.environ.get("RANK") or 0)

@@ -23,7 +23,8 @@ from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, plural
-from runs.sweep.leases import leases_folder
+from runs.sweep.jobs import check_ids
+from runs.sweep.leases import lease_seconds, leases_folder
 from runs.sweep.progress import read_progress
 
 MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
@@ -93,12 +94,12 @@ def identified(runs: list[Run]) -> list[Known]:
 
 
 def running(output: str) -> set[str]:
-    """The runs whose executors gave a sign of life within the last minute. To show, by the clock: nothing is
-    decided by it."""
+    """The runs whose executors gave a sign of life within the last minute, or within half of a longer lease.
+    To show, by the clock: nothing is decided by it."""
     found = set()
     for path in leases_folder(output).glob("*.*"):
         with contextlib.suppress(OSError):
-            if abs(time.time() - path.stat().st_mtime) < 60:
+            if abs(time.time() - path.stat().st_mtime) < max(60.0, lease_seconds(path) / 2):
                 found.add(path.stem)
     return found
 
@@ -315,6 +316,7 @@ def main(arguments: list[str]) -> int:
     # for the forecast.
     first = before(runs)
     ids = identified([*runs, *first])
+    check_ids(runs, [run_id for run_id, _ in ids[: len(runs)]])
     ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
     planned = plan(runs, ledger, ids[: len(runs)])
     print(text(planned, ledger, plan(first, ledger, ids[len(runs) :]), line.settings.probe))

@@ -11,7 +11,7 @@ import json
 import re
 
 from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
-from runs.config import expand
+from runs.config import only_runs
 from runs.errors import UserError
 from runs.identity import identify
 from runs.record import FINISHED, PUBLISHED, measure_text, read_ledger, without_paths, write_atomically
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
     named = line.overrides or line.options
-    wanted = set(identify(expand(line.composing(output)))) if named else own
+    wanted = set(identify(only_runs(line.composing(output)))) if named else own
     records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
     records = [record for record in records if record not in trials]

@@ -1,6 +1,6 @@
 """From the files of conf/ and the words of a command line to runs."""
 
-from runs.config.expand import WHERE, Command, expand, read_command
+from runs.config.expand import WHERE, Command, expand, only_runs, read_command
 from runs.config.files import CONF, GROUPS, choices, parts
 from runs.config.flags import read_flags
 from runs.config.help import answered
@@ -24,6 +24,7 @@ __all__ = [
     "as_word",
     "choices",
     "expand",
+    "only_runs",
     "parts",
     "read_command",
     "read_flags",

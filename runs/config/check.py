@@ -110,6 +110,12 @@ def _check_numbers(config: dict[str, Any]) -> None:
             raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
     if train["warmup_ratio"] > 1:
         raise UserError(f"train.warmup_ratio={train['warmup_ratio']}: should be between 0 and 1")
+    if train["clip"] is not None and not 0 < train["clip"] < float("inf"):
+        raise UserError(f"train.clip={train['clip']}: should be a number above 0, or null for none")
+    if not 0 <= config["checkpoint_minutes"] < float("inf"):
+        raise UserError(
+            f"checkpoint_minutes={config['checkpoint_minutes']}: should be a number of at least 0"
+        )
     for key in ("micro_batch", "eval_batch"):
         if config[key] is not None and config[key] < 1:
             raise UserError(f"{key}={config[key]}: should be at least 1")

@@ -31,6 +31,8 @@ from runs.record import cache_folder, write_atomically
 OWN = [field.name for field in dataclasses.fields(Config)]
 #: What says where and how runs are done, and not which: no part of a run, and one value for a whole command.
 WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
+#: What runs come of, beside the files of conf/.
+CODE = (Path(__file__).parent, Path(__file__).parents[1] / "record")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ def read_command(arguments: Sequence[str]) -> Command:
     overrides."""
     flags = read_flags(arguments)
     files, overrides = Files(flags.config_dir), flags.overrides
-    conf = b"".join(path.read_bytes() for path in files.all())
-    code = b"".join(path.read_bytes() for path in [PEFT_SITES, *sorted(Path(__file__).parent.glob("*.py"))])
+    texts = {path: path.read_bytes() for path in files.all()}
+    code = [PEFT_SITES, *sorted(path for room in CODE for path in room.glob("*.py"))]
     # An environment variable may change between two calls: nothing that reads one is kept.
-    lasts = b"oc.env" not in conf and not any("oc.env" in override for override in overrides)
-    digest = hashlib.sha256(repr((overrides, files.folders)).encode() + conf + code)
+    lasts = not any(b"oc.env" in text for text in [*texts.values(), *map(str.encode, overrides)])
+    read = [(str(path), text) for path, text in (texts | {path: path.read_bytes() for path in code}).items()]
+    digest = hashlib.sha256(repr((overrides, files.folders, read)).encode())
     kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
     if lasts and kept.is_file():
         with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one is composed anew
@@ -91,6 +94,15 @@ class Grid:
         return math.prod(map(len, self.lists.values())) * len(self.seeds)
 
 
+def only_runs(arguments: Sequence[str]) -> list[Run]:
+    """As `expand`, for a command that starts none of the runs. Raises UserError for an override that says
+    where or how they are done, too."""
+    for argument in arguments:
+        if _key(argument) in WHERE:
+            raise UserError(f"{argument} is for python -m runs: this command starts no run")
+    return expand(arguments)
+
+
 def spelt_out(line: str) -> tuple[str, ...]:
     """An override as the ones that it means: method=peft:IA3Config, which may stand beside other methods in a
     list, is method=peft and its class."""
@@ -108,14 +120,14 @@ def grid(overrides: list[str], files: Files) -> Grid:
     preset = fixed.get("experiment", "").partition("=")[2]
     if "experiment" in lists:
         raise UserError("experiment= takes one preset at a time")
-    if several := next((key for key in lists if key.partition(".")[0] in WHERE), None):
-        raise UserError(f"{several}= takes one value, for all runs of the command")
     lists = (_lists_of(preset, files, fixed) if preset else {}) | lists
+    if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
+        raise UserError(f"{several}= takes one value, for all runs of the command")
     for line in [*fixed.values(), *itertools.chain.from_iterable(lists.values())]:
         for each in spelt_out(line):
             key, _, value = each.partition("=")
             if key in GROUPS:
-                files.check_choice(key, value)
+                files.check_choice(key, value.strip("'\""))
     seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
     asked = Grid(fixed, lists, seeds, preset)
     if len(asked) > MOST_RUNS:
@@ -168,11 +180,11 @@ def _runs_of(
     # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these
     # two numbers alone.
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{(data_)?seed", str(raw))) == 1
+    alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{[^{}]*seed", str(raw))) == 1
     runs = list[Run]()
     for seed in asked.seeds:
         if seed is not None:
-            cfg.seed = _seed(seed)
+            cfg.seed = seed_of(seed)
         if runs and alike:
             config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
             runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
@@ -181,7 +193,8 @@ def _runs_of(
     return runs
 
 
-def _seed(line: str) -> int:
+def seed_of(line: str) -> int:
+    """The seed of an override. Raises UserError for what is no whole number."""
     text = line.partition("=")[2]
     if not text.isdecimal():
         raise UserError(f"seed={text}: should be a whole number")
@@ -204,6 +217,8 @@ def _make_run(
     check_followed(config, cfg)
     method, row = config["method"], picked["method"]
     if method["kind"] == "peft":
+        if sum("method.config_class" in line for line in overrides) > 1:
+            raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
         method["config"] = method["config"] or {}
         if not isinstance(method["config"], dict):
             raise UserError(f"method.config={method['config']}: should be a mapping, such as {{r: 8}}")
@@ -266,7 +281,14 @@ def _start(
         return (f"run {text}" if is_id else Path(text).stem), None
     files.check_choice("method", row)
     files.check_choice("task", task)
-    carried = [line for line in overrides if _key(line) not in NOT_CARRIED and not line.startswith("method.")]
+    has = files.defaults((f"model={picked['model']}", f"task={task}")).task
+    carried = [
+        line
+        for line in overrides
+        if (key := _key(line)) not in NOT_CARRIED
+        and not key.startswith("method.")
+        and (not key.startswith("task.") or key.split(".")[1] in has)
+    ]
     words = (*carried, f"model={picked['model']}", f"method={row}", f"task={task}", "seed=0")
     whole, cfg = files.compose_with_recipe(words)
     first = _make_run(cfg, words, whole, "", files)
@@ -278,5 +300,5 @@ def _start(
 #: Of a run's overrides, what the run that it starts from has of its own.
 NOT_CARRIED = (
     *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),
-    *("task.holdout", *WHERE),
+    *("task.holdout", "task.label", "task.name", *WHERE),
 )

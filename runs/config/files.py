@@ -8,12 +8,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -72,6 +76,20 @@ for launcher in launch.LAUNCHERS:
     ConfigStore.instance().store(group="schema/launcher", name=launcher.name, node=launcher)
 
 
+class Elsewhere(SearchPathPlugin):
+    """Has Hydra look into the folder of --config-dir: for its help, glob() and completion, too."""
+
+    folders: ClassVar[list[Path]] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Puts the folder behind conf/."""
+        for folder in self.folders:
+            search_path.append("--config-dir", f"file://{folder}")
+
+
+Plugins.instance().register(Elsewhere)
+
+
 class Files:
     """conf/, and behind it a folder of the same groups (--config-dir): of two files of one name, that of
     conf/ counts."""
@@ -81,7 +99,7 @@ class Files:
         self.folders = [CONF]
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
-            if not folder.is_dir():
+            if not config_dir or not folder.is_dir():
                 raise UserError(f"--config-dir {config_dir}: no such folder")
             self.folders.append(folder)
         self._defaults: dict[tuple[str, ...], DictConfig] = {}
@@ -93,21 +111,19 @@ class Files:
         caller may use Hydra for something else."""
         others = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
+        Elsewhere.folders = self.folders[1:]
         try:
             with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
                 yield GlobalHydra.instance().hydra
         finally:
             GlobalHydra.instance().hydra = others
 
-    def searched(self, overrides: tuple[str, ...]) -> list[str]:
-        """The overrides, and one more that has Hydra look in the other folder, too."""
-        more = [f"hydra.searchpath=['file://{folder}']" for folder in self.folders[1:]]
-        return [*overrides, *more]
-
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """What Hydra composes, its own part included. Raises UserError, in one line, for what it refuses."""
         try:
-            return compose("config", self.searched(overrides), return_hydra_config=True)
+            return compose("config", list(overrides), return_hydra_config=True)
+        except yaml.YAMLError as error:
+            raise UserError(f"no YAML: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error, overrides)) from None
 
@@ -131,14 +147,15 @@ class Files:
         """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
         for line in overrides:
             key = line.lstrip("+").partition("=")[0]
-            if not line.startswith("+") or key.startswith(tuple(f"{of}." for of in OPEN)):
+            if not line.startswith("+"):
                 continue
             known = self.known_keys(groups_of(overrides))
+            if any(key.startswith(f"{of}.") for of in OPEN if of in known):
+                continue
             if key not in known:
                 close = did_you_mean(key, known)
-                raise UserError(
-                    f"no key {key!r}.{close}. + adds to {', '.join(OPEN)} alone".replace("?.", "?")
-                )
+                opens = [of for of in OPEN if of in known]
+                raise UserError(f"no key {key!r}.{close} (+ adds to {', '.join(opens)} alone)")
             if not line.startswith("++"):
                 raise UserError(f"{line}: {key} is there already; without the + it is set")
 
@@ -261,6 +278,8 @@ class Files:
                 return f"{line}: {first_line(cause)}"
             if line.startswith("~") and line in str(error):
                 return f"{line}: every run has this key. {key}=VALUE sets it"
+        if first_line(error).endswith("raised while composing config:"):
+            return f"{first_line(error).partition(':')[0]}: {first_line(cause)}"
         return first_line(error)
 
 

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--version", action="store_true", help="of this program and of Hydra")
     for name in ("-r/--run", "-cn/--config-name", "-cp/--config-path", "--experimental-rerun"):
         how = {"action": "store_true"} if "run" in name and "re" not in name else {"nargs": "?", "const": ""}
-        add(*name.split("/"), help=argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+        add(*name.split("/"), help="not taken here; says what is", **how)  # type: ignore[arg-type]
     return options
 
 

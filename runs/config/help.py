@@ -1,17 +1,21 @@
 """What Hydra's options print (--cfg, --info, --help, ...), by Hydra's own object."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from runs.config.expand import grid
+from runs.config.expand import grid, seed_of
 from runs.config.files import Files
 from runs.config.flags import parser, read_flags
-from runs.config.names import did_you_mean
-from runs.errors import UserError
+from runs.config.names import did_you_mean, first_line
+from runs.errors import UserError, rank
 
 
 def answered(arguments: Sequence[str], about: str | None) -> bool:
@@ -33,24 +37,33 @@ def answered(arguments: Sequence[str], about: str | None) -> bool:
                 raise UserError(f"--shell-completion: {' '.join(str(error).split())}") from None
             return True
         asked = grid(flags.overrides, files)
-        if len(asked) > 1 and not flags.help:
+        if len(asked) > 1 and not flags.help and rank() == 0:
             print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
         overrides = next(asked.combinations())
         overrides, cfg = files.compose_with_recipe(overrides)
-        if flags.package and OmegaConf.select(cfg, flags.package) is None:
+        missing = object()
+        if flags.package not in (None, "_global_") and (
+            OmegaConf.select(cfg, flags.package, default=missing) is missing
+        ):
             close = did_you_mean(flags.package, files.known_keys())
             raise UserError(f"--package {flags.package}: the configuration has no such part.{close}")
-        seed = [asked.seeds[0]] if asked.seeds[0] else []
-        flags.overrides = files.searched((*overrides, *seed))
-        if flags.help:
-            print((about or "").strip(), end="\n\n")
-            hydra.app_help("config", parser(), flags)
-        elif flags.hydra_help:
-            flags.overrides = []
-            hydra.hydra_help("config", parser(), flags)
-        elif flags.cfg:
-            hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
-        else:
-            logging.raiseExceptions = False  # by which it prints: a reader that has gone (| head) is no error
-            hydra.show_info(flags.info, "config", flags.overrides)
+        flags.overrides = [*overrides, *(f"seed={seed_of(line)}" for line in asked.seeds[:1] if line)]
+        try:
+            _print(flags, about or "", hydra)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
     return True
+
+
+def _print(flags: argparse.Namespace, about: str, hydra: Any) -> None:
+    if flags.help:
+        print(about.strip(), end="\n\n")
+        hydra.app_help("config", parser(), flags)
+    elif flags.hydra_help:
+        flags.overrides = []
+        hydra.hydra_help("config", parser(), flags)
+    elif flags.cfg:
+        hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+    else:
+        logging.raiseExceptions = False  # by which it prints: a reader that has gone (| head) is no error
+        hydra.show_info(flags.info, "config", flags.overrides)

@@ -69,6 +69,9 @@ class Ray(Launcher):
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
+#: Seconds. For longer nobody waits on the word of a lease.
+LONGEST_LEASE = 3600
+MODES = (None, "online", "offline", "off")
 
 
 @dataclass
@@ -84,8 +87,17 @@ class Launch:
 
 def from_plain(values: dict[str, Any]) -> Launch:
     """From plain values, as a composed configuration has them. Raises UserError for what cannot be."""
-    settings = dict(values["launcher"])
-    launcher = {of.name: of for of in LAUNCHERS}[settings["name"]](**settings)
+    settings, kinds = dict(values["launcher"]), {of.name: of for of in LAUNCHERS}
+    if settings["name"] not in kinds:
+        raise UserError(f"launcher.name={settings['name']}: should be one of {', '.join(kinds)}")
+    try:
+        launcher = kinds[settings["name"]](**settings)
+    except TypeError:
+        raise UserError(f"launcher.name={settings['name']}: launcher={settings['name']} chooses it") from None
+    if values["tracking"]["mode"] not in MODES:
+        raise UserError(
+            f"tracking.mode={values['tracking']['mode']}: should be one of null, online, offline, off"
+        )
     rest = {key: values[key] for key in ("lease_seconds", "redo", "table")}
     launch = Launch(launcher, Tracking(**values["tracking"]), **rest)
     for key in ("runs_per_device", "executors"):
@@ -94,6 +106,8 @@ def from_plain(values: dict[str, Any]) -> Launch:
     for key in ("init", "remote", "additional_parameters"):
         if not isinstance(settings.get(key), dict | None):
             raise UserError(f"launcher.{key}={settings[key]}: should be a mapping, such as {{a: b}}")
-    if not 1 <= launch.lease_seconds < float("inf"):
-        raise UserError(f"lease_seconds={launch.lease_seconds:g}: should be at least 1")
+    if not 1 <= launch.lease_seconds <= LONGEST_LEASE:
+        raise UserError(
+            f"lease_seconds={launch.lease_seconds:g}: should be at least 1, at most {LONGEST_LEASE}"
+        )
     return launch

@@ -88,7 +88,8 @@ def _parse(argument: str) -> Override:
             meant = " ".join([f"method={call[1].lower()}", *words])
             raise UserError(f"{shown!r} is not KEY=VALUE. Did you mean {meant}?") from None
         raise UserError(
-            f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value)"
+            f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value; a value"
+            " with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"')"
         ) from None
     _check(override, shown)
     return override
@@ -101,7 +102,7 @@ def _readable(argument: str) -> str:
     # Hydra's examples write +experiment=NAME, for applications whose defaults do not list the group.
     argument = re.sub(r"^\+(?=experiment=)", "", argument)
     # An id such as 123e45678901 is no number.
-    if match := re.fullmatch(rf"(init_from=)({RUN_ID}(?:,{RUN_ID})*)", argument):
+    if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", argument):
         return match[1] + ",".join(f"'{one}'" for one in match[2].split(","))
     return argument
 

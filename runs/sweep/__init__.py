@@ -2,8 +2,8 @@
 
 sweep.py is a command's whole way. jobs.py says which run is which, and settles one; preflight.py checks.
 executor.py does runs, each attempt in a process of its own (attempt.py). launchers.py starts executors
-elsewhere, as settings.py says, and supervise.py watches them. leases.py keeps two of them from doing the same
-run; progress.py is what a run that has begun keeps in its folder; devices.py says who has which device;
-redo.py sets aside what is done again; display.py is what is seen of all that. words.py reads the settings
-from a command. Nothing is imported here: a plan reads leases and progress alone.
+elsewhere, and supervise.py watches them. leases.py keeps two of them from doing the same run; progress.py is
+what a run that has begun keeps in its folder; devices.py says who has which device; redo.py sets aside what
+is done again; display.py is what is seen of all that. Nothing is imported here: a plan reads leases and
+progress alone.
 """

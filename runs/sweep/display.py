@@ -1,6 +1,5 @@
 """What a sweep shows while it runs."""
 
-import os
 import statistics
 import sys
 import time
@@ -9,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.config import Run
+from runs.errors import rank
 from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
 from runs.sources import changed_words
@@ -25,7 +25,7 @@ class Display:
 
     def __init__(self, total: int, name_task: bool) -> None:
         self.total, self.name_task = total, name_task
-        self.live = sys.stderr.isatty() and not int(os.environ.get("RANK", "0"))
+        self.live = sys.stderr.isatty() and not rank()
         self.bar: Any = None
         self.head = ""
         # Seconds for the runs after this one, and how many of them are not in it

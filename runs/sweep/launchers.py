@@ -1,5 +1,5 @@
-"""Launchers: they start executors (runs/sweep/executor.py) and know nothing of runs. settings.py says what
-each can be told.
+"""Launchers: they start executors (runs/sweep/executor.py) and know nothing of runs.
+runs/config/launch.py says what each can be told.
 
 local        one process for each place on each device
 slurm        an array of Slurm jobs, through submitit
@@ -7,6 +7,7 @@ ray          Ray's workers
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import signal
@@ -59,6 +60,20 @@ def make_launcher(sweep: Path, launch: settings.Launch, device: str, runs: int) 
         case settings.Ray() as ray:
             return RayWorkers(sweep, ray, runs)
     raise ValueError(f"launcher={launch.launcher.name} starts no executors")
+
+
+def check_launcher(launcher: settings.Launcher) -> None:
+    """Raises UserError for a launcher that can start nothing here, before anything is set aside or begun."""
+    if isinstance(launcher, settings.Ray) and importlib.util.find_spec("ray") is None:
+        raise UserError("launcher=ray is not installed: pip install 'vera-bench[ray]'")
+    if isinstance(launcher, settings.Slurm):
+        try:
+            subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True, timeout=60)
+        except FileNotFoundError:
+            raise UserError("launcher=slurm: no squeue here. Log in where sbatch works") from None
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+            raise UserError(f"launcher=slurm: Slurm does not answer ({' '.join(said)})") from None
 
 
 class LocalProcesses:

@@ -31,6 +31,8 @@ from runs.errors import UserError
 from runs.record import FINISHED, Record, link_or_fail, read_record, read_regular, record_path, record_text
 from runs.sweep.progress import obstacle, remove
 
+#: Of lease_seconds; a lease of a longer one is nobody's.
+LONGEST = 3600
 #: Where the counter stands in a lease, as a text of fixed width.
 BEAT = b'{"beat": "'
 WIDTH = 12
@@ -40,6 +42,7 @@ LARGEST = 2**16
 KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("beat", "token", "host"), (str,)),
     "pid": (int,),
+    "lease_seconds": (int, float),
     **dict.fromkeys(("started", "boot"), (str, type(None))),
 }
 #: How generations are written, and the highest. A run is given up long before it has had so many owners
@@ -246,7 +249,8 @@ class Watcher:
         # its chance.
         age = age + min(now - last, self.lease_seconds / 4) if seen == what else 0.0
         self._seen[run_id] = (what, now, age, changed or seen != what)
-        return age >= self.lease_seconds
+        # The owner raises its counter as often as its own lease_seconds say.
+        return age >= max(self.lease_seconds, owner.get("lease_seconds", 0.0))
 
     def _path(self, run_id: str, generation: int) -> Path:
         return self.folder / f"{run_id}.{generation}"
@@ -259,6 +263,7 @@ class Watcher:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
+            "lease_seconds": self.lease_seconds,
         }
         text = BEAT.decode() + "0" * WIDTH + '", ' + json.dumps(owner | {"boot": _boot()})[1:] + "\n"
         try:
@@ -305,11 +310,17 @@ def _read(path: Path) -> dict[str, Any] | None:
         sound = found.keys() == KEYS.keys() and all(
             isinstance(found[key], kinds) for key, kinds in KEYS.items()
         )
+        sound = sound and 0 < found["lease_seconds"] <= LONGEST
         if sound and type(found["pid"]) is int and 0 < found["pid"] < 2**31:
             return dict(found)
     except (ValueError, AttributeError, RecursionError):
         pass
     return damaged | {"token": f"? {content!r}"}
+
+
+def lease_seconds(path: Path) -> float:
+    """For how long the owner of a lease may be silent; 0 where nobody says so."""
+    return float((_read(path) or {}).get("lease_seconds", 0.0))
 
 
 def _dead(owner: dict[str, Any]) -> bool:

@@ -52,9 +52,6 @@ def supervise(sweep: Sweep, board: Board, launch: Launch) -> Outcome:
                 board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
                 time.sleep(1.0 if pending else 0.0)
             outcome.interrupted = bool(asked)
-        except BaseException:
-            outcome.interrupted = True
-            raise
         finally:
             board.close()
             left = launcher.stop(done=not pending)

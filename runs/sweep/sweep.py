@@ -14,9 +14,9 @@ from pathlib import Path
 
 from runs.config import Run
 from runs.config.launch import Launch, Serial
-from runs.errors import UserError, interrupted_words, is_users
+from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.identity import identify
-from runs.record import FINISHED, Record, sweep_up_dead, write_sweep
+from runs.record import FINISHED, Record, is_trial, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.devices import take_device
@@ -34,7 +34,7 @@ from runs.sweep.jobs import (
     settled_record,
     telling_words,
 )
-from runs.sweep.launchers import environment
+from runs.sweep.launchers import check_launcher, environment
 from runs.sweep.leases import Watcher, held
 from runs.sweep.preflight import check_folders, preflight
 from runs.sweep.progress import in_the_way, read_attempts
@@ -54,7 +54,7 @@ def sweep(
     launch: where and how; else one after another, here.
     again: runs that are done although they have a record, which is set aside first.
     """
-    first = not int(os.environ.get("RANK", "0"))
+    first = not rank()
     if not first:  # of torchrun's processes, the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     started, launch = time.monotonic(), launch or Launch()
@@ -85,7 +85,8 @@ def sweep(
         outcome = supervise(plan, Board(len(runs), many), launch)
     if not part:
         _summary(jobs, outcome, time.monotonic() - started)
-    if first and not part and len(jobs) > 1 and not outcome.interrupted:
+    tables = any(not is_trial(run.config) for run in runs)  # trials enter none
+    if first and not part and len(jobs) > 1 and tables and not outcome.interrupted:
         _show_table(str(output), name_of(jobs), launch.table)
     if outcome.interrupted and part:
         raise SystemExit(outcome.exit_code)
@@ -112,6 +113,7 @@ def _begin(
         else:
             finished.add(record["id"])
     if left:
+        check_launcher(launch.launcher)
         if not here and isinstance(launch.launcher, Serial):
             take_device(left[0].config["device"], launch.launcher.runs_per_device)
             start_fork_server()
@@ -150,6 +152,9 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
             continue
         attempts, begun = read_attempts(job.output, job.id, job.run.config), time.monotonic()
         with held(job.output, job.id, plan.lease_seconds) if first else nullcontext() as lease:
+            alone = "LOCAL_RANK" not in os.environ
+            if alone and settle(job, plan, outcome, display, watcher, None):  # by whoever had it before
+                continue
             train(job.run, job.id, display.show, lease, attempts=attempts)
         settle(job, plan, outcome, display, watcher, time.monotonic() - begun)
     display.close()

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runs.errors import rank
 from runs.record import Record
 from runs.record.text import describe
 from runs.tracking.account import cell_key
@@ -39,7 +40,7 @@ class Tracker:
         runs: of the command. Where `wandb agent` has started it, and there is one, that run takes the agent's
         id in W&B.
         """
-        later_process = bool(int(os.environ.get("RANK", "0")))  # of torchrun's, the first one speaks for all
+        later_process = bool(rank())  # of torchrun's, the first one speaks for all
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
         self.off = settings.mode == "off" or later_process or disabled
         self.settings, self.output = settings, output

@@ -1,6 +1,5 @@
 """One run, from its start to its record."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from runs.config import Run
+from runs.errors import rank
 from runs.lengths import keep_lengths
 from runs.record import Record, run_folder, write_atomically, write_record
 from runs.training.context import Owner, Report, Stop
@@ -29,7 +29,7 @@ def train(
 
     Raises StoppedError where `stop` asks for it, and LostLeaseError where another executor has the run.
     """
-    if not int(os.environ.get("RANK", "0")):
+    if not rank():
         write_configuration(run, run_folder(run.config["output"], run_id))
     training = Training(run, run_id, report, owner, stop, attempts)
     if training.accelerator.is_main_process:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     # W&B hears of no trial, so tracking=off asks for what is done anyway.
     words = [word for word in line.overrides if word != "tracking=off"]
-    if other := next((word for word in words if re.split("[.=]", word)[0] in WHERE), None):
+    if other := next((word for word in words if re.split("[.=]", word.lstrip("+~"))[0] in WHERE), None):
         raise UserError(
             f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears"
             " of none"

@@ -32,7 +32,7 @@ PLAIN = re.compile(r"[\w./-]{0,300}")
 #: A configuration has no more values than this, lists counted out.
 MOST_VALUES = 4_096
 #: The sites of each class where none are named: those that its paper trains. A file of its own:
-#: runs/config.py reads it, too.
+#: runs/config/files.py reads it, too.
 SITES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
 )
