@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from analysis.cells import published
 from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
-from analysis.figures.figure import Figure, save, svg
+from analysis.figures.figure import Figure, save, svg, svg_and_points
 from runs.record import Ledger
 
-__all__ = ["FIGURES", "Figure", "make", "save", "svg"]
+__all__ = ["FIGURES", "Figure", "make", "save", "svg", "svg_and_points"]
 
 FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "figure2": figure2.make,
