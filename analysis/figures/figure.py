@@ -107,10 +107,35 @@ def canvas(figure: Figure) -> Canvas:
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
+    return svg_and_points(figure)[0]
+
+
+def svg_and_points(figure: Figure) -> tuple[str, list[tuple[float, float, str]]]:
+    """The figure as `svg` has it, and its points: where each is, as shares of the width from the left and of
+    the height from the top, and its label and values."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+        whole = canvas(figure)
+        whole.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        to_shares, points = whole.transFigure.inverted(), list[tuple[float, float, str]]()
+        for axes in whole.axes:
+            for line in axes.lines:
+                label = str(line.get_label())
+                bare = label.startswith("_") and line.get_marker() == "None"
+                # A rule across the axes (axhline) has no points of its own, nor has the range of a point
+                if bare or line.get_transform() != axes.transData:
+                    continue
+                named = "" if label.startswith("_") else f"{label}: "
+                for x, y in finite_points(line.get_xydata()):
+                    across, up = to_shares.transform(axes.transData.transform((x, y)))
+                    words = f"{named}{x:,.10g}, {y:.4g}"
+                    points.append((float(across), 1 - float(up), words))
+    return text.getvalue()[text.getvalue().index("<svg") :], points
+
+
+def finite_points(pairs: Any) -> list[tuple[float, float]]:
+    """Those of the pairs of numbers that are finite."""
+    return [(float(x), float(y)) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Pieces of HTML: words, links to cells, and tables with the runs behind their numbers."""
 
+import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ def link(text: str, ids: Sequence[str], place: Mapping[str, int]) -> str:
 
 #: Columns of words, which stand to the left.
 WORDS = {"source", "status", "task", "model", "number", "metric", "judge", "device", "verdict", "deviations"}
+WORDS |= {"tried on", "numbers"}
 
 
 def grid(title: str, header: Sequence[str], rows: Iterable[str], titled: bool = True) -> str:
@@ -46,6 +48,22 @@ def grid(title: str, header: Sequence[str], rows: Iterable[str], titled: bool = 
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
         f"<caption{' class=unseen' if titled else ''}>{escape(title)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def picture_html(title: str, svg: str, points: Iterable[tuple[float, float, str]]) -> str:
+    """A figure's picture, whose points show their values to whoever points at them.
+
+    The picture is an image of its own, whose ids cannot meet another's; over it lies a transparent one, with
+    a circle and its title at each point."""
+    image = base64.b64encode(svg.encode()).decode()
+    circles = "".join(
+        f'<circle cx="{100 * x:.1f}%" cy="{100 * y:.1f}%" r="7"><title>{escape(text)}</title></circle>'
+        for x, y, text in points
+    )
+    return (
+        f'<figure class="drawn"><img src="data:image/svg+xml;base64,{image}" alt="{escape(title)}. The'
+        f' numbers are in the table below."><svg aria-hidden="true">{circles}</svg></figure>'
     )
 
 

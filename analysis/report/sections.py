@@ -1,7 +1,6 @@
 """The page as HTML: a section for verdicts, tables, figures, statistics and what is left out, in the frame
 report.html."""
 
-import base64
 import html
 import json
 import math
@@ -14,8 +13,12 @@ from typing import Any
 from analysis import figures, tables, verdicts
 from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS, VERDICTS
 from analysis.cells import Cell
+from analysis.inference import FIRM_PAIRS
 from analysis.report.data import Entry, entries, finding_texts, has_word, page_data, shown
-from analysis.report.html import escape, grid, link, marked, table_html
+from analysis.report.html import escape, grid, link, marked, picture_html, table_html
+from analysis.results import claims
+from analysis.results.claim import WORDS
+from analysis.results.sections import by_finding
 from analysis.statistics import costs, statistics_tables
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from analysis.verdicts import Finding
@@ -74,18 +77,47 @@ def _figures(
                         f'<ul class="notes">{notes}</ul></div>'
                     )
                     continue
-                picture = base64.b64encode(figures.svg(figure).encode()).decode()
                 about = _about(figure, name, findings, parts, place)
-                # A picture of its own, whose ids cannot meet another's; its numbers are the table under it.
+                picture = picture_html(figure.title, *figures.svg_and_points(figure))
                 made.append(
-                    f"<div {about}><h3>{escape(figure.title)}</h3><figure><img"
-                    f' src="data:image/svg+xml;base64,{picture}" alt="{escape(figure.title)}. The numbers are'
-                    ' in the table below."></figure><details><summary>Numbers of this'
+                    f"<div {about}><h3>{escape(figure.title)}</h3>{picture}<details><summary>Numbers of this"
                     f" figure</summary>{table_html(figure, place)}</details></div>"
                 )
         except Exception as error:
             problems.append(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
     return "".join(made) or "<p>No figure has records.</p>"
+
+
+def _found(ledger: Ledger, place: Mapping[str, int], problems: list[str]) -> str:
+    """What the records say of the paper's findings: a line for each, and folded one for each model and
+    task."""
+    try:
+        groups = by_finding(claims(ledger))
+    except Exception as error:
+        problems.append(f"the findings could not be made: {type(error).__name__}: {error}")
+        groups = {}
+    rows, lines = list[str](), list[str]()
+    for name, of_one in groups.items():
+        counts = [sum(claim.agrees is word for claim in of_one) for word in WORDS]
+        cells = "".join(f"<td>{n or '·'}</td>" for n in (len(of_one), *counts))
+        lines.append(f'<tr><th scope="row" class="words">{escape(name)}</th>{cells}</tr>')
+        for claim in of_one:
+            ids = [one for runs in claim.runs for one in runs.ids]
+            word = f"<strong>{WORDS[claim.agrees]}</strong>" if claim.word.startswith("**") else claim.word
+            rows.append(
+                f'<tr><th scope="row" class="words">{escape(name)}</th>'
+                f'<td class="words">{link(claim.where, ids, place)}</td>'
+                f'<td class="text">{word}</td><td class="words">{escape(claim.here)}</td></tr>'
+            )
+    if not rows:
+        return "<p>No finding of the paper has the runs yet that could say something of it.</p>"
+    first = "the paper's finding"
+    folded = grid("Findings by model and task", [first, "tried on", "verdict", "numbers"], rows)
+    return (
+        grid("Findings of the paper", [first, "tried", *WORDS.values()], lines)
+        + f'<details><summary>Each on its models and tasks: {len(rows)}</summary><p class="quiet">By pairs'
+        f" of runs of one seed; bold: of at least {FIRM_PAIRS} pairs or runs.</p>{folded}</details>"
+    )
 
 
 def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> str:
@@ -105,6 +137,7 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
         if ledger.records
         else "Until runs have finished there are only the paper's numbers:</p>"
     )
+    idle = {word: counts.pop(word, 0) for word in ("not run", "quoted")}
     items = "".join(f"<li><strong>{n}</strong>{marked(word)}</li>" for word, n in counts.items() if n)
     lines.append(f'<ul class="count">{items}</ul>')
     lines.append(
@@ -121,14 +154,21 @@ def _overview(ledger: Ledger, parts: list[Entry], findings: list[Finding]) -> st
     for finding in findings:
         groups[finding.table, finding.model].append(finding)
     words = [word for word in verdicts.WORDS if has_word(findings, word)]
-    rows = []
+    rows, without = list[str](), list[str]()
     for (table, model), mine in groups.items():
         cells = "".join(f"<td>{sum(f.verdict.word == word for f in mine) or '·'}</td>" for word in words)
-        rows.append(
+        (rows if any(f.verdict.ids for f in mine) else without).append(
             '<tr><th scope="row"><a'
             f' href="#v-{table}-{model}">{escape(_name(table, model))}</a></th>{cells}</tr>'
         )
-    return "".join(lines) + grid("Numbers of the paper by verdict", ["table", *words], rows, titled=False)
+    header = ["table", *words]
+    if rows:
+        lines.append(grid("Numbers of the paper by verdict", header, rows, titled=False))
+    if without:
+        told = " and ".join(f"{n} {word}" for word, n in idle.items() if n)
+        folded = grid("Tables of the paper without runs", header, without)
+        lines.append(f"<details><summary>Without runs: {told}</summary>{folded}</details>")
+    return "".join(lines)
 
 
 def _name(table: str, model: str) -> str:
@@ -151,9 +191,9 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
         "verdict",
         "deviations",
     ]
-    made = []
+    made, without = list[str](), list[str]()
     for (table, model), mine in groups.items():
-        rows = []
+        rows, idle = list[str](), list[str]()
         for f in mine:
             said = f.verdict
             _, column, paper, ours, gap, between, margin, word = finding_texts(f)
@@ -163,19 +203,26 @@ def _verdicts(findings: list[Finding], place: Mapping[str, int]) -> str:
             deviations = escape("; ".join(said.deviations)) or "-"
             dim = "" if said.ids else " class=paper"
             data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in attributes.items())
-            rows.append(
+            (rows if said.ids else idle).append(
                 f'<tr {data}{dim}><th scope="row">{escape(f.method)}</th><td'
                 f' class="text">{escape(column)}</td>'
                 + "".join(f"<td>{one}</td>" for one in numbers)
                 + f'<td class="text">{marked(word)}</td><td class="words">{deviations}</td></tr>'
             )
-        ran = sum(bool(f.verdict.ids) for f in mine)
         name = _name(table, model)
-        framed = grid(f"Verdicts: {name}", header, rows)
-        made.append(
-            f'<details class="group" id="v-{table}-{model}"{" open" if ran else ""}>'
-            f"<summary>{escape(name)}: {ran} of {len(mine)} numbers have runs</summary>{framed}</details>"
+        framed = grid(f"Verdicts: {name}", header, rows) if rows else ""
+        if idle:
+            folded = grid(f"Without runs: {name}", header, idle)
+            less = f'<details class="group"><summary>{len(idle)} without runs</summary>{folded}</details>'
+            framed += less if rows else folded
+        (made if rows else without).append(
+            f'<details class="group" id="v-{table}-{model}"{" open" if rows else ""}>'
+            f"<summary>{escape(name)}: {len(rows)} of {len(mine)} numbers have runs</summary>"
+            f"{framed}</details>"
         )
+    if without:
+        summary = f"The paper's tables without runs: {len(without)}"
+        made.append(f'<details class="group"><summary>{summary}</summary>{"".join(without)}</details>')
     return f'<p class="quiet">{escape(" ".join(VERDICTS.values()))}</p>' + "".join(made)
 
 
@@ -266,6 +313,7 @@ def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
             f"Made on {time.strftime('%Y-%m-%d')} from {len(ledger.records):,} records. A reproduction of"
             " VeRA (Kopiczko, Blankevoort, Asano; ICLR 2024), the paper's numbers beside ours."
         ),
+        "found": _found(ledger, place, problems),
         "overview": _overview(ledger, parts, findings),
         "verdicts": _verdicts(findings, place),
         "tables": _tables(ledger, findings, parts, place, problems),

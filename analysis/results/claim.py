@@ -91,7 +91,7 @@ def trained(rows: Sequence[Cell]) -> str:
 def _paper_epochs(record: Record) -> str:
     """How long the paper trains VeRA on a task."""
     protocol, task = table_of(record), record["cell"]["task"]
-    if protocol == "glue":
+    if task in GLUE:
         of = [
             recipes()["glue"]["vera"][model]["epochs"][tuple(GLUE).index(task)]
             for model in ("roberta-base", "roberta-large")

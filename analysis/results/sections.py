@@ -124,7 +124,7 @@ def agreement(found: list[Claim]) -> str:
         )
     lines += [*tally(found), "", CAUTION]
     behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
-    for number, of_one in enumerate(_by_finding(found).values(), 1):
+    for number, of_one in enumerate(by_finding(found).values(), 1):
         printed = dict.fromkeys(f.claim.partition(" (")[2].removesuffix(")") for f in of_one)
         lines += ["", f"### Finding {number}", "", f"In the paper: {'; '.join(printed)}.", ""]
         lines += ["| tried on | here | epochs | | cross-fitted | runs |", "|---|---|---|---|---|---|"]
@@ -150,7 +150,7 @@ BEHIND = """Two rows are compared over the seeds that both have, so one row can 
 its seeds or of some, as a median or, for tables 6 and 7, as a mean. Of figure 6 the ids are measures."""
 
 
-def _by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
+def by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
     """The claims of each finding, which the paper may have in several tables."""
     groups: dict[str, list[Claim]] = defaultdict(list)
     for claim in found:
@@ -167,7 +167,7 @@ def tally(found: list[Claim]) -> list[str]:
         ),
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for number, (name, mine) in enumerate(_by_finding(found).items(), 1):
+    for number, (name, mine) in enumerate(by_finding(found).items(), 1):
         words = [sum(claim.agrees is word for claim in mine) for word in (True, False, None)]
         holds = [answer for claim in mine for answer in claim.holds]
         firm = sum(claim.firm for claim in mine)

@@ -12,7 +12,7 @@ import pytest
 from ledgers import apart, halves, ledger, record, seeds
 from tiers import ALL_TESTS
 
-from analysis import report, tables
+from analysis import report, results, tables
 from analysis.report.__main__ import main
 from runs.record import write_record
 
@@ -275,6 +275,47 @@ def test_each_figure_has_its_numbers_behind_it(page):
     assert after[0].count("<tr>") >= 2
 
 
+def test_a_figures_points_show_their_values(page):
+    """A circle for each number of ours that is drawn, with the method and the values as its title."""
+    part = page.text[page.text.rindex("<h3>MiniLM on reviews") :]
+    picture = part[: part.index("</figure>")]
+    titles = re.findall(r'<circle cx="[\d.]+%" cy="[\d.]+%" r="7"><title>([^<]*)</title>', picture)
+    for one in ("VeRA r=1024: 7,680, 84", "LoRA r=8: 73,728, 85"):
+        assert one in titles
+
+
+def test_it_opens_with_what_was_found_and_folds_what_has_not_run(page):
+    headings = [re.sub("<[^>]*>", "", text) for text in re.findall(r"<h2[^>]*>(.*?)</h2>", page.text)]
+    assert headings[:3] == ["What was found", "Cells", "Beside the paper"]
+    part = page.text[page.text.index('id="findings"') : page.text.index('id="cells"')]
+    near = "VeRA is near LoRA with fewer parameters"
+    tried = [claim for claim in results.claims(mixed()) if claim.claim.startswith(near)]
+    assert tried
+    assert f'<tr><th scope="row" class="words">{near}</th><td>{len(tried)}</td>' in part
+    assert part.count(f'<th scope="row" class="words">{near}</th><td class="words"><a href="#cells-') == len(
+        tried
+    )
+    without = re.search(
+        r"<details><summary>Without runs: (\d+) not run and (\d+) quoted</summary>", page.text
+    )
+    rows = [a for tag, a in page.elements if tag == "tr" and "data-word" in a]
+    for count, word in zip(without.groups(), ("not run", "quoted"), strict=True):
+        assert int(count) == sum(row["data-word"] == word for row in rows)
+    # Every number without runs is in a part that is closed
+    depth, open_ = [], []
+    for found in re.finditer(
+        r'<details([^>]*)>|</details>|<tr data-[^>]*data-word="(not run|quoted)"', page.text
+    ):
+        if found[0].startswith("<details"):
+            depth.append("open" in found[1])
+        elif found[0] == "</details>":
+            depth.pop()
+        else:
+            open_.append(all(depth))
+    assert open_
+    assert not any(open_)
+
+
 def test_the_markup_is_readable_by_a_screen_reader(page):
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
@@ -414,6 +455,31 @@ def test_filters_narrow_cells_verdicts_and_tables(opened):
     opened.execute_script("document.querySelector('.filters button').click()")
     until(opened, f"return document.getElementById('found').textContent === {json.dumps(everything)}")
     assert len(listed(opened)) == 8
+
+
+def test_columns_sort_by_number_or_word(opened):
+    """The list of cells over all its pages, and a table with the rows that belong together."""
+    press = "document.querySelectorAll('#cells-head button')[arguments[0]].click()"
+    medians = "return [...document.querySelectorAll('#list tr')].map(r => r.cells[4].textContent)"
+    opened.execute_script(press, 4)
+    numbers = [float(text) for text in opened.execute_script(medians) if text != "-"]
+    assert numbers == sorted(numbers)
+    assert opened.execute_script(medians)[-1] == "-"  # of a failed run
+    opened.execute_script(press, 4)
+    assert [float(text) for text in opened.execute_script(medians) if text != "-"] == numbers[::-1]
+    assert opened.execute_script(medians)[-1] == "-"
+    opened.execute_script(press, 1)
+    tasks = [task for _, task, _ in listed(opened)]
+    assert tasks == sorted(tasks, key=str.lower)
+    table = (
+        "const t = [...document.querySelectorAll('#tables table')].find(t => t.rows.length > 6);"
+        "const rows = () => [...t.tBodies[0].rows].map(r => r.textContent);"
+        "const before = rows(); const button = t.tHead.querySelector('button');"
+        "button.click(); const up = rows(); button.click(); return [before, up, rows()]"
+    )
+    before, up, down = opened.execute_script(table)
+    assert sorted(before) == sorted(up) == sorted(down)
+    assert up != down
 
 
 def test_a_number_opens_its_cell_by_keyboard_and_escape_goes_back(opened):

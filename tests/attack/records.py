@@ -283,7 +283,7 @@ class Ledger:
         return [f"docs={folder / 'docs'}", f"readme={folder / 'README.md'}"]
 
     def _resulted(self, folder: Path, text: str) -> bool:
-        return "VeRA" in (folder / "docs" / "results.md").read_text()
+        return any("VeRA" in page.read_text() for page in (folder / "docs").rglob("*.md"))
 
     def folder(self, odds: Sequence[Odd], studies: bool) -> Path:
         """A copy of the sound folder, with odd files among its records, or among a published study's."""

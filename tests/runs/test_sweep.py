@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import ledgers
 import pytest
@@ -80,6 +81,21 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
         board.state(3, [{"seconds_left": 60.0}], 2)
     line = "[1/4]  1 running on 2 executors  the longest of them: 1m00s\n"
     assert capsys.readouterr().out == line * 2
+
+
+def test_a_log_names_once_a_minute_who_else_does_a_run(words, monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("runs.sweep.executor.time.monotonic", lambda: now[0])
+    (run,) = expand(words)
+    show = display.Display(1, name_task=False)
+    holder = {"host": "elsewhere", "pid": 7}
+    watching = SimpleNamespace(display=show, watcher=SimpleNamespace(holder=lambda _: holder))
+    for live, lines in ((False, 3), (True, 1)):
+        show.live, next_word = live, {}
+        for _ in range(121):
+            now[0] += 1
+            executor.Executor._tell_waiting(watching, [jobs.Job(1, run, "x")], next_word)
+        assert capsys.readouterr().out.count("waiting for it\n") == lines
 
 
 @pytest.mark.parametrize(
