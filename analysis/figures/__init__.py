@@ -9,12 +9,8 @@ from typing import Any
 
 from analysis.cells import published
 from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
-<<<<<<< HEAD
-from analysis.figures.figure import Figure, save, svg
-from analysis.own import early_stops, hidden_variants, split, with_variants
-=======
 from analysis.figures.figure import Figure, save, svg, svg_and_points
->>>>>>> helper_g
+from analysis.own import early_stops, hidden_variants, split, with_variants
 from runs.record import Ledger
 
 __all__ = ["FIGURES", "Figure", "make", "save", "svg", "svg_and_points"]

@@ -80,16 +80,10 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
     counts = [cell.parameters for _, cell in ordered]
     for i, (row, cell) in enumerate(ordered):
-<<<<<<< HEAD
         values, x, tint = cell.values(), cell.parameters, colour(row, cell.kind)
-        axes.plot([x] * len(values), values, ".", color=tint, markersize=5, alpha=0.6)
-        draw_point(axes, x, cell, row)
-=======
-        values, x = cell.values(), cell.parameters
-        look_: Any = {"color": colour(row), "markersize": 5, "alpha": 0.6, "label": cell.label}
+        look_: Any = {"color": tint, "markersize": 5, "alpha": 0.6, "label": cell.label}
         axes.plot([x] * len(values), values, ".", **look_)
         draw_point(axes, x, cell, row, cell.label)
->>>>>>> helper_g
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right
         # of the point where the one before has nearly the same count.
         beside = i > 0 and x < CLOSE * counts[i - 1]
