@@ -43,6 +43,7 @@ from runs.sweep.progress import (
     write_attempts,
     write_progress,
 )
+from runs.tracking import Tracking
 from runs.training.loop import Training
 
 
@@ -464,7 +465,7 @@ def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork)
     path.parent.mkdir(parents=True)
     path.write_text(content or json.dumps(owner))
     job = jobs.Job(1, run, run_id(run))
-    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking="off")
+    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking=Tracking("off"))
     outcome = executor.Executor(plan_, display.Display(1, name_task=False), waits=False).go()
     assert outcome.done == 1
     assert records_of([*words, "train.max_steps=1"])[0]["tries"] == ["its executor fell silent"]

@@ -24,6 +24,7 @@ from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.sweep import attempt, display, executor, jobs, sweep
+from runs.tracking import Tracking
 
 
 @pytest.mark.usefixtures("process")
@@ -623,7 +624,7 @@ def test_one_function_settles_a_run_whoever_did_it(words, capsys):
     """The same count everywhere. A board has the seconds of the record, and no line for what was there."""
     (run,) = expand(words)
     job = jobs.Job(1, run, run_id(run))
-    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking="off")
+    plan_ = jobs.Sweep([job], {}, lease_seconds=1.0, tracking=Tracking("off"))
 
     def settle(show, seconds):
         outcome = jobs.Outcome()
