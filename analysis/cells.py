@@ -43,6 +43,7 @@ class Cell:
 
     @property
     def complete(self) -> bool:
+        """Whether it has as many seeds with a known value as its table wants."""
         return self.seeds - self.unknown >= self.wanted
 
     @property
@@ -61,6 +62,7 @@ class Cell:
 
     @property
     def diverged(self) -> int:
+        """How many of its seeds diverged."""
         return sum(record["status"] == "diverged" for record in self.records)
 
     def values(self, epoch: str | None = None) -> list[float]:
@@ -77,6 +79,7 @@ class Cell:
         return values
 
     def median(self, epoch: str | None = None) -> float:
+        """Of the seeds' values; NaN where one of them is not known."""
         values = self.values(epoch)
         return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
@@ -105,14 +108,17 @@ class Cell:
         return found
 
     def cost(self, key: str) -> float:
+        """The median over its seeds of a number of their cost; 0 where a record lacks it."""
         return statistics.median(record["cost"].get(key, 0.0) for record in self.records)
 
     @property
     def seconds(self) -> float:
+        """Of a run: training, evaluation and decoding, each the median over the seeds."""
         return sum(self.cost(f"{part}_seconds") for part in ("train", "evaluate", "decode"))
 
     @property
     def parameters(self) -> int:
+        """Trained, without the head."""
         return int(self.records[0]["parameters"]["adapter"])
 
     @property

@@ -43,6 +43,8 @@ IGNORED = ("config.output", "config.recipe", "config.debug", "cell.paper")
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
+    """None of its own."""
+
     all: bool = setting(False, "what is the same, too")
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
 

@@ -32,6 +32,8 @@ from runs.errors import UserError
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
+    """Which cells are shown, and how."""
+
     experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
     row: str | None = setting(None, "the row that the others are compared with (vera)")
     published: bool = setting(True, "below your own runs, what the project has published")

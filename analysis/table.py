@@ -52,6 +52,7 @@ class Table:
 
     @property
     def texts(self) -> list[list[str]]:
+        """Its cells without the records behind them, row by row."""
         return texts(self.rows)
 
     @property

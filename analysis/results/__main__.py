@@ -25,6 +25,8 @@ FRONT = ("glue_minilm",)
 
 @dataclass(frozen=True)
 class Settings(Common):
+    """What is written, or only compared."""
+
     docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
     readme: Path = setting(README, "the file whose tables are written, too")
     check: bool = setting(False, "write nothing; exit code 1 where the records say otherwise")

@@ -31,6 +31,8 @@ from runs.record import Ledger, write_atomically
 
 @dataclass(frozen=True)
 class Settings(Chosen):
+    """Which runs a table shows, and how it is printed."""
+
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")

@@ -36,6 +36,7 @@ def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
 
 
 def instructed(ledger: Ledger) -> list[Record]:
+    """The records of instruction tuning."""
     return [r for r in ledger if r["config"]["task"].get("family") == "instruct"]
 
 

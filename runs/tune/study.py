@@ -23,6 +23,7 @@ class Grid(GridSampler):
     """Optuna's, for ask and tell: after the last trial it would stop a loop that there is not."""
 
     def after_trial(self, *_: Any) -> None:
+        """Does nothing."""
         pass
 
 
