@@ -24,7 +24,6 @@ class Grid(GridSampler):
 
     def after_trial(self, *_: Any) -> None:
         """Does nothing."""
-        pass
 
 
 def open_study(cell: Cell, metric: Metric) -> optuna.Study:
