@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from wandb_runs import at_once, event, failed, offline_runs, record_of, runs_of,
 from wandb_server import bad, good, refusing
 
 from runs.config import expand
+from runs.errors import UserError
 from runs.record import run_folder
 from runs.tracking import Tracker, Tracking
 from runs.tracking.__main__ import main
@@ -561,4 +563,10 @@ def test_syncs_errors_are_one_line_and_exit_code_2(output):
     (Path(output) / "wandb" / "offline-run-1").mkdir(parents=True)
     (Path(output) / "wandb" / "offline-run-1" / "run-a.wandb").write_bytes(b"")
     assert "Run `wandb login`, or set WANDB_API_KEY. Nothing was uploaded" in refused(output)
-    assert main(["sync", "outptu=x"]) == 2
+    for words, message in {
+        ("sync", "outptu=x"): "no setting outptu=. Did you mean output=?",
+        ("snyc",): "no command 'snyc'. Did you mean sync?",
+        (): "sync is missing",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            main(list(words))
