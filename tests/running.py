@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from runs.command import entry_point
-from runs.config import expand
+from runs.config import GROUPS, as_word, expand
+from runs.config.files import Files, without_hydra
+from runs.config.names import dotted
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep
@@ -142,3 +144,18 @@ class ForkNow:
 
     def __getattr__(self, name):
         return getattr(self.context, name)
+
+
+def values_of(groups):
+    """Every key that has a value with these group choices, as KEY=VALUE: what --help and --cfg show."""
+    files = Files()
+    with files.hydra():
+        plain = without_hydra(files.defaults(tuple(groups)), resolve=True)
+    keys = dict(dotted(plain))
+    parents = {key.rpartition(".")[0] for key in keys}
+    where = ("launcher", "tracking", "lease_seconds", "redo")
+    return [
+        f"{key}={as_word(value)}"
+        for key, value in keys.items()
+        if key not in (*parents, *GROUPS, "task.name", "model.name") and not key.startswith(where)
+    ]

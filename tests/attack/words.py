@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from running import values_of
 from tiny import save_tiny, write_glue
 
 from attack.cases import Case, Home, WrongError
-from runs.config import expand, settings
+from runs.config import expand
 from runs.identity import run_id
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def cases(home: Home) -> Iterator[Case]:
         yield _words("words made by hand", [*sound, word], "refused")
     for word in ("method.label=$(touch x)", "output='a b'", "method.label='=1+1'", "model.path=/etc/passwd"):
         yield _words("words made by hand", [*sound, word], "either")
-    dice, keys = home.dice("words"), [line.partition("=")[0] for line in settings(tuple(BASE))]
+    dice, keys = home.dice("words"), [line.partition("=")[0] for line in values_of(tuple(BASE))]
     for _ in range(40 if home.short else 250):
         words = [f"{dice.choice(keys)}={dice.choice(ODD)}" for _ in range(dice.choice([1, 1, 2]))]
         yield _words("values at random", [*sound, *words], "either")

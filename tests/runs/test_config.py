@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import values_of
 from tiers import sample
 
 import vera
-from runs.config import CONF, GROUPS, as_word, choices, expand, files, parts
-from runs.config.files import Files, without_hydra
-from runs.config.names import dotted
+from runs.config import CONF, choices, expand, files, parts
+from runs.config.files import Files
 from runs.errors import UserError
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
@@ -36,21 +36,6 @@ def test_too_many_runs_are_counted_before_one_is_composed(monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
-
-
-def values_of(groups):
-    """Every key that has a value with these group choices, as KEY=VALUE: what --help and --cfg show."""
-    files = Files()
-    with files.hydra():
-        plain = without_hydra(files.defaults(tuple(groups)), resolve=True)
-    keys = dict(dotted(plain))
-    parents = {key.rpartition(".")[0] for key in keys}
-    where = ("launcher", "tracking", "lease_seconds", "redo")
-    return [
-        f"{key}={as_word(value)}"
-        for key, value in keys.items()
-        if key not in (*parents, *GROUPS, "task.name", "model.name") and not key.startswith(where)
-    ]
 
 
 @pytest.mark.parametrize("groups", [["task=rte"], ["model=gpt2_medium", "task=e2e", "method=lora"]])
