@@ -55,7 +55,7 @@ WORDS = [
         "method.rank=",
         "=1",
         "seed",
-        "--config-dir=/tmp",
+        "--config-dir=/nowhere/at/all",
         "--config-path=/etc",
         "-cd",
     ),
@@ -156,7 +156,13 @@ def cases(home: Home) -> Iterator[Case]:
     yield _words("sound words", [*sound, "seed=0,1"], "taken")
     for word in WORDS:
         yield _words("words made by hand", [*sound, word], "refused")
-    for word in ("method.label=$(touch x)", "output='a b'", "method.label='=1+1'", "model.path=/etc/passwd"):
+    for word in (
+        "method.label=$(touch x)",
+        "output='a b'",
+        "method.label='=1+1'",
+        "model.path=/etc/passwd",
+        "--config-dir=/etc",
+    ):
         yield _words("words made by hand", [*sound, word], "either")
     dice, keys = home.dice("words"), [line.partition("=")[0] for line in values_of(tuple(BASE))]
     for _ in range(40 if home.short else 250):
