@@ -125,7 +125,7 @@ VARIABLES = [
     "MODEL_PATH",
     "DATA",
     "OUTPUT",
-    "PAPER",
+    "EXPERIMENT",
     "LAUNCHER",
     "TRACKING",
     "ARGS",
