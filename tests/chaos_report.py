@@ -55,7 +55,9 @@ def state_of(output: Path) -> State:
         if path.name == "log.txt":
             continue
         content: object = path.read_bytes()
-        if path.suffix == ".jsonl":
+        if path.suffix == ".yaml":  # which name the output folder, and the overrides in their order
+            content = sorted(path.read_text().replace(str(output), "OUTPUT").splitlines())
+        elif path.suffix == ".jsonl":
             head, *lines = map(json.loads, path.read_text().splitlines())
             content = head, {line["item"]: line["texts"] for line in lines}
         files[f"{path.parent.name}/{path.name}"] = content
