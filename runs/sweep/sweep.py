@@ -3,6 +3,7 @@
 A finished run is skipped, a broken one resumed; a failed one never stops the others.
 """
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -76,7 +77,10 @@ def sweep(
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if first and not part and len(jobs) > 1:
-        write_sweep(output, name_of(jobs), [job.id for job in jobs])
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: the runs wait for room
+            write_sweep(output, name_of(jobs), [job.id for job in jobs])
     if here:
         outcome = _do_here(plan, Display(len(runs), many), finished, first)
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):
