@@ -77,9 +77,7 @@ def sweep(
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if first and not part and len(jobs) > 1:
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: the runs wait for room
+        with contextlib.suppress(OSError):  # on a full disk the runs wait for room
             write_sweep(output, name_of(jobs), [job.id for job in jobs])
     if here:
         outcome = _do_here(plan, Display(len(runs), many), finished, first)
