@@ -1,13 +1,33 @@
+"""One run, many runs, and their records. What libraries read from the environment is set here, before any of
+them is imported; what the user has set stays."""
+
 import logging
 import os
 import sys
 
-#: Libraries read these as they are imported: no progress bars.
+#: No progress bars.
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+
+#: Read once, as torch or CUDA starts.
+ENVIRONMENT = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats itself to the bit
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # a GPU's number is the driver's, not its rank by speed
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # batches of hundreds of shapes fragment the memory
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN plans each shape of a batch anew, some 50 ms
+    "TOKENIZERS_PARALLELISM": "false",  # or tokenizers warn in every forked process
+}
+#: A thread that has no work waits in a loop, by default for long, on a core that another process may need:
+#: beside two busy processes a run took ten times as long. So many turns of the loop cost nothing on an idle
+#: machine.
+SPINNING = {"GOMP_SPINCOUNT": "10000"}
 
 if sys.stderr is None or not sys.stderr.isatty():  # a bar in a file or a pipe is noise
     for name in NO_BARS:
         os.environ.setdefault(name, "1")
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+    os.environ.update(SPINNING)
 
 # Which warns as it is imported, whether anyone uses it or not
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -243,7 +243,7 @@ def _sample(
 ) -> list[str]:
     """The answers to questions, each given as (question, turn from 0, prompt)."""
     import torch
-    from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+    from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
 
     model, task = context.raw_model, cast(InstructTask, context.task)
     device, seed = context.accelerator.device, context.config["seed"]
@@ -267,6 +267,16 @@ def _sample(
             tokens = draw(scores.float().to(where), temperatures, how["top_p"], how["top_k"], step).to(device)
             return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
 
+    class Cache(DynamicCache):
+        """Keys and values in the dtype that attention computes in. A 4-bit layer returns that of its input,
+        float32 after a norm: twice the memory, and a cast of all of it in each step."""
+
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_autocast_enabled(device.type):
+                dtype = torch.get_autocast_dtype(device.type)
+                key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+            return super().update(key_states, value_states, *args, **kwargs)
+
     class RunOn(StoppingCriteria):
         """A row ends where its answer goes on with an instruction, or where it has filled its room."""
 
@@ -289,7 +299,11 @@ def _sample(
     try:
         with torch.no_grad():
             output = model.generate(
-                input_ids=batch, attention_mask=mask, logits_processor=[Draw()], stopping_criteria=[RunOn()]
+                input_ids=batch,
+                attention_mask=mask,
+                past_key_values=Cache(config=model.config),
+                logits_processor=[Draw()],
+                stopping_criteria=[RunOn()],
             )
     finally:
         model.generation_config = usual

@@ -8,6 +8,10 @@ class UserError(Exception):
     """The message says what is wrong, where, and how to mend it."""
 
 
+class DeviceError(UserError):
+    """A GPU is here that torch cannot use, or is no longer: another process, or machine, may have it."""
+
+
 #: What is a user's mistake, by room and name: to import tasks and vera would be to import torch.
 _USERS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError")}
 

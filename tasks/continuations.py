@@ -75,8 +75,9 @@ class Continuations(Task):
         head = getattr(model, "module", model).get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
         try:
-            # No mask: padding stands to the right, where no token before it looks.
-            logits = model(input_ids=batch["input_ids"]).logits.float()
+            # No mask: padding stands to the right, where no token before it looks. No cache: no call follows
+            # that would read it.
+            logits = model(input_ids=batch["input_ids"], use_cache=False).logits.float()
         finally:
             hook.remove()
         return cross_entropy(

@@ -86,7 +86,7 @@ def _check_choices(config: dict[str, Any]) -> None:
     train = config["train"]
     allowed = {
         "train.schedule": (train["schedule"], ("linear", "cosine", "constant")),
-        "train.precision": (train["precision"], ("fp32", "bf16", "fp16")),
+        "train.precision": (train["precision"], ("fp32", "tf32", "bf16", "fp16")),
         "select": (config["select"], ("paper", "crossfit")),
         "keep": (config["keep"], ("best", "last", "both", "none")),
         "adapter_precision": (config["adapter_precision"], ("fp32", "bf16", "fp16")),

@@ -150,12 +150,19 @@ class Device(TypedDict):
     name: str
     system: NotRequired[str | None]
     cuda: NotRequired[str | None]
+    driver: NotRequired[str | None]  # these, of a GPU
+    cudnn: NotRequired[int | None]
+    capability: NotRequired[str]  # as 9.0
 
 
 class Determinism(TypedDict):
     """How far another run of it would be the same to the bit."""
 
     deterministic_algorithms: NotRequired[bool]
+    strict: NotRequired[bool]  # an operation without a deterministic kernel would have been an error
+    tf32_matmul: NotRequired[bool]  # these, on a GPU
+    tf32_conv: NotRequired[bool]
+    fused_attention: NotRequired[list[str]]  # the kernels that attention may take
     threads: Count
     processes: NotRequired[Count]
 

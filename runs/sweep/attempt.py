@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from runs.config import Run
-from runs.errors import is_users
+from runs.errors import DeviceError, is_users
 from runs.record import run_folder
 from runs.record.text import describe
 from runs.sweep import progress
@@ -247,25 +247,37 @@ def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events
         sys.exit(1)
 
 
+#: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot start without some.
+MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDACachingAllocator",
+)
+#: What they say of a device that fails, or is lost: a new process may find it again.
+DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802")
+
+
 def cause_of(error: BaseException) -> tuple[str, str]:
     """Why a run's process gave up, and in one line."""
     words, name = describe(error), type(error).__name__
     if isinstance(error, LostLeaseError):
         return "lost", words
+    if isinstance(error, DeviceError):
+        return "device", words
     if is_users(error):
         return "mistake", words
+    from_torch = isinstance(error, RuntimeError)  # torch.AcceleratorError and torch.OutOfMemoryError, too
     if (
         isinstance(error, MemoryError)
         or name == "OutOfMemoryError"
         or getattr(error, "errno", None) == errno.ENOMEM
-    ):
-        return "memory", "out of memory"
-    if isinstance(error, RuntimeError) and any(
-        w in str(error) for w in ("out of memory", "can't allocate memory")
+        or (from_torch and any(word in str(error) for word in MEMORY))
     ):
         return "memory", "out of memory"
     if isinstance(error, OSError):
         return ("disk" if error.errno in FULL else "mistake"), words
-    if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+    if name == "AcceleratorError" or (from_torch and any(word in str(error) for word in DEVICE)):
         return "device", f"{name}: {words}"
     return "error", f"{name}: {words}"

@@ -2,50 +2,33 @@
 
 import contextlib
 import functools
-import glob
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
-import pynvml
 from filelock import FileLock, Timeout
+
+from runs import gpus
 
 
 def devices(device: str) -> list[str]:
-    """The devices that `device=` may mean here: CUDA devices by their UUIDs where these can be told, or cpu,
-    or mps."""
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
+    or cpu, or mps. Raises DeviceError where a GPU is here that torch cannot use."""
     if device in ("cpu", "mps"):
         return [device]
-    if not (
-        shutil.which("nvidia-smi")
-        or any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"))
-    ):
-        return ["cpu"]  # without waiting for torch, which takes two seconds to say so
+    if device == "auto" and not gpus.may_be_here() and not gpus.named():
+        return ["cpu"]
+    if not gpus.check_usable(device):
+        return ["cpu"]
     import torch
 
-    if not torch.cuda.is_available():
-        return ["cpu"]
-    uuids, visible = _uuids(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [uuids.get(word, word) for word in visible.split(",") if word]
-    return list(uuids.values()) or [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _uuids() -> dict[str, str]:
-    """The GPUs' UUIDs by their numbers; empty where NVIDIA's driver does not say."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return {}
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return {str(index): pynvml.nvmlDeviceGetUUID(handle) for index, handle in enumerate(handles)}
-    except pynvml.NVMLError:
-        return {}
-    finally:
-        pynvml.nvmlShutdown()
+    uuids, named = gpus.uuids(), gpus.named()
+    if named is not None:
+        return [uuid for word in named for uuid in uuids.get(word, [word])]
+    return [uuid for group in uuids.values() for uuid in group] or [
+        str(index) for index in range(torch.cuda.device_count())
+    ]
 
 
 class DeviceLease:

@@ -1,15 +1,10 @@
 """How what a run trains with is made: task, model and method, optimizer, rates, and batches."""
 
 import math
-import os
 import random
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-
-# Read once, when CUDA starts: cuBLAS deterministic
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
@@ -24,25 +19,33 @@ import vera
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
+from runs.gpus import check_usable
 from runs.identity import start_file
 from runs.methods import make_method
+from runs.training.flags import set_flags
 
 
 def make_accelerator(run: Run) -> Accelerator:
     """Device, precision and data parallel, as the run has them. Raises UserError for a device that is not
     here."""
     device, precision = run.config["device"], run.config["train"]["precision"]
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
+    on_gpu = device in ("auto", "cuda") and check_usable(device)
+    if precision == "tf32" and not on_gpu:
+        raise UserError("train.precision=tf32: a GPU's tensor cores compute so. Here it is fp32")
     # Accelerate keeps its settings for the whole process; the next run here may want another precision.
     AcceleratorState._reset_state()
     # AdapterDrop leaves other adapters without a gradient in each batch.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(run.method.get("drop_per_batch")))
-    return Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=device == "cpu",
-        kwargs_handlers=[unused],
+    # What is frozen, A and B included, is the same on every process: nothing of it has to travel.
+    parallel = DistributedDataParallelKwargs(
+        find_unused_parameters=bool(run.method.get("drop_per_batch")), broadcast_buffers=False
     )
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision),
+        cpu=device == "cpu",
+        kwargs_handlers=[parallel],
+    )
+    set_flags(run, accelerator.device)
+    return accelerator
 
 
 def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Task, Any, vera.Method]:
@@ -77,15 +80,16 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators, and deterministic kernels where torch has them."""
+    """Python's, numpy's and torch's generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    # use_deterministic_algorithms does the same, and imports the compiler: 2 s
-    torch.set_deterministic_debug_mode("warn")
-    # A debugging aid that costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+
+
+def seed_process(seed: int, step: int, process: int) -> None:
+    """Of several processes, what this one draws in a step."""
+    (state,) = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state >> 1))
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runs.errors import DeviceError
 from vera.checked_file import system_error
 
 
@@ -27,21 +28,26 @@ def save(
     run_id: str,
     parameters: dict[str, nn.Parameter],
     optimizer: Optimizer,
+    device: torch.device,
     state: dict[str, Any],
     method_state: dict[str, Tensor],
 ) -> None:
     """Writes a checkpoint. `parameters`: the trainable ones by name. `state` (plain values) and
-    `method_state` (what the method has gathered) are given back by `load`."""
+    `method_state` (what the method has gathered) are given back by `load`. `device`: that of the run, whose
+    generator is kept, and no other GPU's."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
     tensors |= {f"method/{name}": value for name, value in method_state.items()}
     tensors["generator/cpu"] = torch.get_rng_state()
-    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        tensors[f"generator/cuda/{device}"] = torch.cuda.get_rng_state(device)
+    if device.type == "cuda":
+        tensors["generator/cuda"] = torch.cuda.get_rng_state(device)
+    # Once: the file and its checksum are made from the same copy.
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     version, words, position, has_gauss, cached = tuple(np.random.get_state(legacy=True))
     header = {
         "run_id": run_id,
+        "device": device.type,
         "state": state,
         "python": random.getstate(),
         "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
@@ -50,7 +56,7 @@ def save(
     try:
         text = json.dumps(header)
         save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
+            tensors,
             partial,
             {"header": text, "sha256": _digest(text, tensors)},
         )
@@ -67,15 +73,20 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def load(
-    path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer
+    path: Path,
+    run_id: str,
+    parameters: dict[str, nn.Parameter],
+    optimizer: Optimizer,
+    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Puts everything back and returns the state and the method's; None, with nothing changed, without a
-    usable checkpoint."""
+    usable checkpoint. Raises DeviceError where the run was begun on a device of another type: its numbers
+    would be neither one's nor the other's."""
     if not path.is_file():
         return None
     try:
@@ -89,6 +100,9 @@ def load(
             raise ValueError("of another run")
         python, numpy_state = header["python"], header["numpy"]
         state: dict[str, Any] = header["state"]
+        if header["device"] != device.type:
+            begun = f"this run was begun on {header['device']} and cannot go on on {device.type}"
+            raise DeviceError(f"{begun}: go on there, or delete {path}")
     except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         print(f"the checkpoint {path} is not usable ({error}): starting over", flush=True)
         return None
@@ -102,9 +116,8 @@ def load(
             moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["generator/cpu"])
-    for name, tensor in tensors.items():
-        if name.startswith("generator/cuda/") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensor, int(name.rpartition("/")[2]))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["generator/cuda"], device)
     random.setstate((python[0], tuple(python[1]), python[2]))
     np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
     return state, {

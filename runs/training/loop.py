@@ -9,10 +9,13 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.optim import Optimizer
 
 import tasks
 from runs.config import Run
@@ -26,6 +29,7 @@ from runs.training.build import (
     make_optimizer,
     make_schedule,
     optimizer_groups,
+    seed_process,
 )
 from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
@@ -166,6 +170,9 @@ class Training(Context):
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
+        # Else the processes would draw the same dropout, and a resumed one what another has drawn.
+        if world > 1:
+            seed_process(self.config["seed"], self.state.step, self.accelerator.process_index)
         total, units, whole = 0.0, 0, self.task.weight("train", rows)
         for i, part in enumerate(parts):
             # Gradients travel between processes once, with the last micro-batch.
@@ -256,6 +263,11 @@ class Training(Context):
 
     # --- what a killed run goes on from
 
+    @property
+    def _checkpointed(self) -> tuple[Path, str, dict[str, nn.Parameter], Optimizer, torch.device]:
+        optimizer, device = self.optimizer.optimizer, self.accelerator.device
+        return self.checkpoint, self.run_id, self.parameters, optimizer, device
+
     def _save(self) -> None:
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
@@ -263,13 +275,11 @@ class Training(Context):
             self.check_owner()
             of_method = self.method.training_state(self.raw_model)
             state = dataclasses.asdict(self.state)
-            checkpoint.save(
-                self.checkpoint, self.run_id, self.parameters, self.optimizer.optimizer, state, of_method
-            )
+            checkpoint.save(*self._checkpointed, state, of_method)
 
     def _resume(self) -> bool:
         """Goes back to where an earlier try was, if it has left a checkpoint."""
-        found = checkpoint.load(self.checkpoint, self.run_id, self.parameters, self.optimizer.optimizer)
+        found = checkpoint.load(*self._checkpointed)
         if not found:
             return False
         state, of_method = found

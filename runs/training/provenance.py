@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from runs.gpus import driver
 from runs.sources import git
 
 #: The folders of the checkout that results are made with.
@@ -61,8 +62,14 @@ def versions() -> dict[str, str]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The device in words, never the machine's name."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else _processor()
+    found = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+    if not on_gpu:
+        return found
+    cudnn: Any = torch.backends.cudnn
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return found | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
 
 
 def provenance(code: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from runs.record import (
     row_label,
 )
 from runs.training.context import Context
+from runs.training.flags import flags, not_deterministic
 from runs.training.provenance import machine, versions
 from runs.training.state import State
 
@@ -57,6 +58,7 @@ def build_record(
     """
     run, config, task, metric = context.run, context.config, context.task, context.metric
     dev_rows, predictions = len(task.lengths("dev")), state.predictions
+    why = not_deterministic(run, context.accelerator.device)
     record = {
         "schema": SCHEMA,
         "id": context.run_id,
@@ -73,7 +75,7 @@ def build_record(
         "versions": versions(),
         "device": machine(context.accelerator.device),
         "determinism": {
-            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            **flags(context.accelerator.device),
             "threads": torch.get_num_threads(),
             "processes": context.accelerator.num_processes,
         },
@@ -93,7 +95,12 @@ def build_record(
             "best": predictions[metric.best(state.curve["metric"])] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
-        "deviations": deviations(run, task.notes) + notes + attempts["deviations"],
+        "deviations": [
+            *deviations(run, task.notes),
+            *notes,
+            *([f"not the same to the bit in another run: {why}"] if why else []),
+            *attempts["deviations"],
+        ],
     }
     return record | {"cell_id": cell_id(record)}
 

@@ -26,10 +26,10 @@ from tiers import ALL_TESTS, guard
 from runs import plan
 from runs.config import CONF, choices, expand, read_command
 from runs.config import launch as settings
-from runs.errors import UserError
+from runs.errors import DeviceError, UserError
 from runs.identity import run_id
 from runs.record import Ledger, read_record, record_path, run_folder, write_record
-from runs.sweep import attempt, devices, display, executor, jobs, launchers, sweep
+from runs.sweep import attempt, display, executor, jobs, launchers, sweep
 from runs.sweep.attempt import cause_of
 from runs.sweep.executor import with_less_memory
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher
@@ -113,7 +113,27 @@ def test_the_time_left_is_told_by_runs_of_the_same_row_or_task_but_not_by_a_head
         (LostLeaseError("gone"), "lost"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), "device"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "memory",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"), "memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory"),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016"), "memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "memory"),
+        (RuntimeError("CUDA driver error: out of memory"), "memory"),
+        (RuntimeError("CUDA driver error: unknown error"), "device"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), "device"),
+        (RuntimeError("No CUDA GPUs are available"), "device"),
+        (
+            RuntimeError("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized"),
+            "device",
+        ),
+        (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error"), "device"),
+        (DeviceError("torch cannot use it"), "device"),
         (RuntimeError("shapes do not fit"), "error"),
+        (ValueError("CUDA is a word"), "error"),
     ],
 )
 def test_the_cause_of_an_error(error, cause):
@@ -617,111 +637,6 @@ def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch
         UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
     ):
         sweep.sweep(expand(words), launch=settings.Launch(settings.Local()))
-
-
-# --- devices
-
-
-class Nvml:
-    """Stands in for pynvml on a machine with two GPUs, or with none that its driver tells of."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, *uuids):
-        self.uuids, self.open = uuids, 0
-
-    def nvmlInit(self):  # noqa: N802 - its own name, as the others
-        if not self.uuids:
-            raise self.NVMLError("Driver Not Loaded")
-        self.open += 1
-
-    def nvmlShutdown(self):  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self):  # noqa: N802
-        return len(self.uuids)
-
-    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        return ("handle", index)
-
-    def nvmlDeviceGetUUID(self, handle):  # noqa: N802
-        return self.uuids[handle[1]]
-
-
-@pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    """A machine with two GPUs, by what NVIDIA's library says there."""
-    monkeypatch.setattr(devices, "pynvml", Nvml("GPU-aaaa", "GPU-bbbb"))
-    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
-
-
-def test_devices_are_those_that_are_visible(two_gpus, monkeypatch):
-    assert devices.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
-    assert devices.devices("cpu") == ["cpu"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert devices.devices("cuda") == ["GPU-bbbb"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,GPU-aaaa")
-    assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
-    assert devices.pynvml.open == 0
-    # Another make's GPUs, or a driver that does not answer: by their numbers
-    monkeypatch.setattr(devices, "pynvml", Nvml())
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert devices.devices("auto") == ["0", "1"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.devices("auto") == ["cpu"]
-
-
-def test_two_runs_meet_on_a_device_on_purpose_only(two_gpus, monkeypatch, capsys):
-    names = devices.devices("auto")
-    first, second = devices.DeviceLease(names, 1), devices.DeviceLease(names, 1)
-    assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
-    first.use()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
-    shared = devices.DeviceLease(names, 2)
-    assert shared.name == "GPU-aaaa"
-    waits = iter([None])
-
-    def sleep(_):
-        next(waits)  # once: or the lease would not have been taken after the first one's end
-        second.release()
-
-    monkeypatch.setattr(devices.time, "sleep", sleep)
-    assert devices.DeviceLease(names, 1).name == "GPU-bbbb"
-    assert (
-        "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
-        in capsys.readouterr().out
-    )
-
-
-def test_a_later_sweep_of_a_process_goes_on_with_its_device(two_gpus, request):
-    request.addfinalizer(devices.take_device.cache_clear)
-    assert devices.take_device("cpu", 1) is None
-    lease = devices.take_device("auto", 1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == lease.name == "GPU-aaaa"
-    assert devices.take_device("auto", 1) is lease  # and does not wait for the one that it holds
-    assert devices._lock("GPU-aaaa.0") is None
-
-
-@pytest.mark.usefixtures("process")
-def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
-    script = (
-        f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
-        "lease = devices.DeviceLease(['x'], 1); print('has it', flush=True); input()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "has it\n"
-    assert devices._lock("x.0") is None
-    process.kill()
-    process.wait()
-    assert devices._lock("x.0") is not None
 
 
 # --- words

@@ -1,6 +1,7 @@
 """The layer that low-rank methods share, and what puts modules and hooks into a model and takes them out."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, cast
 
 import torch
@@ -135,6 +136,8 @@ def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
         if state is not None:
             from bitsandbytes.functional import dequantize_4bit
 
+            state = copy(state)
+            state.dtype = torch.float32  # whatever dtype the layer itself computes in
             weight = dequantize_4bit(weight.data, state)
         elif weight.is_meta:  # of a copy without values
             weight = weight.new_empty(outputs, inputs)

@@ -1,0 +1,328 @@
+"""What a CPU can test of runs on a GPU: which devices there are, what is refused, what is asked of torch."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from running import ROOT
+
+from runs import ENVIRONMENT, SPINNING, answer, gpus, models
+from runs.config import expand
+from runs.errors import DeviceError, UserError
+from runs.identity import run_id
+from runs.sweep import devices
+from runs.training import checkpoint, flags
+from runs.training.loop import Training
+from tasks.mt_bench import read_questions
+
+
+class Nvml:
+    """Stands in for pynvml: on a machine with these GPUs, of which each has a UUID, or several where it is
+    cut into slices; without any, one whose driver does not answer."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *cards):
+        self.cards, self.open = cards, 0
+
+    def nvmlInit(self):  # noqa: N802 - its own name, as the others
+        if not self.cards:
+            raise self.NVMLError("Driver Not Loaded")
+        self.open += 1
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self):  # noqa: N802
+        return "550.54"
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return self.cards[index]
+
+    def nvmlDeviceGetUUID(self, handle):  # noqa: N802
+        return handle if isinstance(handle, str) else "GPU-parent"
+
+    def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
+        if isinstance(handle, str):
+            raise self.NVMLError("Not Supported")
+        return (1, 1)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle):  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):  # noqa: N802
+        if index >= len(handle):
+            raise self.NVMLError("Not Found")
+        return handle[index]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say; `cards`, `usable`
+    and `visible` change it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus, "DRIVERS", (str(tmp_path / "dev" / "nvidia[0-9]*"), *gpus.DRIVERS[1:]))
+
+    def usable(answer):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: answer)
+
+    def visible(words):
+        if words is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = words
+
+    def cards(*names):
+        monkeypatch.setattr(gpus, "pynvml", Nvml(*names))
+
+    usable(True), visible(None), cards("GPU-aaaa", "GPU-bbbb")
+    return SimpleNamespace(usable=usable, visible=visible, cards=cards)
+
+
+# --- which devices there are
+
+
+def test_devices_are_those_that_are_visible(machine, monkeypatch):
+    assert devices.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
+    assert devices.devices("cpu") == ["cpu"]
+    machine.visible("1")
+    assert devices.devices("cuda") == ["GPU-bbbb"]
+    machine.visible(" 1, 0 ")
+    assert devices.devices("cuda") == ["GPU-bbbb", "GPU-aaaa"]
+    machine.visible("MIG-1,GPU-aaaa")
+    assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    assert gpus.pynvml.open == 0
+    # Another make's GPUs: by their numbers
+    machine.cards()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    machine.visible("0,1")
+    assert devices.devices("auto") == ["0", "1"]
+
+
+def test_a_card_in_slices_is_as_many_devices(machine):
+    machine.cards(("MIG-1", "MIG-2"), "GPU-bbbb")
+    assert devices.devices("auto") == ["MIG-1", "MIG-2", "GPU-bbbb"]
+    machine.visible("0")
+    assert devices.devices("auto") == ["MIG-1", "MIG-2"]
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
+    machine.usable(False)
+    for version, words in (
+        (None, "a build for the CPU"),
+        ("13.0", r"CUDA 13\.0 .* newer driver than 550\.54"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(DeviceError, match=rf"this machine has a GPU, but torch .*{words}.*device=cpu$"):
+            devices.devices("auto")
+    for words in ("GPU-cccc", "0"):  # given by a lease, or by Slurm
+        machine.visible(words)
+        with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}, but"):
+            gpus.check_usable("auto")
+    for nothing in ("", "-1"):  # the user hides them
+        machine.visible(nothing)
+        assert devices.devices("auto") == ["cpu"]
+    # The driver does not answer, and yet its device is there
+    machine.visible(None), machine.cards()
+    assert devices.devices("auto") == ["cpu"]
+    with pytest.raises(DeviceError, match="device=cuda: no GPU is here"):
+        devices.devices("cuda")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    with pytest.raises(DeviceError, match="this machine has a GPU"):
+        devices.devices("auto")
+
+
+# --- who has which
+
+
+def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch, capsys):
+    names = devices.devices("auto")
+    first, second = devices.DeviceLease(names, 1), devices.DeviceLease(names, 1)
+    assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
+    first.use()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
+    shared = devices.DeviceLease(names, 2)
+    assert shared.name == "GPU-aaaa"
+    waits = iter([None])
+
+    def sleep(_):
+        next(waits)  # once: or the lease would not have been taken after the first one's end
+        second.release()
+
+    monkeypatch.setattr(devices.time, "sleep", sleep)
+    assert devices.DeviceLease(names, 1).name == "GPU-bbbb"
+    assert (
+        "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_later_sweep_of_a_process_goes_on_with_its_device(machine, request):
+    request.addfinalizer(devices.take_device.cache_clear)
+    assert devices.take_device("cpu", 1) is None
+    lease = devices.take_device("auto", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == lease.name == "GPU-aaaa"
+    assert devices.take_device("auto", 1) is lease  # and does not wait for the one that it holds
+    assert devices._lock("GPU-aaaa.0") is None
+
+
+@pytest.mark.usefixtures("process")
+def test_a_killed_process_gives_its_device_back(machine, tmp_path):
+    script = (
+        f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
+        "lease = devices.DeviceLease(['x'], 1); print('has it', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "has it\n"
+    assert devices._lock("x.0") is None
+    process.kill()
+    process.wait()
+    assert devices._lock("x.0") is not None
+
+
+# --- what is asked of torch
+
+
+def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, monkeypatch):
+    torch.backends.cudnn.allow_tf32 = True  # torch's own default
+    training = Training(expand(words)[0], "0" * 12, lambda event: None)
+    modes = []
+    spied = training.task.loss
+    monkeypatch.setattr(
+        training.task,
+        "loss",
+        lambda *given: modes.append(torch.get_deterministic_debug_mode()) or spied(*given),
+    )
+    training.step([0, 1])
+    assert modes == [2]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert flags.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
+
+
+def test_tf32_is_a_precision_of_its_own_that_a_cpu_does_not_have(words):
+    (plain,), (tf32,) = expand(words), expand([*words, "train.precision=tf32"])
+    assert run_id(plain) != run_id(tf32)
+    with pytest.raises(UserError, match=r"train\.precision=tf32: a GPU's tensor cores"):
+        Training(tf32, "0" * 12, lambda event: None)
+    with pytest.raises(UserError, match=r"train\.precision=tf23.*one of fp32, tf32, bf16, fp16"):
+        expand([*words, "train.precision=tf23"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["model=roberta_base", "task=rte", "method=vera"], None),
+        (["model=roberta_base", "task=rte", "method=full"], None),
+        (["model=roberta_base", "task=rte", "method=adalora"], "kthvalue"),
+        (["model=vit_base", "task=cifar100", "method=full", "task.image_size=384"], "bicubic"),
+        (["model=vit_base", "task=cifar100", "method=full"], None),
+        (["model=vit_base", "task=cifar100", "method=vera", "task.image_size=384"], None),
+    ],
+)
+def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(overrides, reason, monkeypatch):
+    (run,) = expand(overrides)
+    why = flags.not_deterministic(run, torch.device("cuda"))
+    assert why is None if reason is None else reason in why
+    assert flags.not_deterministic(run, torch.device("cpu")) is None
+    flags.set_flags(run, torch.device("cuda"))
+    assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
+
+
+def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other_type(tmp_path, monkeypatch):
+    """Eight GPUs were visible where it was written, one is where it goes on."""
+    path, parameter = tmp_path / "checkpoint.safetensors", torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    state = torch.arange(16, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
+    what = (path, "a" * 12, {"b": parameter}, optimizer)
+    checkpoint.save(*what, torch.device("cuda", 5), {"step": 3}, {})
+    put = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: put.append(given))
+    loaded, _ = checkpoint.load(*what, torch.device("cuda", 0))
+    assert loaded == {"step": 3}
+    assert [(value.tolist(), device.index) for value, device in put] == [(state.tolist(), 0)]
+    with pytest.raises(DeviceError, match="begun on cuda and cannot go on on cpu: go on there, or delete"):
+        checkpoint.load(*what, torch.device("cpu"))
+
+
+def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bits(tiny_llama):
+    from bitsandbytes.functional import dequantize_4bit
+
+    torch.manual_seed(0)
+    model, _ = models.load(tiny_llama, 0, "", None, "text", torch.bfloat16, torch.device("cpu"))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert weight.quant_state.dtype == torch.bfloat16
+    straight = dequantize_4bit(weight.data, weight.quant_state)
+    weight.quant_state.dtype = torch.float32
+    assert straight.dtype == torch.bfloat16
+    assert torch.equal(straight, dequantize_4bit(weight.data, weight.quant_state).bfloat16())
+
+
+def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_words, monkeypatch):
+    words = [w for w in alpaca_words if not w.startswith("train.precision")]
+    (run,) = expand([*words, "model.quantise=nf4", "train.precision=bf16"])
+    context = Training(run, "0" * 12, lambda event: None)
+    caches = []
+    generate = context.raw_model.generate
+    monkeypatch.setattr(
+        context.raw_model,
+        "generate",
+        lambda **given: caches.append(given["past_key_values"]) or generate(**given),
+    )
+    question = read_questions(Path(run.config["task"]["mt_bench_dir"]), "mt_bench")[0]
+    prompt = context.task.conversation(question.turns[:1], [])
+    with context.accelerator.autocast():
+        answer._sample(context, [(question, 0, prompt)], run.config["task"])
+    layers = caches[0].layers
+    assert (
+        {layer.keys.dtype for layer in layers} == {layer.values.dtype for layer in layers} == {torch.bfloat16}
+    )
+
+
+def test_training_a_decoder_fills_no_cache(alpaca_words, monkeypatch):
+    from transformers import DynamicCache
+
+    training = Training(expand(alpaca_words)[0], "0" * 12, lambda event: None)
+    filled = []
+    monkeypatch.setattr(DynamicCache, "update", lambda self, k, v, *more, **given: filled.append(1) or (k, v))
+    training.step([0, 1])
+    training.evaluate()
+    assert not filled
+
+
+def test_data_parallel_broadcasts_nothing_that_is_frozen(words):
+    training = Training(expand(words)[0], "0" * 12, lambda event: None)
+    assert training.accelerator.ddp_handler.broadcast_buffers is False
+
+
+@pytest.mark.usefixtures("process")
+def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it():
+    script = "import os, runs; print({k: os.environ.get(k) for k in (*runs.ENVIRONMENT, *runs.SPINNING)})"
+
+    def environment(**own):
+        names = {*ENVIRONMENT, *SPINNING, "OMP_WAIT_POLICY", "KMP_BLOCKTIME"}
+        env = {k: v for k, v in os.environ.items() if k not in names} | own
+        found = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
+        return ast.literal_eval(found.stdout)
+
+    assert environment() == ENVIRONMENT | SPINNING
+    assert environment(OMP_WAIT_POLICY="ACTIVE")["GOMP_SPINCOUNT"] is None
+    assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
