@@ -6,6 +6,8 @@ python -m runs.bench full=true     every model, length and variant
 python -m runs.bench serving       64 adapters in one batch (full=true: 10,000 resident, more lengths)
 python -m runs.bench decoding      beam search for E2E beside transformers' own, GPT-2 small (full=true:
                                    medium, too)
+python -m runs.bench contention    a run beside busy processes, by how OpenMP's threads wait: five minutes
+                                   (full=true: three rounds)
 
 Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from runs.bench.contention import contention
 from runs.bench.decoding import decoding
 from runs.bench.models import DEVICE, PATHS, REFERENCE, SHAPES
 from runs.bench.serving import serving
@@ -26,6 +29,8 @@ from runs.bench.training import epoch, files, memory, start, training
 from runs.command import Common, entry_point, one_of, read, setting
 from runs.record import write_atomically
 from runs.training.provenance import code_state, machine, versions
+
+PARTS = ("training", "serving", "decoding", "contention")
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,14 @@ class Settings(Common):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[PART]")
-    name = one_of("part", "".join(line.names) or "training", ("training", "serving", "decoding"))
+    name = one_of("part", "".join(line.names) or "training", PARTS)
     full, data = line.settings.full, line.settings.data
     if name == "serving":
         rows = serving(full)
     elif name == "decoding":
         rows = decoding(full)
+    elif name == "contention":
+        rows = contention(full)
     else:
         rows = []
         variants = ["VeRA", REFERENCE, "peft VeRA"]

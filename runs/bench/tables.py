@@ -39,6 +39,8 @@ def markdown(rows: list[Row]) -> str:
         apart = parts["epoch"][0]["losses_apart"]
         losses = f"Losses of the two differ by at most {apart:.1e}."
         blocks.append(f"{_ratios('an epoch on RTE, MiniLM, VeRA', parts['epoch'])}\n\n{losses}")
+    if "contention" in parts:
+        blocks.append(_ratios("an epoch of full fine-tuning, MiniLM on reviews", parts["contention"]))
     decoded = parts.get("decoding", [])
     for model in dict.fromkeys(row["model"] for row in decoded):
         of_model = [row for row in decoded if row["model"] == model]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from runs.bench import __main__ as command
-from runs.bench import decoding, models, serving, training
+from runs.bench import contention, decoding, models, serving, training
 from runs.bench.__main__ import main
 from runs.bench.models import (
     SHAPES,
@@ -115,6 +115,30 @@ def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
         assert words in text
     rows = json.loads((tmp_path / "bench" / "decoding.json").read_text())["rows"]
     assert [len(row["seconds"]) for row in rows] == [3] * 6
+
+
+def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(tmp_path, monkeypatch):
+    epochs = []
+
+    def epoch(folder, seed, waits):
+        epochs.append((seed, waits))
+        return float(len(epochs))
+
+    monkeypatch.setattr(contention, "_epoch", epoch)
+    monkeypatch.setattr(contention, "BUSY", 0)
+    assert main(["contention", f"output={tmp_path}"]) == 0
+    assert len({seed for seed, _ in epochs}) == 7  # each a run of its own
+    assert [waits for _, waits in epochs[1:]] == [*contention.WAITS.values()] * 2
+    text = (tmp_path / "bench" / "contention.md").read_text()
+    assert "| OpenMP's default, idle | 2.0 s | 1.00 |" in text
+    assert "| the harness's, beside 0 busy processes | 6.0 s | 3.00 |" in text
+
+
+@pytest.mark.usefixtures("process")
+def test_busy_processes_end_with_what_they_are_beside(monkeypatch):
+    with contention._busy(2) as others:
+        assert [other.poll() for other in others] == [None, None]
+    assert [other.poll() for other in others] == [-9, -9]
 
 
 def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
