@@ -1,0 +1,94 @@
+"""Several runs on one GPU: how many fit, and NVIDIA's MPS, without which their kernels take turns.
+
+A step of a base model is about a thousand small kernels; between them a GPU waits for the host."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pynvml
+
+from runs import gpus
+from runs.config import Run
+from runs.forecast.memory import training_bytes
+from runs.forecast.rows import Sources
+
+#: More runs on a device were not expected to help; each keeps a core or two busy.
+MOST, CORES = 6, 2
+CONTROL = "nvidia-cuda-mps-control"
+PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+
+
+def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
+    """How many of these runs fit on each device at once: by the memory that is free on the fullest one, and
+    by the machine's cores. 1 where a run's memory is not known."""
+    free, needs = free_memory(), [training_bytes(run, sources) for run in runs]
+    if free is None or not needs or any(need is None for need in needs):
+        return 1
+    by_memory = int(free / max(need for need in needs if need))
+    return max(1, min(MOST, by_memory, cores() // CORES // max(devices, 1)))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> float | None:
+    """Bytes that are free on the fullest GPU; None where NVIDIA's driver does not say."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return min((float(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles), default=None)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+class MPS:
+    """NVIDIA's Multi-Process Service for the runs of a sweep: the one that serves this machine already, or
+    one that is started, with its pipe in a folder of its own, and stopped at the end."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.environment: dict[str, str] = {}  # of processes that use it
+        self.runs = False
+
+    def start(self) -> bool:
+        """Whether it serves this machine now."""
+        if os.path.exists(os.path.join(os.environ.get(PIPE, "/tmp/nvidia-mps"), "control")):
+            self.runs = True
+        elif shutil.which(CONTROL) and not any(len(group) > 1 for group in gpus.uuids().values()):
+            self.folder = Path(tempfile.mkdtemp(prefix="vera-bench-mps-"))
+            self.environment = {PIPE: str(self.folder), LOG: str(self.folder)}
+            self.runs = self._control("-d") and (self.folder / "control").exists()
+        return self.runs
+
+    def stop(self) -> None:
+        """Ends the one that was started. Its clients have to have ended before."""
+        if self.folder:
+            self._control(said="quit\n")
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder, self.runs, self.environment = None, False, {}
+
+    def _control(self, *options: str, said: str = "") -> bool:
+        try:
+            done = subprocess.run(
+                [CONTROL, *options],
+                input=said,
+                env=os.environ | self.environment,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return done.returncode == 0

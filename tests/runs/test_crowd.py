@@ -1,0 +1,116 @@
+"""Several runs on one GPU, on a machine without one: what fits, and that MPS is started and stopped."""
+
+import os
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from runs import gpus
+from runs.config import expand
+from runs.forecast.memory import training_bytes
+from runs.forecast.rows import Sources
+from runs.sweep import crowd
+
+
+def of(*overrides, method="vera", model="roberta_base"):
+    (run,) = expand([f"model={model}", "task=qnli", f"method={method}", *overrides])
+    return training_bytes(run, Sources())
+
+
+def test_the_memory_of_a_run_grows_with_what_it_trains_and_holds_at_once():
+    assert 2e9 < of() < 8e9  # 0.5 GB of weights, 4,000 tokens, CUDA
+    batch = "train.effective_batch=64"
+    assert of(batch, method="full") > of(batch) + 3 * 4 * 85e6  # gradients and two moments
+    assert of("micro_batch=8") < of() - 1e9
+    assert of("gradient_checkpointing=true") < of()
+    assert of("train.precision=bf16") < of()
+    llama = ["model=llama2_7b", "task=alpaca", "micro_batch=4"]
+    (run,) = expand([*llama, "method=vera"])
+    quantised = training_bytes(run, Sources())
+    assert run.config["model"]["quantise"] == "nf4"
+    assert 4e9 < quantised < 24e9  # the paper's 21.69 GB, at its own micro-batch
+    assert of("model.path=/nowhere", model="encoder") is None
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "cores", "devices", "fits"),
+    [
+        (80, 64, 1, 6),
+        (80, 8, 1, 4),
+        (80, 16, 2, 4),
+        (12, 64, 1, 3),
+        (2, 64, 1, 1),
+        (80, 1, 1, 1),
+        (None, 64, 1, 1),
+    ],
+)
+def test_what_fits_is_bounded_by_memory_and_cores(gigabytes, cores, devices, fits, monkeypatch):
+    monkeypatch.setattr(crowd, "free_memory", lambda: gigabytes and gigabytes * 1e9)
+    monkeypatch.setattr(crowd, "cores", lambda: cores)
+    monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: 3.5e9)
+    assert crowd.room([None, None], Sources(), devices) == fits
+
+
+def test_a_run_whose_memory_is_not_known_has_a_device_to_itself(monkeypatch):
+    monkeypatch.setattr(crowd, "free_memory", lambda: 80e9)
+    monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: None)
+    assert crowd.room([None], Sources(), 1) == 1
+    assert crowd.room([], Sources(), 1) == 1
+
+
+@pytest.fixture
+def control(tmp_path, monkeypatch):
+    """A stand-in for nvidia-cuda-mps-control, which writes down what it is asked."""
+    script = tmp_path / "bin" / crowd.CONTROL
+    script.parent.mkdir()
+    script.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, sys\n"
+        f"pipe = pathlib.Path(os.environ['{crowd.PIPE}'])\n"
+        f"with open({str(tmp_path / 'asked')!r}, 'a') as log:\n"
+        "    log.write(' '.join(sys.argv[1:]) + ('' if sys.argv[1:] else sys.stdin.read().strip()) + '\\n')\n"
+        "(pipe / 'control').touch() if sys.argv[1:] == ['-d'] else (pipe / 'control').unlink()\n"
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv(crowd.PIPE, str(tmp_path / "none"))
+    monkeypatch.setattr(gpus, "uuids", lambda: {"0": ["GPU-aaaa"]})
+    return SimpleNamespace(script=script, asked=lambda: (tmp_path / "asked").read_text().splitlines())
+
+
+@pytest.mark.usefixtures("process")
+def test_mps_is_started_for_a_sweep_and_stopped_after_it(control):
+    mps = crowd.MPS()
+    assert mps.start()
+    folder = mps.folder
+    assert mps.environment == {crowd.PIPE: str(folder), crowd.LOG: str(folder)}
+    mps.stop()
+    assert control.asked() == ["-d", "quit"]
+    assert not folder.exists()
+    assert not mps.environment
+
+
+@pytest.mark.usefixtures("process")
+def test_mps_that_cannot_start_is_none(control, monkeypatch):
+    control.script.write_text("#!/bin/sh\nexit 1\n")
+    mps = crowd.MPS()
+    assert not mps.start()
+    mps.stop()
+    # A card in slices: MPS would have to be started for each
+    monkeypatch.setattr(gpus, "uuids", lambda: {"0": ["MIG-1", "MIG-2"]})
+    monkeypatch.setattr(crowd.subprocess, "run", lambda *_, **__: pytest.fail("it is not started"))
+    assert not crowd.MPS().start()
+
+
+def test_the_mps_of_a_machine_is_used_and_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "control").touch()
+    monkeypatch.setenv(crowd.PIPE, str(tmp_path))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: pytest.fail("nothing is started, nothing stopped")
+    )
+    mps = crowd.MPS()
+    assert mps.start()
+    assert not mps.environment
+    mps.stop()
