@@ -345,7 +345,7 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
                 return sites
         except AdapterError:
             continue
-    head = [path for path in paths if f"{path}.".startswith(tuple(head_prefixes(model)) or " ")]
+    head = [path for path in paths if f"{path}.".startswith(head_prefixes(model))]
     if head:
         raise AdapterError(
             f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be"

@@ -82,11 +82,9 @@ class Peft(AllocatesRanks, kind="peft"):
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
             raise AdapterError(f"{owner} needs a forward pass of its own: not supported")
-        head = tuple(head_prefixes(model))
+        head = head_prefixes(model)
         if not any(
-            p.requires_grad and p.numel()
-            for n, p in model.named_parameters()
-            if not (head and n.startswith(head))
+            p.requires_grad and p.numel() for n, p in model.named_parameters() if not n.startswith(head)
         ):
             raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
 
