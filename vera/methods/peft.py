@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vera.base_weights import base_fingerprint, base_names, fingerprint
 from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra, plain_names
-from vera.methods.layers import replace
 from vera.methods.peft_drawn import digest, drawn, one_thread
 from vera.methods.peft_ranks import AllocatesRanks, tuner_of
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
@@ -91,7 +90,7 @@ class Peft(AllocatesRanks, kind="peft"):
         def again() -> Any:
             """The same on a copy of the base model, whose adapted layers are its own."""
             for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
-                replace(clean, path, copy.deepcopy(clean.get_submodule(path)))
+                clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
             return peft.get_peft_model(clean, config_class(**words))
 
         frozen = ({}, {}) if blank else drawn(owner, [self.settings(), base], model, wrapper, names, again)
