@@ -225,7 +225,7 @@ def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[
             " format"
         )
     first = next(iter(layers.values()))
-    pair = _changes(first)[0][0]._shared[0]
+    pair = _changes(first)[0][0].pair
     if all(WHOLE in layer.changes for layer in layers.values()):
         a, b = pair.A, pair.B
     else:

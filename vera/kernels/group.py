@@ -88,7 +88,7 @@ class Group:
             x.numel() // x.shape[-1] if x.numel() else 0,
             changes[0].inputs,
             sum(change.outputs for change in changes),
-            changes[0].rank,
+            changes[0].pair.spec.rank,
             training,
             len({id(change.pair) for change in changes}),
             path,
