@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vera.base_weights import without_weights
-from vera.checked_file import fits, share
+from vera.checked_file import fits, share, system_error
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, unload
@@ -94,8 +94,8 @@ def export_peft(
     stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(stored, folder / WEIGHTS, metadata)
-    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
-        raise OSError(f"{folder / WEIGHTS}: {error}") from None
+    except SafetensorError as error:
+        raise system_error(folder / WEIGHTS, error) from None
     share(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
