@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, read_classes, try_adapter
+from vera.adapter_file import FORMAT, HEAD_FORMAT, check_same_settings, method_of, read_classes, try_adapter
 from vera.base_weights import base_fingerprint, same_base
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
 from vera.errors import AdapterError
@@ -257,13 +257,8 @@ class Adapters:
     ) -> dict[str, Tensor]:
         """The tensors of a file that fits what is here."""
         assert self.method is not None
-        theirs, ours = method.settings(), self.method.settings()
-        for key in sorted({*theirs, *ours} - {"dropout", "d_init"}):
-            if theirs.get(key) != ours.get(key):
-                raise AdapterError(
-                    f"{path}: its {key} is {theirs.get(key)}, that of the adapters here is {ours.get(key)}: "
-                    "adapters that share a batch share A and B"
-                )
+        why = "adapters that share a batch share A and B"
+        check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
         if header.get("fixed") != self._fixed:
             raise AdapterError(f"{path}: was trained with other projections than this model's")
         check_shapes(path, self._parameters, shapes)
