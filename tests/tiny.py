@@ -131,7 +131,6 @@ def quantise(model):
     bitsandbytes."""
     import bitsandbytes
 
-    from vera.methods.layers import replace
     from vera.sites import find_sites, is_transposed, size
 
     for path in find_sites(model, ("all-linear",)):
@@ -144,7 +143,7 @@ def quantise(model):
         )
         if layer.bias is not None:
             four.bias = torch.nn.Parameter(layer.bias.detach().clone())
-        replace(model, path, four.to("cpu").eval())
+        model.set_submodule(path, four.to("cpu").eval())
     model.is_loaded_in_4bit = True
     return model
 

@@ -1,10 +1,10 @@
-"""The adapter file: the trained vectors, and beside them what is needed to know that they fit.
+"""The adapter file: the trained vectors, and what shows whether they fit a model.
 
 safetensors, never pickle. The header's metadata holds the method's settings; for VeRA the projections'
 scheme, seed, widest shapes and fingerprint (A and B themselves are not stored); a fingerprint of the base
-weights; and a SHA-256 of the whole file, so that no changed byte loads. What a method of peft draws again
-from its configuration is left out, too: the header holds its fingerprint and the version of peft that drew
-it."""
+weights; and a SHA-256 of the whole file, so that no changed byte loads. Tensors that a method of peft draws
+again from its configuration are not stored either: the header holds their fingerprint and the version of
+peft."""
 
 import contextlib
 import copy
@@ -36,25 +36,19 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
     not finite, or beyond float16's range."""
     adapted = adaptation(model)
     if adapted is None or adapted.method != method:
-        carried = f"{adapted.method.kind} with {adapted.method.settings()}" if adapted else "no adapter"
-        raise AdapterError(
-            f"this model carries {carried}, not {method.kind} with {method.settings()}: not saved"
-        )
+        own = f"{adapted.method.kind} with {adapted.method.settings()}" if adapted else "no adapter"
+        raise AdapterError(f"this model carries {own}, not {method.kind} with {method.settings()}: not saved")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
     left_out = method.redrawn(model)
-    tensors = {
-        name: tensor.detach() for name, tensor in _wanted(model, method).items() if name not in left_out
-    }
-    for name, tensor in tensors.items():
-        if dtype is not None and tensor.is_floating_point():
-            tensors[name] = tensor.to(dtype)
+    tensors = {}
+    for name, tensor in _file_tensors(model, method).items():
+        if name in left_out:
+            continue
+        tensors[name] = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None)
         if not torch.isfinite(tensors[name]).all():
-            what = (
-                "holds values that are not finite"
-                if not torch.isfinite(tensor).all()
-                else f"is beyond the range of {dtype}"
-            )
+            finite = torch.isfinite(tensor).all()
+            what = f"is beyond the range of {dtype}" if finite else "holds values that are not finite"
             raise AdapterError(f"{name} {what}: not saved")
     fixed = method.fixed(model, left_out)
     header = {"format": FORMAT, "method": method.settings(), "fixed": fixed, "base": base_fingerprint(model)}
@@ -69,17 +63,16 @@ def save_head(model: nn.Module, path: str | Path, classes: Sequence[str] | None 
 
 def read_classes(path: str | Path) -> list[str] | None:
     """The names of a head's classes, in the order of its outputs; None where the file has none. Raises
-    AdapterError where it is damaged, or they are no names."""
+    AdapterError where the file is damaged, or its classes do not fit the head."""
     header, shapes = read_header(path, HEAD_FORMAT)
     classes = header.get("classes")
-    outputs = {shape[0] for shape in shapes.values() if shape}
     if classes is None:
         return None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise AdapterError(f"{path}: its classes are no list of names")
-    if len(classes) not in outputs:
+    if len(classes) not in {shape[0] for shape in shapes.values() if shape}:
         raise AdapterError(f"{path}: {len(classes)} names of classes, which no layer of the head has")
-    return list(classes)
+    return classes
 
 
 def read_method(path: str | Path) -> Method:
@@ -88,7 +81,7 @@ def read_method(path: str | Path) -> Method:
 
 
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
-    """Makes the model the one that was saved, whatever adapter it carries now; a base model is adapted first.
+    """Puts the adapter of a file into a model, in place of the one that it carries now, if any.
 
     Raises AdapterError in one line, with the model unchanged, where the file is damaged or does not fit:
     other sites or shapes, projections with another fingerprint, values that are not finite, or other base
@@ -106,20 +99,22 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     else:
         method.unmerge(model)
     disable(model, False)
-    _fill(_wanted(model, method), tensors)
+    _fill(_file_tensors(model, method), tensors)
     return method
 
 
 def check_start(start: Method, method: Method, name: str | Path) -> None:
     """Raises AdapterError unless a method can start from another's values: the same settings, but for
     dropout."""
-    theirs, ours = start.settings(), method.settings()
-    for key in ("kind", *sorted({*theirs, *ours} - {"kind", "dropout"})):
-        if theirs.get(key) != ours.get(key):
-            raise AdapterError(
-                f"{name}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}: no start for this"
-                " method"
-            )
+    check_same_settings(name, start, method, {"dropout"}, "no start for this method")
+
+
+def check_same_settings(name: str | Path, theirs: Method, ours: Method, ignored: set[str], why: str) -> None:
+    """Raises AdapterError, which names the first difference, unless two methods have the same settings."""
+    one, other = theirs.settings(), ours.settings()
+    for key in ("kind", *sorted((one.keys() | other.keys()) - {"kind"} - ignored)):
+        if one.get(key) != other.get(key):
+            raise AdapterError(f"{name}: its {key} is {one.get(key)}, here it is {other.get(key)}: {why}")
 
 
 def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
@@ -137,7 +132,7 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     tensors = read_file(path, FORMAT)[1]
     _check_adapter(path, header, tensors, adapted.method, model, base=None if allow_other_base else model)
     adapted.method.unmerge(model)
-    _fill(_wanted(model, adapted.method), tensors)
+    _fill(_file_tensors(model, adapted.method), tensors)
 
 
 def load_head(model: nn.Module, path: str | Path) -> None:
@@ -147,7 +142,7 @@ def load_head(model: nn.Module, path: str | Path) -> None:
 
 
 def method_of(path: str | Path, header: dict[str, Any]) -> Method:
-    """The method that a header describes. Raises AdapterError for one that describes none."""
+    """The method that a header describes. Raises AdapterError where it describes none."""
     try:
         return make_method(**header["method"])
     except (KeyError, TypeError) as error:
@@ -156,8 +151,8 @@ def method_of(path: str | Path, header: dict[str, Any]) -> Method:
         ) from None
 
 
-def _wanted(model: nn.Module, method: Method) -> dict[str, Tensor]:
-    """What an adapted model keeps in its file, by the file's names."""
+def _file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
+    """The tensors of an adapted model that belong into its file, by the file's names."""
     plain = plain_names(model)
     return {plain[name]: tensor for name, tensor in method.saved(model).items()}
 
@@ -170,12 +165,11 @@ def _check_adapter(
     adapted: nn.Module,
     base: nn.Module | None,
 ) -> frozenset[str]:
-    """Raises AdapterError unless a file fits an adapted model, and the base weights of `base` are those it
-    was trained on.
+    """Raises AdapterError unless a file fits an adapted model, and was trained on the base weights of `base`.
 
-    Returns the names of the tensors that the file leaves to the method to make again.
+    Returns the names of the tensors that the file does not hold, since the method draws them again.
     """
-    wanted = _wanted(adapted, method)
+    wanted = _file_tensors(adapted, method)
     left_out = method.redrawn(adapted) - tensors.keys()
     theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
     if theirs != ours:
@@ -192,19 +186,15 @@ def _check_adapter(
 def try_adapter(
     path: str | Path, method: Method, shapes: dict[str, list[int]], model: nn.Module
 ) -> nn.Module:
-    """A copy of the model, adapted as the file says, without weights where the method computes nothing from
-    them.
+    """A copy of the model, adapted by the file's method; without weights where the method needs none.
 
-    Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or a file of these
-    shapes would not fit it: nothing but names and shapes is looked at, and no memory taken before they fit.
+    Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or does not have
+    these names and shapes. Nothing else of the file has been read, and memory is taken only once they fit.
     """
     adapted = adaptation(model)
     peft = method.kind == "peft"
-    trial = (
-        copy.deepcopy(model)
-        if peft or (adapted and adapted.method.kind == "peft")
-        else without_weights(model)
-    )
+    with_weights = peft or (adapted is not None and adapted.method.kind == "peft")
+    trial = copy.deepcopy(model) if with_weights else without_weights(model)
     unload(trial)
     blank = without_weights(trial)
     budget = Budget(blank)
@@ -214,7 +204,7 @@ def try_adapter(
     except AdapterError:
         if budget.spent or not peft:
             raise
-        # A few classes of peft look at values. The budget alone holds them.
+        # A few classes of peft read values, and cannot be tried without weights: the budget is their limit.
     else:
         _check_shapes(path, shapes, method, blank)
         if not peft:
@@ -226,9 +216,9 @@ def try_adapter(
 
 
 def _check_shapes(path: str | Path, shapes: dict[str, list[int]], method: Method, adapted: nn.Module) -> None:
-    """Raises AdapterError unless a file's names and shapes are an adapted model's; it may lack what peft
-    draws again."""
-    plain, wanted = plain_names(adapted), _wanted(adapted, method)
+    """Raises AdapterError unless a file's names and shapes are an adapted model's. Tensors that peft draws
+    again may be missing."""
+    plain, wanted = plain_names(adapted), _file_tensors(adapted, method)
     drawn = {plain[name] for name in frozen_extra(adapted)} if method.kind == "peft" else set()
     check_shapes(path, {name: t for name, t in wanted.items() if name in shapes or name not in drawn}, shapes)
 
@@ -240,30 +230,31 @@ def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
 
 
 def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
-    wanted = theirs if isinstance(theirs, dict) else {}
-    if "peft" in {*wanted, *ours}:
-        here, drew = importlib.metadata.version("peft"), wanted.get("peft")
-        why = (
-            f"Install peft=={drew}"
-            if drew != here
-            else "Another processor, precision or torch, or other base weights?"
-        )
+    """The message where what a file relies on is not what this model has (Method.fixed)."""
+    theirs = theirs if isinstance(theirs, dict) else {}
+    keys = theirs.keys() | ours.keys()
+    if "peft" in keys:
+        here, drew = importlib.metadata.version("peft"), theirs.get("peft")
+        why = "Another processor, precision or torch, or other base weights?"
         return (
             f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it"
-            f" otherwise. {why}"
+            f" otherwise. {why if drew == here else f'Install peft=={drew}'}"
         )
-    if "fingerprint" not in {*wanted, *ours}:  # of a method that relies on something else than projections
-        keys = sorted(key for key in {*wanted, *ours} if wanted.get(key) != ours.get(key))
-        differ = ", ".join(f"{key} {wanted.get(key)!r}, here {ours.get(key)!r}" for key in keys)
+    if "fingerprint" not in keys:  # of a method that relies on something else than projections
+        different = [key for key in sorted(keys) if theirs.get(key) != ours.get(key)]
+        differ = ", ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in different)
         return f"{path.name} relies on what this model does not have ({differ}). Same base model and version?"
-    if wanted.get("scheme") != ours.get("scheme"):
+    if theirs.get("scheme") != ours.get("scheme"):
         return (
-            f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes"
+            f"{path.name} needs projections of scheme {theirs.get('scheme')!r}, this version makes"
             f" {ours.get('scheme')!r}"
         )
+    trained, made = (
+        f"{str(fixed.get('fingerprint'))[:8]} (seed {fixed.get('seed')}, largest"
+        f" {fixed.get('outputs')}x{fixed.get('inputs')})"
+        for fixed in (theirs, ours)
+    )
     return (
-        f"{path.name} was trained with projections {str(wanted.get('fingerprint'))[:8]} (seed"
-        f" {wanted.get('seed')}, largest {wanted.get('outputs')}x{wanted.get('inputs')}), this model makes"
-        f" {str(ours.get('fingerprint'))[:8]} (seed {ours.get('seed')}, largest"
-        f" {ours.get('outputs')}x{ours.get('inputs')}). Same base model and sites?"
+        f"{path.name} was trained with projections {trained}, this model makes {made}. Same base model and"
+        " sites?"
     )

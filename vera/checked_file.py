@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vera.errors import AdapterError
@@ -23,41 +23,33 @@ _CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 def share(path: Path) -> None:
-    """Gives a new file the rights that any other would have: safetensors writes for the owner alone, and a
-    shared folder is for others, too."""
+    """Gives a file of safetensors the rights of any other new file: it lets the owner alone read it, and
+    a shared folder is for others, too."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
-    """Writes a file with a checksum over all of it, whole or not at all."""
+    """Writes a file with a checksum over all of it, whole or not at all. Returns its size in bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"header": json.dumps(header), "sha256": "0" * 64}
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    # safetensors writes the metadata in any order; equal adapters are to be equal files.
+    ordered, reverse = (
+        json.dumps(dict(pairs), separators=(",", ":")).encode() for pairs in permutations(metadata.items())
+    )
+    content = content.replace(reverse, ordered, 1)
+    # The checksum is that of the file with zeros in its place.
+    start, end = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64).span(1)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        metadata = {"header": json.dumps(header), "sha256": "0" * 64}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-        # safetensors writes the metadata in any order; equal adapters are to be equal files.
-        ours, other = (
-            json.dumps(dict(pairs), separators=(",", ":")).encode()
-            for pairs in permutations(metadata.items())
-        )
-        content = partial.read_bytes().replace(other, ours, 1)
-        # The checksum is that of the file with zeros in its own place.
-        place = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64)
-        with open(partial, "r+b") as file:
-            file.write(
-                content[: place.start(1)]
-                + hashlib.sha256(content).hexdigest().encode()
-                + content[place.end(1) :]
-            )
+        with open(partial, "wb") as file:
+            file.write(content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:])
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
-        share(partial)
         os.replace(partial, path)
-    except SafetensorError as error:
-        raise system_error(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
     return path.stat().st_size
@@ -67,17 +59,15 @@ def system_error(path: Path, error: SafetensorError) -> OSError:
     """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is
     known by it."""
     number = re.search(r"\(os error (\d+)\)", str(error))
-    return (
-        OSError(int(number[1]), os.strerror(int(number[1])), str(path))
-        if number
-        else OSError(f"{path}: {error}")
-    )
+    if number is None:
+        return OSError(f"{path}: {error}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of an undamaged file. Raises AdapterError in one line for any other.
 
-    Takes the memory of the whole file: a stranger's is compared by its `read_header` first.
+    Takes the memory of the whole file: compare a stranger's file by its `read_header` first.
     """
     header, _, content = _read(path, kind, whole=True)
     try:
@@ -102,14 +92,11 @@ def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: s
 
 
 def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dict[str, list[int]], bytes]:
-    """Header, shapes, and the content where the whole is wanted."""
+    """Header, shapes, and the content; of the content the start alone, unless `whole`."""
+    if Path(path).is_dir():
+        raise AdapterError(f"{path}: a folder, not an adapter file (vera.import_peft reads peft's)")
     if not Path(path).is_file():
-        what = (
-            "a folder, not an adapter file (vera.import_peft reads peft's)"
-            if Path(path).is_dir()
-            else "no such file"
-        )
-        raise AdapterError(f"{path}: {what}")
+        raise AdapterError(f"{path}: no such file")
     with open(path, "rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(8)
         end = 8 + int.from_bytes(head, "little")
@@ -117,12 +104,11 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
             raise AdapterError(f"{path}: a header of {end} bytes is no adapter's ({LARGEST_HEADER} at most)")
         if end <= min(size, LARGEST_HEADER):
             head += file.read(end - 8)
-        found = _CHECKSUM.search(head, 8)
-        if len(head) < end or not found:
-            other = Path(path).name == "adapter_model.safetensors"
-            hint = (
-                "An adapter of peft's? vera.import_peft reads its folder" if other else "Get the file again"
-            )
+        checksum = _CHECKSUM.search(head, 8)
+        if len(head) < end or not checksum:
+            hint = "Get the file again"
+            if Path(path).name == "adapter_model.safetensors":
+                hint = "An adapter of peft's? vera.import_peft reads its folder"
             raise AdapterError(f"{path}: damaged, or not a file of the format {kind!r}. {hint}")
         try:
             table = json.loads(head[8:])
@@ -130,19 +116,18 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
             shapes = {name: entry["shape"] for name, entry in table.items()}
             if any(not isinstance(shape, list) or len(shape) > 8 for shape in shapes.values()):
                 raise ValueError("a shape that is none")
-            room = 8 * sum(math.prod(shape) for shape in shapes.values())
-            problem: Exception | None = (
-                None if size - end <= room else ValueError("more bytes than its tensors have")
-            )
+            if size - end > 8 * sum(math.prod(shape) for shape in shapes.values()):
+                raise ValueError("more bytes than its tensors have")
+            problem: Exception | None = None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             header, shapes, problem = {}, {}, error
-        digest = hashlib.sha256(head[: found.start(1)] + b"0" * 64 + head[found.end(1) :])
+        digest = hashlib.sha256(head[: checksum.start(1)] + b"0" * 64 + head[checksum.end(1) :])
         content = [head]
         while chunk := file.read(2**20):
             digest.update(chunk)
             if whole and problem is None:
                 content.append(chunk)
-    if digest.hexdigest().encode() != found[1]:
+    if digest.hexdigest().encode() != checksum[1]:
         raise AdapterError(f"{path}: damaged (its checksum differs). Get the file again")
     if problem is not None:
         raise _no_tensors(path, problem)
@@ -171,8 +156,8 @@ def check_shapes(
         )
     for name, shape in shapes.items():
         if shape != list(wanted[name].shape):
-            shapes_ = f"{shape} in the file, {list(wanted[name].shape)} in the model"
-            raise AdapterError(f"{path}: {name} is {shapes_}. {hint}")
+            both = f"{shape} in the file, {list(wanted[name].shape)} in the model"
+            raise AdapterError(f"{path}: {name} is {both}. {hint}")
 
 
 def check_tensors(

@@ -1,5 +1,4 @@
-"""To huggingface/peft's adapter format and back, without loss, for VeRA and LoRA; and out for every method of
-peft's own.
+"""Adapters in huggingface/peft's format: VeRA and LoRA to it and back without loss, peft's own methods to it.
 
 A folder with adapter_config.json and adapter_model.safetensors, the head in it. peft adapts a fused
 projection (GPT-2's c_attn) as one matrix; our separate query and value adapters of rank r are one of rank 2r
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vera.base_weights import without_weights
-from vera.checked_file import fits, share
+from vera.checked_file import check_tensors, share, system_error
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, unload
@@ -45,6 +44,8 @@ from vera.sites import (
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
+#: peft's task types, by the end of the model class's name.
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
 #: Settings of peft's LoRA that make it another method than the one here, where they are set.
 OTHER_LORA = (
     *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
@@ -57,14 +58,14 @@ OTHER_LORA = (
 def export_peft(
     model: nn.Module, folder: str | Path, base: str | None = None, revision: str | None = None
 ) -> None:
-    """Writes an adapted model's adapter and head as peft would: `peft.PeftModel.from_pretrained(base,
-    folder)` reads it.
+    """Writes an adapted model's adapter and head as peft does: `peft.PeftModel.from_pretrained(base, folder)`
+    reads it.
 
-    base, revision: the base model's name on the hub, for adapter_config.json; without it the name that the
-    model was loaded by, of which a folder's last part is kept: no path of this machine goes into the file.
+    base, revision: the base model's name on the hub, for adapter_config.json. Without it, the name that the
+    model was loaded by; of a local folder the last part alone, so that no path of this machine is published.
 
     Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods
-    without one.
+    without an adapter.
     """
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
@@ -74,15 +75,11 @@ def export_peft(
         )
     config, tensors = _parts(model, adapted.method)
     head = head_parameters(model)
-    head_modules = [
-        prefix[:-1] for prefix in head_prefixes(model) if any(name.startswith(prefix) for name in head)
-    ]
+    head_modules = [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)]
     tensors |= {PREFIX + name: p for name, p in head.items()}
-    tasks = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+    task = next((task for name, task in TASKS.items() if type(model).__name__.endswith(name)), None)
     config |= {
-        "task_type": next(
-            (task for name, task in tasks.items() if type(model).__name__.endswith(name)), None
-        ),
+        "task_type": task,
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
         "modules_to_save": head_modules or None,
@@ -94,14 +91,15 @@ def export_peft(
     stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(stored, folder / WEIGHTS, metadata)
-    except SafetensorError as error:  # safetensors wraps the operating system's error in its own
-        raise OSError(f"{folder / WEIGHTS}: {error}") from None
+    except SafetensorError as error:
+        raise system_error(folder / WEIGHTS, error) from None
     share(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> Method:
-    """Adapts a base model with a VeRA or LoRA adapter in peft's format, head included where it is there.
+    """Adapts a base model with a VeRA or LoRA adapter in peft's format, and fills in its head if the folder
+    holds one.
 
     Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, or one that does
     not fit."""
@@ -121,26 +119,14 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         ) from None
     trial = without_weights(model)
     method.adapt(trial)
-    wanted = _parts(trial, method)[1] | {PREFIX + name: p for name, p in head_parameters(trial).items()}
-    for name, tensor in tensors.items():
-        if name not in wanted:
-            raise AdapterError(
-                f"{folder}: holds {name}, which has no place in this model. Same base model and sites?"
-            )
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, the model needs {list(wanted[name].shape)}"
-            raise AdapterError(f"{folder}: {name} is {shapes}. Same base model?")
-        if not fits(tensor, wanted[name]):
-            raise AdapterError(f"{folder}: {name} holds values that are not finite numbers")
-    for name in wanted.keys() - tensors.keys():
-        if not (
-            name.removeprefix(PREFIX) in head_parameters(trial)
-            or (name in PAIR and not PAIR & tensors.keys())
-        ):
-            raise AdapterError(f"{folder}: lacks {name}. Same base model and sites?")
+    head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
+    optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
+    wanted = _parts(trial, method)[1] | head
+    needed = {name: t for name, t in wanted.items() if name in tensors or name not in optional}
+    check_tensors(folder, needed, tensors, "Same base model?")
     method.adapt(model)
     _fill(model, method, tensors)
-    for name, expected in _parts(model, method)[1].items():  # what was filled in must be all there was
+    for name, expected in _parts(model, method)[1].items():  # the folder must hold nothing more
         if name in tensors and not _alike(tensors[name], expected.detach()):
             unload(model)
             if name in PAIR:
@@ -157,14 +143,14 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
 
 
 def _base_name(model: nn.Module) -> str | None:
-    """The name that a model was loaded by; of a local folder its last part."""
+    """The name that a model was loaded by; the last part of a local folder."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
     local = name and (Path(name).is_absolute() or name.count("/") > 1 or Path(name).exists())
     return (Path(name).resolve().name if local else name) or None
 
 
 def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapted model's configuration and tensors (but for the head) as peft has them."""
+    """An adapted model's configuration and tensors as peft has them, without the head."""
     if method.kind == "peft":
         return _peft_parts(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
@@ -194,19 +180,25 @@ def _blocks(layers: Mapping[str, AdaptedLinear]) -> int:
 
 
 def _changes(layer: AdaptedLinear) -> list[tuple[Any, slice]]:
-    return [(cast(Any, change), layer.blocks[name]) for name, change in layer.changes.items()]
+    """A layer's changes, each with its rows of the outputs."""
+    return [(change, layer.blocks[name]) for name, change in layer.changes.items()]
+
+
+def _stacked_b(layer: AdaptedLinear, rank: int) -> Tensor:
+    """B of all changes of a layer as one matrix, (outputs, changes * rank): [[B_q, 0], [0, 0], [0, B_v]]."""
+    changes = _changes(layer)
+    b = changes[0][0].B.new_zeros(size(layer.base)[1], len(changes) * rank)
+    for i, (change, rows) in enumerate(changes):
+        b[rows, i * rank : (i + 1) * rank] = change.B
+    return b
 
 
 def _lora_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     count, rank = _blocks(layers), method.rank
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
-        changes = _changes(layer)
-        b = changes[0][0].B.new_zeros(size(layer.base)[1], count * rank)
-        for i, (change, rows) in enumerate(changes):
-            b[rows, i * rank : (i + 1) * rank] = change.B
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.cat([change.A for change, _ in changes])
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = b
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.cat([change.A for change, _ in _changes(layer)])
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = _stacked_b(layer, rank)
     # alpha / rank is the scale on both sides.
     config = {
         "peft_type": "LORA",
@@ -225,16 +217,13 @@ def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[
             " format"
         )
     first = next(iter(layers.values()))
-    pair = _changes(first)[0][0]._shared[0]
+    pair = _changes(first)[0][0].pair
     if all(WHOLE in layer.changes for layer in layers.values()):
         a, b = pair.A, pair.B
     else:
         if len({(size(layer.base), str(layer.blocks)) for layer in layers.values()}) > 1:
             raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
-        a = torch.cat([pair.A] * count)
-        b = pair.B.new_zeros(size(first.base)[1], count * rank)
-        for i, (change, rows) in enumerate(_changes(first)):
-            b[rows, i * rank : (i + 1) * rank] = change.B
+        a, b = torch.cat([pair.A] * count), _stacked_b(first, rank)
     tensors = {"base_model.vera_A": a, "base_model.vera_B": b}
     for path, layer in layers.items():
         vector = torch.zeros(size(layer.base)[1], dtype=a.dtype, device=a.device)
@@ -263,12 +252,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     """The configuration, the tensors, and this project's own settings where it was the writer."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            pickled = name == WEIGHTS and (folder / "adapter_model.bin").is_file()
-            hint = (
-                "adapter_model.bin is pickled: save it as safetensors"
-                if pickled
-                else "Not an adapter of peft?"
-            )
+            hint = "Not an adapter of peft?"
+            if name == WEIGHTS and (folder / "adapter_model.bin").is_file():
+                hint = "adapter_model.bin is pickled: save it as safetensors"
             raise AdapterError(f"{folder}: no {name}. {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -294,28 +280,23 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
             f"{folder}: an adapter of type {kind}; VERA and LORA are read here (others train as method=peft)"
         )
     ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
-    paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
+    # (rank, ...)
+    a_or_d = {name: tensor for name, tensor in tensors.items() if name.endswith(ending)}
+    paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in a_or_d]
     sites = _sites(model, paths, folder)
-    if config.get("bias", "none") != "none":
-        name = {"LORA": "LoRA", "VERA": "VeRA"}[kind]
-        raise AdapterError(f"{folder}: {name} with bias={config['bias']} is another method than {name} here")
-    if kind == "LORA":
-        for key in OTHER_LORA:
-            if config.get(key):
-                raise AdapterError(
-                    f"{folder}: LoRA with {key}={config[key]} is another method than LoRA here"
-                )
-        if rewrites_base(config.get("init_lora_weights")):
-            raise AdapterError(
-                f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too"
-            )
-    ranks = {
-        len(tensors[f"{PREFIX}{path}{ending}"]) for path in paths if tensors[f"{PREFIX}{path}{ending}"].ndim
-    }
-    rank = config["r"]
+    others = ["bias"] if config.get("bias", "none") != "none" else []
+    others += [key for key in OTHER_LORA if kind == "LORA" and config.get(key)]
+    if others:
+        name, key = {"LORA": "LoRA", "VERA": "VeRA"}[kind], others[0]
+        raise AdapterError(f"{folder}: {name} with {key}={config[key]} is another method than {name} here")
+    if kind == "LORA" and rewrites_base(config.get("init_lora_weights")):
+        raise AdapterError(
+            f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too"
+        )
+    rank, ranks = config["r"], {len(tensor) for tensor in a_or_d.values() if tensor.ndim}
     if ranks != {rank}:
-        found = ", ".join(map(str, sorted(ranks))) or "nothing"
-        raise AdapterError(f"{folder}: its {CONFIG} says r={rank}, its tensors {found}")
+        own = ", ".join(map(str, sorted(ranks))) or "nothing"
+        raise AdapterError(f"{folder}: its {CONFIG} says r={rank}, its tensors {own}")
     if kind == "LORA":
         alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
         return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
@@ -336,7 +317,7 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
 
 
 def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
-    """The shortest words that name just these modules: roles, or last parts of names, or whole paths."""
+    """The shortest sites that name just these modules: roles, or last parts of names, or whole paths."""
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     roles = {name: role for role, aliases in ALIASES.items() for name in aliases}
     for sites in (tuple(dict.fromkeys(roles.get(name, name) for name in names)), tuple(names), tuple(paths)):
@@ -345,7 +326,7 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
                 return sites
         except AdapterError:
             continue
-    head = [path for path in paths if f"{path}.".startswith(tuple(head_prefixes(model)) or " ")]
+    head = [path for path in paths if f"{path}.".startswith(head_prefixes(model))]
     if head:
         raise AdapterError(
             f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be"
@@ -361,16 +342,15 @@ def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outp
         return "peft"
     stored = [tensors.get(name, torch.zeros(0)) for name in sorted(PAIR)]
     for init in ("peft", *INITS):
-        made = ProjectionSpec(seed, rank, inputs, outputs, init).make()
-        if all(_alike(theirs, torch.from_numpy(mine)) for theirs, mine in zip(stored, made, strict=True)):
+        pair = map(torch.from_numpy, ProjectionSpec(seed, rank, inputs, outputs, init).make())
+        if all(map(_alike, stored, pair)):
             return init
     return None
 
 
 @torch.no_grad()
 def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
-    """Copies tensors that were found to fit into an adapted model, and leaves zeros and ones where peft needs
-    them."""
+    """Copies checked tensors into an adapted model, without the zeros and ones that peft alone needs."""
     rank = cast(Any, method).rank
     for path, layer in ((n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)):
         for i, (change, rows) in enumerate(_changes(layer)):

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
 
-#: Raised by hand when the bits change; stored in every adapter file.
+#: The version of the bits, stored in every adapter file. Whoever changes the bits changes it.
 SCHEME = "philox-1"
+#: The distributions of A and B: see ProjectionSpec.
+INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "peft")
 #: The counter's second key word: which of the two matrices a word belongs to.
 A, B = 0, 1
 
@@ -43,15 +45,11 @@ def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     return out
 
 
-#: The distributions of A and B. "peft" is huggingface/peft's own draw of kaiming_uniform.
-INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "peft")
-
-
 def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from two words each.
 
-    log and cos differ in the last bits of float64 between processors; rounding to float32 hides nearly all of
-    that, and what it does not hide, the fingerprint in the adapter file finds."""
+    log and cos differ in the last bits of float64 between processors. Rounding to float32 hides nearly all of
+    these differences; the fingerprint in the adapter file shows the rest."""
     words = unit_uniform(seed, matrix, rows, 2 * columns).astype(np.float64)
     radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))  # (u + 1) / 2 is in (0, 1): u is never -1
     return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
@@ -69,8 +67,7 @@ class ProjectionSpec:
       peft             kaiming_uniform as huggingface/peft draws it, from one torch generator, bit-equal for
                        the same key and shapes (for parity and interchange only: torch does not promise those
                        bits across versions)
-    fan_in is `inputs` for A and `rank` for B. pair: the name of a pair of its own ("" is the one that all
-    share)."""
+    fan_in is `inputs` for A and `rank` for B. pair: the name of the pair; "" is the one that all share."""
 
     seed: int
     rank: int
@@ -88,11 +85,9 @@ class ProjectionSpec:
         return self._draw(A, self.rank, self.inputs), self._draw(B, self.outputs, self.rank)
 
     def _draw(self, which: int, rows: int, fan_in: int) -> Matrix:
-        # A named pair has 63 bits of its name's hash in the key; the shared one has none.
-        name = (
-            int.from_bytes(hashlib.sha256(self.pair.encode()).digest()[:8], "little") >> 1 if self.pair else 0
-        )
-        matrix = 2 * name + which
+        # The key of a named pair has 63 bits of its name's hash; that of the shared pair has zeros.
+        digest = hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
+        matrix = 2 * (int.from_bytes(digest, "little") >> 1) + which
         if self.init == "kaiming_normal":
             return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(math.sqrt(2 / fan_in))
         unit = unit_uniform(self.seed, matrix, rows, fan_in)
@@ -101,7 +96,7 @@ class ProjectionSpec:
         return unit * np.float32(math.sqrt(6 / fan_in))
 
     def _make_peft(self) -> tuple[Matrix, Matrix]:
-        import torch  # only here, so that the scheme above needs nothing but numpy
+        import torch  # only here: the scheme above needs nothing but numpy
 
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
         pair = []

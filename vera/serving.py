@@ -1,7 +1,7 @@
 """Many VeRA adapters at once: one frozen base model, and a batch in which every sample names its adapter.
 
-An adapter is its vectors and no more: all share the base weights, A and B. A batch takes the factor path with
-b and d of its own for each sample, whose cost does not depend on how many adapters are resident."""
+An adapter is its vectors alone: all share the base weights, A and B. A batch takes the factor path with its
+own b and d for each sample, at a cost that does not depend on how many adapters are resident."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.adapter_file import FORMAT, HEAD_FORMAT, method_of, read_classes, try_adapter
+from vera.adapter_file import FORMAT, HEAD_FORMAT, check_same_settings, method_of, read_classes, try_adapter
 from vera.base_weights import base_fingerprint, same_base
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
 from vera.errors import AdapterError
@@ -32,7 +32,7 @@ TOKENS_FIRST = ("xlnet",)
 
 
 class Adapters:
-    """The adapters that are resident on a base model, which stays as it is where no adapter is named.
+    """The adapters that are resident on a base model. A call without names is the base model's.
 
     adapters = Adapters(model)
     adapters.add("alice", "alice.safetensors", head="alice_head.safetensors")
@@ -41,13 +41,11 @@ class Adapters:
     with adapters.use(["alice", "bob"]):
         model.generate(**batch)
 
-    They must agree in their settings (rank, sites, projections), since they share A and B; dropout and the
-    start of d do not matter. The model answers one call at a time. It is adapted when the first adapter
-    comes; `unload` undoes that."""
+    Their settings (rank, sites, projections) must be equal, since they share A and B; dropout and the start
+    of d may differ. The model takes one call at a time. The first `add` adapts it; `unload` undoes that."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises AdapterError where the model carries an adapter of its own, or cannot tell its samples
-        apart."""
+        """Raises AdapterError where the model carries an adapter, or does not keep its samples apart."""
         refuse_many(model)
         if getattr(getattr(model, "config", None), "model_type", None) in TOKENS_FIRST:
             raise AdapterError(
@@ -66,9 +64,9 @@ class Adapters:
         self._base: dict[str, str] = {}
         self._used: list[str | None] | None = None  # by `use`
         self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
-        self._answered = False  # a head has been heard in this call
+        self._head_called = False  # whether the head was called in this call
 
-    # --- who is there
+    # --- the resident adapters
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -80,7 +78,7 @@ class Adapters:
         return iter(self.vectors)
 
     def add(self, name: str, path: str | Path, head: str | Path | None = None) -> None:
-        """Makes an adapter file resident, with a head of its own where `head` names that file.
+        """Makes an adapter file resident; `head` is the file of a head of its own.
 
         Raises AdapterError, with nothing changed, where the name is taken, a file is damaged or does not fit
         the model, or the adapter's settings differ from those of the adapters here."""
@@ -136,8 +134,8 @@ class Adapters:
 
     @contextmanager
     def use(self, names: Names) -> Iterator[None]:
-        """Within it the model, and each part of it, answers for samples of these adapters: for `generate`,
-        and encoders.
+        """In this context, the model and each part of it compute samples of these adapters: for `generate`,
+        and for encoders.
 
         A batch that is a multiple of the names (beams) repeats each name. Raises AdapterError for an unknown
         name."""
@@ -156,26 +154,24 @@ class Adapters:
         """Gives every layer b and d of each sample; None makes the model the base model."""
         if names is self._active:
             return
-        named = names is not None and any(name is not None for name in names)
-        rows = None
-        if names is not None and named:
+        rows: Tensor | None = None  # (samples, vectors of all changes)
+        if names is not None and any(name is not None for name in names):
             zero = torch.zeros_like(next(iter(self.vectors.values())))
             like = next(iter(self._parameters.values()))  # the model may have been moved or cast since
             rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
-        start = 0
+            lengths = [len(vector) for vector in self._parameters.values()]
+            parts = iter(torch.split(rows, lengths, dim=1))
         for change in self._changes():
-            vectors: list[Tensor | None] = []
-            for vector in (change.b, change.d):
-                end = start + (0 if vector is None else len(vector))
-                vectors.append(None if rows is None or vector is None else rows[:, start:end])
-                start = end
-            change.rows, change.repeats = (None if rows is None else (vectors[0], vectors[1])), repeats
-        disable(self.model, not named)
+            change.rows, change.repeats = None, repeats
+            if rows is not None:
+                b, d = (None if vector is None else next(parts) for vector in (change.b, change.d))
+                change.rows = b, d
+        disable(self.model, rows is None)
         self._active = names
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The model's forward pre-hook: sets b and d of each sample, and takes `adapter_names` away."""
-        keywords, self._answered = dict(keywords), False
+        keywords, self._head_called = dict(keywords), False
         names = keywords.pop("adapter_names", None)
         if names is None:
             self._set(self._used, repeats=True)
@@ -189,20 +185,19 @@ class Adapters:
         return arguments, keywords
 
     def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
-        """The model's forward hook: after a call with names of its own the model is again what it was."""
+        """The model's forward hook: ends the effect of a call's own names."""
         active = self._active or []
         self._set(self._used, repeats=True)
-        if result is not None and not self._answered and any(name in self.heads for name in active):
+        if result is not None and not self._head_called and any(name in self.heads for name in active):
             raise AdapterError(
                 "an adapter's own head was never called by this model: the answer was not its own"
             )
 
     def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        """The forward hook of a head: computes anew what belongs to adapters with heads of their own."""
-        self._answered = True
-        if not any(name in self.heads for name in self._active or []):
+        """The forward hook of a head: replaces the outputs of adapters with heads of their own."""
+        self._head_called, names = True, self._active or []
+        if not any(name in self.heads for name in names):
             return output
-        names = self._active or []
         if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
             raise AdapterError(
                 "this model's head does not give an answer for each sample: adapters cannot have their own"
@@ -210,18 +205,19 @@ class Adapters:
         names = [name for name in names for _ in range(len(output) // len(names))]
         prefix: str = module.__dict__["_head_prefix"]
         for name in {n for n in names if n in self.heads}:
-            at = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
-            own = {
+            rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
+            weights = {
                 n.removeprefix(prefix): v.to(output)
                 for n, v in self.heads[name].items()
                 if n.startswith(prefix)
             }
-            mine = tuple(
-                a[at] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a for a in arguments
+            inputs = tuple(
+                a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a
+                for a in arguments
             )
             hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
             try:
-                output = output.index_copy(0, at, functional_call(module, own, mine))
+                output = output.index_copy(0, rows, functional_call(module, weights, inputs))
             finally:
                 module._forward_hooks = hooks
         return output
@@ -229,6 +225,7 @@ class Adapters:
     # --- inside
 
     def _adapt(self, method: VeRA) -> None:
+        """Makes the model one that holds adapters of this method."""
         self._base = base_fingerprint(self.model)
         method.adapt(self.model)
         self.model.requires_grad_(False)
@@ -255,15 +252,10 @@ class Adapters:
     def _checked(
         self, path: str | Path, method: VeRA, header: Mapping[str, Any], shapes: dict[str, list[int]]
     ) -> dict[str, Tensor]:
-        """The tensors of a file that fits what is here."""
+        """The tensors of a file. Raises AdapterError where it does not fit the adapters here."""
         assert self.method is not None
-        theirs, ours = method.settings(), self.method.settings()
-        for key in sorted({*theirs, *ours} - {"dropout", "d_init"}):
-            if theirs.get(key) != ours.get(key):
-                raise AdapterError(
-                    f"{path}: its {key} is {theirs.get(key)}, that of the adapters here is {ours.get(key)}: "
-                    "adapters that share a batch share A and B"
-                )
+        why = "adapters that share a batch share A and B"
+        check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
         if header.get("fixed") != self._fixed:
             raise AdapterError(f"{path}: was trained with other projections than this model's")
         check_shapes(path, self._parameters, shapes)
@@ -279,6 +271,7 @@ class Adapters:
         return {name: tensor.to(wanted[name]) for name, tensor in tensors.items()}
 
     def _known(self, names: Names) -> list[str | None]:
+        """These names as a list. Raises AdapterError for an unknown one."""
         if isinstance(names, str):
             raise AdapterError(f"adapter names are a list with one for each sample, not {names!r}")
         names = list(names)
@@ -291,7 +284,7 @@ class Adapters:
 
 
 def _not_here(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """A forward pre-hook of the backbone, which would swallow the names."""
+    """A forward pre-hook of the backbone, which would ignore the names."""
     if "adapter_names" in keywords:
         raise AdapterError(
             "adapter_names goes to the whole model; for a part of it: with adapters.use(names)"

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
     damaged = tmp_path / "damaged"
     damaged.write_bytes(files["bob"].read_bytes()[:-1] + b"x")
     refused = {
-        "its rank is 20, that of the adapters here is 12": train_one(base, 7, tmp_path, rank=20)[1],
+        "its rank is 20, here it is 12": train_one(base, 7, tmp_path, rank=20)[1],
         "its projection_seed is 1": train_one(base, 8, tmp_path, projection_seed=1)[1],
         "its sites is": train_one(base, 9, tmp_path, sites=["key"])[1],
         "other base weights": train_one(other_base, 10, tmp_path)[1],

@@ -1,7 +1,7 @@
 """The adapted layers that read one input compute together, on the path that the cost model chooses."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,22 +9,21 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.kernels.cost import choose
-from vera.kernels.merged import Kept, Layer, Merged, bias, mark, merged_weight
+from vera.kernels.merged import Kept, Layer, Merged, bias, mark, merged_weight, vectors_of
 from vera.kernels.onednn import frozen_linear, product, traced, usable
 from vera.sites import is_transposed, size
 
 
 class Group:
-    """The adapted layers that read the same input. They compute together, once for each call of the module
-    they are in.
+    """The adapted layers that read the same input: they compute together, once for each call of their module.
 
-    `begin` and `end` are hooks of that module (an attention): between the two, and only there, the outputs
-    wait for the layers to take them. A layer that is then given another input (the values of a
-    cross-attention) computes alone, and leaves the group."""
+    `begin` and `end` are hooks of that module (an attention). `begin` computes the outputs, the layers take
+    them, and `end` drops what is left. A layer that gets another input (the values of a cross-attention)
+    computes alone, and leaves the group."""
 
     def __init__(self, layers: Sequence[Layer], path: str = "auto", weights: str = "auto") -> None:
         self.layers, self.path, self.weights = list(layers), path, weights
-        #: The input of the call, its version, and the outputs that no layer has taken yet.
+        #: The input of the call, its `mark`, and the outputs that no layer has taken yet.
         self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
         self.elsewhere: list[Layer] = []
         self.kept: WeakKeyDictionary[Layer, Kept] = WeakKeyDictionary()
@@ -32,7 +31,7 @@ class Group:
             layer.group = self
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the model computes for itself.
+        # A copy of the model has outputs and kept weights of its own.
         return {"layers": self.layers, "path": self.path, "weights": self.weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -69,8 +68,8 @@ class Group:
         return self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
-        """Why these layers need the factor path; None where they are free. AdapterError where another one is
-        forced."""
+        """Why these layers need the factor path; None where they do not. Raises AdapterError where `path`
+        forces another one."""
         obstacle = next(filter(None, map(_obstacle, layers)), None)
         if obstacle and self.path not in ("auto", "factor"):
             raise AdapterError(
@@ -88,7 +87,7 @@ class Group:
             x.numel() // x.shape[-1] if x.numel() else 0,
             changes[0].inputs,
             sum(change.outputs for change in changes),
-            changes[0].rank,
+            changes[0].pair.spec.rank,
             training,
             len({id(change.pair) for change in changes}),
             path,
@@ -102,8 +101,7 @@ class Group:
         with torch.autocast(device, enabled=False):
             merged = [merged_weight(layer, dtype, self.kept if plan.keep else None) for layer in layers]
             if training:
-                vectors = [vector for change in changes for vector in (change.b, change.d)]
-                return list(Merged.apply(x, layers, merged, plan, dtype, *vectors))  # type: ignore[no-untyped-call]
+                return list(Merged.apply(x, layers, merged, plan, dtype, *vectors_of(*layers)))  # type: ignore[no-untyped-call]
             x = x.to(dtype)
             return [product(x, w, bias(layer, dtype)) for layer, w in zip(layers, merged, strict=True)]
 
@@ -117,9 +115,14 @@ def _obstacle(layer: Layer) -> str | None:
         return f"small updates would round away in base weights of {str(weight.dtype).removeprefix('torch.')}"
     if any(change.rows is not None for change in layer.changes.values()):
         return "each sample has an adapter of its own"
-    if any(change.training and change.dropout.p > 0 for change in layer.changes.values()):
+    if any(map(_drops, layer.changes.values())):
         return "there is dropout on the adapter's input"
     return _unusual(layer.base)
+
+
+def _drops(change: Any) -> bool:
+    """Whether dropout is on."""
+    return bool(change.training and change.dropout.p > 0)
 
 
 def _unusual(base: nn.Module) -> str | None:
@@ -134,14 +137,13 @@ def _unusual(base: nn.Module) -> str | None:
 
 
 def _factor(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-    """Plain autograd. A x is computed once for each A, but where dropout gives each matrix an input of its
-    own."""
+    """Plain autograd. A x is computed once for each A; with dropout, each matrix has an input of its own."""
     downs: dict[int, Tensor] = {}
     outputs = []
     for layer in layers:
         updates = {}
         for name, change in layer.changes.items():
-            if change.training and change.dropout.p > 0:
+            if _drops(change):
                 updates[name] = change(x.to(change.dtype))
                 continue
             if id(change.pair) not in downs:
@@ -152,7 +154,8 @@ def _factor(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
 
 
 def _base(layer: Layer, x: Tensor) -> Tensor:
+    """The base layer's output; by the faster kernel where that computes the same."""
     if not torch.is_grad_enabled() or _unusual(layer.base) or not usable(x, layer.base.weight):
-        return cast(Tensor, layer.base(x))
+        return layer.base(x)
     y = frozen_linear(x, layer.weight())
     return y if layer.base.bias is None else y + layer.base.bias

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vera.base_weights import sample, version
+from vera.base_weights import sample, stamp, version
 from vera.kernels.cost import Plan
 from vera.kernels.onednn import product
 from vera.sites import WHOLE
 
-#: A methods.layers.AdaptedLinear whose changes are VeRA's. Those files import this one.
+#: A methods.layers.AdaptedLinear whose changes are VeRA's. Not imported: its files import this one.
 Layer = Any
 
 
@@ -34,7 +34,7 @@ class Merged(torch.autograd.Function):
         ctx.layers, ctx.plan, ctx.dtype, ctx.x_dtype = layers, plan, dtype, x.dtype
         x = x.to(dtype)
         weights: Sequence[Tensor] = []
-        if ctx.needs_input_grad[0]:  # not so in the first block of a model with frozen embeddings
+        if ctx.needs_input_grad[0]:  # not in the first block of a model with frozen embeddings
             weights = merged if plan.keep else [layer.weight() for layer in layers]
         ctx.save_for_backward(x, *vectors, *weights)
         ctx.set_materialize_grads(False)
@@ -51,7 +51,7 @@ class Merged(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         gx: Tensor | None = None
         downs: dict[int, Tensor] = {}
-        first = 0  # place of the layer's first vector: each of its changes has a b and a d
+        first = 0  # index of the layer's first vector: each of its changes has a b and a d
         with torch.autocast(x.device.type, enabled=False):
             for i, (layer, gy) in enumerate(zip(ctx.layers, gys, strict=True)):
                 own = range(first, first + 2 * len(layer.changes), 2)
@@ -104,7 +104,7 @@ def merge(layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Te
 
 
 def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
-    """A layer's bias in the dtype that is computed in."""
+    """A layer's bias in the dtype of the computation."""
     return None if layer.base.bias is None else layer.base.bias.to(dtype)
 
 
@@ -112,54 +112,41 @@ def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
 class Kept:
     """A merged weight and what it was made from: micro-batches between two optimizer steps make it once.
 
-    b and d are compared by value, the frozen base by a sample of its values too: torch's version counter does
-    not see what is written through `.data`. base holds on to the memory, whose address would else come again
-    with other values."""
+    b and d are compared by value, and the frozen base by a sample of its values: torch's version counter does
+    not count what is written through `.data`. base keeps the memory from being used again at its address."""
 
     base: Tensor
-    stamp: tuple[Any, ...]
+    source: tuple[Any, ...]
     vectors: Tensor
     weight: Tensor
 
 
-def _source(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, tuple[Any, ...], Tensor]:
-    base = layer.base.weight.detach()
-    pairs = [
-        version(matrix) for change in layer.changes.values() for matrix in (change.pair.A, change.pair.B)
-    ]
-    stamp = (
-        base.data_ptr(),
-        version(base),
-        sample(base),
-        base.device,
-        dtype,
-        torch.is_inference_mode_enabled(),
-        *pairs,
-    )
-    return base, stamp, torch.cat([vector.detach() for vector in _vectors(layer) if vector is not None])
-
-
-def _vectors(layer: Layer) -> list[Tensor | None]:
-    """b and d of each of the layer's changes."""
-    return [vector for change in layer.changes.values() for vector in (change.b, change.d)]
+def vectors_of(*layers: Layer) -> list[Tensor | None]:
+    """b and d of each change of these layers."""
+    changes = [change for layer in layers for change in layer.changes.values()]
+    return [vector for change in changes for vector in (change.b, change.d)]
 
 
 def mark(x: Tensor) -> float:
-    """What tells that a tensor was changed in place: its version, or of an inference tensor, which has none,
-    a sample."""
+    """A number that changes when a tensor is changed in place: its version, or a sample of its values for an
+    inference tensor, which has no version."""
     return sample(x) if x.is_inference() else x._version
 
 
 def merged_weight(
     layer: Layer, dtype: torch.dtype, kept: WeakKeyDictionary[Layer, Kept] | None = None
 ) -> Tensor:
-    """The layer's merged weight; that of an earlier call in `kept` as long as nothing that it was made from
+    """The layer's merged weight. With `kept`, that of an earlier call, unless something that it was made from
     has changed."""
+    vectors = vectors_of(layer)
     if kept is None:
-        return merge(layer, dtype, layer.weight(), _vectors(layer))
-    base, stamp, vectors = _source(layer, dtype)
+        return merge(layer, dtype, layer.weight(), vectors)
+    base = layer.base.weight.detach()
+    pairs = [version(m) for change in layer.changes.values() for m in (change.pair.A, change.pair.B)]
+    source = (*stamp(base), base.device, dtype, torch.is_inference_mode_enabled(), *pairs)
+    values = torch.cat([vector.detach() for vector in vectors if vector is not None])
     earlier = kept.get(layer)
-    if earlier is None or earlier.stamp != stamp or not torch.equal(earlier.vectors, vectors):
-        merged = merge(layer, dtype, layer.weight(), _vectors(layer))
-        earlier = kept[layer] = Kept(base, stamp, vectors, merged)
+    if earlier is None or earlier.source != source or not torch.equal(earlier.vectors, values):
+        merged = merge(layer, dtype, layer.weight(), vectors)
+        earlier = kept[layer] = Kept(base, source, values, merged)
     return earlier.weight

@@ -12,7 +12,7 @@ In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN a
 two leave it out."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,10 @@ ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class Bottleneck(Added):
-    """One place's adapter, (..., width) -> (..., width), a child named "adapter" of the module whose output
-    it changes.
+    """One adapter, (..., width) -> (..., width): a child "adapter" of the module whose output it changes.
 
-    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: near the identity,
-    not on it."""
+    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: the model starts
+    near the base model, not as it."""
 
     def __init__(self, width: int, method: "Adapter", block: int, device: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,9 +52,9 @@ class Bottleneck(Added):
         return self.up(ACTIVATIONS[self.activation](self.down(x))).to(h.dtype)
 
 
-def _add(module: nn.Module, arguments: Any, output: Any) -> Any:
-    """A forward hook: output + adapter(output). Blocks give a tensor, or a tuple that begins with it."""
-    adapter: Any = module.adapter
+def _add(module: Any, arguments: Any, output: Any) -> Any:
+    """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that begins with it."""
+    adapter = module.adapter
     if adapter.dropped or not adapter.enabled:
         return output
     if isinstance(output, tuple):
@@ -63,19 +62,17 @@ def _add(module: nn.Module, arguments: Any, output: Any) -> Any:
     return output + adapter(output)
 
 
-def _norm_twice(norm: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
     """A forward hook of a LayerNorm whose input is u + x: LN(u + x + adapter(LN(u + x)))."""
-    adapter: Any = norm.adapter
+    adapter = norm.adapter
     if adapter.dropped or not adapter.enabled:
         return output
     return norm.forward(arguments[0] + adapter(output))
 
 
 def _draw_drop(model: nn.Module, arguments: Any) -> None:
-    """A forward pre-hook of the whole model: in training, how many of the first blocks go without an adapter.
-
-    Drawn on the CPU from torch's generator, so that a resumed run draws the same.
-    """
+    """A forward pre-hook of the whole model: in training, draws how many of the first blocks go without an
+    adapter. From torch's generator on the CPU, so that a resumed run draws the same."""
     adapters = [m for m in model.modules() if isinstance(m, Bottleneck)]
     blocks = 1 + max(adapter.block for adapter in adapters)
     first = int(torch.randint(0, blocks, ())) if model.training else 0
@@ -87,30 +84,21 @@ def _draw_drop(model: nn.Module, arguments: Any) -> None:
 class Adapter(Method, kind="adapter"):
     """Trains bottlenecks between the layers; LayerNorms stay frozen.
 
-    placement: houlsby, pfeiffer or lin. activation: relu, gelu or silu. drop_layers: the first blocks go
-    without an adapter. drop_per_batch: in training, a number of first blocks drawn uniformly for each batch
-    goes without (from none to all but the last). share: one adapter for all blocks.
-    """
+    placement: see the formulas above. drop_layers: this many first blocks go without an adapter.
+    drop_per_batch: in training, a number of first blocks goes without, drawn uniformly for each batch (from
+    none to all but the last). share: one adapter for all blocks."""
 
     bottleneck: int
-    placement: str = "pfeiffer"
-    activation: str = "relu"
+    placement: Literal["houlsby", "pfeiffer", "lin"] = "pfeiffer"
+    activation: Literal["relu", "gelu", "silu"] = "relu"
     drop_layers: int = 0
     drop_per_batch: bool = False
     share: bool = False
-
-    PLACEMENTS: ClassVar = ("houlsby", "pfeiffer", "lin")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bottleneck < 1:
             raise AdapterError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck}")
-        if self.placement not in self.PLACEMENTS:
-            raise AdapterError(
-                f"placement must be one of {', '.join(self.PLACEMENTS)}, got {self.placement!r}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise AdapterError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.drop_layers < 0:
             raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
         if self.drop_layers and self.drop_per_batch:
@@ -119,7 +107,7 @@ class Adapter(Method, kind="adapter"):
             )
 
     def install(self, model: nn.Module) -> None:
-        blocks = list(find_blocks(model))
+        blocks = find_blocks(model)
         if self.drop_layers >= len(blocks):
             raise AdapterError(
                 f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter"
@@ -131,38 +119,26 @@ class Adapter(Method, kind="adapter"):
                 f"the blocks have several widths ({min(widths)} to {max(widths)}): no adapter fits all"
                 " (share=false)"
             )
-        taken = [
-            m
-            for block, layout in blocks
-            for path, _ in self._places(layout)
-            if hasattr(m := block.get_submodule(path), "adapter")
-        ]
-        if taken:
-            raise AdapterError(
-                f"a {type(taken[0]).__name__} of this model has an 'adapter' of its own already"
-            )
-        first: list[Bottleneck] = []  # of each place in a block, for sharing
+        first: dict[int, Bottleneck] = {}  # by position in a block, for sharing
         for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
-            linear = next(m for m in block.modules() if is_linear(m))
-            device: Any = linear.weight.device
-            for place, (path, hook) in enumerate(self._places(layout)):
-                adapter = Bottleneck(widths[index], self, index, device, adapter_dtype(linear))
-                if self.share and len(first) > place:
-                    adapter.down, adapter.up, adapter.norm = (
-                        first[place].down,
-                        first[place].up,
-                        first[place].norm,
-                    )
-                else:
-                    first.append(adapter)
+            linear: Any = next(m for m in block.modules() if is_linear(m))
+            for position, (path, hook) in enumerate(self._positions(layout)):
                 module = block.get_submodule(path)
+                if hasattr(module, "adapter"):
+                    raise AdapterError(
+                        f"a {type(module).__name__} of this model has an 'adapter' of its own already"
+                    )
+                adapter = Bottleneck(widths[index], self, index, linear.weight.device, adapter_dtype(linear))
+                if self.share:
+                    shared = first.setdefault(position, adapter)
+                    adapter.down, adapter.up, adapter.norm = shared.down, shared.up, shared.norm
                 module.add_module("adapter", adapter)
                 module.register_forward_hook(hook)
         if self.drop_per_batch:
             model.register_forward_pre_hook(_draw_drop)
 
-    def _places(self, layout: Layout) -> list[tuple[str, Any]]:
-        """The modules of a block whose outputs change, and how."""
+    def _positions(self, layout: Layout) -> list[tuple[str, Any]]:
+        """The modules of a block whose outputs change, each with its hook."""
         if self.placement == "houlsby":
             return [(layout.attention, _add), (layout.feed_forward, _add)]
         if self.placement == "pfeiffer" and layout.norm:
@@ -188,13 +164,13 @@ class Adapter(Method, kind="adapter"):
             remove_hooks(module, _add, _norm_twice, _draw_drop)
 
     def count(self, model: nn.Module) -> int:
-        """Adapters times 2 * width * bottleneck + bottleneck + width, and 2 * width more with a LayerNorm of
-        its own."""
+        """Sum over the adapters of 2 * width * bottleneck + bottleneck + width, and of 2 * width more for a
+        LayerNorm of its own."""
         widths = [self._width(block, layout) for block, layout in find_blocks(model)]
         widths = widths[:1] if self.share else widths[self.drop_layers :]
         own_norm = 2 if self.placement == "lin" else 0
-        places = 2 if self.placement == "houlsby" else 1
-        return places * sum((2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths)
+        in_block = 2 if self.placement == "houlsby" else 1
+        return in_block * sum((2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths)
 
     def merge(self, model: nn.Module) -> None:
         raise AdapterError("a bottleneck adapter is not linear: it cannot be merged into the weights")

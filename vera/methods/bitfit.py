@@ -14,12 +14,9 @@ class BitFit(Method, kind="bitfit"):
     """Trains all biases of the backbone, LayerNorms' included."""
 
     def install(self, model: nn.Module) -> None:
-        head = tuple(head_prefixes(model))
-        biases = [
-            p
-            for name, p in model.named_parameters()
-            if name.endswith("bias") and not (head and name.startswith(head))
-        ]
+        head = head_prefixes(model)
+        parameters = model.named_parameters()
+        biases = [p for name, p in parameters if name.endswith("bias") and not name.startswith(head)]
         if not biases:
             raise AdapterError(f"a {type(model).__name__} has no biases to train")
         for bias in biases:
@@ -27,6 +24,6 @@ class BitFit(Method, kind="bitfit"):
 
     def count(self, model: nn.Module) -> int:
         """Sum of the widths of all biased layers outside the head."""
-        head = tuple(head_prefixes(model))
+        head = head_prefixes(model)
         modules = ((name, m) for name, m in model.named_modules() if getattr(m, "bias", None) is not None)
-        return sum(m.bias.numel() for name, m in modules if not head or not f"{name}.".startswith(head))
+        return sum(m.bias.numel() for name, m in modules if not f"{name}.".startswith(head))

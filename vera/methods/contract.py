@@ -1,19 +1,19 @@
 """The contract of an adaptation method.
 
 A method is a small frozen dataclass of its settings. The model carries all the state: `adapt` changes the
-model in place, and every later call finds what it needs inside the model. A low-rank method is written after
-lora.py, on the layers of layers.py."""
+model in place, and every later call reads what it needs from the model. lora.py is the example of a low-rank
+method, on the layers of layers.py."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import adapt_with, adaptation
-from vera.methods.layers import AdaptedLinear, Added, adapted_layers, replace
+from vera.methods.layers import AdaptedLinear, Added, adapted_layers
 from vera.methods.settings import check_settings
 from vera.sites import head_parameters
 
@@ -39,20 +39,18 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, with the kind; `make_method(**settings)` gives an equal method.
 
-        Without those that change nothing but the way it is computed (fields that are not compared).
+        Without fields that are not compared: they change how the result is computed, not the result.
         """
-        told = {field.name for field in fields(self) if field.compare}
-        return {
-            "kind": self.kind,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in told},
-        }
+        values, names = asdict(self), [field.name for field in fields(self) if field.compare]
+        plain = {n: list(values[n]) if isinstance(values[n], tuple) else values[n] for n in names}
+        return {"kind": self.kind, **plain}
 
     # --- a model's life with the method
 
     def adapt(self, model: nn.Module) -> None:
         """Freezes the model, installs the method in place, and leaves its parameters and the head trainable.
 
-        Raises AdapterError, with the model unchanged, where it is adapted already, or lacks the method's
+        Raises AdapterError, with the model unchanged, where it is adapted already or lacks the method's
         sites."""
         adapt_with(model, self)
 
@@ -64,38 +62,35 @@ class Method(ABC):
         """Takes out what `install` added. Values that the method trained in place stay as they are."""
         self.unmerge(model)
         for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, AdaptedLinear)]:
-            replace(model, path, layer.base)
+            model.set_submodule(path, layer.base)
 
     @abstractmethod
     def count(self, model: nn.Module) -> int:
-        """Trainable parameters without the head, by the method's closed formula, from an adapted model's
-        shapes."""
+        """Trainable parameters without the head: the method's closed formula on an adapted model's shapes."""
 
     # --- training
 
     def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The method's trainable parameters by name, without the head's (also where someone froze them
-        since)."""
+        """The parameters that the method trains, by name, without the head's; also while they are frozen."""
         adapted = adaptation(model)
         return {name: p for name, p in model.named_parameters() if adapted and name in adapted.trained}
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Named parameters of an adapted model in two groups, "adapter" and "head", for their own learning
-        rates."""
+        """Trainable parameters by name in two groups, each with its own learning rate: "adapter", "head"."""
         head = {name: p for name, p in head_parameters(model).items() if p.requires_grad}
         return {"adapter": self.adapter_parameters(model), "head": head}
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
-        """Called when training begins or goes on, with the number of optimizer steps, for methods that follow
-        a schedule of their own."""
+        """For a schedule of the method's own: called when training begins or is resumed, with its number of
+        optimizer steps."""
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A term of the method's own, added to the loss of each forward pass; None for most."""
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
-        """Called after each optimizer step (from 1) with the gradients still there, for methods that change
-        as they train."""
+        """For methods that change as they train: called after each optimizer step (from 1), before the
+        gradients are cleared."""
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """What `after_step` has gathered, for a training checkpoint."""
@@ -107,13 +102,11 @@ class Method(ABC):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the adapter file by name: what trains, and what installing cannot make anew. The
-        model's own tensors, not copies: a file that is loaded is copied into them.
+        """The tensors of the adapter file by name: what trains, and what `install` cannot compute again. The
+        model's own tensors, not copies: loading a file copies its values into them.
 
-        LoRA-FA's frozen A is drawn with torch's seed of the day: it is saved. Take a method that freezes the
-        leading singular vectors of each base weight, and trains what lies between them: `install` computes
-        the vectors again (layers.base_weight), and the file holds a hash of the base weights already. What
-        trains is all that it saves."""
+        LoRA-FA's frozen A comes from torch's generator, so the file holds it. Singular vectors of a base
+        weight (layers.base_weight) need no place in the file: `install` computes them again."""
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
@@ -122,15 +115,11 @@ class Method(ABC):
         return frozenset()
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """What the adapter relies on and does not train, for the adapter file; compared when it is loaded.
+        """What the adapter relies on and neither trains nor saves, for the adapter file; loading compares it.
 
-        For what comes back from elsewhere: the fingerprint of projections that a seed brings back. Frozen
-        singular vectors come back from the base weights, whose hash is compared in any case: {} does, or
-        what else `install` computes by, such as a version of the algorithm. Before a file's tensors are
-        read, a copy of the model on the meta device is asked: only settings, names and shapes may decide.
-
-        left_out: those of `redrawn` that the file does not hold.
-        """
+        Such as the fingerprint of projections that a seed brings back; the base weights' hash is compared
+        anyway. It may depend on settings, names and shapes alone: before a file's tensors are read, it is
+        called on a copy of the model on the meta device. left_out: names of `redrawn` that the file lacks."""
         return {}
 
     def merge(self, model: nn.Module) -> None:
@@ -143,7 +132,14 @@ class Method(ABC):
         layers = list(adapted_layers(model))
         uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         for layer in layers:
-            layer.check_mergeable()
+            if not layer.enabled:
+                raise AdapterError(
+                    "this adapter is switched off: vera.disable(model, False) comes before a merge"
+                )
+            if not layer.base.weight.is_floating_point():
+                raise AdapterError(
+                    "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
+                )
             if uses[id(layer.base.weight)] > 1:
                 raise AdapterError(
                     "an adapted layer shares its weight with another layer: merged, both would change"
@@ -157,9 +153,9 @@ class Method(ABC):
             layer.unmerge()
 
     def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        """Weights as they were before a merge, by the id of the parameter that took the change."""
-        layers = [layer for layer in adapted_layers(model) if layer.merged]
-        return {id(layer.base.weight): cast(Tensor, layer._unmerged_weight) for layer in layers}
+        """The weights before a merge, by the id of the parameter that took the change."""
+        layers = adapted_layers(model)
+        return {id(m.base.weight): m._unmerged_weight for m in layers if m._unmerged_weight is not None}
 
     def forget_unmerged(self, model: nn.Module) -> None:
         """Makes the merge final."""

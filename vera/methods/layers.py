@@ -1,6 +1,6 @@
-"""The layer that low-rank methods share, and what puts modules and hooks into a model and takes them out."""
+"""The layer that low-rank methods share, and how layers and hooks get into a model and out of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, cast
 
@@ -32,26 +32,24 @@ class Change(nn.Module):
 
 
 class Added(nn.Module):
-    """A module that a method put into the model, and that can be switched off."""
+    """A module that a method added to the model, and that can be switched off."""
 
     enabled = True
 
 
 class AdaptedLinear(Added):
-    """A frozen linear layer `base` plus a low-rank change of each of some blocks of its outputs (or of all of
-    them).
+    """A frozen linear layer `base`, and a low-rank change of each adapted block of its outputs.
 
     Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's; the change is
     computed in float32 or better, so that small updates do not round away over half-precision weights.
-    Outputs outside the blocks (the keys of a fused projection) are passed on untouched."""
+    Outputs outside the blocks (the keys of a fused projection) stay the base layer's."""
 
     def __init__(self, base: nn.Module, changes: dict[str, Change], blocks: Blocks) -> None:
         super().__init__()
-        self.base = base
-        self.changes = nn.ModuleDict(changes)
+        self.base: Any = base
+        self.changes: Any = nn.ModuleDict(changes)
         self.blocks = blocks
-        #: Computes this layer's output, together with those of others that read the same input
-        #: (kernels.Group).
+        #: Computes this layer together with others that read the same input (kernels.Group).
         self.group: Any = None
         self._unmerged_weight: Tensor | None = None
 
@@ -62,15 +60,15 @@ class AdaptedLinear(Added):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged or not self.enabled:
-            return cast(Tensor, self.base(x))
+            return self.base(x)
         if self.group is not None:
-            return cast(Tensor, self.group.output(self, x))
+            return self.group.output(self, x)
         y = self.base(x)
-        x = x.to(cast(Change, next(iter(self.changes.values()))).dtype)
+        x = x.to(next(iter(self.changes.values())).dtype)
         return self.add(y, {name: change(x) for name, change in self.changes.items()})
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
-        """The base layer's output with the changes' in their blocks."""
+        """The base layer's output y, with the change of each block added."""
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
@@ -83,35 +81,22 @@ class AdaptedLinear(Added):
         """The base weight as (out, in), a view."""
         return base_weight(self.base)
 
-    def check_mergeable(self) -> None:
-        """Raises AdapterError where the base weight cannot take the change."""
-        if not cast(Tensor, self.base.weight).is_floating_point():
-            raise AdapterError(
-                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-            )
-
     @torch.no_grad()
     def merge(self) -> None:
-        if not self.enabled:
-            raise AdapterError(
-                "this adapter is switched off: vera.disable(model, False) comes before a merge"
-            )
-        if not self.merged:
-            self.forget_kept()
-            self.check_mergeable()
-            self._unmerged_weight = cast(Tensor, self.base.weight).detach().clone()
-            weight = self.weight()
-            for name, change in self.changes.items():
-                rows = self.blocks[name]
-                weight[rows] = (weight[rows].to(adapter_dtype(self.base)) + cast(Change, change).weight()).to(
-                    weight.dtype
-                )
+        """Folds the changes into the base weight. What can hinder it: Method.merge."""
+        if self.merged:
+            return
+        self.forget_kept()
+        self._unmerged_weight = self.base.weight.detach().clone()
+        weight = self.weight()
+        for name, rows in self.blocks.items():
+            weight[rows] = weight[rows].to(adapter_dtype(self.base)) + self.changes[name].weight()
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        # The weight itself was kept: subtracting the change again would be off by a rounding.
+        """Puts the copy of the weight back: subtracting the change would be off by a rounding."""
         if self._unmerged_weight is not None:
-            cast(Tensor, self.base.weight).copy_(self._unmerged_weight)
+            self.base.weight.copy_(self._unmerged_weight)
             self._unmerged_weight = None
 
     def forget_unmerged(self) -> None:
@@ -127,64 +112,55 @@ class AdaptedLinear(Added):
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
     """The weight of a linear layer, or of one block of its outputs, as (outputs, inputs).
 
-    A view, or where bitsandbytes packed it in 4 bit, its values unpacked. Raises AdapterError for another
+    A view; the unpacked values where bitsandbytes packed it in 4 bit. Raises AdapterError for another
     packing."""
-    weight = cast(Any, base.weight)
+    weight: Any = base.weight
     inputs, outputs = size(base)
-    if weight.numel() != inputs * outputs:
-        state = getattr(weight, "quant_state", None)
-        if state is not None:
-            from bitsandbytes.functional import dequantize_4bit
+    packed, state = weight.numel() != inputs * outputs, getattr(weight, "quant_state", None)
+    if packed and state is not None:
+        from bitsandbytes.functional import dequantize_4bit
 
-            state = copy(state)
-            state.dtype = torch.float32  # whatever dtype the layer itself computes in
-            weight = dequantize_4bit(weight.data, state)
-        elif weight.is_meta:  # of a copy without values
-            weight = weight.new_empty(outputs, inputs)
-        else:
-            raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
-    elif not weight.is_floating_point():
+        state = copy(state)
+        state.dtype = torch.float32  # whatever dtype the layer itself computes in
+        weight = dequantize_4bit(weight.data, state)
+    elif packed and weight.is_meta:  # in a copy without values
+        weight = weight.new_empty(outputs, inputs)
+    elif packed or not weight.is_floating_point():
         raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
     return cast(Tensor, weight.T if is_transposed(base) else weight)[rows]
 
 
-def adapter_dtype(base: nn.Module) -> torch.dtype:
+def adapter_dtype(base: Any) -> torch.dtype:
     """The dtype of what a method adds to a layer: float32, or float64 over float64."""
-    dtype = cast(Tensor, base.weight).dtype
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.float64 if base.weight.dtype == torch.float64 else torch.float32
 
 
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
-    """The adapted layers of a model, in its own order."""
+    """The adapted layers of a model, in its order."""
     return (m for m in model.modules() if isinstance(m, AdaptedLinear))
 
 
 def changes(model: nn.Module) -> Iterator[Change]:
-    """The changes of all adapted matrices of a model, in its own order."""
-    return (cast(Change, change) for layer in adapted_layers(model) for change in layer.changes.values())
+    """The changes of all adapted matrices of a model, in its order."""
+    return (change for layer in adapted_layers(model) for change in layer.changes.values())
 
 
-def wrap(model: nn.Module, found: dict[str, Blocks], make: Any) -> None:
-    """Puts an AdaptedLinear in the place of each layer found; `make(path, block, base, inputs, outputs)`
-    gives a Change."""
-    for path, blocks in found.items():
+def wrap(model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]) -> None:
+    """Puts an AdaptedLinear in the place of each target of `find_sites`.
+
+    `make(path, block, base, inputs, outputs)` returns the Change of one block."""
+    for path, blocks in targets.items():
         base = model.get_submodule(path)
         inputs, _ = size(base)
         parts = {
             name: make(path, name, base, inputs, rows.stop - rows.start) for name, rows in blocks.items()
         }
-        replace(model, path, AdaptedLinear(base, parts, blocks))
-
-
-def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Puts `layer` where the module `path` was."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
+        model.set_submodule(path, AdaptedLinear(base, parts, blocks))
 
 
 def remove_hooks(module: nn.Module, *ours: Any) -> None:
-    """Takes these functions, or methods of any object, out of a module's hooks. Handles would not survive a
-    copy."""
+    """Takes these functions, or methods of any object, out of a module's hooks. A hook's handle would not
+    survive a copy of the model."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
             del hooks[key]

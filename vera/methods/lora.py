@@ -1,5 +1,5 @@
-"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023): A
-stays frozen."""
+"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023), which
+freezes A."""
 
 import math
 from dataclasses import dataclass
@@ -17,10 +17,9 @@ from vera.sites import find_sites, size
 
 
 class LoRAChange(Change):
-    """One matrix's own A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank),
-    zero."""
+    """One matrix's A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zeros."""
 
-    def __init__(self, base: nn.Module, inputs: int, outputs: int, method: "LoRA") -> None:
+    def __init__(self, base: Any, inputs: int, outputs: int, method: "LoRA") -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
@@ -39,11 +38,10 @@ class LoRAChange(Change):
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):
-    """Trains a low-rank pair of matrices for each adapted matrix; the blocks of a fused matrix have their
-    own.
+    """Trains a low-rank pair of matrices for each adapted matrix, and for each block of a fused one.
 
     alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only
-    B trains (A as LoRA draws it; the adapter file holds it).
+    B trains; the adapter file holds A too.
     """
 
     rank: int
@@ -53,16 +51,14 @@ class LoRA(Method, kind="lora"):
     freeze_a: bool = False
 
     def install(self, model: nn.Module) -> None:
-        found = find_sites(model, self.sites)
-        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in found))
-        wrap(model, found, lambda path, block, base, inputs, outputs: LoRAChange(base, inputs, outputs, self))
+        targets = find_sites(model, self.sites)
+        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in targets))
+        wrap(model, targets, lambda path, block, base, inputs, out: LoRAChange(base, inputs, out, self))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
         return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapted matrices of rank * (in + out); of rank * out where A is frozen."""
-        return sum(
-            self.rank * (change.outputs + (0 if self.freeze_a else change.inputs))
-            for change in changes(model)
-        )
+        """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is frozen."""
+        inputs = 0 if self.freeze_a else 1
+        return sum(self.rank * (change.outputs + inputs * change.inputs) for change in changes(model))

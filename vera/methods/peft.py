@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vera.base_weights import base_fingerprint, base_names, fingerprint
 from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra, plain_names
-from vera.methods.layers import replace
 from vera.methods.peft_drawn import digest, drawn, one_thread
 from vera.methods.peft_ranks import AllocatesRanks, tuner_of
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
@@ -82,18 +81,16 @@ class Peft(AllocatesRanks, kind="peft"):
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
             raise AdapterError(f"{owner} needs a forward pass of its own: not supported")
-        head = tuple(head_prefixes(model))
+        head = head_prefixes(model)
         if not any(
-            p.requires_grad and p.numel()
-            for n, p in model.named_parameters()
-            if not (head and n.startswith(head))
+            p.requires_grad and p.numel() for n, p in model.named_parameters() if not n.startswith(head)
         ):
             raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
 
         def again() -> Any:
             """The same on a copy of the base model, whose adapted layers are its own."""
             for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
-                replace(clean, path, copy.deepcopy(clean.get_submodule(path)))
+                clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
             return peft.get_peft_model(clean, config_class(**words))
 
         frozen = ({}, {}) if blank else drawn(owner, [self.settings(), base], model, wrapper, names, again)

@@ -1,4 +1,4 @@
-"""What a method's settings may be: of the right kind, and within sense."""
+"""Checks of a method's settings: each has the type of its field, and a size that makes sense."""
 
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from vera.errors import AdapterError
 
-#: What a setting should be, in words.
+#: What a setting of each type is called in an error message.
 NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -15,15 +15,15 @@ NAMES: dict[Any, str] = {
     tuple: "a list",
     dict: "a mapping",
 }
-#: A rank this many times as large as the widest matrix is a slip of the keyboard, not a wish.
+#: A rank of more than this many times the widest matrix is a slip of the keyboard.
 SENSE = 64
-#: No setting means a larger number, or more words: both may come from a stranger's file.
+#: No setting needs a larger number, more words, or more letters in a word; a stranger's file might have them.
 LARGEST = 2.0**53
 MOST_WORDS = 1_000
 
 
 def check_settings(method: Any) -> None:
-    """Makes lists tuples. Raises AdapterError for a setting of the wrong kind, or beyond sense."""
+    """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out of range."""
     for field in fields(method):
         if isinstance(getattr(method, field.name), list):
             object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
@@ -37,9 +37,9 @@ def check_settings(method: Any) -> None:
                 options = ", ".join(map(str, get_args(annotation)))
                 raise AdapterError(f"{field.name} must be one of {options}, got {value!r}")
             continue
-        kind = get_origin(annotation) or annotation
+        kind: Any = get_origin(annotation) or annotation
         number = kind is float and isinstance(value, int)
-        if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):  # type: ignore[arg-type]
+        if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
             raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
         if kind is float and not abs(value) <= LARGEST:
             raise AdapterError(f"{field.name} must be a finite number, of at most 2^53")
@@ -57,6 +57,6 @@ def check_settings(method: Any) -> None:
 
 
 def check_rank(name: str, rank: int, widest: int) -> None:
-    """Raises AdapterError for a rank beyond sense."""
+    """Raises AdapterError for a rank that is far beyond the widest matrix."""
     if rank > SENSE * widest:
         raise AdapterError(f"{name} {rank} is beyond sense for matrices of at most {widest} rows or columns")

@@ -2,21 +2,26 @@
 and 7."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vera.errors import AdapterError
 from vera.kernels import PATHS, WEIGHTS, Group
 from vera.methods.contract import Method
-from vera.methods.layers import AdaptedLinear, adapted_layers, adapter_dtype, changes, remove_hooks, wrap
+from vera.methods.layers import adapted_layers, adapter_dtype, changes, remove_hooks, wrap
 from vera.methods.settings import check_rank
 from vera.methods.vera_layer import Projections, VeRAChange, projections
 from vera.projections import INITS, ProjectionSpec, fingerprint
 from vera.sites import find_sites, same_input, size
 
-VECTORS = {("b", "d"), ("b",), ("d",)}
-SHARING = ("shared", "by_shape", "unique")
+VECTORS = (("b", "d"), ("b",), ("d",))
+CHOICES = {
+    "projections": ("shared", "by_shape", "unique"),
+    "init": INITS,
+    "path": PATHS,
+    "weights": WEIGHTS,
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,10 @@ class VeRA(Method, kind="vera"):
     and B, one of projections.INITS. projection_seed: of A and B, apart from training's seed. vectors: which
     of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
     projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the
-    leading slice; "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7). path: how it
-    is computed, for the same result: "factor", "hybrid", "materialised", or "auto", the cheapest (see
-    vera.kernels). weights: whether the last two "keep" the merged weights for the backward pass or
-    "recompute" them; "auto" by memory. There is no alpha and no 1/rank."""
+    leading slice; "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7). path: how
+    the result is computed: "factor", "hybrid", "materialised", or "auto", the cheapest (vera.kernels).
+    weights: whether the last two "keep" the merged weights for the backward pass or "recompute" them; "auto"
+    by memory. There is no alpha and no 1/rank."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -47,16 +52,15 @@ class VeRA(Method, kind="vera"):
         super().__post_init__()
         object.__setattr__(self, "vectors", tuple(sorted(self.vectors)))
         if self.vectors not in VECTORS:
-            raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(map(str, self.vectors))}]")
+            raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(self.vectors)}]")
         if "b" not in self.vectors and self.d_init != 0:
             raise AdapterError(
                 "without b, d must start at 0 (d_init=0), for the model to start as the base; got"
                 f" {self.d_init}"
             )
-        choices = {"projections": SHARING, "init": INITS, "path": PATHS, "weights": WEIGHTS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise AdapterError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise AdapterError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.init == "peft" and self.projections != "shared":
             raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
         if self.dropout and self.path not in ("auto", "factor"):
@@ -67,34 +71,30 @@ class VeRA(Method, kind="vera"):
             raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
     def install(self, model: nn.Module) -> None:
-        found = find_sites(model, self.sites)
-        shapes = {
-            (path, name): (size(model.get_submodule(path))[0], rows.stop - rows.start)
-            for path, blocks in found.items()
-            for name, rows in blocks.items()
-        }
-        widest = max(i for i, _ in shapes.values()), max(o for _, o in shapes.values())
+        targets = find_sites(model, self.sites)
+        widest = (
+            max(size(model.get_submodule(path))[0] for path in targets),
+            max(rows.stop - rows.start for blocks in targets.values() for rows in blocks.values()),
+        )
         check_rank("rank", self.rank, max(widest))
-        first = model.get_submodule(next(iter(found)))
+        first: Any = model.get_submodule(next(iter(targets)))
         pairs: dict[str, Projections] = {}
 
-        def pair_of(path: str, block: str) -> Projections:
-            """The pair of a matrix, made when it is first met."""
-            shape = widest if self.projections == "shared" else shapes[path, block]
-            name = {"shared": "", "by_shape": f"{shape[1]}x{shape[0]}", "unique": f"{path} {block}"}[
-                self.projections
-            ]
+        def change(path: str, block: str, base: nn.Module, inputs: int, outputs: int) -> VeRAChange:
+            shape: tuple[int, int] = widest if self.projections == "shared" else (inputs, outputs)
+            names = {"shared": "", "by_shape": f"{outputs}x{inputs}", "unique": f"{path} {block}"}
+            name = names[self.projections]
             if name not in pairs:
                 spec = ProjectionSpec(self.projection_seed, self.rank, *shape, self.init, name)
-                pairs[name] = Projections(spec, cast(Tensor, first.weight).device, adapter_dtype(first))
-            return pairs[name]
+                pairs[name] = Projections(spec, first.weight.device, adapter_dtype(first))
+            return VeRAChange(base, inputs, outputs, pairs[name], self)
 
-        wrap(model, found, lambda path, block, base, i, o: VeRAChange(base, i, o, pair_of(path, block), self))
-        # With the first layer, so that the pairs move between devices with the model, and leave with the
-        # layer. The model itself may be a Sequential, where a child more would be a layer more.
+        wrap(model, targets, change)
+        # In the first layer, the pairs move between devices with the model, and leave with the layer. The
+        # model itself may be a Sequential, where another child would be another layer.
         next(adapted_layers(model)).add_module("projections", nn.ModuleList(pairs.values()))
-        for parent, paths in same_input(found):
-            layers = [cast(AdaptedLinear, model.get_submodule(path)) for path in paths]
+        for parent, paths in same_input(targets):
+            layers = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
             group.check(layers)
             if len(layers) > 1:
@@ -106,21 +106,18 @@ class VeRA(Method, kind="vera"):
         super().remove(model)
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapted matrices of (out + rank); of out or rank alone where there is only b or only
-        d."""
-        return sum(
-            ("b" in self.vectors) * change.outputs + ("d" in self.vectors) * self.rank
-            for change in changes(model)
-        )
+        """Sum of (out + rank) over the adapted matrices; of out or rank alone with only b or only d."""
+        b, d = "b" in self.vectors, "d" in self.vectors
+        return sum(b * change.outputs + d * self.rank for change in changes(model))
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
         specs = [pair.spec for pair in projections(model)]
-        # Made anew rather than read from the model, whose copy may have been cast to another dtype.
         return {
             "scheme": specs[0].scheme,
             "seed": self.projection_seed,
             "inputs": max(spec.inputs for spec in specs),
             "outputs": max(spec.outputs for spec in specs),
+            # Of pairs drawn again: the model's may have been cast to another dtype.
             "fingerprint": fingerprint(*(matrix for spec in specs for matrix in spec.make())),
         }

@@ -24,13 +24,10 @@ class Projections(nn.Module):
         super().__init__()
         self.spec = spec
         if device.type == "meta":
-            pair = (
-                torch.empty(spec.rank, spec.inputs, device=device),
-                torch.empty(spec.outputs, spec.rank, device=device),
-            )
+            shapes = (spec.rank, spec.inputs), (spec.outputs, spec.rank)
+            pair = [torch.empty(shape, device=device) for shape in shapes]
         else:
-            a, b = spec.make()
-            pair = torch.from_numpy(a), torch.from_numpy(b)
+            pair = [torch.from_numpy(matrix) for matrix in spec.make()]
         for name, matrix in zip("AB", pair, strict=True):
             self.register_buffer(name, matrix.to(device, dtype), persistent=False)
 
@@ -44,9 +41,7 @@ class VeRAChange(Change):
     b: Tensor | None
     d: Tensor | None
 
-    def __init__(
-        self, base: nn.Module, inputs: int, outputs: int, projections: Projections, method: Any
-    ) -> None:
+    def __init__(self, base: Any, inputs: int, outputs: int, projections: Projections, method: Any) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair has one parent and moves between devices once.
@@ -58,27 +53,23 @@ class VeRAChange(Change):
         self.dropout = nn.Dropout(method.dropout)
         #: b and d of each sample of a batch, in place of the two above (vera.Adapters).
         self.rows: tuple[Tensor | None, Tensor | None] | None = None
-        self.repeats = False  # a batch that is a multiple of the rows (beams) takes each row as often
+        #: Whether a batch may be a multiple of the rows (beams): each row is then repeated.
+        self.repeats = False
 
     @property
     def pair(self) -> Projections:
-        """The frozen matrices, which layers share."""
+        """The frozen matrices, which changes share."""
         return self._shared[0]
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's name
-        """rank x inputs: of the shared matrix its first columns."""
+        """(rank, inputs): the first columns of the shared matrix."""
         return self.pair.A[:, : self.inputs]
 
     @property
     def B(self) -> Tensor:  # noqa: N802
-        """outputs x rank: of the shared matrix its first rows."""
+        """(outputs, rank): the first rows of the shared matrix."""
         return self.pair.B[: self.outputs]
-
-    @property
-    def rank(self) -> int:
-        """Of the frozen matrices."""
-        return self.pair.spec.rank
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(self.dropout(x)))
