@@ -291,15 +291,6 @@ class ImageTask(Task):
         forward = getattr(model, "module", model).forward
         return {key: True} if self.settings["image_size"] and key in signature(forward).parameters else {}
 
-    def predict(self, outputs: Array) -> Array:
-        predictions: Array = outputs.argmax(-1)
-        return predictions
-
-    def score(self, predictions: Array, labels: Array) -> float:
-        from tasks.metrics import score  # imports evaluate, and with it torch: not for the plan
-
-        return score("accuracy", predictions, labels)
-
     # --- what is seen of a run
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
