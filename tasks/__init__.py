@@ -1,12 +1,12 @@
-"""What a model is trained and judged on. One file, or package, for each family; a task does not know which
-method is on.
+"""What a model is trained and judged on, one module or package for each family. A task does not know the
+method.
 
 A family is a module or a package of this folder with
     PROTOCOL          an integer, raised by hand when a change of the family changes its results
-    HELD_OUT          the same by task, where only trials on held-out rows have changed (it may lack)
-    source(settings)  -> Source: where the rows lie, without reading or fetching them (and without torch)
+    HELD_OUT          optional: the same by task, for changes that concern only trials on held-out rows
+    source(settings)  -> Source: where the rows are, without reading or fetching them (and without torch)
     load(settings)    -> a task: its rows, collation, loss and metric
-With task.holdout, a share of the training rows takes the dev rows' place (Task.hold_out).
+With task.holdout, a share of the training rows replaces the dev rows (Task.hold_out).
 `settings` is the task's part of the configuration (conf/task/NAME.yaml).
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from tasks.base import DataError, Rows, Source, Task
 
@@ -25,8 +25,7 @@ Settings = Mapping[str, Any]
 
 @cache
 def families() -> tuple[str, ...]:
-    """The families there are: the files of this folder, and of a package in it the __init__.py, with a
-    PROTOCOL. Nothing is imported."""
+    """The names of all families: the modules and packages of this folder with a PROTOCOL. Imports nothing."""
     folder = Path(__file__).parent
     files = {path.stem: path for path in folder.glob("*.py")}
     files |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
@@ -35,13 +34,11 @@ def families() -> tuple[str, ...]:
 
 
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family. Raises DataError where there is none of that name, and imports nothing
-    else."""
+    """The module of the task's family. Raises DataError for a name that is none, and imports nothing then."""
     name = settings["family"]
     if name not in families():
-        raise DataError(
-            f"no task family {name!r}: it is one of {', '.join(families())} (the files of tasks/)"
-        )
+        known = f"it is one of {', '.join(families())} (the files of tasks/)"
+        raise DataError(f"no task family {name!r}: {known}")
     return importlib.import_module(f"tasks.{name}")
 
 
@@ -54,13 +51,11 @@ def protocol(settings: Settings) -> int:
 
 def source(settings: Settings) -> Source:
     """Where the task's rows come from. Raises DataError where a local file is missing."""
-    found: Source = family(settings).source(settings)
-    return found
+    return cast(Source, family(settings).source(settings))
 
 
 def load(settings: Settings) -> Task:
-    """The task with its rows, fetched where they are not on this machine. Raises DataError for bad or missing
-    data."""
+    """The task with its rows, which are fetched if necessary. Raises DataError for bad or missing data."""
     task: Task = family(settings).load(settings)
     if settings.get("holdout") is not None:
         task.hold_out(settings["holdout"])

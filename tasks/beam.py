@@ -2,16 +2,16 @@
 cache.
 
 It is not transformers' search:
-- no n-gram of the generated tokens may repeat (the prompt's do not count); a banned token's logit is removed
+- no n-gram of the generated tokens may repeat (the prompt's do not count). A banned token's logit is removed
   before the softmax, so that the rest is renormalised;
-- each step keeps the best `beams` of all beams x vocabulary candidates. One that ends with an end token
-  scores sum log p / length ** penalty (the length of what was generated, the end token included), is kept if
-  it is the best so far, and dies: nothing takes its place in that step;
-- when the steps are over, the beams that are left compete under the same score.
+- each step keeps the best `beams` of all beams x vocabulary candidates. A beam that ends with an end token
+  scores sum log p / length ** penalty (the generated length, with the end token), is kept if it is the best
+  so far, and is dropped without a replacement in that step;
+- after the last step the remaining beams compete under the same score.
 
-The penalty takes no part in the search itself, only in the choice among what it found: several are had for
-the price of one. A prompt is left as soon as none of its beams can win any more, which changes no result: log
-p only falls, and so a beam's score is at most its sum so far / longest length ** penalty.
+The penalty only chooses among the texts that the search finds, so one search serves several penalties. The
+search of a prompt stops when none of its beams can win any more. This changes no result: log p only falls, so
+a beam's score is at most its sum so far / longest length ** penalty.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
 
     best: list[list[list[int]]] = [[[] for _ in search.penalties] for _ in prompts]
     best_score = torch.full((len(prompts), len(search.penalties)), -torch.inf, device=device)
-    # What follows holds the prompts that are still searched, a row of `beams` each.
+    # From here on all tensors hold only the prompts that are still searched, `beams` rows each
     alive = list(range(len(prompts)))
     first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))  # the first step has one beam
     empty = beams - first.values.shape[1]
@@ -106,20 +106,20 @@ def left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, 
 
 
 def _last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, call: dict[str, Any]) -> Tensor:
-    """Of what follows each row (rows, vocabulary)."""
+    """The logits after each row's last token (rows, vocabulary)."""
     logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call).logits
     return logits[:, -1].float()
 
 
 def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """The scores of each prompt's best beams that are a token longer, the beams that they come from, and the
-    tokens. logits: (prompts x beams, vocabulary); scores and all that is returned: (prompts, beams)."""
+    """The best beams that are one token longer: their scores, the beams that they extend, and the tokens.
+    logits: (prompts x beams, vocabulary); scores and all results: (prompts, beams)."""
     prompts, beams = scores.shape
-    # The best of a prompt are among the best of its beams.
+    # The best of a prompt are among the best of its beams
     each = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
-    found = (scores.flatten().unsqueeze(1) + each.values).view(prompts, -1).topk(beams)
-    tokens = each.indices.view(prompts, -1).gather(1, found.indices)
-    return found.values, found.indices // each.values.shape[1], tokens
+    best = (scores.flatten().unsqueeze(1) + each.values).view(prompts, -1).topk(beams)
+    tokens = each.indices.view(prompts, -1).gather(1, best.indices)
+    return best.values, best.indices // each.values.shape[1], tokens
 
 
 def _keep_best(
@@ -131,8 +131,8 @@ def _keep_best(
     ended: Tensor,
     penalties: Sequence[float],
 ) -> None:
-    """Notes, for each prompt and penalty, the best of the beams that have ended (prompts, beams), if it is a
-    better one."""
+    """Updates `best` and `best_score`, for each prompt and penalty, from the beams that have ended (prompts,
+    beams)."""
     if not ended.any():
         return
     length = history.shape[-1]
@@ -146,8 +146,8 @@ def _keep_best(
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
-    """Removes, in place, the logits (rows, vocabulary) of each token that would repeat an n-gram of history
-    (rows, tokens)."""
+    """Sets the logits (rows, vocabulary) of each token that would repeat an n-gram of history (rows, tokens)
+    to -inf, in place."""
     if not 0 < size <= history.shape[1]:
         return
     grams = history.unfold(1, size, 1)  # (rows, windows, size)

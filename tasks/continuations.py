@@ -1,7 +1,7 @@
-"""What tasks of a prompt and its continuation share: E2E's references, instructions' responses.
+"""The base of tasks with a prompt and its continuation: E2E's references, instructions' responses.
 
-A row is token ids, of which the first are the prompt's. Only what predicts the continuation is trained, and a
-loss is a mean over these tokens. The metric of an epoch is the perplexity of the dev rows' continuations."""
+A row is the token ids of both. The loss is the mean over the tokens of the continuation. The metric of an
+epoch is the perplexity of the dev rows' continuations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.base import Array, Task
 
-#: Token ids, and the index of the prompt's last one, which predicts the first of the continuation.
+#: Token ids, and the index of the prompt's last token, which predicts the continuation's first.
 Row = tuple[list[int], int]
 
 
@@ -33,15 +33,15 @@ class Continuations(Task):
         return [len(ids) for ids, _ in self._rows[split]]
 
     def labels(self, split: str) -> Array:
-        # A text has no label; there is one for each row
+        # A continuation has no label, but the loop wants one for each row
         return np.zeros(len(self._rows[split]), dtype=np.int64)
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
         return sum(len(ids) - 1 - last for ids, last in (self._rows[split][i] for i in indices))
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """input_ids, attention_mask and targets (rows, tokens): what each position should predict, -100 where
-        none is."""
+        """input_ids, attention_mask and targets (rows, tokens). targets: the token that each position should
+        predict, -100 for none."""
         rows = [self._rows[split][i] for i in indices]
         width = max(len(ids) for ids, _ in rows)
         batch = {
@@ -60,29 +60,27 @@ class Continuations(Task):
 
     def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
         """The mean loss over the batch's tokens, and for each row the sum of its losses and their number."""
-        losses, wanted = self._token_losses(model, batch, 0.0)
-        counts = wanted.sum(1).tolist()
+        losses, trained = self._token_losses(model, batch, 0.0)
+        counts = trained.sum(1).tolist()
         sums = [float(part.double().sum()) for part in losses.split(counts)]
         return float(losses.mean()), np.array([sums, counts]).T
 
     def _token_losses(self, model: Any, batch: Mapping[str, Any], smoothing: float) -> tuple[Any, Any]:
-        """The losses (predicted tokens,) of a batch, row by row, and where they stand (rows, tokens)."""
+        """The losses (trained tokens,) of a batch, row by row, and these tokens' mask (rows, tokens)."""
         from torch.nn.functional import cross_entropy
 
-        wanted = batch["targets"] != -100
-        # The output layer is half of a small model's work: it gets what predicts a continuation, not what
-        # fills a prompt.
+        trained = batch["targets"] != -100
+        # The output layer is half of a small model's work, so it gets only positions that are trained
         head = getattr(model, "module", model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][wanted],))
+        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][trained],))
         try:
             # No mask: padding stands to the right, where no token before it looks. No cache: no call follows
             # that would read it.
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits.float()
         finally:
             hook.remove()
-        return cross_entropy(
-            logits, batch["targets"][wanted], reduction="none", label_smoothing=smoothing
-        ), wanted
+        targets = batch["targets"][trained]
+        return cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), trained
 
     def predict(self, outputs: Array) -> Array:
         return outputs

@@ -3,8 +3,8 @@
 The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG):
 - the meaning representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised;
 - a row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or the model's end of text;
-- only what predicts the reference and its end is trained, a batch's loss is the mean over these tokens, and
-  label smoothing goes over the whole vocabulary. The dev loss is not smoothed;
+- the loss is the mean over the tokens of the reference and its end, with label smoothing over the whole
+  vocabulary. The dev loss is not smoothed;
 - a test MR is decoded once (tasks/beam.py) and scored against all its references (tasks/e2e_metrics.py).
 
 Rows come from the hub, from the challenge's CSV files, or from files in microsoft/LoRA's format.
@@ -27,14 +27,14 @@ PROTOCOL = 1
 #: Rows that the challenge published.
 ROWS = {"train": 42061, "dev": 4672, "test": 4693}
 
-#: What stands between MR and reference, and at the end.
+#: GPT-2's token between MR and reference, and at the end.
 SEPARATOR = "<|endoftext|>"
 #: Settings of the published runs.
 PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new_tokens": 64}
 
 
 class E2ETask(Continuations, Decoding):
-    """See the module."""
+    """See the module. items: an MR and its references."""
 
     def __init__(
         self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]
@@ -52,49 +52,37 @@ class E2ETask(Continuations, Decoding):
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
         if self.decodes:
-            raise DataError(
-                f"task.holdout={share:g} with task.decode={self.split}: texts of a trial are not decoded, set"
-                " it to none"
-            )
+            given = f"task.holdout={share:g} with task.decode={self.split}"
+            raise DataError(f"{given}: texts of a trial are not decoded, set it to none")
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
         held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
-        self.splits = {
-            "train": [p for p in pairs if p[0] not in held],
-            "dev": [p for p in pairs if p[0] in held],
-        }
-        rows = f"{len(self.splits['dev'])} of {len(pairs)} training rows ({len(held)} of {len(mrs)} MRs)"
+        train, dev = ([pair for pair in pairs if (pair[0] in held) is is_dev] for is_dev in (False, True))
+        self.splits = {"train": train, "dev": dev}
+        rows = f"{len(dev)} of {len(pairs)} training rows ({len(held)} of {len(mrs)} MRs)"
         self.notes.append(f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        # GPT-2's separator, where the vocabulary has it: an instruction model's end of turn would ask for a
-        # new turn.
+        # GPT-2's separator where the vocabulary has it: an instruction model's end token ends a turn
         self._end = SEPARATOR if SEPARATOR in tokenizer.get_vocab() else tokenizer.eos_token
         if self._end is None:
-            raise DataError(
-                f"{self.name}: the model's tokenizer has no end-of-text token, which separates MR and"
-                " reference"
-            )
+            needed = "the model's tokenizer has no end-of-text token, which separates MR and reference"
+            raise DataError(f"{self.name}: {needed}")
         end = tokenizer.convert_tokens_to_ids(self._end)
         self._tokenizer = tokenizer
 
         def ids(texts: list[str]) -> list[list[int]]:
-            found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            return found
+            return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
         for split, pairs in self.splits.items():
-            prompts = ids([mr for mr, _ in pairs])
-            references = ids([f" {reference}" for _, reference in pairs])
-            self._rows[split] = [
-                ([*mr, end, *reference, end][:max_length], len(mr))
-                for mr, reference in zip(prompts, references, strict=True)
-            ]
-            for (_, separator), (mr, _) in zip(self._rows[split], pairs, strict=True):
-                if separator + 2 > max_length:
-                    raise DataError(
-                        f"train.max_length={max_length} leaves no room for a reference after {quoted(mr)}"
-                    )
-        self._prompts = [[*mr, end] for mr in ids([mr for mr, _ in self.items])]
+            prompts, references = ids([mr for mr, _ in pairs]), ids([f" {text}" for _, text in pairs])
+            self._rows[split] = []
+            for prompt, reference, (mr, _) in zip(prompts, references, pairs, strict=True):
+                if len(prompt) + 2 > max_length:
+                    room = "leaves no room for a reference after"
+                    raise DataError(f"train.max_length={max_length} {room} {quoted(mr)}")
+                self._rows[split].append(([*prompt, end, *reference, end][:max_length], len(prompt)))
+        self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
         new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
         if self._prompts and positions is not None and longest + new > positions:
             room = f"with its MR a text takes {longest + new} tokens, the model has {positions} positions"
@@ -112,28 +100,27 @@ class E2ETask(Continuations, Decoding):
         try:
             self._search(model, self._prompts[:1], {**self.how, "max_new_tokens": 2})
         except Exception as error:
-            # Whatever a model's own code says: attention without a cache, say, or another call
+            # A model's own code raises anything, for lack of a cache or of an argument
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"{self.name}: this model cannot be decoded ({reason}). task.decode=none trains without"
-            ) from None
+            mend = "task.decode=none trains without"
+            raise DataError(f"{self.name}: this model cannot be decoded ({reason}). {mend}") from None
 
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        found = self._search(model, [self._prompts[i] for i in indices], self.how)
-        return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in found]
+        decoded = self._search(model, [self._prompts[i] for i in indices], self.how)
+        return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in decoded]
 
     def _search(self, model: Any, prompts: list[list[int]], how: Any) -> list[list[list[int]]]:
         """Token ids for each prompt and length penalty."""
         if how["search"] == "transformers":
             return transformers_search(model, prompts, how, self.ends)
-        from tasks.beam import Search, beam_search  # imports torch: not for the plan
+        from tasks.beam import Search, beam_search  # imports torch, which a plan does not need
 
         penalties = tuple(map(float, how["length_penalty"]))
         search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
         return beam_search(model, prompts, search)
 
     def _text(self, ids: list[int]) -> str:
-        """What stands before the first end token and the first blank line."""
+        """The text before the first end token and the first blank line."""
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text).split(self._end)[0].split("\n\n")[0].strip()
 
@@ -141,26 +128,23 @@ class E2ETask(Continuations, Decoding):
         return scores([references for _, references in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """references.txt (a block for each MR) and NAME.txt (a line for each), as tuetschek/e2e-metrics reads
-        them."""
-        blocks = [
-            "".join(f"{reference}\n" for reference in references) + "\n" for _, references in self.items
-        ]
+        """references.txt (a block for each MR) and NAME.txt (a line for each), which tuetschek/e2e-metrics
+        reads."""
+        blocks = ["".join(f"{line}\n" for line in [*references, ""]) for _, references in self.items]
         (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
         for name, lines in texts.items():
-            (folder / f"{name}.txt").write_text(
-                "".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8"
-            )
+            content = "".join(f"{' '.join(line.split())}\n" for line in lines)
+            (folder / f"{name}.txt").write_text(content, encoding="utf-8")
 
 
 def transformers_search(
     model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
 ) -> list[list[list[int]]]:
-    """transformers' own beam search, which bans the prompt's n-grams too, and keeps its width."""
+    """transformers' own beam search. It bans the prompt's n-grams too, and replaces beams that have ended."""
     from tasks.beam import left_padded
 
     ids, mask = left_padded(prompts, next(model.parameters()).device)
-    found: list[list[list[int]]] = [[] for _ in prompts]
+    by_penalty = []
     for penalty in how["length_penalty"]:
         output = model.generate(
             input_ids=ids,
@@ -173,9 +157,8 @@ def transformers_search(
             pad_token_id=0,
             do_sample=False,
         )
-        for texts, row in zip(found, output[:, ids.shape[1] :].tolist(), strict=True):
-            texts.append(row)
-    return found
+        by_penalty.append(output[:, ids.shape[1] :].tolist())
+    return [list(texts) for texts in zip(*by_penalty, strict=True)]
 
 
 # --- rows
@@ -200,11 +183,9 @@ def load(settings: Any) -> E2ETask:
     for part in ("train", "dev"):
         every = rows[part]
         splits[part] = [every[i] for i in fixed_subset(len(every), settings.get(f"{part}_rows"), name)]
-        if len(splits[part]) != ROWS[part]:
-            whole = "a fixed subset of" if len(splits[part]) < len(every) else "the files hold"
-            notes.append(
-                f"{name} {part}: {len(splits[part])} rows ({whole} {len(every)}); E2E has {ROWS[part]}"
-            )
+        if (used := len(splits[part])) != ROWS[part]:
+            of = "a fixed subset of" if used < len(every) else "the files hold"
+            notes.append(f"{name} {part}: {used} rows ({of} {len(every)}); E2E has {ROWS[part]}")
     groups: dict[str, list[str]] = {}
     for mr, reference in rows.get(split, []):
         groups.setdefault(mr, []).append(reference)
@@ -222,16 +203,14 @@ def load(settings: Any) -> E2ETask:
         )
     task.notes = notes + _deviations(settings)
     if task.decodes and shutil.which("java") is None:
-        task.advice = [
-            f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. python -m runs.evaluate ID adds them"
-            " later"
-        ]
+        later = "python -m runs.evaluate ID adds them later"
+        task.advice = [f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. {later}"]
     return task
 
 
 def _deviations(settings: Any) -> list[str]:
-    """What is set otherwise than in the published runs, in words."""
-    if settings["decode"] == "none":  # how texts would be decoded matters to nobody
+    """Settings that differ from the published runs, in words."""
+    if settings["decode"] == "none":  # the settings of decoding are not used
         kept = {"length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
         settings = {**settings, **PUBLISHED, **kept}
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
@@ -248,7 +227,7 @@ def _deviations(settings: Any) -> list[str]:
 
 
 def _check(settings: Any) -> None:
-    """What types do not catch."""
+    """Raises DataError for settings out of range, which the types of the configuration do not catch."""
     for key, known in (("decode", ("test", "dev", "none")), ("search", ("lora", "transformers"))):
         check(settings, key, settings[key] in known, f"one of {', '.join(known)}")
     penalties = settings["length_penalty"]

@@ -1,7 +1,6 @@
 """The five scores of the E2E challenge, equal to those of its own scripts (tuetschek/e2e-metrics, in Python
-mode) where every text has 4 tokens or more. Of a shorter text those scripts count the n-grams that it lacks
-as a negative number, and an empty text as one token, so that BLEU and NIST differ; here such a text has no
-n-grams.
+mode) if every text has at least 4 tokens. For a shorter text those scripts count a negative number of
+n-grams, and for an empty one a token, so their BLEU and NIST differ; here such a text has no n-grams.
 
     python -m tasks.e2e_metrics REFERENCES HYPOTHESES [--json]
 
@@ -35,26 +34,27 @@ NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; co
 def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
     """The five scores of a hypothesis for each item, by the keys of METRICS.
 
-    Where Java is missing or fails, what needs it is None, and "unavailable" says why by key. Raises
-    ValueError for numbers of items that differ, none at all, or an item without references."""
+    Where Java is missing or fails, the scores that need it are None, with the reasons by key under
+    "unavailable". Raises ValueError for numbers of items that differ, no items, or an item without
+    references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
     if not references or not all(any(r.strip() for r in item) for item in references):
         raise ValueError("an item without references" if references else "no items")
     references = [[_spaced(r) for r in item if r.strip()] for item in references]
     hypotheses = [_spaced(h) for h in hypotheses]
-    found: dict[str, Any] = {"bleu": bleu(references, hypotheses), "nist": nist(references, hypotheses)}
-    return found | _with_java(references, hypotheses)
+    without_java = {"bleu": bleu(references, hypotheses), "nist": nist(references, hypotheses)}
+    return without_java | _with_java(references, hypotheses)
 
 
 def _spaced(text: str) -> str:
-    """One line, one space between words: Java would end a line at characters that Python does not."""
+    """The text on one line with single spaces: Java ends lines at more characters than Python does."""
     return " ".join(text.split())
 
 
 def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """BLEU-4 of mteval-13a on lower-case text, times 100; the reference closest in length counts, the shorter
-    of two."""
+    """BLEU-4 of mteval-13a on lower-case text, times 100. Its reference length is the closest one's, the
+    shorter of two."""
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references))
@@ -66,12 +66,12 @@ def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> floa
 def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest: int = 5) -> float:
     """NIST-5 of mteval-13a on lower-case text (Doddington 2002).
 
-    Information of an n-gram: log2 of how often its first n - 1 words occur in all references over how often
-    it does. The mean information of the matched n-grams is summed over n, and multiplied by exp(beta
-    log2(min(1, length ratio))), with beta such that a ratio of 2/3 costs a half; the reference length is the
-    mean of an item's references. The challenge's Perl script averages otherwise where the number of
-    references varies, and can differ from this one and from its own Python mode, which agree."""
-    # By length, over all references
+    The information of an n-gram is log2(count of its first n - 1 words / count of the n-gram), counted in all
+    references. The mean information of the matched n-grams is summed over n, and multiplied by exp(beta
+    log2(min(1, length ratio))), with beta such that a ratio of 2/3 halves the score. The reference length is
+    the mean over an item's references. The challenge's Python mode agrees with this; its Perl script averages
+    differently where the number of references varies."""
+    # For each n, over all items
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
     matched: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
     total, reference_length = [0] * (longest + 1), 0.0
@@ -87,9 +87,9 @@ def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest
             allowed: Counter[tuple[str, ...]] = Counter()
             for grams in each:
                 allowed |= grams  # the most that any one reference has
-            mine = _ngrams(candidate, n)
-            matched[n] += mine & allowed
-            total[n] += mine.total()
+            own = _ngrams(candidate, n)
+            matched[n] += own & allowed
+            total[n] += own.total()
     information = 0.0
     for n in range(1, longest + 1):
         gained = sum(
@@ -111,34 +111,34 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-# --- what needs Java
+# --- scores that need Java
 
 
 def _with_java(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
-    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, for what Java
-    did not do."""
-    found: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
-    if shutil.which("java") is None:
-        return found | {"unavailable": dict.fromkeys(found, NO_JAVA)}
+    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, where Java is
+    missing or fails."""
+    by_key: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
     try:
+        if shutil.which("java") is None:
+            raise JavaError(NO_JAVA)
         expected = _ptb(dict(enumerate(references)))
         given = _ptb(dict(enumerate([h] for h in hypotheses)))
     except JavaError as error:
-        return found | {"unavailable": dict.fromkeys(found, str(error))}
+        return by_key | {"unavailable": dict.fromkeys(by_key, str(error))}
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    found["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
-    found["cider"] = float(Cider().compute_score(expected, given)[0])
+    by_key["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
+    by_key["cider"] = float(Cider().compute_score(expected, given)[0])
     try:
-        found["meteor"] = 100 * _meteor(expected, given)
+        by_key["meteor"] = 100 * _meteor(expected, given)
     except JavaError as error:
-        found["unavailable"] = {"meteor": str(error)}
-    return found
+        by_key["unavailable"] = {"meteor": str(error)}
+    return by_key
 
 
 class JavaError(Exception):
-    """Java did not do its part. The message is one line."""
+    """Java is missing or has failed. The message is one line."""
 
 
 Tokenised = dict[int, list[str]]
@@ -149,26 +149,23 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     _tie(ptbtokenizer)
-    # The wrapper tells texts apart by lines alone, and takes fewer for granted. A last line of ours shows
-    # that all came.
+    # The wrapper does not notice missing lines. A last line of our own shows that all came.
     end = -1
-    marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()} | {
-        end: [{"caption": "end"}]
-    }
+    marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()}
+    marked[end] = [{"caption": "end"}]
 
     def run() -> Any:
         return ptbtokenizer.PTBTokenizer().tokenize(marked)
 
-    found: Tokenised = _quietly("the PTB tokeniser", run)
-    if found.pop(end, None) != ["end"]:
-        raise JavaError(
-            "java ended before the PTB tokeniser was done (out of memory? is it Java 8 or newer?)"
-        )
-    return found
+    tokenised: Tokenised = _quietly("the PTB tokeniser", run)
+    if tokenised.pop(end, None) != ["end"]:
+        why = "out of memory? is it Java 8 or newer?"
+        raise JavaError(f"java ended before the PTB tokeniser was done ({why})")
+    return tokenised
 
 
-#: METEOR's processes that wait for more texts, by this process and Java: each reads paraphrases for seconds
-#: before its first text, and a run has two to four sets of texts.
+#: Idle processes of METEOR, by this process and Java. Each reads paraphrases for seconds before its first
+#: text, and a run has two to four sets of texts.
 _WAITING: dict[tuple[int, str | None], Any] = {}
 atexit.register(_WAITING.clear)
 
@@ -186,7 +183,7 @@ def _meteor(expected: Tokenised, given: Tokenised) -> float:
         try:
             score = float(scorer.compute_score(expected, given)[0])
         finally:
-            if scorer.lock.locked():  # it is left so by an error, and its end would wait for it for ever
+            if scorer.lock.locked():  # an error leaves it locked, and the scorer's end would wait for ever
                 scorer.lock.release()
         _WAITING[key] = scorer
         return score
@@ -195,8 +192,8 @@ def _meteor(expected: Tokenised, given: Tokenised) -> float:
 
 
 def _tie(wrapper: ModuleType) -> None:
-    """Has a wrapper start its Java so that it ends with this process. Else METEOR's, with up to 2 GB, would
-    read paraphrases for seconds before it saw that nobody asks."""
+    """Makes a wrapper start Java so that it ends with this process. METEOR's Java, with up to 2 GB, would
+    otherwise outlive it for seconds."""
 
     def start(command: list[str], **how: Any) -> Any:
         return subprocess.Popen(command, **how, **tied())
@@ -205,8 +202,7 @@ def _tie(wrapper: ModuleType) -> None:
 
 
 def _quietly(what: str, run: Callable[[], Any]) -> Any:
-    """Calls a wrapper of a Java program; its errors, of which each is another when Java dies, become one
-    line."""
+    """Calls a wrapper of a Java program without its output. Its various errors become a JavaError."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)  # the tokeniser reports its speed there
@@ -224,11 +220,8 @@ def _quietly(what: str, run: Callable[[], Any]) -> Any:
 
 
 def read_references(path: Path) -> list[list[str]]:
-    """The items of a file: blocks of lines with a blank line between them, or, in a file without any, a line
-    each.
-
-    Raises DataError with the line of an item without references.
-    """
+    """The items of a file: blocks of lines with a blank line between them, or, in a file without blank lines,
+    one line each. Raises DataError with the line of an item without references."""
     lines = _lines(path)
     blocks = not all(line.strip() for line in lines)
     while lines and not lines[-1].strip():
@@ -242,9 +235,8 @@ def read_references(path: Path) -> list[list[str]]:
         if line.strip():
             items[-1].append(line.strip())
         elif not items[-1]:
-            raise DataError(
-                f"{path} line {number}: an item without references (one blank line stands between items)"
-            )
+            rule = "one blank line stands between items"
+            raise DataError(f"{path} line {number}: an item without references ({rule})")
         else:
             items.append([])
     return items
@@ -280,18 +272,18 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         references = read_references(options.references)
-        found = scores(references, read_hypotheses(options.hypotheses, len(references)))
+        by_key = scores(references, read_hypotheses(options.hypotheses, len(references)))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(by_key))
         return 0
     print(f"{len(references)} items, {sum(map(len, references))} references")
     for key, name in METRICS.items():
-        value = found[key]
+        value = by_key[key]
         print(f"  {name:<8}" + (f"{value:>9.4f}" if value is not None else f"{'-':>9}"))
-    for reason in dict.fromkeys(found.get("unavailable", {}).values()):
+    for reason in dict.fromkeys(by_key.get("unavailable", {}).values()):
         print(f"  -: {reason}")
     return 0
 

@@ -1,9 +1,8 @@
 """GLUE (Wang et al. 2019): sst2, mrpc, cola, qnli, rte, stsb, and mnli as a start for one of LoRA's rows.
 
 From the hub at a pinned revision, or from a local folder of GLUE's TSV files or of the hub's parquet files.
-CoLA is judged by Matthews correlation, STS-B by Pearson's, the rest by accuracy (MRPC too: not F1). SST-2's
-training rows are phrases of 6,920 sentences, its dev rows are sentences: tuning holds out sentences
-(Phrases)."""
+The metric of CoLA is Matthews correlation, of STS-B Pearson correlation, of the rest accuracy (MRPC too: not
+F1). SST-2 holds out whole sentences for tuning: see Phrases."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Rows, Source, block, held_out, listed, named, quoted, subset
+from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
 from tasks.fetch.hub import content, data_folder
-from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet
+from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet, read_rows
 
 PROTOCOL = 1
 #: Since 2 whole sentences are held out, with their phrases.
@@ -22,39 +21,38 @@ HELD_OUT = {"sst2": 2}
 
 @dataclass(frozen=True)
 class Spec:
-    """How one task lies on disk. Names of columns in the TSV files; a CoLA file has no header, so numbers
-    there."""
+    """The files of one task. columns, label: names in the TSV files; header: their columns where the files
+    name none; hub_columns: the texts' names in the hub's parquet files, where they differ. classes: None for
+    a regression. rows: of the published train and dev set. dev: the name of the dev file."""
 
     folder: str
-    text: str | int
-    pair: str | None
-    label: str | int
-    hub_columns: tuple[str, ...]
+    columns: tuple[str, ...]
     classes: list[str] | None
     rows: tuple[int, int]
     metric: str = "accuracy"
+    label: str = "label"
+    hub_columns: tuple[str, ...] | None = None
+    header: tuple[str, ...] | None = None
     dev: str = "dev"
-    hub_dev: str = "validation"
 
 
 BINARY, ENTAILS = ["0", "1"], ["entailment", "not_entailment"]
-SENTENCES = ("sentence1", "sentence2")
+ONE, TWO = ("sentence",), ("sentence1", "sentence2")
 SPECS = {
-    "sst2": Spec("SST-2", "sentence", None, "label", ("sentence",), BINARY, (67349, 872)),
-    "mrpc": Spec("MRPC", "#1 String", "#2 String", "Quality", SENTENCES, BINARY, (3668, 408)),
-    "cola": Spec("CoLA", 3, None, 1, ("sentence",), BINARY, (8551, 1043), "matthews"),
-    "qnli": Spec("QNLI", "question", "sentence", "label", ("question", "sentence"), ENTAILS, (104743, 5463)),
-    "rte": Spec("RTE", *SENTENCES, "label", SENTENCES, ENTAILS, (2490, 277)),
-    "stsb": Spec("STS-B", *SENTENCES, "score", SENTENCES, None, (5749, 1500), "pearson"),
+    "sst2": Spec("SST-2", ONE, BINARY, (67349, 872)),
+    "mrpc": Spec("MRPC", ("#1 String", "#2 String"), BINARY, (3668, 408), label="Quality", hub_columns=TWO),
+    "cola": Spec("CoLA", ONE, BINARY, (8551, 1043), "matthews", header=("source", "label", "mark", *ONE)),
+    "qnli": Spec("QNLI", ("question", "sentence"), ENTAILS, (104743, 5463)),
+    "rte": Spec("RTE", TWO, ENTAILS, (2490, 277)),
+    "stsb": Spec("STS-B", TWO, None, (5749, 1500), "pearson", label="score"),
     "mnli": Spec(
         "MNLI",
-        *SENTENCES,
-        "gold_label",
-        ("premise", "hypothesis"),
+        TWO,
         ["entailment", "neutral", "contradiction"],
         (392702, 9815),
+        label="gold_label",
+        hub_columns=("premise", "hypothesis"),
         dev="dev_matched",
-        hub_dev="validation_matched",
     ),
 }
 
@@ -71,68 +69,61 @@ def load(settings: Any) -> TextTask:
     range."""
     name, spec = settings["name"], _spec(settings["name"])
     files = _local_files(name, data_folder(settings, f"{name}/*.parquet", "/where/glue"))
-    train, dev = (_read(files[split], spec) for split in ("train", "dev"))
-    parts = [
-        subset(rows, settings.get(f"{split}_rows"), name) for split, rows in (("train", train), ("dev", dev))
-    ]
-    task = TextTask(name, spec.classes, spec.metric, *parts)
-    if name == "sst2":
-        task = Phrases(name, spec.classes, spec.metric, *parts, whole=train)
-    task.block = block(settings)
-    for split, rows, full in zip(("train", "dev"), (train, dev), spec.rows, strict=True):
-        used = len(task.splits[split])
-        if used != full:
-            whole = "a fixed subset of" if used < len(rows) else "the files hold"
-            task.notes.append(f"{name} {split}: {used} rows ({whole} {len(rows)}); GLUE has {full}")
+    whole = {split: _read(path, spec) for split, path in files.items()}
+    parts = {
+        split: rows.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
+        for split, rows in whole.items()
+    }
+    task = (Phrases if name == "sst2" else TextTask)(settings, spec.classes, spec.metric, parts)
+    if isinstance(task, Phrases):
+        task.whole = whole["train"]
+    for (split, rows), published in zip(whole.items(), spec.rows, strict=True):
+        if (used := len(parts[split])) != published:
+            of = "a fixed subset of" if used < len(rows) else "the files hold"
+            task.notes.append(f"{name} {split}: {used} rows ({of} {len(rows)}); GLUE has {published}")
     return task
 
 
 class Phrases(TextTask):
-    """SST-2. Of its training rows only whole sentences resemble the dev rows. whole: all training rows of the
-    file."""
+    """SST-2: its training rows are phrases of 6,920 sentences, its dev rows are sentences. whole: all
+    training rows of the file."""
 
-    def __init__(
-        self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows, *, whole: Rows
-    ) -> None:
-        super().__init__(name, classes, metric, train, dev)
-        self.whole = whole
+    whole: Rows
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out. Sentences of the whole file become the dev rows: as many as `share` of the
-        training rows, but at most that share of all sentences. A phrase that is in no other sentence is
-        trained on no more: a model would know a held-out sentence by it."""
-        train = self.splits["train"]
-        within = sentences(self.whole.texts)
-        rows = [row for row, text in enumerate(self.whole.texts) if _words(text) in within[_words(text)]]
+        """See Task.hold_out. The new dev rows are sentences of the whole file: as many as `share` of the
+        training rows, but at most that share of all sentences. Training rows that occur in no other sentence
+        are left out: a model would know a held-out sentence by them."""
+        train, texts = self.splits["train"], self.whole.texts
+        within = sentences(texts)
+        rows = [row for row, text in enumerate(texts) if _words(text) in within[_words(text)]]
         part = min(share, share * len(train) / len(rows))
-        dev = self.whole.take(
-            [rows[i] for i in held_out([self.whole.labels[row] for row in rows], part, self.name)]
-        )
-        held = set(map(_words, dev.texts))
-        rest = [row for row, text in enumerate(train.texts) if not within[_words(text)] <= held]
+        held = held_out([self.whole.labels[row] for row in rows], part, self.name)
+        dev = self.whole.take([rows[i] for i in held])
+        dev_sentences = set(map(_words, dev.texts))
+        rest = [row for row, text in enumerate(train.texts) if not within[_words(text)] <= dev_sentences]
         self.splits = {"train": train.take(rest), "dev": dev}
         left = f"{len(train) - len(rest)} of {len(train)} training rows are left out with them"
-        self.notes.append(
-            f"dev: {len(dev)} sentences held out (task.holdout={share:g}), {left}, the dev set is not used"
-        )
+        held_out_note = f"dev: {len(dev)} sentences held out (task.holdout={share:g})"
+        self.notes.append(f"{held_out_note}, {left}, the dev set is not used")
 
 
 def sentences(texts: Sequence[str]) -> dict[str, set[str]]:
-    """Of each text, by its words, the sentences that it is a run of whole words of. A sentence is a text that
-    is in no other one; it is in itself."""
-    found: dict[str, set[str]] = {_words(text): set() for text in texts}
-    for text in sorted(found, key=lambda text: (-len(text.split()), text)):
-        if not found[text]:  # no longer text has it
+    """For each text the sentences that contain it as a run of whole words. A sentence is a text that no other
+    text contains; it contains itself."""
+    containing: dict[str, set[str]] = {_words(text): set() for text in texts}
+    for text in sorted(containing, key=lambda text: (-len(text.split()), text)):
+        if not containing[text]:  # no longer text contains it
             words = text.split()
             for first in range(len(words)):
                 for end in range(first + 1, len(words) + 1):
-                    if (run := " ".join(words[first:end])) in found:
-                        found[run].add(text)
-    return found
+                    if (run := " ".join(words[first:end])) in containing:
+                        containing[run].add(text)
+    return containing
 
 
 def _words(text: str) -> str:
-    """Without the space at the end that SST-2's texts have."""
+    """The text without the space that SST-2's file has at its end."""
     return " ".join(text.split())
 
 
@@ -143,31 +134,29 @@ def _spec(name: str) -> Spec:
 
 
 def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
-    """The training and dev file under data_dir, which is the task's own folder or the one that holds them
-    all."""
+    """The train and dev file. data_dir: the task's own folder, or the one that holds all tasks."""
     spec = _spec(name)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
+    # A split's file as GLUE has it, as the hub has it, and by GLUE's name in the hub's format
+    hub_dev = spec.dev.replace("dev", "validation")
+    patterns = {
+        "train": ("train.tsv", "train*.parquet"),
+        "dev": (f"{spec.dev}.tsv", f"{hub_dev}*.parquet", f"{spec.dev}.parquet"),
+    }
     for folder in (data_dir, data_dir / spec.folder, data_dir / name):
-        found = {}
-        for split, stem in (("train", "train"), ("dev", spec.dev)):
-            hub_stem = stem if split == "train" else spec.hub_dev
-            candidates = [
-                folder / f"{stem}.tsv",
-                *sorted(folder.glob(f"{hub_stem}*.parquet")),
-                folder / f"{stem}.parquet",
-            ]
-            found[split] = next((p for p in candidates if p.is_file()), candidates[0])
-        present = [path for path in found.values() if path.is_file()]
-        if len(present) == 2:
-            return found
-        # A folder that holds one of the two is the right folder with a file missing.
-        if present or folder.name in (spec.folder, name):
-            missing = next(path for path in found.values() if not path.is_file())
-            if folder.is_dir():
-                raise DataError(
-                    f"{missing}: no such file ({name} needs {missing.stem}.tsv or the hub's parquet files)"
-                )
+        files = {}
+        for split, names in patterns.items():
+            paths = (path for pattern in names for path in sorted(folder.glob(pattern)) if path.is_file())
+            if (first := next(paths, None)) is not None:
+                files[split] = first
+        if len(files) == 2:
+            return files
+        # A folder with one of the two files, or with the task's name, is the right one
+        if files or (folder.is_dir() and folder.name in (spec.folder, name)):
+            missing = spec.dev if "train" in files else "train"
+            form = f"{name} needs {missing}.tsv or the hub's parquet files"
+            raise DataError(f"{folder / missing}.tsv: no such file ({form})")
     raise DataError(
         f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} (task.data_dir for {name})"
     )
@@ -175,29 +164,24 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
 
 def _read(path: Path, spec: Spec) -> Rows:
     parquet = path.suffix == ".parquet"
-    columns = list(spec.hub_columns) if parquet else [c for c in (spec.text, spec.pair) if c is not None]
-    label = "label" if parquet else spec.label
-    texts: list[list[str]] = [[] for _ in columns]
-    labels = []
+    columns, label = (spec.hub_columns or spec.columns, "label") if parquet else (spec.columns, spec.label)
+    texts, labels = [], []
     for line, row in read_parquet(path) if parquet else _read_tsv(path, spec):
-        for column in (*columns, label):
-            if column not in row:
-                raise DataError(f"{path}: no column {column!r}. It has: {listed(row)}")
-        for values, column in zip(texts, columns, strict=True):
-            values.append(row[column])  # type: ignore[index]
-        labels.append(_label(row[label], spec, path, line, parquet))  # type: ignore[index]
+        require_columns(path, row, (*columns, label))
+        texts.append([row[column] for column in columns])
+        labels.append(_label(row[label], spec, path, line, parquet))
     if not labels:
         raise DataError(f"{path}: no rows")
-    return Rows(texts[0], texts[1] if len(texts) > 1 else None, labels)
+    first, *second = map(list, zip(*texts, strict=True))
+    return Rows(first, second[0] if second else None, labels)
 
 
 def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:
-    # Class indices, in the order of spec.classes; -1 marks the hidden test labels
+    # The hub's class labels are indices in the order of spec.classes; -1 marks hidden test labels
     if parquet and spec.classes is not None:
         if value not in range(len(spec.classes)):
-            raise DataError(
-                f"{path} row {line}: label {quoted(value)} is not one of 0 to {len(spec.classes) - 1}"
-            )
+            problem = f"is not one of 0 to {len(spec.classes) - 1}"
+            raise DataError(f"{path} row {line}: label {quoted(value)} {problem}")
         return int(value)
     number = parse_label(value, spec.classes, path, line)
     if spec.classes is None and not 0 <= number <= 5:
@@ -206,14 +190,5 @@ def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int 
 
 
 def _read_tsv(path: Path, spec: Spec) -> Iterator[Row]:
-    headless = isinstance(spec.text, int)
     with open_text(path) as file:
-        reader = csv.reader(file, **TSV)
-        header: list[Any] = list(range(4)) if headless else next(reader, [])
-        for fields in reader:
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{path} line {reader.line_num}: {len(fields)} columns, {len(header)} expected. Is it cut"
-                    " off?"
-                )
-            yield reader.line_num, dict(zip(header, fields, strict=True))
+        yield from read_rows(path, csv.DictReader(file, spec.header, **TSV))

@@ -1,12 +1,12 @@
 """Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in the VeRA paper's tables 4, 9, 12
 and 13.
 
-A row is BOS (where the tokenizer writes one), prompt, response, end token. The prompt is a template's: see
-Template. Only what predicts the response and its end is trained (tasks/continuations.py). The paper names no
-dev set: `dev_rows` rows are held out from the published ones, the same for every run.
+A row is BOS (where the tokenizer writes one), prompt, response, end token. A template makes the prompt (see
+Template). The loss is over the response and its end (tasks/continuations.py). The paper names no dev set:
+`dev_rows` rows are held out from the published ones, the same for every run.
 
-What a trained model says to MT-Bench's questions is asked by runs/answer.py, in the template's own words: a
-conversation goes on after the end token of the answer before it."""
+runs/answer.py asks a trained model MT-Bench's questions, with the same template. The second turn follows the
+end token of the first answer."""
 
 import hashlib
 import string
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out, listed, parse_json, quoted
-from tasks.continuations import Continuations, Row
+from tasks.continuations import Continuations
 from tasks.fetch.hub import content, data_folder
 from tasks.mt_bench import BENCHES
 from tasks.text import open_text
@@ -27,21 +27,23 @@ PROTOCOL = 1
 PUBLISHED = 51760
 OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
 #: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of
-#: https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each as UTF-8 without the white space at
-#: its end: that file ends them at the colon, alpaca-lora with a line's end, QLoRA with a space.
+#: https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each as UTF-8 without white space at the
+#: end: there it has none, in alpaca-lora a line's end, in QLoRA a space.
 ALPACA = {
     "prompt_input": "28811e9850d9511bab334d167a03a8a37614535fdb28d645492efac8e9951c0f",
     "prompt_no_input": "35101bc36d10997c7d926d8f21f7d173aec6523f3a57d78821b944a89925cdca",
 }
-#: An answer that goes on with an instruction of its own, by Alpaca's marker.
+#: Alpaca's marker of an instruction. An answer is cut where it writes one.
 STOP = "### Instruction"
 
 
 @dataclass(frozen=True)
 class Template:
-    """The words around an instruction, in the keys of alpaca-lora's template files: prompt_input,
-    prompt_no_input; and, both of which upstream's files lack, next_turn (for want of it, prompt_no_input from
-    its last heading before the instruction on) and stop (Alpaca's marker, where the prompt has it)."""
+    """The text around an instruction.
+
+    prompt_input, prompt_no_input: as in alpaca-lora's template files, which lack the other two. next_turn: by
+    default prompt_no_input from the last heading before the instruction on. stop: by default Alpaca's marker,
+    if prompt_no_input has it."""
 
     prompt_input: str
     prompt_no_input: str
@@ -56,62 +58,57 @@ class Template:
     @property
     def is_alpacas(self) -> bool:
         """Whether both prompts are Alpaca's own."""
-        return all(
-            hashlib.sha256(getattr(self, key).rstrip().encode()).hexdigest() == digest
-            for key, digest in ALPACA.items()
-        )
+        prompts = {key: getattr(self, key).rstrip().encode() for key in ALPACA}
+        return {key: hashlib.sha256(text).hexdigest() for key, text in prompts.items()} == ALPACA
 
     def turn(self, instruction: str) -> str:
-        """The text between the end of an answer and the next one."""
+        """The text between two answers: the next instruction."""
         return self.next_turn.format(instruction=instruction)
 
 
 def read_template(path: Path) -> Template:
-    """A template file (JSON). Raises DataError for a missing form, or a placeholder that is missing or not
-    known."""
+    """A template file (JSON). Raises DataError for a missing key, or placeholders other than the expected."""
     try:
         with open_text(path) as file:
-            found = parse_json(file.read(), str(path))
+            keys = parse_json(file.read(), str(path))
     except DataError as error:
         raise DataError(f"{error} (task.template)") from None
-    if not isinstance(found, dict):
+    if not isinstance(keys, dict):
         raise DataError(f"{path}: not a JSON object with prompt_input and prompt_no_input (task.template)")
-    plain = found.get("prompt_no_input")
+    plain = keys.get("prompt_no_input")
     if isinstance(plain, str):
         heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
-        found = {
-            "next_turn": "\n\n" + plain[max(heading, 0) :],
-            "stop": STOP if STOP in plain else None,
-        } | found
-    for key, wanted in (
-        ("prompt_input", "instruction input"),
-        ("prompt_no_input", "instruction"),
-        ("next_turn", "instruction"),
-    ):
-        text = found.get(key)
-        if not isinstance(text, str):
-            raise DataError(f"{path}: no text {key!r} (task.template)")
-        try:
-            parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
-        except ValueError as error:
-            raise DataError(f"{path}: {key}: {error}. A brace of the text is written twice") from None
-        fields = {str(name) for name, _, _ in parts}
-        if fields != set(wanted.split()) or any(form or conversion for _, form, conversion in parts):
-            names, there = ", ".join(f"{{{name}}}" for name in wanted.split()), quoted(sorted(fields))
-            raise DataError(
-                f"{path}: {key} has the placeholders {there}, it should have {names} and nothing in them"
-            )
-        _whole(f"{path}: {key}", text)
-    if not isinstance(found["stop"], str | None) or found["stop"] == "":
-        raise DataError(
-            f"{path}: stop is {quoted(found['stop'])}, it should be a text or null (task.template)"
-        )
-    return Template(*(found[key] for key in ("prompt_input", "prompt_no_input", "next_turn", "stop")))
+        next_turn = "\n\n" + plain[max(heading, 0) :]
+        keys = {"next_turn": next_turn, "stop": STOP if STOP in plain else None} | keys
+    one = ["instruction"]
+    expected = {"prompt_input": [*one, "input"], "prompt_no_input": one, "next_turn": one}
+    for key, names in expected.items():
+        _check_placeholders(f"{path}: {key}", keys.get(key), names)
+    stop = keys["stop"]
+    if not isinstance(stop, str | None) or stop == "":
+        raise DataError(f"{path}: stop is {quoted(stop)}, it should be a text or null (task.template)")
+    return Template(**{key: keys[key] for key in expected}, stop=stop)
+
+
+def _check_placeholders(where: str, text: Any, names: list[str]) -> None:
+    """Raises DataError unless the text has exactly these placeholders, without a format or conversion."""
+    if not isinstance(text, str):
+        raise DataError(f"{where} should be a text (task.template)")
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. A brace of the text is written twice") from None
+    fields = {str(name) for name, _, _ in parts}
+    if fields != set(names) or any(form or conversion for _, form, conversion in parts):
+        expected = ", ".join(f"{{{name}}}" for name in names)
+        problem = f"has the placeholders {quoted(sorted(fields))}"
+        raise DataError(f"{where} {problem}, it should have {expected} and nothing in them")
+    _check_surrogates(where, text)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row: what is asked, what it is about (often nothing), and the response."""
+    """A row: an instruction, its input (often empty), and the response."""
 
     instruction: str
     input: str
@@ -131,62 +128,54 @@ class InstructTask(Continuations):
         """See Task.hold_out."""
         rows = self.splits["train"]
         held = set(held_out([0] * len(rows), share, self.name))
-        parts = [[row for i, row in enumerate(rows) if (i in held) is dev] for dev in (False, True)]
-        self.splits = {"train": parts[0], "dev": parts[1]}
+        rest = [row for i, row in enumerate(rows) if i not in held]
+        self.splits = {"train": rest, "dev": [rows[i] for i in sorted(held)]}
         self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
-            raise DataError(
-                f"{self.name}: the model's tokenizer has no end-of-text token, which ends a response"
-            )
+            needed = "the model's tokenizer has no end-of-text token, which ends a response"
+            raise DataError(f"{self.name}: {needed}")
         self.tokenizer, self.positions = tokenizer, positions
-        short = 0
+        left_out = 0
         for split, rows in self.splits.items():
-            prompts = [self.template.prompt(row.instruction, row.input) for row in rows]
-            asked = self._ids(prompts)
-            whole = self._ids([prompt + row.output for prompt, row in zip(prompts, rows, strict=True)])
-            found: list[Row] = []
-            for prompt, both, row in zip(asked, whole, rows, strict=True):
-                # As one text, for a response begins with another token after a line's end than by itself; but
-                # what the model is asked with must be what it was trained with.
+            texts = [self.template.prompt(row.instruction, row.input) for row in rows]
+            prompts = self._ids(texts)
+            whole = self._ids([text + row.output for text, row in zip(texts, rows, strict=True)])
+            self._rows[split] = []
+            for prompt, both, row in zip(prompts, whole, rows, strict=True):
+                # Prompt and response are tokenised as one text, unless that changes the prompt's own tokens:
+                # at the end the model is asked with these
                 if both[: len(prompt)] != prompt:
                     both = prompt + tokenizer(row.output, add_special_tokens=False)["input_ids"]
                 ids = [*both, tokenizer.eos_token_id][:max_length]
                 if len(ids) > len(prompt):
-                    found.append((ids, len(prompt) - 1))
-            short += len(rows) - len(found)
-            self._rows[split] = found
-            if not found:
-                raise DataError(
-                    f"{self.name}: train.max_length={max_length} leaves no room for a response in any"
-                    f" {split} row"
-                )
-        if short:
-            self.notes.append(f"{short} rows left out, whose prompt fills train.max_length={max_length}")
+                    self._rows[split].append((ids, len(prompt) - 1))
+            left_out += len(rows) - len(self._rows[split])
+            if not self._rows[split]:
+                room = f"leaves no room for a response in any {split} row"
+                raise DataError(f"{self.name}: train.max_length={max_length} {room}")
+        if left_out:
+            self.notes.append(f"{left_out} rows left out, whose prompt fills train.max_length={max_length}")
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids with what the tokenizer writes before a text, without an end token behind it."""
-        found: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
+        """Token ids, with the tokenizer's BOS if it has one, without an end token."""
+        rows: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
         end = self.tokenizer.eos_token_id
-        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
+        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in rows]
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """Token ids of a conversation up to where the next answer begins: a turn more than there are
-        answers."""
-        ids = self._ids([self.template.prompt(turns[0]) + (answers[0] if answers else "")])[0]
-        for number, turn in enumerate(turns[1:], 1):
-            text = self.template.turn(turn) + (answers[number] if number < len(answers) else "")
-            ids = [
-                *ids,
-                self.tokenizer.eos_token_id,
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            ]
+        """Token ids of a conversation up to the next answer. There is one turn more than answers."""
+        prompts = [self.template.prompt(turns[0]), *map(self.template.turn, turns[1:])]
+        first, *more = [prompt + answer for prompt, answer in zip(prompts, [*answers, ""], strict=True)]
+        ids = self._ids([first])[0]
+        for text in more:
+            ids += [self.tokenizer.eos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         return ids
 
 
 def source(settings: Any) -> Source:
-    """See tasks.source. The template's words belong to the data."""
+    """See tasks.source. The template is part of the data."""
     _check(settings)
     template = Path(settings["template"] or OWN_TEMPLATE)
     if settings.get("data_dir"):
@@ -195,22 +184,21 @@ def source(settings: Any) -> Source:
         return Source(files={"rows.json": _local(Path(settings["data_dir"])), "template.json": template})
     pinned = content(settings["hub"], settings.get("revision"), "dataset")
     try:
-        words = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise DataError(f"{template}: {error.strerror} (task.template)") from None
-    return Source(pinned=pinned and f"{pinned} template:{words}")
+    return Source(pinned=pinned and f"{pinned} template:{digest}")
 
 
 def load(settings: Any) -> InstructTask:
-    """See tasks.load. Raises DataError with file and row for what is no instruction with a response."""
+    """See tasks.load. Raises DataError with file and row for one without an instruction or response."""
     _check(settings)
     template = read_template(Path(settings["template"] or OWN_TEMPLATE))
     path = _local(data_folder(settings, "*.json", "/where/alpaca"))
     rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
     if len(rows) < count + 2:
-        raise DataError(
-            f"{path}: {len(rows)} rows, of which task.dev_rows={count} are held out: too few are left"
-        )
+        held_rows = f"of which task.dev_rows={count} are held out"
+        raise DataError(f"{path}: {len(rows)} rows, {held_rows}: too few are left")
     held = set(fixed_subset(len(rows), count, f"{name}, held out"))
     rest = [row for i, row in enumerate(rows) if i not in held]
     train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
@@ -220,18 +208,14 @@ def load(settings: Any) -> InstructTask:
     if len(train) < len(rest):
         task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
     if not template.is_alpacas:
-        words = (
-            f"by the template {Path(settings['template']).name}"
-            if settings["template"]
-            else "in this project's own words"
-        )
+        own = settings["template"] and f"by the template {Path(settings['template']).name}"
+        words = own or "in this project's own words"
         task.notes.append(f"prompts {words}, not Alpaca's")
     return task
 
 
 def check_answers(settings: Any) -> None:
-    """Raises DataError for a setting of the answers that cannot be: told before the training that comes
-    first."""
+    """Raises DataError for a setting of the answers that is out of range; called before training."""
     tokens, top_p, top_k = (settings[key] for key in ("answer_tokens", "top_p", "top_k"))
     check(settings, "bench", settings["bench"] in BENCHES, f"one of {', '.join(BENCHES)}")
     check(settings, "answer_tokens", type(tokens) is int and tokens >= 1, "a whole number of at least 1")
@@ -254,27 +238,24 @@ def _local(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (task.data_dir)")
     for pattern in ("*.json", "*/*.json"):
-        found = sorted(
-            path for path in folder.glob(pattern) if path.is_file() and path.name != "dataset_infos.json"
-        )
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
-            raise DataError(
-                f"{folder}: {len(found)} JSON files ({names}). Give one (task.data_dir=/its/file.json)"
-            )
+        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        files = [path for path in files if path.name != "dataset_infos.json"]
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(str(path.relative_to(folder)) for path in files[:4])
+            mend = "Give one (task.data_dir=/its/file.json)"
+            raise DataError(f"{folder}: {len(files)} JSON files ({names}). {mend}")
     raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
 
 
 def read_rows(path: Path) -> list[Example]:
-    """Rows in Alpaca's format: a JSON list of instruction, input (may be left out) and output; or one object
-    a line."""
+    """Rows in Alpaca's format: a JSON list of objects with instruction, input (optional) and output, or JSON
+    lines. Rows are numbered from 0."""
     with open_text(path) as file:
         if path.suffix == ".jsonl":
-            rows = [
-                parse_json(line, f"{path} row {number}") for number, line in enumerate(file) if line.strip()
-            ]
+            lines = [(number, line) for number, line in enumerate(file) if line.strip()]
+            rows = [parse_json(line, f"{path} row {number}") for number, line in lines]
         else:
             instead = "Give JSON lines: an object a line, in a file named .jsonl"
             rows = parse_json(file.read(instead), str(path))
@@ -292,11 +273,11 @@ def _example(row: Any, where: str) -> Example:
         raise DataError(f"{where}: instruction, input and output should be texts")
     if not parts[0].strip() or not parts[2].strip():
         raise DataError(f"{where}: an empty {'instruction' if not parts[0].strip() else 'output'}")
-    _whole(where, "".join(parts))
+    _check_surrogates(where, "".join(parts))
     return Example(*parts)
 
 
-def _whole(where: str, text: str) -> None:
+def _check_surrogates(where: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,35 +1,30 @@
-"""Metrics as a module of the `evaluate` library, loaded by path: no hub needed. Its configuration's name is
-the metric.
+"""The metrics of texts and images, as a module that the `evaluate` library loads by path, without a hub. The
+name of its configuration is the name of the metric.
 
-Importing this imports evaluate, and with it torch: only the training process does.
-"""
+Importing this imports evaluate and with it torch."""
 
 from functools import cache
 from typing import Any
 
 import datasets
 import evaluate
+import numpy.typing as npt
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from tasks.base import Array
-
 
 def _pearson(references: list[float], predictions: list[float]) -> float:
-    # A constant prediction has no correlation. 0, as Matthews is there: a collapsed run is a result, not a
-    # gap.
+    # 0 for a constant prediction, like Matthews correlation: a collapsed run is a result, not a gap
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return 0.0
     return float(pearsonr(references, predictions).statistic)
 
 
-#: Of references and predictions. accuracy: the share of rows predicted right. matthews: Matthews correlation,
-#: CoLA's; 0 where every row is predicted alike. pearson: Pearson correlation, STS-B's.
 METRICS = {"accuracy": accuracy_score, "matthews": matthews_corrcoef, "pearson": _pearson}
 
 
 class Metric(evaluate.Metric):
-    """One of METRICS, by the configuration's name."""
+    """One of METRICS, by the name of the configuration."""
 
     def _info(self) -> evaluate.MetricInfo:
         value = datasets.Value("float32" if self.config_name == "pearson" else "int64")
@@ -42,10 +37,10 @@ class Metric(evaluate.Metric):
 
 @cache
 def _metric(name: str) -> Any:
-    # keep_in_memory: no file of predictions is written, so runs side by side cannot meet in one.
+    # keep_in_memory: runs side by side would otherwise write predictions to the same file
     return evaluate.load(__file__, name, keep_in_memory=True)
 
 
-def score(name: str, predictions: Array, labels: Array) -> float:
-    """The metric `name` of predictions (rows,) against labels (rows,), as a fraction."""
+def score(name: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+    """The metric `name` of predictions (rows,) against labels (rows,): an accuracy is a fraction."""
     return float(_metric(name).compute(predictions=predictions, references=labels)[name])

@@ -1,12 +1,10 @@
-"""A process that ends with the one that started it, whatever ended that: SIGKILL leaves it no time to tell
-its children.
+"""Child processes that end with their parent, even if SIGKILL ends it, which leaves no time for a clean-up.
 
-On Linux the kernel sees to it, and from the first moment (PR_SET_PDEATHSIG in prctl(2)). Elsewhere a thread
-of the child looks twice a second, once Python has started there; a program in another language is left to
-notice that its input ends.
+On Linux the kernel does this from the child's start (PR_SET_PDEATHSIG in prctl(2)). Elsewhere a thread of the
+child checks twice a second, once Python has started there; a program in another language is not covered.
 
-The kernel goes by the thread that started the child, not by its process: that thread has to stay for as long
-as the child."""
+The kernel goes by the thread that started the child, not by its process: that thread must live as long as the
+child."""
 
 import ctypes
 import functools
@@ -17,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-#: The environment variable that tells a process which is not told otherwise whom it ends with.
+#: The environment variable with the id of the parent, for a process that has no other way to know it.
 PARENT = "VERA_BENCH_PARENT"
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -25,13 +23,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> None:
-    """Has this process killed when its parent, whose id this is, ends. Ends it now where the parent is gone
-    already."""
+    """Makes this process end when its parent does. parent: the parent's id. Ends it at once if that process
+    is not the parent any more."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
     else:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before the kernel was asked, which then says nothing
+    if os.getppid() != parent:  # it ended before prctl, which then does nothing
         os._exit(1)
 
 
@@ -42,14 +40,12 @@ def _watch(parent: int) -> None:
 
 
 def tied() -> dict[str, Any]:
-    """What subprocess.Popen is given beside a program, for it to end with this process. Elsewhere than on
-    Linux: nothing."""
+    """Arguments of subprocess.Popen that make the child end with this process. None except on Linux."""
     return {} if _LIBC is None else {"preexec_fn": functools.partial(end_with, os.getpid())}
 
 
 def tie_forks() -> None:
-    """Has every process that is forked from this one from here on end with it; what those fork is left to
-    them."""
+    """Makes every process that this one forks from now on end with it; not the processes that those fork."""
     parent = os.getpid()
 
     def forked() -> None:

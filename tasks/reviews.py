@@ -1,9 +1,9 @@
 """The demo's data: movie-review snippets with mean human ratings (Hutto and Gilbert 2014, MIT licence).
 
-They come inside the source archive of the Python package vaderSentiment 0.5, fetched from pip's index,
-checked by hash and never built, so that the demo needs a package index and no model hub. Rated in [-4, 4];
-the sign is the label. Ratings between -0.5 and 0.5 are left out, and so are snippets of more than 20 words:
-the demo should end before the coffee does.
+They are in the source archive of the Python package vaderSentiment 0.5. It is fetched from pip's index,
+checked by hash and never built, so the demo needs a package index and no hub. Ratings are in [-4, 4]; the
+sign is the label. Ratings between -0.5 and 0.5 are left out, and so are snippets of more than 20 words, to
+keep the demo short.
 """
 
 import csv
@@ -25,29 +25,26 @@ MEMBER_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd1335
 
 
 def source() -> Source:
-    """Known before anything is fetched: the archive's hash pins the content."""
+    """The archive's hash, which pins the content before anything is fetched."""
     return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
 
 
 def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
-    """CSV files (text, label) of both splits in `cache`, made on first use. DataError where that fails."""
+    """CSV files (text, label) of both splits in `cache`, made on first use. Raises DataError."""
     files = {split: cache / f"reviews-{split}-{train_rows}-{dev_rows}.csv" for split in ("train", "dev")}
     if not all(path.is_file() for path in files.values()):
         rows = select(_ratings(cache))
         if train_rows + dev_rows > len(rows):
-            raise DataError(
-                f"reviews has {len(rows)} rows: task.train_rows + task.dev_rows is more than that"
-            )
+            problem = "task.train_rows + task.dev_rows is more than that"
+            raise DataError(f"reviews has {len(rows)} rows: {problem}")
         _write(files["dev"], rows[:dev_rows])
         _write(files["train"], rows[dev_rows : dev_rows + train_rows])
     return files
 
 
 def select(lines: str) -> list[tuple[str, str]]:
-    """(text, label) of the rows of at most 20 words rated at least 0.5 either way, without repeated texts.
-
-    Ordered by the hash of the text: a shuffle that needs no generator. `lines`: id, rating, text,
-    tab-separated."""
+    """(text, label) of the rows of at most 20 words with a rating of at least 0.5 either way, without
+    repeated texts, in the order of the texts' hashes: a fixed shuffle. lines: id, rating, text, by tabs."""
     rows = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)

@@ -1,18 +1,20 @@
 """Text classification and regression from any CSV, TSV, JSONL or parquet file, or hub data set.
 
-Labels that are whole numbers or words are classes; labels with a fractional part make it a regression
-(`task.regression=` decides where that guess is wrong). A label that is not a finite number among such ones is
-refused: a missing value would make classes of all. The demo's reviews are one such task (tasks/reviews.py).
+Labels that are whole numbers or words are classes. Labels with a fractional part make a regression
+(`task.regression=` overrides this). A label that is not a finite number is refused among numbers, since one
+missing value would turn a regression into classes. The demo's reviews are one such task (tasks/reviews.py).
 """
 
 import contextlib
 import csv
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, AnyStr
 
 import numpy as np
 
+from tasks import reviews
 from tasks.base import (
     Array,
     DataError,
@@ -20,11 +22,12 @@ from tasks.base import (
     Source,
     Task,
     block,
+    fixed_subset,
     held_out,
     listed,
     parse_json,
     quoted,
-    subset,
+    require_columns,
 )
 from tasks.fetch.hub import content
 
@@ -32,16 +35,20 @@ PROTOCOL = 1
 
 METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 
-#: What a row may be: its place in the file, for messages, and its columns.
+#: The number of a row's line in its file, and the row's values by column.
 Row = tuple[int, dict[str, Any]]
+#: The name of a file or of a hub split, for messages, and its rows.
+Table = tuple[Path | str, list[Row]]
 
 
 class TextTask(Task):
-    """One or two texts and a label a row; classes None means regression."""
+    """One or two texts and a label for each row. classes: names of the labels; None for a regression."""
 
-    def __init__(self, name: str, classes: list[str] | None, metric: str, train: Rows, dev: Rows) -> None:
-        self.name, self.classes, self.metric = name, classes, metric
-        self.splits = {"train": train, "dev": dev}
+    def __init__(
+        self, settings: Any, classes: list[str] | None, metric: str, splits: Mapping[str, Rows]
+    ) -> None:
+        self.name, self.block = settings["name"], block(settings)
+        self.classes, self.metric, self.splits = classes, metric, splits
         self.num_labels = 1 if classes is None else len(classes)
         self.problem = "regression" if classes is None else "single_label_classification"
         self.notes: list[str] = []
@@ -71,15 +78,6 @@ class TextTask(Task):
         batch = dict(self._tokenizer.pad(rows, padding="longest", return_tensors="np"))
         return batch | {"labels": self.labels(split)[list(indices)]}
 
-    def predict(self, outputs: Array) -> Array:
-        predictions: Array = outputs[:, 0] if self.classes is None else outputs.argmax(-1)
-        return predictions
-
-    def score(self, predictions: Array, labels: Array) -> float:
-        from tasks.metrics import score  # imports evaluate, and with it torch: not for the plan
-
-        return score(self.metric, predictions, labels)
-
     def labels(self, split: str) -> Array:
         return np.asarray(self.splits[split].labels, dtype=np.float32 if self.classes is None else np.int64)
 
@@ -87,8 +85,6 @@ class TextTask(Task):
 def source(settings: Any) -> Source:
     """See tasks.source. Settings: train_file and dev_file, or hub (and hub_config, revision)."""
     if settings.get("prepare") == "reviews":
-        from tasks import reviews
-
         return reviews.source()
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
@@ -108,25 +104,49 @@ def source(settings: Any) -> Source:
 
 def load(settings: Any) -> TextTask:
     """See tasks.load. Without a dev file, a fixed tenth of the training rows is held out for it."""
-    if settings.get("prepare") == "reviews":
-        from tasks import reviews
+    name, text, pair, label = (settings.get(key) for key in ("name", "text", "text_pair", "label_column"))
+    columns, tables, notes = [c for c in (text, pair, label) if c], _read(settings), []
+    if "dev" not in tables:
+        where, rows = tables["train"]
+        tables = {"train": (where, [row for i, row in enumerate(rows) if i % 10]), "dev": (where, rows[::10])}
+        notes.append(f"no dev file: {len(rows[::10])} of the {len(rows)} training rows are held out for it")
+    for where, rows in tables.values():
+        if not rows:
+            raise DataError(f"{where}: no rows")
+        own_columns = str(where).endswith((".jsonl", ".json"))  # each row names its own
+        for line, row in rows:
+            require_columns(f"{where} line {line}" if own_columns else where, row, columns)
+            for column in columns:
+                if row[column] is None:
+                    raise DataError(f"{where} line {line}: nothing in column {column!r}")
+    classes = _classes(tables["train"], label, settings.get("regression"))
+    metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
+    if metric not in METRICS:
+        raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
+    splits = {}
+    for split, (where, rows) in tables.items():
+        labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows]
+        pairs = [str(row[pair]) for _, row in rows] if pair else None
+        every = Rows([str(row[text]) for _, row in rows], pairs, labels)
+        splits[split] = every.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
+    task = TextTask(settings, classes, metric, splits)
+    task.notes = notes
+    return task
 
+
+def _read(settings: Any) -> dict[str, Table]:
+    """The rows of each split."""
+    if settings.get("hub"):
+        return {split: _from_hub(settings, settings[f"{split}_split"]) for split in ("train", "dev")}
+    if settings.get("prepare") == "reviews":
         files = reviews.fetch(Path(settings["cache_dir"]), settings["train_rows"], settings["dev_rows"])
-    elif settings.get("hub"):
-        return _build(settings, *_from_hub(settings))
     else:
         files = dict(source(settings).files)
-    train = list(read_file(files["train"]))
-    return _build(
-        settings,
-        (files["train"], train),
-        (files["dev"], list(read_file(files["dev"]))) if "dev" in files else None,
-    )
+    return {split: (path, list(read_file(path))) for split, path in files.items()}
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a CSV, TSV, JSONL or parquet file as (line, columns). Raises DataError with the line that is
-    wrong."""
+    """Rows of a CSV, TSV, JSONL or parquet file. Raises DataError with the line that is wrong."""
     if path.suffix == ".parquet":
         yield from read_parquet(path)
         return
@@ -138,18 +158,18 @@ def read_file(path: Path) -> Iterator[Row]:
                     raise DataError(f"{path} line {line}: not a JSON object")
                 yield line, row
         elif path.suffix in (".csv", ".tsv"):
-            yield from read_rows(
-                path, csv.DictReader(file, strict=True, **(TSV if path.suffix == ".tsv" else {}))
-            )
+            form = TSV if path.suffix == ".tsv" else {}
+            yield from read_rows(path, csv.DictReader(file, strict=True, **form))
         else:
             raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
 
 
 def read_rows(path: Path, reader: csv.DictReader) -> Iterator[Row]:
-    """Rows of a CSV file, each with all its columns."""
+    """Rows of a CSV file. Raises DataError for one with another number of columns than the header."""
     for row in reader:
         if None in row or None in row.values():
-            raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
+            columns = len(reader.fieldnames or [])
+            raise DataError(f"{path} line {reader.line_num}: not {columns} columns. Is it cut off?")
         yield reader.line_num, row
 
 
@@ -157,15 +177,15 @@ def read_rows(path: Path, reader: csv.DictReader) -> Iterator[Row]:
 TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
-#: Characters that a line may have, and a field of a CSV file; a longer one is refused before it fills memory.
+#: The most characters of a line, and of a field of a CSV file. A longer one would fill memory.
 LONGEST_LINE = 10_000_000
-#: Characters that a file may have which is read as a whole: JSON that is no JSON lines, texts to be scored.
+#: The most characters of a file that is read whole: a JSON list, texts to be scored.
 LONGEST_TEXT = 100_000_000
 
 
 class Lines(Iterator[AnyStr]):
-    """The lines of a file with their ends. number: how many have been read. Raises DataError for a line of
-    more than LONGEST_LINE characters."""
+    """The lines of an open file, with line ends. number: how many have been read. Raises DataError for a line
+    of more than LONGEST_LINE characters."""
 
     def __init__(self, path: Path, file: IO[AnyStr]) -> None:
         self.path, self.number = path, 0
@@ -182,8 +202,8 @@ class Lines(Iterator[AnyStr]):
         return line
 
     def read(self, instead: str = "") -> AnyStr:
-        """What has not been read yet. Raises DataError for more than LONGEST_TEXT characters; `instead`: how
-        to mend that."""
+        """The rest of the file. Raises DataError for more than LONGEST_TEXT characters. instead: what to do
+        then."""
         text = self._file.read(LONGEST_TEXT + 1)
         if len(text) > LONGEST_TEXT:
             much = f"more than {LONGEST_TEXT:,} characters in a file that is read as a whole"
@@ -193,15 +213,14 @@ class Lines(Iterator[AnyStr]):
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[Lines[str]]:
-    """Opens UTF-8 text with or without a byte order mark; what cannot be read becomes a DataError."""
+    """Opens UTF-8 text with or without a byte order mark. Errors of reading and of csv become DataErrors."""
     csv.field_size_limit(LONGEST_LINE)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = Lines(path, file)
-            try:
-                yield lines
-            except csv.Error as error:
-                raise DataError(f"{path} line {lines.number}: {error}") from None
+            yield lines
+    except csv.Error as error:
+        raise DataError(f"{path} line {lines.number}: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -209,7 +228,7 @@ def open_text(path: Path) -> Iterator[Lines[str]]:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file as (row number from 1, columns)."""
+    """Rows of a parquet file, with their numbers from 1."""
     import pyarrow
     import pyarrow.parquet
 
@@ -220,79 +239,41 @@ def read_parquet(path: Path) -> Iterator[Row]:
     yield from enumerate(rows, 1)
 
 
-Part = tuple[Path | str, list[Row]]
-
-
-def _from_hub(settings: Any) -> tuple[Part, Part]:
+def _from_hub(settings: Any, split: str) -> Table:
     from datasets import load_dataset
 
-    parts = []
-    for split in (settings["train_split"], settings["dev_split"]):
-        where = f"{settings['hub']}:{split}"
-        try:
-            data = load_dataset(
-                settings["hub"], settings.get("hub_config"), split=split, revision=settings.get("revision")
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"{where}: {reason}. Or give files: task.train_file= and task.dev_file="
-            ) from None
-        parts.append((where, list(enumerate(data, 1))))
-    return parts[0], parts[1]
+    where = f"{settings['hub']}:{split}"
+    choice = {"split": split, "revision": settings.get("revision")}
+    try:
+        return where, list(enumerate(load_dataset(settings["hub"], settings.get("hub_config"), **choice), 1))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{where}: {reason}. Or give files: task.train_file= and task.dev_file=") from None
 
 
-def _build(settings: Any, train: Part, dev: Part | None) -> TextTask:
-    notes = []
-    if dev is None:
-        where, rows = train
-        held_out = set(range(0, len(rows), 10))
-        dev = (where, [row for i, row in enumerate(rows) if i in held_out])
-        train = (where, [row for i, row in enumerate(rows) if i not in held_out])
-        notes.append(f"no dev file: {len(held_out)} of the {len(rows)} training rows are held out for it")
-    names = {key: settings.get(key) for key in ("text", "text_pair")} | {"label": settings["label_column"]}
-    for where, rows in (train, dev):
-        if not rows:
-            raise DataError(f"{where}: no rows")
-        for line, row in rows:
-            for column in filter(None, names.values()):
-                if column not in row:  # of all rows, but where each names its own
-                    place = f" line {line}" if str(where).endswith((".jsonl", ".json")) else ""
-                    raise DataError(f"{where}{place}: no column {column!r}. It has: {listed(row)}")
-                if row[column] is None:
-                    raise DataError(f"{where} line {line}: nothing in column {column!r}")
-    labels = [(line, row[names["label"]]) for line, row in train[1]]
-    regression = settings.get("regression")
-    if regression is None:
-        regression = _is_regression(train[0], labels)
-    classes = None if regression else sorted({str(x) for _, x in labels}, key=_place)
-    if classes is not None and len(classes) < 2:
-        raise DataError(f"{train[0]}: only one label, {quoted(classes[0])}: nothing to learn")
-    splits = []
-    for (where, rows), count in ((train, settings.get("train_rows")), (dev, settings.get("dev_rows"))):
-        values = [parse_label(row[names["label"]], classes, where, line) for line, row in rows]
-        pairs = [str(row[names["text_pair"]]) for _, row in rows] if names["text_pair"] else None
-        splits.append(
-            subset(Rows([str(row[names["text"]]) for _, row in rows], pairs, values), count, settings["name"])
-        )
-    metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
-    if metric not in METRICS:
-        raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
-    task = TextTask(settings["name"], classes, metric, *splits)
-    task.notes, task.block = notes, block(settings)
-    return task
+def _classes(train: Table, column: str, regression: bool | None) -> list[str] | None:
+    """The names of the classes, numbers by size and then words; None for a regression."""
+    where, labels = train[0], [(line, row[column]) for line, row in train[1]]
+    if _is_regression(where, labels) if regression is None else regression:
+        return None
+    names = {str(label) for _, label in labels}
+    numbers = sorted(filter(_is_finite, names), key=lambda name: (float(name), name))
+    classes = numbers + sorted(names.difference(numbers))
+    if len(classes) < 2:
+        raise DataError(f"{where}: only one label, {quoted(classes[0])}: nothing to learn")
+    return classes
 
 
 def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
-    """Whether labels (line, label) are numbers of which some have a fractional part. Raises DataError where a
-    label that is not a finite number would make classes of such ones, or be a class beside whole numbers."""
-    strange = next(((line, x) for line, x in labels if not _is_number(x)), None)
-    fraction = next((x for _, x in labels if _is_number(x) and float(x) % 1), None)
-    if strange is None:
+    """Whether labels (line, label) are numbers, some with a fractional part. Raises DataError for a word
+    among such numbers, and for NaN or infinity among any numbers: it may stand for a missing value."""
+    odd = next(((line, label) for line, label in labels if not _is_finite(label)), None)
+    fraction = next((label for _, label in labels if _is_finite(label) and float(label) % 1), None)
+    if odd is None:
         return fraction is not None
-    if fraction is None and any(_number(x) is None for _, x in labels):
+    if fraction is None and any(_number(label) is None for _, label in labels):
         return False
-    line, value = strange
+    line, value = odd
     others = "are numbers" if fraction is None else f"have a fractional part ({quoted(fraction)})"
     mend = "Mend it, or say that all are classes: task.regression=false"
     what = f"label {quoted(value)} is not a finite number"
@@ -300,38 +281,32 @@ def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:
-    """A class index, or for classes None a number. Raises DataError with file and line for any other label,
-    and for NaN and infinity in a file that has numbers, where they stand for what is missing."""
-    number = _number(value)
-    if number is None and classes is None:
-        raise DataError(f"{where} line {line}: label {quoted(value)} is not a number")
-    if not _is_number(value) and (classes is None or isinstance(value, float)):
-        raise DataError(f"{where} line {line}: label {quoted(value)} is not a finite number")
+    """The index of a class, or a number where classes is None. Raises DataError with file and line for any
+    other label, also for NaN where a file has numbers: it stands for a missing value."""
     if classes is None:
-        if abs(number := float(value)) > float(np.finfo(np.float32).max):
-            large = f"label {quoted(value)} is too large for a number of 32 bits"
-            raise DataError(f"{where} line {line}: {large}")
-        return number
-    if str(value) not in classes:
-        raise DataError(f"{where} line {line}: label {quoted(str(value))} is not one of {listed(classes)}")
-    return classes.index(str(value))
+        number = _number(value)
+        if number is not None and abs(number) <= np.finfo(np.float32).max:
+            return number
+        problem = "is not a number" if number is None else "is not a finite number of 32 bits"
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = "is not a finite number"
+    elif str(value) in classes:
+        return classes.index(str(value))
+    else:
+        problem = f"is not one of {listed(classes)}"
+    raise DataError(f"{where} line {line}: label {quoted(value)} {problem}")
 
 
-def _place(label: str) -> tuple[bool, float, str]:
-    """Where a class stands: numbers by their size, then words. NaN has no size."""
-    return (False, float(label), label) if _is_number(label) else (True, 0.0, label)
-
-
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     number = _number(value)
-    return number is not None and bool(np.isfinite(number))
+    return number is not None and math.isfinite(number)
 
 
 def _number(value: Any) -> float | None:
-    """A number, which may be NaN or infinite; None for anything else."""
+    """The value as a number, which may be NaN or infinite; None for anything else."""
     try:
         return float(value)
-    except OverflowError:  # a whole number without end
-        return float("inf")
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
     except (TypeError, ValueError):
         return None

@@ -1,5 +1,4 @@
-"""Files from the Hugging Face hub, for tasks and for models: downloaded once, then read from the local
-cache."""
+"""Files from the Hugging Face hub, for tasks and models: downloaded once, then read from the local cache."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,41 +8,36 @@ from tasks.base import DataError
 
 
 def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: str, instead: str) -> Path:
-    """The local folder of a hub repository at a revision (None: its default branch), with the files that
-    match.
+    """The local folder of a hub repository with the files that match the patterns. Its name is the commit's
+    hash. revision: None for the default branch. instead: the end of the error where the hub fails.
 
-    The folder's name is the commit's hash. `instead` says in the error what to give when the hub is out of
-    reach."""
+    Raises DataError where the hub refuses, or cannot be reached and the cache lacks the repository."""
     from huggingface_hub import HfApi, logging, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Of httpx, or of what the installed hub library uses instead
+    # The base class belongs to httpx, or to what the installed hub library uses instead
     http_error: Any = HfHubHTTPError.__bases__[0]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        # Asked first, and once: the download itself would try an unreachable hub six times, for half a
-        # minute.
+        # One request first: the download itself would try an unreachable hub six times, for half a minute
         HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
         if cached(repo, revision, repo_type) is None:
             print(f"fetching {repo} from the hub, once", flush=True)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
     except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"the hub refuses {repo} ({reason}). Is a token needed (hf auth login)? {instead}"
-        ) from None
+        reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
+        raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
     except (http_error, OSError):
-        here = cached(repo, revision, repo_type)
-        if here is None:
-            raise DataError(
-                f"{repo} is not on this machine and the hub cannot be reached. {instead}"
-            ) from None
-        return here
+        folder = cached(repo, revision, repo_type)
+        if folder is None:
+            why = "is not on this machine and the hub cannot be reached"
+            raise DataError(f"{repo} {why}. {instead}") from None
+        return folder
 
 
 def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
-    """A data set's folder: settings["data_dir"], else from the hub, with the files that match. copy: where an
-    error says that a local copy may lie."""
+    """A data set's folder: settings["data_dir"], else from the hub, with the files that match the pattern.
+    copy: an example of a local path, for the error."""
     if settings.get("data_dir"):
         return Path(settings["data_dir"])
     instead = f"Give a local copy: task.data_dir={copy} (with make: DATA={copy})"
@@ -51,20 +45,19 @@ def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
 
 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:
-    """What pins a hub repository's content: its name and commit. None where only the network knows the
-    commit."""
-    here = None if revision else cached(repo, None, repo_type)
-    commit = revision or (here.name if here else None)
+    """A hub repository's name and commit, which pin its content. None if the commit is not known here."""
+    folder = None if revision else cached(repo, None, repo_type)
+    commit = revision or (folder and folder.name)
     return f"{repo}@{commit}" if commit else None
 
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
-    """The local folder of a hub repository, or None; never asks the network. It may lack files."""
+    """The cache's folder of a hub repository, which may lack files, or None. Uses no network."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
     reference = folder / "refs" / "main"
     if revision is None and reference.is_file():
         revision = reference.read_text().strip()
-    found = folder / "snapshots" / revision if revision else None
-    return found if found and found.is_dir() else None
+    snapshot_folder = folder / "snapshots" / revision if revision else None
+    return snapshot_folder if snapshot_folder and snapshot_folder.is_dir() else None

@@ -13,8 +13,7 @@ RIGHT, WRONG = "#1b7837", "#c51b1b"
 
 
 def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Images as the model sees them, uint8 (images, 3, height, width), each with its class, and what was said
-    instead of it."""
+    """Draws images, uint8 (images, 3, height, width), each with its class, and a wrong prediction below."""
     columns = 8
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
@@ -27,15 +26,15 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
         axis.imshow(image.transpose(1, 2, 0))
         right = label == predicted
-        said = "" if right else f"\nsaid: {_short(classes[predicted])}"
+        wrong = "" if right else f"\nsaid: {_short(classes[predicted])}"
         how = {"color": RIGHT if right else WRONG, "loc": "left", "pad": 2, "va": "bottom"}
-        axis.set_title(_short(classes[label]) + said, fontsize=8, parse_math=False, **how)
+        axis.set_title(_short(classes[label]) + wrong, fontsize=8, parse_math=False, **how)
     _save(figure, path)
 
 
 def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Images of each class (a row) that were taken for each class (a column), in shares of the row; counts
-    where they fit."""
+    """Draws the confusion matrix: labels in rows, predictions in columns, in shares of the row; with counts
+    for few classes."""
     count = len(classes)
     counts = np.zeros((count, count), int)
     np.add.at(counts, (labels, predictions), 1)
@@ -50,9 +49,8 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
     axis.set_yticks(range(count), names, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
-    axis.set_title(
-        f"{np.trace(counts)} of {len(labels)} right ({100 * np.trace(counts) / len(labels):.1f}%), last epoch"
-    )
+    right, total = np.trace(counts), len(labels)
+    axis.set_title(f"{right} of {total} right ({100 * right / total:.1f}%), last epoch")
     if count <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.5 else "black"

@@ -20,7 +20,7 @@ from tasks.images.pixels import BadImageError, Preprocessing, prepared
 from tasks.images.sampler import Drawn, Unreadable, Views, draw, printable, take_all
 from tasks.images.sets import ImageSet, Pool
 
-#: What the published sets hold: classes, training and test images.
+#: The published sets: the numbers of classes, training and test images.
 PUBLISHED = {
     "cifar100": (100, 50000, 10000),
     "food101": (101, 75750, 25250),
@@ -38,26 +38,24 @@ def source(settings: Any) -> Source:
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if settings["name"] == "digits":
         return Source(files={"digits.csv.gz": sets.digits_file()})
-    raise DataError(
-        "the task names no images. Give task.data_dir=/a/folder (train/CLASS/*.jpg, test/CLASS/*.jpg) or"
-        " task.hub="
-    )
+    layout = "train/CLASS/*.jpg, test/CLASS/*.jpg"
+    raise DataError(f"the task names no images. Give task.data_dir=/a/folder ({layout}) or task.hub=")
 
 
 def load(settings: Any) -> "ImageTask":
-    """See tasks.load. Raises DataError for classes with too few images, and settings out of range; decodes
-    none yet."""
+    """See tasks.load. Decodes no image yet. Raises DataError for classes with too few images, and settings
+    out of range."""
     _check(settings)
     source(settings)
     if settings.get("data_dir") or settings.get("hub"):
         folder = Path(settings["data_dir"]) if settings.get("data_dir") else _fetched(settings)
         files = _local(settings, folder)
-        found = sets.read(settings["name"], files, settings)
+        images = sets.read(settings["name"], files, settings)
         stamps = [[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()]
         key = json.dumps([settings["image_column"], stamps])
     else:
-        found, key = sets.digits(), "digits"
-    return ImageTask(settings, found, hashlib.sha256(key.encode()).hexdigest())
+        images, key = sets.digits(), "digits"
+    return ImageTask(settings, images, hashlib.sha256(key.encode()).hexdigest())
 
 
 def _local(settings: Any, folder: Path) -> dict[str, Path]:
@@ -75,13 +73,13 @@ def _fetched(settings: Any) -> Path:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
-    except OSError:  # an image that is not there is one that cannot be read
+    except OSError:  # a missing image is counted later, as one that cannot be read
         return -1, 0
     return stat.st_size, stat.st_mtime_ns
 
 
 def _check(settings: Any) -> None:
-    """What the configuration's types do not catch."""
+    """Raises DataError for settings out of range, which the types of the configuration do not catch."""
     for key, least in (("shots", 1), ("image_size", 1), ("workers", 1), ("draw_seed", 0)):
         fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= least)
         check(settings, key, fits, f"a whole number of at least {least}")
@@ -89,15 +87,12 @@ def _check(settings: Any) -> None:
         check(settings, key, settings[key] in words, f"one of {', '.join(words)}")
     scale = settings["crop_scale"]
     numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
-    if not (numbers and 0 < scale[0] <= scale[1] <= 1):
-        raise DataError(
-            f"task.crop_scale={list(settings['crop_scale'])}: should be two shares of the area, such as"
-            " [0.25,1.0]"
-        )
+    fits = numbers and 0 < scale[0] <= scale[1] <= 1
+    check(settings, "crop_scale", fits, "two shares of the area, such as [0.25,1.0]")
 
 
 class ImageTask(Task):
-    """Images of classes. Rows are settled by `prepare`, which decodes: some may not be readable."""
+    """Images of classes. `prepare` decodes, so only then it is known which rows can be read."""
 
     metric = "accuracy"
     reported = "last"
@@ -106,9 +101,9 @@ class ImageTask(Task):
     unit = "img"
     block = 1
 
-    def __init__(self, settings: Any, found: ImageSet, key: str) -> None:
-        self.name, self.settings, self.set, self.key = settings["name"], settings, found, key
-        self.classes, self.num_labels = found.classes, len(found.classes)
+    def __init__(self, settings: Any, images: ImageSet, key: str) -> None:
+        self.name, self.settings, self.set, self.key = settings["name"], settings, images, key
+        self.classes, self.num_labels = images.classes, len(images.classes)
         self.notes: list[str] = []
         self.shots: int | None = settings["shots"]
         self.workers: int = settings["workers"] or os.cpu_count() or 1
@@ -124,48 +119,42 @@ class ImageTask(Task):
 
     def _check_set(self) -> None:
         if self.num_labels < 2:
-            raise DataError(
-                f"{self.name}: one class, {named(self.classes[0])}. Two are needed; is task.data_dir a folder"
-                " too high?"
-            )
+            needed = "Two are needed; is task.data_dir a folder too high?"
+            raise DataError(f"{self.name}: one class, {named(self.classes[0])}. {needed}")
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
             few = f"class {named(self.classes[fewest])} has {counts[fewest]} training images"
-            raise DataError(
-                f"{self.name}: {few}, fewer than task.shots={self.shots}. Give a smaller task.shots, or more"
-                " images"
-            )
+            mend = "Give a smaller task.shots, or more images"
+            raise DataError(f"{self.name}: {few}, fewer than task.shots={self.shots}. {mend}")
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and whole and not self.settings["holdout"]:
-            less = "task.shots=null leaves" if self.shots is None else f"task.shots={self.shots} leaves"
-            raise DataError(f"{self.name}: there is no test split, and {less} nothing to evaluate on")
-        test = 0 if self.set.test is None else len(self.set.test)
-        is_, there = (self.num_labels, len(self.set.train), test), PUBLISHED.get(self.name)
-        if there and is_ != there:
+            given = "task.shots=null" if self.shots is None else f"task.shots={self.shots}"
+            raise DataError(f"{self.name}: there is no test split, and {given} leaves nothing to evaluate on")
+        sizes = self.num_labels, len(self.set.train), len(self.set.test or ())
+        published = PUBLISHED.get(self.name, sizes)
+        if sizes != published:
             words = "{:,} classes, {:,} training and {:,} test images"
-            self.notes.append(
-                f"{self.name}: {words.format(*is_)}; the published set has {words.format(*there)}"
-            )
+            here, there = words.format(*sizes), words.format(*published)
+            self.notes.append(f"{self.name}: {here}; the published set has {there}")
         if self.settings["augment"] != "none":
             self.notes.append(f"training images are augmented ({self.settings['augment']})")
 
     def hold_out(self, share: float) -> None:
-        """See tasks.Task. Of the images drawn for training, the last `share` of each class; no test image is
-        read."""
+        """See Task.hold_out. The dev rows are the last `share` of each class's drawn training images; no test
+        image is read."""
         self.holdout = share
 
     # --- preparing
 
     def prepare(self, tokenizer: Preprocessing, max_length: int = 0, positions: int | None = None) -> None:
-        """Draws the training images and makes the evaluation's ready, from a file that is made once.
-        `tokenizer` is the model's preprocessing. Raises DataError for images that cannot be read, unless
+        """Draws the training images, and prepares the evaluation's, which are kept in a file. tokenizer: the
+        model's preprocessing. Raises DataError for images that cannot be read, unless
         task.bad_images=skip."""
-        if isinstance(self.settings["image_size"], int):
-            self.notes.append(
-                f"images of {self.settings['image_size']} pixels, not the {tokenizer.size[0]} of the weights"
-            )
-        self.wanted = tokenizer.at(self.settings["image_size"])
+        size = self.settings["image_size"]
+        if size is not None:
+            self.notes.append(f"images of {size} pixels, not the {tokenizer.size[0]} of the weights")
+        self.wanted = tokenizer.at(size)
         bad = Unreadable(self.name, self.settings["bad_images"] == "refuse")
         drawn = self._draw(bad)
         train, held = self._split(drawn.rows)
@@ -180,8 +169,8 @@ class ImageTask(Task):
             bad.add(whole, unreadable)
             if len(whole) - len(unreadable) < 2:
                 bad.fail("fewer than two evaluation images can be read")
-            away = {*unreadable, *(self._rows["train"].tolist() if self.set.test is None else ())}
-            rows = [index for index in range(len(whole)) if index not in away]
+            left_out = {*unreadable, *(self._rows["train"].tolist() if self.set.test is None else ())}
+            rows = [index for index in range(len(whole)) if index not in left_out]
             rows = [rows[i] for i in fixed_subset(len(rows), self.settings["dev_rows"], self.name)]
             self._rows["dev"] = self._at["dev"] = np.asarray(rows, np.int64)
             self._pixels["dev"] = pixels
@@ -192,13 +181,12 @@ class ImageTask(Task):
             of_train = self.set.train, self._rows["train"], drawn.items
             self._views = Views(*of_train, self.settings, self.wanted, self.workers)
         self.selection = hashlib.sha256(json.dumps(self._rows["train"].tolist()).encode()).hexdigest()[:16]
+        count = len(self._rows["dev"])
         if self.holdout is not None:
-            rows_ = f"{len(self._rows['dev'])} of {sum(map(len, drawn.rows))} training images"
-            self.notes.append(
-                f"dev: {rows_} held out (task.holdout={self.holdout}), the test images are not used"
-            )
+            held_rows = f"{count} of {sum(map(len, drawn.rows))} training images held out"
+            self.notes.append(f"dev: {held_rows} (task.holdout={self.holdout}), the test images are not used")
         elif self.settings["dev_rows"]:
-            self.notes.append(f"{self.name} dev: a fixed subset of {len(self._rows['dev'])} images")
+            self.notes.append(f"{self.name} dev: a fixed subset of {count} images")
 
     def _draw(self, bad: Unreadable) -> Drawn:
         if self.shots is None:
@@ -207,17 +195,13 @@ class ImageTask(Task):
         return draw(self.set, self.settings, self.wanted, self.workers, bad)
 
     def _split(self, drawn: list[Array]) -> tuple[list[Array], list[Array]]:
-        """The training rows and the held-out ones of each class."""
-        cuts = [
-            len(rows) - (max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0) for rows in drawn
-        ]
-        if min(cuts) < 1:
-            raise DataError(
-                f"{self.name}: task.holdout={self.holdout} of task.shots={self.shots} leaves nothing to"
-                " train on"
-            )
-        pairs = list(zip(drawn, cuts, strict=True))
-        return [rows[:cut] for rows, cut in pairs], [rows[cut:] for rows, cut in pairs]
+        """The training rows and the held-out rows of each class."""
+        held = [max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0 for rows in drawn]
+        pairs = [np.split(rows, [len(rows) - count]) for rows, count in zip(drawn, held, strict=True)]
+        if not all(len(train) for train, _ in pairs):
+            given = f"task.holdout={self.holdout} of task.shots={self.shots}"
+            raise DataError(f"{self.name}: {given} leaves nothing to train on")
+        return [train for train, _ in pairs], [dev for _, dev in pairs]
 
     def _file(self, split: str, pool: Pool) -> tuple[Array, dict[int, str]]:
         items = pool.items(range(len(pool)))
@@ -237,7 +221,7 @@ class ImageTask(Task):
             self._views.begin_epoch(epoch, (row for batch in batches for row in batch))
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """pixel_values (images, 3, height, width) as bytes, which `loss` scales on the device; labels
+        """pixel_values (images, 3, height, width) as bytes, which `logits` scales on the device; labels
         (images,)."""
         if split == "train" and self._views:
             try:
@@ -267,49 +251,37 @@ class ImageTask(Task):
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
     def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """(images, classes), of pixels or, where a head alone trains, of its input (training/features.py)."""
+        """(images, classes), from pixels, or from features where only the head trains
+        (training/features.py)."""
         if "features" in batch:
             return model(batch["features"])
         pixels = batch["pixel_values"].float()
-        mean, std = (
-            pixels.new_tensor(values)[:, None, None] for values in (self.wanted.mean, self.wanted.std)
-        )
+        mean, std = (pixels.new_tensor(per)[:, None, None] for per in (self.wanted.mean, self.wanted.std))
         try:
             return model(pixel_values=(pixels / 255 - mean) / std, **self._resampling(model)).logits
         except (AssertionError, ValueError) as error:
             if self.settings["image_size"] is None:
                 raise
-            timms = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
-            raise DataError(
-                f"task.image_size={self.settings['image_size']}: {str(error).splitlines()[0]} {timms}"
-            ) from None
+            mend = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
+            problem = f"{str(error).splitlines()[0]} {mend}"
+            raise DataError(f"task.image_size={self.settings['image_size']}: {problem}") from None
 
     def _resampling(self, model: Any) -> dict[str, bool]:
-        """ViT resamples its table of positions for images of another size when it is asked to; DINOv2 always
-        does."""
+        """The argument that makes a ViT resample its position embeddings for another image size. DINOv2 does
+        so without it."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
         return {key: True} if self.settings["image_size"] and key in signature(forward).parameters else {}
 
-    def predict(self, outputs: Array) -> Array:
-        predictions: Array = outputs.argmax(-1)
-        return predictions
-
-    def score(self, predictions: Array, labels: Array) -> float:
-        from tasks.metrics import score  # imports evaluate, and with it torch: not for the plan
-
-        return score("accuracy", predictions, labels)
-
-    # --- what is seen of a run
+    # --- files of a finished run
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
-        """predictions.csv, confusion.png, and predictions.png: 40 evaluation images, the same for every
-        method."""
+        """Writes predictions.csv, confusion.png, and predictions.png with 40 evaluation images, the same for
+        every method."""
         labels, pool = self.labels("dev"), self._pool["dev"]
         names = [pool.names[row] for row in self._rows["dev"]]
-        with open(
-            folder / "predictions.csv", "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
+        how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        with open(folder / "predictions.csv", "w", **how) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", "label", "predicted"])
             words = ([self.classes[n] for n in values] for values in (labels, predictions))

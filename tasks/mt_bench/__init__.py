@@ -1,8 +1,8 @@
 """MT-Bench and Vicuna-bench: questions, answer files, and judging by a model behind any OpenAI-compatible
-endpoint. What a user types: python -m tasks.mt_bench.
+endpoint. The command is python -m tasks.mt_bench.
 
-The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its
-questions, prompts and reference answers are read from a copy of its data folder."""
+Protocol and file formats are those of lm-sys/FastChat's llm_judge, single-answer grading. Questions, prompts
+and reference answers are read from a copy of its data folder."""
 
 from tasks.mt_bench.client import JudgeError, judge
 from tasks.mt_bench.judgments import Judge, prompts, rating, read_judgments

@@ -5,12 +5,12 @@ endpoint.
     python -m tasks.mt_bench show ANSWERS [ANSWERS ...]
 
 The key is read from OPENAI_API_KEY, the endpoint from --base-url or OPENAI_BASE_URL. ANSWERS are files in
-FastChat's format. A judgment is saved as it comes in, by what was asked: judging again, or after a kill, pays
-only for what is missing. show asks for nothing. Exit codes: 0; 1 where the judge failed at some; 2 for an
-error, in one line.
+FastChat's format. Each judgment is saved at once under a hash of its request, so the same command later pays
+only for what is missing. show sends no request. Exit codes: 0; 1 if some judgments failed; 2 for an error, in
+one line.
 
-The protocol is single-answer grading of lm-sys/FastChat's llm_judge, and so are all file formats; its
-questions, prompts and reference answers are read from a copy of its data folder."""
+Protocol and file formats are those of lm-sys/FastChat's llm_judge, single-answer grading. Questions, prompts
+and reference answers are read from a copy of its data folder."""
 
 import argparse
 import json
@@ -25,11 +25,8 @@ from tasks.mt_bench.scores import summary, table
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.mt_bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tasks.mt_bench", description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("action", choices=["judge", "show"])
     add("answers", type=Path, nargs="+")
@@ -42,12 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--retries", type=int, default=10, help="of a prompt that fails, before it is left for the next time")
     add("--timeout", type=float, default=300.0, help="seconds that one try may take")
     add("--base-url", help="of an OpenAI-compatible endpoint; without it, OPENAI_BASE_URL, or OpenAI's own")
-    add(
-        "--judgments",
-        type=Path,
-        metavar="FILE",
-        help="where judgments are saved; without it, outputs/judgments/JUDGE.jsonl",
-    )
+    saved = "where judgments are saved; without it, outputs/judgments/JUDGE.jsonl"
+    add("--judgments", type=Path, metavar="FILE", help=saved)
     add("--json", action="store_true", help="one JSON object instead of a table")
     return parser
 
@@ -63,38 +56,29 @@ def main(arguments: list[str]) -> int:
         models = [(path, *read_answers(path, questions)) for path in options.answers]
         outcome = Outcome()
         if options.action == "judge":
-            messages = [
-                m for _, _, a in models for m in prompts(folder, options.bench, questions, a).values()
-            ]
+            requests = [prompts(folder, options.bench, questions, answers) for _, _, answers in models]
+            messages = [message for of_model in requests for message in of_model.values()]
             how = {name: getattr(options, name) for name in ("base_url", "concurrency", "retries", "timeout")}
             outcome = judge(messages, by, file, progress=True, **how)
         saved = read_judgments(file)
-        found = [
-            {"model": m, "file": str(path)} | summary(folder, options.bench, a, by, saved)
-            for path, m, a in models
+        summaries = [
+            {"model": model, "file": str(path)} | summary(folder, options.bench, answers, by, saved)
+            for path, model, answers in models
         ]
     except (DataError, JudgeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"stopped. What was judged is saved in {file}; the same command goes on from there",
-            file=sys.stderr,
-        )
+        later = "the same command goes on from there"
+        print(f"stopped. What was judged is saved in {file}; {later}", file=sys.stderr)
         return 130
-    failed = outcome.failed.total()
+    failed, judging = outcome.failed.total(), options.action == "judge"
     if options.json:
-        counts = {
-            "asked": outcome.asked,
-            "cached": outcome.cached,
-            "failed": failed,
-            "reasons": dict(outcome.failed),
-        }
-        print(json.dumps(({"judging": counts} if options.action == "judge" else {}) | {"models": found}))
-        return 1 if failed else 0
-    if options.action == "judge":
-        print(outcome.report(file))
-    print(table(found))
+        reasons = {"reasons": dict(outcome.failed)}
+        counts = {"asked": outcome.asked, "cached": outcome.cached, "failed": failed} | reasons
+        print(json.dumps(({"judging": counts} if judging else {}) | {"models": summaries}))
+    else:
+        print(*([outcome.report(file)] if judging else []), table(summaries), sep="\n")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What a judge is asked, and what it says: prompts, ratings, and the file of judgments."""
+"""The judge's prompts, its ratings, and the file of judgments."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tasks.base import DataError, quoted
 from tasks.mt_bench.questions import Question, digest, number_and_turns, read_rows
 from tasks.text import Lines
 
-#: Categories that are judged beside a reference answer.
+#: Categories that are judged with a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
 
 Messages = list[dict[str, str]]
@@ -21,76 +21,66 @@ Messages = list[dict[str, str]]
 def prompts(
     folder: Path, bench: str, questions: Sequence[Question], answers: Mapping[int, Sequence[str]]
 ) -> dict[tuple[int, int], Messages]:
-    """What the judge is sent for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode
+    """The messages to the judge for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode
     single).
 
-    Math, reasoning and coding take the prompts with GPT-4's reference answers; turn 2 shows the judge both
-    turns. Raises DataError for a prompt or a reference answer that is missing."""
+    The prompts for math, reasoning and coding contain GPT-4's reference answers, those for turn 2 both turns.
+    Raises DataError for a missing prompt or reference answer."""
     path = folder / "judge_prompts.jsonl"
     templates = dict[str, dict[str, str]]()
     for where, row in read_rows(path, *_PROMPT):
         if not all(isinstance(row[key], str) for key in _PROMPT):
             raise DataError(f"{where}: {', '.join(_PROMPT)} are to be texts")
         templates[row["name"]] = row
-    references, known = dict[int, list[str]](), folder / bench / "reference_answer" / "gpt-4.jsonl"
+    references, file = dict[int, list[str]](), folder / bench / "reference_answer" / "gpt-4.jsonl"
     if any(q.category in REFERENCED for q in questions):
-        references = dict(
-            number_and_turns(where, row) for where, row in read_rows(known, "question_id", "choices")
-        )
-    found = {}
+        rows = read_rows(file, "question_id", "choices")
+        references = dict(number_and_turns(where, row) for where, row in rows)
+    messages = {}
     for q in questions:
-        shown = {"question": q.turns, "answer": answers[q.id]}
-        if q.category in REFERENCED:
+        texts, referenced = {"question": q.turns, "answer": answers[q.id]}, q.category in REFERENCED
+        if referenced:
             if len(references.get(q.id, ())) < len(q.turns):
-                raise DataError(
-                    f"{known}: no reference answer to each turn of question {q.id} ({q.category})"
-                )
-            shown["ref_answer"] = references[q.id]
+                problem = f"no reference answer to each turn of question {q.id} ({q.category})"
+                raise DataError(f"{file}: {problem}")
+            texts["ref_answer"] = references[q.id]
         for turn in range(1, len(q.turns) + 1):
-            name = f"single-{'math-' * (q.category in REFERENCED)}v1{'-multi-turn' * (turn > 1)}"
+            name = f"single-{'math-' * referenced}v1{'-multi-turn' * (turn > 1)}"
             if name not in templates:
                 raise DataError(f"{path}: no prompt {name!r}")
-            fields = {
-                f"{what}_{n}": texts[n - 1] for what, texts in shown.items() for n in range(1, turn + 1)
-            }
+            fields = {f"{key}_{n}": texts[key][n - 1] for key in texts for n in range(1, turn + 1)}
             if turn == 1:
                 fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
             text = _filled(templates[name]["prompt_template"], fields, f"{path}: prompt {name!r}")
             system = templates[name]["system_prompt"]
-            found[q.id, turn] = [{"role": "system", "content": system}] * bool(system) + [
-                {"role": "user", "content": text}
-            ]
-    return found
+            first = [{"role": "system", "content": system}] if system else []
+            messages[q.id, turn] = [*first, {"role": "user", "content": text}]
+    return messages
 
 
-#: What a prompt of the judge has.
+#: The keys of a prompt.
 _PROMPT = ("name", "system_prompt", "prompt_template")
 
 
 def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
-    """A template with its placeholders filled in. DataError for one that is not just a known name in braces:
-    what else format() obeys would look into objects, or pad to any width."""
+    """A template with its placeholders filled in. Raises DataError for a placeholder that is not just a known
+    name in braces: str.format would also read attributes, or pad to any width."""
     try:
-        asked = [
-            (name, spec or conversion)
-            for _, name, spec, conversion in Formatter().parse(template)
-            if name is not None
-        ]
-        odd = next((name for name, more in asked if name not in fields or more), None)
-        if odd is None:
-            return template.format(**fields)  # once: what it fills in may hold braces
-        reason = quoted(odd)
+        for _, name, spec, conversion in Formatter().parse(template):
+            if name is not None and (name not in fields or spec or conversion):
+                reason = quoted(name)
+                break
+        else:
+            return template.format(**fields)  # once: the fields may hold braces
     except ValueError as error:
         reason = str(error)
     raise DataError(f"{where} has a placeholder that cannot be filled ({reason})")
 
 
 def rating(reply: str) -> float | None:
-    """The first [[x]] of a reply, else the first [x]; None without one.
-
-    None, too, for a number outside of 1 to 10, the scale that the judge is told; FastChat would take it.
-    """
-    # FastChat's are \d+\.?\d*, which take quadratic time on many digits; these match the same in linear time.
+    """The first [[x]] of a reply, else the first [x]; None without one, or for a number outside of the
+    judge's scale of 1 to 10, which FastChat would take."""
+    # FastChat's \d+\.?\d* takes quadratic time on many digits. These match the same in linear time.
     for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
         match = re.search(pattern, reply, re.ASCII)
         if match:
@@ -101,7 +91,7 @@ def rating(reply: str) -> float | None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Who judges, and how often: each pass asks for everything once more."""
+    """A judge. passes: how often it judges each answer."""
 
     name: str = "gpt-4"
     passes: int = 1
@@ -113,19 +103,18 @@ class Judge:
             raise DataError("a judge needs a name, and passes and max_tokens above 0")
 
     def keys(self, messages: Messages) -> list[str]:
-        """What a judgment is saved by, for each pass: a hash of all that defines it."""
-        asked = [self.name, messages, float(self.temperature), self.max_tokens]
-        return [digest([*asked, number]) for number in range(1, self.passes + 1)]
+        """The key of the saved judgment of each pass: a hash of the request."""
+        request = [self.name, messages, float(self.temperature), self.max_tokens]
+        return [digest([*request, number]) for number in range(1, self.passes + 1)]
 
     def file(self) -> Path:
-        """Where its judgments are saved, unless another file is named."""
+        """The default file of its judgments."""
         return Path("outputs", "judgments", re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)[:200] + ".jsonl")
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """A reply that was paid for, whether or not a rating can be read from it, and its tokens, where the
-    server counts."""
+    """A reply, its rating if it has one, and its tokens if the server counts them."""
 
     reply: str
     rating: float | None
@@ -134,27 +123,24 @@ class Judgment:
 
 
 def read_judgments(file: Path) -> dict[str, Judgment]:
-    """The saved judgments by key, none where there is no file. The first counts, should two processes have
-    asked at once.
-
-    A line that a kill cut off is passed over. Raises DataError for a file of something else.
-    """
-    found = dict[str, Judgment]()
+    """The saved judgments by key; none without a file. If two processes saved the same one, the first counts.
+    A line that a kill cut off is skipped. Raises DataError for another kind of file."""
+    judgments = dict[str, Judgment]()
     try:
         with open(file, "rb") as opened:
             for number, line in enumerate(Lines(file, opened), 1):
                 judgment = _judgment(line, f"{file} line {number}")
                 if judgment is not None:
-                    found.setdefault(*judgment)
+                    judgments.setdefault(*judgment)
     except FileNotFoundError:
-        return found
+        return {}
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
-    return found
+    return judgments
 
 
 def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
-    """A judgment after its key; None for a line that is no JSON."""
+    """A key and its judgment; None for a line that is not JSON."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -172,15 +158,14 @@ def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
 
 
 def append(file: Path, line: bytes) -> None:
-    """Appends a line in one write, so that processes may share the file, after one that a kill cut off.
-    Raises DataError."""
+    """Appends a line in one write, so that processes can share the file. Starts a new line after one that a
+    kill cut off. Raises DataError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            # A line that another process is in the middle of writing looks cut off, too: an empty line more
-            # does no harm.
+            # A line that another process is writing looks cut off, too. An extra empty line does no harm.
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line
             if os.write(descriptor, line) != len(line):

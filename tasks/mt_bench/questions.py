@@ -13,19 +13,17 @@ from typing import Any
 from tasks.base import DataError, parse_json, quoted
 from tasks.text import open_text
 
-#: How many turns a question has.
+#: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
-INSTEAD = (
-    "Give a local copy of FastChat's data: task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here"
-    " --data)"
-)
+_OPTION = "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
+INSTEAD = f"Give a local copy of FastChat's data: {_OPTION}"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the bench; turns: what is asked one after the other."""
+    """A question of the bench. turns: the user's messages, one after the other."""
 
     id: int
     category: str
@@ -33,22 +31,19 @@ class Question:
 
 
 def temperature(category: str) -> float:
-    """At which an answer is sampled (FastChat's gen_model_answer.py); 0 is greedy."""
+    """The temperature of a category's answers (FastChat's gen_model_answer.py); 0 is greedy."""
     return TEMPERATURES.get(category, 0.7)
 
 
 def data_folder(settings: Mapping[str, Any]) -> Path:
     """The folder with judge_prompts.jsonl and one folder for each bench: settings["mt_bench_dir"], else from
-    the hub.
-
-    Raises DataError where there is none.
-    """
+    the hub. Raises DataError where there is none."""
     if settings.get("mt_bench_dir"):
-        folder = Path(settings["mt_bench_dir"])
-        found = next((f for f in (folder, folder / "data") if (f / "judge_prompts.jsonl").is_file()), None)
-        if found is None:
-            raise DataError(f"{folder}: no judge_prompts.jsonl in it. {INSTEAD}")
-        return found
+        given = Path(settings["mt_bench_dir"])
+        for folder in (given, given / "data"):
+            if (folder / "judge_prompts.jsonl").is_file():
+                return folder
+        raise DataError(f"{given}: no judge_prompts.jsonl in it. {INSTEAD}")
     from tasks.fetch.hub import snapshot
 
     names = ("question.jsonl", "reference_answer/gpt-4.jsonl")
@@ -57,54 +52,52 @@ def data_folder(settings: Mapping[str, Any]) -> Path:
 
 
 def read_questions(folder: Path, bench: str) -> list[Question]:
-    """The questions of a bench, as the file has them. Raises DataError with the line that is wrong."""
+    """The questions of a bench, in the file's order. Raises DataError with the line that is wrong."""
     if bench not in BENCHES:
         raise DataError(f"no bench {bench!r}. Known: {', '.join(BENCHES)}")
-    path, found = folder / bench / "question.jsonl", dict[int, Question]()
+    path, by_number = folder / bench / "question.jsonl", dict[int, Question]()
     for where, row in read_rows(path, "question_id", "category", "turns"):
         number, turns = number_and_turns(where, row)
-        if number in found:
+        if number in by_number:
             raise DataError(f"{where}: question {number} a second time")
         if len(turns) != BENCHES[bench]:
             raise DataError(f"{where}: question {number} has {_turns(turns)}, {bench} has {BENCHES[bench]}")
         if not all(turn.strip() for turn in turns):
             raise DataError(f"{where}: question {number} has an empty turn")
-        found[number] = Question(number, str(row["category"]), tuple(turns))
-    if not found:
+        by_number[number] = Question(number, str(row["category"]), tuple(turns))
+    if not by_number:
         raise DataError(f"{path}: no questions")
-    return list(found.values())
+    return list(by_number.values())
 
 
 def read_answers(
     path: Path, questions: Sequence[Question], model: str | None = None
 ) -> tuple[str, dict[int, list[str]]]:
-    """The model's id, and its answers by question, a text for each turn (of the first choice, as FastChat
-    judges it).
+    """The model's id, and its answers by question: a text for each turn, of the first choice, which FastChat
+    judges.
 
     Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated
     questions, and another number of turns."""
-    asked, found = {q.id: q for q in questions}, dict[int, list[str]]()
+    by_number, answers = {q.id: q for q in questions}, dict[int, list[str]]()
     for where, row in read_rows(path, "question_id", "model_id", "choices"):
         number, turns = number_and_turns(where, row)
         model = str(row["model_id"]) if model is None else model
         if row["model_id"] != model:
-            raise DataError(
-                f"{where}: an answer of {quoted(row['model_id'])} in an answer file of {quoted(model)}"
-            )
-        if number not in asked:
+            other = quoted(row["model_id"])
+            raise DataError(f"{where}: an answer of {other} in an answer file of {quoted(model)}")
+        if number not in by_number:
             raise DataError(f"{where}: the bench has no question {number}")
-        if number in found:
+        if number in answers:
             raise DataError(f"{where}: an answer to question {number} a second time")
-        if len(turns) != len(asked[number].turns):
-            raise DataError(
-                f"{where}: {_turns(turns)} for question {number}, which has {len(asked[number].turns)}"
-            )
-        found[number] = turns
-    missing = [number for number in asked if number not in found]
+        count = len(by_number[number].turns)
+        if len(turns) != count:
+            raise DataError(f"{where}: {_turns(turns)} for question {number}, which has {count}")
+        answers[number] = turns
+    missing = [number for number in by_number if number not in answers]
     if missing or model is None:
         some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise DataError(f"{path}: no answer to {len(missing)} of {len(asked)} questions: {some}")
-    return model, {number: found[number] for number in asked}
+        raise DataError(f"{path}: no answer to {len(missing)} of {len(by_number)} questions: {some}")
+    return model, {number: answers[number] for number in by_number}
 
 
 def write_answers(
@@ -122,14 +115,10 @@ def write_answers(
             for question in questions:
                 turns = list(answers[question.id])
                 row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
-                row |= {
-                    "model_id": model_id,
-                    "choices": [{"index": 0, "turns": turns}],
-                    "tstamp": time.time(),
-                }
-                file.write(json.dumps(row) + "\n")
+                row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
+                file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
             file.close()
-            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
+            os.chmod(file.name, 0o644)  # a temporary file can be read by its owner alone
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
@@ -137,8 +126,8 @@ def write_answers(
 
 
 def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each after its place in words. Raises DataError for what lacks one of the
-    keys."""
+    """The objects of a JSONL file, each with its file and line for messages. Raises DataError for one without
+    these keys."""
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path} line {number}"
@@ -152,7 +141,7 @@ def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def number_and_turns(where: str, row: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """The question's number and the turns, of a question, or of the first choice of an answer."""
+    """The number of a question and its turns, or those of the first choice of an answer."""
     try:
         number, turns = row["question_id"], (row["choices"][0] if "choices" in row else row)["turns"]
         if type(number) is not int or number.bit_length() > 63 or type(turns) is not list or not turns:

@@ -13,30 +13,29 @@ from tasks.mt_bench.questions import BENCHES, digest, read_questions
 def summary(
     folder: Path, bench: str, answers: Mapping[int, Sequence[str]], by: Judge, saved: Mapping[str, Judgment]
 ) -> dict[str, Any]:
-    """The scores of a model's answers by the judgments saved: 1 to 10, None where there is nothing to
-    average.
+    """The scores of a model's answers from the saved judgments: 1 to 10, None where there are none.
 
-    n scores are wanted, judged of them have a reply, n_valid a rating. The mean is over all valid ones, of
-    all turns and passes; low and high bound 95% of it over 10,000 resamples of the questions, each with all
-    its turns and passes."""
+    n: the number of judgments if complete; judged: those with a reply; n_valid: those with a rating. mean:
+    over all ratings, of all turns and passes. low, high: its 95% interval, by 10,000 bootstrap samples of the
+    questions."""
     questions = read_questions(folder, bench)
     wanted = prompts(folder, bench, questions, answers)
     category = {q.id: q.category for q in questions}
     replies = [
-        ((number, str(turn), category[number], sitting), saved[key])
+        ({"question": number, "turn": str(turn), "category": category[number], "pass": attempt}, saved[key])
         for (number, turn), messages in wanted.items()
-        for sitting, key in enumerate(by.keys(messages))
+        for attempt, key in enumerate(by.keys(messages))
         if key in saved
     ]
-    valid = [(place, judgment.rating) for place, judgment in replies if judgment.rating is not None]
+    valid = [(labels, judgment.rating) for labels, judgment in replies if judgment.rating is not None]
 
-    def scores(part: int, value: Any) -> list[float]:
-        return [score for place, score in valid if place[part] == value]
+    def scores(label: str, value: Any) -> list[float]:
+        return [score for labels, score in valid if labels[label] == value]
 
-    def means(part: int, values: Iterable[Any]) -> dict[Any, float | None]:
-        return {value: _mean(scores(part, value)) for value in values}
+    def means(label: str, values: Iterable[Any]) -> dict[Any, float | None]:
+        return {value: _mean(scores(label, value)) for value in values}
 
-    low, high = _interval([scores(0, number) for number in category])
+    low, high = _interval([scores("question", number) for number in category])
     return {
         "bench": bench,
         "judge": by.name,
@@ -47,9 +46,9 @@ def summary(
         "mean": _mean([score for _, score in valid]),
         "low": low,
         "high": high,
-        "turns": means(1, [str(turn + 1) for turn in range(BENCHES[bench])]),
-        "categories": means(2, category.values()),
-        "pass_means": list(means(3, range(by.passes)).values()),
+        "turns": means("turn", [str(turn + 1) for turn in range(BENCHES[bench])]),
+        "categories": means("category", category.values()),
+        "pass_means": list(means("pass", range(by.passes)).values()),
         "answers": digest([[q.id, list(answers[q.id])] for q in questions])[:16],
         "tokens": {
             "prompt": sum(judgment.prompt_tokens for _, judgment in replies),
@@ -65,8 +64,8 @@ def _mean(scores: Sequence[float]) -> float | None:
 def _interval(
     scores: Sequence[Sequence[float]], resamples: int = 10_000
 ) -> tuple[float | None, float | None]:
-    """The 2.5th and 97.5th percentile of the pooled mean, over resamples of the items; each has its
-    scores."""
+    """The 2.5th and 97.5th percentile of the mean of all scores, over bootstrap samples of the items. scores:
+    of each item."""
     scores = [item for item in scores if item]
     if not scores:
         return None, None
@@ -77,8 +76,7 @@ def _interval(
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each summary (with its "model") under a heading, and one below for each that is
-    incomplete."""
+    """A table with a row for each summary (with its "model"), and a line below for each incomplete one."""
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
@@ -87,22 +85,12 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     rows = [["model", "judge", "mean", "95% interval", *(f"turn {t}" for t in turns), *categories, "valid"]]
     for s in summaries:
         interval = "-" if s["low"] is None else f"{s['low']:.2f} to {s['high']:.2f}"
-        means = [*s["turns"].values(), *s["categories"].values()]
-        rows.append(
-            [
-                s["model"],
-                s["judge"],
-                cell(s["mean"]),
-                interval,
-                *map(cell, means),
-                f"{s['n_valid']} of {s['n']}",
-            ]
-        )
+        means = map(cell, [*s["turns"].values(), *s["categories"].values()])
+        valid = f"{s['n_valid']} of {s['n']}"
+        rows.append([s["model"], s["judge"], cell(s["mean"]), interval, *means, valid])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
+    aligned = [f"{{:<{w}}}" if i < 2 else f"{{:>{w}}}" for i, w in enumerate(widths)]
+    lines = ["  ".join(aligned).format(*row) for row in rows]
     for s in summaries:
         if s["judged"] < s["n"]:
             lines.append(f"{s['model']}: incomplete, {s['judged']} of {s['n']} judged by {s['judge']}")

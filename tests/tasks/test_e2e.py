@@ -373,9 +373,9 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         (
             "trainset.csv",
             'mr,ref\nname[A],"' + "x\n" * 50_001,
-            "after line 1: field larger than field limit (100000)",
+            "trainset.csv line 50002: field larger than field limit (100000)",
         ),
-        ("trainset.csv", 'mr,ref\nname[A],"x" y\n', "trainset.csv after line 1: ',' expected after '\"'"),
+        ("trainset.csv", 'mr,ref\nname[A],"x" y\n', "trainset.csv line 2: ',' expected after '\"'"),
         ("devset.csv", None, "devset.csv: no such file"),
         ("train.txt", "name : A | Type : pub, A pub .\n", None),
     ],

@@ -239,7 +239,7 @@ def test_rows_a_line_each(tmp_path):
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
         ("[" * 200_000, r"t.json: JSON of more than 100 levels \(task.template\)"),
-        ('{"prompt_no_input": "{instruction}"}', "no text 'prompt_input'"),
+        ('{"prompt_no_input": "{instruction}"}', "prompt_input should be a text"),
         (
             '{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}',
             r"it should have {instruction}, {input}",

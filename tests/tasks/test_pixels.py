@@ -139,7 +139,7 @@ def test_another_size_keeps_the_share_of_the_cut_out():
                 ({"image_processor_type": "EfficientNetImageProcessor"}, "EfficientNetImageProcessor; known"),
                 ({"crop_pct": 0.9}, "crop_pct=0.9"),
                 ({"do_center_crop": True}, "no 'crop_size'"),
-                ({"size": {"shortest_edge": 224}}, "a shorter edge without a cut-out"),
+                ({"size": {"shortest_edge": 224}}, "a shorter edge without a centre crop"),
                 ({"resample": None}, "no 'resample'"),
                 ({"size": None}, "not known here"),
                 ({"size": "x"}, "not known here"),
