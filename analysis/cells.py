@@ -4,7 +4,7 @@ missing."""
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,10 +88,8 @@ class Cell:
         return statistics.fmean(self.values())
 
     def spread(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single one."""
-        values = self.values()
-        known = not any(map(math.isnan, values))
-        return statistics.stdev(values) if len(values) > 1 and known else None
+        """Sample standard deviation over the seeds (sample_deviation)."""
+        return sample_deviation(self.values())
 
     def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
         """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the
@@ -145,6 +143,12 @@ def row_of(record: Record) -> str:
 
 
 Key = tuple[str, str, str]  # model, row, task
+
+
+def sample_deviation(values: Collection[float]) -> float | None:
+    """Sample standard deviation; None for a single value, and where a value is not finite: the perplexity of a
+    diverged run is infinite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def over_shared_seeds(found: Iterable[Cell]) -> list[Cell]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
-from analysis.cells import Cell, Key, ids
+from analysis.cells import Cell, Key, ids, sample_deviation
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
 
@@ -36,7 +36,8 @@ def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
     all do."""
     if not values:
         return TableCell("-")
-    spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    deviation = sample_deviation(values)
+    spread = f" +-{deviation:.{decimals}f}" if deviation is not None else ""
     part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
     return of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell)
 

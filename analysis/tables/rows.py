@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 
 from analysis import compare
-from analysis.cells import Cell, Key, cells
+from analysis.cells import Cell, Key, cells, sample_deviation
 from analysis.compare import of_cells
 from analysis.series import series
 from analysis.table import Table, TableCell, make_row
@@ -64,6 +64,7 @@ def _number(cell: Cell) -> TableCell:
     values = list(of.values.values())
     if not values:
         return of_cells(f"nan ({cell.seeds})", cell)
-    spread = f" +-{statistics.stdev(values):.{of.decimals}f}" if len(values) > 1 else ""
+    deviation = sample_deviation(values)
+    spread = f" +-{deviation:.{of.decimals}f}" if deviation is not None else ""
     diverged = f" {cell.diverged}d" if cell.diverged else ""
     return of_cells(f"{statistics.median(values):.{of.decimals}f}{spread} ({len(values)}){diverged}", cell)

@@ -12,6 +12,7 @@ from ledgers import apart, halves, ledger, of_metric, record, seeds
 from analysis import beside, inference, series, stats, tables, verdicts
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
+from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
 
@@ -130,6 +131,22 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     gone = record("vera", "alpaca", values=(), status="diverged")
     gone["result"] |= of_metric("perplexity")
     assert series.series(cell(gone)).values == {0: math.inf}
+
+
+def test_a_diverged_perplexity_among_others_has_a_median_and_no_spread():
+    rows = {row: seeds(row, "mine", (0.9, 0.91, 0.92)) for row in ("lora", "vera")}
+    rows["vera"][1] = record("vera", "mine", 1, values=(), status="diverged")
+    rows["vera"][1]["config"] = rows["vera"][0]["config"]
+    both = ledger(*rows["lora"], *rows["vera"])
+    for one in both:
+        one["result"] |= of_metric("perplexity")
+    (table,) = tables.rows_table(both, "paper")
+    assert {row[0]: row[3] for row in table.texts} == {
+        "LoRA r=8": "0.90 +-0.01 (3)",
+        "VeRA r=1024": "0.91 (3) 1d",
+    }
+    assert {claim.word for claim in claims(both)} <= {"undecided", "does not agree"}
+    assert inference.paired_interval([0.1, math.inf]) is None
 
 
 def test_a_diverged_seed_counts_as_in_the_tables_and_a_seed_without_a_number_is_named():
