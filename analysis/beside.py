@@ -103,8 +103,7 @@ def verdict(
         found = difference(*sides(values, printed, printed_spread, middle))
         word, bounds, gap = str(found.word(margin)), found.interval, found.value
     words = dict.fromkeys(word for record in cell.records for word in record["deviations"])
-    ids = tuple(record["id"] for record in cell.records)
-    return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), ids)
+    return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), cell.ids)
 
 
 #: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
-from analysis.cells import Cell, Key, ids, sample_deviation
+from analysis.cells import Cell, Key, sample_deviation
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
 
@@ -31,7 +31,7 @@ def shown(cell: Cell, middle: str = "median") -> TableCell:
     return of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
 
 
-def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
+def over_seeds(cell: Cell, values: Collection[float], decimals: int) -> TableCell:
     """The median and spread of a number of a cell's seeds, and how many have it where some lack it; "-" where
     all do."""
     if not values:
@@ -44,7 +44,7 @@ def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
 
 def of_cells(text: str, *found: Cell) -> TableCell:
     """A number that is made of these cells."""
-    return TableCell(text, tuple(name for cell in found for name in ids(cell.records)))
+    return TableCell(text, tuple(name for cell in found for name in cell.ids))
 
 
 def size_of(cell: Cell) -> TableCell:

@@ -1,7 +1,7 @@
 """The user's own records and those that the project has published, apart; a part of either; and every variant
 of a row."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -55,6 +55,21 @@ def having(
         if all(one["id"] in records or one["id"] not in ledger.records for one in measure["of"])
     }
     return replace(ledger, records=records, measures=measures)
+
+
+def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
+    """A note that counts which of these run ids (or measures) come from published studies; none where all ran
+    on this machine."""
+    origins = [ledger.origin[name] for name in set(runs) if name in ledger.origin]
+    studies = Counter(origin for origin in origins if origin != "ours")
+    if not studies:
+        return []
+    count = f"{studies.total()} of the {len(origins)} runs"
+    by_study = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+    return [
+        f"{count} were not done here, but are records that the project has published in runs/records:"
+        f" {by_study}."
+    ]
 
 
 # --- variants

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 
-from analysis.cells import published
 from analysis.own import (
     as_published,
     early_stops,
@@ -10,6 +9,7 @@ from analysis.own import (
     hidden_variants,
     of_tasks,
     parts_of_data,
+    published,
     split,
     with_variants,
 )

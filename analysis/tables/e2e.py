@@ -78,7 +78,7 @@ def score_beside(cell: Cell, printed: Printed) -> Beside:
     decimals = SCORES[printed.column][1]
     margin = MARGIN if decimals == 1 else MARGIN_OF_10
     return compare.beside_paper(
-        cell, printed, values=cell.scores(printed.column), margin=margin, decimals=decimals
+        cell, printed, values=list(cell.scores(printed.column).values()), margin=margin, decimals=decimals
     )
 
 
@@ -88,7 +88,9 @@ def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = False) -> list[TableCell]:
     scores = {key: cell.scores(key, which, variant or None) for key in SCORES}
-    numbers = [compare.over_seeds(cell, scores[key], decimals) for key, (_, decimals) in SCORES.items()]
+    numbers = [
+        compare.over_seeds(cell, scores[key].values(), decimals) for key, (_, decimals) in SCORES.items()
+    ]
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
     status = "" if again else status + compare.told_diverged([cell])
     name, size = ("", "") if again else (cell.label, compare.size_of(cell))
@@ -115,7 +117,7 @@ def _score_table(
     empty = [
         cell.label
         for cell in mine.values()
-        if not cell.parameters and max(cell.scores("bleu"), default=1.0) < 0.05
+        if not cell.parameters and max(cell.scores("bleu").values(), default=1.0) < 0.05
     ]
     if empty:
         notes.append(

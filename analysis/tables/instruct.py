@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis import beside, compare
 from analysis.beside import MARGIN_OF_JUDGES, Beside, status
-from analysis.cells import Cell, Key, cells, ids
+from analysis.cells import Cell, Key, cells
 from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
@@ -109,7 +109,7 @@ def _judged_rows(cell: Cell, bench: str, printed: Printed | None = None) -> list
         score = f"{statistics.median(scores):.2f}{share}" if scores else "-"
         by_turn = " / ".join(f"{statistics.median(turn):.2f}" if turn else "-" for turn in turns)
         word = "ours" if not share.endswith(")") else "ours, incomplete"
-        of = tuple(ids(judged))
+        of = tuple(record["id"] for record in judged)
         numbers = [TableCell(text, of if text != "-" else ()) for text in (score, interval, by_turn, valid)]
         lines.append(make_row(*head, *numbers, judge, word))
         if printed is not None and scores and is_gpt_4(judge) and word == "ours":

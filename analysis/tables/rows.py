@@ -41,13 +41,8 @@ def _of_model(model: str, found: dict[Key, Cell]) -> Table:
 
 def _row(mine: dict[str, Cell], tasks: list[str]) -> list[TableCell]:
     first, of = next(iter(mine.values())), list(mine.values())
-    records = [record for cell in of for record in cell.records]
-    whole = Cell(records, 1)
-    seconds = statistics.median(
-        sum(r["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode"))
-        for r in records
-    )
-    size = whole.cost("adapter_bytes")
+    whole = Cell([record for cell in of for record in cell.records], 1)
+    seconds, size = whole.seconds, whole.cost("adapter_bytes")
     return make_row(
         first.label,
         "ours",
