@@ -60,6 +60,11 @@ class Cell:
         return sum(math.isnan(value) for value in self.values())
 
     @property
+    def count(self) -> str:
+        """How many seeds have a value, of those that are wanted: "3/5"."""
+        return f"{self.seeds - self.unknown}/{self.wanted}"
+
+    @property
     def collapsed(self) -> list[int]:
         """Seeds whose metric is the same at every epoch, to the bit: the model predicts one class for every
         row."""

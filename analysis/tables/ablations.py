@@ -111,7 +111,7 @@ def mean_beside(cell: Cell, printed: Printed) -> Beside:
 
 
 def _mean(cell: Cell) -> TableCell:
-    return compare.shown(cell, middle="mean")
+    return compare.shown(cell, statistics.fmean)
 
 
 def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> list[str]:

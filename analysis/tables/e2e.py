@@ -92,7 +92,7 @@ def _score_row(cell: Cell, source: str, which: str, variant: str, again: bool = 
         compare.over_seeds(cell, scores[key].values(), decimals) for key, (_, decimals) in SCORES.items()
     ]
     status = "ours" if cell.complete else f"ours, {cell.seeds - cell.unknown} of {cell.wanted} seeds"
-    status = "" if again else status + compare.told_diverged([cell])
+    status = "" if again else status + compare.count_diverged([cell])
     name, size = ("", "") if again else (cell.label, compare.size_of(cell))
     return make_row(name, source, size, *numbers, status)
 
