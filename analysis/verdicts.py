@@ -14,7 +14,7 @@ from analysis.compare import beside_paper
 from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
 from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
-from analysis.tables.images import few_shot, image_beside
+from analysis.tables.images import few_shot
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
 from runs.command import did_you_mean
 from runs.errors import UserError
@@ -95,7 +95,7 @@ def _beside(cell: Cell, printed: Printed) -> Beside | None:
     if printed.table in BENCH:
         scores = [score for record in cell.records for score in _scores(record, BENCH[printed.table])]
         return None if printed.quoted else judged_beside(cell, printed, scores)
-    of = {"table3": score_beside, "table5": image_beside, "table6": mean_beside, "table7": mean_beside}
+    of = {"table3": score_beside, "table6": mean_beside, "table7": mean_beside}
     return of.get(printed.table, beside_paper)(cell, printed)
 
 
