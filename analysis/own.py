@@ -91,6 +91,25 @@ def with_variants(ledger: Ledger, paper: bool) -> Ledger:
     return replace(ledger, records=ledger.records | changed)
 
 
+def nearest_variants(ledger: Ledger, own: Ledger) -> Ledger:
+    """The ledger with one variant of each row: the one that differs in the fewest settings from an own run of
+    that row, model and task; of equals, and where there is no own run, the one that `nearest` takes."""
+    own_variants, left_out = variants_of(own), set[str]()
+    for key, variants in variants_of(ledger).items():
+        settings = [_facts(records[0]) for records in own_variants.get(key, {}).values()]
+        far = {name: _differences(_facts(records[0]), settings) for name, records in variants.items()}
+        least = min(far.values())
+        kept = nearest(records for name, records in variants.items() if far[name] == least)
+        left_out |= {r["id"] for records in variants.values() if records is not kept for r in records}
+    return replace(ledger, records={i: r for i, r in ledger.records.items() if i not in left_out})
+
+
+def _differences(facts: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> int:
+    """In how many settings a mapping differs from the nearest of the others; 0 where there are none."""
+    counts = (sum(facts.get(key) != of.get(key) for key in {*facts, *of}) for of in others)
+    return min(counts, default=0)
+
+
 def hidden_variants(records: Iterable[Record]) -> list[str]:
     """A note on how to see variants that no row shows."""
     several = any(len(variants) > 1 for variants in variants_of(records).values())

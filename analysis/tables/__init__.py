@@ -7,6 +7,7 @@ from analysis.own import (
     early_stops,
     failures,
     hidden_variants,
+    nearest_variants,
     of_tasks,
     parts_of_data,
     published,
@@ -23,7 +24,7 @@ from analysis.tables.images import table5
 from analysis.tables.instruct import table4, table12, table13
 from analysis.tables.recipes import table8, table9, table10, table11
 from analysis.tables.rows import rows_table
-from runs.record import Ledger
+from runs.record import Ledger, Record
 
 TABLES = {
     "table1": table1,
@@ -47,17 +48,23 @@ def make(
     models: Collection[str] = (),
     tasks: Collection[str] = (),
     every: bool = False,
+    every_own: bool = False,
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of what ran on this
     machine, then of what the project has published.
 
-    models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row."""
+    models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row.
+    every_own: each variant of own rows, and of a published row the variant that is nearest to an own run."""
     own, others = split(ledger)
     parts = [(own, True)] if own.records or own.measures or not others.records else []
     parts += [(others, False)] if others.records and name not in WITHOUT_RECORDS else []
     made = list[Table]()
     for part, is_own in parts:
-        shown = with_variants(part, paper=name != "") if every else part
+        shown = part
+        if every or (every_own and is_own):
+            shown = with_variants(part, paper=name != "")
+        elif every_own:
+            shown = nearest_variants(part, own)
         tables = _of_part(name, shown, select, seeds, tasks)
         tables = [table for table in tables if not models or table.model in models]
         if is_own:
@@ -67,6 +74,7 @@ def make(
         else:
             tables = [as_published(table) for table in tables if table.runs or not made]
             for table in tables:
+                table.notes += hidden_variants(_near(table, part)) if every_own and not every else []
                 table.notes += published(part, (run for runs in table.runs.values() for run in runs))
         made += tables
     return made
@@ -85,7 +93,12 @@ def _of_part(
 
 def _own_notes(table: Table, own: Ledger) -> list[str]:
     """What a reader of a table of own runs should know beside what it shows."""
-    near = [r for r in own if r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks]
+    near = _near(table, own)
     shown = {run for runs in table.runs.values() for run in runs}
     parts = parts_of_data(r for r in near if r["id"] in shown)
     return [*hidden_variants(near), *parts, *early_stops(near), *failures(near)]
+
+
+def _near(table: Table, ledger: Ledger) -> list[Record]:
+    """The records of a table's model and tasks."""
+    return [r for r in ledger if r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks]
