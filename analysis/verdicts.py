@@ -1,6 +1,6 @@
 """A verdict for each cell that the paper prints; and the cells of a ledger, or of a part of it.
 
-`verdict` in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
+Beside.verdict in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import tables
-from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict, verdict
+from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
 from analysis.cells import Cell, Key, cells
 from analysis.compare import beside_paper
 from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
@@ -72,9 +72,12 @@ def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
         row = f"{row}_mnli"  # only a run that started from MNLI, too, is like for like
     cell = found.get((printed.model, row, printed.task))
     one = _beside(cell, printed) if cell else None
-    said = one.verdict if one else verdict(None, printed.value, quoted=printed.quoted)
-    if row != printed.row and not said.ids and (printed.model, printed.row, printed.task) in found:
-        said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
+    verdict = Verdict("quoted" if printed.quoted else "not run", printed=printed.value)
+    if one:
+        verdict = one.verdict
+    elif row != printed.row and (printed.model, printed.row, printed.task) in found:
+        other_start = "our runs did not start from MNLI, as the paper's: not compared"
+        verdict = replace(verdict, deviations=(other_start,))
     column, decimals = _column(printed)
     return Finding(
         printed.table,
@@ -85,7 +88,7 @@ def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
         column,
         decimals,
         printed.spread,
-        said,
+        verdict,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 from ledgers import apart, halves, ledger, of_metric, record, seeds
 
-from analysis import beside, inference, series, stats, tables, verdicts
+from analysis import inference, series, stats, tables, verdicts
+from analysis.beside import Beside
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
 from analysis.results.findings import claims
@@ -197,8 +198,6 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
         (EVEN, 79.3, None, {}, "outside our interval"),
         (UNEVEN, 79.3, None, {}, "inside our interval"),
         (EVEN[:4], 78.6, 0.7, {}, "incomplete"),
-        (EVEN, 78.7, 0.3, {"paper_model": False}, "other model"),
-        (EVEN, None, None, {}, "not in the paper"),
         (EVEN, 78.7, 0.3, {"same_size": False}, "other size"),
         (EVEN[:4], 78.7, 0.3, {"same_size": False}, "other size"),
         ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {}, "consistent, wide"),  # the median
@@ -209,12 +208,12 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
     ],
 )
 def test_a_verdict_follows_its_rule(bests, printed, spread, more, word):
-    assert beside.verdict(cell(*seeds(bests=bests)), printed, spread, **more).word == word
+    assert Beside(cell(*seeds(bests=bests)), printed, spread, **more).verdict.word == word
 
 
 def test_a_verdict_says_what_it_rests_on():
     records = seeds(deviations=["max_length 128"])
-    said = beside.verdict(cell(*records), 78.7, 0.7)
+    said = Beside(cell(*records), 78.7, 0.7).verdict
     assert said.ids == tuple(r["id"] for r in records)
     assert said.deviations == ("max_length 128",)
     assert (said.ours, said.difference) == (pytest.approx(78.7), pytest.approx(0.0))
@@ -223,9 +222,7 @@ def test_a_verdict_says_what_it_rests_on():
     assert said.interval == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
     assert said.margin == 1.0
     records[0]["result"]["protocols"]["paper"]["best"] = None
-    assert beside.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
-    assert beside.verdict(None, 78.7).word == "not run"
-    assert beside.verdict(None, 78.7, quoted=True).word == "quoted"
+    assert Beside(cell(*records), 78.7, 0.7).verdict.word == "incomplete"
 
 
 def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
