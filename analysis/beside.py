@@ -1,5 +1,5 @@
-"""A cell of ours beside the paper's number: may they be compared, by how much do they differ, and what that
-says."""
+"""A cell of ours beside the paper's number: whether they may be compared, by how much they differ, and the
+verdict."""
 
 import math
 import re
@@ -63,66 +63,19 @@ class Verdict:
     ids: tuple[str, ...] = ()
 
 
-def verdict(
-    cell: Cell | None,
-    printed: float | None,
-    printed_spread: float | None = None,
-    paper_model: bool = True,
-    values: Sequence[float] | None = None,
-    margin: float = MARGIN,
-    quoted: bool = False,
-    middle: Any = statistics.median,
-    same_size: bool = True,
-) -> Verdict:
-    """Whether a cell of the paper is reproduced, over at least 5 seeds of the paper's model.
-
-    Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it is
-    at most the margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not hold 0).
-    Else the paper's number is "inside our interval" or "outside our interval".
-
-    values: of each seed, in the unit of the table (the best epoch's, unless given). quoted: the paper itself
-    took the number from earlier work. middle: the mean where the paper prints one. same_size: our row trains
-    as many numbers as the paper's. Fewer than 5 seeds, or a seed without the number, are "incomplete",
-    however close.
-    """
-    if cell is None:
-        return Verdict("quoted" if quoted else "not run", printed=printed, margin=margin)
-    if values is None:
-        values = list(series(cell).values.values())
-    ours = float(middle(values)) if values else None
-    bounds, gap = None, None
-    if not paper_model:
-        word = "other model"
-    elif printed is None:
-        word = "not in the paper"
-    elif not same_size:
-        word = "other size"
-    elif ours is None or len(values) < max(VERDICT_SEEDS, cell.seeds):
-        word, gap = "incomplete", None if ours is None else ours - printed
-    else:
-        found = difference(*sides(values, printed, printed_spread, middle))
-        word, bounds, gap = str(found.word(margin)), found.interval, found.value
-    words = dict.fromkeys(word for record in cell.records for word in record["deviations"])
-    ids = tuple(record["id"] for record in cell.records)
-    return Verdict(word, ours, printed, margin, gap, bounds, len(values), tuple(words), ids)
-
-
 #: Half of the last digit of a spread as the paper prints it: a spread of "0.1" may be 0.05, and one of "0.0"
-#: is not none.
+#: need not be none.
 HALF_DIGIT = 0.05
-
-
-def sides(
-    values: Sequence[float], printed: float, spread: float | None, middle: Any = statistics.median
-) -> tuple[Estimate, Estimate]:
-    """Ours and the paper's number, each with what it varies by."""
-    spread = None if spread is None else max(spread, HALF_DIGIT)
-    return Estimate.of(values, middle), Estimate.printed(printed, spread, VERDICT_SEEDS, middle)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """values: of each seed, in the unit of the table, where they are not those of the best epoch."""
+    """A cell of ours beside the paper's number and its spread, where it prints one.
+
+    values: of each seed, in the unit of the table, where they are not the number that the cell's table
+    reports. margin: how wide half of the interval of a reproduced cell may be. middle: the mean where the
+    paper prints one. same_size: whether our row trains as many parameters as the paper's.
+    """
 
     cell: Cell
     printed: float
@@ -134,42 +87,68 @@ class Beside:
     same_size: bool = True
 
     @property
-    def verdict(self) -> Verdict:
-        """What is said of the paper's number by ours."""
-        return verdict(
-            self.cell,
-            self.printed,
-            self.spread,
-            values=self.values,
-            margin=self.margin,
-            middle=self.middle,
-            same_size=self.same_size,
-        )
+    def seeds(self) -> list[float]:
+        """The value of each seed that has one."""
+        return list(series(self.cell).values.values() if self.values is None else self.values)
 
     @property
-    def seeds(self) -> list[float]:
-        return list(series(self.cell).values.values() if self.values is None else self.values)
+    def sides(self) -> tuple[Estimate, Estimate]:
+        """Ours and the paper's number, each with its variance."""
+        spread = None if self.spread is None else max(self.spread, HALF_DIGIT)
+        papers = Estimate.printed(self.printed, spread, VERDICT_SEEDS, self.middle)
+        return Estimate.of(self.seeds, self.middle), papers
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the paper's number is reproduced, over at least 5 seeds.
+
+        Where the paper prints a spread: "reproduced" (the interval of the difference holds 0, and half of it
+        is at most the margin), "consistent, wide" (it holds 0 and is wider), "not reproduced" (it does not
+        hold 0). Else the paper's number is "inside our interval" or "outside our interval". Fewer than 5
+        seeds, or a seed without the number, are "incomplete", however close. A row that trains another number
+        of parameters is of "other size".
+        """
+        values, interval, gap = self.seeds, None, None
+        ours = float(self.middle(values)) if values else None
+        if not self.same_size:
+            word = "other size"
+        elif ours is None or len(values) < max(VERDICT_SEEDS, self.cell.seeds):
+            word, gap = "incomplete", None if ours is None else ours - self.printed
+        else:
+            apart = difference(*self.sides)
+            word, interval, gap = str(apart.word(self.margin)), apart.interval, apart.value
+        deviations = dict.fromkeys(word for record in self.cell.records for word in record["deviations"])
+        return Verdict(
+            word,
+            ours,
+            self.printed,
+            self.margin,
+            gap,
+            interval,
+            len(values),
+            tuple(deviations),
+            self.cell.ids,
+        )
 
     def gap(self) -> str:
         """The difference, with half of its interval where the seeds are enough for a verdict; "-" for an
         incomplete cell."""
         if not self.cell.complete or not self.seeds:
             return "-"
-        found = difference(*sides(self.seeds, self.printed, self.spread, self.middle))
-        return told(found, self.decimals, len(self.seeds) >= VERDICT_SEEDS)
+        return told(difference(*self.sides), self.decimals, len(self.seeds) >= VERDICT_SEEDS)
 
 
 def mean(rows: Sequence[Beside]) -> Difference | None:
     """The mean over tasks; None where a cell has no verdict yet."""
     if len(rows) < 2 or not all(row.verdict.word in (*WITH_SPREAD, *WITHOUT_SPREAD) for row in rows):
         return None
-    return mean_difference([sides(row.seeds, row.printed, row.spread, row.middle) for row in rows])
+    return mean_difference([row.sides for row in rows])
 
 
-def told(found: Difference, decimals: int = 1, firm: bool = True) -> str:
-    """A difference as tables print it: "+0.3 +-1.2"."""
-    half = f" +-{found.half:.{decimals}f}" if firm and found.half is not None else ""
-    return f"{found.value:+.{decimals}f}{half}"
+def told(gap: Difference, decimals: int = 1, firm: bool = True) -> str:
+    """A difference as tables print it: "+0.3 +-1.2". firm: with its interval."""
+    half = f" +-{gap.half:.{decimals}f}" if firm and gap.half is not None else ""
+    return f"{gap.value:+.{decimals}f}{half}"
 
 
 def summary(words: Sequence[str]) -> str:
@@ -223,10 +202,9 @@ def follows(printed: str, value: float) -> bool:
 def exact_counts() -> list[dict[str, Any]]:
     """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
     not that."""
-    found: list[dict[str, Any]] = yaml.safe_load(
-        (Path(__file__).parent.parent / "conf" / "counts.yaml").read_text()
-    )
-    return found
+    path = Path(__file__).parent.parent / "conf" / "counts.yaml"
+    counts: list[dict[str, Any]] = yaml.safe_load(path.read_text())
+    return counts
 
 
 def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:

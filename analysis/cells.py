@@ -3,13 +3,11 @@ missing."""
 
 import math
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from runs.record import (
-    Ledger,
     Metric,
     Record,
     best_and_last,
@@ -20,26 +18,36 @@ from runs.record import (
     row_label,
 )
 
+Key = tuple[str, str, str]  # model, row, task
+
 
 @dataclass
 class Cell:
-    """The records of one cell, a seed each, and how many seeds a complete cell has.
+    """The records of one cell, one for each seed, and how many seeds a complete cell has.
 
-    Metrics are in percent, as the papers print them. A collapsed or diverged seed counts like any other: a
-    diverged one by its best epoch before it diverged, or 0 where it had none. One that finished without its
-    metric is not a number, and so is whatever is made of it."""
+    Values are as tables print them, most of them in percent. A collapsed or diverged seed counts like any
+    other: a diverged one by its best epoch before it diverged, or by the metric's worst value where it had no
+    epoch. The value of a seed that finished without its metric is NaN, and so are statistics over it."""
 
     records: list[Record]
     wanted: int
     select: str = "paper"
     left_out: int = 0  # records of the same row with other settings
-    again: tuple[str, ...] = ()  # ids of records of the same settings and seed as one that is here
-    # Records that are no part of it and should have been, in words
-    problems: list[str] = field(default_factory=list)
+    again: tuple[str, ...] = ()  # ids of further records of the same settings and seed
+    problems: list[str] = field(default_factory=list)  # why other records of the row are left out, in words
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The run ids of its records."""
+        return tuple(str(record["id"]) for record in self.records)
 
     @property
     def seeds(self) -> int:
         return len(self.records)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        return [record["cell"]["seed"] for record in self.records]
 
     @property
     def complete(self) -> bool:
@@ -52,27 +60,33 @@ class Cell:
         return sum(math.isnan(value) for value in self.values())
 
     @property
+    def count(self) -> str:
+        """How many seeds have a value, of those that are wanted: "3/5"."""
+        return f"{self.seeds - self.unknown}/{self.wanted}"
+
+    @property
     def collapsed(self) -> list[int]:
-        """Seeds whose metric is the same at every epoch, to the bit: the model says one thing of every
+        """Seeds whose metric is the same at every epoch, to the bit: the model predicts one class for every
         row."""
-        curves = {
-            r["cell"]["seed"]: r["curve"].get("metric") or [] for r in self.records if r["status"] == "done"
-        }
-        return sorted(seed for seed, metrics in curves.items() if len(metrics) > 1 and len(set(metrics)) == 1)
+        curves = {r["cell"]["seed"]: r["curve"].get("metric") for r in self.records if r["status"] == "done"}
+        several = {seed: curve for seed, curve in curves.items() if curve and len(curve) > 1}
+        return sorted(seed for seed, curve in several.items() if len(set(curve)) == 1)
 
     @property
     def diverged(self) -> int:
         """How many of its seeds diverged."""
         return sum(record["status"] == "diverged" for record in self.records)
 
-    def values(self, epoch: str | None = None) -> list[float]:
-        """The metric of each seed, in the unit of the table, at the epoch that its task's table reports or at
-        this one, best or last; not a number for a run that finished without it."""
+    def values(self, epoch: str | None = None, select: str | None = None) -> list[float]:
+        """The metric of each seed, in the unit of the table; NaN for a run that finished without it.
+
+        epoch: best or last; by default the one that the task's table reports. select: paper or crossfit; by
+        default the cell's own."""
         metric, epoch = Metric.of_record(self.records[0]), epoch or self.records[0]["result"]["reported"]
         values = []
         for record in self.records:
-            value = best_and_last(record, self.select).get(epoch)
-            if value is not None and _is_number(value):
+            value = best_and_last(record, select or self.select).get(epoch)
+            if value is not None and math.isfinite(value):
                 values.append(metric.scale * value)
             else:
                 values.append(metric.worst if record["status"] == "diverged" else math.nan)
@@ -84,28 +98,29 @@ class Cell:
         return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
     def mean(self) -> float:
-        """Not a number where a seed's is none, as the median."""
+        """Of the seeds' values; NaN where one of them is not known."""
         return statistics.fmean(self.values())
 
     def spread(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single one."""
-        values = self.values()
-        known = not any(map(math.isnan, values))
-        return statistics.stdev(values) if len(values) > 1 and known else None
+        """Sample standard deviation over the seeds."""
+        return sample_deviation(self.values())
 
-    def scores(self, key: str, which: str = "last", variant: str | None = None) -> list[float]:
-        """A score of the texts of each seed: of the last or the best epoch, by a variant of decoding (the
-        protocol's).
+    def scores(self, key: str, which: str = "last", variant: str | None = None) -> dict[int, float]:
+        """A score of the texts of each seed, by seed; without a seed whose texts have no such score (no
+        Java). A seed that diverged before it had texts has 0.
 
-        0 for a seed that diverged; left out for one whose texts were not scored by it (no Java).
-        """
-        found = []
+        which: the last or the best epoch. variant: of decoding; by default the protocol's, which is the
+        first."""
+        scores = {}
         for record in self.records:
             entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == which]
-            entry = next((e for e in entries if variant in (None, e["variant"])), {key: 0.0})
-            if entry.get(key) is not None:
-                found.append(float(entry[key]))
-        return found
+            if variant is not None:
+                entries = [e for e in entries if e["variant"] == variant]
+            diverged = 0.0 if record["status"] == "diverged" else None
+            score = entries[0].get(key) if entries else diverged
+            if score is not None:
+                scores[record["cell"]["seed"]] = float(score)
+        return scores
 
     def cost(self, key: str) -> float:
         """The median over its seeds of a number of their cost; 0 where a record lacks it."""
@@ -113,17 +128,18 @@ class Cell:
 
     @property
     def seconds(self) -> float:
-        """Of a run: training, evaluation and decoding, each the median over the seeds."""
-        return sum(self.cost(f"{part}_seconds") for part in ("train", "evaluate", "decode"))
+        """Of a run's training, evaluation and decoding; the median over the seeds."""
+        parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
+        return statistics.median(sum(r["cost"].get(part, 0.0) for part in parts) for r in self.records)
 
     @property
     def parameters(self) -> int:
-        """Trained, without the head."""
+        """Trained parameters, without the head."""
         return int(self.records[0]["parameters"]["adapter"])
 
     @property
     def kind(self) -> str:
-        """The method's own name, whatever its row is called."""
+        """The method, whatever its row is called."""
         return str(self.records[0]["config"]["method"]["kind"])
 
     @property
@@ -132,55 +148,33 @@ class Cell:
 
 
 def label_of(record: Record) -> str:
-    """A record's method as tables name it: with how alpha came about, which older records' labels leave
-    out."""
+    """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
+    records do not."""
     return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
 
 
 def row_of(record: Record) -> str:
-    """The row of tables that a record belongs to: LoRA of another rank than its recipe's is one row with a
-    constant alpha and another with a proportional one, whichever way alpha was given."""
+    """The row of tables that a record belongs to. LoRA of another rank than its recipe's is one row with a
+    constant alpha and another with a proportional one, however alpha was set."""
     row = str(record["cell"]["row"])
     return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
 
 
-Key = tuple[str, str, str]  # model, row, task
+def sample_deviation(values: Collection[float]) -> float | None:
+    """Sample standard deviation; None for a single value, and where a value is not finite: the perplexity of
+    a diverged run is infinite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
-def over_shared_seeds(found: Iterable[Cell]) -> list[Cell]:
+def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
     """The same cells, one or more, with the seeds that all of them have, which may be none."""
-    found = list(found)
-    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in found))
-    return [replace(cell, records=[r for r in cell.records if r["cell"]["seed"] in seeds]) for cell in found]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def ids(records: Iterable[Record]) -> list[str]:
-    """Their run ids."""
-    return [str(record["id"]) for record in records]
-
-
-def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
-    """Which of these run ids (or measures) come from published studies, in words; nothing where all ran on
-    this machine."""
-    names = set(runs)
-    known = [name for name in names if name in ledger.origin]
-    studies = Counter(ledger.origin[name] for name in known if ledger.origin[name] != "ours")
-    if not studies:
-        return []
-    told = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
-    count = f"{studies.total()} of the {len(known)} runs"
-    return [
-        f"{count} were not done here, but are records that the project has published in runs/records: {told}."
-    ]
+    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in cells))
+    return [replace(cell, records=[r for r in cell.records if r["cell"]["seed"] in seeds]) for cell in cells]
 
 
 def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """One record for each seed, of several the one that deviates least and then of the first id; and the
-    others."""
+    """One record for each seed, of several the one with the fewest deviations and then of the first id; and
+    the others."""
     kept: dict[int, Record] = {}
     again = []
     for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
@@ -190,15 +184,15 @@ def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:
-    """Of the variants of a row the one that a table shows: of the newest protocol, with the fewest
-    deviations, and then with the most runs."""
+    """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, and then
+    with the most runs."""
     return max(
         variants,
         key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v)),
     )
 
 
-def variants_of(records: Iterable[Record]) -> dict["Key", dict[str, list[Record]]]:
+def variants_of(records: Iterable[Record]) -> dict[Key, dict[str, list[Record]]]:
     """Finished records by model, row and task, and there by their cell ids; without trials."""
     groups: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -209,21 +203,22 @@ def variants_of(records: Iterable[Record]) -> dict["Key", dict[str, list[Record]
 
 
 def cells(records: Iterable[Record], wanted: int, select: str = "paper") -> dict[Key, Cell]:
-    """Groups finished records into cells. Runs with other settings (a learning rate of their own, other data)
-    are never mixed with a cell's, and those of an older protocol neither: the newest protocol counts, of its
-    settings those that follow the recipe, and among equals those with more seeds. A run that was stopped
-    early by train.max_steps, or judged on training rows (task.holdout), was a trial, and is no result. A
-    second run of one seed counts nowhere; the cell names it."""
-    found = {}
+    """Groups finished records into cells.
+
+    Runs with other settings (a learning rate of their own, other data) or of another protocol are never in
+    one cell: of a row's variants `nearest` is shown. Trials, which train.max_steps stopped early or which
+    were judged on training rows (task.holdout), are no results. A second run of one seed counts nowhere; the
+    cell names it."""
+    grouped = {}
     for key, variants in variants_of(records).items():
         chosen = nearest(variants.values())
         others = sum(map(len, variants.values())) - len(chosen)
         kept, again = one_each(chosen)
-        problems = []
-        if older := {protocol(r) for v in variants.values() for r in v} - {protocol(chosen[0])}:
-            versions, newest = ", ".join(map(str, sorted(older))), protocol(chosen[0])
+        problems, newest = [], protocol(chosen[0])
+        if older := {protocol(variant[0]) for variant in variants.values()} - {newest}:
+            versions = ", ".join(map(str, sorted(older)))
             problems.append(
                 f"{key[1]} on {key[2]}: runs of protocol {versions} are not mixed with those of {newest}."
             )
-        found[key] = Cell(kept, wanted, select, others, tuple(ids(again)), problems)
-    return found
+        grouped[key] = Cell(kept, wanted, select, others, tuple(str(r["id"]) for r in again), problems)
+    return grouped

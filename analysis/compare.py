@@ -1,12 +1,13 @@
-"""What tables share: a cell as text, ours beside the paper's, and the notes under a table."""
+"""What tables share: a cell as text, our rows beside the paper's, and the notes under a table."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
-from analysis.cells import Cell, Key, ids
+from analysis.cells import Cell, Key, sample_deviation
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
 
@@ -20,41 +21,51 @@ NO_SELECT = "select= changes nothing here: the last epoch is reported."
 #: What the status of the paper's own rows means.
 QUOTED_NOTE = "quoted: the paper's number, not run here."
 
+# --- cells as text
 
-def shown(cell: Cell, middle: str = "median") -> TableCell:
+
+def with_spread(values: Collection[float], decimals: int = 1, middle: Any = statistics.median) -> str:
+    """Such as "94.6 +-0.3": the median (or mean) over seeds, and the sample standard deviation where there is
+    one; "nan" where a value is not known."""
+    deviation = sample_deviation(values)
+    value = math.nan if any(map(math.isnan, values)) else middle(values)
+    return f"{value:.{decimals}f}" + (f" +-{deviation:.{decimals}f}" if deviation is not None else "")
+
+
+def shown(cell: Cell, middle: Any = statistics.median) -> TableCell:
     """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many
     diverged."""
-    spread = cell.spread()
-    value = cell.mean() if middle == "mean" else cell.median()
-    text = f"{value:.1f}" + (f" +-{spread:.1f}" if spread is not None else "")
-    text += f" ({cell.seeds - cell.unknown}/{cell.wanted})" if not cell.complete else ""
-    return of_cells(text + (f" {cell.diverged}d" if cell.diverged else ""), cell)
+    missing = f" ({cell.count})" if not cell.complete else ""
+    return of_cells(f"{with_spread(cell.values(), 1, middle)}{missing}{diverged_mark(cell)}", cell)
 
 
-def over_seeds(cell: Cell, values: Sequence[float], decimals: int) -> TableCell:
-    """The median and spread of a number of a cell's seeds, and how many have it where some lack it; "-" where
-    all do."""
+def over_seeds(cell: Cell, values: Collection[float], decimals: int) -> TableCell:
+    """The median and spread of another number of a cell's seeds, with how many have it where some lack it;
+    "-" where all do."""
     if not values:
         return TableCell("-")
-    spread = f" +-{statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    part = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
-    return of_cells(f"{statistics.median(values):.{decimals}f}{spread}{part}", cell)
+    missing = f" ({len(values)}/{cell.wanted})" if len(values) < cell.wanted else ""
+    return of_cells(f"{with_spread(values, decimals)}{missing}", cell)
 
 
-def of_cells(text: str, *found: Cell) -> TableCell:
-    """A number that is made of these cells."""
-    return TableCell(text, tuple(name for cell in found for name in ids(cell.records)))
+def diverged_mark(cell: Cell) -> str:
+    """What follows a number whose seeds diverged, such as " 1d"."""
+    return f" {cell.diverged}d" if cell.diverged else ""
+
+
+def of_cells(text: str, *cells: Cell) -> TableCell:
+    """A number that is made of these cells; "-", where there is none, has no records behind it."""
+    return TableCell(text, tuple(run for cell in cells for run in cell.ids if text != "-"))
 
 
 def size_of(cell: Cell) -> TableCell:
-    """Its trained parameters."""
+    """A cell's trained parameters."""
     return of_cells(f"{cell.parameters:,}", cell)
 
 
 def gap(one: Beside | None) -> TableCell:
-    """The difference to the paper's number, with its runs; "-" where there is none."""
-    text = one.gap() if one else "-"
-    return of_cells(text, one.cell) if one and text != "-" else TableCell(text)
+    """The difference to the paper's number; "-" where there is none."""
+    return of_cells(one.gap(), one.cell) if one else TableCell("-")
 
 
 # --- rows: the paper's, ours, the difference
@@ -67,8 +78,8 @@ def printed_text(printed: Printed, decimals: int = 1) -> str:
 
 
 def beside_paper(cell: Cell, printed: Printed, **how: Any) -> Beside:
-    """A cell of ours beside the paper's number. how: for Beside, where a table reports no median of best
-    epochs."""
+    """A cell of ours beside the paper's number. how: the fields of Beside that say what is compared, where it
+    is not the median of the number that the cell's table reports."""
     same = not printed.size or same_size(cell, printed.model, printed.row, printed.size)
     return Beside(cell, printed.value, printed.spread, same_size=same, **how)
 
@@ -95,10 +106,10 @@ def our_row(
     """
     if not all(task in ours and ours[task].complete for task in wanted) and "another size" not in status:
         status = "ours, incomplete"
-    status += told_diverged(ours.values())
     first = next(iter(ours.values()))
     numbers = [show(ours[task]) if task in ours else "missing" if task in wanted else "-" for task in columns]
-    return make_row(*(head or (first.label, "ours", size_of(first))), *numbers, *average, status)
+    head = head or (first.label, "ours", size_of(first))
+    return make_row(*head, *numbers, *average, status + count_diverged(ours.values()))
 
 
 def difference_row(*gaps: str | TableCell, size: bool = True) -> list[TableCell]:
@@ -106,18 +117,41 @@ def difference_row(*gaps: str | TableCell, size: bool = True) -> list[TableCell]
     return make_row("", "difference", *[""] * size, *gaps, "")
 
 
-def told_diverged(found: Iterable[Cell]) -> str:
+def count_diverged(cells: Iterable[Cell]) -> str:
     """How many seeds diverged, as the end of a status; "" where none did."""
-    count = sum(cell.diverged for cell in found)
+    count = sum(cell.diverged for cell in cells)
     return f", {count} diverged" if count else ""
 
 
-# --- titles and notes
+# --- the cells of a table
 
 
-def of_model(found: Mapping[Key, Cell], model: str) -> dict[Key, Cell]:
+def of_model(cells: Mapping[Key, Cell], model: str) -> dict[Key, Cell]:
     """The cells of one model."""
-    return {key: cell for key, cell in found.items() if key[0] == model}
+    return {key: cell for key, cell in cells.items() if key[0] == model}
+
+
+def models_of(cells: Iterable[Key], papers: Iterable[str]) -> list[str]:
+    """The models of a table: the paper's, and then every other that has records."""
+    return list(dict.fromkeys([*papers, *sorted(model for model, _, _ in cells)]))
+
+
+def by_row(cells: Mapping[Key, Cell], model: str, tasks: Iterable[str]) -> dict[str, dict[str, Cell]]:
+    """A model's cells of these tasks, by row and by task, in the order of names and of `tasks`."""
+    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for row, task in ((row, task) for row in sorted({key[1] for key in cells}) for task in tasks):
+        if (model, row, task) in cells:
+            rows[row][task] = cells[model, row, task]
+    return rows
+
+
+def other_rows(rows: Iterable[str], printed: Iterable[Sequence[Printed]], first: Sequence[str]) -> list[str]:
+    """The rows that are not among the paper's, in the order of `first` and of their names."""
+    rows, covered = list(rows), {row[0].row for row in printed}
+    return [row for row in dict.fromkeys([*first, *rows]) if row in rows and row not in covered]
+
+
+# --- titles and notes
 
 
 def other_model(table: str, model: str) -> str:
@@ -125,53 +159,40 @@ def other_model(table: str, model: str) -> str:
     return f"{table}'s protocol on {model}, a model that the paper does not use"
 
 
-def about(found: dict[Key, Cell]) -> list[str]:
-    """What is not in a table's cells, and what deviates in those that are."""
+def about(cells: Mapping[Key, Cell]) -> list[str]:
+    """Notes on what is not in a table's cells, and on what deviates in those that are."""
     notes = []
-    left_out = sum(cell.left_out for cell in found.values())
-    if left_out:
-        one = (
-            "1 record with other settings is"
-            if left_out == 1
-            else f"{left_out} records with other settings are"
+    if left_out := sum(cell.left_out for cell in cells.values()):
+        subject = "record with other settings is" if left_out == 1 else "records with other settings are"
+        notes.append(
+            f"{left_out} {subject} left out: a row shows the settings that deviate least from its recipe."
         )
-        notes.append(f"{one} left out: a row shows the settings that deviate least from its recipe.")
-    notes += [problem for cell in found.values() for problem in cell.problems]
-    again = [name for cell in found.values() for name in cell.again]
-    if again:
+    notes += [problem for cell in cells.values() for problem in cell.problems]
+    if again := ", ".join(run for cell in cells.values() for run in cell.again):
         why = "more than one record of the same settings and seed; not counted twice"
-        notes.append(f"{why}, left out: {', '.join(again)}.")
-    unknown = sum(cell.unknown for cell in found.values())
-    if unknown:
+        notes.append(f"{why}, left out: {again}.")
+    if unknown := sum(cell.unknown for cell in cells.values()):
         notes.append(f"nan: {unknown} of the runs finished without that number.")
-    for (_, row, task), cell in found.items():
-        if cell.collapsed:
-            which = f"seed{'s' * (len(cell.collapsed) > 1)} {', '.join(map(str, cell.collapsed))}"
-            same = f"the same {_metric(cell)} at every epoch"
+    for (_, row, task), cell in cells.items():
+        if seeds := cell.collapsed:
+            which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            same = f"the same {cell.records[0]['result']['metric']} at every epoch"
             notes.append(f"collapsed ({same}), and counted like any other: {row} on {task}, {which}.")
-    if any(_keeps_one_pair(cell) for cell in found.values()):
+    if any(_keeps_one_pair(cell) for cell in cells.values()):
         notes.append(
             "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change"
             " (see vera_redrawn)."
         )
-    words: dict[str, set[str]] = defaultdict(set)  # a deviation, and the cells it belongs to
-    for (_, row, task), cell in found.items():
+    where: dict[str, set[str]] = defaultdict(set)  # by deviation, the cells that have it
+    for (_, row, task), cell in cells.items():
         rank = f"rank {row.rpartition('_r')[2]} instead of"  # which the row's name says: lora_r64
-        for word in (
-            word for record in cell.records for word in record["deviations"] if not word.startswith(rank)
-        ):
-            words[word].add(f"{row} on {task}")
-    return [
-        *notes,
-        *(f"deviation: {word} ({', '.join(sorted(where))})" for word, where in sorted(words.items())),
-    ]
+        for deviation in (word for record in cell.records for word in record["deviations"]):
+            if not deviation.startswith(rank):
+                where[deviation].add(f"{row} on {task}")
+    return [*notes, *(f"deviation: {word} ({', '.join(sorted(of))})" for word, of in sorted(where.items()))]
 
 
 def _keeps_one_pair(cell: Cell) -> bool:
     """Whether the seeds of a cell share VeRA's random matrices."""
     method = cell.records[0]["config"]["method"]
     return cell.seeds > 1 and method["kind"] == "vera" and not method.get("redrawn")
-
-
-def _metric(cell: Cell) -> str:
-    return str(cell.records[0]["result"]["metric"])

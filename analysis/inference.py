@@ -197,8 +197,9 @@ def _above(x: Any, y: Any) -> Any:
 
 
 def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Two-sided interval of the mean of paired differences, by Student's t; None for fewer than two pairs."""
-    if len(differences) < 2:
+    """Two-sided interval of the mean of paired differences, by Student's t; None for fewer than two pairs and
+    where a difference is not finite (a diverged run's perplexity is infinite)."""
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
     half = float(stdtrit(len(differences) - 1, (1 + level) / 2)) * spread / math.sqrt(len(differences))

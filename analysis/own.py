@@ -1,23 +1,24 @@
-"""The user's own records and those that the project has published, apart; a part of either; and every variant
-of a row."""
+"""Splits the user's own records from those that the project has published, chooses a part of either, and
+tells the variants of a row apart."""
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from analysis.cells import label_of, nearest, row_of, variants_of
-from analysis.table import Table, TableCell
+from analysis.table import Table
 from runs.record import FINISHED, Ledger, Record, defining, protocol
 from runs.record.text import plural
 
-#: So many runs are named in a note; of more, their number.
+#: How many runs a note names; of more it gives the number.
 NAMED = 8
 
 
 def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
     """The records of this machine, and the published ones. A run that was done here and is published, too, is
-    in both, each with its own record."""
+    in both, with the record of each."""
     ours = {i: record for i, record in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
     others = {i: record for i, record in ledger.records.items() if i not in ours}
     others |= {i: record for i, (_, record) in ledger.published.items()}
@@ -41,8 +42,8 @@ def having(
     rows: Collection[str] = (),
     ids: Collection[str] | None = None,
 ) -> Ledger:
-    """The records of these models, tasks and rows of conf/method; empty: of all. ids: those of these runs
-    alone."""
+    """The records of these models, tasks and rows of conf/method (empty: of all), and of the runs with these
+    ids (None: of all)."""
     wanted = {"model": models, "task": tasks, "row": rows}
     records = {
         i: record
@@ -57,23 +58,57 @@ def having(
     return replace(ledger, records=records, measures=measures)
 
 
+def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
+    """A note that counts which of these run ids (or measures) come from published studies; none where all ran
+    on this machine."""
+    origins = [ledger.origin[name] for name in set(runs) if name in ledger.origin]
+    studies = Counter(origin for origin in origins if origin != "ours")
+    if not studies:
+        return []
+    count = f"{studies.total()} of the {len(origins)} runs"
+    by_study = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+    return [
+        f"{count} were not done here, but are records that the project has published in runs/records:"
+        f" {by_study}."
+    ]
+
+
 # --- variants
 
 
 def with_variants(ledger: Ledger, paper: bool) -> Ledger:
     """The ledger with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA
-    r=256, lr 0.001". A variant has another rate, other data, another start ... than other records of the same
-    row, model and task. paper: the nearest to its recipe keeps the row's name, by which it stands beside the
-    paper's."""
+    r=256, lr 0.001". Variants are records of the same row, model and task with other settings, data or start.
+    paper: the variant nearest to its recipe keeps the row's name, so that it stands beside the paper's
+    row."""
     changed = dict[str, Record]()
     for variants in variants_of(ledger).values():
         if len(variants) == 1:
             continue
-        words = apart({name: _facts(of[0]) for name, of in variants.items()})
-        kept = nearest(variants.values())
-        for name, of in variants.items():
-            changed |= {r["id"]: _named(r, words[name], row=not paper or of is not kept) for r in of}
+        words = apart({name: _facts(records[0]) for name, records in variants.items()})
+        kept = nearest(variants.values()) if paper else []
+        for name, records in variants.items():
+            changed |= {r["id"]: _named(r, words[name], row=records is not kept) for r in records}
     return replace(ledger, records=ledger.records | changed)
+
+
+def nearest_variants(ledger: Ledger, own: Ledger) -> Ledger:
+    """The ledger with one variant of each row: the one that differs in the fewest settings from an own run of
+    that row, model and task; of equals, and where there is no own run, the one that `nearest` takes."""
+    own_variants, left_out = variants_of(own), set[str]()
+    for key, variants in variants_of(ledger).items():
+        settings = [_facts(records[0]) for records in own_variants.get(key, {}).values()]
+        far = {name: _differences(_facts(records[0]), settings) for name, records in variants.items()}
+        least = min(far.values())
+        kept = nearest(records for name, records in variants.items() if far[name] == least)
+        left_out |= {r["id"] for records in variants.values() if records is not kept for r in records}
+    return replace(ledger, records={i: r for i, r in ledger.records.items() if i not in left_out})
+
+
+def _differences(facts: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> int:
+    """In how many settings a mapping differs from the nearest of the others; 0 where there are none."""
+    counts = (sum(facts.get(key) != of.get(key) for key in {*facts, *of}) for of in others)
+    return min(counts, default=0)
 
 
 def hidden_variants(records: Iterable[Record]) -> list[str]:
@@ -83,18 +118,19 @@ def hidden_variants(records: Iterable[Record]) -> list[str]:
 
 
 def apart(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of several mappings, by their names, what each has that not all have, in words."""
+    """Of several mappings, by their names: the keys and values of each in which they are not all alike, in
+    words."""
     keys = sorted({key for of in facts.values() for key in of})
     unlike = [key for key in keys if len({str(of.get(key)) for of in facts.values()}) > 1]
     return {name: ", ".join(f"{key} {_word(of.get(key))}" for key in unlike) for name, of in facts.items()}
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """What defines a record's result but its seed, flat, by the last part of each key."""
+    """What defines a record's result except its seed, as one mapping without groups."""
     facts = dict[str, Any]()
     for group, settings in defining(record["config"]).items():
         of_group = settings if isinstance(settings, dict) else {group: settings}
-        facts |= {f"{key}": value for key, value in of_group.items() if key != "draw_seed"}
+        facts |= {key: value for key, value in of_group.items() if key != "draw_seed"}
     facts |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
     return facts | {
         "protocol": protocol(record),
@@ -108,7 +144,7 @@ def _word(value: Any) -> str:
 
 
 def _named(record: Record, words: str, row: bool) -> Record:
-    """The record under a label with these words, and a row with them."""
+    """The record with these words after its label and, if `row`, after its row."""
     method, cell = record["config"]["method"], record["cell"]
     label = f"{method.get('label') or label_of(record)}, {words}"
     return record | {
@@ -123,27 +159,29 @@ def _named(record: Record, words: str, row: bool) -> Record:
 
 def early_stops(records: Iterable[Record]) -> list[str]:
     """A note that names the runs that train.max_steps has stopped early, which are in no table."""
-    steps = [r for r in records if r["config"]["train"].get("max_steps") is not None]
-    if not steps:
-        return []
-    words = [
-        f"{r['id']} ({label_of(r)} on {r['label']['task']}, {plural(r.get('steps', 0), 'step')})"
-        for r in steps[:NAMED]
-    ]
-    more = f" and {len(steps) - NAMED} more" if len(steps) > NAMED else ""
-    return [f"stopped early by train.max_steps, in no table: {', '.join(words)}{more}."]
+    stopped = [r for r in records if r["config"]["train"].get("max_steps") is not None]
+    names = [_name(r, f", {plural(r.get('steps', 0), 'step')}") for r in stopped]
+    return [f"stopped early by train.max_steps, in no table: {_enumeration(names)}."] if names else []
 
 
 def failures(records: Iterable[Record]) -> list[str]:
     """A note that names the runs that failed."""
-    lines = [f"{r['id']} ({label_of(r)} on {r['label']['task']})" for r in records if r["status"] == "failed"]
-    more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
-    return [f"failed: {', '.join(lines[:NAMED])}{more}."] if lines else []
+    names = [_name(r) for r in records if r["status"] == "failed"]
+    return [f"failed: {_enumeration(names)}."] if names else []
+
+
+def _name(record: Record, more: str = "") -> str:
+    return f"{record['id']} ({label_of(record)} on {record['label']['task']}{more})"
+
+
+def _enumeration(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def parts_of_data(records: Iterable[Record]) -> list[str]:
-    """A note for each size of a part of the data that runs were trained and judged on by task.train_rows and
-    task.dev_rows, where their deviations do not name it."""
+    """A note for each size of a part of the data (task.train_rows, task.dev_rows) that runs were trained and
+    evaluated on, where their deviations do not name it."""
     sizes: dict[str, set[str]] = defaultdict(set)
     for record in records:
         task = record["config"]["task"]
@@ -159,18 +197,15 @@ def parts_of_data(records: Iterable[Record]) -> list[str]:
 
 
 def as_published(table: Table) -> Table:
-    """The table of published records, where "ours" is "published"."""
-
-    def renamed(cell: TableCell) -> TableCell:
-        own = cell.text == "ours" or cell.text.startswith("ours, ")
-        return replace(cell, text=f"published{cell.text.removeprefix('ours')}") if own else cell
-
-    rows = [[renamed(cell) for cell in row] for row in table.rows]
+    """The table with "published" in place of "ours"."""
+    rows = [
+        [replace(c, text=re.sub(r"^ours(?=$|, )", "published", c.text)) for c in row] for row in table.rows
+    ]
     return replace(table, title=f"{table.title} (published)", rows=rows)
 
 
 def of_tasks(table: Table, tasks: Collection[str]) -> Table:
-    """The table without the columns of other tasks. One whose tasks are no columns stays as it is."""
+    """The table without the columns of other tasks. A table whose tasks are no columns stays as it is."""
     gone = {label for task, label in table.tasks.items() if task not in tasks}
     kept = [i for i, name in enumerate(table.header) if name not in gone]
     return replace(

@@ -1,104 +1,53 @@
-"""What the VeRA paper prints (analysis/printed/*.yaml), and what its rows, tasks and models are called
-here."""
+"""What the VeRA paper prints (analysis/printed/tables.yaml and recipes.yaml), under the names that its tasks,
+models and rows have in conf/ (analysis/printed/names.yaml)."""
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-#: Tasks in the order of table 2, which printed/tables.yaml has, too.
-GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "qnli": "QNLI", "rte": "RTE", "stsb": "STS-B"}
-IMAGES = {"cifar100": "CIFAR-100", "food101": "Food-101", "flowers102": "Flowers-102", "resisc45": "RESISC45"}
-#: The scores of texts, and their decimals as the paper prints them.
-SCORES = {
-    "bleu": ("BLEU", 1),
-    "nist": ("NIST", 2),
-    "meteor": ("METEOR", 1),
-    "rouge_l": ("ROUGE-L", 1),
-    "cider": ("CIDEr", 2),
+
+@cache
+def _printed(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / name).read_text())
+    return content
+
+
+#: Names of tasks, benches, models and methods in tables, by their names in conf/.
+GLUE: dict[str, str] = _printed("names.yaml")["glue"]
+IMAGES: dict[str, str] = _printed("names.yaml")["images"]
+BENCHES: dict[str, str] = _printed("names.yaml")["benches"]
+LLAMAS: dict[str, str] = _printed("names.yaml")["llamas"]
+NAMES: dict[str, str] = _printed("names.yaml")["methods"]
+#: The scores of E2E's texts: the name, and the decimals that the paper prints.
+SCORES: dict[str, tuple[str, int]] = {
+    key: (name, decimals) for key, (name, decimals) in _printed("names.yaml")["scores"].items()
 }
-BENCHES = {"mt_bench": "MT-Bench", "vicuna_bench": "Vicuna-bench"}
-LLAMAS = {
-    "llama_7b": "Llama 7B",
-    "llama_13b": "Llama 13B",
-    "llama2_7b": "Llama 2 7B",
-    "llama2_13b": "Llama 2 13B",
-}
-NAMES = {
-    "full": "full",
-    "bitfit": "BitFit",
-    "lora": "LoRA",
-    "vera": "VeRA",
-    "head": "head",
-    "lora_fa": "LoRA-FA",
-}
-NAMES |= {
-    "adapter_drop": "Adapter D",
-    "adapter_p": "Adapter P",
-    "adapter_h": "Adapter H",
-    "adapter_l": "Adapter L",
-}
-NAMES |= {"dylora": "DyLoRA", "adalora": "AdaLoRA"}
-#: The paper's row, by its name and printed size, where this project's row has another name.
-ROWS = {
-    ("adapter_drop", "0.3M"): "adapter_drop_300k",
-    ("adapter_drop", "0.9M"): "adapter_drop_900k",
-    ("adapter_p", "3M"): "adapter_p_3m",
-    ("adapter_p", "0.8M"): "adapter_p_800k",
-    ("adapter_h", "6M"): "adapter_h_6m",
-    ("adapter_h", "0.8M"): "adapter_h_800k",
-    ("adapter_l", "0.37M"): "adapter_l_370k",
-    ("adapter_l", "11.09M"): "adapter_l_11m",
-    ("adapter_h", "11.09M"): "adapter_h_11m",
-    ("adapter_l", "0.88M"): "adapter_l_880k",
-    ("adapter_l", "23.00M"): "adapter_l_23m",
-}
-#: Cells of the paper that started from an adapter trained on MNLI: not like for like with a run that did not.
+#: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI. Our run of such a task
+#: is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
-#: The rows of conf/method that tables 6, 7, 12 and 13 are of.
-SETTINGS = {"vera": "vera", "only_d": "vera_only_d", "only_b": "vera_only_b", "kaiming_uniform": "vera"}
-SETTINGS |= {"kaiming_normal": "vera_kaiming_normal", "uniform_0_0.1": "vera_uniform"}
-SETTINGS |= {
-    "0.1": "vera",
-    "1e-07": "vera_d_init_1e-7",
-    "1.0": "vera_d_init_1",
-    "shared": "vera",
-    "unique": "vera_unique",
-}
-AT_RANK = {"table12": {"vera": "vera_r64"}, "table13": {"vera": "vera_r256"}}
-#: Rows that the paper itself took from earlier work and prints no hyperparameters for.
-QUOTED = {
-    "table2": {"full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora_fa"},
-    "table3": {"full", "adapter_l_370k", "adapter_l_880k", "adapter_l_11m", "adapter_l_23m", "adapter_h_11m"},
-    "table4": {"none"},
-}
-QUOTED["table3"] |= {"dylora", "adalora"}
 
 
-@cache
 def paper() -> dict[str, Any]:
-    """printed/tables.yaml as it is: also what is no number of a trained model (formulas, findings)."""
-    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / "tables.yaml").read_text())
-    return found
+    """The content of printed/tables.yaml, with the formulas and findings beside the numbers."""
+    return _printed("tables.yaml")
 
 
-@cache
 def recipes() -> dict[str, Any]:
     """The hyperparameters that the papers print."""
-    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / "recipes.yaml").read_text())
-    return found
+    return _printed("recipes.yaml")
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A number that the paper prints of a model that was trained, and what it belongs to.
+    """A number that the paper prints of a trained model.
 
-    model, row, task: as in conf/; task is "" for a mean over tasks. part: which of table 6's three. method,
-    size: how the paper calls the row, and its trained parameters as printed. column: as in
+    model, row, task: as in conf/; task is "" for a mean over tasks. part: of table 6, which of its three.
+    method, size: the paper's name of the row and its trained parameters, as printed. column: as in
     printed/tables.yaml. spread: over seeds, as printed. quoted: whether the authors took the row from earlier
     work.
     """
@@ -118,73 +67,74 @@ class Printed:
 
 @cache
 def numbers() -> tuple[Printed, ...]:
-    """Every number of tables 2 to 7, 12 and 13, in their order."""
-    return (
-        *_by_model("table2"),
-        *_by_model("table3"),
-        *_table4(),
-        *_by_model("table5"),
-        *_ablations(),
-        *_table12_and_13(),
-    )
+    """Every number of tables 2 to 7, 12 and 13; of each table in its order."""
+    return (*_by_model(), *_table4(), *_ablations(), *_table12_and_13())
 
 
 def printed_rows(table: str, model: str = "", part: str = "") -> list[tuple[Printed, ...]]:
     """A table's numbers by its rows, in its order; of one model, and of one part of table 6."""
-    found = (n for n in numbers() if n.table == table and model in ("", n.model) and part in ("", n.part))
     rows: dict[tuple[str, str, str, str], list[Printed]] = defaultdict(list)
-    for number in found:
-        rows[number.part, number.model, number.method, number.size].append(number)
+    for n in numbers():
+        if n.table == table and model in ("", n.model) and part in ("", n.part):
+            rows[n.part, n.model, n.method, n.size].append(n)
     return [tuple(row) for row in rows.values()]
 
 
-def _by_model(table: str) -> Iterator[Printed]:
+def _by_model() -> Iterator[Printed]:
     """Tables 2, 3 and 5: a part for each model, a column for each task or score."""
-    for name in (key for key in paper()[table] if key != "columns"):
-        for method, size, *values in paper()[table][name]:
-            row = ROWS.get((method, size), method)
-            for column, value in zip(paper()[table]["columns"][2:], values, strict=True):
-                task = "e2e" if table == "table3" else "" if column == "avg" else column
-                of = (name.replace("-", "_"), row, NAMES[method], str(size), task, column)
-                yield Printed(table, "", *of, *_split(value), row in QUOTED.get(table, ()))
+    for table in ("table2", "table3", "table5"):
+        columns = paper()[table]["columns"][2:]
+        for model in (key for key in paper()[table] if key != "columns"):
+            for method, size, *values in paper()[table][model]:
+                for column, value in zip(columns, values, strict=True):
+                    task = "e2e" if table == "table3" else "" if column == "avg" else column
+                    yield _number(table, model, method, task, column, value, str(size))
 
 
 def _table4() -> Iterator[Printed]:
-    for name, row, size, score in paper()["table4"]["rows"]:
-        of = (
-            name.replace("-", "_"),
-            row,
-            "none" if row == "none" else NAMES[row],
-            str(size),
-            "alpaca",
-            "score",
-        )
-        yield Printed("table4", "", *of, float(score), None, row in QUOTED["table4"])
+    for model, method, size, score in paper()["table4"]["rows"]:
+        yield _number("table4", model, method, "alpaca", "score", score, str(size))
 
 
 def _ablations() -> Iterator[Printed]:
-    parts = [
-        ("table6", part, paper()["table6"][part]) for part in ("scaling_vectors", "matrix_init", "d_init")
-    ]
-    for table, part, rows in [*parts, ("table7", "", paper()["table7"]["rows"])]:
-        for setting, *values in rows:
+    """Tables 6 and 7: a row for each setting of VeRA."""
+    parts = [("table6", part) for part in ("scaling_vectors", "matrix_init", "d_init")]
+    for table, part in [*parts, ("table7", "rows")]:
+        for setting, *values in paper()[table][part]:
             for task, value in zip(paper()[table]["columns"][1:], values, strict=True):
-                of = ("roberta_large", SETTINGS[str(setting)], str(setting), "", task, task)
-                yield Printed(table, part, *of, *_split(value), False)
+                number = _number(table, "roberta_large", str(setting), task, task, value)
+                yield replace(number, part=part if table == "table6" else "", method=str(setting))
 
 
 def _table12_and_13() -> Iterator[Printed]:
     for table in ("table12", "table13"):
-        columns = paper()[table]["columns"]
-        for cells in paper()[table]["rows"]:
-            row = dict(zip(columns, cells, strict=True))
-            method = str(row["method"])
-            size = f"{row['params']} ({row['bytes']})" if table == "table13" else ""
-            of = ("llama_7b", AT_RANK[table].get(method, method), NAMES[method], size, "alpaca")
-            for column in (column for column in columns if column not in ("method", "params", "bytes")):
-                yield Printed(table, "", *of, column, float(row[column]), None, False)
+        for values in paper()[table]["rows"]:
+            row = dict(zip(paper()[table]["columns"], values, strict=True))
+            method, size = row.pop("method"), ""
+            if table == "table13":
+                size = f"{row.pop('params')} ({row.pop('bytes')})"
+            for column, value in row.items():
+                yield _number(table, "llama_7b", method, "alpaca", column, value, size)
 
 
-def _split(printed: Any) -> tuple[float, float | None]:
-    """A printed number, [x, s] or x, and its spread."""
-    return (float(printed[0]), float(printed[1])) if isinstance(printed, list) else (float(printed), None)
+def _number(
+    table: str, model: str, method: str, task: str, column: str, value: Any, size: str = ""
+) -> Printed:
+    """method: the first column of the row. value: as in tables.yaml, x or [x, spread]."""
+    names = _printed("names.yaml")
+    rows = names["rows"].get(table, {})
+    row = rows.get(f"{method} {size}") or rows.get(method, method)
+    value, spread = value if isinstance(value, list) else (value, None)
+    return Printed(
+        table,
+        "",
+        model.replace("-", "_"),
+        row,
+        NAMES.get(method, method),
+        size,
+        task,
+        column,
+        float(value),
+        None if spread is None else float(spread),
+        row in names["quoted"].get(table, ()),
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.cells import Cell, Key
 from analysis.inference import improvement, improvement_interval, median_interval, sign_test
-from runs.record import Metric, Record, best_and_last
+from runs.record import Metric
 
 
 @dataclass(frozen=True)
@@ -35,39 +35,15 @@ def series(cell: Cell, which: str | None = None, select: str | None = None) -> S
 
     A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
     """
-    first = cell.records[0]
     if which is None and any(record.get("texts") for record in cell.records):
-        values = dict(zip((r["cell"]["seed"] for r in cell.records), map(_bleu, cell.records), strict=True))
-        return _series("BLEU, last epoch", values, Metric("BLEU"))  # in points, as scorers print it
-    metric = Metric.of_record(first)
-    which = which or first["result"]["reported"]
-    found: dict[int, float | None] = {}
-    for record in cell.records:
-        value = best_and_last(record, select or cell.select).get(which)
-        if value is not None and not math.isfinite(value):
-            value = None
-        if value is None and record["status"] == "diverged":
-            value = metric.worst
-        found[record["cell"]["seed"]] = value if value is None else metric.scale * value
-    return _series(f"{metric.name}, {which} epoch", found, metric)
-
-
-def _bleu(record: Record) -> float | None:
-    if record["status"] == "diverged" and not record.get("texts"):
-        return 0.0
-    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == "last"]
-    return entries[0].get("bleu") if entries else None
-
-
-def _series(name: str, values: Mapping[int, float | None], metric: Metric) -> Series:
-    known = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
-    return Series(
-        name,
-        known,
-        not metric.higher_is_better,
-        metric.decimals,
-        tuple(seed for seed in values if seed not in known),
-    )
+        name, metric, values = "BLEU, last epoch", Metric("BLEU"), cell.scores("bleu")
+    else:
+        metric, which = Metric.of_record(cell.records[0]), which or cell.records[0]["result"]["reported"]
+        name = f"{metric.name}, {which} epoch"
+        values = dict(zip(cell.seed_numbers, cell.values(which, select), strict=True))
+    known = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    unknown = tuple(seed for seed in cell.seed_numbers if seed not in known)
+    return Series(name, known, not metric.higher_is_better, metric.decimals, unknown)
 
 
 # --- comparisons
@@ -175,5 +151,5 @@ def _comparison(
         improvement(sides),
         improvement_interval(sides),
         min(series(cell).decimals for both in cells_ for cell in both),
-        tuple(record["id"] for both in cells_ for cell in both for record in cell.records),
+        tuple(run for both in cells_ for cell in both for run in cell.ids),
     )

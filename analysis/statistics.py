@@ -29,7 +29,7 @@ def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
 
 def cell_word(cell: Cell, model: str, said: dict[tuple[str, ...], list[str]]) -> str:
     """A cell's verdict, or how many of its numbers are reproduced."""
-    words = said.get(tuple(record["id"] for record in cell.records), [])
+    words = said.get(cell.ids, [])
     if not words:
         return "not in the paper" if model in MODELS else "other model"
     return words[0] if len(set(words)) == 1 else summary(words) or ", ".join(dict.fromkeys(words))
@@ -39,9 +39,8 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
     rows, unknown, other = [], [], list[str]()
     for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
         told = cell_facts(cell)
-        ids = tuple(record["id"] for record in cell.records)
         numbers = [
-            TableCell(told[key], ids)
+            TableCell(told[key], cell.ids)
             for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")
         ]
         seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
@@ -208,11 +207,10 @@ def costs(ledger: Ledger) -> Table:
     """What each cell cost: medians over seeds."""
     rows = []
     for (model, _, task), cell in sorted(all_cells(ledger).items()):
-        ids = tuple(record["id"] for record in cell.records)
         seconds = [f"{cell.cost(f'{kind}_seconds'):,.1f}" for kind in ("train", "evaluate", "decode")]
         sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
-        numbers = [TableCell(text, ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
+        numbers = [TableCell(text, cell.ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
         rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
     header = [
         "method",

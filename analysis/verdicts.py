@@ -1,6 +1,6 @@
 """A verdict for each cell that the paper prints; and the cells of a ledger, or of a part of it.
 
-`verdict` in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
+Beside.verdict in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
 
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import tables
-from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict, verdict
+from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
 from analysis.cells import Cell, Key, cells
 from analysis.compare import beside_paper
 from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
 from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
-from analysis.tables.images import few_shot, image_beside
+from analysis.tables.images import few_shot
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
 from runs.command import did_you_mean
 from runs.errors import UserError
@@ -72,9 +72,12 @@ def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
         row = f"{row}_mnli"  # only a run that started from MNLI, too, is like for like
     cell = found.get((printed.model, row, printed.task))
     one = _beside(cell, printed) if cell else None
-    said = one.verdict if one else verdict(None, printed.value, quoted=printed.quoted)
-    if row != printed.row and not said.ids and (printed.model, printed.row, printed.task) in found:
-        said = replace(said, deviations=("our runs did not start from MNLI, as the paper's: not compared",))
+    verdict = Verdict("quoted" if printed.quoted else "not run", printed=printed.value)
+    if one:
+        verdict = one.verdict
+    elif row != printed.row and (printed.model, printed.row, printed.task) in found:
+        other_start = "our runs did not start from MNLI, as the paper's: not compared"
+        verdict = replace(verdict, deviations=(other_start,))
     column, decimals = _column(printed)
     return Finding(
         printed.table,
@@ -85,7 +88,7 @@ def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
         column,
         decimals,
         printed.spread,
-        said,
+        verdict,
     )
 
 
@@ -95,7 +98,7 @@ def _beside(cell: Cell, printed: Printed) -> Beside | None:
     if printed.table in BENCH:
         scores = [score for record in cell.records for score in _scores(record, BENCH[printed.table])]
         return None if printed.quoted else judged_beside(cell, printed, scores)
-    of = {"table3": score_beside, "table5": image_beside, "table6": mean_beside, "table7": mean_beside}
+    of = {"table3": score_beside, "table6": mean_beside, "table7": mean_beside}
     return of.get(printed.table, beside_paper)(cell, printed)
 
 

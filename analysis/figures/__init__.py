@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from analysis.cells import published
 from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
 from analysis.figures.figure import Figure, save, svg, svg_and_points
-from analysis.own import early_stops, hidden_variants, split, with_variants
+from analysis.own import early_stops, hidden_variants, published, split, with_variants
 from runs.record import Ledger
 
 __all__ = ["FIGURES", "Figure", "make", "save", "svg", "svg_and_points"]

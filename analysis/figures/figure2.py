@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.cells import Cell, cells, ids
+from analysis.cells import Cell, cells
 from analysis.figures.figure import (
     LARGE,
     MARKERS,
@@ -87,7 +87,7 @@ def _row(row: str, cell: Cell) -> list[TableCell]:
         method = cell.records[0]["config"]["method"]
         how = lora_scaling(cell.records[0]["config"]) or "constant and proportional"
         alpha = f"{method['alpha']:g}, {how}" if "alpha" in method else how
-    ours = with_runs([str(cell.parameters), *median_and_range(cell)], ids(cell.records))
+    ours = with_runs([str(cell.parameters), *median_and_range(cell)], cell.ids)
     return make_row(NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *ours)
 
 

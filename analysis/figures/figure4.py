@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from analysis.cells import cells, ids
+from analysis.cells import cells
 from analysis.figures.figure import LARGE, RTE, Figure, colour, model_name, paper_first, suffix, with_runs
 from analysis.figures.seeds import seed_notes
 from analysis.paper import GLUE, paper, printed_rows
@@ -66,9 +66,7 @@ def make(ledger: Ledger) -> list[Figure]:
             if math.isfinite(gain):
                 ours[row] = (cell.label, gain, cell.complete and head.complete)
             numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
-            rows.append(
-                make_row(cell.label, "ours", *with_runs(numbers, ids([*cell.records, *head.records])))
-            )
+            rows.append(make_row(cell.label, "ours", *with_runs(numbers, [*cell.ids, *head.ids])))
         records = (record for cell in mine.values() for record in cell.records)
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {model_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]

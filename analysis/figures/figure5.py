@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cells import ids, label_of
+from analysis.cells import label_of
 from analysis.figures.bands import Point, draw_band, median_and_range, shown
 from analysis.figures.figure import COLOURS, Figure, finite, suffix, with_runs
 from analysis.figures.measures import measured
@@ -71,7 +71,7 @@ def _by_layer(
     what has no cosine."""
     points: dict[tuple[str, str, int], list[tuple[Any, list[str]]]] = defaultdict(list)
     for measure in measures:
-        values, of = measure["values"], ids(measure["of"])
+        values, of = measure["values"], [run["id"] for run in measure["of"]]
         for i, (layer, site) in enumerate(zip(values["layer"], values["site"], strict=True)):
             for pair in PAIRS:
                 points[pair, site, layer].append((values[pair][i], of))

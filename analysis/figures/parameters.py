@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
-from analysis.cells import Cell, Key, cells, ids
+from analysis.cells import Cell, Key, cells
 from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
 from analysis.paper import GLUE
@@ -54,7 +54,7 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
         mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
         rows = []
         for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
-            numbers = with_runs([str(cell.parameters), *median_and_range(cell)], ids(cell.records))
+            numbers = with_runs([str(cell.parameters), *median_and_range(cell)], cell.ids)
             rows.append(make_row(cell.label, *numbers))
         first = next(iter(mine.values())).records[0]
         label, epoch = first["label"], first["result"]["reported"]

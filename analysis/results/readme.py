@@ -50,12 +50,12 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
     protocol = table_of(cell.records[0])
     if protocol == "e2e":
         return {
-            name: over_seeds(cell, cell.scores(key), decimals).text
+            name: over_seeds(cell, cell.scores(key).values(), decimals).text
             for key, (name, decimals) in SCORES.items()
         }
     if protocol == "instruct":
         size = cell.cost("adapter_bytes")
-        perplexity = over_seeds(cell, list(series(cell).values.values()), 2).text
+        perplexity = over_seeds(cell, series(cell).values.values(), 2).text
         return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
     return {label: shown(mine[task]).text if task in mine else "missing" for task, label in tasks.items()}
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Collection
 
-from analysis.cells import published
 from analysis.own import (
     as_published,
     early_stops,
     failures,
     hidden_variants,
+    nearest_variants,
     of_tasks,
     parts_of_data,
+    published,
     split,
     with_variants,
 )
@@ -23,7 +24,7 @@ from analysis.tables.images import table5
 from analysis.tables.instruct import table4, table12, table13
 from analysis.tables.recipes import table8, table9, table10, table11
 from analysis.tables.rows import rows_table
-from runs.record import Ledger
+from runs.record import Ledger, Record
 
 TABLES = {
     "table1": table1,
@@ -47,45 +48,60 @@ def make(
     models: Collection[str] = (),
     tasks: Collection[str] = (),
     every: bool = False,
+    every_own: bool = False,
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of what ran on this
     machine, then of what the project has published.
 
-    models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row."""
+    models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row.
+    every_own: each variant of own rows, and of a published row the variant that is nearest to an own run."""
     own, others = split(ledger)
-    parts = [(own, True)] if own.records or own.measures or not others.records else []
-    parts += [(others, False)] if others.records and name not in WITHOUT_RECORDS else []
-    made = list[Table]()
-    for part, is_own in parts:
-        shown = with_variants(part, paper=name != "") if every else part
-        tables = _of_part(name, shown, select, seeds, tasks)
-        tables = [table for table in tables if not models or table.model in models]
-        if is_own:
-            tables.sort(key=lambda table: not table.runs)  # the paper's rows alone come after those with runs
-            for table in tables:
-                table.notes += _own_notes(table, shown)
-        else:
-            tables = [as_published(table) for table in tables if table.runs or not made]
-            for table in tables:
-                table.notes += published(part, (run for runs in table.runs.values() for run in runs))
-        made += tables
-    return made
+    tables = list[Table]()
+    if own.records or own.measures or not others.records:
+        shown = with_variants(own, paper=name != "") if every or every_own else own
+        tables = _of_part(name, shown, select, seeds, models, tasks)
+        tables.sort(key=lambda table: not table.runs)  # the paper's rows alone come after those with runs
+        for table in tables:
+            table.notes += _own_notes(table, shown)
+    if others.records and name not in WITHOUT_RECORDS:
+        shown = with_variants(others, paper=name != "") if every else others
+        if every_own and not every:
+            shown = nearest_variants(others, own)
+        no_own = not tables  # then the paper's rows alone are worth showing
+        for table in _of_part(name, shown, select, seeds, models, tasks):
+            hidden = hidden_variants(_near(table, others)) if every_own and not every else []
+            runs = (run for runs in table.runs.values() for run in runs)
+            table.notes += [*hidden, *published(others, runs)]
+            if table.runs or no_own:
+                tables.append(as_published(table))
+    return tables
 
 
 def _of_part(
-    name: str, ledger: Ledger, select: str, seeds: int | None, tasks: Collection[str]
+    name: str,
+    ledger: Ledger,
+    select: str,
+    seeds: int | None,
+    models: Collection[str],
+    tasks: Collection[str],
 ) -> list[Table]:
     if name == "":
-        return rows_table(ledger, select, seeds)
-    if tasks and name == "table2":
-        return table2(ledger, select, seeds, tuple(tasks))
-    made = TABLES[name](ledger, select, seeds)
-    return [of_tasks(table, tasks) for table in made] if tasks else made
+        tables = rows_table(ledger, select, seeds)
+    elif tasks and name == "table2":
+        tables = table2(ledger, select, seeds, tuple(tasks))
+    else:
+        tables = [of_tasks(t, tasks) if tasks else t for t in TABLES[name](ledger, select, seeds)]
+    return [table for table in tables if not models or table.model in models]
 
 
 def _own_notes(table: Table, own: Ledger) -> list[str]:
-    """What a reader of a table of own runs should know beside what it shows."""
-    near = [r for r in own if r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks]
+    """Notes on own runs of a table's model and tasks that it does not show, and on parts of the data."""
+    near = _near(table, own)
     shown = {run for runs in table.runs.values() for run in runs}
     parts = parts_of_data(r for r in near if r["id"] in shown)
     return [*hidden_variants(near), *parts, *early_stops(near), *failures(near)]
+
+
+def _near(table: Table, ledger: Ledger) -> list[Record]:
+    """The records of a table's model and tasks."""
+    return [r for r in ledger if r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks]

@@ -9,7 +9,8 @@
 
 Your own runs come first, also those that deviate from the recipe; below them, what the project has published
 (published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
-shows each.
+shows each. The table of a sweep shows each variant of your own rows, and of a published row the variant whose
+settings are nearest to yours.
 
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
 epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
@@ -54,8 +55,8 @@ def main(arguments: list[str]) -> int:
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
-    models, tasks, every = words(settings.model), words(settings.task), settings.all or bool(settings.sweep)
-    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, every)
+    models, tasks, of_sweep = words(settings.model), words(settings.task), bool(settings.sweep)
+    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, settings.all, of_sweep)
     if not tables:
         raise _nothing(name, ledger, settings)
     text = "\n\n".join(table.render(settings.format, settings.runs) for table in tables)

@@ -1,7 +1,7 @@
 """Tables 6 and 7: ablations."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis import beside, compare
 from analysis.beside import Beside, status
@@ -25,6 +25,7 @@ PARTS = {
     "d_init": ("initial d", {"0.1": "0.1", "1e-07": "1e-7", "1.0": "1.0"}),
 }
 OF_PAPER = "roberta_large"
+Rows = Sequence[Sequence[Printed]]
 
 
 def table6(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
@@ -44,64 +45,53 @@ def table7(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
 
 
 def _ablation(
-    title: str,
-    printed: Sequence[Sequence[Printed]],
-    names: dict[str, str],
-    found: dict[Key, Cell],
-    select: str,
+    title: str, printed: Rows, names: dict[str, str], found: Mapping[Key, Cell], select: str
 ) -> list[Table]:
+    """names: how the table calls the paper's settings."""
     wanted = {row[0].row for row in printed}
     found = {key: cell for key, cell in found.items() if key[1] in wanted and key[2] in GLUE}
-    varied = {(key[0], key[2]) for key in found if key[1] != "vera"}
+    varied = [key for key in found if key[1] != "vera"]
     tables = []
-    for model in [OF_PAPER, *sorted({model for model, _ in varied} - {OF_PAPER})]:
+    for model in compare.models_of(varied, [OF_PAPER]):
         # The paper's model on the paper's tasks; another one on those that it was tried on.
-        tasks = (
-            tuple(n.task for n in printed[0])
-            if model == OF_PAPER
-            else tuple(t for t in GLUE if (model, t) in varied)
-        )
-        mine = {key: cell for key, cell in found.items() if key[0] == model and key[2] in tasks}
-        rows = _rows(printed, names, tasks, model, mine)
-        notes = [*_notes(title, rows, model, select), *_of_unlike_seeds(printed, names, tasks, model, mine)]
+        ran = {key[2] for key in varied if key[0] == model}
+        tasks = [n.task for n in printed[0]] if model == OF_PAPER else [task for task in GLUE if task in ran]
+        ours = compare.by_row(found, model, tasks)
+        rows = _rows(printed, names, tasks, ours, of_paper=model == OF_PAPER)
+        notes = [*_notes(title, rows, model, select), *_over_the_same_seeds(printed, names, tasks, ours)]
         if title.startswith("Table 7"):
             notes.append("The paper's shared row is not its table 6's row of the same settings.")
         if model != OF_PAPER:
             notes.append(f"{model} is a model that the paper does not use.")
+        notes += compare.about({key: c for key, c in found.items() if key[0] == model and key[2] in tasks})
         whose = "RoBERTa-large" if model == OF_PAPER else model
         labels = {task: GLUE[task] for task in tasks}
         header = ["setting", "source", *labels.values(), "status"]
-        tables.append(
-            Table(f"{title}, {whose}", header, rows, [*notes, *compare.about(mine)], model, labels, ("best",))
-        )
+        tables.append(Table(f"{title}, {whose}", header, rows, notes, model, labels, ("best",)))
     return tables
 
 
 def _rows(
-    printed: Sequence[Sequence[Printed]],
+    printed: Rows,
     names: dict[str, str],
-    tasks: tuple[str, ...],
-    model: str,
-    found: dict[Key, Cell],
+    tasks: Sequence[str],
+    ours: Mapping[str, dict[str, Cell]],
+    of_paper: bool,
 ) -> list[list[TableCell]]:
+    """of_paper: whether the model is the paper's, so that our rows stand beside its numbers."""
     rows: list[list[TableCell]] = []
     for row in printed:
-        name = names[row[0].method]
-        ours = {task: found[model, row[0].row, task] for task in tasks if (model, row[0].row, task) in found}
-        if model != OF_PAPER:
-            rows += (
-                [compare.our_row(ours, tasks, tasks, "other model", _mean, (name, "ours"))] if ours else []
-            )
-            continue
-        rows.append(make_row(name, "paper", *map(compare.printed_text, row), "quoted"))
-        if ours:
-            compared = {n.task: mean_beside(ours[n.task], n) for n in row if n.task in ours}
-            rows.append(
-                compare.our_row(ours, tasks, tasks, status(list(compared.values())), _mean, ("", "ours"))
-            )
-            rows.append(
-                compare.difference_row(*(compare.gap(compared.get(task)) for task in tasks), size=False)
-            )
+        name, mine = names[row[0].method], ours.get(row[0].row)
+        if of_paper:
+            rows.append(make_row(name, "paper", *map(compare.printed_text, row), "quoted"))
+        if mine and of_paper:
+            compared = {n.task: mean_beside(mine[n.task], n) for n in row if n.task in mine}
+            word = status(list(compared.values()))
+            rows.append(compare.our_row(mine, tasks, tasks, word, _mean, ("", "ours")))
+            gaps = [compare.gap(compared.get(task)) for task in tasks]
+            rows.append(compare.difference_row(*gaps, size=False))
+        elif mine:
+            rows.append(compare.our_row(mine, tasks, tasks, "other model", _mean, (name, "ours")))
     return rows
 
 
@@ -111,7 +101,7 @@ def mean_beside(cell: Cell, printed: Printed) -> Beside:
 
 
 def _mean(cell: Cell) -> TableCell:
-    return compare.shown(cell, middle="mean")
+    return compare.shown(cell, statistics.fmean)
 
 
 def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> list[str]:
@@ -125,31 +115,18 @@ def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> 
     return notes
 
 
-def _of_unlike_seeds(
-    printed: Sequence[Sequence[Printed]],
-    names: dict[str, str],
-    tasks: tuple[str, ...],
-    model: str,
-    found: dict[Key, Cell],
+def _over_the_same_seeds(
+    printed: Rows, names: dict[str, str], tasks: Sequence[str], ours: Mapping[str, dict[str, Cell]]
 ) -> list[str]:
+    """For each task whose rows have unlike seeds, and so do not compare, a note with the means over the seeds
+    that all rows have."""
     notes = []
     for task in tasks:
-        of_task = {names[row[0].method]: found.get((model, row[0].row, task)) for row in printed}
-        notes += _over_the_same_seeds({name: cell for name, cell in of_task.items() if cell}, GLUE[task])
+        rows = {names[row[0].method]: ours.get(row[0].row, {}).get(task) for row in printed}
+        whole = {name: cell for name, cell in rows.items() if cell}
+        shared = over_shared_seeds(whole.values()) if whole else []
+        if shared and shared[0].records and any(cell.seeds > shared[0].seeds for cell in whole.values()):
+            means = ", ".join(f"{name} {cell.mean():.1f}" for name, cell in zip(whole, shared, strict=True))
+            seeds = plural(shared[0].seeds, "seed")
+            notes.append(f"{GLUE[task]}: rows have unlike seeds. Over the {seeds} that all have: {means}.")
     return notes
-
-
-def _over_the_same_seeds(rows: dict[str, Cell], task: str) -> list[str]:
-    """A note with the means over the seeds that all rows have, where rows have unlike seeds: theirs do not
-    compare."""
-    alike = over_shared_seeds(rows.values()) if rows else []
-    if (
-        not alike
-        or not alike[0].records
-        or all(a.seeds == b.seeds for a, b in zip(alike, rows.values(), strict=True))
-    ):
-        return []
-    means = ", ".join(f"{name} {cell.mean():.1f}" for name, cell in zip(rows, alike, strict=True))
-    return [
-        f"{task}: rows have unlike seeds. Over the {plural(alike[0].seeds, 'seed')} that all have: {means}."
-    ]

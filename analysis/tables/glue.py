@@ -1,6 +1,6 @@
 """Table 2: GLUE."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from analysis import beside, compare
 from analysis.beside import Beside, mean, off_formula, status, told
@@ -9,143 +9,121 @@ from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
 
+MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large"}
+Tasks = tuple[str, ...]
+
 
 def table2(
     ledger: Ledger, select: str, seeds: int | None = None, tasks: Sequence[str] = tuple(GLUE)
 ) -> list[Table]:
     """GLUE: a table for each of the paper's models, and one for each other model that has records. tasks:
     the columns."""
-    shown = tuple(task for task in GLUE if task in tasks)
-    found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in shown}
-    tables = []
-    for model, label in (("roberta_base", "RoBERTa-base"), ("roberta_large", "RoBERTa-large")):
-        rows: list[list[TableCell]] = []
-        used = {f"{row}_mnli" for of, row in FROM_MNLI if of == model}
-        for printed in printed_rows("table2", model):
-            used.add(printed[0].row)
-            rows += _paper_rows(printed, found, shown)
-        for row in sorted({key[1] for key in found if key[0] == model} - used):
-            ours = {t: found[model, row, t] for t in shown if (model, row, t) in found}
-            rows.append(_our_row(ours, wanted=shown, columns=shown))
-        tables.append(_glue_table(f"Table 2, {label}: GLUE dev sets", rows, found, model, select, shown))
-    for model in sorted({key[0] for key in found} - {"roberta_base", "roberta_large"}):
-        rows = []
-        ran = tuple(task for task in shown if any(key[0] == model and key[2] == task for key in found))
-        for row in dict.fromkeys(
-            [*("full", "head", "bitfit", "lora", "vera"), *sorted(key[1] for key in found)]
-        ):
-            ours = {task: found[model, row, task] for task in ran if (model, row, task) in found}
-            if ours:
-                rows.append(_our_row(ours, "other model", ran, columns=ran))
-        tables.append(_glue_table(compare.other_model("Table 2", model), rows, found, model, select, ran))
-    return tables
+    columns = tuple(task for task in GLUE if task in tasks)
+    found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in columns}
+    return [_of_model(model, found, select, columns) for model in compare.models_of(found, MODELS)]
 
 
-def _glue_table(
-    title: str,
-    rows: list[list[TableCell]],
-    found: dict[Key, Cell],
-    model: str,
-    select: str,
-    tasks: tuple[str, ...],
-) -> Table:
-    notes = [
-        "Medians over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B"
-        " Pearson, else accuracy"
-    ]
-    heads = sorted(
-        {r["parameters"]["head"] for cell in compare.of_model(found, model).values() for r in cell.records}
-    )
-    if heads:
+def _of_model(model: str, found: Mapping[Key, Cell], select: str, columns: Tasks) -> Table:
+    """The table of a model. Of another model than the paper's, its columns are the tasks that have run."""
+    printed, found = printed_rows("table2", model), compare.of_model(found, model)
+    if not printed:
+        columns = tuple(task for task in columns if any(key[2] == task for key in found))
+    ours, rows = compare.by_row(found, model, columns), list[list[TableCell]]()
+    for row in printed:
+        from_mnli = ours.pop(f"{row[0].row}_mnli", {}) if (model, row[0].row) in FROM_MNLI else {}
+        rows += _paper_rows(row, ours.get(row[0].row, {}), from_mnli, columns)
+    order, word = ((), "ours") if printed else (("full", "head", "bitfit", "lora", "vera"), "other model")
+    for name in compare.other_rows(ours, printed, order):
+        rows.append(_our_row(ours[name], ours[name], word, columns, columns))
+    title = f"Table 2, {MODELS[model]}: GLUE dev sets" if printed else compare.other_model("Table 2", model)
+    labels = {task: GLUE[task] for task in columns}
+    average = ["Avg"] if len(columns) == len(GLUE) else []
+    header = ["method", "source", "params", *labels.values(), *average, "status"]
+    notes = _notes(rows, found, model, select)
+    return Table(title, header, rows, [*notes, *compare.about(found)], model, labels, ("best",))
+
+
+def _notes(
+    rows: Sequence[Sequence[TableCell]], found: Mapping[Key, Cell], model: str, select: str
+) -> list[str]:
+    chosen = f"over seeds. {compare.CROSSFIT} The paper's numbers are not."
+    if select == "paper":
+        chosen = (
+            "over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson,"
+            " else accuracy"
+        )
+    notes = [f"Medians {chosen}"]
+    if heads := sorted({r["parameters"]["head"] for cell in found.values() for r in cell.records}):
         sizes = " or ".join(map("{:,}".format, heads))
         notes.append(f"params: without the classification head, which every method trains ({sizes}).")
-    if select == "crossfit":
-        notes[0] = f"Medians over seeds. {compare.CROSSFIT} The paper's numbers are not."
-    said = texts(rows)
-    notes += beside.notes(said)
+    notes += beside.notes(texts(rows))
     if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
         notes.append(
             "The average of a row from MNLI takes the other tasks from the same method without that start."
         )
-    if any("quoted" in row[-1] for row in said):
+    if printed_rows("table2", model):
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
         notes += off_formula(model)
-    notes += compare.about(compare.of_model(found, model))
-    labels = {task: GLUE[task] for task in tasks}
-    average = ["Avg"] if len(tasks) == len(GLUE) else []
-    header = ["method", "source", "params", *labels.values(), *average, "status"]
-    return Table(title, header, rows, notes, model, labels, ("best",))
+    return notes
 
 
 def _paper_rows(
-    row: Sequence[Printed], found: dict[Key, Cell], shown: tuple[str, ...]
+    row: Sequence[Printed], plain: dict[str, Cell], from_mnli: dict[str, Cell], columns: Tasks
 ) -> list[list[TableCell]]:
-    """The paper's row, ours, and the difference; where the paper's started from MNLI, our row that did so
-    too. shown: the tasks that the table has."""
-    model, name = row[0].model, row[0].row
-    started: tuple[str, ...] = FROM_MNLI.get((model, name), ())
+    """The paper's row, ours, and the difference. plain: our cells of that row. Where the paper's row started
+    from MNLI on some tasks, these are compared with our row that did so, too: from_mnli."""
+    started = tuple(task for task in FROM_MNLI.get((row[0].model, row[0].row), ()) if task in columns)
+    from_mnli = {task: cell for task, cell in from_mnli.items() if task in started}
     printed = {number.column: number for number in row}
-    source = "paper, * from MNLI" if started else "paper"
-    texts_ = [
-        compare.printed_text(n) + ("*" if n.task in started else "")
-        for n in row
-        if n.column in shown or shown == tuple(GLUE)
+    numbers = [
+        compare.printed_text(printed[column]) + "*" * (column in started)
+        for column in printed
+        if column in columns or columns == tuple(GLUE)
     ]
-    rows = [compare.paper_row(row, *texts_, source=source)]
-    started = tuple(task for task in started if task in shown)
+    source = "paper, * from MNLI" if (row[0].model, row[0].row) in FROM_MNLI else "paper"
+    rows = [compare.paper_row(row, *numbers, source=source)]
 
-    def like_for_like(ours: dict[str, Cell], tasks: Iterable[str]) -> dict[str, Beside]:
+    def compared(ours: dict[str, Cell], like_for_like: Iterable[str]) -> dict[str, Beside]:
         return {
-            task: compare.beside_paper(cell, printed[task]) for task, cell in ours.items() if task in tasks
+            task: compare.beside_paper(ours[task], printed[task]) for task in like_for_like if task in ours
         }
 
-    plain = {task: found[model, name, task] for task in shown if (model, name, task) in found}
-    from_mnli = {
-        task: found[model, f"{name}_mnli", task] for task in started if (model, f"{name}_mnli", task) in found
-    }
+    unstarted = compared(plain, [task for task in columns if task not in started])
     if plain:
-        # Only what is like for like
-        compared = like_for_like(plain, [task for task in shown if task not in started])
-        rows.append(_our_row(plain, status(list(compared.values())), shown, columns=shown))
-        rows += _difference(compared, compared if not started else {}, printed["avg"].value, shown)
+        rows.append(_our_row(plain, plain, status(list(unstarted.values())), columns, columns))
+        rows += _difference(unstarted, {} if started else unstarted, printed["avg"].value, columns)
     if from_mnli:
-        compared = like_for_like(from_mnli, started)
+        those = compared(from_mnli, started)
         # The paper's average is over both kinds of cells, and so is this one.
-        both = {**like_for_like(plain, [task for task in shown if task not in started]), **compared}
+        both = unstarted | those
         averaged = {task: one.cell for task, one in both.items()}
-        rows.append(_our_row(from_mnli, status(list(compared.values())), started, averaged, shown))
-        rows += _difference(compared, both, printed["avg"].value, shown)
+        rows.append(_our_row(from_mnli, averaged, status(list(those.values())), started, columns))
+        rows += _difference(those, both, printed["avg"].value, columns)
     return rows
 
 
 def _difference(
-    compared: dict[str, Beside], averaged: dict[str, Beside], printed: float, shown: tuple[str, ...]
+    compared: dict[str, Beside], averaged: dict[str, Beside], printed: float, columns: Tasks
 ) -> list[list[TableCell]]:
-    """The line under our row; none where it is of another size. averaged, printed: what our average is over,
-    and the paper's average."""
+    """The line under our row; none where it is of another size. averaged: what our average is over. printed:
+    the paper's average."""
     if not all(one.same_size for one in compared.values()):
         return []
-    gaps = [compare.gap(compared.get(task)) for task in shown]
-    cells_ = {task: one.cell for task, one in averaged.items()}
-    average, whole = _average(cells_), mean(list(averaged.values()))
-    text = told(whole) if whole else f"{average - printed:+.1f}" if average is not None else "-"
-    if shown == tuple(GLUE):
-        gaps.append(compare.of_cells(text, *cells_.values()) if average is not None else TableCell("-"))
+    gaps = [compare.gap(compared.get(task)) for task in columns]
+    if columns == tuple(GLUE):
+        ours = {task: one.cell for task, one in averaged.items()}
+        average, whole = _average(ours), mean(list(averaged.values()))
+        text = "-" if average is None else told(whole) if whole else f"{average - printed:+.1f}"
+        gaps.append(compare.of_cells(text, *ours.values()))
     return [compare.difference_row(*gaps)]
 
 
 def _our_row(
-    ours: dict[str, Cell],
-    word: str = "ours",
-    wanted: tuple[str, ...] = tuple(GLUE),
-    averaged: dict[str, Cell] | None = None,
-    columns: tuple[str, ...] = tuple(GLUE),
+    ours: dict[str, Cell], averaged: dict[str, Cell], word: str, wanted: Tasks, columns: Tasks
 ) -> list[TableCell]:
-    """A row of ours, with an average where its columns are all tasks. averaged: what it is over, if not
-    `ours`."""
-    averaged = ours if averaged is None else averaged
+    """A row of ours, with an average where its columns are all tasks. averaged: what that is over."""
     average = _average(averaged)
-    text = compare.of_cells(f"{average:.1f}", *averaged.values()) if average is not None else "-"
+    text = compare.of_cells(f"{average:.1f}" if average is not None else "-", *averaged.values())
     return compare.our_row(ours, columns, wanted, word, average=[text] if len(columns) == len(GLUE) else [])
 
 

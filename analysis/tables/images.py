@@ -1,63 +1,21 @@
 """Table 5: few-shot image classification."""
 
+from collections.abc import Mapping, Sequence
+
 from analysis import beside, compare
-from analysis.beside import Beside, status
+from analysis.beside import status
 from analysis.cells import Cell, Key, cells
-from analysis.paper import IMAGES, Printed, printed_rows
-from analysis.series import series
+from analysis.paper import IMAGES, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger, Record
+
+MODELS = {"vit_base": "ViT-B/16", "vit_large": "ViT-L/16"}
 
 
 def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Few-shot images: a table for each of the paper's models, and for each other model that has records."""
     found = cells(few_shot(ledger), seeds or 5, select)
-    tables = []
-    for model, label in (("vit_base", "ViT-B/16"), ("vit_large", "ViT-L/16")):
-        rows: list[list[TableCell]] = []
-        used = set()
-        more = _tasks(found, model, tuple(IMAGES))
-        other = ["-"] * (len(more) - len(IMAGES))  # of tasks that the paper does not have
-        for printed in printed_rows("table5", model):
-            row = printed[0].row
-            used.add(row)
-            rows.append(compare.paper_row(printed, *map(compare.printed_text, printed), *other))
-            ours = {task: found[model, row, task] for task in more if (model, row, task) in found}
-            if ours:
-                compared = {n.task: image_beside(ours[n.task], n) for n in printed if n.task in ours}
-                rows.append(_image_row(ours, more, tuple(IMAGES), status(list(compared.values()))))
-                if all(one.same_size for one in compared.values()):
-                    rows.append(
-                        compare.difference_row(*(compare.gap(compared.get(task)) for task in IMAGES), *other)
-                    )
-        for row in sorted({key[1] for key in found if key[0] == model} - used):
-            rows.append(
-                _image_row(
-                    {t: found[model, row, t] for t in more if (model, row, t) in found}, more, tuple(IMAGES)
-                )
-            )
-        tables.append(
-            _image_table(f"Table 5, {label}: 10 training images a class", rows, found, model, more, select)
-        )
-    for model in sorted({key[0] for key in found} - {"vit_base", "vit_large"}):
-        more = _tasks(found, model, ())
-        order = [*("head", "full", "lora", "vera"), *sorted(key[1] for key in found)]
-        mine = [
-            {t: found[model, row, t] for t in more if (model, row, t) in found}
-            for row in dict.fromkeys(order)
-        ]
-        rows = [_image_row(ours, more, more, "other model") for ours in mine if ours]
-        tables.append(_image_table(compare.other_model("Table 5", model), rows, found, model, more, select))
-    return tables
-
-
-def _tasks(found: dict[Key, Cell], model: str, first: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of a model's table: the paper's, and whatever else has records."""
-    return tuple(dict.fromkeys([*first, *sorted((key[2] for key in found if key[0] == model), key=_place)]))
-
-
-def _place(task: str) -> tuple[int, str]:
-    return (list(IMAGES).index(task) if task in IMAGES else len(IMAGES), task)
+    return [_of_model(model, found, select) for model in compare.models_of(found, MODELS)]
 
 
 def few_shot(ledger: Ledger) -> list[Record]:
@@ -65,26 +23,39 @@ def few_shot(ledger: Ledger) -> list[Record]:
     return [r for r in ledger if r["config"]["task"].get("family") == "images"]
 
 
-def image_beside(cell: Cell, printed: Printed) -> Beside:
-    """A cell's accuracy at the last epoch beside the paper's."""
-    return compare.beside_paper(cell, printed, values=list(series(cell).values.values()))
+def _of_model(model: str, found: Mapping[Key, Cell], select: str) -> Table:
+    """The table of a model: the paper's tasks, where the paper has the model, and others that have run."""
+    printed, found = printed_rows("table5", model), compare.of_model(found, model)
+    ran = {task for _, _, task in found}
+    papers = [task for task in IMAGES if printed or task in ran]
+    columns = (*papers, *sorted(ran - set(IMAGES)))
+    wanted = papers if printed else columns
+    others = ["-"] * (len(columns) - len(papers))  # the paper's numbers of tasks that it does not have
+    ours, rows = compare.by_row(found, model, columns), list[list[TableCell]]()
+    for row in printed:
+        rows.append(compare.paper_row(row, *map(compare.printed_text, row), *others))
+        if mine := ours.get(row[0].row):
+            compared = {n.task: compare.beside_paper(mine[n.task], n) for n in row if n.task in mine}
+            rows.append(compare.our_row(mine, columns, wanted, status(list(compared.values()))))
+            if all(one.same_size for one in compared.values()):
+                gaps = [compare.gap(compared.get(task)) for task in papers]
+                rows.append(compare.difference_row(*gaps, *others))
+    order, word = ((), "ours") if printed else (("head", "full", "lora", "vera"), "other model")
+    for name in compare.other_rows(ours, printed, order):
+        rows.append(compare.our_row(ours[name], columns, wanted, word))
+    title = compare.other_model("Table 5", model)
+    if printed:
+        title = f"Table 5, {MODELS[model]}: 10 training images a class"
+    names = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
+    labels = {task: IMAGES.get(task) or names.get(task, task) for task in columns}
+    header = ["method", "source", "params", *labels.values(), "status"]
+    notes = [*_notes(rows, found, columns, select), *compare.about(found)]
+    return Table(title, header, rows, notes, model, labels, ("last",))
 
 
-def _image_row(
-    ours: dict[str, Cell], tasks: tuple[str, ...], wanted: tuple[str, ...], word: str = "ours"
-) -> list[TableCell]:
-    return compare.our_row(ours, tasks, wanted, word, compare.shown)
-
-
-def _image_table(
-    title: str,
-    rows: list[list[TableCell]],
-    found: dict[Key, Cell],
-    model: str,
-    tasks: tuple[str, ...],
-    select: str,
-) -> Table:
-    mine = compare.of_model(found, model)
+def _notes(
+    rows: Sequence[Sequence[TableCell]], found: Mapping[Key, Cell], tasks: Sequence[str], select: str
+) -> list[str]:
     notes = [
         (
             "Accuracy. Medians over seeds of the last epoch, +- sample standard deviation. Each seed draws"
@@ -94,21 +65,13 @@ def _image_table(
     ]
     if select == "crossfit":
         notes.append(compare.NO_SELECT)
-    said = texts(rows)
-    notes += beside.notes(said)
-    if any("quoted" in row[-1] for row in said):
+    notes += beside.notes(texts(rows))
+    if any(row[-1].text == "quoted" for row in rows):
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds.")
-    names = {r["cell"]["task"]: r["label"]["task"] for cell in mine.values() for r in cell.records}
     for task in tasks:
-        shots = {
-            r["config"]["task"].get("shots")
-            for key, cell in mine.items()
-            if key[2] == task
-            for r in cell.records
-        }
+        of_task = (r for key, cell in found.items() if key[2] == task for r in cell.records)
+        shots = {r["config"]["task"].get("shots") for r in of_task}
         if shots and shots != {10}:
             counts = " or ".join("all" if n is None else str(n) for n in sorted(shots, key=str))
             notes.append(f"{task}: {counts} images a class")
-    labels = {task: IMAGES.get(task) or names.get(task, task) for task in tasks}
-    header = ["method", "source", "params", *labels.values(), "status"]
-    return Table(title, header, rows, [*notes, *compare.about(mine)], model, labels, ("last",))
+    return notes

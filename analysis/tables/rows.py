@@ -1,6 +1,5 @@
 """Rows x tasks: whatever has run, of any task, method and model, with its cost."""
 
-import statistics
 from collections import defaultdict
 
 from analysis import compare
@@ -39,31 +38,25 @@ def _of_model(model: str, found: dict[Key, Cell]) -> Table:
     return Table(str(name), header, lines, [*notes, *compare.about(found)], model, labels, ("best", "last"))
 
 
-def _row(mine: dict[str, Cell], tasks: list[str]) -> list[TableCell]:
-    first, of = next(iter(mine.values())), list(mine.values())
-    records = [record for cell in of for record in cell.records]
-    whole = Cell(records, 1)
-    seconds = statistics.median(
-        sum(r["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode"))
-        for r in records
-    )
-    size = whole.cost("adapter_bytes")
+def _row(ours: dict[str, Cell], tasks: list[str]) -> list[TableCell]:
+    """ours: the cells of a row by task. Its cost is over the runs of all of them."""
+    first, *_ = ours.values()
+    whole = Cell([record for cell in ours.values() for record in cell.records], 1)
+    seconds, size = whole.seconds, whole.cost("adapter_bytes")
     return make_row(
         first.label,
         "ours",
         compare.size_of(first),
-        *(_number(mine[task]) if task in mine else "-" for task in tasks),
-        of_cells(f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}", *of),
-        of_cells(megabytes(size), *of) if size else "-",
+        *(_number(ours[task]) if task in ours else "-" for task in tasks),
+        of_cells(f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}", whole),
+        of_cells(megabytes(size) if size else "-", whole),
     )
 
 
 def _number(cell: Cell) -> TableCell:
-    """Such as "76.0 +-1.0 (5)": the number that a table reports of the cell's task."""
+    """The number that the task's table reports, with how many seeds have it: "76.0 +-1.0 (5)"."""
     of = series(cell)
-    values = list(of.values.values())
-    if not values:
+    if not of.values:
         return of_cells(f"nan ({cell.seeds})", cell)
-    spread = f" +-{statistics.stdev(values):.{of.decimals}f}" if len(values) > 1 else ""
-    diverged = f" {cell.diverged}d" if cell.diverged else ""
-    return of_cells(f"{statistics.median(values):.{of.decimals}f}{spread} ({len(values)}){diverged}", cell)
+    number = compare.with_spread(of.values.values(), of.decimals)
+    return of_cells(f"{number} ({len(of.values)}){compare.diverged_mark(cell)}", cell)

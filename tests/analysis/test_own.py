@@ -9,7 +9,7 @@ from analysis.figures.figure import colour, marker
 from analysis.own import having, split, with_variants
 from analysis.tables.__main__ import main
 from runs.errors import UserError
-from runs.record import write_record
+from runs.record import write_record, write_sweep
 
 
 def of_study(both, *records):
@@ -68,6 +68,47 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     at = rows.index(("VeRA", "paper"))
     assert rows[at + 1 : at + 3] == [("VeRA r=1024, lr 0.01", "ours"), ("", "difference")]
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
+
+
+def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the_own_run():
+    own = seeds("vera", "mine", (0.5,), lr=0.3)
+    theirs = [
+        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
+        *seeds("vera", "mine", (0.9,), lr=0.3, deviations=["lr 0.3 instead of 0.1"]),
+        *seeds("lora", "mine", (0.6, 0.7), lr=0.1),  # no own run: the nearest to the recipe
+        *seeds("lora", "mine", (0.4,), lr=0.3, deviations=["lr 0.3 instead of 0.1"]),
+    ]
+    for one in theirs:
+        one["id"] += "-published"
+    both = of_study(ledger(*own, *theirs), *theirs)
+    first, last = tables.make("", both, every_own=True)
+    assert [row[:4] for row in first.texts] == [["VeRA r=1024", "ours", "43,008", "50.0 (1)"]]
+    assert [(row[0], row[1], row[3]) for row in last.texts] == [
+        ("LoRA r=8", "published", "65.0 +-7.1 (2)"),
+        ("VeRA r=1024", "published", "90.0 (1)"),
+    ]
+    assert "all=true shows every variant, with what sets it apart." in last.notes
+    _, last = tables.make("", both, every=True, every_own=True)
+    assert len(last.rows) == 4
+    assert not any("all=true" in note for note in last.notes)
+
+
+def test_the_command_shows_a_sweep_with_the_nearest_published_variants(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
+    for one in [*seeds("vera", "mine", (0.7, 0.8), lr=0.1), *seeds("vera", "mine", (0.9,), lr=0.2)]:
+        write_record(tmp_path, one)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
+    own = seeds("vera", "mine", (0.6,), lr=0.2, status="diverged")
+    for one in own:
+        write_record(tmp_path, one)
+    write_sweep(tmp_path, "mine", [one["id"] for one in own])
+    shown = []
+    for more in ([], ["all=true"]):
+        assert main(["sweep=mine", f"output={tmp_path}", *more]) == 0
+        shown.append([line for line in capsys.readouterr().out.splitlines() if " published |" in line])
+    assert [len(lines) for lines in shown] == [1, 2]
+    assert "90.0 (1)" in shown[0][0]
 
 
 def test_variants_keep_their_ids_and_leave_the_ledger_as_it_was():

@@ -9,9 +9,11 @@ import pytest
 import scipy.stats
 from ledgers import apart, halves, ledger, of_metric, record, seeds
 
-from analysis import beside, inference, series, stats, tables, verdicts
+from analysis import inference, series, stats, tables, verdicts
+from analysis.beside import Beside
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
+from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
 
@@ -132,6 +134,22 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert series.series(cell(gone)).values == {0: math.inf}
 
 
+def test_a_diverged_perplexity_among_others_has_a_median_and_no_spread():
+    rows = {row: seeds(row, "mine", (0.9, 0.91, 0.92)) for row in ("lora", "vera")}
+    rows["vera"][1] = record("vera", "mine", 1, values=(), status="diverged")
+    rows["vera"][1]["config"] = rows["vera"][0]["config"]
+    both = ledger(*rows["lora"], *rows["vera"])
+    for one in both:
+        one["result"] |= of_metric("perplexity")
+    (table,) = tables.rows_table(both, "paper")
+    assert {row[0]: row[3] for row in table.texts} == {
+        "LoRA r=8": "0.90 +-0.01 (3)",
+        "VeRA r=1024": "0.91 (3) 1d",
+    }
+    assert {claim.word for claim in claims(both)} <= {"undecided", "does not agree"}
+    assert inference.paired_interval([0.1, math.inf]) is None
+
+
 def test_a_diverged_seed_counts_as_in_the_tables_and_a_seed_without_a_number_is_named():
     gone, silent = record(seed=1, values=(), status="diverged"), record(seed=2)
     silent["result"]["protocols"]["paper"]["best"] = None
@@ -180,8 +198,6 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
         (EVEN, 79.3, None, {}, "outside our interval"),
         (UNEVEN, 79.3, None, {}, "inside our interval"),
         (EVEN[:4], 78.6, 0.7, {}, "incomplete"),
-        (EVEN, 78.7, 0.3, {"paper_model": False}, "other model"),
-        (EVEN, None, None, {}, "not in the paper"),
         (EVEN, 78.7, 0.3, {"same_size": False}, "other size"),
         (EVEN[:4], 78.7, 0.3, {"same_size": False}, "other size"),
         ((0.7, 0.7, 0.787, 0.8, 0.8), 78.7, 0.7, {}, "consistent, wide"),  # the median
@@ -192,12 +208,12 @@ EVEN, UNEVEN = (0.783, 0.785, 0.787, 0.789, 0.791), (0.749, 0.768, 0.787, 0.806,
     ],
 )
 def test_a_verdict_follows_its_rule(bests, printed, spread, more, word):
-    assert beside.verdict(cell(*seeds(bests=bests)), printed, spread, **more).word == word
+    assert Beside(cell(*seeds(bests=bests)), printed, spread, **more).verdict.word == word
 
 
 def test_a_verdict_says_what_it_rests_on():
     records = seeds(deviations=["max_length 128"])
-    said = beside.verdict(cell(*records), 78.7, 0.7)
+    said = Beside(cell(*records), 78.7, 0.7).verdict
     assert said.ids == tuple(r["id"] for r in records)
     assert said.deviations == ("max_length 128",)
     assert (said.ours, said.difference) == (pytest.approx(78.7), pytest.approx(0.0))
@@ -206,9 +222,7 @@ def test_a_verdict_says_what_it_rests_on():
     assert said.interval == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
     assert said.margin == 1.0
     records[0]["result"]["protocols"]["paper"]["best"] = None
-    assert beside.verdict(cell(*records), 78.7, 0.7).word == "incomplete"
-    assert beside.verdict(None, 78.7).word == "not run"
-    assert beside.verdict(None, 78.7, quoted=True).word == "quoted"
+    assert Beside(cell(*records), 78.7, 0.7).verdict.word == "incomplete"
 
 
 def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():

@@ -383,6 +383,14 @@ def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_a
     assert rows(medium)["", "difference"]["METEOR"] == "-"  # of two of three seeds
 
 
+def test_a_way_of_decoding_that_a_seed_lacks_is_no_zero():
+    fewer = texts("vera", 1)
+    fewer["texts"]["scores"] = [e for e in fewer["texts"]["scores"] if e["variant"] == "0.9"]
+    medium, _ = tables.table3(ledger(texts("vera", 0), fewer), "paper")
+    assert rows(medium)["VeRA r=1024", "ours"]["BLEU"] == "68.0 +-0.0 (2/3)"
+    assert rows(medium)["", "ours, length penalty 0.8"]["BLEU"] == "68.1 (1/3)"
+
+
 def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
     silent = [texts("vera", s) | {"texts": None, "id": f"silent {s}"} for s in range(3)]
     for r in silent:
