@@ -125,8 +125,8 @@ def agreement(found: list[Claim]) -> str:
     lines += [*tally(found), "", CAUTION]
     behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
     for number, of_one in enumerate(by_finding(found).values(), 1):
-        printed = dict.fromkeys(f.claim.partition(" (")[2].removesuffix(")") for f in of_one)
-        lines += ["", f"### Finding {number}", "", f"In the paper: {'; '.join(printed)}.", ""]
+        sources = dict.fromkeys(f.source for f in of_one)
+        lines += ["", f"### Finding {number}", "", f"In the paper: {'; '.join(sources)}.", ""]
         lines += ["| tried on | here | epochs | | cross-fitted | runs |", "|---|---|---|---|---|---|"]
         lines += [
             f"| {f.where} | {f.here} | {f.trained} | {f.word} | {crossfit_word(f)}"
@@ -154,7 +154,7 @@ def by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
     """The claims of each finding, which the paper may have in several tables."""
     groups: dict[str, list[Claim]] = defaultdict(list)
     for claim in found:
-        groups[claim.claim.partition(" (")[0]].append(claim)
+        groups[claim.claim].append(claim)
     return groups
 
 
