@@ -43,9 +43,9 @@ class Claim:
     """A finding of the paper on one model and task.
 
     source: its table or figure, with the paper's numbers. where: our model, task, epochs and seeds. here: our
-    numbers in words. holds: whether it holds in each run, or in each pair of runs of one seed. agrees: whether
-    our runs agree (None: undecided). firm: of at least FIRM_PAIRS pairs or runs. trained: our epochs, the
-    paper's, and the rows still rising at the last epoch.
+    numbers in words. holds: whether it holds in each run, or in each pair of runs of one seed. agrees:
+    whether our runs agree (None: undecided). firm: of at least FIRM_PAIRS pairs or runs. trained: our epochs,
+    the paper's, and the rows still rising at the last epoch.
     """
 
     claim: str

@@ -127,7 +127,7 @@ def _queries(values: dict[str, list[Any]], pair: str) -> list[float]:
 
 
 def _fits(ledger: Ledger) -> Iterator[Claim]:
-    """Figure 6, count by count. The finding is of every count, so one that differs refutes it: always firm."""
+    """Figure 6, count by count. The finding is of every count: one that differs refutes it, so it is firm."""
     (figure,) = figure6.make(ledger)
     lines = [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
     errors = {(line["method"], int(line["parameters"])): float(line["mse mean"]) for line in lines}
