@@ -110,7 +110,7 @@ def trained(cells: Sequence[Cell]) -> str:
 def _paper_epochs(record: Record) -> str:
     """How long the paper trains VeRA on a task."""
     protocol, task = table_of(record), record["cell"]["task"]
-    if protocol == "glue":
+    if task in GLUE:
         vera, column = recipes()["glue"]["vera"], tuple(GLUE).index(task)
         base, large = (vera[model]["epochs"][column] for model in ("roberta-base", "roberta-large"))
         return f" (paper: {base} BASE, {large} LARGE)"
