@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import verdicts
 from analysis.beside import summary
-from analysis.cells import Cell, Key, ids, one_each, row_of
+from analysis.cells import Cell, Key, ids, label_of, one_each, row_of
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
 from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, protocol
@@ -137,7 +137,7 @@ def _entry(
 ) -> dict[str, Any]:
     model, row, task = entry.key
     first, cell = entry.records[0], entry.cell()
-    label = first.get("label") or {"model": model, "row": row, "task": task}
+    labels = {"m": first["label"]["model"], "r": label_of(first), "t": first["label"]["task"]}
     result = first.get("result") or {"metric": "metric", "scale": 100}
     metric, percent = str(result["metric"]), result["scale"] == 100
     words = list(dict.fromkeys(f.verdict.word for f in findings)) or [_other_word(entry)]
@@ -153,7 +153,7 @@ def _entry(
         "m": model,
         "r": row,
         "t": task,
-        **{f"l{key[0]}": one_line(str(label[key])) for key in ("model", "row", "task")},
+        **{f"l{key}": one_line(label) for key, label in labels.items()},
         "kind": entry.kind,
         "seeds": f"{cell.seeds if cell else 0}/{verdicts.wanted(entry.key)}"
         + (f" {cell.diverged}d" if cell and cell.diverged else ""),
