@@ -11,6 +11,7 @@ from typing import Any
 from analysis import verdicts
 from analysis.beside import summary
 from analysis.cells import Cell, Key, ids, label_of, one_each, row_of
+from analysis.report.html import MARKS
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
 from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, protocol
@@ -124,6 +125,7 @@ def page_data(ledger: Ledger, shown: list[Entry], findings: list[Finding]) -> di
         "names": {key: dict(sorted(labels.items())) for key, labels in names.items()},
         "words": [*words, *sorted(of_cells - set(words))],
         "costs": list(COSTS.values()),
+        "marks": MARKS,
     }
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from runs.record.text import one_line
 
-#: The class and the sign of a verdict; report.html has them, too.
-MARKS = {"reproduced": ("good", "✓"), "not reproduced": ("bad", "✗"), "incomplete": ("part", "…")}
-MARKS |= {
+#: The class and the sign of a verdict; the page's script has them from its data.
+MARKS = {
+    "reproduced": ("good", "✓"),
+    "not reproduced": ("bad", "✗"),
+    "incomplete": ("part", "…"),
     "consistent, wide": ("part", "≈"),
     "inside our interval": ("part", "≈"),
     "outside our interval": ("bad", "✗"),
@@ -23,8 +25,9 @@ def escape(text: object) -> str:
 
 def marked(word: str) -> str:
     """A verdict with its sign and colour."""
-    kind, mark = MARKS.get(word, ("part" if word.startswith("reproduced") else "none", "-"))
-    return f'<span class="v v-{kind}"><span aria-hidden="true">{mark} </span>{escape(word)}</span>'
+    kind, mark = MARKS.get(word, ("part" if word.startswith("reproduced") else "none", ""))
+    sign = f'<span aria-hidden="true">{mark} </span>' if mark else ""
+    return f'<span class="v v-{kind}">{sign}{escape(word)}</span>'
 
 
 def bullets(lines: Iterable[object]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from analysis import figures, tables, verdicts
-from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS, VERDICTS
+from analysis.beside import MARGIN, MARGIN_OF_10, MARGIN_OF_JUDGES, VERDICT_SEEDS
 from analysis.cells import Cell
 from analysis.figures import Figure
 from analysis.inference import FIRM_PAIRS
@@ -154,7 +154,7 @@ def _overview(report: Report) -> str:
     parts = [
         f"<p>{size} in {len(report.shown):,} cells{whose}. {what}</p>",
         f'<ul class="count">{items}</ul>',
-        f"<p class=quiet>{RULES}</p>",
+        bullets(RULES),
     ]
     words = [word for word in verdicts.WORDS if word in words_of(findings)]
     rows, without = list[str](), list[str]()
@@ -175,14 +175,17 @@ def _overview(report: Report) -> str:
     return "".join(parts)
 
 
+#: What the words of a verdict mean.
 RULES = (
-    "Of the 95% interval of the difference, ours less the paper's, over the seeds of both sides. reproduced:"
-    f" it holds 0, and half of it is at most {MARGIN:g} point ({MARGIN_OF_10:g} for NIST and CIDEr,"
-    f" {MARGIN_OF_JUDGES:g} for judges). consistent, wide: it holds 0 and is wider. not reproduced: it does"
-    " not hold 0. Where the paper prints no spread, its number is inside or outside the interval of ours."
-    f" incomplete: fewer than {VERDICT_SEEDS} seeds, or a run without the number. other size: our row trains"
-    " another count of parameters. other model: cells of models that the paper does not use. not run: no"
-    " finished run here. quoted: a row that the paper took from earlier work."
+    "Verdicts rest on the 95% interval of the difference, ours less the paper's, over the seeds of both"
+    " sides. Where the paper prints no spread, its number is inside or outside the interval of ours.",
+    f"reproduced: the interval holds 0, and half of it is at most {MARGIN:g} point ({MARGIN_OF_10:g} for NIST"
+    f" and CIDEr, {MARGIN_OF_JUDGES:g} for judges). consistent, wide: it holds 0 and is wider. not"
+    " reproduced: it does not hold 0.",
+    f"incomplete: fewer than {VERDICT_SEEDS} seeds, or a run without the number. other size: our row trains"
+    " another count of parameters.",
+    "other model: cells of models that the paper does not use. not run: no finished run here. quoted: a row"
+    " that the paper took from earlier work.",
 )
 
 
@@ -216,7 +219,7 @@ def _verdicts(report: Report) -> str:
     if without:
         title = f"The paper's tables without runs: {len(without)}"
         with_runs.append(folded(title, "".join(without), 'class="group"'))
-    return f'<p class="quiet">{escape(" ".join(VERDICTS.values()))}</p>' + "".join(with_runs)
+    return "".join(with_runs)
 
 
 def _verdict_row(finding: Finding, position: Mapping[str, int]) -> str:
