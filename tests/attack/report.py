@@ -18,7 +18,7 @@ HELD = f"""A case holds if
 
 - the input is refused in one line, or taken because it is sound or harmless;
 - there is no traceback;
-- it needs at most {SECONDS:g} seconds of the processor and {MEGABYTES:g} MB, or more where its kind needs more;
+- it needs at most {SECONDS:g} seconds of the processor and {MEGABYTES:g} MB, or what its kind needs;
 - it starts no program and asks for no address that the project does not ask for itself;
 - code in the input, which would leave a file behind, does not run;
 - of an adapter: the base weights keep their fingerprint, and a refused file leaves the model unchanged;
