@@ -26,8 +26,11 @@ API = {
         *("analysis.verdicts", "analysis.statistics"),
     ],
 }
-#: Wide enough for code of 95 columns.
-STYLE = ".md-grid { max-width: 75rem } .md-typeset pre > code { font-size: .72em }\n"
+#: Wide enough for code of 95 columns; tables are narrow, so that they need no scrolling.
+STYLE = """.md-grid { max-width: 75rem }
+.md-typeset pre > code { font-size: .72em }
+.md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
+"""
 #: Files of the root that pages link to.
 LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 

@@ -89,15 +89,15 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     rows = [[*row, sum(row[1:])] for row in rows]
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(targets) + 2))])
     table = [
-        ["while a run, or who does it, was", *targets, "all"],
+        ["the run or its executor was", *targets, "all"],
         ["---"] + ["---:"] * (len(targets) + 1),
         *rows,
     ]
     lines = [f"| {' | '.join(str(cell or '') for cell in row)} |" for row in table]
     refused = Counter(tally.stops)
     verdict = (
-        "Every record, adapter, head and text was that of the undisturbed sweep. None was missing, none"
-        " half-written.\nNo checkpoint, lease or partial file was left."
+        "Every record, adapter, head and text equals that of the undisturbed sweep. None is missing or"
+        " half-written.\nNo checkpoint, lease or partial file is left over."
         if not tally.problems
         else "These differed:\n\n" + "\n".join(f"- {words}" for words in tally.problems)
     )
@@ -105,11 +105,11 @@ def page(tally: Tally, targets: list[str], runs: int, seed: int, seconds: float)
     disturbed = "\n".join(f"- {kind}: {count}" for kind, count in kinds if count)
     return f"""# A fault campaign
 
-`make chaos` (tests/chaos.py; `N=` for more kills) starts the commands of {runs} tiny runs again and again
-(VeRA, LoRA, AdaLoRA and full fine-tuning of a BERT with dropout; VeRA and LoRA of a GPT-2 that writes
-texts), kills their processes with SIGKILL at random times, and damages their files. The launchers are
-serial and local with two runs on a device. Then the plain command is run once more, and everything is
-compared with a sweep that nobody disturbed: records but for times, costs and places; adapters and heads
+`make chaos` (tests/chaos.py; `N=` for more kills) disturbs a sweep of {runs} tiny runs: VeRA, LoRA, AdaLoRA
+and full fine-tuning of a BERT with dropout, and VeRA and LoRA of a GPT-2 that decodes texts. It starts the
+sweep's commands again and again, kills their processes with SIGKILL at random times, and damages their files.
+The launchers are serial, and local with two runs on a device. At the end it runs the plain command once more
+and compares everything with an undisturbed sweep: records except times, costs and paths; adapters and heads
 byte for byte; texts.
 
 Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {tally.kills.total()} kills, {tally.commands}
@@ -123,17 +123,16 @@ commands, in {seconds / 60:.0f} minutes.
 
 {chr(10).join(lines)}
 
-run: the run's own process. executor: who does the runs and holds their leases (with launcher=serial the
-command itself). command: the one that supervises executors. server: what the runs' processes are forked
-from. everything: all processes at once. Windows of microseconds (a file that is written and not yet
-renamed) were widened to hundredths of a second.
+run: the process of a run. executor: the process that starts runs and holds their leases (with launcher=serial
+it is the command itself). command: the process that supervises executors. server: the process that the runs'
+processes are forked from. everything: all processes at once. The campaign widens windows of microseconds (a
+file is written and not yet renamed) to hundredths of a second.
 
 ## Other disturbances
 
 {disturbed}
 
-{len(tally.takeovers)} times an executor took over a run whose owner was silent. {len(tally.stops)}
-executors were stopped for longer than their lease: {refused["refused"]} were refused when they went on,
-since another one had taken over; {refused[LATE]} went on before another one came, or had ended their run by
-then.
+Executors took over a run of a silent owner {len(tally.takeovers)} times. Executors that were stopped for
+longer than their lease: {len(tally.stops)}. Refused when they continued, because another one had taken over:
+{refused["refused"]}. Continued before another one came, or after their run had ended: {refused[LATE]}.
 """

@@ -169,10 +169,7 @@ def page() -> str:
     lines = [
         "# Methods and architectures",
         "",
-        (
-            "Written by `make methods`, which tries every pair on a tiny model; a test compares this page"
-            " with what it finds."
-        ),
+        "`make methods` tries every pair on a tiny model and writes this page; a test compares the two.",
         "",
         (
             "- **T** trains: after an evaluation, gradients reach every parameter of the adapter; nothing"
@@ -182,7 +179,7 @@ def page() -> str:
         "- **S** saves: adapter and head load onto a fresh base model, which answers the same.",
         "- **P** exports to peft's format: `peft.PeftModel` reads it and answers the same.",
         "- **4** trains over 4-bit (NF4) weights of bitsandbytes.",
-        "- **-** is refused in one line; the lines stand below.",
+        "- **-** is refused in one line; the lines are below.",
         "",
         f"| {'':<{width}} | " + " | ".join(ARCHITECTURES) + " |",
         f"|{'-' * (width + 2)}|" + "|".join("-" * (len(a) + 2) for a in ARCHITECTURES) + "|",
@@ -196,11 +193,9 @@ def page() -> str:
             reasons.setdefault(reason, []).append((letter, name, a))
     lines += [
         "",
-        (
-            "Methods of peft adapt a fused projection (GPT-2's c_attn, timm's qkv) as a whole; this library's"
-            " own adapt its"
-        ),
-        "query and value alone. GPT-2 and Llama are language models here, without a classification head.",
+        "Methods of peft adapt a fused projection (GPT-2's c_attn, timm's qkv) as a whole; this library's",
+        "own methods adapt its query and value alone. GPT-2 and Llama are language models here, without a",
+        "classification head.",
         "",
         "## What is refused",
         "",

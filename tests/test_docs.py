@@ -39,6 +39,8 @@ TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
     name for line in re.findall(r"^([a-z0-9 -]+):$", MAKEFILE, re.M) for name in line.split()
 }
 VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
+#: Pages of the site that .ci/pages.py writes.
+API = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
 #: Programs that are not this project's.
 OTHERS = {"git", "cd", "curl", "wandb", "eval", "."}
 
@@ -208,6 +210,15 @@ def test_links_lead_to_files(page):
         titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else []
         slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
         assert not anchor or anchor in slugs, f"{page.name}: {link}"
+
+
+def test_the_site_leads_to_every_page():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    linked = set(re.findall(r"[\w/]+\.md", yaml.safe_dump(nav)))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    pages = {path for path in pages if not path.startswith("bench/")}  # parts of results.md
+    assert linked - pages == {"index.md", "CONTRIBUTING.md", "CHANGELOG.md", *API}
+    assert not pages - linked
 
 
 def test_readme_is_short_and_narrow():

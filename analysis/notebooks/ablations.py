@@ -1,5 +1,7 @@
-# %% [markdown] # Ablations Table 6: which vectors train, how the matrices are drawn, and where d starts.
-# Table 7: shared or own matrices. The paper prints means there.
+# %% [markdown]
+# # Ablations
+# Table 6: which vectors train, how the matrices are drawn, and where d starts. Table 7: shared or own
+# matrices. The paper prints means there.
 
 # %%
 from analysis import tables
@@ -17,8 +19,7 @@ show(tables.make("table7", records), "table 7")
 # VeRA against each of its variants, paired by task and seed.
 
 # %%
-found = {key: cell for key, cell in all_cells(records).items() if key[1].startswith("vera")}
-lines = compare(found)
+lines = compare({key: cell for key, cell in all_cells(records).items() if key[1].startswith("vera")})
 for line in lines:
     print(
         f"{line.model} {line.task}: {line.labels[0]} against {line.labels[1]}: {line.difference:+.1f} over"

@@ -1,6 +1,8 @@
-# %% [markdown] # Tables of medians Each of the paper's tables with our numbers under the paper's: medians
-# over seeds, +- sample standard deviation. Then the statistics that the paper does not print: intervals, best
-# against last epoch, what choosing the epoch adds, and VeRA against each other method.
+# %% [markdown]
+# # Tables of medians
+# Each of the paper's tables with our numbers under the paper's: medians over seeds, +- sample standard
+# deviation. Then the statistics that the paper does not print: intervals, best against last epoch, what
+# choosing the epoch adds, and VeRA against each other method.
 
 # %%
 from analysis import tables

@@ -2,9 +2,8 @@
 
     python -m analysis.report       (make report)
 
-The page is OUTPUT/report.html. It holds its data, styles and script, and asks for nothing else: no server, no
-network. The words and numbers of its tables are those of analysis.tables and analysis.stats; report.html
-beside this file is its frame.
+The page is OUTPUT/report.html. It holds its data, styles and script, and needs neither a server nor a
+network. The words and numbers of its tables are those of analysis.tables and analysis.stats.
 """
 
 from pathlib import Path
@@ -23,10 +22,9 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     output = read(arguments, Settings).settings.output
     ledger = open_ledger(output)
+    files = [file for file in records_folder(output).glob("*.json") if file.is_file()]
+    changed = {file.stem: file.stat().st_mtime for file in files}
     path = Path(output) / "report.html"
-    changed = {
-        file.stem: file.stat().st_mtime for file in records_folder(output).glob("*.json") if file.is_file()
-    }
     write_atomically(path, page(ledger, changed))
     print(f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})")
     return 0

@@ -7,8 +7,11 @@ from typing import Any
 
 from runs.record.text import one_line
 
-MARKS = {"reproduced": ("good", "✓"), "not reproduced": ("bad", "✗"), "incomplete": ("part", "…")}
-MARKS |= {
+#: The class and the sign of a verdict; the page's script has them from its data.
+MARKS = {
+    "reproduced": ("good", "✓"),
+    "not reproduced": ("bad", "✗"),
+    "incomplete": ("part", "…"),
     "consistent, wide": ("part", "≈"),
     "inside our interval": ("part", "≈"),
     "outside our interval": ("bad", "✗"),
@@ -22,16 +25,29 @@ def escape(text: object) -> str:
 
 def marked(word: str) -> str:
     """A verdict with its sign and colour."""
-    kind, mark = MARKS.get(word, ("part" if word.startswith("reproduced") else "none", "-"))
-    return f'<span class="v v-{kind}"><span aria-hidden="true">{mark} </span>{escape(word)}</span>'
+    kind, mark = MARKS.get(word, ("part" if word.startswith("reproduced") else "none", ""))
+    sign = f'<span aria-hidden="true">{mark} </span>' if mark else ""
+    return f'<span class="v v-{kind}">{sign}{escape(word)}</span>'
 
 
-def link(text: str, ids: Sequence[str], place: Mapping[str, int]) -> str:
-    """A number, leading to the cells that it is made of."""
-    found = list(dict.fromkeys(place[name] for name in ids if name in place))
-    if not found:
+def bullets(lines: Iterable[object]) -> str:
+    """A list of notes; "" without any."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def folded(title: str, inside: str, attributes: str = "") -> str:
+    """A part of the page that opens on a click on its title; both are HTML."""
+    return f"<details{attributes and f' {attributes}'}><summary>{title}</summary>{inside}</details>"
+
+
+def link(text: str, ids: Sequence[str], position: Mapping[str, int]) -> str:
+    """A number, leading to the cells that it is made of. position: that of its cell on the page, by run
+    id."""
+    cells = list(dict.fromkeys(position[name] for name in ids if name in position))
+    if not cells:
         return escape(text)
-    target = f"cell-{found[0]}" if len(found) == 1 else f"cells-{'.'.join(map(str, found))}"
+    target = f"cell-{cells[0]}" if len(cells) == 1 else f"cells-{'.'.join(map(str, cells))}"
     return f'<a href="#{target}">{escape(text)}</a>'
 
 
@@ -72,40 +88,29 @@ def _class(column: str) -> str:
     return ' class="words"' if wide else ' class="text"' if column in WORDS else ""
 
 
-def table_html(table: Any, place: Mapping[str, int]) -> str:
+def table_html(table: Any, position: Mapping[str, int]) -> str:
     """A table of analysis.tables, or the numbers of a figure, with the runs behind it."""
-    rows: list[str] = []
-    behind: dict[str, None] = {}
-    named = ""
-    # A figure's last column are the ids that its numbers lead to; of a measure that is of no run it stays.
-    known = [name for row in table.rows for cell in row for name in cell.ids]
-    header = (
-        table.header[:-1]
-        if table.header[-1] == "runs" and all(name in place for name in known)
-        else table.header
-    )
+    header, rows = table.header, list[str]()
+    behind, named = dict[str, None](), ""
+    # A figure's last column holds the ids that its numbers lead to; of a measure of no run it stays.
+    if header[-1] == "runs" and all(
+        name in position for row in table.rows for cell in row for name in cell.ids
+    ):
+        header = header[:-1]
     for row in table.rows:
-        cells = []
-        for i, (cell, column) in enumerate(zip(row, header, strict=False)):
-            shown = link(cell.text, cell.ids, place)
-            cells.append(
-                f'<th scope="row">{shown}</th>'
-                if i == 0 and cell.text
-                else f"<td{_class(column)}>{shown}</td>"
-            )
-        ids = list(dict.fromkeys(name for cell in row for name in cell.ids if name in place))
-        named = row[0].text or named
+        cells = [
+            f"<td{_class(column)}>{link(cell.text, cell.ids, position)}</td>"
+            for cell, column in zip(row, header, strict=False)
+        ]
+        if row[0].text:
+            cells[0] = f'<th scope="row">{link(row[0].text, row[0].ids, position)}</th>'
+            named = row[0].text
         source = row[1].text if len(row) > 1 else ""
+        ids = dict.fromkeys(name for cell in row for name in cell.ids if name in position)
         if ids and source != "difference":
             links = " ".join(f'<a href="#run-{escape(name)}">{escape(name)}</a>' for name in ids)
             task = f" on {escape(source)}" if table.header[1:2] == ["task"] else ""
             behind[f"<li>{escape(named)}{task}: {links}</li>"] = None
         rows.append(f"<tr{' class=paper' if source.startswith('paper') else ''}>{''.join(cells)}</tr>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    made = grid(table.title, header, rows) + (f'<ul class="notes">{notes}</ul>' if notes else "")
-    if behind:
-        made += (
-            "<details><summary>Runs behind these numbers</summary><ul"
-            f' class="ids">{"".join(behind)}</ul></details>'
-        )
-    return made
+    runs = folded("Runs behind these numbers", f'<ul class="ids">{"".join(behind)}</ul>') if behind else ""
+    return grid(table.title, header, rows) + bullets(table.notes) + runs

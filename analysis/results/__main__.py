@@ -4,23 +4,23 @@ from the records published in runs/records.
     python -m analysis.results                 (make results)
     python -m analysis.results check=true
 
-A study is a folder of published records. NOTES.md in it, written by hand, says how it was run and what is to
-be known of it; every number and picture comes from the records. check=true writes nothing and says whether
-the pages are those of the records.
+A study is a folder of published records. Its NOTES.md, written by hand, says how it was run and what a reader
+must know; every number and picture comes from the records. check=true writes nothing and compares the pages
+with the records.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results import page
+from analysis.results import pages
 from analysis.results.readme import headline, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import read_study, study_folders, write_atomically
 
 README = Path(__file__).parent.parent.parent / "README.md"
-#: The studies whose tables the README shows; docs/results.md has those of all.
-FRONT = ("glue_minilm",)
+#: The study whose table the README shows.
+FRONT = "glue_minilm"
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,39 @@ class Settings(Common):
     """What is written, or only compared."""
 
     docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
-    readme: Path = setting(README, "the file whose tables are written, too")
-    check: bool = setting(False, "write nothing; exit code 1 where the records say otherwise")
+    readme: Path = setting(README, "the file whose table is written, too")
+    check: bool = setting(False, "write nothing; exit code 1 where a page is not what the records give")
 
 
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
-    docs, front = settings.docs, settings.readme
     folders = study_folders()
     if not folders:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
-    made = page(folders, docs)
-    files = {docs / path: text for path, text in made.texts.items()}
-    shown_ = [folder for folder in folders if folder.name in FRONT]
-    text = front.read_text() if shown_ else ""
-    for folder in shown_:
-        text = readme(text, folder.name, headline(read_study(folder)))
-    files |= {front: text} if shown_ else {}
+    files = {settings.docs / path: text for path, text in pages(folders, settings.docs).items()}
+    for folder in folders:
+        if folder.name == FRONT:
+            text = settings.readme.read_text()
+            files[settings.readme] = readme(text, FRONT, headline(read_study(folder)))
     if settings.check:
-        stale = [str(path) for path, text in files.items() if not path.is_file() or path.read_text() != text]
-        # Their bytes are matplotlib's
-        stale += [str(docs / path) for path in made.pictures if not (docs / path).is_file()]
+        # A picture's bytes depend on matplotlib's version.
+        stale = [
+            path
+            for path, text in files.items()
+            if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
+        ]
         print(
-            "\n".join(f"{path} is not what the records say: make results" for path in stale)
-            or "as the records say"
+            "\n".join(f"{path} is not what the records give: make results" for path in stale)
+            or "every page is what the records give"
         )
         return 1 if stale else 0
-    for path, picture in made.pictures.items():
-        write_atomically(docs / path, picture)
-    kept = {docs / path for path in (*made.pictures, *made.texts)}
-    for old in {path for kind in ("*.svg", "*.md") for path in (docs / "results").glob(kind)} - kept:
-        old.unlink()
-    for file, text in files.items():
-        write_atomically(file, text)
-        print(f"Results: {file}")
+    for old in (settings.docs / "results").glob("*"):
+        if old.suffix in (".md", ".svg") and old not in files:
+            old.unlink()
+    for path, text in files.items():
+        write_atomically(path, text)
+        if path.suffix == ".md":
+            print(f"Results: {path}")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""A finding of the paper, held to our records: what it is, and what is said beside each."""
+"""A finding of the paper, compared with our records: what it says, our numbers, and whether they agree."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.cells import Cell
+from analysis.cells import Cell, ids
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, recipes
 from analysis.series import series
@@ -16,8 +16,8 @@ WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of one row that numbers of findings are made of: the row, the model and task, the ids, and the
-    median and the mean of what their table reports."""
+    """Runs of one row behind a finding: the row, the model and task, the run ids, and the median and the mean
+    of the number that their table reports."""
 
     row: str
     where: str
@@ -27,28 +27,29 @@ class Runs:
 
 
 def runs_of(cells: Sequence[Cell]) -> tuple[Runs, ...]:
-    """The runs of each cell."""
+    """The runs of each cell, by seed."""
     behind = []
     for cell in cells:
         records = sorted(cell.records, key=lambda record: record["cell"]["seed"])
         label, values = records[0]["label"], list(series(cell).values.values())
-        middles = [f"{of(values):.1f}" for of in (statistics.median, statistics.fmean) if values]
-        ids = tuple(record["id"] for record in records)
-        behind.append(Runs(cell.label, f"{label['model']}, {label['task']}", ids, *middles))
+        averages = [f"{of(values):.1f}" for of in (statistics.median, statistics.fmean) if values]
+        where = f"{label['model']}, {label['task']}"
+        behind.append(Runs(cell.label, where, tuple(ids(records)), *averages))
     return tuple(behind)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper finds, where it was tried here, the numbers in words, and whether they agree (None:
-    undecided).
+    """A finding of the paper on one model and task.
 
-    holds: what each run says by itself, or each pair of runs of one seed. trained: for how many epochs,
-    beside the paper's, and which rows were still rising at the last. firm: of enough pairs or runs for a bold
-    word.
+    source: its table or figure, with the paper's numbers. where: our model, task, epochs and seeds. here: our
+    numbers in words. holds: whether it holds in each run, or in each pair of runs of one seed. agrees:
+    whether our runs agree (None: undecided). firm: of at least FIRM_PAIRS pairs or runs. trained: our epochs,
+    the paper's, and the rows still rising at the last epoch.
     """
 
     claim: str
+    source: str
     where: str
     here: str
     holds: tuple[bool, ...]
@@ -60,24 +61,41 @@ class Claim:
 
     @property
     def word(self) -> str:
+        """The verdict, bold where it is firm and decided."""
         word = WORDS[self.agrees]
         return f"**{word}**" if self.firm and self.agrees is not None else word
 
 
+def claim_of(
+    claim: str,
+    source: str,
+    where: str,
+    here: str,
+    holds: Sequence[bool],
+    agrees: bool | None,
+    pairs: int,
+    cells: Sequence[Cell],
+) -> Claim:
+    """A claim from these cells. pairs: how many pairs of runs, or runs, it was tested on."""
+    firm = pairs >= FIRM_PAIRS
+    return Claim(claim, source, where, here, tuple(holds), agrees, firm, trained(cells), runs_of(cells))
+
+
 def table_of(record: Record) -> str:
-    """Whose table a record's task is held to: glue (table 2), e2e (table 3), images (table 5), or another
-    family."""
+    """Whose table a record's task is compared with: glue (table 2), e2e (table 3), images (table 5), or
+    another family."""
     return "glue" if record["cell"]["task"] in GLUE else str(record["config"]["task"].get("family"))
 
 
-def trained(rows: Sequence[Cell]) -> str:
+def trained(cells: Sequence[Cell]) -> str:
     """The epochs of some rows, the paper's for that task, and the rows whose best epoch is the last in most
-    seeds."""
-    records = [record for cell in rows for record in cell.records]
+    seeds; "-" without rows."""
+    records = [record for cell in cells for record in cell.records]
+    if not records:
+        return "-"
     epochs = sorted({record["config"]["train"]["epochs"] for record in records})
-    words = [f"{' to '.join(map(str, epochs))}{_paper_epochs(records[0])}"]
     rising = []
-    for cell in rows:
+    for cell in cells:
         several = [record for record in cell.records if len(record["curve"].get("epoch") or []) > 1]
         last = sum(
             best_and_last(record, "paper").get("best_epoch") == record["curve"]["epoch"][-1]
@@ -85,21 +103,15 @@ def trained(rows: Sequence[Cell]) -> str:
         )
         if 2 * last > len(several):
             rising.append(f"{cell.label} ({last} of {len(several)})")
-    return "; ".join([*words, *([f"still rising: {', '.join(rising)}"] if rising else [])])
+    text = " to ".join(map(str, epochs)) + _paper_epochs(records[0])
+    return text + (f"; still rising: {', '.join(rising)}" if rising else "")
 
 
 def _paper_epochs(record: Record) -> str:
     """How long the paper trains VeRA on a task."""
     protocol, task = table_of(record), record["cell"]["task"]
     if task in GLUE:
-        of = [
-            recipes()["glue"]["vera"][model]["epochs"][tuple(GLUE).index(task)]
-            for model in ("roberta-base", "roberta-large")
-        ]
-        return f" (paper: {of[0]} BASE, {of[1]} LARGE)"
+        vera, column = recipes()["glue"]["vera"], tuple(GLUE).index(task)
+        base, large = (vera[model]["epochs"][column] for model in ("roberta-base", "roberta-large"))
+        return f" (paper: {base} BASE, {large} LARGE)"
     return f" (paper: {recipes()[protocol]['common']['epochs']})" if protocol in ("e2e", "images") else ""
-
-
-def is_firm(pairs: int) -> bool:
-    """Whether so many pairs are enough to say more than a tendency."""
-    return pairs >= FIRM_PAIRS

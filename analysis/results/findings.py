@@ -1,4 +1,4 @@
-"""The paper's findings, held to our records, of which those that compare rows are here."""
+"""The paper's findings that compare rows of a table, tried on our records."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from analysis.cells import Cell, Key, over_shared_seeds
 from analysis.inference import is_above, is_near, paired_interval
-from analysis.results.claim import WORDS, Claim, is_firm, runs_of, table_of, trained
+from analysis.results.claim import WORDS, Claim, claim_of, table_of
 from analysis.results.of_figures import of_figures
 from analysis.series import Comparison, compare, series
 from analysis.verdicts import all_cells
@@ -17,132 +17,113 @@ from runs.record.text import plural
 
 
 def claims(ledger: Ledger) -> list[Claim]:
-    """Every claim of the paper that the records can say something of."""
-    found = all_cells(r for r in ledger if table_of(r) in ("glue", "images"))
+    """Every finding of the paper that the records can be compared with."""
+    cells = all_cells(r for r in ledger if table_of(r) in ("glue", "images"))
     texts = all_cells(
         r for r in ledger if table_of(r) == "e2e" and (r.get("texts") or r["status"] == "diverged")
     )
-    # Of table 2's protocol alone: the others choose no epoch.
+    # Only table 2's protocol chooses an epoch.
     fitted = all_cells((r for r in ledger if table_of(r) == "glue"), "crossfit")
-    again = {(claim.claim, claim.where): claim for claim in _of_rows(fitted, {})}
-    made = [
-        dataclasses.replace(claim, crossfit=again.get((claim.claim, claim.where)))
-        for claim in _of_rows(found, texts)
+    crossfit = {(claim.claim, claim.where): claim for claim in _of_rows(fitted, {})}
+    of_rows = [
+        dataclasses.replace(claim, crossfit=crossfit.get((claim.claim, claim.where)))
+        for claim in _of_rows(cells, texts)
     ]
-    return [*made, *of_figures(ledger)]
+    return [*of_rows, *of_figures(ledger)]
 
 
-def _of_rows(found: dict[Key, Cell], texts: dict[Key, Cell]) -> list[Claim]:
-    """What compares rows, seed by seed; texts: cells that are compared by their BLEU."""
-    return [*_near(found | texts), *_ablations(found), *_ranks(found)]
+def _of_rows(cells: dict[Key, Cell], texts: dict[Key, Cell]) -> list[Claim]:
+    """The findings that compare rows. texts: cells compared by their BLEU."""
+    return [*_near(cells | texts), *_ablations(cells), *_shared(cells), *_ranks(cells)]
 
 
-def _sides(found: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
-    """The cells of these rows, for each model and task that has all of them, each with its number, and of the
-    seeds that all
-    have: medians of other seeds could say the opposite of the pairs."""
-    for model, task in sorted({(key[0], key[2]) for key in found}):
-        mine = [found[model, row, task] for row in rows if (model, row, task) in found]
-        if len(mine) == len(rows) and not any(cell.unknown for cell in mine):
-            sides = over_shared_seeds(mine)
-            # Not a BLEU and a perplexity
+def _sides(cells: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
+    """The cells of these rows, for each model and task that has them all with a number in each run. They keep
+    the seeds that all have: medians of other seeds could contradict the pairs."""
+    for model, task in sorted({(key[0], key[2]) for key in cells}):
+        keys = [(model, row, task) for row in rows]
+        if all(key in cells and not cells[key].unknown for key in keys):
+            sides = over_shared_seeds(cells[key] for key in keys)
+            # A BLEU and a perplexity cannot be compared.
             if sides[0].records and len({series(cell).name for cell in sides}) == 1:
                 yield sides
 
 
-def _place(sides: Sequence[Cell]) -> str:
-    """A model and task by their labels, with the epochs and the seeds of the rows."""
-    label = sides[0].records[0]["label"]
-    told = [f"{label['model']}, {label['task']}"]
-    for word, counts in (
-        ("epoch", {record["config"]["train"]["epochs"] for cell in sides for record in cell.records}),
-        ("seed", {cell.seeds for cell in sides}),
-    ):
-        told.append(f"{' to '.join(map(str, sorted(counts)))} {word}{'s' * (counts != {1})}")
-    return ", ".join(told)
+def _where(cells: Sequence[Cell]) -> str:
+    """The model and task by their labels, and the epochs and seeds of the cells."""
+    label = cells[0].records[0]["label"]
+    epochs = {record["config"]["train"]["epochs"] for cell in cells for record in cell.records}
+    counts = [
+        f"{' to '.join(map(str, sorted(numbers)))} {word}{'s' * (numbers != {1})}"
+        for word, numbers in (("epoch", epochs), ("seed", {cell.seeds for cell in cells}))
+    ]
+    return ", ".join([label["model"], label["task"], *counts])
 
 
 def _paired(a: Cell, b: Cell) -> Comparison:
-    """Runs of one seed of the two, compared; they are of the same seeds (_sides)."""
+    """Two cells of the same seeds, compared by pairs of runs of one seed."""
     model, task = (a.records[0]["cell"][key] for key in ("model", "task"))
     (line,) = compare({(model, "a", task): a, (model, "b", task): b}, "a")
     return line
 
 
-def _words(line: Comparison, near: bool = False) -> str:
-    """The pairs in words: their mean difference, and what its word rests on (one-sided bounds, or an
-    interval)."""
+def _pairs_text(line: Comparison, near: bool = False) -> str:
+    """The mean difference of the pairs, with an interval or, for "near", with one-sided bounds."""
     bounds = paired_interval(line.differences, 0.9 if near else 0.95)
     of = "one-sided 95% bounds {:+.1f} and {:+.1f}" if near else "95% interval {:+.1f} to {:+.1f}"
     span = f", {of.format(*bounds)}" if bounds else ""
     return f" ({plural(line.pairs, 'pair')} by seed: mean {statistics.fmean(line.differences):+.1f}{span})"
 
 
-#: Rows that the paper finds VeRA near to, by protocol, and its numbers: VeRA's first.
+#: Rows that the paper finds VeRA near to, by protocol; and the paper's numbers, VeRA's first.
 NEAR = {
-    (
-        "glue",
-        "lora",
-    ): "LoRA with fewer parameters (table 2, averages: LARGE 87.8 and 87.8, BASE 85.2 and 86.6)",
-    ("glue", "adapter_p"): (
-        "Adapter P with fewer parameters (table 2, LARGE, averages: 87.8, and 87.6 or 86.8)"
-    ),
-    ("glue", "full"): "full fine-tuning with fewer parameters (table 2, BASE, averages: 85.2 and 85.2)",
-    ("e2e", "lora"): "LoRA with fewer parameters (table 3, BLEU: MEDIUM 70.1 and 68.9, LARGE 70.3 and 70.1)",
+    ("glue", "lora"): ("LoRA", "table 2, averages: LARGE 87.8 and 87.8, BASE 85.2 and 86.6"),
+    ("glue", "adapter_p"): ("Adapter P", "table 2, LARGE, averages: 87.8, and 87.6 or 86.8"),
+    ("glue", "full"): ("full fine-tuning", "table 2, BASE, averages: 85.2 and 85.2"),
+    ("e2e", "lora"): ("LoRA", "table 3, BLEU: MEDIUM 70.1 and 68.9, LARGE 70.3 and 70.1"),
     ("images", "lora"): (
-        "LoRA with fewer parameters"
-        " (table 5, means of its data sets: BASE 87.5 and 88.1, LARGE 86.1 and 86.0)"
+        "LoRA",
+        "table 5, means of its data sets: BASE 87.5 and 88.1, LARGE 86.1 and 86.0",
     ),
     ("images", "full"): (
-        "full fine-tuning with fewer parameters"
-        " (table 5, means of its data sets: BASE 87.5 and 88.8, LARGE 86.1 and 85.8)"
+        "full fine-tuning",
+        "table 5, means of its data sets: BASE 87.5 and 88.8, LARGE 86.1 and 85.8",
     ),
 }
-#: What is near: so many points below, at most.
+#: X is near Y if it is at most so many points below.
 MARGIN = 1.0
 
 
-def _near(found: dict[Key, Cell]) -> Iterator[Claim]:
-    for (protocol, row), claim in NEAR.items():
-        for vera, other in _sides(found, "vera", row):
+def _hold_near(line: Comparison) -> tuple[bool, ...]:
+    return tuple(difference >= -MARGIN - 1e-9 for difference in line.differences)
+
+
+def _near(cells: dict[Key, Cell]) -> Iterator[Claim]:
+    for (protocol, row), (name, source) in NEAR.items():
+        for rows in _sides(cells, "vera", row):
+            vera, other = rows
             if table_of(vera.records[0]) != protocol:
                 continue
             line = _paired(vera, other)
-            middles = [
-                f"{cell.label} {statistics.median(series(cell).values.values()):.1f}"
-                for cell in (vera, other)
-            ]
-            head = vera.records[0]["parameters"]["head"]
+            medians = [f"{cell.label} {statistics.median(series(cell).values.values()):.1f}" for cell in rows]
             share = f"{vera.parameters / other.parameters:.2g} of the parameters"
-            if head:
+            if head := vera.records[0]["parameters"]["head"]:
                 share += f", {(vera.parameters + head) / (other.parameters + head):.2g} with the head"
-            here, agrees = (
-                f"{', '.join(middles)}{_words(line, near=True)}; {share}",
-                is_near(line.differences, MARGIN),
-            )
-            holds = tuple(difference >= -MARGIN - 1e-9 for difference in line.differences)
-            if (larger := _by_chance([vera, other])) is not None:
+            here = f"{', '.join(medians)}{_pairs_text(line, near=True)}; {share}"
+            holds, agrees = _hold_near(line), is_near(line.differences, MARGIN)
+            if (larger := _by_chance(rows)) is not None:
                 here, holds, agrees = f"{here}; both may be chance: the larger class is {larger}", (), None
-            rows = [vera, other]
-            yield Claim(
-                f"VeRA is near {claim}",
-                _place(rows),
-                here,
-                holds,
-                agrees,
-                is_firm(line.pairs),
-                trained(rows),
-                runs_of(rows),
-            )
+            claim = f"VeRA is near {name} with fewer parameters"
+            yield claim_of(claim, source, _where(rows), here, holds, agrees, line.pairs, rows)
 
 
-#: The larger class of GLUE's dev sets: what saying one thing of every row gives, in percent.
+#: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent.
 LARGER_CLASS = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7}
 
 
 def _by_chance(rows: Sequence[Cell]) -> float | None:
-    """The larger class, where the median of none of the rows is two standard errors of the dev set above it:
-    they have learned nothing that could be compared. None elsewhere."""
+    """The share of the larger class, if no row's median is two standard errors of the dev set above it: then
+    no row has learned anything that could be compared. None otherwise."""
     record = rows[0].records[0]
     share = LARGER_CLASS.get(record["cell"]["task"])
     if share is None:
@@ -151,65 +132,39 @@ def _by_chance(rows: Sequence[Cell]) -> float | None:
     return share if all(statistics.median(series(row).values.values()) <= most for row in rows) else None
 
 
-#: A claim, its better row and its worse rows, with the names that the numbers get.
-ABLATIONS: tuple[tuple[str, tuple[str, str], dict[str, str]], ...] = (
-    ("d alone is better than b alone (table 6)", ("vera_only_d", "only d"), {"vera_only_b": "only b"}),
-    (
-        "both vectors are better than one (table 6)",
-        ("vera", "both"),
-        {"vera_only_d": "only d", "vera_only_b": "only b"},
-    ),
-    (
-        "A and B by Kaiming's uniform draw beat one on [0, 0.1] (table 6)",
-        ("vera", "Kaiming"),
-        {"vera_uniform": "[0, 0.1]"},
-    ),
-    ("d that starts at 0.1 beats d that starts at 1 (table 6)", ("vera", "0.1"), {"vera_d_init_1": "1"}),
-    (
-        "d that starts at 1e-7 beats d that starts at 1 (table 6)",
-        ("vera_d_init_1e-7", "1e-7"),
-        {"vera_d_init_1": "1"},
-    ),
-)
+#: Findings of table 6: the rows that each compares, the better one first, and their names beside the numbers.
+ABLATIONS = {
+    "d alone is better than b alone": {"vera_only_d": "only d", "vera_only_b": "only b"},
+    "both vectors are better than one": {"vera": "both", "vera_only_d": "only d", "vera_only_b": "only b"},
+    "A and B by Kaiming's uniform draw beat one on [0, 0.1]": {"vera": "Kaiming", "vera_uniform": "[0, 0.1]"},
+    "d that starts at 0.1 beats d that starts at 1": {"vera": "0.1", "vera_d_init_1": "1"},
+    "d that starts at 1e-7 beats d that starts at 1": {"vera_d_init_1e-7": "1e-7", "vera_d_init_1": "1"},
+}
 
 
-def _ablations(found: dict[Key, Cell]) -> Iterator[Claim]:
-    """By means, as tables 6 and 7 print them."""
-    for claim, (better, name), worse in ABLATIONS:
-        for first, *others in _sides(found, better, *worse):
-            lines = [_paired(first, other) for other in others]
-            told = [
-                f"{n} {c.mean():.1f}{_words(line)}"
-                for n, c, line in zip(worse.values(), others, lines, strict=True)
-            ]
-            holds = tuple(min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True))
-            agrees = _all([is_above(line.differences) for line in lines])
-            here, rows = f"{name} {first.mean():.1f}; {', '.join(told)}", [first, *others]
-            firm, runs = is_firm(lines[0].pairs), runs_of(rows)
-            yield Claim(claim, _place(rows), here, holds, agrees, firm, trained(rows), runs)
-    for shared, unique in _sides(found, "vera", "vera_unique"):
-        line = _paired(shared, unique)
-        here = f"shared {shared.mean():.1f}; unique {unique.mean():.1f}{_words(line, near=True)}"
-        claim, rows = (
-            "A and B may be shared: with them VeRA is near a pair for each matrix (table 7)",
-            [shared, unique],
-        )
-        holds = tuple(difference >= -MARGIN - 1e-9 for difference in line.differences)
-        yield Claim(
-            claim,
-            _place(rows),
-            here,
-            holds,
-            is_near(line.differences, MARGIN),
-            is_firm(line.pairs),
-            trained(rows),
-            runs_of(rows),
-        )
+def _ablations(cells: dict[Key, Cell]) -> Iterator[Claim]:
+    """By means, as table 6 prints them. A finding against several rows agrees where it does against each."""
+    for claim, names in ABLATIONS.items():
+        for rows in _sides(cells, *names):
+            means = [f"{name} {cell.mean():.1f}" for name, cell in zip(names.values(), rows, strict=True)]
+            lines = [_paired(rows[0], other) for other in rows[1:]]
+            others = [mean + _pairs_text(line) for mean, line in zip(means[1:], lines, strict=True)]
+            here = f"{means[0]}; {', '.join(others)}"
+            holds = [min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True)]
+            words = [is_above(line.differences) for line in lines]
+            agrees = False if False in words else None if None in words else True
+            yield claim_of(claim, "table 6", _where(rows), here, holds, agrees, lines[0].pairs, rows)
 
 
-def _all(words: Sequence[bool | None]) -> bool | None:
-    """Of a finding in several parts: it agrees where all do, and does not where one does not."""
-    return False if False in words else None if None in words else True
+def _shared(cells: dict[Key, Cell]) -> Iterator[Claim]:
+    """By means, as table 7 prints them."""
+    claim = "A and B may be shared: with them VeRA is near a pair for each matrix"
+    for rows in _sides(cells, "vera", "vera_unique"):
+        line = _paired(*rows)
+        shared, unique = (cell.mean() for cell in rows)
+        here = f"shared {shared:.1f}; unique {unique:.1f}{_pairs_text(line, near=True)}"
+        agrees = is_near(line.differences, MARGIN)
+        yield claim_of(claim, "table 7", _where(rows), here, _hold_near(line), agrees, line.pairs, rows)
 
 
 #: LoRA's rows by how alpha follows the rank; the recipe's own rank is of both.
@@ -219,45 +174,42 @@ CONVENTIONS = {
 }
 
 
-def _ranks(found: dict[Key, Cell]) -> Iterator[Claim]:
-    """VeRA of the highest rank that has run, and LoRA of the rank whose count is nearest, if within a factor
-    of two: the counts are never equal. Once for each convention of LoRA's alpha; the finding agrees only
-    where both do."""
-    for model, task in sorted({(key[0], key[2]) for key in found}):
-        ranked = {row: c for (m, row, t), c in found.items() if (m, t) == (model, task) and not c.unknown}
-        vera = [cell for row, cell in ranked.items() if re.fullmatch(r"vera(_r\d+)?", row)]
-        if len(vera) < 2:  # no ranks to choose from
+def _ranks(cells: dict[Key, Cell]) -> Iterator[Claim]:
+    """VeRA of the highest rank that has run, against LoRA of the rank with the nearest count of parameters.
+    Once for each convention of LoRA's alpha; the finding agrees only where it does by both."""
+    for model, task in sorted({(key[0], key[2]) for key in cells}):
+        ranks = {row: c for (m, row, t), c in cells.items() if (m, t) == (model, task) and not c.unknown}
+        vera = [cell for row, cell in ranks.items() if re.fullmatch(r"vera(_r\d+)?", row)]
+        if len(vera) < 2:  # one rank alone is no comparison of ranks
             continue
         high = max(vera, key=lambda cell: cell.parameters)
-        sides, told, agrees = list[list[Cell]](), list[str](), list[bool | None]()
-        holds: list[tuple[bool, ...]] = []
-        for convention, rows in CONVENTIONS.items():
-            near = _nearest(high, [cell for row, cell in ranked.items() if re.fullmatch(rows, row)])
-            if near is None:
-                told.append(f"with {convention}: not run")
-                agrees.append(None)
+        texts, words = list[str](), list[bool | None]()
+        rows, lines = dict[str, Cell](), list[Comparison]()
+        for convention, pattern in CONVENTIONS.items():
+            both = _nearest(high, [cell for row, cell in ranks.items() if re.fullmatch(pattern, row)])
+            if both is None:
+                texts.append(f"with {convention}: not run")
+                words.append(None)
                 continue
-            line = _paired(*near)
-            words = "; ".join(
-                f"{cell.label} {cell.median():.1f} ({cell.parameters:,} parameters)" for cell in near
-            )
-            agrees.append(is_above(line.differences))
-            told.append(f"with {convention}: {words}{_words(line)}: {WORDS[agrees[-1]]}")
-            holds.append(tuple(difference > 0 for difference in line.differences))
-            sides.append(near)
-        if not sides:
-            continue
-        claim = "of like counts of parameters, VeRA of a high rank is above LoRA (figure 2)"
-        rows_ = list({cell.label: cell for near in sides for cell in near}.values())
-        agree = agrees[0] if len(set(agrees)) == 1 else None
-        firm = is_firm(min(len(one) for one in holds))
-        words, runs = "; ".join(told), runs_of(rows_)
-        yield Claim(claim, _place(rows_), words, sum(holds, ()), agree, firm, trained(rows_), runs)
+            line = _paired(*both)
+            numbers = "; ".join(f"{c.label} {c.median():.1f} ({c.parameters:,} parameters)" for c in both)
+            words.append(is_above(line.differences))
+            texts.append(f"with {convention}: {numbers}{_pairs_text(line)}: {WORDS[words[-1]]}")
+            lines.append(line)
+            rows |= {cell.label: cell for cell in both}
+        if lines:
+            claim = "of like counts of parameters, VeRA of a high rank is above LoRA"
+            shown = list(rows.values())
+            holds = [difference > 0 for line in lines for difference in line.differences]
+            agrees = words[0] if len(set(words)) == 1 else None
+            pairs = min(line.pairs for line in lines)
+            here = "; ".join(texts)
+            yield claim_of(claim, "figure 2", _where(shown), here, holds, agrees, pairs, shown)
 
 
 def _nearest(high: Cell, lora: list[Cell]) -> list[Cell] | None:
-    """A cell of VeRA and the one of LoRA's whose count is nearest, over the seeds of both; None where there
-    is none near."""
+    """A cell of VeRA and LoRA's with the nearest count of parameters, over the seeds of both. None where no
+    count is within a factor of two, or no seed is shared."""
     if len(lora) < 2:
         return None
     near = min(lora, key=lambda cell: abs(math.log(cell.parameters / high.parameters)))

@@ -1,4 +1,4 @@
-"""What the paper's figures 3, 5 and 6 show, held to our measures."""
+"""The findings of the paper's figures 3, 5 and 6, tried on our measures."""
 
 import math
 import statistics
@@ -6,135 +6,110 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis import figures
 from analysis.cells import Cell
-from analysis.figures import figure3, figure5, figure6
+from analysis.figures import figure6
+from analysis.figures.measures import measured
 from analysis.inference import is_above
-from analysis.results.claim import Claim, Runs, is_firm, runs_of, trained
+from analysis.results.claim import Claim, Runs, claim_of
 from analysis.table import texts
 from runs.record import Ledger, Record
 from runs.record.text import plural
 
-#: A mean squared error below which a fit of N(0, 1) is whole.
+#: A mean squared error below which a fit of N(0, 1) is exact.
 FITTED = 1e-3
 
 
 def of_figures(ledger: Ledger) -> list[Claim]:
-    """What figures 3, 5 and 6 show."""
-    return [*_moved(ledger), *_alike(ledger), *_fit(ledger)]
+    """The findings of figures 3, 5 and 6."""
+    return [*_magnitudes(ledger), *_similarities(ledger), *_fits(ledger)]
 
 
-def _lines(figure: figures.Figure) -> list[dict[str, str]]:
-    return [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
+def _where(measures: Sequence[Record], count: str) -> str:
+    """The model and task by their labels, and how many runs were measured."""
+    label = measures[0]["of"][0]["label"]
+    return f"{label['model']}, {label['task']}, {count}"
 
 
-def _of(figure: figures.Figure) -> str:
-    """The model and task of a figure, by its title."""
-    return figure.title.rpartition(", ")[2].replace(" on ", ", ")
+def _cells(ledger: Ledger, measures: Sequence[Record]) -> list[Cell]:
+    """The runs that were measured, by row, where their records are there."""
+    by_row: dict[str, list[Record]] = defaultdict(list)
+    for run in dict.fromkeys(of["id"] for measure in measures for of in measure["of"]):
+        if run in ledger.records:
+            by_row[ledger.records[run]["cell"]["row"]].append(ledger.records[run])
+    return [Cell(records, len(records)) for records in by_row.values()]
 
 
-def _moved(ledger: Ledger) -> Iterator[Claim]:
-    """Of each run by itself: what figure 3 shows is the median of them."""
-    for figure in figure3.make(ledger):
-        runs = sorted({name for line in _lines(figure) for name in line["runs"].split()})
-        measures = [
-            m["values"]
-            for m in ledger.measures.values()
-            if m["kind"] == "magnitude" and m["of"][0]["id"] in runs
+def _magnitudes(ledger: Ledger) -> Iterator[Claim]:
+    """Figure 3, run by run; the figure shows the median of the runs."""
+    for group in measured(ledger, "magnitude", lambda measure: measure["of"][0]["cell"]["row"] == "vera"):
+        changes = [
+            [
+                change
+                for change in zip(*(measure["values"][key] for key in ("layer", "site", "d")), strict=True)
+                if change[2] is not None
+            ]
+            for measure in group.measures
         ]
-        moved = [
-            [p for p in zip(m["layer"], m["site"], m["d"], strict=True) if p[2] is not None] for m in measures
-        ]
-        place = f"{_of(figure)}, {plural(len(runs), 'run')}"
-        if not moved or not all({"query", "value"} <= {site for _, site, _ in run} for run in moved):
+        if not changes or not all({"query", "value"} <= {site for _, site, _ in run} for run in changes):
             continue
+        layers = sorted({layer for run in changes for layer, *_ in run})
+        middle = layers[len(layers) // 2]
         sites = [
             [statistics.fmean(d for _, s, d in run if s == site) for site in ("query", "value")]
-            for run in moved
+            for run in changes
         ]
-        layers = sorted({layer for run in moved for layer, *_ in run})
-        middle = layers[len(layers) // 2]
         halves = [
             [statistics.fmean(d for n, _, d in run if (n >= middle) is late) for late in (False, True)]
-            for run in moved
+            for run in changes
         ]
-        query, value = (statistics.median(pair[i] for pair in sites) for i in (0, 1))
-        words = f"mean over layers, median of the runs: query {query:.3g}, value {value:.3g}"
-        early, late = (statistics.median(pair[i] for pair in halves) for i in (0, 1))
-        rows = _rows(ledger, runs)
-        epochs, behind = trained(rows) if rows else "-", runs_of(rows)
-        for claim, told, apart in (
-            ("d changes more in query than in value (figure 3)", words, [q - v for q, v in sites]),
+        query, value = map(statistics.median, zip(*sites, strict=True))
+        early, late = map(statistics.median, zip(*halves, strict=True))
+        where = _where(group.measures, plural(len(changes), "run"))
+        for claim, here, apart in (
             (
-                "d changes more in later layers (figure 3)",
-                (
-                    f"mean of the first half of the layers, median of the runs: {early:.3g}, of the second"
-                    f" {late:.3g}"
-                ),
-                [b - a for a, b in halves],
+                "d changes more in query than in value",
+                f"mean over layers, median of the runs: query {query:.3g}, value {value:.3g}",
+                [of_query - of_value for of_query, of_value in sites],
+            ),
+            (
+                "d changes more in later layers",
+                f"mean of the first half of the layers, median of the runs: {early:.3g}, of the second"
+                f" {late:.3g}",
+                [second - first for first, second in halves],
             ),
         ):
-            yield Claim(
-                claim,
-                place,
-                told,
-                tuple(d > 0 for d in apart),
-                is_above(apart),
-                is_firm(len(apart)),
-                epochs,
-                behind,
-            )
+            holds, agrees, cells = [d > 0 for d in apart], is_above(apart), _cells(ledger, group.measures)
+            yield claim_of(claim, "figure 3", where, here, holds, agrees, len(apart), cells)
 
 
-def _rows(ledger: Ledger, runs: Sequence[str]) -> list[Cell]:
-    """The runs that a figure measures, by row, where their records are there."""
-    records = [ledger.records[run] for run in runs if run in ledger.records]
-    by_row: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        by_row[record["cell"]["row"]].append(record)
-    return [Cell(of_row, len(of_row)) for of_row in by_row.values()]
-
-
-def _alike(ledger: Ledger) -> Iterator[Claim]:
-    """Of each pair of runs by itself, over the query matrices; with the band in which random matrices lie."""
-    for figure in figure5.make(ledger):
-        runs = {name for line in _lines(figure) for name in line["runs"].split()}
-        measures = [
-            m
-            for m in ledger.measures.values()
-            if m["kind"] == "similarity" and {o["id"] for o in m["of"]} <= runs
+def _similarities(ledger: Ledger) -> Iterator[Claim]:
+    """Figure 5, pair of runs by pair, over the query matrices; with the band of random matrices."""
+    for group in measured(ledger, "similarity"):
+        cosines = [
+            [_queries(measure["values"], pair) for pair in ("lora_vera", "lora_random")]
+            for measure in group.measures
         ]
-        means = [[_query_mean(m["values"], pair) for pair in ("lora_vera", "lora_random")] for m in measures]
-        found = [
-            (together, random) for together, random in means if together is not None and random is not None
-        ]
-        if not found:
+        # A pair without a query matrix, or with a change that is zero, has no cosine.
+        means = [[statistics.fmean(values) for values in pair] for pair in cosines if all(pair)]
+        if not means:
             continue
-        together, random = (statistics.median(pair[i] for pair in found) for i in (0, 1))
-        told = f"LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
-        words = f"mean cosine over layers of query matrices, median of the pairs: {told}"
-        if (band := null_band(measures)) is not None:
-            words += f"; 95% of such means with a random matrix lie within +-{band:.1e}"
-        claim = "LoRA's and VeRA's changes resemble each other more than random ones (figure 5)"
-        apart = [together - random for together, random in found]
-        holds = tuple(difference > 0 for difference in apart)
-        place = f"{_of(figure)}, {plural(len(found), 'pair')} of runs"
-        rows = _rows(ledger, sorted(runs))
-        yield Claim(
-            claim,
-            place,
-            words,
-            holds,
-            is_above(apart),
-            is_firm(len(found)),
-            trained(rows) if rows else "-",
-            runs_of(rows),
+        together, random = map(statistics.median, zip(*means, strict=True))
+        here = (
+            "mean cosine over layers of query matrices, median of the pairs:"
+            f" LoRA and VeRA {together:.1e}, LoRA and random {random:.1e}"
         )
+        if (band := null_band(group.measures)) is not None:
+            here += f"; 95% of such means with a random matrix lie within +-{band:.1e}"
+        claim = "LoRA's and VeRA's changes resemble each other more than random ones"
+        apart = [of_both - of_random for of_both, of_random in means]
+        where, holds = _where(group.measures, f"{plural(len(means), 'pair')} of runs"), [d > 0 for d in apart]
+        cells = _cells(ledger, group.measures)
+        yield claim_of(claim, "figure 5", where, here, holds, is_above(apart), len(means), cells)
 
 
 def null_band(measures: Sequence[Record]) -> float | None:
-    """Half the width of the band in which 95% of the means over layers lie where one side is a random matrix:
-    1.96 standard errors, from the spread of every such cosine that was measured."""
+    """Half the width of the band that holds 95% of the means over layers where one side is a random matrix:
+    1.96 standard errors, from the spread of every such cosine. None for fewer than two cosines."""
     random = [_queries(m["values"], pair) for m in measures for pair in ("lora_random", "vera_random")]
     values = [value for of_pair in random for value in of_pair]
     if len(values) < 2:
@@ -143,6 +118,7 @@ def null_band(measures: Sequence[Record]) -> float | None:
 
 
 def _queries(values: dict[str, list[Any]], pair: str) -> list[float]:
+    """The cosines of the query matrices, by layer."""
     return [
         value
         for value, site in zip(values[pair], values["site"], strict=True)
@@ -150,27 +126,23 @@ def _queries(values: dict[str, list[Any]], pair: str) -> list[float]:
     ]
 
 
-def _query_mean(values: dict[str, list[Any]], pair: str) -> float | None:
-    """The mean over layers; None where there is no query matrix, or a change is zero."""
-    found = _queries(values, pair)
-    return statistics.fmean(found) if found else None
-
-
-def _fit(ledger: Ledger) -> Iterator[Claim]:
+def _fits(ledger: Ledger) -> Iterator[Claim]:
+    """Figure 6, count by count. The finding is of every count: one that differs refutes it, so it is firm."""
     (figure,) = figure6.make(ledger)
-    errors = {(line["method"], int(line["parameters"])): float(line["mse mean"]) for line in _lines(figure)}
-    counts = [count for method, count in errors if method == "LoRA" and ("VeRA", count) in errors]
-    if counts:
-        pairs = [(count, errors["VeRA", count], errors["LoRA", count]) for count in sorted(counts)]
-        equal = tuple(abs(vera - lora) <= max(0.1 * lora, FITTED) for _, vera, lora in pairs)
-        lower = sum(vera < lora for (_, vera, lora), same in zip(pairs, equal, strict=True) if not same)
-        told = ", ".join(f"{count}: {vera:.3f} and {lora:.3f}" for count, vera, lora in pairs)
-        words = (
-            f"of {len(pairs)} counts equal at {sum(equal)}, VeRA's error lower at {lower} (VeRA and LoRA at"
-            f" {told})"
-        )
-        claim = "VeRA and LoRA fit random matrices equally well at equal counts (figure 6)"
-        # One count that differs refutes it
-        ids = dict.fromkeys(name for line in _lines(figure) for name in line["runs"].split())
-        behind = (Runs("both", "10 x 10 matrices", tuple(ids)),)
-        yield Claim(claim, "10 x 10 matrices", words, equal, all(equal), True, runs=behind)
+    lines = [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
+    errors = {(line["method"], int(line["parameters"])): float(line["mse mean"]) for line in lines}
+    counts = sorted(count for method, count in errors if method == "LoRA" and ("VeRA", count) in errors)
+    if not counts:
+        return
+    pairs = [(count, errors["VeRA", count], errors["LoRA", count]) for count in counts]
+    equal = tuple(abs(vera - lora) <= max(0.1 * lora, FITTED) for _, vera, lora in pairs)
+    lower = sum(vera < lora for (_, vera, lora), same in zip(pairs, equal, strict=True) if not same)
+    numbers = ", ".join(f"{count}: {vera:.3f} and {lora:.3f}" for count, vera, lora in pairs)
+    here = (
+        f"of {len(pairs)} counts equal at {sum(equal)}, VeRA's error lower at {lower} (VeRA and LoRA at"
+        f" {numbers})"
+    )
+    claim = "VeRA and LoRA fit random matrices equally well at equal counts"
+    measures = tuple(dict.fromkeys(name for line in lines for name in line["runs"].split()))
+    runs = (Runs("both", "10 x 10 matrices", measures),)
+    yield Claim(claim, "figure 6", "10 x 10 matrices", here, equal, all(equal), firm=True, runs=runs)

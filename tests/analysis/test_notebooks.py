@@ -2,8 +2,10 @@
 write."""
 
 import json
+import re
 import runpy
 
+import jupytext
 import pytest
 from ledgers import seeds
 
@@ -48,6 +50,17 @@ def test_a_notebook_is_a_script_and_says_what_is_missing(name, tmp_path, monkeyp
     monkeypatch.setenv("VERA_OUTPUT", str(tmp_path))
     runpy.run_path(str(build.FOLDER / f"{name}.py"))
     assert "note: no records yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", build.NAMES)
+def test_a_notebook_opens_with_its_title_and_a_text(name):
+    """A comment that is wrapped anew would make one line of both."""
+    first, *others = jupytext.read(build.FOLDER / f"{name}.py").cells
+    title, *text = first.source.splitlines()
+    assert first.cell_type == "markdown"
+    assert re.fullmatch(r"# [\w ]{1,40}", title)
+    assert text
+    assert not any("[markdown]" in cell.source for cell in others)
 
 
 def test_the_five_notebooks_and_no_other():

@@ -120,6 +120,20 @@ def test_a_cell_has_its_curve_configuration_provenance_and_cost(page):
     assert "somebody" not in page.text  # where files lay
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_lora_rank_is_labelled_with_its_alpha_as_in_the_tables():
+    """Two rows of one rank, by a constant and by a proportional alpha, are told apart."""
+    records = [*seeds("lora_r2", bests=(0.5,)), *seeds("lora_r2", bests=(0.6,), lr=0.02)]
+    for r, alpha in zip(records, (8, 2), strict=True):
+        r["config"]["method"] = {"kind": "lora", "rank": 2, "alpha": alpha, "label": "LoRA r=2"}
+        r["config"]["recipe"] = {"rank": 8, "alpha": 8}
+        r["label"]["row"] = "LoRA r=2"
+    data = Page(report.page(ledger(*records))).data
+    labels = ["LoRA r=2, alpha=8", "LoRA r=2, alpha=r"]
+    assert [cell["lr"] for cell in data["cells"]] == labels
+    assert [data["names"]["row"][row] for row in ("lora_r2", "lora_r2_proportional")] == labels
+
+
 def test_what_is_left_out_is_said(page):
     text = " ".join(page.words)
     assert "records/bad.json: not a record" in text

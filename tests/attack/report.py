@@ -8,25 +8,35 @@ from dataclasses import dataclass, field
 
 from attack.cases import MEGABYTES, SECONDS, Case, Home, Row
 
+INTRODUCTION = """# Hostile input
+
+`make attack` (tests/attack) gives the harness files, command lines and requests that it was not written for.
+`SEED=` draws other cases; `SHORT=1` runs a part of them in two or three minutes. Some cases are made by hand.
+The others are sound input, changed at random. Each case runs in a watched process of its own.
+"""
+HELD = f"""A case holds if
+
+- the input is refused in one line, or taken because it is sound or harmless;
+- there is no traceback;
+- it needs at most {SECONDS:g} seconds of the processor and {MEGABYTES:g} MB, or what its kind needs;
+- it starts no program and asks for no address that the project does not ask for itself;
+- code in the input, which would leave a file behind, does not run;
+- of an adapter: the base weights keep their fingerprint, and a refused file leaves the model unchanged;
+- of a ledger: each command succeeds, names the odd files, and shows the sound records.
+"""
 #: What no case tries, for the page.
-NOT_COVERED = [
-    (
-        "Other users of the same machine: who may write into the project's folder, its outputs or its cache"
-        " can do as they like."
-    ),
-    "What a GPU does: 4-bit models, kernels, memory of the device. Nothing here runs on one.",
-    (
-        "The network: the hub, package indices, a judge's endpoint and Weights & Biases (the tests have"
-        " servers of their own)."
-    ),
-    "The notebooks, and other browsers than chromium.",
-    "What a model or a tokenizer does once it is loaded: a run that dies of it is a failed record.",
-    (
-        "Faults of the libraries below (torch, transformers, tokenizers, Pillow, pyarrow, uvicorn) that no"
-        " case here met."
-    ),
-    "Kills, races and full disks: docs/chaos.md.",
-]
+NOT_COVERED = """## Not covered
+
+- Other users of the same machine: whoever can write into the project's folder, its outputs or its cache can
+  change anything.
+- What a GPU does: 4-bit models, kernels, memory of the device. No case runs on one.
+- The network: the hub, package indices, a judge's endpoint and Weights & Biases (the tests have servers of
+  their own).
+- The notebooks, and browsers other than chromium.
+- What a model or a tokenizer does after it is loaded: a run that ends by it is a failed record.
+- Faults of libraries (torch, transformers, tokenizers, Pillow, pyarrow, uvicorn) that no case met.
+- Kills, races and full disks: [A fault campaign](chaos.md).
+"""
 
 
 @dataclass
@@ -66,49 +76,11 @@ def text_of(parts: list[Part], seed: int, seconds: float) -> str:
             if len(problems) > 1
             else "One did not hold."
         )
-    lines = [
-        "# A campaign of files, words and requests from strangers",
-        "",
-        (
-            "`make attack` (tests/attack; `SEED=` for other drawn cases, `SHORT=1` for a part of them in"
-            " two or three minutes) gives the"
-        ),
-        (
-            "harness what nobody meant it to read. Some is made by hand; much is sound, and then changed at"
-            " random."
-        ),
-        "Each case is done in a process of its own, which is watched.",
-        "",
-        (
-            f"Measured on {datetime.date.today()}, {os.cpu_count()} CPU cores, commit {commit or 'unknown'},"
-            f" seed {seed}: {sum(part.tried for part in parts):,} cases in {seconds / 60:.0f} minutes."
-        ),
-        "",
-        "## Verdict",
-        "",
-        verdict,
-        "",
-        (
-            "Held means: refused in one line, or taken where it is sound or harmless; no traceback; within"
-            f" {SECONDS:g} seconds"
-        ),
-        (
-            f"of the processor and {MEGABYTES:g} MB, or what the case's kind is known to need; no program"
-            " started and no address"
-        ),
-        (
-            "asked for that the project does not ask for itself; and a stranger's code, which would have left"
-            " a file behind, did"
-        ),
-        (
-            "not run. Of an adapter, too: the base weights have the same fingerprint, and a model whose file"
-            " is refused is as it"
-        ),
-        (
-            "was. Of a ledger: each command ends well beside the odd files, names them, and shows the sound"
-            " records."
-        ),
-    ]
+    measured = (
+        f"Measured on {datetime.date.today()}, {os.cpu_count()} CPU cores, commit {commit or 'unknown'},"
+        f" seed {seed}: {sum(part.tried for part in parts):,} cases in {seconds / 60:.0f} minutes."
+    )
+    lines = [INTRODUCTION, measured, "", "## Verdict", "", verdict, "", HELD]
     for part in parts:
         lines += ["", f"## {part.title}", "", "| what was tried | cases | refused | taken | did not hold |"]
         lines += ["| --- | ---: | ---: | ---: | ---: |"]
@@ -127,5 +99,5 @@ def text_of(parts: list[Part], seed: int, seconds: float) -> str:
                 for words in part.problems
             ),
         ]
-    lines += ["", "## Not covered", "", *(f"- {words}" for words in NOT_COVERED)]
+    lines += ["", NOT_COVERED]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"

@@ -108,5 +108,5 @@ def test_the_report(ledger):
 def test_the_results_page(output, ledger, tmp_path):
     studies = sorted(path for path in (output / "studies").iterdir())
     assert all(read_study(folder).records for folder in studies)
-    texts = results.page(studies, tmp_path).texts
+    texts = {path: text for path, text in results.pages(studies, tmp_path).items() if path.endswith(".md")}
     same_text("results.md", "\n".join(f"=== {path}\n\n{text}" for path, text in texts.items()))
