@@ -255,10 +255,17 @@ def before(runs: list[Run]) -> list[Run]:
 
 
 def text(
-    planned: list[Planned], ledger: Ledger, first: list[Planned] | None = None, probe: bool = False
+    planned: list[Planned],
+    ledger: Ledger,
+    first: list[Planned] | None = None,
+    probe: bool = False,
+    redo: bool = False,
 ) -> str:
-    """The whole plan of a command. first: of the runs that come `before` these. probe: first measure how fast
-    this device is (runs/probe.py), for runs that are left and that no finished one is like."""
+    """The whole plan of a command.
+
+    first: the plan of the runs that come `before` these. probe: first measure how fast this device is
+    (runs/probe.py), for runs that are left and that no finished one is like. redo: the command repeats the
+    finished runs, too."""
     runs = [p.run for p in planned]
     first = plan(before(runs), ledger) if first is None else first
     if probe:
@@ -266,12 +273,17 @@ def text(
 
         measure(unknown(_left([*first, *planned]), ledger), [r for r in ledger if r["status"] == "done"])
     title = f"experiment={runs[0].experiment}" if runs[0].experiment else "plan"
-    return show(planned, ledger, title, first)
+    shown = show(planned, ledger, title, first)
+    if redo:
+        done = sum(p.state in ("done", "diverged") for p in planned)
+        are = "is" if done == 1 else "are"
+        shown += f"\nredo=true: also {plural(done, 'run')} that {are} done, beyond that estimate"
+    return shown
 
 
-def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
+def watch(runs: list[Run], every: float = 2.0, probe: bool = False, redo: bool = False) -> None:
     """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or
-    Ctrl-C. probe: as for `text`, once."""
+    Ctrl-C. probe, redo: as for `text`; probe once."""
     output, live, shown = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
     while True:
@@ -284,7 +296,7 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
                     record = read_record(path)
                     ledger.records[record["id"]] = record
         planned = plan(runs, ledger)
-        now, probe = text(planned, ledger, probe=probe), False
+        now, probe = text(planned, ledger, probe=probe, redo=redo), False
         if now != shown:
             shown = now
             clear = "\x1b[H\x1b[2J" if live else ""
@@ -310,7 +322,7 @@ def main(arguments: list[str]) -> int:
     runs = command.runs
     if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(runs, probe=line.settings.probe)
+            watch(runs, probe=line.settings.probe, redo=command.launch.redo)
         return 0
     # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample
     # for the forecast.
@@ -319,13 +331,8 @@ def main(arguments: list[str]) -> int:
     check_ids(runs, [run_id for run_id, _ in ids[: len(runs)]])
     ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
     planned = plan(runs, ledger, ids[: len(runs)])
-    print(text(planned, ledger, plan(first, ledger, ids[len(runs) :]), line.settings.probe))
-    if command.launch.redo:
-        done = sum(p.state in ("done", "diverged") for p in planned)
-        print(
-            f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that"
-            " estimate"
-        )
+    planned_first = plan(first, ledger, ids[len(runs) :])
+    print(text(planned, ledger, planned_first, line.settings.probe, command.launch.redo))
     return 0
 
 

@@ -845,9 +845,10 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
             write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
-    assert plan.main([*words, "seed=0,1", "watch=true"]) == 0
+    assert plan.main([*words, "seed=0,1", "watch=true", "redo=true"]) == 0
     printed = capsys.readouterr().out
     assert printed.index("missing 2") < printed.index("done 2")
+    assert "redo=true: also 2 runs that are done, beyond that estimate" in printed
 
 
 # --- Slurm and Ray, for real
