@@ -724,6 +724,17 @@ def test_a_killed_process_gives_its_device_back(two_gpus, tmp_path):
     assert devices._lock("x.0") is not None
 
 
+@pytest.mark.usefixtures("process")
+def test_a_local_launcher_says_on_the_screen_that_its_executors_wait(two_gpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launchers.sys, "executable", shutil.which("true"))
+    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
+    assert capsys.readouterr().out == ""
+    lease = devices.DeviceLease(["x"], 1)  # of another command
+    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
+    assert "every device is in use by another command here (x): waiting" in capsys.readouterr().out
+    lease.release()
+
+
 # --- words
 
 
