@@ -287,12 +287,12 @@ def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monk
     assert "redo=true" not in done.stderr
 
 
-def test_words_of_a_row_of_pefts(words):
+def test_overrides_of_a_row_of_pefts(words):
     kept = [word for word in words if not word.startswith("method.")]
     given = [*kept, "method=peft", "method.config={use_dora: true, r: 4}", 'method.label="DoRA, four"']
     given.append("init_from=0123456789ab")
     (run,) = expand(given)
     cell = {"paper": None, "row": run.row, "model": run.model, "task": run.task, "seed": run.seed}
-    found = evaluate.words_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
+    found = evaluate.overrides_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
     (again,) = expand([*found, *(word for word in words if word.startswith(("output=", "device=")))])
     assert (again.row, again.config) == (run.row, run.config)
