@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from runs.config import launch as settings
 from runs.errors import UserError
 from runs.sweep.devices import devices, note_of_waiting
 from runs.sweep.progress import append
+from runs.sweep.signals import handling
 from tasks.parent import tied
 
 ROOT = Path(__file__).parent.parent.parent
@@ -262,21 +262,17 @@ class ExecutorThere:
             process = subprocess.Popen(
                 _command(self.sweep), env=environment(), stdout=log, stderr=log, **tied()
             )
-        asked: list[int] = []
+        signals: list[int] = []  # that asked for an end
 
-        def stop(signal_number: int, frame: Any) -> None:
-            asked.append(signal_number)
+        def stop(number: int, frame: Any) -> None:
+            signals.append(number)
             process.terminate()
 
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        main = threading.current_thread() is threading.main_thread()
-        before = {name: signal.signal(name, stop) for name in numbers} if main else {}
-        code = process.wait()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-        again = before.get(signal.SIGUSR2)
-        if asked and asked[0] != signal.SIGTERM and callable(again):
-            again(asked[0], None)
+        with handling(stop) as before:
+            code = process.wait()
+        submitits = before.get(signal.SIGUSR2)  # its handler puts the job back into the queue
+        if signals and signals[0] != signal.SIGTERM and callable(submitits):
+            submitits(signals[0], None)
         return code
 
     def checkpoint(self, number: int) -> Any:

@@ -1,4 +1,4 @@
-"""redo=true: what a run has left is kept aside, and the run is done again."""
+"""redo=true: the record and files of a finished run are set aside, and the run is done again."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from runs.sweep.leases import Heart, Watcher
 
 
 def replaced_folder(output: str | Path) -> Path:
-    """Where what redo=true replaces is kept. No ledger reads it."""
+    """The folder that redo=true sets records and files aside in. No ledger reads it."""
     return Path(output) / "replaced"
 
 
 def set_all_aside(records: list[Record], output: str, lease_seconds: float) -> None:
-    """Sets aside all that finished runs have left, and says so."""
+    """Sets aside the records and files of finished runs, and prints their number."""
     for record in records:
         set_aside(record, output, lease_seconds)
     print(f"redo: {plural(len(records), 'record')} set aside, in {replaced_folder(output)}", flush=True)
@@ -25,9 +25,9 @@ def set_all_aside(records: list[Record], output: str, lease_seconds: float) -> N
 def set_aside(record: Record, output: str, lease_seconds: float) -> None:
     """Moves a finished run's record, folder and measures to outputs/replaced/ID.TIME, under the run's lease.
 
-    Of two commands that want it at once, one does it: the other finds no record, or a new one, which it
-    leaves alone. The folder goes first: a kill in between leaves a record without it, and no file of the old
-    run in a new one's way."""
+    Of two commands at once one does it: the other finds no record, or a new one, which it leaves alone. The
+    record goes last: after a kill in between, the same command sets it aside, and no file of the old run is
+    in the new one's way."""
     name, watcher = record["id"], Watcher(output, lease_seconds)
     path, folder = record_path(output, name), run_folder(output, name)
     while _is_there(path, record):

@@ -28,12 +28,12 @@ from runs.sweep.jobs import (
     Outcome,
     Sweep,
     check_ids,
+    distinguishing_words,
     final_ids,
     finished_record,
     name_of,
     settle,
     settled_record,
-    telling_words,
 )
 from runs.sweep.launchers import check_launcher, environment
 from runs.sweep.leases import Watcher, held
@@ -121,7 +121,7 @@ def _begin(
             start_fork_server()
         if not checked:
             preflight(left)
-    words = telling_words(runs)
+    words = distinguishing_words(runs)
     known_now = final_ids(runs, ids)  # what had to be fetched is here
     jobs = [
         Job(position, run, run_id, words[position - 1])

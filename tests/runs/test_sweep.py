@@ -95,7 +95,7 @@ def test_a_log_names_once_a_minute_who_else_does_a_run(words, monkeypatch, capsy
         show.live, next_word = live, {}
         for _ in range(121):
             now[0] += 1
-            executor.Executor._tell_waiting(watching, [jobs.Job(1, run, "x")], next_word)
+            executor.Executor._show_waiting(watching, [jobs.Job(1, run, "x")], next_word)
         assert capsys.readouterr().out.count("waiting for it\n") == lines
 
 
