@@ -817,7 +817,7 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
 
 
 def test_a_job_whose_time_is_over_goes_back_into_the_queue_as_it_is():
-    there = launchers.ExecutorThere("sweep.json")
+    there = launchers.RemoteExecutor("sweep.json")
     again = there.checkpoint(3)
     assert (again.function, again.args) == (there, (3,))
 
