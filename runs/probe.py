@@ -5,7 +5,7 @@ but the pace (runs/forecast/pace.py)."""
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from tasks.base import Array
 from tasks.continuations import Continuations
 
 
-def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], None] = print) -> int:
+def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
     """Measures each row of each model once, and keeps its pace. Returns how many were measured.
 
     records: finished runs, from which the lengths of texts may be known. Rows that were measured on this
@@ -44,9 +44,9 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
         if pace_of(run) is None:
             rows.setdefault(cell_row(run), []).append(run)
     if not rows:
-        say("probe: every row has been measured on this machine")
+        print("probe: every row has been measured on this machine")
     else:
-        say(
+        print(
             f"probe: random weights and rows, at most {PROBE_STEPS} steps and {PROBE_SECONDS}s for each of"
             f" {plural(len(rows), 'row')}; nothing is kept but the pace"
         )
@@ -57,16 +57,16 @@ def probe(runs: Iterable[Run], records: Sequence[Record], say: Callable[[str], N
         name = f"probe {number}/{len(rows)}: {row} on {model}"
         lengths = [length for one in members if (length := padded_length(one, sources))]
         if not lengths:
-            say(f"{name}: left out (how long its rows are is not known, or its architecture)")
+            print(f"{name}: left out (how long its rows are is not known, or its architecture)")
             continue
         try:
             pace, how = _measure(run, max(round(statistics.fmean(lengths)), 8), PROBE_SECONDS)
         except Exception as error:  # such as of a model's own code, or of a full device
-            say(f"{name}: left out ({describe(error)})")
+            print(f"{name}: left out ({describe(error)})")
             continue
         keep_pace(run, pace, how)
         measured += 1
-        say(
+        print(
             f"{name}: {how['steps']} steps of up to {how['tokens']:,} tokens in"
             f" {duration(time.monotonic() - start)}, {1 / max(pace.token, 1e-9):,.0f} tokens a second on"
             f" {how['device']['name']}"

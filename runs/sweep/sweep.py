@@ -51,9 +51,9 @@ def sweep(
 ) -> Outcome:
     """Does every run that has no record yet. Raises UserError or DataError before anything starts.
 
-    part: whether this is a part of a longer command, which has done the preflight, prints its own summary, and
-    continues after a failed run. launch: where and how; default: one after another, here. again: runs to do
-    although they have a record, which is set aside first.
+    part: whether this is a part of a longer command, which has done the preflight, prints its own summary,
+    and continues after a failed run. launch: where and how; default: one after another, here. again: runs to
+    do although they have a record, which is set aside first.
     """
     first = not rank()  # of torchrun's processes this one writes the files of the sweep
     started, launch = time.monotonic(), launch or Launch()
