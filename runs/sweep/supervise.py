@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runs.config.launch import Launch
@@ -18,9 +19,9 @@ from runs.sweep.signals import handling
 EMPTY_STARTS = 3
 
 
-def supervise(sweep: Sweep, board: Board, launch: Launch) -> Outcome:
+def supervise(sweep: Sweep, board: Board, launch: Launch, undo: Callable[[], None]) -> Outcome:
     """Starts executors until no run is left, and shows what they do. If they or this command are killed,
-    nothing is lost."""
+    nothing is lost. undo: called where the launcher does not start even the first executors."""
     output = Path(sweep.jobs[0].output)
     path = (output / "sweeps" / name_of(sweep.jobs) / "sweep.json").resolve()
     sweep.save(path)
@@ -28,7 +29,7 @@ def supervise(sweep: Sweep, board: Board, launch: Launch) -> Outcome:
     pending = [job for job in sweep.jobs if not settle(job, sweep, outcome, board, watcher, None)]
     board.say(f"{outcome.skipped} already done, {len(pending)} to do")
     launcher = make_launcher(path, launch, sweep.jobs[0].run.config["device"], len(pending))
-    signals: list[int] = []  # that asked for an end
+    signals, started = list[int](), False  # signals: those that asked for an end
     with handling(lambda number, frame: signals.append(number)):
         try:
             empty = 0  # starts in a row without any run begun
@@ -45,7 +46,13 @@ def supervise(sweep: Sweep, board: Board, launch: Launch) -> Outcome:
                             f"executors end without having begun a run. They say why: {launcher.logs}"
                         )
                     empty += 1
-                    launcher.start(wanted)
+                    try:
+                        launcher.start(wanted)
+                    except UserError:
+                        if not started:
+                            undo()
+                        raise
+                    started = True
                     board.say(f"{plural(wanted, 'executor')} started ({launcher.logs})")
                 board.state(len(pending), [read_progress(output, job.id) for job in busy], alive)
                 time.sleep(1.0 if pending else 0.0)

@@ -4,6 +4,7 @@ A finished run is skipped and an interrupted one resumed. A failed one does not 
 """
 
 import contextlib
+import functools
 import os
 import shlex
 import subprocess
@@ -39,7 +40,7 @@ from runs.sweep.launchers import check_launcher, environment
 from runs.sweep.leases import Watcher, held
 from runs.sweep.preflight import check_folders, preflight
 from runs.sweep.progress import in_the_way, read_attempts
-from runs.sweep.redo import set_all_aside
+from runs.sweep.redo import put_back, set_all_aside
 from runs.sweep.supervise import supervise
 
 
@@ -69,8 +70,7 @@ def sweep(
     output = runs[0].config["output"]
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(output) / folder)
-    if replaced and first:
-        set_all_aside(replaced, output, launch.lease_seconds)
+    aside = set_all_aside(replaced, output, launch.lease_seconds) if replaced and first else []
     many = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if first and not part and len(jobs) > 1:
@@ -81,7 +81,8 @@ def sweep(
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):
         outcome = Executor(plan, Display(len(runs), many), alone=len(runs) == 1 and not part).go()
     else:
-        outcome = supervise(plan, Board(len(runs), many), launch)
+        undo = functools.partial(put_back, aside, output)
+        outcome = supervise(plan, Board(len(runs), many), launch, undo)
     if not part:
         _summary(jobs, outcome, time.monotonic() - started)
     in_tables = not all(is_trial(run.config) for run in runs)
