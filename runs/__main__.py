@@ -5,8 +5,8 @@ python -m runs task=rte,mrpc method=vera,lora seed=0,1,2           a sweep: ever
 python -m runs experiment=table2_base                              a preset: a whole table of the paper
 python -m runs experiment=table2_base method=vera seed=0           part of it
 python -m runs experiment=table2_base launcher=local               one process a device (or slurm, ray)
-python -m runs experiment=table2_base method=vera redo=true        again, although there are records: the old
-                                                                   ones go aside
+python -m runs experiment=table2_base method=vera redo=true        again, although there are records: these
+                                                                   are set aside
 python -m runs --cfg job task=cola                                 the configuration, without running
 python -m runs --help task=mrpc                                    groups, keys and values, of this task
 
@@ -14,10 +14,11 @@ vera-bench is the same command under a name that a shell can complete (vera-benc
 """
 
 import os
+import pickle
 import sys
 
 from runs.command import entry_point
-from runs.config import answered, read_command, with_starts
+from runs.config import Command, answered, read_command, with_starts
 from runs.errors import rank
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
@@ -28,12 +29,27 @@ def main(arguments: list[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     if answered(arguments, __doc__):
         return 0
-    command = read_command(arguments)
-    again = command.runs if command.launch.redo else []  # not those that others start from, unless asked for
+    command = _compose_once(arguments)
+    again = command.runs if command.launch.redo else []  # without the runs that only others need
     runs = with_starts(command.runs)
     if note := agent_note(runs):
         print(note)
     return sweep(runs, launch=command.launch, again=again).exit_code
+
+
+def _compose_once(arguments: list[str]) -> Command:
+    """The runs of a command line. Under torchrun the first process composes them, and the others get them
+    through the store of torchrun's agent."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return read_command(arguments)
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    if not rank():
+        composed = pickle.dumps(read_command(arguments))
+        store.set("vera-bench/command", composed)  # type: ignore[arg-type]
+    command: Command = pickle.loads(store.get("vera-bench/command"))
+    return command
 
 
 def script() -> None:

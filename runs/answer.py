@@ -8,10 +8,10 @@ python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy 
 python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \
                            eval_batch=8
 
-Answers are saved as they come; the same command goes on after a kill. They lie in
-outputs/runs/RUN/BENCH.jsonl, in FastChat's format, and BENCH.json says how they were made. Each answer's
-tokens are drawn from random numbers of its own (question, turn, the run's seed): what it is batched with
-changes it only by rounding, in half precision.
+Answers are saved as they come; after a kill the same command continues. They lie in
+outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that made them. Each answer
+has random numbers of its own (by question, turn and the run's seed), so the other answers of its batch change
+it only by rounding, in half precision.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from runs.training.context import Context
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-#: Rows that are answered at once, at most: an answer is many times as long as a row of the evaluation.
+#: Questions of a batch, at most: an answer is many times as long as a row of the evaluation.
 LARGEST_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Questions(OfRecords):
-    """What runs.judge can be given, too. null, unless said: as the run has it."""
+    """Settings that runs.judge has, too. null: as in the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
     mt_bench_dir: str | None = setting(None, "a copy of FastChat's llm_judge/data", "task.mt_bench_dir")
@@ -52,7 +52,7 @@ class Questions(OfRecords):
 
 @dataclass(frozen=True)
 class Settings(Questions):
-    """And what is answered with. null, unless said: as the run has it."""
+    """And how answers are sampled. null: as in the run's configuration."""
 
     answer_tokens: int | None = setting(None, "the longest answer", "task.answer_tokens")
     top_p: float | None = setting(None, "tokens are drawn from this share of the chances", "task.top_p")
@@ -61,7 +61,7 @@ class Settings(Questions):
     device: str | None = setting(None, ", ".join(DEVICES))
 
 
-def line_of(arguments: list[str], settings: type[S]) -> Line[S]:
+def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
     """The command line of answer or judge. Raises UserError where it names no run."""
     runs = "the runs, as for python -m runs, in place of ids"
     line = read(arguments, settings, "[RUN ...]", overrides=runs, passes=COMPOSING)
@@ -73,56 +73,56 @@ def line_of(arguments: list[str], settings: type[S]) -> Line[S]:
 def main(arguments: list[str]) -> int:
     from runs.sweep.display import Display
 
-    line = line_of(arguments, Settings)
-    records = chosen(line)
-    settings = [given(record, line) for record in records]
-    for config in settings:  # every question file before the first model
+    line = read_line(arguments, Settings)
+    records = records_of(line)
+    configs = [config_of(record, line) for record in records]
+    for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
     display = Display(len(records), name_task=False)
-    for position, (record, config) in enumerate(zip(records, settings, strict=True), 1):
+    for position, (record, config) in enumerate(zip(records, configs, strict=True), 1):
         display.start(position, as_run(record))
         with held(config["output"], f"{record['id']}-{config['task']['bench']}"):
             path, short = answer(record, config, display.show)
-        display.line(
-            f"answers: {path}"
-            + (f" ({short} cut short or left empty: the model has no more positions)" if short else "")
-        )
+        note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
+        display.line(f"answers: {path}{note}")
     return 0
 
 
-def chosen(line: Line[Any]) -> list[Record]:
+def records_of(line: Line[Any]) -> list[Record]:
     """The finished records that a command line names: by run ids, or by whatever composes runs.
 
-    Raises UserError where there is none, or for a task that is no instruction tuning.
+    Raises UserError where there is none, or for a task other than instruction tuning.
     """
     output = line.settings.output
     if line.names:
-        found = [find(name, output) for name in line.names]
+        records = [find(name, output) for name in line.names]
     else:
         runs = only_runs(line.composing(output))
-        there = open_ledger(output, published=False).records
-        records = [there.get(run_id(run) or "") for run in runs]
-        for run, record in zip(runs, records, strict=True):
+        ledger = open_ledger(output, published=False).records
+        records = []
+        for run in runs:
+            record = ledger.get(run_id(run) or "")
             if record is None or record["status"] not in FINISHED:
                 print(f"left out: {run.label} has not finished here", flush=True)
-        found = [record for record in records if record is not None and record["status"] == "done"]
-        if not found:
+            elif record["status"] == "done":
+                records.append(record)
+        if not records:
             raise UserError(
                 f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs"
                 f" {' '.join([*line.options, *line.overrides])}"
             )
-    for record in found:
+    for record in records:
         if record["config"]["task"].get("family") != "instruct":
             raise UserError(
                 f"run {record['id']} is on {record['label']['task']}: questions are for instruction tuning,"
                 " such as alpaca"
             )
-    return found
+    return records
 
 
-def given(record: Record, line: Line[Any]) -> dict[str, Any]:
-    """The record's configuration with the command's own settings in it. Raises UserError or DataError for
-    what cannot be."""
+def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
+    """The record's configuration, with the command's own settings in it. Raises UserError or DataError for
+    values that cannot be."""
     config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}}
     config["output"] = line.settings.output
     for key, value in line.given.items():
@@ -145,58 +145,57 @@ def answers_path(output: str, run: str, bench: str) -> Path:
 def answer(
     record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]
 ) -> tuple[Path, int]:
-    """Answers every question that has no answer yet; the file's path, and how many answers the model had no
-    room for.
+    """Answers every question that has no answer yet. Returns the file's path, and how many answers the
+    model's positions cut short.
 
-    Beside the answers BENCH.json says how they were made. Raises UserError where the prompt's words, or the
-    rows, are not those that the model was trained with."""
+    Raises UserError where the prompt's template or the training rows have changed since the run."""
     from runs.training.decode import weights, write_down
 
-    how, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
-    questions = read_questions(data_folder(how), how["bench"])
-    path = answers_path(config["output"], record["id"], how["bench"])
+    settings, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
+    bench, longest = settings["bench"], settings["answer_tokens"]
+    questions = read_questions(data_folder(settings), bench)
+    path = answers_path(config["output"], record["id"], bench)
     if data_content(record["config"]["task"]) != record["data"]["content"]:
-        words = how["template"] or "the template"
         raise UserError(
-            f"{words} or the rows have changed since run {record['id']}: it would be asked in words it"
-            " never saw"
+            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}: it"
+            " would be asked in words it never saw"
         )
     report({"phase": "loading"})
     context = restore({**record, "config": config}, config["output"], report=report)
     task = cast(InstructTask, context.task)
-    about = {"run": record["id"], "weights": weights(context), "bench": how["bench"]}
-    about |= {key: how[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
-    said, short = [list[str]() for _ in questions], 0
-    for turn in range(BENCHES[how["bench"]]):
+    about = {"run": record["id"], "weights": weights(context), "bench": bench}
+    about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
+    answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
+    for turn in range(BENCHES[bench]):
         prompts = [
-            task.conversation(q.turns[: turn + 1], texts) for q, texts in zip(questions, said, strict=True)
+            task.conversation(question.turns[: turn + 1], before)
+            for question, before in zip(questions, answers, strict=True)
         ]
-        short += sum(_room(task, ids, how["answer_tokens"]) < how["answer_tokens"] for ids in prompts)
-        # By temperature, since greedy answers need no random numbers, and by length, since they are padded to
-        # the longest.
+        short += sum(_room(task, ids, longest) < longest for ids in prompts)
+        # By temperature, since greedy answers need no random numbers, and by length, since prompts are padded
+        # to the longest
         order = sorted(
             range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i]))
         )
-        of = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
-        found = write_down(
+        key = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
+        texts = write_down(
             context,
-            # Other settings leave these answers be
-            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(of)[:8]}.jsonl"),
-            of,
+            # Named by its settings: other settings leave these answers alone
+            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(key)[:8]}.jsonl"),
+            key,
             [order[start : start + size] for start in range(0, len(order), size)],
             lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
                 {"text": text}
-                for text in _sample(context, [(questions[i], turn, prompts[i]) for i in rows], how)
+                for text in _sample(context, [(questions[i], turn, prompts[i]) for i in rows], settings)
             ],
             ["text"],
-            f"answering {how['bench']}" + (f" turn {turn + 1}" if BENCHES[how["bench"]] > 1 else ""),
+            f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
         )
-        for i, texts in enumerate(said):
-            texts.append(found[i]["text"])
+        for i, turns in enumerate(answers):
+            turns.append(texts[i]["text"])
     if context.accelerator.is_main_process:
-        write_answers(
-            path, record["id"], {q.id: texts for q, texts in zip(questions, said, strict=True)}, questions
-        )
+        by_id = {question.id: turns for question, turns in zip(questions, answers, strict=True)}
+        write_answers(path, record["id"], by_id, questions)
         write_atomically(
             path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n"
         )
@@ -216,8 +215,8 @@ def uniforms(question: int, turn: int, seed: int, count: int) -> Any:
 
 
 def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, numbers: Any) -> Any:
-    """A token of each row: the likeliest at temperature 0, else where a row's random number falls in the
-    distribution.
+    """A token of each row: the likeliest at temperature 0, else the one at the row's random number in the
+    cumulative distribution.
 
     logits (rows, vocabulary); temperatures and numbers (rows,) in float64. top_p and top_k leave the
     likeliest tokens."""
@@ -233,38 +232,41 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
         left_out[:, top_k:] |= top_k is not None
         chances = chances.masked_fill(left_out, 0.0)
     reached = chances.cumsum(-1)
-    place = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
-    drawn = place if tokens is None else tokens.gather(-1, place)
+    index = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
+    drawn = index if tokens is None else tokens.gather(-1, index)
     return torch.where(temperatures == 0, greedy, drawn[:, 0])
 
 
 def _sample(
-    context: "Context", asked: Sequence[tuple[Question, int, list[int]]], how: Mapping[str, Any]
+    context: "Context", rows: Sequence[tuple[Question, int, list[int]]], settings: Mapping[str, Any]
 ) -> list[str]:
-    """The answers to questions, each given as (question, turn from 0, prompt)."""
+    """The answers to rows of (question, turn from 0, prompt)."""
     import torch
     from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
 
     model, task = context.raw_model, cast(InstructTask, context.task)
     device, seed = context.accelerator.device, context.config["seed"]
     end, stop = task.tokenizer.eos_token_id, task.template.stop
-    rooms = [_room(task, ids, how["answer_tokens"]) for _, _, ids in asked]
+    rooms = [_room(task, ids, settings["answer_tokens"]) for _, _, ids in rows]
     if not all(rooms):  # a prompt that fills the model's positions has no answer, and shortens none beside it
-        left = [row for row, room in zip(asked, rooms, strict=True) if room]
-        able = iter(_sample(context, left, how) if left else [])
-        return [next(able) if room else "" for room in rooms]
-    longest, count = max(len(ids) for _, _, ids in asked), max(rooms)
-    numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in asked])
-    where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-    warmth = [temperature(question.category) for question, _, _ in asked]
-    temperatures = torch.tensor(warmth, dtype=torch.float64, device=where)
+        others = [row for row, room in zip(rows, rooms, strict=True) if room]
+        answers = iter(_sample(context, others, settings) if others else [])
+        return [next(answers) if room else "" for room in rooms]
+    longest, count = max(len(ids) for _, _, ids in rows), max(rooms)
+    numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in rows])
+    float64 = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    temperatures = torch.tensor(
+        [temperature(question.category) for question, _, _ in rows], dtype=torch.float64, device=float64
+    )
 
     class Draw(LogitsProcessor):
-        """Leaves each row the one token that is drawn, which the greedy search then takes."""
+        """Draws a token of each row and leaves no other, so that the greedy search takes it."""
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
-            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(where)
-            tokens = draw(scores.float().to(where), temperatures, how["top_p"], how["top_k"], step).to(device)
+            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(float64)
+            tokens = draw(
+                scores.float().to(float64), temperatures, settings["top_p"], settings["top_k"], step
+            ).to(device)
             return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
 
     class Cache(DynamicCache):
@@ -278,7 +280,7 @@ def _sample(
             return super().update(key_states, value_states, *args, **kwargs)
 
     class RunOn(StoppingCriteria):
-        """A row ends where its answer goes on with an instruction, or where it has filled its room."""
+        """A row ends where its answer continues with an instruction, or has filled its room."""
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             tail = input_ids[:, max(longest, input_ids.shape[1] - 16) :]
@@ -288,14 +290,14 @@ def _sample(
             ]
             return torch.tensor(ended, device=input_ids.device)
 
-    batch = torch.full((len(asked), longest), end, device=device)
+    batch = torch.full((len(rows), longest), end, device=device)
     mask = torch.zeros_like(batch)
-    for row, (_, _, ids) in enumerate(asked):
+    for row, (_, _, ids) in enumerate(rows):
         batch[row, longest - len(ids) :] = torch.tensor(ids, device=device)
         mask[row, longest - len(ids) :] = 1
     plain = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
-    # Or the model's own would fill what is not said here
-    usual, model.generation_config = model.generation_config, plain
+    # Or the model's own configuration would fill in what this one leaves out
+    own, model.generation_config = model.generation_config, plain
     try:
         with torch.no_grad():
             output = model.generate(
@@ -306,7 +308,7 @@ def _sample(
                 stopping_criteria=[RunOn()],
             )
     finally:
-        model.generation_config = usual
+        model.generation_config = own
     return [_text(task, row[:room]) for row, room in zip(output[:, longest:].tolist(), rooms, strict=True)]
 
 
@@ -316,7 +318,7 @@ def _room(task: InstructTask, prompt: Sequence[int], most: int) -> int:
 
 
 def _text(task: InstructTask, ids: list[int]) -> str:
-    """An answer up to its end token, or to where it goes on with an instruction."""
+    """An answer up to its end token, or to where it continues with an instruction."""
     end = task.tokenizer.eos_token_id
     text: str = task.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True)
     return text.partition(task.template.stop)[0].strip() if task.template.stop else text.strip()

@@ -1,4 +1,4 @@
-"""Trainable parameters, built on the meta device (no weights): exact against the formula against the paper.
+"""Trainable parameters: counted in a model without weights, by the method's formula, and in the paper.
 
 python -m runs.counts
 """
@@ -15,8 +15,7 @@ COLUMNS = "{:<15}{:<19}{:>8}{:>13}{:>13}{:>13}  {:<9}{}"
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
-    """For an entry of conf/counts.yaml: the rank (or bottleneck), the exact count, and the method's closed
-    formula."""
+    """The rank (or bottleneck), the exact count and the method's formula of an entry of conf/counts.yaml."""
     import vera
 
     model_config, settings = parts(entry["model"], entry["method"])
@@ -40,12 +39,9 @@ def main(arguments: list[str]) -> int:
         differs = not exact == formula == entry["count"]
         wrong += differs
         verdict = "DIFFERS" if differs else entry.get("note", "")
-        numbers = (f"{n:,}" for n in (exact, formula, entry["count"]))
-        print(
-            COLUMNS.format(
-                entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict
-            ).rstrip()
-        )
+        numbers = [f"{n:,}" for n in (exact, formula, entry["count"])]
+        values = (entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict)
+        print(COLUMNS.format(*values).rstrip())
     print(f"{len(entries)} counts, {wrong} wrong")
     return 1 if wrong else 0
 

@@ -1,11 +1,11 @@
-"""Takes a finished run's adapter elsewhere.
+"""Writes a finished run's adapter for use elsewhere.
 
 python -m runs.export RUN peft FOLDER      adapter and head in peft's format:
                                            peft.PeftModel.from_pretrained(base, FOLDER)
 python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
                                            AutoModel...from_pretrained(FOLDER)
-python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16), and what that costs
-                                           in the metric
+python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16); prints the metric
+                                           before and after
 
 RUN is a run id (or its beginning), as in outputs/records.
 """
@@ -28,9 +28,9 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN FORMAT PATH")
-    name, form, place = line.names[0], one_of("format", line.names[1], FORMATS), Path(line.names[2])
-    if place.exists() and (form.endswith("16") or any(place.iterdir())):
-        raise UserError(f"{place}: is there already. Name another, or remove it")
+    name, form, path = line.names[0], one_of("format", line.names[1], FORMATS), Path(line.names[2])
+    if path.exists() and (form.endswith("16") or any(path.iterdir())):
+        raise UserError(f"{path}: is there already. Name another, or remove it")
     output = line.settings.output
     record = find(name, output)
     if not record["parameters"]["adapter"] and form != "merged":
@@ -42,46 +42,42 @@ def main(arguments: list[str]) -> int:
     import vera
     from vera.checked_file import share
 
-    quantised = form == "merged" and record["config"]["model"].get("quantise")
-    if quantised:  # whole weights take the adapter in; 4-bit ones would round it away
-        record = {
-            **record,
-            "config": {**record["config"], "model": {**record["config"]["model"], "quantise": None}},
-        }
+    settings = record["config"]["model"]
+    if form == "merged" and settings.get("quantise"):
+        # Whole weights take the adapter in; 4-bit ones would round it away
+        record = {**record, "config": {**record["config"], "model": {**settings, "quantise": None}}}
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     context = restore(record, output)
     model, method = context.raw_model, context.method
     if form == "peft":
-        of = record["config"]["model"]
-        # Its folder in a package says less
-        packed = of["package"] or (of.get("wheel") or "").partition("==")[0]
-        hub = None if of["path"] or packed else of["hub"]
-        known_as = None if of["path"] else packed or hub
-        vera.export_peft(model, place, known_as, of["revision"] if hub else None)
-        base = models.fetch(of)
-        print(f"for peft.PeftModel.from_pretrained(base, '{place}'), where base is the model of {base}")
+        package = settings["package"] or (settings.get("wheel") or "").partition("==")[0]
+        hub = None if settings["path"] or package else settings["hub"]
+        base_name = None if settings["path"] else package or hub  # None: the folder that it was loaded from
+        vera.export_peft(model, path, base_name, settings["revision"] if hub else None)
+        base = models.fetch(settings)
+        print(f"for peft.PeftModel.from_pretrained(base, '{path}'), where base is the model of {base}")
     elif form == "merged":
         vera.unload(model, merge=True)
-        classes, base = getattr(context.task, "classes", None), models.fetch(record["config"]["model"])
+        classes, base = getattr(context.task, "classes", None), models.fetch(settings)
         if classes:
             model.config.id2label = dict(enumerate(classes))
             model.config.label2id = {c: i for i, c in enumerate(classes)}
-        model.save_pretrained(place)
-        for weights in place.glob("*.safetensors"):
+        model.save_pretrained(path)
+        for weights in path.glob("*.safetensors"):
             share(weights)
         if isinstance(context.task, ImageTask):
-            write_preprocessing(base, place, context.task.wanted)
+            write_preprocessing(base, path, context.task.wanted)
         else:
-            AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(place)
+            AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(path)
     else:
         before = context.score()
-        vera.save(model, method, place, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
-        vera.load(model, place)
+        vera.save(model, method, path, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
+        vera.load(model, path)
         after = context.score()
         scale = context.task.scale
         print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
-    files = [place] if place.is_file() else list(place.iterdir())
-    print(f"{place}: {megabytes(sum(file.stat().st_size for file in files))}")
+    files = [path] if path.is_file() else list(path.iterdir())
+    print(f"{path}: {megabytes(sum(file.stat().st_size for file in files))}")
     return 0
 
 

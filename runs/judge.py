@@ -8,8 +8,8 @@ python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
 
 The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the
-same command goes on after a kill, and nothing is paid for twice. python -m tasks.mt_bench judges any other
-system's answers.
+same command continues after a kill, and no judgment is paid for twice. python -m tasks.mt_bench judges any
+other system's answers.
 """
 
 import json
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs.answer import Questions, answers_path, chosen, given, line_of
+from runs.answer import Questions, answers_path, config_of, read_line, records_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.record import Record, write_record
@@ -50,13 +50,17 @@ class Settings(Questions):
 
 
 def main(arguments: list[str]) -> int:
-    line = line_of(arguments, Settings)
+    line = read_line(arguments, Settings)
     settings, output = line.settings, line.settings.output
-    records = chosen(line)
+    records = records_of(line)
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
-    answered = [_answers(record, given(record, line)) for record in records]
-    messages = [m for bench, folder, answers in answered for m in _prompts(folder, bench, answers).values()]
+    answered = [_answers(record, config_of(record, line)) for record in records]
+    messages = [
+        message
+        for bench, folder, answers in answered
+        for message in prompts(folder, bench, read_questions(folder, bench), answers).values()
+    ]
     keys = ("base_url", "concurrency", "retries", "timeout")
     how: dict[str, Any] = {key: getattr(settings, key) for key in keys}
     try:
@@ -64,15 +68,13 @@ def main(arguments: list[str]) -> int:
     except JudgeError as error:
         raise UserError(str(error)) from None
     print(outcome.report(file))
-    saved, shown = read_judgments(file), list[dict[str, Any]]()
+    saved, rows = read_judgments(file), list[dict[str, Any]]()
     for record, (bench, folder, answers) in zip(records, answered, strict=True):
-        found = {
-            **summary(folder, bench, answers, by, saved),
-            "answering": _answering(output, record, bench),
-        }
-        # What stays: of other benches, and of other judges that judged the same answers.
+        entry = summary(folder, bench, answers, by, saved)
+        entry["answering"] = _answering(output, record, bench)
+        # What stays: of other benches, and of other judges that judged the same answers
         judged = [
-            j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == found["answers"]
+            j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == entry["answers"]
         ]
         before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
         if before and before["passes"] > by.passes:
@@ -80,16 +82,16 @@ def main(arguments: list[str]) -> int:
                 f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and"
                 " keeps them"
             )
-            found = before
-        if found["judged"] == found["n"]:  # a part of the scores is no result
-            write_record(output, {**record, "judged": [*(j for j in judged if j is not before), found]})
-        shown.append({"model": f"{record['label']['row']} ({record['id']})", **found})
-    print(table(shown))
+            entry = before
+        if entry["judged"] == entry["n"]:  # a part of the scores is no result
+            write_record(output, {**record, "judged": [*(j for j in judged if j is not before), entry]})
+        rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
+    print(table(rows))
     return 1 if outcome.failed else 0
 
 
 def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:
-    """The bench, its data folder, and a run's answers. Raises UserError where they are not there."""
+    """The bench, its data folder, and a run's answers. Raises UserError where there are none."""
     bench, folder = config["task"]["bench"], data_folder(config["task"])
     path = answers_path(config["output"], record["id"], bench)
     if not path.is_file():
@@ -100,19 +102,13 @@ def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[in
 
 
 def _answering(output: str, record: Record, bench: str) -> dict[str, Any]:
-    """How the answers were made. Raises UserError where that is not there to be read."""
+    """The settings that made the answers. Raises UserError where their file cannot be read."""
     path = answers_path(output, record["id"], bench).with_suffix(".json")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {describe(error)}. Again: python -m runs.answer {record['id']}") from None
     return {key: about[key] for key in ("answer_tokens", "top_p", "top_k", "batch", "without_room")}
-
-
-def _prompts(
-    folder: Path, bench: str, answers: dict[int, list[str]]
-) -> dict[tuple[int, int], list[dict[str, str]]]:
-    return prompts(folder, bench, read_questions(folder, bench), answers)
 
 
 if __name__ == "__main__":

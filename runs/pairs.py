@@ -1,7 +1,5 @@
-"""Whether a method of peft can be put on a model: told from the model's configuration, before anything runs.
-
-The method is installed on the model without its weights. What only weights can tell (an SVD, say) is not told
-here."""
+"""Whether a method of peft fits a model, checked before any run: the method is installed on the model without
+weights. Methods that compute on the weights (an SVD, say) pass here, and fail in the run if they fail."""
 
 import contextlib
 import io
@@ -17,17 +15,15 @@ from runs.errors import UserError
 
 
 def refusal(run: Run) -> str | None:
-    """Why a run's method and model do not go together, in one line; None where they do, or where it cannot be
-    told here.
+    """Why a run's method does not fit its model, in one line; None where it does, or where that is not known.
 
-    Of peft's methods only: this library's own need no other layer than a linear one, and importing peft takes
-    seconds."""
+    This checks peft's methods alone: our own need linear layers only, and importing peft takes seconds."""
     if run.method["kind"] != "peft":
         return None
     model = run.config["model"]
     try:
         folder = models.locate(model)
-    except UserError:  # which has its own message
+    except UserError:  # the run itself raises it
         return None
     if folder is None and not model["architecture"]:
         return None
@@ -46,15 +42,15 @@ def _refusal(model: str, folder: str | None, method: str) -> str | None:
         return str(error)
     try:
         outline = models.skeleton(words, 2, Path(folder) if folder else None)
-    except Exception:  # an architecture that transformers does not know, say: loading it has its own message
+    except Exception:  # such as an architecture that transformers lacks: loading it raises that again
         return None
     try:
-        # Peft's are for the run itself
+        # The run itself shows peft's warnings
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             adapter.adapt(outline)
     except vera.AdapterError as error:
-        # Without values some computations fail that would not otherwise, and torch says so.
+        # On the meta device some computations fail that work on weights, and torch names the device
         return None if "meta" in str(error.__context__) else f"{words['label']}: {error}"
     except Exception:
         return None

@@ -1,5 +1,5 @@
-"""What a command would do: done, running, failed, missing or blocked, and what it would cost. Runs nothing,
-and needs no torch but for probe=true.
+"""What a command would do: which runs are done, running, failed, missing or blocked, and what the others
+would cost. It starts no run, and imports torch for probe=true alone.
 
 python -m runs.plan experiment=table2_base
 python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
@@ -27,34 +27,31 @@ from runs.sweep.jobs import check_ids
 from runs.sweep.leases import lease_seconds, leases_folder
 from runs.sweep.progress import read_progress
 
-MARKS = {"running": "*", "failed": "f", "diverged": "d", "partial": "r", "blocked": "b", "unknown": "?"}
-LEGEND = {
-    "*": "running",
-    "f": "failed (the same command tries again)",
-    "d": "diverged (a result)",
-    "r": "begun, goes on from its checkpoint",
-    "b": "blocked",
-    "?": "not known without the network",
+#: The states of a run: its mark in the grid, and what the legend says of the mark.
+STATES = {
+    "done": ("", ""),
+    "diverged": ("d", "diverged (a result)"),
+    "running": ("*", "running"),
+    "failed": ("f", "failed (the same command tries again)"),
+    "partial": ("r", "begun, goes on from its checkpoint"),
+    "missing": ("", ""),
+    "blocked": ("b", "blocked"),
+    "unknown": ("?", "not known without the network"),
 }
-
-
 #: Why a run may be missing although there is a record of its cell.
 OTHER_DATA = (
     "have finished on data of other content: task.data_dir= names a folder, and without it the data are the"
     " hub's"
 )
-
-
-#: A run's id, and why there is none.
-Known = tuple[str | None, str]
+#: A run's id, and why it has none.
+Identity = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and where it stands: done, diverged, running, failed, partial, missing, blocked or unknown; `why`
-    in one line.
+    """A run and its state (see STATES); `why` in one line.
 
-    progress: of one that runs, the last event of its training (runs/training/loop.py), and on which host.
+    progress: of a running one, the last event of its training (runs/training/loop.py), and its host.
     """
 
     run: Run
@@ -63,98 +60,105 @@ class Planned:
     progress: dict[str, Any] = field(default_factory=dict)
 
 
-def plan(runs: list[Run], ledger: Ledger, ids: Sequence[Known] | None = None) -> list[Planned]:
-    """Where each run stands, from the ledger and the files on this machine alone. ids: of `identified`."""
-    held = running(runs[0].config["output"]) if runs else set()
-    elsewhere: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+def plan(runs: list[Run], ledger: Ledger, ids: Sequence[Identity] | None = None) -> list[Planned]:
+    """The state of each run, from the ledger and the files of this machine alone.
+
+    ids: of `identities`, where they are known already."""
+    leased = leased_runs(runs[0].config["output"]) if runs else set()
+    finished: dict[tuple[Any, ...], set[str]] = defaultdict(set)  # the data that a cell has finished on
     for record in ledger:
         if record["status"] == "done" and not is_trial(record["config"]):
-            elsewhere[tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))].add(
-                record["data"]["content"]
-            )
-    looked = Contents()
-    return [
-        _state(
-            run,
-            known,
-            ledger,
-            held,
-            elsewhere[run.row, run.model, run.config["task"]["name"], run.seed],
-            looked,
-        )
-        for run, known in zip(runs, ids or identified(runs), strict=True)
-    ]
+            cell = tuple(record["cell"][key] for key in ("row", "model", "task", "seed"))
+            finished[cell].add(record["data"]["content"])
+    contents, planned = Contents(), list[Planned]()
+    for run, identity in zip(runs, ids or identities(runs), strict=True):
+        one = _planned(run, identity, ledger, leased, contents)
+        elsewhere = finished[run.row, run.model, run.config["task"]["name"], run.seed]
+        if one.state == "missing" and elsewhere and elsewhere - {data_of(run, contents)}:
+            one = replace(one, why=OTHER_DATA)
+        planned.append(one)
+    return planned
 
 
-def identified(runs: list[Run]) -> list[Known]:
-    """Each run's id, and why none can be told where a file is missing."""
+def identities(runs: list[Run]) -> list[Identity]:
+    """Each run's id, and why it has none: where a file is missing."""
     problems = dict[int, str]()
     ids = identify(runs, problems)
     return [(run_id, problems.get(index, "")) for index, run_id in enumerate(ids)]
 
 
-def running(output: str) -> set[str]:
-    """The runs whose executors gave a sign of life within the last minute, or within half of a longer lease.
-    To show, by the clock: nothing is decided by it."""
-    found = set()
+def leased_runs(output: str) -> set[str]:
+    """The ids of runs whose executors raised a lease's counter within the last minute, or within half of a
+    longer lease. This compares clocks, so it is shown and decides nothing."""
+    ids = set()
     for path in leases_folder(output).glob("*.*"):
         with contextlib.suppress(OSError):
             if abs(time.time() - path.stat().st_mtime) < max(60.0, lease_seconds(path) / 2):
-                found.add(path.stem)
-    return found
+                ids.add(path.stem)
+    return ids
 
 
-def _state(
-    run: Run, known: Known, ledger: Ledger, held: set[str], elsewhere: set[str], looked: Contents
-) -> Planned:
-    """elsewhere: the contents of the data that this cell has finished on. looked: at which data already."""
-    found, problem = known
+def _planned(run: Run, identity: Identity, ledger: Ledger, leased: set[str], contents: Contents) -> Planned:
+    """One run's state. contents: of the data that were hashed already."""
+    run_id, problem = identity
+    problem = problem or (None if run_id and run_id in ledger.records else refusal(run)) or ""
     if problem:
         return Planned(run, "blocked", problem)
-    refused = None if found and found in ledger.records else refusal(run)
-    if refused:
-        return Planned(run, "blocked", refused)
-    if found is None:
+    if run_id is None:
         return Planned(
             run, "unknown", f"{run.model} or {run.task} has no pinned revision and is not on this machine"
         )
-    record = ledger.records.get(found)
+    record = ledger.records.get(run_id)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
-    if found in held:
-        return Planned(run, "running", progress=read_progress(run.config["output"], found))
-    folder = run_folder(run.config["output"], found)
+    if run_id in leased:
+        return Planned(run, "running", progress=read_progress(run.config["output"], run_id))
     if run.config["init_from"]:
         try:
-            start_file(run, looked)
+            start_file(run, contents)
         except UserError as error:
             return Planned(run, "blocked", str(error))
+    folder = run_folder(run.config["output"], run_id)
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
-    if (folder / "checkpoint.safetensors").is_file():
-        return Planned(run, "partial")
-    other = elsewhere and elsewhere - {data_of(run, looked)}
-    return Planned(run, "missing", OTHER_DATA if other else "")
+    return Planned(run, "partial" if (folder / "checkpoint.safetensors").is_file() else "missing")
 
 
-def show(planned: list[Planned], ledger: Ledger, title: str, first: list[Planned] | None = None) -> str:
-    """The plan as text: a grid of rows x tasks, totals, cost, and why anything failed or is blocked.
+def text(
+    planned: list[Planned],
+    ledger: Ledger,
+    first: list[Planned] | None = None,
+    probe: bool = False,
+    redo: bool = False,
+) -> str:
+    """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed or are blocked.
 
-    first: runs that were not asked for and come before, because others start from their adapters.
-    """
-    first = first or []
-    models = list(dict.fromkeys(p.run.model for p in planned))
-    sizes = {"task": len(_columns(planned)), "row": len({p.run.row for p in planned})}
-    sizes["seed"] = len({p.run.seed for p in planned})
-    size = " x ".join(plural(count, word) for word, count in sizes.items())
-    before = f", and {len(first)} before them" if first else ""
-    lines = [f"{title}: {size} = {len(planned)} runs on {', '.join(models)}{before}", ""]
+    first: the plan of the runs that come `before` these. probe: first measure how fast this device is
+    (runs/probe.py), for runs that are left and that no finished one is like. redo: the command repeats the
+    finished runs, too."""
+    runs = [p.run for p in planned]
+    first = plan(before(runs), ledger) if first is None else first
+    if probe:
+        from runs.probe import probe as measure  # imports torch
+
+        measure(unknown(_left([*first, *planned]), ledger), [r for r in ledger if r["status"] == "done"])
+    title = f"experiment={runs[0].experiment}" if runs[0].experiment else "plan"
+    counts = {"task": _columns(planned), "row": {run.row for run in runs}, "seed": {run.seed for run in runs}}
+    size = " x ".join(plural(len(values), word) for word, values in counts.items())
+    models = ", ".join(dict.fromkeys(run.model for run in runs))
+    others = f", and {len(first)} before them" if first else ""
+    lines = [f"{title}: {size} = {len(planned)} runs on {models}{others}", ""]
     for p in first:
-        waiting = sum(q.run.start == p.run for q in planned)
+        waiting = sum(run.start == p.run for run in runs)
         why = f" ({p.why})" if p.why else ""
         lines += [f"first: {p.run.label}, from which {waiting} of them start: {p.state}{why}", ""]
     lines += [*_grid(planned), "", _totals(planned), cost([*first, *planned], ledger)]
-    return "\n".join(lines + _remarks(planned, first))
+    lines += _remarks(planned, first)
+    if redo:
+        done = sum(p.state in ("done", "diverged") for p in planned)
+        are = "is" if done == 1 else "are"
+        lines.append(f"redo=true: also {plural(done, 'run')} that {are} done, beyond that estimate")
+    return "\n".join(lines)
 
 
 def _columns(planned: list[Planned]) -> list[tuple[str, str]]:
@@ -176,26 +180,25 @@ def _grid(planned: list[Planned]) -> list[str]:
     for row in rows:
         cells = [_cell(states[row, *column]) for column in columns]
         lines.append(f"{row:<{margin}}" + "".join(f"{cell:<{width}}" for cell in cells).rstrip())
-    used = {MARKS[p.state] for p in planned if p.state in MARKS}
-    if used:
-        lines.append("; ".join(f"{mark}: {LEGEND[mark]}" for mark in LEGEND if mark in used))
-    return lines
+    there = {p.state for p in planned}
+    legend = [f"{mark}: {about}" for state, (mark, about) in STATES.items() if mark and state in there]
+    return [*lines, "; ".join(legend)] if legend else lines
 
 
 def _cell(states: Counter[str]) -> str:
-    marks = "".join(mark for state, mark in MARKS.items() if states[state])
+    marks = "".join(mark for state, (mark, _) in STATES.items() if states[state])
     finished = states["done"] + states["diverged"]
     return f"{finished}/{states.total()} {marks}".strip() if states.total() else "-"
 
 
 def _totals(planned: list[Planned]) -> str:
     totals = Counter(p.state for p in planned)
-    order = ("done", "diverged", "running", "failed", "partial", "missing", "blocked", "unknown")
-    return " · ".join(f"{state} {totals[state]}" for state in order if totals[state])
+    return " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
 
 
 def _remarks(planned: list[Planned], first: list[Planned]) -> list[str]:
-    """What runs, what is missing for its data alone, and why others failed or wait."""
+    """Lines on runs that are running, on those that are missing for their data alone, and on why others
+    failed or wait."""
     lines = [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
     if other := sum(p.why == OTHER_DATA for p in planned):
         lines.append(f"missing: {other} of them {OTHER_DATA}")
@@ -205,14 +208,13 @@ def _remarks(planned: list[Planned], first: list[Planned]) -> list[str]:
         for p in (p for p in planned if p.state == state):
             soon = ", and is done first by the same command" if p.run.start in coming else ""
             reasons[f"{p.run.label}: {p.why}" if state == "failed" else f"{p.why}{soon}"] += 1
-        lines += [
-            f"{state}: {why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()
-        ]
+        for why, count in reasons.items():
+            lines.append(f"{state}: {why}" + (f" ({count} runs)" if count > 1 else ""))
     return lines
 
 
 def progress_words(event: dict[str, Any]) -> str:
-    """How a run stands, in a few words: epoch, metric, time left, host."""
+    """A run's progress in a few words: epoch, metric, time left, host."""
     words = [str(event.get("phase", "begins"))]
     if "epoch" in event:
         words = [f"epoch {event['epoch']}/{event['epochs']}"]
@@ -230,16 +232,12 @@ def progress_words(event: dict[str, Any]) -> str:
 
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
-    """Time and disk that are left, from finished runs of the same model and task, and from what running ones
-    say; or else a forecast."""
-    left = _left(planned)
-    if not left:
-        return (
-            "nothing left to do"
-            if all(p.state != "blocked" for p in planned)
-            else "nothing that can be done yet"
-        )
-    return estimate(left, ledger)
+    """Time and disk that the runs which are left take: from finished runs of the same model and task, from
+    the progress of running ones, or else a forecast."""
+    if left := _left(planned):
+        return estimate(left, ledger)
+    blocked = any(p.state == "blocked" for p in planned)
+    return "nothing that can be done yet" if blocked else "nothing left to do"
 
 
 def _left(planned: list[Planned]) -> list[Left]:
@@ -250,32 +248,19 @@ def _left(planned: list[Planned]) -> list[Left]:
 
 
 def before(runs: list[Run]) -> list[Run]:
-    """Those that were not asked for, and that others start from."""
+    """The runs that these start from and that the command does not name."""
     return [run for run in starts(runs) if run not in runs]
 
 
-def text(
-    planned: list[Planned], ledger: Ledger, first: list[Planned] | None = None, probe: bool = False
-) -> str:
-    """The whole plan of a command. first: of the runs that come `before` these. probe: first measure how fast
-    this device is (runs/probe.py), for runs that are left and that no finished one is like."""
-    runs = [p.run for p in planned]
-    first = plan(before(runs), ledger) if first is None else first
-    if probe:
-        from runs.probe import probe as measure  # imports torch
+def watch(runs: list[Run], every: float = 2.0, probe: bool = False, redo: bool = False) -> None:
+    """Shows the plan again whenever it has changed, until no run is running or can be done.
 
-        measure(unknown(_left([*first, *planned]), ledger), [r for r in ledger if r["status"] == "done"])
-    title = f"experiment={runs[0].experiment}" if runs[0].experiment else "plan"
-    return show(planned, ledger, title, first)
-
-
-def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
-    """Shows the plan again whenever it has changed, until nothing is left that is running or can be done; or
-    Ctrl-C. probe: as for `text`, once."""
+    every: seconds between two looks. probe, redo: as for `text`; the probe runs once."""
     output, live, shown = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
+    clear, note = ("\x1b[H\x1b[2J", "\n\nCtrl-C ends the watch, not the sweep") if live else ("", "\n")
     while True:
-        # A ledger of thousands is read once, and then what is new
+        # Each record is read once: there may be thousands
         for path in records_folder(output).glob("*.json"):
             stamp = path.stat().st_mtime_ns
             if stamps.get(path.name) != stamp:
@@ -284,13 +269,10 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
                     record = read_record(path)
                     ledger.records[record["id"]] = record
         planned = plan(runs, ledger)
-        now, probe = text(planned, ledger, probe=probe), False
+        now, probe = text(planned, ledger, probe=probe, redo=redo), False
         if now != shown:
             shown = now
-            clear = "\x1b[H\x1b[2J" if live else ""
-            print(
-                f"{clear}{now}" + ("\n\nCtrl-C ends the watch, not the sweep" if live else "\n"), flush=True
-            )
+            print(f"{clear}{now}{note}", flush=True)
         if not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}:
             return
         time.sleep(every)
@@ -298,7 +280,7 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Settings(Common):
-    """What a plan can be given beside the runs."""
+    """The settings of a plan, beside the words for runs."""
 
     watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
     probe: bool = setting(False, "first train some steps of random weights: how fast this device is")
@@ -310,22 +292,17 @@ def main(arguments: list[str]) -> int:
     runs = command.runs
     if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(runs, probe=line.settings.probe)
+            watch(runs, probe=line.settings.probe, redo=command.launch.redo)
         return 0
-    # What was run elsewhere is not done here; and of a ledger of 100,000 what is shown is read, and a sample
-    # for the forecast.
+    # Published records do not make a run done here. Of a ledger of 100,000 records this reads those of the
+    # plan, and a sample for the forecast.
     first = before(runs)
-    ids = identified([*runs, *first])
+    ids = identities([*runs, *first])
     check_ids(runs, [run_id for run_id, _ in ids[: len(runs)]])
     ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
     planned = plan(runs, ledger, ids[: len(runs)])
-    print(text(planned, ledger, plan(first, ledger, ids[len(runs) :]), line.settings.probe))
-    if command.launch.redo:
-        done = sum(p.state in ("done", "diverged") for p in planned)
-        print(
-            f"redo=true: also {plural(done, 'run')} that {'is' if done == 1 else 'are'} done, beyond that"
-            " estimate"
-        )
+    planned_first = plan(first, ledger, ids[len(runs) :])
+    print(text(planned, ledger, planned_first, line.settings.probe, command.launch.redo))
     return 0
 
 

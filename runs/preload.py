@@ -1,11 +1,10 @@
-"""What nearly every run imports, for the server that runs are forked from (runs/sweep/attempt.py) to import
-once.
+"""The modules that nearly every run imports. The server that runs are forked from (runs/sweep/attempt.py)
+imports them once.
 
-That takes long, and multiprocessing's server looks only afterwards whether anybody still needs it. So first
-of all it is tied to the process that started it, and the runs to it.
+This takes seconds, and multiprocessing's server checks only afterwards whether its parent still lives. So the
+first thing is to tie the server to the process that started it, and the runs to the server.
 
-It freezes what is there, too: a run's garbage collector need not walk through it, nor take a copy of the
-pages it lies on."""
+gc.freeze keeps a run's garbage collector from walking through all this, and so from copying its pages."""
 
 import gc
 import importlib
@@ -23,7 +22,7 @@ for name in NO_BARS:  # a run's output is a log, whatever the server's own is
     os.environ.setdefault(name, "1")
 
 PRELOADED = (
-    "sklearn.metrics",  # by the metrics themselves, which evaluate loads by path
+    "sklearn.metrics",  # for the metrics, which `evaluate` loads by path
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",

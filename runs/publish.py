@@ -1,10 +1,10 @@
 """Publishes records: copies finished ones from outputs/records to runs/records/STUDY, to be committed.
 
-python -m runs.publish STUDY                        every finished record of this machine, but for copies of
+python -m runs.publish STUDY                        every finished record of this machine, without copies of
                                                     published ones
 python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else names runs
 
-Measures (runs/measure) go with the runs that they measure.
+Measures (runs/measure) are published with the runs that they measure.
 """
 
 import json
@@ -31,9 +31,8 @@ def main(arguments: list[str]) -> int:
     own = {name for name in ledger.records if origin[name] == "ours"}
     named = line.overrides or line.options
     wanted = set(identify(only_runs(line.composing(output)))) if named else own
-    records = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
-    trials = [record for record in records if record["config"]["train"]["max_steps"] is not None]
-    records = [record for record in records if record not in trials]
+    finished = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
+    records = [record for record in finished if record["config"]["train"]["max_steps"] is None]
     if not records:
         copies = ": what is there was copied from published studies" if ledger.records and not own else ""
         raise UserError(f"no finished record to publish in {output}/records{copies}")
@@ -45,14 +44,14 @@ def main(arguments: list[str]) -> int:
     for measure in measures:
         write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", measure_text(measure))
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
-    made = f" ({dirty} made with uncommitted changes)" if dirty else ""
-    print(f"{plural(len(records), 'record')} in runs/records/{study}{made}")
+    note = f" ({dirty} made with uncommitted changes)" if dirty else ""
+    print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")
     if measures:
         print(f"{plural(len(measures), 'measure')} in runs/records/{study}/measures")
     if not (PUBLISHED / study / "NOTES.md").is_file():
         print(f"To be written: runs/records/{study}/NOTES.md, on how it was run, for docs/results.md")
-    if trials:
-        print(f"{len(trials)} left out: trials that train.max_steps stopped early")
+    if trials := len(finished) - len(records):
+        print(f"{trials} left out: trials that train.max_steps stopped early")
     return 0
 
 

@@ -11,7 +11,7 @@ from tiers import sample
 
 from analysis.results.__main__ import main
 from runs.config import expand
-from runs.evaluate import words_of
+from runs.evaluate import overrides_of
 from runs.identity import run_id
 from runs.record import FINISHED, PUBLISHED, crossfit_of, defining, is_trial, read_study, study_folders
 
@@ -46,7 +46,7 @@ def test_no_record_tells_where_files_lay():
 def test_the_words_of_a_record_compose_its_run(study):
     """By what needs no data; and by the id where the data come with a package."""
     for one in [*read_study(study)][::12]:
-        (run,) = expand(words_of(one))
+        (run,) = expand(overrides_of(one))
         assert (run.row, run.seed) == (one["cell"]["row"], one["cell"]["seed"])
         wanted, found = defining(one["config"]), defining(run.config)
         for part, settings in wanted.items():  # older records lack what came later

@@ -1,9 +1,9 @@
-"""What runs that are left would cost: from finished runs, or else forecast before the first one. No torch,
-and nothing is run.
+"""What the runs of a plan would cost: from finished runs, or forecast before the first one. It runs nothing
+and does not import torch.
 
-rows.py says how many rows there are and how long they are, flops.py what computing them takes, pace.py how
-fast this machine was when it was probed (runs/probe.py); outline.py puts these together for a run, cost.py in
-words.
+rows.py: how many rows of data a run has, and their lengths. flops.py: what it takes to compute them. pace.py:
+how fast this machine is, as measured by runs/probe.py. outline.py: all of these for one run. cost.py: the sum
+in words.
 """
 
 from runs.forecast.cost import Left, estimate, unknown

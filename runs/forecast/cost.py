@@ -1,5 +1,5 @@
-"""Time and disk of the runs that are left: from finished runs of the same model and task, or else a forecast
-of steps, tokens and FLOPs, with hours where this machine has been probed."""
+"""Time and disk that the runs of a plan still take: from finished runs of the same model and task, or else a
+forecast of steps, tokens and FLOPs, with hours where this machine has been probed."""
 
 import json
 import statistics
@@ -18,7 +18,8 @@ from runs.training.state import Plan
 
 @dataclass(frozen=True)
 class Left:
-    """A run that is left; whether it is under way, and how many seconds it says that it still takes."""
+    """A run without a record. running: an executor does it now. seconds: how long it still takes, by its own
+    estimate."""
 
     run: Run
     running: bool = False
@@ -26,27 +27,25 @@ class Left:
 
 
 def estimate(left: Sequence[Left], ledger: Ledger) -> str:
-    """What is left in words, a line or more: time and disk from finished runs and from what running ones say;
-    of the others a forecast."""
+    """What these runs still take, in one line or more: time and disk from finished runs and from the progress
+    of running ones; a forecast of the others."""
     done = [record for record in ledger if record["status"] == "done"]
     likes = [_like(one.run, done) for one in left]
-    guesses = [_time_left(one, like) for one, like in zip(left, likes, strict=True)]
-    lines = []
-    if any(seconds is not None for seconds in guesses):
-        lines.append(_known(left, likes, guesses))
-    rest = [one.run for one, seconds in zip(left, guesses, strict=True) if seconds is None]
-    return "\n".join(lines + (forecast(rest, done) if rest else []))
+    times = [_time_left(one, like) for one, like in zip(left, likes, strict=True)]
+    lines = [_known(left, likes, times)] if any(seconds is not None for seconds in times) else []
+    others = [one.run for one, seconds in zip(left, times, strict=True) if seconds is None]
+    return "\n".join(lines + (forecast(others, done) if others else []))
 
 
 def unknown(left: Sequence[Left], ledger: Ledger) -> list[Run]:
-    """Those that no finished run is like, and that do not say themselves how long they take."""
+    """The runs whose time neither finished runs nor their own progress gives."""
     done = [record for record in ledger if record["status"] == "done"]
     return [one.run for one in left if _time_left(one, _like(one.run, done)) is None]
 
 
-def _known(left: Sequence[Left], likes: list[list[Record]], guesses: list[float | None]) -> str:
-    """From finished runs, and from what running ones say."""
-    known = [seconds for seconds in guesses if seconds is not None]
+def _known(left: Sequence[Left], likes: list[list[Record]], times: list[float | None]) -> str:
+    """The line from finished runs and running ones. likes: of each run, the finished runs to judge it by."""
+    known = [seconds for seconds in times if seconds is not None]
     basis = {record["id"] for like in likes for record in like}
     share = "" if len(known) == len(left) else f" for {len(known)} of the {len(left)} runs left"
     words = f"est. {duration(sum(known))} left on one device{share}"
@@ -63,13 +62,10 @@ def _known(left: Sequence[Left], likes: list[list[Record]], guesses: list[float 
 
 def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
     """Lines on runs that no finished run is like: what they will compute, and how long that takes here."""
-    once: dict[tuple[str, ...], Outline | None] = {}
     sources = Sources(done)
-    for run in runs:  # seeds of a cell take the same
-        key = cell_key(run)
-        if key not in once:
-            once[key] = outline(run, sources)
-    known = [each for run in runs if (each := once[cell_key(run)])]
+    by_cell = {cell_key(run): run for run in runs}  # the seeds of a cell take the same
+    outlines = {key: outline(run, sources) for key, run in by_cell.items()}
+    known = [each for run in runs if (each := outlines[cell_key(run)])]
     if not known:
         return ["no estimate: no finished run is like these, and how many rows they have is not known here"]
     sized = [each for each in known if each.flops is not None]
@@ -81,10 +77,10 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
         words = f"est. {duration(sum(timed))} left on one device{_of(timed, runs)}"
         lines.append(f"{words}: forecast, from a probe of this device")
     if len(timed) < len(sized):
-        lacking = len({cell_row(run) for run in runs if _unprobed(once[cell_key(run)])})
+        rows = len({cell_row(run) for run in runs if _unprobed(outlines[cell_key(run)])})
         lines.append(
             f"no estimate of time{' for the others' if timed else ''}: probe=true measures this device, with"
-            f" at most {PROBE_STEPS} steps of random weights for each of {plural(lacking, 'row')} (about"
+            f" at most {PROBE_STEPS} steps of random weights for each of {plural(rows, 'row')} (about"
             f" {PROBE_SECONDS}s)"
         )
     elif not sized:
@@ -92,17 +88,17 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
     return lines
 
 
-#: Of a probe, for each row of a model: steps and seconds, at most.
+#: The most steps and seconds of a probe, for each row of a model.
 PROBE_STEPS, PROBE_SECONDS = 20, 20
 
 
 def cell_key(run: Run) -> tuple[str, ...]:
-    """What runs have in common that differ in their seeds alone."""
+    """The key that runs share which differ in their seeds alone."""
     return (run.row, run.model, run.task, *run.overrides)
 
 
 def cell_row(run: Run) -> str:
-    """What runs have in common that a probe measures once."""
+    """The key of runs that a probe measures once."""
     return json.dumps(pace_key(run), sort_keys=True)
 
 
@@ -113,12 +109,12 @@ def _unprobed(each: Outline | None) -> bool:
 def _amounts(known: Sequence[Outline]) -> str:
     """Steps, tokens and FLOPs in all."""
     words = [f"{sum(each.steps for each in known):,} steps"]
-    for name, values in (
-        ("{} tokens", [each.tokens for each in known if each.tokens is not None]),
-        ("{}FLOP", [each.flops for each in known if each.flops is not None]),
-    ):
-        if values:
-            words.append(name.format(magnitude(sum(values), "FLOP" in name)) + _of(values, known))
+    tokens = [each.tokens for each in known if each.tokens is not None]
+    flops = [each.flops for each in known if each.flops is not None]
+    if tokens:
+        words.append(f"{magnitude(sum(tokens))} tokens{_of(tokens, known)}")
+    if flops:
+        words.append(f"{magnitude(sum(flops), flops=True)}FLOP{_of(flops, known)}")
     return ", ".join(words)
 
 
@@ -127,7 +123,7 @@ def _of(values: Sequence[Any], every: Sequence[Any]) -> str:
 
 
 def _basis(known: Sequence[Outline]) -> str:
-    """What the numbers rest on."""
+    """How the numbers of rows and their lengths are known."""
     exact = all(each.exact for each in known)
     rows = "rows are known" if exact else "rows are about right: not counted here, or some may be left out"
     return "; ".join([rows, *dict.fromkeys(words for each in known for words in each.lengths)])
@@ -135,63 +131,61 @@ def _basis(known: Sequence[Outline]) -> str:
 
 def magnitude(value: float, flops: bool = False) -> str:
     """A large number in words: 812M tokens, or 3.2 P (before FLOP)."""
-    units = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)) if flops else COUNTS
-    for unit, scale in units:
+    space = " " if flops else ""
+    for unit, scale in FLOP_UNITS if flops else COUNT_UNITS:
         if value >= scale:
-            number = f"{value / scale:,.{1 if value < 10 * scale else 0}f}"
-            return f"{number} {unit}" if flops else f"{number}{unit}"
-    return f"{value:,.0f}" + (" " if flops else "")
+            return f"{value / scale:,.{1 if value < 10 * scale else 0}f}{space}{unit}"
+    return f"{value:,.0f}{space}"
 
 
-COUNTS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
+FLOP_UNITS = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6))
+COUNT_UNITS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 
 
 # --- finished runs
 
 
 def _time_left(left: Left, like: list[Record]) -> float | None:
-    """Seconds, as a running one says itself, or else from finished runs."""
+    """Seconds, by a running run's own estimate or from finished runs; None where neither is there."""
     if left.seconds is not None or not like:
         return left.seconds
     return statistics.median(_seconds(left.run, record) for record in like)
 
 
 def _bytes(record: Record) -> int:
-    """What a finished run takes on disk: by its folder, or where that is elsewhere, by its adapter and
-    head."""
+    """What a finished run takes on disk: its folder, or without one here, its adapter and head."""
     folder = run_folder(record["config"]["output"], record["id"])
     files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     return sum(files) or int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
 
 
 def _like(run: Run, done: list[Record]) -> list[Record]:
-    """Finished runs to judge this one by: the same cell, or else other rows of the same model and task, as
-    large a one."""
+    """Finished runs to judge this one by: of the same row, model and task, or else of other rows that train.
+    The task's settings that decide the amount of work are the same."""
+    task = run.config["task"]
     same = [
-        r for r in done if (r["cell"]["model"], r["cell"]["task"]) == (run.model, run.config["task"]["name"])
+        record
+        for record in done
+        if (record["cell"]["model"], record["cell"]["task"]) == (run.model, task["name"])
+        and all(record["config"]["task"].get(key) == task.get(key) for key in AMOUNTS)
     ]
-    sizes = (
-        "train_rows",
-        "dev_rows",
-        "holdout",
-        "items",
-        "decode",
-        "beams",
-        "max_new_tokens",
-        "shots",
-        "image_size",
-    )
-    same = [r for r in same if all(r["config"]["task"].get(k) == run.config["task"].get(k) for k in sizes)]
-    return [r for r in same if r["cell"]["row"] == run.row] or [r for r in same if r["steps"]]
+    of_row = [record for record in same if record["cell"]["row"] == run.row]
+    return of_row or [record for record in same if record["steps"]]
+
+
+#: Settings of a task that decide how much a run computes.
+AMOUNTS = (
+    *("train_rows", "dev_rows", "holdout", "shots", "image_size"),
+    *("items", "decode", "beams", "max_new_tokens"),
+)
 
 
 def _seconds(run: Run, record: Record) -> float:
-    """What a run would take at the pace of a finished one, which may have had other epochs, or stopped
-    early."""
+    """What a run would take at the pace of a finished one, which may have had other epochs or fewer steps."""
     train, rows = run.config["train"], record["data"]
     per_row = record["cost"]["train_seconds"] / max(record["steps"] * record["effective_batch"], 1)
     per_evaluation = record["cost"]["evaluate_seconds"] / len(record["curve"]["epoch"])
     decoding = record["cost"].get("decode_seconds", 0.0)
     plan = Plan.of(train, rows["train_rows"], max(rows["dev_rows"], 2), run.method["kind"] != "none")
-    evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1  # of what does not train, one
+    evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1  # one where nothing trains
     return float(per_row * plan.total_steps * plan.batch + per_evaluation * evaluations + decoding)

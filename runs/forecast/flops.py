@@ -1,8 +1,8 @@
 """Floating-point operations of training and evaluation, by a model's architecture and a method's settings.
 
-A multiplication and an addition count as two. Counted are matrix products, which are nearly everything
-(Kaplan et al. 2020, "Scaling laws for neural language models", section 2.1); no norms, activations and
-softmax, no optimizer, and no classification head."""
+A multiplication and an addition count as two. Only matrix products count, which are nearly everything (Kaplan
+et al. 2020, "Scaling laws for neural language models", section 2.1): no norms, activations and softmax, no
+optimizer, and no classification head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,44 +14,36 @@ LIKE_BERT = ("bert", "roberta", "vit", "dinov2")
 
 @dataclass(frozen=True)
 class Shape:
-    """The matrices of a transformer.
-
-    block: of one block, by site: inputs and outputs. width: of its attention, over all heads. vocabulary: of
-    a language model, else 0. positions: how many tokens it takes, where that is known. patch, side, image: of
-    an image model the inputs of the layer that reads a patch, and the pixels of a side of a patch and of an
-    image.
-    """
+    """The matrices of a transformer."""
 
     layers: int
-    width: int
-    block: Mapping[str, tuple[int, int]]
-    vocabulary: int = 0
+    width: int  # of the attention, over all heads
+    block: Mapping[str, tuple[int, int]]  # inputs and outputs of one block's matrices, by site
+    vocabulary: int = 0  # of a language model
     hidden: int = 0
-    positions: int | None = None
-    patch: int = 0
-    side: int = 0
-    image: int = 0
+    positions: int | None = None  # the longest input in tokens, where that is known
+    patch: int = 0  # of an image model: the inputs of the layer that reads a patch,
+    side: int = 0  # the side of a patch in pixels,
+    image: int = 0  # and the side of an image in pixels
 
     @property
     def weights(self) -> int:
-        """N: the weights that each token is multiplied by, without the embeddings and what reads them out."""
+        """N of Kaplan et al.: the weights that multiply each token, without embeddings and head."""
         return self.layers * sum(i * o for i, o in self.block.values()) + self.patch * self.hidden
 
     def tokens(self, image: int | None) -> int:
-        """Of an image of so many pixels a side, or of the model's own: its patches and the class token."""
+        """The patches of an image and its class token. image: pixels of a side; None: the model's size."""
         return ((image or self.image) // self.side) ** 2 + 1
 
 
 def shape_of(architecture: Mapping[str, Any]) -> Shape | None:
-    """The matrices by the keys of transformers' configurations; None for a type that is not known here."""
+    """The matrices of an architecture by transformers' keys; None for a type that this file lacks."""
     get, kind = architecture.get, architecture.get("model_type")
     if kind in LIKE_BERT:
         hidden = get("hidden_size", 768)
         inner = get("mlp_ratio", 4) * hidden if kind == "dinov2" else get("intermediate_size", 3072)
-        block = dict.fromkeys(("query", "key", "value", "attention_out"), (hidden, hidden))
-        block |= {"up": (hidden, inner), "feed_forward_out": (inner, hidden)}
-        shape = Shape(get("num_hidden_layers", 12), hidden, block, 0, hidden)
-        if kind in ("bert", "roberta"):  # of whose positions two are the padding's
+        shape = Shape(get("num_hidden_layers", 12), hidden, _block(hidden, inner), 0, hidden)
+        if kind in ("bert", "roberta"):  # RoBERTa's positions begin after its padding index
             return replace(shape, positions=get("max_position_embeddings", 512) - 2 * (kind == "roberta"))
         side, image = get("patch_size", 16), get("image_size", 224)
         # DINOv2 was pretrained at 518 pixels, and its preprocessing cuts images to 224.
@@ -60,10 +52,8 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape | None:
     if kind == "gpt2":
         hidden = get("n_embd", 768)
         inner = get("n_inner") or 4 * hidden
-        block = dict.fromkeys(("query", "key", "value", "attention_out"), (hidden, hidden))
-        block |= {"up": (hidden, inner), "feed_forward_out": (inner, hidden)}
         vocabulary, positions = get("vocab_size", 50257), get("n_positions", 1024)
-        return Shape(get("n_layer", 12), hidden, block, vocabulary, hidden, positions)
+        return Shape(get("n_layer", 12), hidden, _block(hidden, inner), vocabulary, hidden, positions)
     if kind == "llama" and "hidden_size" in architecture:
         hidden, heads = int(architecture["hidden_size"]), get("num_attention_heads", 32)
         head = get("head_dim") or hidden // heads
@@ -75,13 +65,19 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape | None:
     return None
 
 
+def _block(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
+    """A block with as many keys and values as queries, and a feed-forward part of two matrices."""
+    block = dict.fromkeys(("query", "key", "value", "attention_out"), (hidden, hidden))
+    return block | {"up": (hidden, inner), "feed_forward_out": (inner, hidden)}
+
+
 #: Sites of a block that read the same input.
 TOGETHER = (("query", "key", "value"), ("gate", "up"))
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a row: of a forward pass, and of a training step's share."""
+    """FLOPs of one text or image in a forward pass, and in a training step."""
 
     forward: float
     training: float
@@ -90,7 +86,7 @@ class Work:
 def work(
     shape: Shape, method: Mapping[str, Any], length: float, rows: int, predicted: float, again: bool = False
 ) -> Work:
-    """FLOPs of a row of `length` tokens (padding included) in a batch of `rows`.
+    """FLOPs of a text of `length` tokens (padding included) in a batch of `rows` texts.
 
     Forward: 2 N a token (Kaplan et al. 2020, table 1), and attention's two products of length x length,
     4 x layers x width x length a token, over the whole square, as kernels compute it (Chowdhery et al. 2022,
@@ -99,9 +95,9 @@ def work(
 
     Backward: as much again for the gradient of each product's input, and as much again for its weights' where
     they train: 2 N and 4 N a token (Hoffmann et al. 2022, appendix F: twice the forward). Attention has no
-    weights, and two gradients: twice its forward in either case. Nothing where the head alone trains. The
-    gradient is counted down to the embeddings: a method on queries and values needs none of the first block's
-    input, and a full one none of the patches', which is left out of account.
+    weights, and two gradients: twice its forward in either case. Where the head alone trains there is no
+    backward pass. The gradient counts down to the embeddings, although the first block's input needs none in
+    a method on queries and values, nor the patches in full fine-tuning.
 
     again: gradient checkpointing, which repeats the forward pass (Chen et al. 2016).
     """
@@ -121,16 +117,16 @@ def work(
 
 
 def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, training: bool) -> float:
-    """FLOPs of a row beyond the base model's: a method's own matrices.
+    """FLOPs of a text beyond the base model's: a method's own matrices.
 
-    LoRA's pair and a bottleneck's are layers of P weights: 2 P a token forward; in training as much for the
-    gradient of their input and, of what trains, of their weights (Hu et al. 2022, section 4.2, has the
-    shapes). VeRA takes the cheapest of three ways, see `vera_flops`. peft's methods count as its LoRA of
-    their rank, or not at all."""
+    LoRA's pair of matrices and a bottleneck's have P weights: 2 P a token forward; in training as much again
+    for the gradient of their input, and for that of the weights which train (shapes: Hu et al. 2022, section
+    4.2). VeRA takes the cheapest of three ways, see `vera_flops`. A method of peft counts as LoRA of its
+    rank, or not at all where it has none."""
     kind, hidden = method["kind"], shape.hidden
     if kind == "adapter":
-        places = 2 if method.get("placement") == "houlsby" else 1
-        return 2 * shape.layers * places * 2 * hidden * method["bottleneck"] * length * (3 if training else 1)
+        adapters = shape.layers * (2 if method.get("placement") == "houlsby" else 1)
+        return 2 * adapters * 2 * hidden * method["bottleneck"] * length * (3 if training else 1)
     inner = method.get("config") or {}
     rank = method.get("rank") or inner.get("r") or inner.get("init_r") or 0
     if not isinstance(rank, int) or not rank:
@@ -149,8 +145,8 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
 
 
 def adapted(shape: Shape, sites: Sequence[str]) -> list[tuple[int, list[int]]]:
-    """The adapted matrices of a block that read one input: its width, and the outputs of each. A site that is
-    no role here stands for no matrix, but all-linear for every one."""
+    """The adapted matrices of a block, grouped by their input: its width, and the outputs of each matrix.
+    all-linear means every matrix; a site that is not in the block adds none."""
     chosen = [name for name in shape.block if "all-linear" in sites or name in sites]
     groups: list[tuple[int, list[int]]] = []
     for name in chosen:
@@ -161,8 +157,8 @@ def adapted(shape: Shape, sites: Sequence[str]) -> list[tuple[int, list[int]]]:
 
 
 def vera_flops(tokens: float, inputs: int, outputs: int, rank: int, training: bool, pairs: int = 1) -> float:
-    """FLOPs of VeRA beyond the frozen layers that read one input, for the cheapest way to compute it: the
-    table of vera/kernels/__init__.py, without importing torch."""
+    """FLOPs of VeRA on the layers that read one input, beyond the frozen layers', in the cheapest way to
+    compute it: the table of vera/kernels/__init__.py, without importing torch."""
     factor, merge = 2 * tokens * rank * (outputs + inputs * pairs), 2 * outputs * inputs * rank
     if not training:
         return min(factor, merge)

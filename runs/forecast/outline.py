@@ -1,4 +1,4 @@
-"""What one run will take: steps, tokens, FLOPs and, at a pace that was measured, seconds."""
+"""What one run will take: steps, tokens, FLOPs and, at a measured pace, seconds."""
 
 import math
 from collections.abc import Mapping
@@ -17,68 +17,62 @@ from tasks.base import block
 
 @dataclass(frozen=True)
 class Outline:
-    """A run before it has begun.
+    """What a run will take. None where something is not known."""
 
-    steps: of the optimizer, exact where the rows are. tokens: that are trained on, without padding; of
-    images their patches. flops: of training, evaluation and decoding, padding included. seconds: of the same,
-    at this machine's pace. Each is None where it is not known. lengths: how the rows' lengths are known, in
-    words.
-    """
-
-    steps: int
-    exact: bool
-    tokens: float | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    lengths: tuple[str, ...] = ()
+    steps: int  # of the optimizer
+    exact: bool  # whether the number of rows is, and so that of steps
+    tokens: float | None = None  # of training, without padding; of images the patches
+    flops: float | None = None  # of training, evaluation and decoding, padding included
+    seconds: float | None = None  # of the same, at this machine's pace
+    lengths: tuple[str, ...] = ()  # how the lengths of texts are known, in words
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What is computed: rows trained on in all and evaluations, and of each split the lengths, the padded
-    length of a row, and the rows of a pass."""
+    """What a run computes. The mappings are by split, train and dev."""
 
     run: Run
     data: Data
     shape: Shape
     plan: Plan
-    trained: int
+    trained: int  # rows of training data over all epochs
     evaluations: int
     splits: Mapping[str, Lengths]
-    padded: Mapping[str, float]
-    batches: Mapping[str, int]
+    padded: Mapping[str, float]  # the tokens of a row in a batch, padding included
+    batches: Mapping[str, int]  # the rows of a pass
 
     @property
     def once(self) -> bool:
-        """Whether each image is computed once: a head's inputs are kept (runs/training/features.py)."""
+        """Whether each image passes the model once, since a head's inputs are kept
+        (runs/training/features.py)."""
         task = self.run.config["task"]
         return self.run.method["kind"] == "head" and task.get("augment") == "none"
 
     def work(self, split: str) -> Work:
-        """FLOPs of a row."""
+        """FLOPs of a row of a split."""
         again = bool(self.run.config.get("gradient_checkpointing"))
         length, rows, lengths = self.padded[split], self.batches[split], self.splits[split]
         return work(self.shape, self.run.method, length, rows, lengths.predicted, again)
 
 
 def outline(run: Run, sources: Sources, pace: Pace | None = None) -> Outline | None:
-    """What a run will take; None where nothing says how many rows it has.
+    """What a run will take; None where its number of rows is not known.
 
-    pace: by which seconds are told, instead of this machine's."""
+    pace: in place of this machine's."""
     data = known_data(run, sources)
     if data is None:
         return None
     train, trains = run.config["train"], run.method["kind"] != "none"
     try:
         plan = Plan.of(train, data.train.rows, data.dev.rows, trains)
-    except UserError:  # too few rows: the run itself says so
+    except UserError:  # too few rows: the run itself raises it
         return None
     amounts = _amounts(run, data, plan)
+    if amounts is None and not data.train.at:
+        return Outline(plan.total_steps, data.exact)
     if amounts is None:
-        tokens = _trained(plan, data) * data.train.cut(train["max_length"]).mean if data.train.at else None
-        return Outline(
-            plan.total_steps, data.exact, tokens, lengths=_lengths(run, data) if data.train.at else ()
-        )
+        tokens = _trained(plan, data) * data.train.cut(train["max_length"]).mean
+        return Outline(plan.total_steps, data.exact, tokens, lengths=_lengths(run, data))
     tokens = amounts.trained * amounts.splits["train"].mean
     pace = pace or pace_of(run)
     seconds = _seconds(amounts, pace) if pace else None
@@ -86,31 +80,32 @@ def outline(run: Run, sources: Sources, pace: Pace | None = None) -> Outline | N
 
 
 def _lengths(run: Run, data: Data) -> tuple[str, ...]:
+    """How the lengths are known, in words."""
     if run.config["task"]["modality"] == "image":
         return ("tokens are the model's patches",)
     if data.assumed is None:
         return ("lengths as tokenised here",)
-    return tuple(
-        filter(None, ("lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)", data.assumed))
-    )
+    words = "lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)"
+    return (words, data.assumed) if data.assumed else (words,)
 
 
 def shape_of_run(run: Run) -> Shape | None:
-    """The matrices of a run's model."""
+    """The matrices of a run's model; None where its architecture is not known."""
     architecture = architecture_of(run.config["model"])
     return shape_of(architecture) if architecture else None
 
 
 def padded_length(run: Run, sources: Sources) -> float | None:
-    """The tokens of a row in a training batch, padding included."""
+    """The tokens of a row in a training batch, padding included; None where they are not known."""
     data = known_data(run, sources)
-    plan = Plan.of(run.config["train"], data.train.rows, data.dev.rows, True) if data else None
-    amounts = _amounts(run, data, plan) if data and plan else None
+    if data is None:
+        return None
+    amounts = _amounts(run, data, Plan.of(run.config["train"], data.train.rows, data.dev.rows, True))
     return amounts.padded["train"] if amounts else None
 
 
 def _amounts(run: Run, data: Data, plan: Plan) -> Amounts | None:
-    """None where the model's architecture or the lengths are not known."""
+    """What a run computes; None where the model's architecture or the lengths are not known."""
     shape, config, task = shape_of_run(run), run.config, run.config["task"]
     if shape is None:
         return None
@@ -127,10 +122,10 @@ def _amounts(run: Run, data: Data, plan: Plan) -> Amounts | None:
         splits = {s: lengths.cut(int(longest)) for s, lengths in splits.items()}
     whole = config["train"]["effective_batch"]
     micro = min(config["micro_batch"] or whole, whole, data.train.rows)
-    sorted_together = block(task) * math.ceil(whole / micro) if block(task) > 1 else 1
+    blocks = block(task) * math.ceil(whole / micro) if block(task) > 1 else 1  # sorted by length together
     evaluated = min(config["eval_batch"], data.dev.rows)
     padded = {
-        "train": splits["train"].padded(micro, sorted_together),
+        "train": splits["train"].padded(micro, blocks),
         "dev": splits["dev"].padded(evaluated, math.ceil(data.dev.rows / evaluated)),
     }
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) if plan.total_steps else 1
@@ -139,7 +134,7 @@ def _amounts(run: Run, data: Data, plan: Plan) -> Amounts | None:
 
 
 def _trained(plan: Plan, data: Data) -> int:
-    """Rows that are trained on, each as often as it is."""
+    """Rows of training data over all epochs."""
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     return epochs * data.train.rows + min(rest * plan.batch, data.train.rows)
 
@@ -149,17 +144,16 @@ def _flops(amounts: Amounts) -> float:
     if amounts.once:
         return data.train.rows * train.forward + data.dev.rows * dev.forward
     _, tokens = _decoding(amounts)
-    # Each token looks back at a text of the usual length, and is read out; the adapter is merged.
+    # A decoded token attends to a text of mean length and is read out; the adapter is merged
     length, base = amounts.splits["dev"].mean, {"kind": "none"}
-    token = work(amounts.shape, base, length, 1, length).forward / length
-    return (
-        amounts.trained * train.training + amounts.evaluations * data.dev.rows * dev.forward + tokens * token
-    )
+    decoding = tokens * work(amounts.shape, base, length, 1, length).forward / length
+    evaluation = amounts.evaluations * data.dev.rows * dev.forward
+    return amounts.trained * train.training + evaluation + decoding
 
 
 def _decoding(amounts: Amounts) -> tuple[int, int]:
-    """Passes and tokens of decoding, at most: each text is as long as it may be, of the last epoch and of the
-    best, if that is another (runs/training/decode.py). Prompts, which have no beams, are left out."""
+    """The most passes and tokens of decoding: of texts as long as allowed, from the last and the best epoch
+    (runs/training/decode.py). Prompts are left out: they have no beams."""
     task, items = amounts.run.config["task"], amounts.data.items
     if not items:
         return 0, 0
@@ -173,7 +167,7 @@ def _decoding(amounts: Amounts) -> tuple[int, int]:
 def _seconds(amounts: Amounts, pace: Pace) -> float:
     train, data = amounts.work("train"), amounts.data
     padded, plan = amounts.padded, amounts.plan
-    # A forward pass takes the share of a training step's time that it has of its FLOPs.
+    # A forward pass has the same share of a training step's time as of its FLOPs
     share = train.forward / (train.training or train.forward)
     batches = math.ceil(data.dev.rows / amounts.batches["dev"])
     evaluation = share * (batches * pace.step + data.dev.rows * padded["dev"] * pace.token)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,17 @@ from runs.record import cache_folder, write_atomically
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of training: `step` of a forward and backward pass whatever is in it, and `token` of each of
-    its tokens, padding included. Of a row that trains nothing, of a forward pass."""
+    """Seconds of a forward and backward pass: `step` for the pass itself, and `token` for each of its tokens,
+    padding included. For a row that trains nothing, seconds of a forward pass."""
 
     step: float
     token: float
 
 
 def pace_of(run: Run) -> Pace | None:
-    """How fast this machine computes a run's row; None where nobody has measured it.
-
-    This is the one place that the forecast asks. Numbers of other devices would be looked up here, by model,
-    row and precision."""
-    path = _path(run)
+    """How fast this machine computes a run's row; None where that was not measured."""
     try:
-        values = json.loads(path.read_bytes())["pace"]
+        values = json.loads(_path(run).read_bytes())["pace"]
         pace = Pace(float(values["step"]), float(values["token"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -42,15 +38,15 @@ def pace_of(run: Run) -> Pace | None:
 
 
 def keep_pace(run: Run, pace: Pace, how: Mapping[str, Any]) -> None:
-    """Leaves what was measured in the cache. how: on what it was measured, for a person who looks."""
+    """Writes a measured pace into the cache. how: the device and the steps of the measurement, for people."""
     kept = {"pace": asdict(pace), "key": pace_key(run), "how": dict(how)}
-    with contextlib.suppress(OSError):  # a home that cannot be written costs the forecast, no more
+    with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
         write_atomically(_path(run), json.dumps(kept, indent=1))
 
 
 def pace_key(run: Run) -> dict[str, Any]:
-    """What a pace hangs on: the machine, the model's architecture, the row with its settings, the precision.
-    Not the length of its rows: that is what it is for."""
+    """What a pace depends on: the machine, the model's architecture, the row with its settings, and the
+    precision. The lengths of texts are left out: a forecast multiplies them by the pace."""
     config = run.config
     model = {key: config["model"].get(key) for key in ("modality", "settings", "quantise")}
     return {
@@ -67,12 +63,13 @@ def _path(run: Run) -> Path:
 
 
 def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The model's configuration: of conf/model, or of its folder where it is on this machine."""
+    """The model's architecture by transformers' keys: from conf/model, or from its folder where that is on
+    this machine. None where neither is there."""
     if model["architecture"]:
         return dict(model["architecture"])
     try:
         folder = models.locate(model)
-    except UserError:  # which the run itself says
+    except UserError:  # the run itself raises it
         return None
     return _read(str(folder / "config.json")) if folder else None
 
@@ -88,25 +85,20 @@ def _read(path: str) -> dict[str, Any] | None:
 
 @cache
 def machine(device: str) -> dict[str, Any]:
-    """What a pace is measured on: device, threads, version of torch. Without importing torch, whose import
-    would be all that a plan takes."""
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = "none"
-    cards = [] if device == "cpu" else _cards()
+    """The machine of a pace: device, threads, version of torch. It does not import torch, which would take
+    longer than a whole plan."""
     return {
         "device": device,
-        "cards": cards,
+        "cards": [] if device == "cpu" else _cards(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "torch": torch,
+        "torch": version("torch"),
     }
 
 
 def _cards() -> list[str]:
-    """The graphics cards that CUDA would see, by name."""
+    """The names of NVIDIA's graphics cards, and which of them CUDA may use."""
     try:
         import pynvml
 

@@ -1,9 +1,9 @@
-"""Many runs: what is checked before the first one, who does them, and how each is settled.
+"""Many runs: the checks before the first one, the executors that do them, and the end of each.
 
-sweep.py is a command's whole way. jobs.py says which run is which, and settles one; preflight.py checks.
-executor.py does runs, each attempt in a process of its own (attempt.py). launchers.py starts executors
-elsewhere, and supervise.py watches them. leases.py keeps two of them from doing the same run; progress.py is
-what a run that has begun keeps in its folder; devices.py says who has which device; redo.py sets aside what
-is done again; display.py is what is seen of all that. Nothing is imported here: a plan reads leases and
-progress alone.
+sweep.py is a whole command. jobs.py: the runs of a command, and how each is settled. preflight.py: the
+checks. executor.py does runs, each attempt in a process of its own (attempt.py), and can be asked to stop
+(signals.py). launchers.py starts executors elsewhere, and supervise.py watches them. leases.py keeps two
+executors from doing the same run, devices.py two commands from using the same device. progress.py: the files
+of a run that has begun. redo.py sets aside what redo=true replaces. display.py shows all that. Nothing is
+imported here: a plan needs leases and progress alone.
 """

@@ -1,7 +1,7 @@
-"""One attempt of a run: the process that does it, and how it ended.
+"""One attempt of a run, in a process of its own: its work, and how it ended.
 
-The processes are forked from a server that has torch imported already, so a run starts in a fraction of a
-second, and no state leaks from one to the next."""
+The processes are forked from a server that has imported torch already. So a run starts in a fraction of a
+second, and no state leaks from one run to the next."""
 
 import errno
 import multiprocessing
@@ -9,7 +9,6 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,21 +24,21 @@ from runs.record.text import describe
 from runs.sweep import progress
 from runs.sweep.display import Event
 from runs.sweep.leases import Heart, Lease, LostLeaseError
+from runs.sweep.signals import STOPPING, handling
 from tasks.parent import PARENT
 
-#: How a run's process ends that was asked to stop: it goes on later (sysexits.h: a temporary failure).
+#: The exit code of a run's process that was asked to stop and can continue (sysexits.h: temporary failure).
 INTERRUPTED = 75
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-#: How the operating system says that the disk, or the user's part of it, is full.
+#: The operating system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
-#: What a run's process may take to save when it is asked to stop, in seconds.
+#: Seconds that a run's process has to save after it was asked to stop.
 GRACE = 60
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or
-    lost."""
+    """How an attempt ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or lost.
+    phase: of training, at the end."""
 
     cause: str
     error: str = ""
@@ -47,25 +46,25 @@ class Ending:
 
 
 class Attempt:
-    """One attempt of a run, in a process of its own. Another thread, or a signal's handler, may `stop` it."""
+    """One attempt of a run, in a process of its own. A signal's handler, or another thread, may `stop` it."""
 
     def __init__(self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any]) -> None:
-        """attempts: what earlier ones left (runs/sweep/progress.py)."""
+        """attempts: of progress.read_attempts."""
         self.run, self.run_id, self.lease, self.attempts = run, run_id, lease, attempts
-        self.asked = False  # to stop
+        self.stopping = False  # whether it was asked to stop
         self._child: Any = None
         self._phase = "loading"
-        self._error: Event | None = None  # why the process gave up, as it says itself
+        self._error: Event | None = None  # that the process sent before it gave up
 
     def stop(self) -> None:
         """Asks the run to save and to end."""
-        self.asked = True
+        self.stopping = True
         if self._child is not None:
             self._child.terminate()
 
     def go(self, heart: Heart, show: Callable[[Event], None], idle: Callable[[], None]) -> Ending:
-        """Does the run, and says how that ended. show: is given each event of the run. idle: is called in
-        each second without one."""
+        """Does the run; returns how that ended. show: called with each event of the run. idle: called after
+        each second without an event."""
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         killed_before = _kernel_kills()
@@ -73,11 +72,11 @@ class Attempt:
         child = context.Process(target=_child, args=work, daemon=True)
         try:
             child.start()
-        except (OSError, EOFError):  # of a connection: the server was killed at this moment
+        except (OSError, EOFError):  # a broken connection: the server was killed at this moment
             return Ending("killed", "the process that runs are forked from was killed", "loading")
         finally:
             sender.close()
-        self._child = child  # which can be asked to stop from here on
+        self._child = child  # `stop` can reach it from here on
         try:
             self._follow(child, receiver, heart, show, idle)
             child.join()
@@ -97,12 +96,12 @@ class Attempt:
         show: Callable[[Event], None],
         idle: Callable[[], None],
     ) -> None:
-        """Passes on what the process says, until it ends; keeps how the run stands in its folder."""
+        """Passes the process's events on until it ends, and writes the run's progress into its folder."""
         latest: Event = {}
-        written, here = 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
+        written, process = 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
         while True:
-            if self.asked and child.is_alive():
-                child.terminate()  # it may have come before there was a process to ask
+            if self.stopping and child.is_alive():
+                child.terminate()  # `stop` may have come before there was a process
             if heart.lost:
                 child.kill()
             try:
@@ -120,31 +119,31 @@ class Attempt:
             latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
             if self._phase != "training" or time.monotonic() - written > 2:
                 written = time.monotonic()
-                progress.write_progress(self.run.config["output"], self.run_id, latest | here)
+                progress.write_progress(self.run.config["output"], self.run_id, latest | process)
 
     def _ending(self, code: int, killed_before: int) -> Ending:
-        """What the process's exit code, and what it has said, mean."""
+        """The meaning of the process's exit code and of the error that it sent."""
         if self._error:
             return Ending(self._error["cause"], self._error["error"], self._phase)
-        asked = self.asked and code in [-number for number in STOPPING]
-        if code == INTERRUPTED or asked:
+        stopped = self.stopping and code in [-number for number in STOPPING]
+        if code == INTERRUPTED or stopped:
             return Ending("interrupted")
         if code == 0:
             return Ending("record")
         if code == -signal.SIGKILL and _kernel_kills() > killed_before:
             return Ending("memory", "out of memory: the kernel ended the process", self._phase)
-        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from is gone, too
+        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from has ended, too
             return Ending("killed", "the process was killed (signal 9; out of memory?)", self._phase)
         words = f"signal {-code}" if code < 0 else f"exit code {code}"
         return Ending("killed" if code < 0 else "error", f"the process ended with {words}", self._phase)
 
 
 def _end(child: Any) -> None:
-    """Ends a run's process: it may save first. A second Ctrl-C does not wait."""
+    """Ends a run's process, which may save first. A second Ctrl-C ends it at once."""
     end, warned = time.monotonic() + GRACE, False
     try:
         while child.is_alive() and time.monotonic() < end:
-            child.terminate()  # again: one that comes before the process listens is not heard
+            child.terminate()  # again, for a process that had not set its handler yet
             child.join(1)
             if child.is_alive() and not warned:
                 warned = True
@@ -157,32 +156,20 @@ def _end(child: Any) -> None:
 
 
 def start_fork_server() -> None:
-    """Starts the process that every run is forked from, while this one goes on: it imports what takes long,
-    once."""
+    """Starts the process that every run is forked from. It imports torch and others once, while this process
+    continues."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.preload"])
     os.environ[PARENT] = str(os.getpid())
-    # A signal to a whole group of processes, as schedulers and terminals send it, is for the run's process
-    # and this one: what is ignored now, the server inherits. It ends with this process (with this thread, to
-    # be exact), and its runs with it: see runs/preload.py and tasks/parent.py.
-    before = {number: listen(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOPPING)}
-    try:
+    # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
+    # inherits what this process ignores now. The server ends with this process (with this thread, to be
+    # exact), and its runs with it: see runs/preload.py and tasks/parent.py.
+    with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
         multiprocessing.forkserver.ensure_running()
-    finally:
-        for number, handler in before.items():
-            listen(number, handler)
-
-
-def listen(number: int, handler: Any) -> Any:
-    """Sets a signal's handler and returns the one before, in the main thread; elsewhere signals are somebody
-    else's."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(number, handler)
 
 
 def _kernel_kills() -> int:
-    """How often the kernel has ended a process of this machine or container for want of memory."""
+    """How often the kernel has killed a process of this machine or container for lack of memory."""
     count = 0
     for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
@@ -194,19 +181,19 @@ def _kernel_kills() -> int:
 
 
 def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events: Connection) -> None:
-    """The process's whole life: output into the run's log, progress to the executor, one line for an
-    error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends this process
+    """The main function of a run's process. Its output goes into the run's log, its events to the executor,
+    and an error as one event."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the executor handles Ctrl-C, and ends this process
     stop: Any = None
 
-    def asked(number: int, frame: FrameType | None) -> None:
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
         if stop is not None and stop.listens:
             stop.wanted = True
         else:
             os._exit(INTERRUPTED)
 
     for number in STOPPING:
-        signal.signal(number, asked)
+        signal.signal(number, ask_to_stop)
     folder = run_folder(run.config["output"], run_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +247,7 @@ DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802")
 
 
 def cause_of(error: BaseException) -> tuple[str, str]:
-    """Why a run's process gave up, and in one line."""
+    """The cause of an error as `Ending` has it, and the error in one line."""
     words, name = describe(error), type(error).__name__
     if isinstance(error, LostLeaseError):
         return "lost", words

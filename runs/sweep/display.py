@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs."""
+"""Lines and bars on the screen while a sweep runs."""
 
 import statistics
 import sys
@@ -15,27 +15,27 @@ from runs.sources import changed_words
 
 Event = dict[str, Any]
 
-#: Off a terminal, seconds until a run's first line and between later ones, where no epoch ends before.
+#: Without a terminal: the most seconds until a run's first line and between later ones.
 FIRST_LINE, LINES = 30.0, 60.0
 
 
 class Display:
-    """One line for the run that is on: a live bar on a terminal, elsewhere a line for each epoch, and a
-    short one a minute."""
+    """Shows the current run: on a terminal a live bar, elsewhere a line for each epoch and a short one each
+    minute."""
 
     def __init__(self, total: int, name_task: bool) -> None:
         self.total, self.name_task = total, name_task
         self.live = sys.stderr.isatty() and not rank()
         self.bar: Any = None
         self.head = ""
-        # Seconds for the runs after this one, and how many of them are not in it
+        # Seconds for the runs after this one, and the number of runs without an estimate
         self.later, self.unknown = 0.0, 0
-        # When a line is to be written, whatever the run is at: a log should show that it goes on
+        # When a line is due although nothing has happened: a log should show that the run is alive
         self.due = time.monotonic() + FIRST_LINE
         self.latest: Event = {"phase": "starting"}
 
     def start(self, position: int, run: Run, words: str = "") -> None:
-        """The run that lines are about now. words: what tells it from others of the same row and task."""
+        """Makes a run the current one. words: those that distinguish it from others of its row and task."""
         width = len(str(self.total))
         task = f"{run.config['task']['label']} " if self.name_task else ""
         name = f"{task}{row_label(run.config)}{' ' * bool(words)}{words} seed {run.seed}"
@@ -55,13 +55,12 @@ class Display:
             self.remind()
 
     def remind(self) -> None:
-        """Off a terminal, a short line about the last event, if a minute has passed without a line."""
+        """Without a terminal, a short line on the last event, if a minute has passed without a line."""
         if self.live or time.monotonic() < self.due:
             return
         event = self.latest
-        self._log(
-            "  ".join(self._where(event)) if "steps" in event else f"{event['phase']}{self._count(event)}"
-        )
+        phase = f"{event['phase']}{self._count(event)}"
+        self._log("  ".join(self._position(event)) if "steps" in event else phase)
 
     def _log(self, words: str) -> None:
         print(f"{self.head}  {words}".strip(), flush=True)
@@ -69,33 +68,31 @@ class Display:
 
     def _open_bar(self, total: int) -> None:
         if self.bar is None:
-            # The words go where tqdm's unit stands: before a postfix it would put a comma.
-            look: Any = {"bar_format": "{desc}  {bar:12}  {unit}", "ascii": " -#", "unit": ""}
-            self.bar = tqdm(total=total, leave=False, dynamic_ncols=True, **look)
+            # Our words replace tqdm's unit: it would put a comma before a postfix
+            style: Any = {"bar_format": "{desc}  {bar:12}  {unit}", "ascii": " -#", "unit": ""}
+            self.bar = tqdm(total=total, leave=False, dynamic_ncols=True, **style)
 
     def _bar(self, event: Event) -> None:
         self._open_bar(1)
+        title = event["phase"]
         if "steps" in event:
             self.bar.total, self.bar.n = event["steps"], event["step"]
-            epoch, _, self.bar.unit = self._words(event).partition("  ")
-            self.bar.set_description_str(f"{self.head}  {epoch}")
+            title, _, self.bar.unit = self._words(event).partition("  ")
         elif "of" in event:
             self.bar.total, self.bar.n = event["of"], event["done"]
             self.bar.unit = self._count(event).strip()
-            self.bar.set_description_str(f"{self.head}  {event['phase']}")
-        else:
-            self.bar.set_description_str(f"{self.head}  {event['phase']}")
+        self.bar.set_description_str(f"{self.head}  {title}")
 
     @staticmethod
     def _count(event: Event) -> str:
-        """How many of an event's items are done, and the time that the others take."""
+        """The number of an event's items that are done, and the time that the others take."""
         if "of" not in event:
             return ""
         left = event["seconds_left"]
         return f" {event['done']}/{event['of']}" + (f"  left: {duration(left)}" if left is not None else "")
 
-    def _where(self, event: Event) -> list[str]:
-        """How far training is, and the time that is left."""
+    def _position(self, event: Event) -> list[str]:
+        """The epoch and step of training, and the time that is left."""
         texts = f" and {event['texts']} texts" if event.get("texts") else ""
         more = f" and {plural(self.unknown, 'run')} not timed yet" if self.unknown else ""
         known = self.later or not self.unknown
@@ -105,7 +102,8 @@ class Display:
         return [f"epoch {event['epoch']}/{event['epochs']}", *step, left]
 
     def _words(self, event: Event) -> str:
-        *words, left = self._where(event)
+        """All about an event of training: position, loss, metric, pace and time."""
+        *words, left = self._position(event)
         words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             now, best = (
@@ -118,16 +116,16 @@ class Display:
         return "  ".join([*words, left])
 
     def skipped(self, record: Record) -> None:
-        """The line of a run that has its record already."""
+        """The line of a run that had a record before."""
         words = f"already done ({result_words(record)}, run {record['id']}), skipped"
         self.line(": ".join(filter(None, [words, changed_words(record)])))
 
     def done(self, record: Record, seconds: float) -> None:
-        """The line of a run that was done now. seconds: what it took, all in all."""
+        """The line of a run that was done now. seconds: from its start to its end."""
         self.line(f"{result_words(record)}  {duration(seconds)}  run {record['id']}")
 
     def line(self, text: str) -> None:
-        """A line about the run that is on."""
+        """A line on the current run."""
         self.close()
         self._log(text)
 
@@ -138,27 +136,27 @@ class Display:
 
 
 class Board(Display):
-    """A line for each run that ends, whoever does it, and one about all of them: live on a terminal,
-    elsewhere once a minute."""
+    """Shows the runs of all executors: a line for each that ends, and one on the others, live on a terminal
+    and once a minute elsewhere."""
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """A line without a run."""
         self.close()
         print(text, flush=True)
         self.due = time.monotonic() + LINES
 
     def skipped(self, record: Record) -> None:
-        """Of those that are done already the number is told, and who has changed since."""
+        """A line for each run whose sources have changed since. The number of the others is shown anyway."""
         if changed_words(record):
             super().skipped(record)
 
     def done(self, record: Record, seconds: float) -> None:
-        """With the time that the record knows of: whoever did the run began at another time than this one."""
-        known = sum(record["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode"))
-        super().done(record, known)
+        """With the time in the record: this command does not know when the run's executor began."""
+        parts = ("train", "evaluate", "decode")
+        super().done(record, sum(record["cost"].get(f"{part}_seconds", 0.0) for part in parts))
 
     def state(self, left: int, running: list[dict[str, Any]], executors: int) -> None:
-        """How many runs are left, the last event of those that are on, and how many executors do them."""
+        """Shows how many runs are left and running. running: the last event of each."""
         longest = max((event.get("seconds_left") or 0.0 for event in running), default=0.0)
         last = f"  the longest of them: {duration(longest)}" if longest else ""
         words = f"{len(running)} running on {plural(executors, 'executor')}{last}"
@@ -185,17 +183,23 @@ def result_words(record: Record) -> str:
 
 
 def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, int]:
-    """Seconds for the runs that are left, and how many of them no finished run says anything of.
+    """Seconds for the runs that are left, and the number of runs without an estimate.
 
-    Each takes the median of its row on its task, or of the other rows there. A head alone goes over features
-    that are computed once, and a model as it is goes through no training: their times say nothing of other
-    rows, nor those of theirs."""
-    seconds, unknown = 0.0, 0
+    spent: finished runs with their seconds. A run takes the median of its row on its task, or else of the
+    other rows there. A head on its own trains on features that are computed once, and a model as it is does
+    not train: their times are compared with no other row's."""
+    total, unknown = 0.0, 0
     for run in left:
-        same = [(done, time_) for done, time_ in spent if (done.model, done.task) == (run.model, run.task)]
-        known = [time_ for done, time_ in same if done.row == run.row]
-        known = known or [
-            time_ for done, time_ in same if not {done.method["kind"], run.method["kind"]} & {"head", "none"}
+        same = [
+            (done, seconds)
+            for done, seconds in spent
+            if (done.model, done.task) == (run.model, run.task)
+            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {"head", "none"})
         ]
-        seconds, unknown = (seconds + statistics.median(known), unknown) if known else (seconds, unknown + 1)
-    return seconds, unknown
+        of_row = [seconds for done, seconds in same if done.row == run.row]
+        known = of_row or [seconds for _, seconds in same]
+        if known:
+            total += statistics.median(known)
+        else:
+            unknown += 1
+    return total, unknown

@@ -1,14 +1,11 @@
-"""One executor: takes a run, has it done in a process of its own, judges how that ended, and tries again
-where the cause says so.
+"""An executor: takes a run, does it in a process of its own, and tries again where the cause of a failure
+allows it. Executors do the runs of every launcher.
 
-Whatever the launcher, this is who does the runs.
-
-python -m runs.sweep.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      what launchers start
+python -m runs.sweep.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]      as launchers start it
                                                                             (runs/sweep/launchers.py)
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,66 +20,64 @@ from runs.identity import hash_of
 from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
-from runs.sweep.attempt import FULL, STOPPING, Attempt, Ending, listen, start_fork_server
+from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
 from runs.sweep.devices import DeviceLease
 from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
+from runs.sweep.signals import handling
 from runs.tracking import Tracker
 from tasks.parent import end_with
 
-#: How often a run is tried again after a cause, while nothing is won in between.
+#: How often a run is tried again after a cause, unless it has saved more in between.
 RETRIES = {"killed": 3, "device": 2}
-#: A run that took so many executors with it is not given to another one.
+#: So many executors may fall silent over a run. Then it has failed.
 LOST_EXECUTORS = 10
-#: Pauses before a run is tried again on a full disk, in seconds: somebody may make room.
+#: On a full disk: seconds before each new try. Somebody may make room meanwhile.
 ROOM = (30, 60, 120, 240)
 
 
 class Executor:
-    """Does the runs of a sweep that nobody else does, and takes over those whose owners have fallen silent.
+    """Does the runs of a sweep that no other executor does, and takes over those of silent ones.
 
-    waits: for runs whose owners live, too. alone: a user's mistake in the one run of a command ends it
-    (UserError), without a record.
+    waits: whether it also waits for the runs of living ones. alone: whether this is the one run of a command,
+    in which a user's mistake is raised (UserError) and leaves no record.
     """
 
     def __init__(self, sweep: Sweep, display: Display, waits: bool = True, alone: bool = False) -> None:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
-        self.output = sweep.jobs[0].run.config["output"]
+        self.output = sweep.jobs[0].output
         self.watcher = Watcher(self.output, sweep.lease_seconds)
         self.tracker = Tracker(sweep.tracking, self.output, runs=[job.run for job in sweep.jobs])
         self.outcome = Outcome()
-        self.attempt: Attempt | None = None  # that is on
-        self.signal: int | None = None  # that asked for an end
+        self.attempt: Attempt | None = None  # the current one
+        self.signal: int | None = None  # the one that asked for an end
 
     def go(self) -> Outcome:
-        """Until no run is left that this executor could do."""
+        """Does runs until none is left that this executor can do."""
         pending, spent = list(self.sweep.jobs), list[tuple[Run, float]]()
-        next_word: dict[str, float] = {}
-        before = {number: listen(number, self._stop) for number in STOPPING}
+        next_line: dict[str, float] = {}
         try:
-            while pending and self.signal is None:
-                count = len(pending)
-                for job in list(pending):
-                    if self.signal is None and self._look(job, pending, spent):
-                        pending.remove(job)
-                if len(pending) == count and pending and self.signal is None:
-                    # Nobody else watches for this one: a lease that it leaves before it can have grown old
-                    # never would.
-                    if not self.waits and not any(self.watcher.undecided(job.id) for job in pending):
-                        break
-                    self._tell_waiting(pending, next_word)
-                    time.sleep(min(1.0, self.sweep.lease_seconds / 8))
+            with handling(self._stop):
+                while pending and self.signal is None:
+                    count = len(pending)
+                    for job in list(pending):
+                        if self.signal is None and self._try(job, pending, spent):
+                            pending.remove(job)
+                    if len(pending) == count and pending and self.signal is None:
+                        # Before it ends, an executor sees each lease grow old or change: nobody else watches
+                        if not self.waits and not any(self.watcher.undecided(job.id) for job in pending):
+                            break
+                        self._show_waiting(pending, next_line)
+                        time.sleep(min(1.0, self.sweep.lease_seconds / 8))
         finally:
-            for number, handler in before.items():
-                listen(number, handler)
             self.display.close()
             self.tracker.close()
         self.outcome.interrupted = self.signal is not None
         return self.outcome
 
-    def _look(self, job: Job, pending: list[Job], spent: list[tuple[Run, float]]) -> bool:
-        """Does a job if it is free. Whether it needs no more looks."""
+    def _try(self, job: Job, pending: list[Job], spent: list[tuple[Run, float]]) -> bool:
+        """Does a job if it is free. Returns whether it is settled."""
         self.display.start(job.position, job.run, job.words)
         if self._settle(job, None):
             return True
@@ -91,15 +86,15 @@ class Executor:
         lease = self._with_room(lambda: self.watcher.take(job.id))
         if lease is None:
             return False
-        begun_at = time.monotonic()
+        start = time.monotonic()
         with Heart(lease, self.sweep.lease_seconds) as heart:
-            if self._settle(job, None):  # by its owner, between the two looks
+            if self._settle(job, None):  # its owner finished it since the check above
                 return True
             progress.sweep_up(self.output, job.id)
             left = [other.run for other in pending if other.position > job.position]
             self.display.later, self.display.unknown = estimate(left, spent)
             ending = self._do(job, lease, heart)
-        seconds = time.monotonic() - begun_at
+        seconds = time.monotonic() - start
         if not self._settle(job, seconds if ending != "lost" else None):
             return False
         spent.append((job.run, seconds))
@@ -107,33 +102,33 @@ class Executor:
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
         settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        asked_for = settled and seconds is None and job.run == self.tracker.agents
-        if asked_for and (record := finished_record(job.output, job.id)):
+        skipped = settled and seconds is None
+        if skipped and job.run == self.tracker.agents and (record := finished_record(job.output, job.id)):
             self.tracker.skip(job.run, job.id, record)
         return settled
 
-    def _tell_waiting(self, pending: list[Job], next_word: dict[str, float]) -> None:
-        """Says who does the jobs that are left: once on a terminal, elsewhere once a minute (next_word: when,
-        by job)."""
+    def _show_waiting(self, pending: list[Job], next_line: dict[str, float]) -> None:
+        """Shows who does the jobs that are left: once on a terminal, elsewhere once a minute.
+
+        next_line: by job, the time from which another line is due."""
         now = time.monotonic()
         for job in pending:
             holder = self.watcher.holder(job.id)
-            if holder and now >= next_word.get(job.id, now):
-                next_word[job.id] = math.inf if self.display.live else now + LINES
+            if holder and now >= next_line.get(job.id, now):
+                next_line[job.id] = math.inf if self.display.live else now + LINES
                 self.display.start(job.position, job.run, job.words)
                 self.display.line(f"is being done by {holder_words(holder)}: waiting for it")
 
     # --- one run
 
     def _do(self, job: Job, lease: Lease, heart: Heart) -> str:
-        """Tries until the run has a record, or has none for now: interrupted, or taken over. The last try's
-        cause."""
-        why, counts = progress.in_the_way(self.output, job.id), dict[str, int]()
-        attempts = progress.read_attempts(
-            self.output, job.id, job.run.config, None if why else self.display.line
-        )
-        if why:
-            self._fail(job, lease, why, attempts)
+        """Tries until the run has a record, is interrupted, or is taken over. Returns the cause of the last
+        try's end."""
+        obstacle, counts = progress.in_the_way(self.output, job.id), dict[str, int]()
+        warn = None if obstacle else self.display.line
+        attempts = progress.read_attempts(self.output, job.id, job.run.config, warn)
+        if obstacle:
+            self._fail(job, lease, obstacle, attempts)
             return "record"
         saved = progress.saved(self.output, job.id)
         if lease.generation > 1:
@@ -151,31 +146,30 @@ class Executor:
             if ending.cause in ("record", "interrupted", "lost"):
                 break
             if settled_record(job, self.sweep.failed_before, quiet=True):
-                break  # it ended after it had written that: another try would begin anew
+                break  # the attempt ended after it had written the record
             before, saved = saved, progress.saved(self.output, job.id)
-            # A try that has won something counts as a new beginning
-            counts = counts if saved == before else {}
+            counts = counts if saved == before else {}  # it has saved more: count from here
             counts[ending.cause] = counts.get(ending.cause, 0) + 1
             words = self._again(ending, run, attempts, counts[ending.cause])
             if words is None:
                 self._fail(job, lease, ending.error, attempts)
                 break
             attempts["ended"].append(ending.error)
-            self.display.line(f"{ending.error.partition('. Finished runs')[0]}: {words}")
+            self.display.line(f"{_short(ending.error)}: {words}")
             self._with_room(lambda: progress.write_attempts(self.output, job.id, attempts))
         record = settled_record(job, {})
         self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
         return ending.cause
 
     def _attempt(self, attempt: Attempt, heart: Heart) -> Ending:
-        """Makes one attempt, which a signal stops."""
+        """Makes one attempt, which `_stop` can end."""
 
         def show(event: Event) -> None:
             self.display.show(event)
             self.tracker.event(event)
 
         self.attempt = attempt
-        if self.signal is not None:  # it came before there was an attempt to stop
+        if self.signal is not None:  # the signal came before there was an attempt to stop
             attempt.stop()
         try:
             return attempt.go(heart, show, self.display.remind)
@@ -183,7 +177,7 @@ class Executor:
             self.attempt = None
 
     def _again(self, ending: Ending, run: Run, attempts: dict[str, Any], count: int) -> str | None:
-        """How the run is tried again, in words; None where that would not help."""
+        """Prepares another try. Returns it in words, or None where another try would not help."""
         if ending.cause == "memory":
             smaller = with_less_memory(run.config, ending.phase)
             if smaller is None:
@@ -201,44 +195,38 @@ class Executor:
         return "tried again" if count <= RETRIES.get(ending.cause, 0) else None
 
     def _with_room(self, write: Callable[[], Any]) -> Any:
-        """Writes something of the executor's own; a full disk is given time to be emptied."""
-        for pause in (*ROOM, None):
+        """Writes a file of the executor's own. On a full disk it tries again after pauses."""
+        for pause in ROOM:
             try:
                 return write()
             except OSError as error:
-                if pause is None or error.errno not in FULL or self.signal is not None:
+                if error.errno not in FULL or self.signal is not None:
                     raise
-                self.display.line(
-                    f"{describe(error).partition('. Finished runs')[0]}: tried again in {duration(pause)}"
-                )
+                self.display.line(f"{_short(describe(error))}: tried again in {duration(pause)}")
                 self._pause(pause)
-        return None
+        return write()
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while self.signal is None and time.monotonic() < end:  # a signal ends it
+        while self.signal is None and time.monotonic() < end:
             time.sleep(0.1)
 
     def _fail(self, job: Job, lease: Lease, error: str, attempts: dict[str, Any]) -> None:
-        """Writes a record that says so; the same command tries again."""
-        run = job.run
+        """Writes the record of a failed run."""
+        record = {
+            "schema": SCHEMA,
+            "id": job.id,
+            "status": "failed",
+            "error": error,
+            "tries": attempts["ended"],
+            "claim": lease.token,
+            **job.run.names,
+            "config": job.run.config,
+            "config_hash": hash_of(job.run.config)[:16],
+        }
         try:
-            lease.write(
-                self.output,
-                {
-                    "schema": SCHEMA,
-                    "id": job.id,
-                    "status": "failed",
-                    "error": error,
-                    "tries": attempts["ended"],
-                    "claim": lease.token,
-                    **run.names,
-                    "config": run.config,
-                    "config_hash": hash_of(run.config)[:16],
-                },
-            )
-        except (LostLeaseError, UserError):
-            # The latter: something else is in its place, which `settle` says
+            lease.write(self.output, record)
+        except (LostLeaseError, UserError):  # UserError: a folder has the record's name, as `settle` reports
             return
         progress.remove(run_folder(self.output, job.id) / "attempts.json")
 
@@ -249,15 +237,14 @@ class Executor:
 
 
 def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int] | None:
-    """What is halved after memory ran out, its value before, and after; None where that would not help.
+    """The setting to halve after memory ran out, with its value before and after; None where that would not
+    help.
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
     """
     if phase.startswith("training"):
-        key, before = (
-            "micro_batch",
-            min(config["micro_batch"] or sys.maxsize, config["train"]["effective_batch"]),
-        )
+        whole = config["train"]["effective_batch"]
+        key, before = "micro_batch", min(config["micro_batch"] or whole, whole)
     elif phase.startswith(("evaluat", "decoding")):
         key, before = "eval_batch", config["eval_batch"]
     else:
@@ -265,17 +252,23 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
     return (key, before, before // 2) if before > 1 else None
 
 
+def _short(error: str) -> str:
+    """An error of `describe` without its advice."""
+    return error.partition(". Finished runs")[0]
+
+
 def main(arguments: list[str]) -> int:
-    """An executor that a launcher starts, with devices and how many runs may share one, or where it is. It
-    leaves waiting for others to whoever started it. The parent is named, since it may be gone before this
-    process can ask for it."""
+    """An executor that a launcher starts. It does not wait for others: its parent does.
+
+    PARENT: the id of the process to end with, which may end before this one can ask for it. DEVICE: those to
+    choose from; without them the executor runs where it is."""
     if len(arguments) < 2:
         print(__doc__)
         return 2
     end_with(int(arguments[1]))
     sweep = Sweep.load(Path(arguments[0]))
     device = DeviceLease(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
-    if device:  # until this process ends
+    if device:  # held until this process ends
         device.use()
     start_fork_server()
     tasks = {job.run.task for job in sweep.jobs}

@@ -1,4 +1,4 @@
-"""The runs of one command: which run each is, and how it ends. One function settles a run, whoever did it."""
+"""The runs of one command: their ids, and how each ends. One function settles a run, whoever did it."""
 
 import functools
 import json
@@ -20,13 +20,12 @@ from runs.tracking import Tracking
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: its place in it from 1, its id, and the words that tell it from others of the same
-    row and task."""
+    """A run of a sweep."""
 
-    position: int
+    position: int  # in the sweep, from 1
     run: Run
     id: str
-    words: str = ""
+    words: str = ""  # the overrides that distinguish it from others of the same row and task
 
     @property
     def output(self) -> str:
@@ -34,12 +33,12 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """Where its record is, or will be."""
+        """The path of its record."""
         return record_path(self.output, self.id)
 
     @property
     def log(self) -> str:
-        """Where its log is."""
+        """The path of its log."""
         return str(run_folder(self.output, self.id) / "log.txt")
 
 
@@ -61,22 +60,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What executors are given: the jobs, and whose failed records stood there before (these are tried
-    again)."""
+    """What an executor needs to know."""
 
     jobs: list[Job]
-    failed_before: dict[str, str | None]
+    failed_before: dict[str, str | None]  # the owners ("claim") of failed records from before, by run
     lease_seconds: float
     tracking: Tracking
 
     def save(self, path: Path) -> None:
-        """For executors that are other processes, maybe on other machines, and the folder that paths begin
-        at."""
+        """Writes this, and the folder that paths begin at, for executors in other processes, maybe on other
+        machines."""
         write_atomically(path, json.dumps(asdict(self) | {"folder": os.getcwd()}))
 
     @staticmethod
     def load(path: Path) -> "Sweep":
-        """Reads what `save` wrote, and goes to its folder."""
+        """Reads what `save` wrote, and changes to its folder."""
         plain = json.loads(path.read_text(encoding="utf-8"))
         os.chdir(plain.pop("folder"))
         jobs = [Job(**job | {"run": run_from(job["run"])}) for job in plain["jobs"]]
@@ -84,23 +82,23 @@ class Sweep:
 
 
 def name_of(jobs: Sequence[Job]) -> str:
-    """The name of a sweep, the same for the same runs in the same folder: its preset, and a hash. The name of
-    its jobs at Slurm, too."""
+    """The name of a sweep and of its Slurm jobs: its preset, and a hash of its runs and their folder."""
     folder = str(Path(jobs[0].output).resolve())
     return f"{jobs[0].run.experiment or 'runs'}-{hash_of([folder, [job.id for job in jobs]])[:8]}"
 
 
-# --- which run it is
+# --- ids
 
 
 def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> list[str]:
-    """The ids of runs whose models and data the preflight has brought here. ids: as far as they were known
-    before. Raises UserError where one cannot be told."""
+    """The ids of runs whose models and data the preflight has fetched.
+
+    ids: those that were known before. Raises UserError for a run without a pinned revision."""
     ids = ids or [None] * len(runs)
-    late = iter(identify([run for run, known in zip(runs, ids, strict=True) if known is None]))
+    others = iter(identify([run for run, run_id in zip(runs, ids, strict=True) if run_id is None]))
     final = list[str]()
     for run, known in zip(runs, ids, strict=True):
-        run_id = known or next(late)
+        run_id = known or next(others)
         if run_id is None:
             raise UserError(
                 f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
@@ -111,18 +109,18 @@ def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> l
 
 
 def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
-    """Raises UserError where two runs are the same one."""
+    """Raises UserError where two runs have the same id."""
     seen = set[str]()
-    for run, known in zip(runs, ids, strict=True):
-        if known in seen:
+    for run, run_id in zip(runs, ids, strict=True):
+        if run_id in seen:
             raise UserError(f"{run.label} appears twice in this sweep")
-        if known is not None:
-            seen.add(known)
+        if run_id is not None:
+            seen.add(run_id)
 
 
-def telling_words(runs: Sequence[Run]) -> list[str]:
-    """The words of each run that not all of a sweep have, but for those that its row, model and task say
-    already."""
+def distinguishing_words(runs: Sequence[Run]) -> list[str]:
+    """For each run the overrides that the others lack, without those that a line shows anyway: row, model,
+    task and seed."""
     common = set.intersection(*(set(run.overrides) for run in runs))
     groups = ("method", "model", "task", "recipe", "seed")
     return [
@@ -137,17 +135,17 @@ def telling_words(runs: Sequence[Run]) -> list[str]:
 def settle(
     job: Job, sweep: Sweep, outcome: Outcome, display: Display, watcher: Watcher | None, seconds: float | None
 ) -> bool:
-    """Settles a job that needs no more: counts it, shows its line, and removes what its run needed to go on.
-    False where there is nothing to settle yet: no record, and nothing else in the record's place.
+    """Settles a job that has ended: counts it, shows its line, and removes the files that its run needed to
+    continue. Returns False while there is no record, and nothing else in the record's place.
 
-    seconds: what it took, where it was done for this command; None where it was done before or elsewhere.
-    watcher: None where somebody else removes what is left."""
+    seconds: the time that it took, where this command did it; None where it was done before or elsewhere.
+    watcher: None where somebody else removes the files."""
     record = settled_record(job, sweep.failed_before)
-    error = progress.obstacle(job.record) if record is None else _failure(record)
+    error = progress.obstacle(job.record) if record is None else record["error"]
     if record is None and error is None:
         return False
     display.start(job.position, job.run, job.words)
-    if record is None or error is not None:
+    if record is None or record["status"] == "failed":
         outcome.failed.append((job.run, str(error), job.log))
         display.line(f"FAILED: {error} ({job.log})")
         return True
@@ -166,41 +164,36 @@ def settle(
 
 
 def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
-    """The record of a job that needs no more: finished, or failed since the sweep began. A damaged one counts
-    as none."""
+    """The record of a job that has ended: finished, or failed since the sweep began. A damaged one counts as
+    none; quiet: without a line."""
     try:
         record = read_record(job.record)
     except ValueError as error:
         if job.record.is_file() and not quiet:
-            _say_once(f"{error}: the run is done again")
+            _print_once(f"{error}: the run is done again")
         return None
     before = job.id in failed_before and failed_before[job.id] == record.get("claim")
     return record if record["status"] in FINISHED or not before else None
 
 
 def finished_record(output: str, run_id: str | None) -> Record | None:
-    """The record of a run that needs no other attempt. One that cannot be read counts as none."""
+    """The record of a finished run. One that cannot be read counts as none, and the executor names it."""
     try:
         record = read_record(record_path(output, run_id)) if run_id else None
     except ValueError:
-        return None  # which the executor says
+        return None
     return record if record and record["status"] in FINISHED else None
 
 
-def _failure(record: Record) -> str | None:
-    """The error of a failed run's record; None of a finished one's."""
-    return str(record["error"]) if record["status"] == "failed" else None
-
-
 @functools.cache
-def _say_once(text: str) -> None:
+def _print_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def _tidy(job: Job, record: Record, watcher: Watcher) -> None:
-    """Removes what a finished run no longer needs, and what killed processes left of it. Whoever sees its
-    record may."""
-    kept = record.get("config", job.run.config)["keep"]  # the command at hand may keep another epoch
-    progress.clear(job.output, job.id, kept)
+    """Removes the files that a finished run no longer needs, and what killed processes left of it. Every
+    command that sees its record may do so."""
+    # The record's `keep`: this command's may be another, since it is no part of the id
+    progress.clear(job.output, job.id, record["config"]["keep"])
     progress.sweep_up(job.output, job.id)
     watcher.forget(job.id)

@@ -1,16 +1,15 @@
-"""Who does a run: leases as files, so that of all executors that see the same folder one does it, on whatever
-machine.
+"""Leases: of all executors that see the same folder, on any machine, one does a run.
 
-outputs/leases/RUN.GENERATION is a lease: who holds it (a token), and a counter that its owner raises while it
-lives. Each is created whole and by one alone (a hard link fails where the name is taken). A lease whose
-counter has stood still for `lease_seconds` of the watcher's own monotonic clock is taken over by creating the
-next generation: no two clocks are ever compared, so none of them may jump and change anything. The highest
-generation owns the run; an owner that comes back late finds a higher one, or its own gone, and is refused
-before it writes. Its counter goes through an open file, so it can raise nobody else's.
+outputs/leases/RUN.GENERATION is a lease: a token that names its owner, and a counter that the owner raises
+while it lives. A lease is created whole and by one executor alone (a hard link fails where the name exists).
+If the counter stands still for `lease_seconds` of the watcher's own monotonic clock, the watcher takes the
+run over by creating the next generation. No two clocks are compared, so a clock that jumps does no harm. The
+highest generation owns the run. An owner that comes back late finds a higher one, or its own lease gone, and
+writes nothing. It raises its counter through the open file, and so never that of another lease.
 
-What no executor writes has no owner who could come back. A name that is not a lease's to the letter (RUN.007)
-is none. By a lease's name whatever it is, garbage, a folder, a pipe, is nobody's lease: it grows old like any
-other, is followed by the next generation, and is never opened unless it is a file."""
+A file whose name is not exactly that of a lease (RUN.007) is no lease. A damaged lease (garbage, a folder, a
+pipe) has no owner: it grows old like any other, the next generation follows it, and it is not opened unless
+it is a regular file."""
 
 import contextlib
 import errno
@@ -31,52 +30,52 @@ from runs.errors import UserError
 from runs.record import FINISHED, Record, link_or_fail, read_record, read_regular, record_path, record_text
 from runs.sweep.progress import obstacle, remove
 
-#: Of lease_seconds; a lease of a longer one is nobody's.
+#: The largest lease_seconds. A lease with a larger one is damaged.
 LONGEST = 3600
-#: Where the counter stands in a lease, as a text of fixed width.
+#: A lease begins with this, and then has the counter as digits of a fixed width.
 BEAT = b'{"beat": "'
 WIDTH = 12
-#: A larger file is no lease.
+#: Bytes. A larger file is a damaged lease.
 LARGEST = 2**16
-#: Of a lease, what each key holds.
+#: The keys of a lease and the types of their values.
 KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("beat", "token", "host"), (str,)),
     "pid": (int,),
     "lease_seconds": (int, float),
     **dict.fromkeys(("started", "boot"), (str, type(None))),
 }
-#: How generations are written, and the highest. A run is given up long before it has had so many owners
-#: (runs/sweep/executor.py).
+#: The form of a generation in a file's name, and the highest one. Executors give a run up long before it has
+#: had so many owners.
 GENERATION, LAST = re.compile("[1-9][0-9]{0,8}"), 10**9 - 1
 
 
 class LostLeaseError(Exception):
-    """Another executor does this run now, or has done it: what this one has is not written."""
+    """Another executor does this run now, or has done it, so this one must not write."""
 
 
 @dataclass
 class Lease:
-    """A lease that was taken. It goes to the run's process, which asks `check` before it writes."""
+    """A lease that this executor holds. The run's process gets it, and calls `check` before it writes."""
 
     path: Path
     token: str
     _file: int = field(default=-1, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": -1}  # the counter is the executor's to raise
+        return {**self.__dict__, "_file": -1}  # the executor alone raises the counter
 
     @property
     def run_id(self) -> str:
-        """Of the run that is leased."""
+        """The id of the leased run."""
         return self.path.stem
 
     @property
     def generation(self) -> int:
-        """1 for a run's first owner; each one more is an owner that fell silent."""
+        """1 for a run's first owner; one more for each owner that fell silent."""
         return int(self.path.suffix[1:])
 
     def check(self) -> None:
-        """Raises LostLeaseError unless this is still the run's owner."""
+        """Raises LostLeaseError unless this lease still owns the run."""
         held = generations(self.path.parent, self.run_id)
         owner = _read(self.path)
         if not held or max(held) != self.generation or owner is None or owner["token"] != self.token:
@@ -86,14 +85,13 @@ class Lease:
             )
 
     def beat(self, count: int) -> None:
-        """Raises the counter; a file system that is gone for a moment is asked again by the next beat."""
+        """Raises the counter. Where the file system fails for a moment, the next beat tries again."""
         with contextlib.suppress(OSError):
             os.pwrite(self._file, f"{count:0{WIDTH}}".encode(), len(BEAT))
-            os.fsync(self._file)  # which is what shows it to other machines
+            os.fsync(self._file)  # or a network file system would not show it to other machines
 
     def release(self) -> None:
-        """Gives the run back; what earlier owners left goes first, or it would count as a lease of its
-        own."""
+        """Gives the run back. The leases of earlier owners go first: one that stayed would count again."""
         with contextlib.suppress(OSError):
             os.close(self._file)
         owner = _read(self.path)
@@ -104,16 +102,15 @@ class Lease:
                 remove(self.path.with_suffix(f".{generation}"))
 
     def write(self, output: str | Path, record: Record) -> None:
-        """Writes the run's record, whole or not at all. Raises LostLeaseError for a late owner, and where a
-        finished record is there already: the first one stays. UserError where a folder or the like is in its
-        place: that stays, too."""
+        """Writes the run's record, whole or not at all. Raises LostLeaseError for a late owner and where a
+        finished record exists, which stays; UserError where a folder or the like has the record's name."""
         self.check()
         path, text = record_path(output, self.run_id), record_text(record)
         if why := obstacle(path):
             raise UserError(why)
         if path.exists() and not _finished(path):
-            # One that failed, or is damaged, makes room. It is looked at again once it is aside: since this
-            # process looked, it may have slept, and another owner may have written. See sweep_up_dead
+            # A failed or damaged record makes room. Once it is aside it is read again: this process may have
+            # slept after the first look, and another owner may have written. See sweep_up_dead
             aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.aside")
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, aside)
@@ -124,12 +121,13 @@ class Lease:
         try:
             link_or_fail(path, text)
         except (FileExistsError, FileNotFoundError):
-            # The latter: a later owner has swept up what was to be linked
+            # FileNotFoundError: a later owner has removed the file that was to be linked
             raise LostLeaseError(f"run {self.run_id} has a record already") from None
 
 
 class Heart:
-    """Raises a lease's counter from a thread of its own; `lost` once the run has another owner."""
+    """Raises a lease's counter in a thread, for a block, and then releases the lease. lost: whether the run
+    has another owner now."""
 
     def __init__(self, lease: Lease, lease_seconds: float) -> None:
         self.lease, self.lost = lease, False
@@ -160,12 +158,12 @@ class Heart:
 
 @contextlib.contextmanager
 def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator[Lease]:
-    """Holds a lease for a block. Waits for whoever has it, and says so."""
-    watcher, told = Watcher(output, lease_seconds), False
+    """Holds a lease for a block. While somebody else has it, it waits and prints who."""
+    watcher, printed = Watcher(output, lease_seconds), False
     while (lease := watcher.take(name)) is None:
         holder = watcher.holder(name)
-        if holder and not told:
-            told = True
+        if holder and not printed:
+            printed = True
             print(f"{name}: {holder_words(holder)} has it: waiting", flush=True)
         time.sleep(min(1.0, lease_seconds / 8))
     with Heart(lease, lease_seconds):
@@ -173,33 +171,31 @@ def held(output: str | Path, name: str, lease_seconds: float = 30.0) -> Iterator
 
 
 def holder_words(holder: dict[str, Any]) -> str:
-    """Who holds a lease: process 12 on host. Of one that no executor has written, where it is."""
+    """The owner of a lease, as `process 12 on host`; of a damaged one, its path."""
     if "pid" not in holder:
         return f"the owner of a damaged lease ({holder['path']})"
     return f"process {holder['pid']} on {holder['host']}"
 
 
 class Watcher:
-    """Sees leases age and takes what is free."""
+    """Watches the leases of a folder grow old, and takes those that are free."""
 
     def __init__(self, output: str | Path, lease_seconds: float) -> None:
         self.folder, self.lease_seconds = leases_folder(output), lease_seconds
-        # What was seen, when last, for how long unchanged, and whether it ever changed.
+        # By run: the lease as last seen, when, for how many seconds unchanged, and whether it ever changed
         self._seen: dict[str, tuple[Any, float, float, bool]] = {}
 
     def take(self, run_id: str) -> Lease | None:
-        """The run, unless another executor has it and lives."""
-        held = generations(self.folder, run_id)
-        top = max(held, default=0)
-        before = _read(self._path(run_id, top)) if held else None
-        if held and (before is None or not self._silent(run_id, top, before)):
+        """A new lease on the run; None where another executor has it and lives."""
+        top, before = self._top(run_id)
+        if not self._is_free(run_id, top, before):
             return None
         lease = self._create(self._path(run_id, top + 1))
         if lease is None:
             return None
-        # Of two that came at once the higher generation has it, and what was judged silent must not have
-        # ended well since.
-        after = _read(self._path(run_id, top)) if held else None
+        # Of two executors at once the higher generation has the run, and the lease that was judged silent
+        # must not have been released since
+        after = _read(self._path(run_id, top)) if top else None
         same = (before and before["token"]) == (after and after["token"])
         if max(generations(self.folder, run_id), default=0) != lease.generation or not same:
             lease.release()
@@ -208,32 +204,37 @@ class Watcher:
         return lease
 
     def free(self, run_id: str) -> bool:
-        """Whether `take` would try to have the run."""
-        held = generations(self.folder, run_id)
-        owner = _read(self._path(run_id, max(held))) if held else None
-        return not held or (owner is not None and self._silent(run_id, max(held), owner))
+        """Whether `take` would try to take the run."""
+        return self._is_free(run_id, *self._top(run_id))
 
     def undecided(self, run_id: str) -> bool:
-        """Whether the run's lease may be a silent one: `take` has seen it, and has not seen its counter
-        change."""
+        """Whether the run's lease may be silent: `take` has seen it, and has not seen its counter change."""
         seen = self._seen.get(run_id)
         return seen is not None and not seen[3]
 
     def forget(self, run_id: str) -> None:
-        """Removes what dead executors left of a run that has its record. One that may live gives its lease
-        back itself."""
+        """Removes the leases of dead executors on a run that has its record. A living executor releases its
+        own."""
         for partial in self.folder.glob(f".{run_id}.*"):
             remove(partial)
-        held = generations(self.folder, run_id)
-        owner = _read(self._path(run_id, max(held))) if held else None
+        top, owner = self._top(run_id)
         if owner and ("pid" not in owner or _dead(owner)):
-            for generation in sorted(held):
-                remove(self._path(run_id, generation))
+            for generation in sorted(generations(self.folder, run_id)):
+                if generation <= top:  # a later one may be a living owner's
+                    remove(self._path(run_id, generation))
 
     def holder(self, run_id: str) -> dict[str, Any] | None:
-        """Who has the run: token, host and process. Of a damaged lease: token, and its path."""
-        held = generations(self.folder, run_id)
-        return _read(self._path(run_id, max(held))) if held else None
+        """The owner of a run: token, host and process. Of a damaged lease: token and path."""
+        return self._top(run_id)[1]
+
+    def _top(self, run_id: str) -> tuple[int, dict[str, Any] | None]:
+        """The highest generation of a run's leases and its owner; 0 and None where there is none."""
+        top = max(generations(self.folder, run_id), default=0)
+        return top, _read(self._path(run_id, top)) if top else None
+
+    def _is_free(self, run_id: str, top: int, owner: dict[str, Any] | None) -> bool:
+        """Whether a run has no lease, or a silent one. One that was released just now counts as held."""
+        return not top or (owner is not None and self._silent(run_id, top, owner))
 
     def _silent(self, run_id: str, generation: int, owner: dict[str, Any]) -> bool:
         if generation == LAST:
@@ -243,13 +244,13 @@ class Watcher:
             )
         if _dead(owner):
             return True
-        now, what = time.monotonic(), (generation, owner)
-        seen, last, age, changed = self._seen.get(run_id, (what, now, 0.0, False))
-        # One look counts for a quarter at most: if this process and the owner slept together, the owner gets
-        # its chance.
-        age = age + min(now - last, self.lease_seconds / 4) if seen == what else 0.0
-        self._seen[run_id] = (what, now, age, changed or seen != what)
-        # The owner raises its counter as often as its own lease_seconds say.
+        now, lease = time.monotonic(), (generation, owner)
+        seen, last, age, changed = self._seen.get(run_id, (lease, now, 0.0, False))
+        # The time between two looks counts for a quarter at most: if this process and the owner slept
+        # together, the owner has time to raise its counter
+        age = age + min(now - last, self.lease_seconds / 4) if seen == lease else 0.0
+        self._seen[run_id] = (lease, now, age, changed or seen != lease)
+        # The owner's own lease_seconds decide how often it raises its counter
         return age >= max(self.lease_seconds, owner.get("lease_seconds", 0.0))
 
     def _path(self, run_id: str, generation: int) -> Path:
@@ -270,7 +271,7 @@ class Watcher:
             link_or_fail(path, text)
             return Lease(path, token, os.open(path, os.O_WRONLY))
         except (FileExistsError, FileNotFoundError):
-            # The latter: it was swept up, since the run has its record now
+            # FileNotFoundError: another executor has removed the partial file, for the run has its record
             return None
 
 
@@ -285,46 +286,45 @@ def generations(folder: Path, run_id: str) -> list[int]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = (name.rpartition(".") for name in names)
-    return [int(number) for stem, _, number in found if stem == run_id and GENERATION.fullmatch(number)]
+    parts = (name.rpartition(".") for name in names)
+    return [int(number) for stem, _, number in parts if stem == run_id and GENERATION.fullmatch(number)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A lease: who holds it, and its counter. None where there is none (any more). Of what no executor has
-    written: its path, and all of it as its token, so that it is nobody's and grows old while it stays the
-    same."""
+    """A lease: its owner and its counter; None where there is no file. Of a damaged lease: its path, and its
+    whole content as the token, so that it grows old while it stays the same."""
     damaged = {"token": "? a link", "path": str(path)}
     if os.path.islink(path):
         return damaged
     try:
         content = read_regular(path, LARGEST)
     except ValueError as error:
-        missing = isinstance(error.__cause__, OSError) and error.__cause__
-        if not missing:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
             return damaged | {"token": f"? {error}"}
-        if missing.errno in (errno.ENOENT, errno.ESTALE):
+        if cause.errno in (errno.ENOENT, errno.ESTALE):
             return None
-        raise missing from None
+        raise cause from None
     try:
-        found = json.loads(content)
-        sound = found.keys() == KEYS.keys() and all(
-            isinstance(found[key], kinds) for key, kinds in KEYS.items()
+        owner = json.loads(content)
+        typed = owner.keys() == KEYS.keys() and all(
+            isinstance(owner[key], kinds) for key, kinds in KEYS.items()
         )
-        sound = sound and 0 < found["lease_seconds"] <= LONGEST
-        if sound and type(found["pid"]) is int and 0 < found["pid"] < 2**31:
-            return dict(found)
+        whole = typed and 0 < owner["lease_seconds"] <= LONGEST
+        if whole and type(owner["pid"]) is int and 0 < owner["pid"] < 2**31:
+            return dict(owner)
     except (ValueError, AttributeError, RecursionError):
         pass
     return damaged | {"token": f"? {content!r}"}
 
 
 def lease_seconds(path: Path) -> float:
-    """For how long the owner of a lease may be silent; 0 where nobody says so."""
+    """How long the owner of a lease may be silent; 0 of a damaged or missing lease."""
     return float((_read(path) or {}).get("lease_seconds", 0.0))
 
 
 def _dead(owner: dict[str, Any]) -> bool:
-    """Whether a lease's owner was a process of this very machine, which is gone."""
+    """Whether a lease's owner was a process of this machine that has ended."""
     return bool(owner.get("boot")) and owner["boot"] == _boot() and _started(owner["pid"]) != owner["started"]
 
 
@@ -337,8 +337,7 @@ def _finished(path: Path) -> bool:
 
 @cache
 def _boot() -> str | None:
-    """This start of this machine, and the set of processes that are seen from here. None where that cannot be
-    told."""
+    """This boot of this machine and the process namespace; None where the kernel does not name them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -347,8 +346,7 @@ def _boot() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's own ticks since the machine's start; None if there is none of
-    that number."""
+    """When a process began, in the kernel's ticks since the boot; None where no process has this id."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

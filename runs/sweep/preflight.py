@@ -1,6 +1,5 @@
-"""What is checked before the first run of a sweep starts."""
+"""Checks before the first run of a sweep starts."""
 
-import json
 import os
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from tasks.images import preprocessing
 
 
 def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
-    """Fetches and checks the model, the data and the method of every run, before the first one starts.
+    """Fetches and checks the model, the data and the method of every run. Returns the tasks by name.
 
-    Returns each task.
-    """
+    Raises UserError with all that is missing at once."""
     import vera
 
     for run in runs:
@@ -30,20 +28,19 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
-    found, notes = {}, list[str]()
-    missing = []  # all that lacks, at once: a user should not mend one thing to hear of the next
-    loaded: dict[str, tasks.Task] = {}
+    by_name: dict[str, tasks.Task] = {}
+    by_settings: dict[str, tasks.Task] = {}
+    notes, missing = list[str](), list[str]()
     for run in _distinct(runs, "task"):
         try:
-            task = loaded[hash_of(run.config["task"])] = found[run.task] = tasks.load(run.config["task"])
-            notes += [*task.notes, *task.advice]
+            task = tasks.load(run.config["task"])
         except tasks.DataError as error:
             after = next((r for r in runs if r.start and r.start.task == run.task), None)
-            missing.append(
-                f"{after.row} starts from {run.label}: {error}"
-                if after and run.task != after.task
-                else str(error)
-            )
+            first = f"{after.row} starts from {run.label}: " if after and run.task != after.task else ""
+            missing.append(f"{first}{error}")
+            continue
+        by_name[run.task] = by_settings[hash_of(run.config["task"])] = task
+        notes += [*task.notes, *task.advice]
     folders: dict[str, Path] = {}
     for run in _distinct(runs, "model"):
         try:
@@ -54,31 +51,27 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):
-        # Evaluation images are made ready once for all runs, and can be read
+        # Evaluation images are preprocessed once for all runs, which shows that they can be read
         if run.config["model"]["modality"] == "image":
-            task = loaded[hash_of(run.config["task"])]
+            task = by_settings[hash_of(run.config["task"])]
             task.prepare(preprocessing(folders[hash_of(run.config["model"])]), 0)
             notes += task.notes
-    for note in dict.fromkeys(notes):  # each seed draws images of its own, and has the same to say of them
+    for note in dict.fromkeys(notes):  # the image tasks of all seeds have the same notes
         print(f"note: {note}")
-    return found
+    return by_name
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:
-    return list(
-        {json.dumps([run.config[part] for part in parts], sort_keys=True): run for run in runs}.values()
-    )
+    """One run for each combination of these parts of the configuration."""
+    return list({hash_of([run.config[part] for part in parts]): run for run in runs}.values())
 
 
 def check_folders(jobs: list[Job]) -> None:
-    """Raises UserError where something else stands in the place of a folder that the runs write to."""
-    output = Path(jobs[0].run.config["output"])
-    for folder in (output, *(output / name for name in ("records", "leases", "runs", "sweeps"))):
+    """Raises UserError where a file or the like has the name of a folder that the runs write to."""
+    output = Path(jobs[0].output)
+    shared = (output, *(output / name for name in ("records", "leases", "runs", "sweeps")))
+    users = [(folder, "runs keep their") for folder in shared]
+    users += [(run_folder(output, job.id), f"the run {job.id} keeps its") for job in jobs]
+    for folder, user in users:
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{folder} is no folder, and stands where runs keep their files. Move it away")
-    for job in jobs:
-        folder = run_folder(output, job.id)
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(
-                f"{folder} is no folder, and stands where the run {job.id} keeps its files. Move it away"
-            )
+            raise UserError(f"{folder} is no folder, and stands where {user} files. Move it away")

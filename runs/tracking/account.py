@@ -1,6 +1,6 @@
-"""Weights & Biases as it is set up on this machine. wandb itself is asked, without the network.
+"""Weights & Biases' settings on this machine, as wandb itself reads them, without the network.
 
-Its import takes a second: a command that does runs leaves the questions to the tracker's process.
+Importing wandb takes a second, so a command that does runs leaves this to the tracker's process.
 """
 
 import os
@@ -12,18 +12,17 @@ PROJECT = "vera-bench"
 
 
 def project() -> str:
-    """The project that runs go to."""
+    """The project of W&B that runs are sent to."""
     return os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def cell_key(model: str, task: str) -> str:
-    """What the names of a column's numbers begin with. A panel of a workspace cannot choose runs, only
-    names."""
+    """The prefix of the names of a cell's numbers. A panel of a workspace selects by name, not by run."""
     return f"cells/{model}/{task}"
 
 
 def quiet_settings(**more: Any) -> Any:
-    """wandb.Settings of a run that sends what it is given and nothing else: no code, no console, no paths."""
+    """wandb.Settings of a run that sends our data and nothing else: no code, no console, no paths."""
     import wandb
 
     quiet: dict[str, Any] = {
@@ -43,7 +42,7 @@ def quiet_settings(**more: Any) -> Any:
 
 
 def mode_here() -> str:
-    """off, offline or online: what WANDB_MODE or `wandb offline` says; online only for who is logged in.
+    """off, offline or online, by WANDB_MODE or `wandb offline`. Online only where a user is logged in.
 
     Raises an error of wandb or pydantic for settings that wandb cannot use.
     """
@@ -63,7 +62,7 @@ def base_url() -> str:
 
 
 def logged_in() -> bool:
-    """Whether wandb finds a key for its server. In offline mode it looks for none."""
+    """Whether wandb finds a key for its server. In offline mode wandb looks for none."""
     import wandb
 
     return wandb.login(prompt=False, verify=False)
@@ -72,10 +71,10 @@ def logged_in() -> bool:
 def check_account() -> None:
     """Raises ValueError, in one line, where nobody is logged in or the server does not answer.
 
-    wandb is quiet and online from here on, whatever the mode of runs is.
+    Sets wandb quiet and online for the rest of this process.
     """
     os.environ |= {"WANDB_MODE": "online", "WANDB_SILENT": "true"}
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crashes go to another server
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # or wandb reports its crashes to another server
     if not logged_in():
         raise ValueError(f"not logged in to {base_url()}. Run `wandb login`, or set WANDB_API_KEY")
     if why := unreachable():
@@ -83,7 +82,7 @@ def check_account() -> None:
 
 
 def unreachable() -> str:
-    """Why the server does not answer; empty where it does. wandb itself would try for many minutes."""
+    """Why the server does not answer; empty where it does. wandb itself would retry for many minutes."""
     try:
         urllib.request.urlopen(base_url(), timeout=10).close()
     except urllib.error.HTTPError as error:  # an answer, such as "not found"

@@ -1,30 +1,31 @@
-"""`wandb agent`: a sweep of W&B starts commands of this project, and names the one run of each."""
+"""`wandb agent`: a sweep of W&B starts commands of this project, and chooses the id of each command's run."""
 
 import os
 from collections.abc import Sequence
 
 from runs.tracking.payload import Run
 
-#: What the agent sets in the environment of a command, and wandb reads once in a process's life.
+#: Environment variables that the agent sets for a command. wandb reads them once in a process.
 SWEEP, RUN_ID, PARAMETERS = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 
 
 def take_environment() -> dict[str, str]:
-    """Takes the agent's variables out of the environment: only one run may have them."""
+    """Removes the agent's variables from the environment, since only one run may have them. Returns them, or
+    nothing where an agent has not set them."""
     taken = {key: os.environ.pop(key, "") for key in (SWEEP, RUN_ID, PARAMETERS)}
     return taken if taken[SWEEP] and taken[RUN_ID] else {}
 
 
 def agents_run(runs: Sequence[Run]) -> Run | None:
-    """The run that an agent has started this command for: the only one that no other starts from."""
+    """The run that an agent started this command for: the only one that no other run starts from."""
     if not (os.environ.get(SWEEP) and os.environ.get(RUN_ID)):
         return None
-    asked = [run for run in runs if all(other.start != run for other in runs)]
-    return asked[0] if len(asked) == 1 else None
+    last = [run for run in runs if all(other.start != run for other in runs)]
+    return last[0] if len(last) == 1 else None
 
 
 def agent_note(runs: Sequence[Run]) -> str | None:
-    """A line for a command of an agent whose runs cannot be attached to its sweep."""
+    """A line for an agent's command with too many runs to be attached to its sweep."""
     sweep = os.environ.get(SWEEP)
     if not sweep or not os.environ.get(RUN_ID) or agents_run(runs):
         return None

@@ -1,4 +1,4 @@
-"""What W&B is told of a run."""
+"""The data of a run for W&B."""
 
 import re
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ LONGEST_TAG, LONGEST_NAME = 64, 128
 
 
 class Run(Protocol):
-    """What is read of a run (runs.config.Run)."""
+    """The parts of runs.config.Run that tracking reads."""
 
     @property
     def row(self) -> str: ...
@@ -32,18 +32,10 @@ class Run(Protocol):
 
 
 def about(run: Run, run_id: str) -> dict[str, Any]:
-    """What W&B is told of a run at its beginning. Where files lie on this machine is left out, as from
-    published records."""
-    config = run.config
-    cell = run.names["cell"]
-    tags = [
-        run.row,
-        run.model,
-        cell["task"],
-        config["method"]["kind"],
-        run.experiment,
-        "trial" if is_trial(config) else None,
-    ]
+    """The data of a run at its beginning, without this machine's paths, as in published records."""
+    config, cell = run.config, run.names["cell"]
+    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment]
+    tags += ["trial"] if is_trial(config) else []
     start = {"from": config["init_from"]} if config["init_from"] else None
     known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
     return {
@@ -57,16 +49,16 @@ def about(run: Run, run_id: str) -> dict[str, Any]:
 
 
 def job_type(config: dict[str, Any]) -> str:
-    """W&B's usual words: train; tune where a part of the training rows is judged on, which is how settings
-    are searched; eval where nothing trains."""
+    """W&B's usual words: tune for a search, which evaluates on a part of the training rows; eval where
+    nothing trains; else train."""
     if config["task"].get("holdout") is not None:
         return "tune"
     return "eval" if config["method"]["kind"] == "none" else "train"
 
 
 def provenance_of(source: dict[str, Any]) -> dict[str, Any]:
-    """What of a record, or of the event that a run's process begins with, says how it is made: keys of the
-    run's configuration in W&B. A failed run's record has none of them."""
+    """How a run was made, as keys of its configuration in W&B. source: a record, or the first event of a
+    run's process. Empty for the record of a failed run, which does not have this."""
     if not {"code", "versions", "device"} <= source.keys():
         return {}
     code, device = source["code"], source["device"]
@@ -79,7 +71,7 @@ def provenance_of(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def artifact_of(record: Record) -> tuple[str, dict[str, Any]]:
-    """The name of a finished run's adapter as an artifact, and what is known of it."""
+    """The name and the metadata of a finished run's adapter as an artifact."""
     cell, result = record["cell"], record["result"]
     name = "-".join(str(cell[key]) for key in ("row", "model", "task", "seed"))
     about = {key: result.get(key) for key in ("metric", "best", "best_epoch", "last")}
@@ -89,7 +81,7 @@ def artifact_of(record: Record) -> tuple[str, dict[str, Any]]:
 
 
 def point_of(event: dict[str, Any], cell: str) -> dict[str, Any]:
-    """A point from the event of an evaluated epoch. cell: see cell_key."""
+    """The point of an evaluated epoch's event. cell: of cell_key."""
     return _point(cell, event["metric_name"], *(event[key] for key in ("epoch", "step", "loss", "metric")))
 
 
@@ -108,25 +100,22 @@ def _point(
 
 
 def summary_of(record: Record) -> dict[str, Any]:
-    """What W&B shows of a finished run: status, result, parameters, cost, and the scores of its texts by the
-    protocol.
-
-    What tables are made of stands there twice: once more under the name of the cell.
-    """
+    """The summary of a finished run: status, result, parameters, cost, and the scores of its texts by the
+    protocol. The numbers of tables are there twice: once more under the name of the cell."""
     result, cost, texts = record.get("result") or {}, record.get("cost") or {}, record.get("texts") or {}
-    found = {"status": record["status"], "error": record["error"]}
-    found |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
-    found |= {f"parameters/{key}": value for key, value in (record.get("parameters") or {}).items()}
-    found |= {f"cost/{key}": value for key, value in cost.items()}
-    shown = {key: result.get(key) for key in ("best", "last")}
-    shown |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
+    numbers = {"status": record["status"], "error": record["error"]}
+    numbers |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
+    numbers |= {f"parameters/{key}": value for key, value in (record.get("parameters") or {}).items()}
+    numbers |= {f"cost/{key}": value for key, value in cost.items()}
+    of_cell = {key: result.get(key) for key in ("best", "last")}
+    of_cell |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
     for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
         if entry["variant"] == texts["scores"][0]["variant"]:
             scores = {
                 key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"
             }
-            found |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
-            shown |= scores if entry["which"] == "last" else {}
+            numbers |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
+            of_cell |= scores if entry["which"] == "last" else {}
     cell = cell_key(record["cell"]["model"], record["cell"]["task"])
-    found |= {f"{cell}/{key}": value for key, value in shown.items()}
-    return {key: value for key, value in found.items() if value is not None}
+    numbers |= {f"{cell}/{key}": value for key, value in of_cell.items()}
+    return {key: value for key, value in numbers.items() if value is not None}

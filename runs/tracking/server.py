@@ -1,7 +1,7 @@
-"""The process that talks to W&B: it reads what a command says of its runs, a line of JSON for each thing.
+"""The process that sends runs to W&B. It reads lines of JSON from a command, each a word and a value:
 
-    begin    a run starts, or goes on (payload.about)
-    process  the process that does it, by its pid, and what it is done with
+    begin    a run starts, or is resumed (payload.about)
+    process  the pid, code, versions and device of the process that does it
     point    an evaluated epoch
     end      the run's record; null: it was interrupted
 
@@ -26,17 +26,17 @@ from runs.tracking.agent import take_environment
 from runs.tracking.payload import artifact_of, points_of, provenance_of, summary_of
 from runs.tracking.settings import Tracking
 
-#: Seconds that close() waits, and that the process takes at most once its input has ended, where nobody says
-#: otherwise; and so many more where adapters are uploaded.
+#: Seconds that Tracker.close waits by default, which is also the most that this process takes after its input
+#: has ended; and how many more where adapters are uploaded.
 PATIENCE, UPLOAD = 30.0, 60.0
-#: Seconds that W&B's server has to answer at a run's beginning, and to take the rest at its end. Together
-#: with one start of W&B they stay below PATIENCE: what could not be sent is on disk by then.
+#: Timeouts of W&B's server at a run's beginning and end, in seconds. With one start of W&B their sum is below
+#: PATIENCE, so that everything that could not be sent is on disk in time.
 INIT_TIMEOUT, FINISH_TIMEOUT = 14.0, 8.0
-#: After a failure runs are written offline for so many seconds, and then online is tried again.
+#: Seconds after a failure in which runs are written offline. Then online is tried again.
 RETRY = 600.0
-#: Exit codes of the process: something is on disk only; something is not even there.
+#: Exit codes of the process: some data are on disk only; some are lost.
 UNSENT, LOST = 3, 4
-#: A file in the folder of a run that is on, locked as long as its process lives: sync leaves it alone.
+#: The name of a file in a current run's folder. While its process lives it is locked, and sync skips the run.
 OPEN = "open"
 
 
@@ -46,7 +46,8 @@ def patience_of(settings: Tracking) -> float:
 
 
 class Server:
-    """A run that W&B fails to take is repeated from its beginning, offline: nothing is missing then."""
+    """Sends one run after another. Where W&B fails, the run is repeated offline from its beginning, so that
+    nothing is missing."""
 
     def __init__(self, settings: Tracking, mode: str, output: str, patience: float) -> None:
         self.settings, self.mode, self.output = settings, mode, output
@@ -54,12 +55,13 @@ class Server:
         self.code = 0
         self.over = False
         self.offline_until = 0.0
-        self.lines: list[tuple[str, Any]] = []  # of the run that is on
-        self.online = self.repeated = False  # how it is sent; whether for the second time
+        # Of the current run
+        self.lines: list[tuple[str, Any]] = []
+        self.online = self.repeated = False  # whether it is sent online; whether for the second time
         self.about: dict[str, Any] = {}
         self.run: Any = None  # wandb's
         self.pid: int | None = None  # of the process that does it
-        self.seen: set[int] = set()
+        self.seen: set[int] = set()  # steps of the points that were sent
         self.lock: Any = None
 
     def handle(self, word: str, value: Any) -> None:
@@ -70,7 +72,7 @@ class Server:
             self.lines, self.repeated = [], False
             self.online = self.mode == "online" and time.monotonic() > self.offline_until
         elif not self.lines:
-            return  # a run that is lost already
+            return  # the run is lost already
         self.lines.append((word, value))
         try:
             self._do(word, value)
@@ -82,8 +84,7 @@ class Server:
     def _failed(self) -> None:
         """Repeats the run, offline; a second failure loses it."""
         log(traceback.format_exc())
-        # The service behind wandb may be dead, or stuck on the way to the server: what comes now gets another
-        # one.
+        # wandb's service process may be dead or blocked by the network: start another one
         with contextlib.suppress(Exception):
             import wandb
 
@@ -105,9 +106,9 @@ class Server:
         if word == "begin":
             self.about, self.run, self.pid = value, None, None
             if self.settings.stats:
-                return  # W&B has to know at a run's beginning whose statistics they are
+                return  # wandb.init needs the pid of the process
         if word == "process":
-            # A process that was killed has a successor.
+            # The successor of a killed process
             if self.settings.stats and self.run and self.pid != value["pid"]:
                 self._end(None)
             self.pid = value["pid"]
@@ -127,22 +128,22 @@ class Server:
         about, agent = self.about, self.about["agent"]
         if agent or take_environment():
             os.environ |= agent
-            wandb.teardown()  # it reads these once
+            wandb.teardown()  # or wandb would not read them again
         self.seen = set()
         stats = self.settings.stats and self.pid is not None
         settings = quiet_settings(
             init_timeout=INIT_TIMEOUT * self.share,
             finish_timeout=(FINISH_TIMEOUT + UPLOAD * self.settings.adapter) * self.share,
             finish_timeout_raises=True,
-            x_transaction_log_flush_interval=1.0,  # a killed process has lost no more than that
-            x_disable_machine_info=not stats,  # without it there are no statistics
+            x_transaction_log_flush_interval=1.0,  # the seconds that a killed process loses
+            x_disable_machine_info=not stats,  # the statistics need it
             x_disable_stats=not stats,
             x_stats_pid=self.pid or os.getpid(),
-            x_stats_track_process_tree=True,  # those that read images, too
+            x_stats_track_process_tree=True,  # with the processes that read images
         )
         config = about["config"] | {"mode": self.mode}
         self.run = wandb.init(
-            # The agent has named these.
+            # An agent has chosen project and id
             project=None if agent else project(),
             id=None if agent else about["id"],
             resume="allow",
@@ -155,9 +156,8 @@ class Server:
             mode="online" if self.online else "offline",
             settings=settings,
         )
-        if (
-            agent
-        ):  # a parameter of the sweep keeps its name, as W&B's search wants it: method=vera is no mapping
+        if agent:
+            # W&B's search needs the sweep's own parameters (method=vera): our mapping gets another name
             fixed = self.run.config.as_dict()
             own = {k: v for k, v in config.items() if k not in fixed or fixed[k] != v}
             self.run.config.update({f"{k}_config" if k in fixed else k: v for k, v in own.items()})
@@ -165,13 +165,13 @@ class Server:
             self.run.define_metric(name, step_metric="epoch")
         if not self.online:
             self.lock = open(Path(self.run.dir).parent / OPEN, "w")  # noqa: SIM115 - locked until the run's end
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # of a file system without locks
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _end(self, record: Record | None) -> None:
         status = record["status"] if record else "interrupted"
         if record:
-            for point in points_of(record):  # a resumed run: what came before, and may never have reached W&B
+            for point in points_of(record):  # of a resumed run: those of earlier processes
                 if point["step"] not in self.seen:
                     self.run.log(point)
             self.run.config.update(provenance_of(record), allow_val_change=True)
@@ -179,7 +179,7 @@ class Server:
             if self.settings.adapter and status == "done":
                 self._upload(record)
         else:
-            self.run.mark_preempting()  # W&B's word for a run that was stopped and goes on later
+            self.run.mark_preempting()  # W&B's word for a run that is resumed later
             self.run.summary.update({"status": status})
         self.run.tags = (*self.run.tags, status)
         self.run.finish(exit_code=0 if status == "done" else 1)
@@ -190,7 +190,7 @@ class Server:
         self.run = None
 
     def _upload(self, record: Record) -> None:
-        """The kept adapter, or both of them, and the head; nothing where none is kept."""
+        """Uploads the kept adapters with the head; nothing where no adapter is kept."""
         import wandb
 
         folder = run_folder(self.output, record["id"])
@@ -203,21 +203,21 @@ class Server:
             return
         name, about = artifact_of(record)
         artifact = wandb.Artifact(name, "model", metadata=about)
-        for path in files:  # read where they lie: nothing is copied
+        for path in files:  # without copies
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.run.log_artifact(artifact, aliases=["latest", record["id"]])
 
 
 def serve(settings: Tracking, output: str, patience: float) -> int:
-    """The process's whole life: reads lines until they end, or until this command's parent has gone."""
+    """The main function of the process: handles lines until they end, which they do with the parent."""
     words = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)  # nobody may ask a question here, nor read what is not for them
-    # Wandb's own crashes are told to a server elsewhere otherwise
+        os.dup2(nothing.fileno(), 0)  # wandb must not prompt, nor read our lines
+    # Or wandb reports its crashes to another server
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     with contextlib.suppress(OSError):
         os.nice(5)  # the run comes first
-    take_environment()  # whichever run it is for brings it along
+    take_environment()  # the agent's run has it in its `begin`
     server = Server(settings, "off", output, patience)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -226,7 +226,7 @@ def serve(settings: Tracking, output: str, patience: float) -> int:
             lines.put(line)
         lines.put(b"")
         time.sleep(patience - 2)
-        os._exit(server.code if server.over else LOST)  # whatever hangs
+        os._exit(server.code if server.over else LOST)  # wandb hangs
 
     threading.Thread(target=read, daemon=True).start()
     _decide_mode(server)
@@ -234,7 +234,7 @@ def serve(settings: Tracking, output: str, patience: float) -> int:
         try:
             word, value = json.loads(line)
         except ValueError:
-            break  # half a line: the parent was killed
+            break  # an incomplete line: the parent was killed
         if server.mode != "off":
             server.handle(word, value)
     if server.lines:  # the parent was killed in the middle of a run
@@ -248,7 +248,7 @@ def serve(settings: Tracking, output: str, patience: float) -> int:
 
 
 def _decide_mode(server: Server) -> None:
-    """The command's word; without one, W&B's own settings."""
+    """Sets the mode: the command's, or by W&B's own settings."""
     if server.settings.mode:
         server.mode = server.settings.mode
         os.environ.pop("WANDB_MODE", None)
@@ -261,6 +261,6 @@ def _decide_mode(server: Server) -> None:
 
 
 def log(text: str) -> None:
-    """To the process's log; a full disk stops nothing."""
+    """Writes to the process's log. A full disk is ignored."""
     with contextlib.suppress(OSError):
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text.rstrip(), flush=True)

@@ -1,4 +1,4 @@
-"""What a command asks of W&B."""
+"""A command's settings for W&B."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The side of the command: what it says of its runs, and the process that it says it to."""
+"""The command's side of tracking: it sends events of its runs to the server's process."""
 
 import contextlib
 import json
@@ -25,59 +25,56 @@ from runs.tracking.settings import Tracking
 
 
 class Tracker:
-    """Tells Weights & Biases of runs, from a process of its own: whatever happens there never hurts a run.
+    """Sends runs to Weights & Biases from a process of its own, where no failure can harm a run.
 
     begin, event and end never raise and never wait. The process starts with the first run, takes one run
-    after another, and ends by itself when this one does."""
+    after another, and ends when this process does."""
 
     def __init__(
         self, settings: Tracking, output: str, patience: float | None = None, runs: Sequence[Run] = ()
     ) -> None:
         """Starts nothing yet.
 
-        patience: seconds that close() waits; W&B's server has its part of them (INIT_TIMEOUT, FINISH_TIMEOUT
-        of PATIENCE).
-        runs: of the command. Where `wandb agent` has started it, and there is one, that run takes the agent's
-        id in W&B.
+        patience: seconds that close() waits; the timeouts of W&B's server are a share of them. runs: of the
+        command. Where `wandb agent` started it, one of them takes the agent's id in W&B.
         """
-        later_process = bool(rank())  # of torchrun's, the first one speaks for all
+        later_process = bool(rank())  # of torchrun's processes the first one tracks
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
         self.off = settings.mode == "off" or later_process or disabled
         self.settings, self.output = settings, output
         self.patience = patience or patience_of(settings)
         self.log = Path(output) / "wandb" / "tracking.log"
-        self.agents = agents_run(runs)  # the run that `wandb agent` has asked for, if it has
+        self.agents = agents_run(runs)  # the run that takes the agent's id
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._trouble = ""
-        self._cell = ""  # of the run that is on
+        self._cell = ""  # of the current run
 
     def begin(self, run: Run, run_id: str) -> None:
-        """A run starts, or goes on."""
-        self._tell("begin", lambda: self._about(run, run_id))
+        """A run starts, or is resumed."""
+        self._send("begin", lambda: self._about(run, run_id))
 
     def event(self, event: dict[str, Any]) -> None:
-        """Something happened in it; only its process and evaluated epochs are logged."""
+        """An event of the current run. Its process and evaluated epochs are sent."""
         if "provenance" in event:
-            self._tell("process", lambda: event["provenance"])
+            self._send("process", lambda: event["provenance"])
         if event.get("phase") == "evaluated":
-            self._tell("point", lambda: point_of(event, self._cell))
+            self._send("point", lambda: point_of(event, self._cell))
 
     def end(self, record: Record | None) -> None:
-        """It ended with this record. None: it was interrupted, and goes on later."""
-        self._tell("end", lambda: record)
+        """The current run ended with this record. None: it was interrupted."""
+        self._send("end", lambda: record)
 
     def skip(self, run: Run, run_id: str, record: Record) -> None:
-        """A run that has its record already. An agent's sweep waits for its numbers; else W&B has heard of
-        it."""
+        """A run that had a record before. Only an agent's sweep waits for its numbers."""
         if run == self.agents:
             self.begin(run, run_id)
             self.end(record)
 
     def close(self) -> None:
-        """Waits until W&B has everything, not beyond its patience, and ends the process. One line if
-        something is missing."""
+        """Waits for `patience` seconds at most until W&B has everything, and ends the process. Prints a line
+        where something is missing."""
         if self._writer is None and not self._trouble:
             return
         deadline = time.monotonic() + self.patience
@@ -111,11 +108,11 @@ class Tracker:
         agents = {key: os.environ.get(key, "") for key in (SWEEP, RUN_ID, PARAMETERS)}
         return about(run, run_id) | {"agent": agents if run == self.agents else {}}
 
-    def _tell(self, word: str, value: Callable[[], Any]) -> None:
+    def _send(self, word: str, value: Callable[[], Any]) -> None:
         if self.off:
             return
         try:
-            # Made into text here and now: the caller may change it.
+            # As text at once, since the caller may change the value later
             self._lines.put(json.dumps([word, value()], default=str).encode() + b"\n")
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="tracker", daemon=True)
@@ -124,12 +121,12 @@ class Tracker:
             self._trouble = self._trouble or describe(error)
 
     def _write(self) -> None:
-        """The thread's whole life: starts the process and feeds it. A pipe that is full or broken stops
-        nobody else."""
+        """The main function of the thread: starts the process and writes to it. A full or broken pipe stops
+        this thread alone."""
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             root = str(Path(__file__).parents[2])
-            places = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
             settings = json.dumps(asdict(self.settings))
             command = [sys.executable, "-m", "runs.tracking", "serve", settings, self.output]
             with open(self.log, "ab") as log:
@@ -138,8 +135,8 @@ class Tracker:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    env=os.environ | {"PYTHONPATH": places},
-                    start_new_session=True,  # Ctrl-C is the parent's, which says what becomes of the run
+                    env=os.environ | {"PYTHONPATH": paths},
+                    start_new_session=True,  # Ctrl-C is for the parent, which sends the run's end
                 )
             pipe = process.stdin
             assert pipe is not None

@@ -721,7 +721,7 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
 
 
 def test_a_job_whose_time_is_over_goes_back_into_the_queue_as_it_is():
-    there = launchers.ExecutorThere("sweep.json")
+    there = launchers.RemoteExecutor("sweep.json")
     again = there.checkpoint(3)
     assert (again.function, again.args) == (there, (3,))
 
@@ -760,9 +760,10 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
             write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
 
     monkeypatch.setattr(plan.time, "sleep", finish)
-    assert plan.main([*words, "seed=0,1", "watch=true"]) == 0
+    assert plan.main([*words, "seed=0,1", "watch=true", "redo=true"]) == 0
     printed = capsys.readouterr().out
     assert printed.index("missing 2") < printed.index("done 2")
+    assert "redo=true: also 2 runs that are done, beyond that estimate" in printed
 
 
 # --- Slurm and Ray, for real

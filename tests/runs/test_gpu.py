@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, UserError
 from runs.identity import run_id
-from runs.sweep import devices
+from runs.sweep import devices, launchers
 from runs.training import checkpoint, flags
 from runs.training.loop import Training
 from tasks.mt_bench import read_questions
@@ -191,6 +192,17 @@ def test_a_killed_process_gives_its_device_back(machine, tmp_path):
     process.kill()
     process.wait()
     assert devices._lock("x.0") is not None
+
+
+@pytest.mark.usefixtures("process")
+def test_a_local_launcher_says_on_the_screen_that_its_executors_wait(machine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launchers.sys, "executable", shutil.which("true"))
+    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
+    assert capsys.readouterr().out == ""
+    lease = devices.DeviceLease(["x"], 1)  # of another command
+    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
+    assert "every device is in use by another command here (x): waiting" in capsys.readouterr().out
+    lease.release()
 
 
 # --- what is asked of torch

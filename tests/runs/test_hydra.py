@@ -251,6 +251,47 @@ def test_of_torchruns_processes_the_first_one_speaks(tmp_path):
     assert done.stderr.count("error: no method 'verra'. Did you mean vera?") == 1
 
 
+#: Shows which of torchrun's processes compose, and what each of them would run.
+SHOW = """
+import os, sys, runs.__main__ as command
+from types import SimpleNamespace
+rank, compose, folder = os.environ["RANK"], command.read_command, sys.argv[1]
+def show(name, text):
+    with open(os.path.join(folder, name + rank), "w") as file:
+        file.write(text)
+def read_command(words):
+    show("composed", "")
+    return compose(words)
+def sweep(runs, launch, again):
+    show("runs", " ".join(run.label for run in runs) + launch.launcher.name)
+    return SimpleNamespace(exit_code=0)
+command.read_command, command.sweep = read_command, sweep
+sys.exit(command.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.usefixtures("process")
+def test_of_torchruns_processes_the_first_one_composes_for_all(tmp_path):
+    (tmp_path / "show.py").write_text(SHOW)
+    words = ["method=vera", "task=rte,mrpc", "seed=3", f"output={tmp_path}"]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29673"),
+            *(str(tmp_path / "show.py"), str(tmp_path), *words),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert sorted(path.name for path in tmp_path.glob("composed*")) == ["composed0"]
+    first, second = (tmp_path / f"runs{rank}" for rank in (0, 1))
+    assert first.read_text() == second.read_text()
+    assert "RTE, seed 3" in first.read_text()
+    assert "MRPC, seed 3" in first.read_text()
+
+
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"]])
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(words):

@@ -12,10 +12,12 @@ from running import ROOT, call_here, output_of, trained
 
 import runs.__main__
 from runs import evaluate, sources
-from runs.config import expand
+from runs.config import Launch, Local, expand
+from runs.errors import UserError
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
+from runs.sweep import launchers, sweep
 from runs.sweep.leases import Watcher, generations
-from runs.sweep.redo import set_aside
+from runs.sweep.redo import put_back, set_aside
 from runs.training import provenance
 
 
@@ -258,6 +260,43 @@ def test_nothing_is_moved_under_the_hands_of_a_runs_owner(finished):
     assert not record_path(output, record["id"]).exists()
 
 
+def test_what_was_set_aside_comes_back_where_the_launcher_refuses(words, monkeypatch, capsys):
+    few, output = [*words, "train.max_steps=1"], output_of(words)
+    record = trained(few)
+    files = sorted(path.name for path in run_folder(output, record["id"]).iterdir())
+
+    def refuse(self, count):
+        assert not record_path(output, record["id"]).exists()
+        raise UserError("Slurm takes no job: invalid partition")
+
+    monkeypatch.setattr(launchers.LocalProcesses, "start", refuse)
+    with pytest.raises(UserError, match="invalid partition"):
+        sweep.sweep(expand(few), launch=Launch(Local()), again=expand(few))
+    assert read_record(record_path(output, record["id"])) == record
+    assert sorted(path.name for path in run_folder(output, record["id"]).iterdir()) == files
+    assert not list((Path(output) / "replaced").iterdir())
+    assert "redo: 1 record put back" in capsys.readouterr().out
+
+
+def test_a_measure_comes_back_and_a_run_that_another_command_has_begun_keeps_its_files(finished):
+    record, output = finished
+    name, measures = record["id"], Path(output) / "measures"
+    measures.mkdir()
+    measure = {"schema": 1, "kind": "magnitude", "settings": {}, "seeds": {}, "id": "m"}
+    run = {"id": name, "cell": record["cell"], "label": record["label"], "adapter": {}}
+    columns = {column: [] for column in ("layer", "site", "d", "b")}
+    (measures / "m.json").write_text(json.dumps({**measure, "of": [run], "values": columns}))
+    aside = set_aside(record, output, 5.0)
+    assert not (measures / "m.json").exists()
+    put_back([aside], output)
+    assert (measures / "m.json").is_file()
+    aside = set_aside(record, output, 5.0)
+    run_folder(output, name).mkdir()
+    put_back([aside], output)
+    assert not record_path(output, name).exists()
+    assert (aside / "record.json").is_file()
+
+
 # --- the command that makes a record's run
 
 
@@ -287,12 +326,12 @@ def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monk
     assert "redo=true" not in done.stderr
 
 
-def test_words_of_a_row_of_pefts(words):
+def test_overrides_of_a_row_of_pefts(words):
     kept = [word for word in words if not word.startswith("method.")]
     given = [*kept, "method=peft", "method.config={use_dora: true, r: 4}", 'method.label="DoRA, four"']
     given.append("init_from=0123456789ab")
     (run,) = expand(given)
     cell = {"paper": None, "row": run.row, "model": run.model, "task": run.task, "seed": run.seed}
-    found = evaluate.words_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
+    found = evaluate.overrides_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
     (again,) = expand([*found, *(word for word in words if word.startswith(("output=", "device=")))])
     assert (again.row, again.config) == (run.row, run.config)

@@ -26,7 +26,7 @@ def text_of(words) -> str:
     runs = expand(words)
     ledger = read_ledger(runs[0].config["output"], published=False)
     first = [run for run in starts(runs) if run not in runs]
-    return plan.show(plan.plan(runs, ledger), ledger, "plan", plan.plan(first, ledger))
+    return plan.text(plan.plan(runs, ledger), ledger, plan.plan(first, ledger))
 
 
 def mnli_rows(words):

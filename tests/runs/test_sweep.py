@@ -95,7 +95,7 @@ def test_a_log_names_once_a_minute_who_else_does_a_run(words, monkeypatch, capsy
         show.live, next_word = live, {}
         for _ in range(121):
             now[0] += 1
-            executor.Executor._tell_waiting(watching, [jobs.Job(1, run, "x")], next_word)
+            executor.Executor._show_waiting(watching, [jobs.Job(1, run, "x")], next_word)
         assert capsys.readouterr().out.count("waiting for it\n") == lines
 
 
@@ -279,7 +279,7 @@ def test_the_plan_says_where_each_run_stands(words):
     write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
     text = call_here("runs.plan", *every, check=0).stdout
     assert "1 task x 1 row x 4 seeds = 4 runs on encoder" in text
-    assert "2/4 fd" in text
+    assert "2/4 df" in text
     assert "done 1 · diverged 1 · failed 1 · missing 1" in text
     assert "from 1 finished run)" in text
     assert "failed: VeRA r=8 on RTE, seed 1: it broke" in text
