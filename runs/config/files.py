@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.config import launch, schema
 from runs.config.names import did_you_mean, dotted, first_line
 from runs.errors import UserError
-from runs.record import NOT_SETTINGS, from_recipe, proportional_alpha
+from runs.record import NOT_SETTINGS, from_recipe
 
 CONF = Path(__file__).parents[2] / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
@@ -51,8 +51,12 @@ def _node(value: Any) -> Any:
 
 
 def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha at a rank, from the recipe's alpha and rank. See conf/method/lora.yaml."""
-    return proportional_alpha(alpha, of_rank, rank) if scaling == "proportional" else alpha
+    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml): constant, or
+    proportional to the rank. A whole number stays one: identities hash 8, not 8.0."""
+    if scaling != "proportional":
+        return alpha
+    scaled = alpha * rank / of_rank
+    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
 
 
 def _keep(*, _root_: DictConfig) -> str:
