@@ -106,8 +106,8 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     other = _start_run(run, contents)
     if other is None:
         return None
-    # These keys are no part of the other run's identity, but change which values it keeps. An older record may
-    # have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
+    # These keys are no part of the other run's identity, but change which values it keeps. An older record
+    # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
     path = record_path(run.config["output"], other)
     config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
     kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")

@@ -1,4 +1,4 @@
-"""How what a run trains with is made: task, model and method, optimizer, rates, and batches."""
+"""Builds the parts of a run: task, model and method, optimizer, learning rates, and batches."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-# Read once, when CUDA starts: cuBLAS deterministic
+# CUDA reads it once, when it starts: cuBLAS is then deterministic
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,12 +29,11 @@ from runs.methods import make_method
 
 
 def make_accelerator(run: Run) -> Accelerator:
-    """Device, precision and data parallel, as the run has them. Raises UserError for a device that is not
-    here."""
+    """Device, precision and data parallel of a run. Raises UserError for a device that is not available."""
     device, precision = run.config["device"], run.config["train"]["precision"]
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device}: torch sees no CUDA device here. device=auto takes what there is")
-    # Accelerate keeps its settings for the whole process; the next run here may want another precision.
+    # Accelerate's settings hold for the whole process; a run before may have had another precision.
     AcceleratorState._reset_state()
     # AdapterDrop leaves other adapters without a gradient in each batch.
     unused = DistributedDataParallelKwargs(find_unused_parameters=bool(run.method.get("drop_per_batch")))
@@ -46,10 +45,10 @@ def make_accelerator(run: Run) -> Accelerator:
 
 
 def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Task, Any, vera.Method]:
-    """A run's task, its adapted model (on the CPU, but for one in 4 bit) and its method.
+    """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
 
-    Seeds everything before: the head's and LoRA's initial values come from the seed (transformers 11965).
-    start: fill the adapter from the run or file that init_from names. device: where a 4-bit model is loaded.
+    Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
+    issue 11965). start: fill the adapter from the run or file that init_from names.
     """
     config = run.config
     method = make_method(run.method)
@@ -77,11 +76,11 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators, and deterministic kernels where torch has them."""
+    """Seeds the generators of Python, numpy and torch; selects deterministic kernels where torch has them."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    # use_deterministic_algorithms does the same, and imports the compiler: 2 s
+    # As use_deterministic_algorithms, which also imports the compiler (2 s)
     torch.set_deterministic_debug_mode("warn")
     # A debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -89,8 +88,8 @@ def seed_everything(seed: int) -> None:
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
-    """Has the model compute activations anew in the backward pass. Raises UserError where it cannot."""
-    # The second name: before transformers 5.24
+    """Makes the model recompute activations in the backward pass. Raises UserError where it cannot."""
+    # Before transformers 5.24 it has the second name
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
     try:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
@@ -101,8 +100,8 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without
-    weight decay (unless train.decay_all)."""
+    """The optimizer's groups "adapter" and "head" with their learning rates; their biases and LayerNorms are
+    groups without weight decay (unless train.decay_all)."""
     norms = {
         id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
     }
@@ -122,24 +121,24 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
 
 
 def make_optimizer(groups: list[dict[str, Any]], train: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW over these groups; over an empty one where nothing trains (method=none)."""
+    """AdamW on these groups; on an empty one where nothing trains (method=none)."""
     nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
     return torch.optim.AdamW(groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"])
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:
-    """The rates by step: a warm-up, and the recipe's schedule to the end."""
+    """The learning rates by step: a warm-up, then the recipe's schedule. total: all steps."""
     warmup = train["warmup_steps"]
     warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
     return LambdaLR(optimizer, partial(rate_factor, kind=train["schedule"], warmup=warmup, total=total))
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """What the learning rates are multiplied by: from 0 to 1 over the warm-up, then linear or cosine to 0, or
-    constant.
+    """The factor of the learning rates at a step: from 0 to 1 over the warm-up, then linear or cosine to 0,
+    or constant.
 
-    transformers' own (get_scheduler), to the bit; its import takes four seconds, since peft and bitsandbytes
-    come along."""
+    The same to the bit as transformers' get_scheduler, whose import takes four seconds (it brings in peft and
+    bitsandbytes)."""
     if step < warmup:
         return step / warmup
     span = max(1, total - warmup)
@@ -150,11 +149,10 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
 def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
 ) -> list[list[int]]:
-    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same
-    batches.
+    """The rows of each effective batch of an epoch. A pure function: a resumed run has the same batches.
 
-    block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes
-    from epoch to epoch.
+    block: so many batches at a time, rows are sorted by length (see tasks.Task); which rows share a batch
+    still changes from epoch to epoch.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
@@ -165,3 +163,27 @@ def epoch_batches(
             part.sort(key=lambda row: lengths[row])
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def dev_halves(rows: int) -> tuple[Any, Any]:
+    """The dev rows of the halves A and B for cross-fitted selection: the same for every run and seed."""
+    order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
+    return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+
+#: A method that trains a larger share of the model is no small adapter, and its record says so.
+LARGE_SHARE = 0.05
+
+
+def count(model: nn.Module) -> int:
+    """A model's parameters; in 4 bit, a byte holds two."""
+    return sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+
+
+def large_share(method: vera.Method, model: nn.Module) -> list[str]:
+    """A sentence where a method other than full fine-tuning trains much of the model (without its head)."""
+    trained = sum(p.numel() for p in method.adapter_parameters(model).values())
+    share = trained / count(model)
+    if method.kind == "full" or share <= LARGE_SHARE:
+        return []
+    return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]
