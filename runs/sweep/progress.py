@@ -161,7 +161,7 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
     """Removes what a run needed to go on, once it has a record. A kill in between leaves some: this may be
     asked again."""
     folder = run_folder(output, run_id)
-    for name in ("checkpoint.safetensors", "attempts.json", "progress.json"):
+    for name in ("checkpoint.safetensors", "attempts.json", "progress.json", "decode_seconds.json"):
         remove(folder / name)
     best, rounded = folder / "adapter_best.safetensors", folder / "adapter_best_rounded.safetensors"
     if keep != "both":  # it was there to be decoded
