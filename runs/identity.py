@@ -1,8 +1,8 @@
-"""A run's identity: the hash of what defines its result, what it starts from included.
+"""A run's identity: a hash of everything that defines its result.
 
-Row, model and data by content, training settings, seeds, and the task family's protocol version. Not where
-files lie, nor device, micro-batch, path of computation, logging, or which epoch's adapter is kept: the record
-has the whole curve."""
+That is the row, the contents of model and data, the settings, the seeds, the version of the task family's
+protocol, and the adapter that the run starts from. It is not the place of files, the device, the micro-batch,
+the path of computation, or which epoch's adapter is kept: the record has the whole curve."""
 
 import contextlib
 import hashlib
@@ -29,16 +29,16 @@ from runs.record import (
 )
 from tasks.fetch.hub import content
 
-#: What has been looked at: the content of a model or of a data set, by its settings.
+#: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]
 
 
 def identify(runs: Sequence[Run], problems: dict[int, str] | None = None) -> list[str | None]:
-    """The id of each run: 12 hex digits; None where its model or data can be settled only by asking the
-    network. Each model and each data set is looked at once: a table's runs share a folder of 100,000 images.
+    """The id of each run: 12 hex digits; None where only the network knows the content of its model or data.
+    Each model and each data set is read once: a table's runs may share a folder of 100,000 images.
 
-    Raises UserError or DataError where a local file that a configuration names is missing; or, where
-    `problems` is given, goes on and keeps there what is wrong, by the run's index in the list.
+    Raises UserError or DataError where a local file that a configuration names is missing. Where `problems`
+    is given, it keeps the message there instead, by the run's index in the list, and goes on.
     """
     contents, ids = Contents(), list[str | None]()
     for index, run in enumerate(runs):
@@ -63,28 +63,29 @@ def _identify(run: Run, contents: Contents) -> str | None:
     data = data_of(run, contents)
     if model is None or data is None:
         return None
-    start = start_id(run, contents) if config["init_from"] else None
-    if config["init_from"] and start is None:
-        return None
-    what = defining(config) | {
+    parts = defining(config) | {
         "row": run.row,
         "model": model,
         "data": data,
         "protocol": tasks.protocol(config["task"]),
         "seeds": [config["seed"], config["data_seed"]],
     }
-    return hash_of(what | ({"start": start} if start else {}))[:12]
+    if config["init_from"]:
+        parts["start"] = start_id(run, contents)
+        if parts["start"] is None:
+            return None
+    return hash_of(parts)[:12]
 
 
 def data_of(run: Run, contents: Contents) -> str | None:
-    """The content of a run's data, looked at unless it is in `contents`, whatever is drawn from them."""
+    """The content of a run's data, before rows are drawn from them; read unless it is in `contents`."""
     return _once(contents, run.config["task"], data_content)
 
 
-def _once(contents: Contents, settings: dict[str, Any], look: Callable[[Any], str | None]) -> str | None:
+def _once(contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]) -> str | None:
     key = json.dumps({k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True)
     if key not in contents:
-        contents[key] = look(settings)
+        contents[key] = read(settings)
     return contents[key]
 
 
@@ -92,40 +93,45 @@ def _once(contents: Contents, settings: dict[str, Any], look: Callable[[Any], st
 
 
 def start_id(run: Run, contents: Contents | None = None) -> str | None:
-    """What of its start belongs to a run's identity: the other run's id and which epoch it kept, or the
-    file's hash. contents: what has been looked at already.
+    """The part of the identity that stands for the adapter a run starts from: the other run's id and which
+    epoch it kept, or the file's hash. None where the other run's id is not known. contents: of `identify`.
 
-    None: not known yet. Raises UserError for a file that is missing.
+    Raises UserError for a missing file.
     """
-    word = run.config["init_from"]
-    if word.endswith(".safetensors"):
-        if not Path(word).is_file():
-            raise UserError(f"init_from={word}: no such file")
-        return hash_files({"adapter": Path(word)})
-    found = _identify(run.start, {} if contents is None else contents) if run.start else str(word)
-    if found is None:
+    source = run.config["init_from"]
+    if source.endswith(".safetensors"):
+        if not Path(source).is_file():
+            raise UserError(f"init_from={source}: no such file")
+        return hash_files({"adapter": Path(source)})
+    other = _start_run(run, contents)
+    if other is None:
         return None
-    # The same run keeps other values by these keys, which are no part of its own identity. An older record
-    # may be of select=unbiased, which kept the epoch chosen on one half of dev; any other keeps the best one
-    # of the whole.
-    path = record_path(run.config["output"], found)
+    # These keys are no part of the other run's identity, but change which values it keeps. An older record
+    # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
+    path = record_path(run.config["output"], other)
     config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
     kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
     usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
-    return found if usual else f"{found} {' '.join(kept)}"
+    return other if usual else f"{other} {' '.join(kept)}"
+
+
+def _start_run(run: Run, contents: Contents | None) -> str | None:
+    """The id of the run that a run starts from: computed for init_from=ROW@TASK, or given."""
+    if run.start is None:
+        return str(run.config["init_from"])
+    return _identify(run.start, {} if contents is None else contents)
 
 
 def start_file(run: Run, contents: Contents | None = None) -> Path:
-    """The adapter file that a run starts from. Raises UserError, saying what it waits for, while it is not
-    there. contents: what has been looked at already."""
-    word = run.config["init_from"]
-    if word.endswith(".safetensors"):
-        return Path(word)
-    found = _identify(run.start, {} if contents is None else contents) if run.start else word
-    output = run.config["output"]
-    path = run_folder(output, str(found)) / "adapter.safetensors"
-    name = f"{run.start.label} (run {found or '?'})" if run.start else f"run {word}"
-    record = record_path(output, str(found))
+    """The adapter file that a run starts from. Raises UserError, with what the run waits for, while there is
+    none. contents: of `identify`."""
+    source = run.config["init_from"]
+    if source.endswith(".safetensors"):
+        return Path(source)
+    other, output = _start_run(run, contents), run.config["output"]
+    path = run_folder(output, str(other)) / "adapter.safetensors"
+    name = f"{run.start.label} (run {other or '?'})" if run.start else f"run {source}"
+    record = record_path(output, str(other))
     if not record.is_file():
         raise UserError(f"waits for {name}, which has not run here")
     status = _record(record)["status"]
@@ -150,7 +156,7 @@ def _record(path: Path) -> Record:
 
 
 def hash_of(value: Any) -> str:
-    """SHA-256 of a plain value's JSON, keys sorted."""
+    """SHA-256 of a value's JSON, with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,24 +178,20 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
 
 
 def hash_files(files: Mapping[str, Path]) -> str:
-    """One hash over files by their names and contents: the same wherever they lie."""
+    """One hash over the names and contents of files, wherever they lie."""
     if len(files) < 16:
         hashes = {name: file_hash(path) for name, path in files.items()}
         return f"sha256:{hash_of(hashes)}"
-    # Thousands of images: their stamps stand for them, or each call would read as many small files of the
-    # cache.
-    kept = (
-        cache_folder()
-        / "sha256"
-        / hash_of([[name, str(path.absolute()), *stamp(path)] for name, path in files.items()])
-    )
-    if kept.is_file():
-        return kept.read_text()
-    parts = {}
-    for name, path in tqdm(files.items(), "reading the data, once", leave=False, disable=None):
-        parts[name] = digest(path)
-    whole = f"sha256:{hash_of(parts)}"
-    if MISSING not in parts.values():
-        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-            write_atomically(kept, whole)
+    # Of thousands of images one hash is cached under all their sizes and times: a cached hash for each image
+    # would be as many small files to read.
+    stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
+    cached = cache_folder() / "sha256" / hash_of(stamps)
+    if cached.is_file():
+        return cached.read_text()
+    bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
+    hashes = {name: digest(path) for name, path in bar}
+    whole = f"sha256:{hash_of(hashes)}"
+    if MISSING not in hashes.values():
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+            write_atomically(cached, whole)
     return whole

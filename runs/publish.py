@@ -14,7 +14,7 @@ from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
 from runs.config import only_runs
 from runs.errors import UserError
 from runs.identity import identify
-from runs.record import FINISHED, PUBLISHED, measure_text, read_ledger, without_paths, write_atomically
+from runs.record import FINISHED, PUBLISHED, read_ledger, without_paths, write_atomically, write_measure
 from runs.record.text import plural
 
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     published = {record["id"] for record in records}
     measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
     for measure in measures:
-        write_atomically(PUBLISHED / study / "measures" / f"{measure['id']}.json", measure_text(measure))
+        write_measure(PUBLISHED / study, measure)
     dirty = sum(bool(record["code"]["dirty"]) for record in records)
     note = f" ({dirty} made with uncommitted changes)" if dirty else ""
     print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")

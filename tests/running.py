@@ -22,6 +22,7 @@ from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep
 from runs.sweep.progress import clear
+from runs.training.loop import Training
 from runs.training.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ CONFIGURATION = {"config.yaml", "overrides.yaml"}
 def do(words):
     """A run in this process; its record, as written."""
     (run,) = expand(words)
-    train(run, run_id(run), lambda event: None)
+    train(Training(run, run_id(run), lambda event: None))
     clear(run.config["output"], run_id(run), run.config["keep"])  # as whoever sees the record does
     return read_record(record_path(run.config["output"], run_id(run)))
 

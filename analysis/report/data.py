@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import verdicts
 from analysis.beside import summary
-from analysis.cells import Cell, Key, ids, label_of, one_each, row_of
+from analysis.cells import Cell, Key, label_of, one_each, row_of
 from analysis.report.html import MARKS
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
@@ -176,7 +176,7 @@ def _entry(
             for record, of_run in zip(records, facts, strict=True)
         ],
     }
-    return data if entry.whole else data | {"ids": ids(entry.records)}
+    return data if entry.whole else data | {"ids": [record["id"] for record in entry.records]}
 
 
 def _other_word(entry: Entry) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.cells import Cell, ids
+from analysis.cells import Cell
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, recipes
 from analysis.series import series
@@ -30,11 +30,11 @@ def runs_of(cells: Sequence[Cell]) -> tuple[Runs, ...]:
     """The runs of each cell, by seed."""
     behind = []
     for cell in cells:
-        records = sorted(cell.records, key=lambda record: record["cell"]["seed"])
-        label, values = records[0]["label"], list(series(cell).values.values())
+        by_seed = sorted((record["cell"]["seed"], str(record["id"])) for record in cell.records)
+        label, values = cell.records[0]["label"], list(series(cell).values.values())
         averages = [f"{of(values):.1f}" for of in (statistics.median, statistics.fmean) if values]
         where = f"{label['model']}, {label['task']}"
-        behind.append(Runs(cell.label, where, tuple(ids(records)), *averages))
+        behind.append(Runs(cell.label, where, tuple(id_ for _, id_ in by_seed), *averages))
     return tuple(behind)
 
 

@@ -43,7 +43,7 @@ def _sides(cells: dict[Key, Cell], *rows: str) -> Iterator[list[Cell]]:
     for model, task in sorted({(key[0], key[2]) for key in cells}):
         keys = [(model, row, task) for row in rows]
         if all(key in cells and not cells[key].unknown for key in keys):
-            sides = over_shared_seeds(cells[key] for key in keys)
+            sides = over_shared_seeds([cells[key] for key in keys])
             # A BLEU and a perplexity cannot be compared.
             if sides[0].records and len({series(cell).name for cell in sides}) == 1:
                 yield sides

@@ -1,4 +1,4 @@
-"""From the files of conf/ and the words of a command line to runs."""
+"""From the files of conf/ and the overrides of a command line to runs."""
 
 from runs.config.expand import WHERE, Command, expand, only_runs, read_command
 from runs.config.files import CONF, GROUPS, choices, parts
@@ -8,27 +8,6 @@ from runs.config.launch import Launch, Launcher, Local, Ray, Serial, Slurm
 from runs.config.names import as_word
 from runs.config.run import Run, run_from, starts, with_starts
 
-__all__ = [
-    "CONF",
-    "GROUPS",
-    "WHERE",
-    "Command",
-    "Launch",
-    "Launcher",
-    "Local",
-    "Ray",
-    "Run",
-    "Serial",
-    "Slurm",
-    "answered",
-    "as_word",
-    "choices",
-    "expand",
-    "only_runs",
-    "parts",
-    "read_command",
-    "read_flags",
-    "run_from",
-    "starts",
-    "with_starts",
-]
+__all__ = ["CONF", "GROUPS", "WHERE", "Command", "choices", "expand", "only_runs", "parts", "read_command"]
+__all__ += ["Run", "answered", "as_word", "read_flags", "run_from", "starts", "with_starts"]
+__all__ += ["Launch", "Launcher", "Local", "Ray", "Serial", "Slurm"]

@@ -10,8 +10,10 @@ from runs.config.files import Files, alpha_of
 from runs.config.names import as_word
 from runs.config.schema import Config
 from runs.errors import UserError
-from runs.record import SCALINGS, from_recipe
+from runs.record import from_recipe
 
+#: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
+SCALINGS = ("constant", "proportional")
 #: Keys of a task that hold a path or a name, or null: a number is no such word.
 NAMES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
 #: Types by how a user would call them.

@@ -1,4 +1,4 @@
-"""From the overrides of a command line to the runs that they mean: Hydra composes, this file multiplies."""
+"""From the overrides of a command line to its runs: Hydra composes each cell, this file lists the cells."""
 
 import contextlib
 import copy
@@ -29,55 +29,59 @@ from runs.errors import UserError
 from runs.record import cache_folder, write_atomically
 
 OWN = [field.name for field in dataclasses.fields(Config)]
-#: What says where and how runs are done, and not which: no part of a run, and one value for a whole command.
+#: Keys for where and how runs are done: no part of a run, and one value for a whole command.
 WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
-#: What runs come of, beside the files of conf/.
+#: The code that turns the files of conf/ into runs.
 CODE = (Path(__file__).parent, Path(__file__).parents[1] / "record")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line means: its runs in order, and where and how they are done."""
+    """A command line, read: its runs in order, and where and how they are done."""
 
     runs: list[Run]
     launch: Launch
 
 
 def expand(arguments: Sequence[str]) -> list[Run]:
-    """Every run that a command line means, in order. Raises UserError for whatever is wrong with it."""
+    """The runs of a command line, in order. Raises UserError for any mistake in it."""
     return read_command(arguments).runs
 
 
 def read_command(arguments: Sequence[str]) -> Command:
-    """What a command line means: overrides, and --config-dir. Raises UserError for whatever is wrong with it.
+    """Reads a command line: overrides, and --config-dir. Raises UserError for any mistake in it.
 
     A preset (experiment=) brings lists of its own; the command line's value for the same key wins. Composing
-    takes a tenth of a second a cell, so a sweep's answer is kept under a hash of the files and of the
+    takes a tenth of a second a cell, so the runs of a sweep are cached under a hash of the files and of the
     overrides."""
     flags = read_flags(arguments)
     files, overrides = Files(flags.config_dir), flags.overrides
     texts = {path: path.read_bytes() for path in files.all()}
     code = [PEFT_SITES, *sorted(path for room in CODE for path in room.glob("*.py"))]
-    # An environment variable may change between two calls: nothing that reads one is kept.
-    lasts = not any(b"oc.env" in text for text in [*texts.values(), *map(str.encode, overrides)])
-    read = [(str(path), text) for path, text in (texts | {path: path.read_bytes() for path in code}).items()]
-    digest = hashlib.sha256(repr((overrides, files.folders, read)).encode())
-    kept = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
-    if lasts and kept.is_file():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one is composed anew
-            command = json.loads(kept.read_bytes())
+    # An environment variable may change between two calls: what reads one is not cached.
+    cacheable = not any(b"oc.env" in text for text in [*texts.values(), *map(str.encode, overrides)])
+    texts |= {path: path.read_bytes() for path in code}
+    contents = [(str(path), text) for path, text in texts.items()]
+    digest = hashlib.sha256(repr((overrides, files.folders, contents)).encode())
+    cached = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
+    if cacheable and cached.is_file():
+        with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one: compose again
+            command = json.loads(cached.read_bytes())
             return Command([*map(run_from, command["runs"])], launches.from_plain(command["launch"]))
     command = _read(overrides, files)
-    if lasts and len(command.runs) > 1:
-        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-            write_atomically(kept, json.dumps(dataclasses.asdict(command)))
+    if cacheable and len(command.runs) > 1:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+            write_atomically(cached, json.dumps(dataclasses.asdict(command)))
     return command
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The overrides of a command line, sorted: those with one value and those with a list by their keys, the
-    seeds (one None: the configuration's own), and the preset, or ""."""
+    """The overrides of a command line, sorted.
+
+    fixed: those with one value, by key. lists: those with a list, by key. seeds: an override for each seed;
+    None stands for the configuration's own. preset: its name, or "".
+    """
 
     fixed: dict[str, str]
     lists: dict[str, list[str]]
@@ -85,7 +89,7 @@ class Grid:
     preset: str
 
     def combinations(self) -> Iterator[tuple[str, ...]]:
-        """The overrides of each cell, in order, but for the seed."""
+        """The overrides of each cell, in order, without the seed."""
         for combination in itertools.product(*self.lists.values()):
             lines = (*self.fixed.values(), *combination)
             yield tuple(line for one in lines for line in spelt_out(one))
@@ -95,8 +99,8 @@ class Grid:
 
 
 def only_runs(arguments: Sequence[str]) -> list[Run]:
-    """As `expand`, for a command that starts none of the runs. Raises UserError for an override that says
-    where or how they are done, too."""
+    """`expand` for a command that starts no runs. Raises UserError also for an override that says where or
+    how runs are done."""
     for argument in arguments:
         if _key(argument) in WHERE:
             raise UserError(f"{argument} is for python -m runs: this command starts no run")
@@ -104,16 +108,16 @@ def only_runs(arguments: Sequence[str]) -> list[Run]:
 
 
 def spelt_out(line: str) -> tuple[str, ...]:
-    """An override as the ones that it means: method=peft:IA3Config, which may stand beside other methods in a
-    list, is method=peft and its class."""
+    """An override in Hydra's own words: method=peft:IA3Config (which can stand in a list of methods) is
+    method=peft and method.config_class=IA3Config."""
     if match := re.fullmatch(r"method=peft\\*:(\w+)", line):
         return "method=peft", f"method.config_class={match[1]}"
     return (line,)
 
 
-def grid(overrides: list[str], files: Files) -> Grid:
-    """What the overrides ask for, before anything is composed but a preset. Raises UserError for what cannot
-    be read, a file that is not there, and more than MOST_RUNS runs. Hydra must be on (Files.hydra)."""
+def read_grid(overrides: list[str], files: Files) -> Grid:
+    """Sorts the overrides; of the configuration only a preset is composed. Raises UserError for an override
+    that cannot be read, a missing file, and more than MOST_RUNS runs. Call it within Files.hydra."""
     fixed, lists = split(overrides)
     if fixed.get("experiment") == "experiment=null":
         del fixed["experiment"]
@@ -127,74 +131,64 @@ def grid(overrides: list[str], files: Files) -> Grid:
         for each in spelt_out(line):
             key, _, value = each.partition("=")
             if key in GROUPS:
-                files.check_choice(key, value.strip("'\""))
+                files.path(key, value.strip("'\""))  # raises UserError where there is no such file
     seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
-    asked = Grid(fixed, lists, seeds, preset)
-    if len(asked) > MOST_RUNS:
+    grid = Grid(fixed, lists, seeds, preset)
+    if len(grid) > MOST_RUNS:
         raise UserError(
-            f"these words mean {len(asked):,} runs, and one command takes at most {MOST_RUNS:,}: give shorter"
+            f"these words mean {len(grid):,} runs, and one command takes at most {MOST_RUNS:,}: give shorter"
             " lists"
         )
-    return asked
+    return grid
 
 
 def _read(overrides: list[str], files: Files) -> Command:
     with files.hydra():
-        asked = grid(overrides, files)
-        runs, first = list[Run](), None
-        for combination in asked.combinations():
-            whole, cfg = files.compose_with_recipe(combination)
-            first = first or cfg
-            runs += _runs_of(cfg, combination, whole, asked, files)
-        assert first is not None
-        return Command(runs, _launch_of(first))
+        grid, runs, launch = read_grid(overrides, files), list[Run](), Launch()
+        for combination in grid.combinations():
+            with_recipe, cfg = files.compose_with_recipe(combination)
+            if not runs:  # the same for all runs of a command
+                launch = launches.from_plain({key: plain(cfg[key]) for key in WHERE})
+            runs += _runs_of(cfg, combination, with_recipe, grid, files)
+        return Command(runs, launch)
 
 
 def _lists_of(preset: str, files: Files, fixed: dict[str, str]) -> dict[str, list[str]]:
-    """The lists of a preset, but for keys that the command line gives one value."""
-    files.check_choice("experiment", preset)
+    """The lists of a preset, except for keys that the command line gives one value."""
+    files.path("experiment", preset)  # raises UserError where there is no such file
     params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
     return {key: values(key, str(text)) for key, text in params.items() if key not in fixed}
 
 
-def _launch_of(cfg: DictConfig) -> Launch:
-    """Where and how the runs of a command are done. Raises UserError for what cannot be."""
-    return launches.from_plain({key: plain(cfg[key]) for key in WHERE})
-
-
 def _runs_of(
-    cfg: DictConfig,
-    overrides: tuple[str, ...],
-    whole: tuple[str, ...],
-    asked: Grid,
-    files: Files,
+    cfg: DictConfig, overrides: tuple[str, ...], with_recipe: tuple[str, ...], grid: Grid, files: Files
 ) -> list[Run]:
-    """A run for each seed. whole: the overrides with the recipe that was borrowed, if any."""
-    picked, preset = cfg.hydra.runtime.choices, asked.preset
+    """A run of a cell for each seed. with_recipe: the overrides, with the choice of another row's recipe."""
+    choices, preset = cfg.hydra.runtime.choices, grid.preset
     if preset and not cfg.get("recipe"):
-        wanted = f"{picked['method']}/{picked['model']}"
+        wanted = f"{choices['method']}/{choices['model']}"
         raise UserError(
             f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
             "or choose one of its models or methods (METHODS=, MODEL=)"
         )
-    # Composing and resolving take time. Where nothing but data_seed follows the seed, runs differ by these
-    # two numbers alone.
+    # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone, and
+    # one configuration is copied.
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{[^{}]*seed", str(raw))) == 1
     runs = list[Run]()
-    for seed in asked.seeds:
+    for seed in grid.seeds:
         if seed is not None:
             cfg.seed = seed_of(seed)
         if runs and alike:
             config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
             runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
         else:
-            runs.append(_make_run(cfg, overrides, whole, preset, files))
+            runs.append(_make_run(cfg, overrides, with_recipe, preset, files))
     return runs
 
 
 def seed_of(line: str) -> int:
-    """The seed of an override. Raises UserError for what is no whole number."""
+    """The seed of an override. Raises UserError for a value that is not a whole number."""
     text = line.partition("=")[2]
     if not text.isdecimal():
         raise UserError(f"seed={text}: should be a whole number")
@@ -202,20 +196,20 @@ def seed_of(line: str) -> int:
 
 
 def _make_run(
-    cfg: DictConfig, overrides: tuple[str, ...], whole: tuple[str, ...], preset: str, files: Files
+    cfg: DictConfig, overrides: tuple[str, ...], with_recipe: tuple[str, ...], preset: str, files: Files
 ) -> Run:
     """The run of a composed configuration, checked."""
-    picked = cfg.hydra.runtime.choices
-    recipe = str(picked.get("recipe")) if cfg.get("recipe") else "defaults"
+    choices = cfg.hydra.runtime.choices
+    recipe = str(choices.get("recipe")) if cfg.get("recipe") else "defaults"
     try:
         config: dict[str, Any] = {key: plain(cfg[key]) for key in cfg if key in OWN}
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
     check_whole(config)
-    changed = check_types(config, overrides, files, groups_of(whole))
+    changed = check_types(config, overrides, files, groups_of(with_recipe))
     check_values(config, files)
     check_followed(config, cfg)
-    method, row = config["method"], picked["method"]
+    method, row = config["method"], choices["method"]
     if method["kind"] == "peft":
         if sum("method.config_class" in line for line in overrides) > 1:
             raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
@@ -227,33 +221,24 @@ def _make_run(
         row = f"peft_{_slug(method['label'])}"
     start = None
     if config["init_from"]:
-        name, start = _start(config, picked, overrides, files)
+        name, start = _start(config, choices["model"], overrides, files)
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
-    chosen = [f"{group}={picked[group]}" for group in ("method", "model", "task")]
-    return Run(
-        row,
-        picked["model"],
-        picked["task"],
-        cfg.seed,
-        recipe,
-        preset or None,
-        config,
-        start,
-        changed,
-        [*chosen, *(line for line in overrides if _key(line) not in ("method", "model", "task", *WHERE))],
-    )
+    cell = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
+    others = [line for line in overrides if _key(line) not in ("method", "model", "task", *WHERE)]
+    model, task = choices["model"], choices["task"]
+    return Run(row, model, task, cfg.seed, recipe, preset or None, config, start, changed, [*cell, *others])
 
 
 def _key(line: str) -> str:
-    """What an override sets; of a launcher and of tracking, the group."""
+    """The key that an override sets; for a setting of a launcher or of tracking, the group."""
     key = line.lstrip("~+").partition("=")[0]
     return key.partition(".")[0] if key.startswith(WHERE) else key
 
 
 def _peft_label(method: dict[str, Any]) -> str:
-    """Such as "IA3", or "Lora use_dora=True"."""
+    """The label of a row of peft, such as "IA3" or "Lora use_dora=True"."""
     settings = " ".join(f"{key}={value}" for key, value in sorted(method["config"].items()))
     return f"{str(method['config_class']).removesuffix('Config')} {settings}".strip()
 
@@ -263,9 +248,9 @@ def _slug(text: str) -> str:
 
 
 def _start(
-    config: dict[str, Any], picked: Any, overrides: tuple[str, ...], files: Files
+    config: dict[str, Any], model: str, overrides: tuple[str, ...], files: Files
 ) -> tuple[str, Run | None]:
-    """What a run starts from: its name for the label, and the run itself for ROW@TASK.
+    """The start of a run: its name for the label and, for init_from=ROW@TASK, the run whose adapter it is.
 
     That run has this one's model, data folder and training overrides, its own recipe, and seed 0.
     """
@@ -279,25 +264,25 @@ def _start(
                 " lora@mnli"
             )
         return (f"run {text}" if is_id else Path(text).stem), None
-    files.check_choice("method", row)
-    files.check_choice("task", task)
-    has = files.defaults((f"model={picked['model']}", f"task={task}")).task
+    for group, name in (("method", row), ("task", task)):
+        files.path(group, name)  # raises UserError where there is no such file
+    of_task = files.defaults((f"model={model}", f"task={task}")).task
     carried = [
         line
         for line in overrides
         if (key := _key(line)) not in NOT_CARRIED
         and not key.startswith("method.")
-        and (not key.startswith("task.") or key.split(".")[1] in has)
+        and (not key.startswith("task.") or key.split(".")[1] in of_task)
     ]
-    words = (*carried, f"model={picked['model']}", f"method={row}", f"task={task}", "seed=0")
-    whole, cfg = files.compose_with_recipe(words)
-    first = _make_run(cfg, words, whole, "", files)
-    if first.start:
+    lines = (*carried, f"model={model}", f"method={row}", f"task={task}", "seed=0")
+    with_recipe, cfg = files.compose_with_recipe(lines)
+    run = _make_run(cfg, lines, with_recipe, "", files)
+    if run.start:
         raise UserError(f"init_from={text}: {row} starts from another run itself")
-    return task, first
+    return task, run
 
 
-#: Of a run's overrides, what the run that it starts from has of its own.
+#: A run's overrides that do not hold for the run that it starts from.
 NOT_CARRIED = (
     *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),
     *("task.holdout", "task.label", "task.name", *WHERE),

@@ -24,20 +24,17 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.config import launch, schema
 from runs.config.names import did_you_mean, dotted, first_line
 from runs.errors import UserError
-from runs.record import NOT_SETTINGS, from_recipe, proportional_alpha
+from runs.record import NOT_SETTINGS, from_recipe
 
 CONF = Path(__file__).parents[2] / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
 PEFT_SITES = Path(__file__).parents[2] / "vera" / "methods" / "peft_sites.json"
-#: Of a run; and beside them, of a command: where and how its runs are done.
+#: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
-#: Mappings that `+` may add to: they are handed on as they are.
+#: Mappings that `+` may add keys to: they go to other libraries as they are.
 OPEN = (
-    "method.config",
-    "model.settings",
-    "launcher.init",
-    "launcher.remote",
-    "launcher.additional_parameters",
+    *("method.config", "model.settings"),
+    *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
 
 
@@ -46,25 +43,29 @@ def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
 
 
 def _node(value: Any) -> Any:
-    """A list as OmegaConf's own: --resolve takes no other."""
+    """A list or mapping as OmegaConf's own type, which --resolve needs."""
     return OmegaConf.create(value) if isinstance(value, list | dict) else value
 
 
 def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha at a rank, from the recipe's alpha and rank. See conf/method/lora.yaml."""
-    return proportional_alpha(alpha, of_rank, rank) if scaling == "proportional" else alpha
+    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml): constant, or
+    proportional to the rank. A whole number stays one: identities hash 8, not 8.0."""
+    if scaling != "proportional":
+        return alpha
+    scaled = alpha * rank / of_rank
+    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
 
 
 def _keep(*, _root_: DictConfig) -> str:
-    """What the task says of which epoch stays on disk, or else the method; but a method that keeps nothing
-    keeps nothing."""
+    """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
+    keeps none."""
     method, task = str(_root_.method.keep), _root_.task.get("keep")
     return method if method == "none" or task is None else str(task)
 
 
 def _peft_sites(config_class: str) -> Any:
-    known: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
-    return _node(known.get(config_class, known["others"]))
+    sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
+    return _node(sites.get(config_class, sites["others"]))
 
 
 OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
@@ -77,7 +78,7 @@ for launcher in launch.LAUNCHERS:
 
 
 class Elsewhere(SearchPathPlugin):
-    """Has Hydra look into the folder of --config-dir: for its help, glob() and completion, too."""
+    """Adds the folder of --config-dir to Hydra's search path, also for its help, glob() and completion."""
 
     folders: ClassVar[list[Path]] = []
 
@@ -91,11 +92,11 @@ Plugins.instance().register(Elsewhere)
 
 
 class Files:
-    """conf/, and behind it a folder of the same groups (--config-dir): of two files of one name, that of
-    conf/ counts."""
+    """The files of conf/ and, behind it, of a folder with the same groups (--config-dir). Of two files of one
+    name, the one in conf/ counts."""
 
     def __init__(self, config_dir: str | None = None) -> None:
-        """Raises UserError where the folder is not there."""
+        """Raises UserError where the folder is missing."""
         self.folders = [CONF]
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
@@ -107,8 +108,8 @@ class Files:
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
-        """Hydra over these files; `compose` needs it. Gives Hydra's own object, and takes it away again: a
-        caller may use Hydra for something else."""
+        """Initialises Hydra with these files, which `compose` needs, and gives Hydra's object; afterwards the
+        caller's own Hydra, if any, is back."""
         others = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         Elsewhere.folders = self.folders[1:]
@@ -119,7 +120,8 @@ class Files:
             GlobalHydra.instance().hydra = others
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
-        """What Hydra composes, its own part included. Raises UserError, in one line, for what it refuses."""
+        """The configuration that Hydra composes, with its own part. Raises UserError, in one line, for what
+        it refuses."""
         try:
             return compose("config", list(overrides), return_hydra_config=True)
         except yaml.YAMLError as error:
@@ -128,16 +130,17 @@ class Files:
             raise UserError(self._explain(error, overrides)) from None
 
     def compose_with_recipe(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
-        """The configuration and the overrides that give it: a row without a recipe for this model takes that
-        of the row that its file names. Raises UserError for a recipe that holds what nothing reads."""
+        """The configuration, and the overrides that compose it: a row without a recipe for this model takes
+        the recipe of the row that its file names. Raises UserError for a key of the recipe that nothing
+        reads."""
         self._check_added(overrides)
         cfg = self.compose(overrides)
-        picked, other = cfg.hydra.runtime.choices, cfg.get("method", {}).get("recipe")
-        given = any(re.match(r"~?recipe\b", line) for line in overrides)
-        if not (cfg.get("recipe") or given or other is None):
-            borrowed = f"{other}/{picked['model']}"
-            if borrowed in self.choices("recipe"):
-                overrides = (*overrides, f"recipe={borrowed}")
+        other = cfg.get("method", {}).get("recipe")
+        chosen = any(re.match(r"~?recipe\b", line) for line in overrides)
+        if not (cfg.get("recipe") or chosen or other is None):
+            recipe = f"{other}/{cfg.hydra.runtime.choices['model']}"
+            if recipe in self.choices("recipe"):
+                overrides = (*overrides, f"recipe={recipe}")
                 cfg = self.compose(overrides)
         if cfg.get("recipe"):
             self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
@@ -146,21 +149,20 @@ class Files:
     def _check_added(self, overrides: tuple[str, ...]) -> None:
         """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
         for line in overrides:
-            key = line.lstrip("+").partition("=")[0]
             if not line.startswith("+"):
                 continue
-            known = self.known_keys(groups_of(overrides))
-            if any(key.startswith(f"{of}.") for of in OPEN if of in known):
+            key, keys = line.lstrip("+").partition("=")[0], self.known_keys(groups_of(overrides))
+            opens = [mapping for mapping in OPEN if mapping in keys]
+            if key.startswith(tuple(f"{mapping}." for mapping in opens)):
                 continue
-            if key not in known:
-                close = did_you_mean(key, known)
-                opens = [of for of in OPEN if of in known]
+            if key not in keys:
+                close = did_you_mean(key, keys)
                 raise UserError(f"no key {key!r}.{close} (+ adds to {', '.join(opens)} alone)")
             if not line.startswith("++"):
                 raise UserError(f"{line}: {key} is there already; without the + it is set")
 
     def defaults(self, groups: tuple[str, ...]) -> DictConfig:
-        """What the files say with these group choices, composed once."""
+        """The configuration with these group choices and no other override, composed once."""
         if groups not in self._defaults:
             self._defaults[groups] = self.compose(groups)
         return self._defaults[groups]
@@ -172,11 +174,11 @@ class Files:
     # --- files
 
     def all(self) -> list[Path]:
-        """Every file that composing may read."""
+        """Every file that Hydra may read."""
         return [path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))]
 
     def choices(self, group: str) -> list[str]:
-        """The files of a group."""
+        """The names of a group's files."""
         return sorted(
             {
                 path.relative_to(folder / group).with_suffix("").as_posix()
@@ -186,47 +188,35 @@ class Files:
         )
 
     def path(self, group: str, name: str) -> Path:
-        """A group's file. Raises UserError where there is none."""
-        paths = [folder / group / f"{name}.yaml" for folder in self.folders]
-        path = next(filter(Path.is_file, paths), None)
-        if path is None:
-            raise UserError(self._no_choice(group, name))
-        return path
-
-    def read(self, group: str, name: str) -> dict[str, Any]:
-        """What a group's file says, as it stands there."""
-        content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
-        return dict(content)
-
-    def check_choice(self, group: str, name: str) -> None:
-        """Raises UserError, with the nearest right name, where a group has no such file."""
-        if name not in self.choices(group):
-            raise UserError(self._no_choice(group, name))
-
-    def _no_choice(self, group: str, name: str) -> str:
-        known = self.choices(group)
-        near = did_you_mean(name, known)
+        """A group's file. Raises UserError, with the nearest right name, where there is none."""
+        names = self.choices(group)
+        if name in names:
+            return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
+        near = did_you_mean(name, names)
         if group == "method" and not near:
             classes = {of.lower().removesuffix("config"): of for of in json.loads(PEFT_SITES.read_text())}
             of_peft = classes.get(name.lower().removesuffix("config"))
             near = f" Did you mean peft:{of_peft}?" if of_peft else ""
-        return f"no {group} {name!r}.{near} Known: {', '.join(known)} (python -m runs --help)"
+        raise UserError(f"no {group} {name!r}.{near} Known: {', '.join(names)} (python -m runs --help)")
+
+    def read(self, group: str, name: str) -> dict[str, Any]:
+        """The content of a group's file, not resolved."""
+        content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
+        return dict(content)
 
     # --- recipes
 
     def _check_recipe(self, name: str, recipe: Any) -> None:
-        """Raises UserError for a key of a recipe that nothing reads, and for a task that there is none of.
+        """Raises UserError for a key of a recipe that nothing reads, and for a task that does not exist: a
+        misspelt key would leave the default value in effect, under the recipe's name.
 
-        A key that is misspelt would leave the default value in its place, under the recipe's name. name:
-        ROW/MODEL; of the methods, the file of ROW and those that it begins with count."""
+        name: ROW/MODEL. The keys of method settings are those that ROW's file, and the files in its defaults,
+        read."""
         if name in self._checked:
             return
         row, where = name.partition("/")[0], f"conf/recipe/{name}.yaml"
-        readers = [
-            CONF / "config.yaml",
-            *(path for path in self.all() if path.parent.name in ("task", "shared")),
-        ]
-        texts = [path.read_text() for path in [*readers, *self._method_files(row, where)]]
+        tasks = [path for path in self.all() if path.parent.name in ("task", "shared")]
+        texts = [path.read_text() for path in [CONF / "config.yaml", *tasks, *self._method_files(row, where)]]
         known = sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
 
         def check(keys: Any, allowed: list[str], part: str, what: str = "key") -> None:
@@ -248,20 +238,23 @@ class Files:
         self._checked.add(name)
 
     def _method_files(self, row: str, where: str) -> list[Path]:
-        """A row's file, and those that it begins with."""
-        known = self.choices("method")
-        if row not in known:
-            raise UserError(f"{where}: no method of the name {row!r}.{did_you_mean(row, known)}")
-        begins = [name for name in self.read("method", row).get("defaults", []) if isinstance(name, str)]
-        inner = [self._method_files(name, where) for name in begins if name != "_self_"]
-        return [self.path("method", row), *(path for paths in inner for path in paths)]
+        """A row's file, and the files of methods in its defaults."""
+        rows = self.choices("method")
+        if row not in rows:
+            raise UserError(f"{where}: no method of the name {row!r}.{did_you_mean(row, rows)}")
+        paths = [self.path("method", row)]
+        for name in self.read("method", row).get("defaults", []):
+            if isinstance(name, str) and name != "_self_":
+                paths += self._method_files(name, where)
+        return paths
 
     # --- errors
 
     def _explain(self, error: Exception, overrides: tuple[str, ...]) -> str:
-        """Hydra's several lines as one: which key is unknown, and which was meant."""
+        """Hydra's error in one line: which key is unknown, and which one was probably meant."""
         groups = groups_of(overrides)
-        known = self.known_keys(groups) if groups != overrides else []  # groups alone fail by themselves
+        # Where there are only groups, composing them is what failed
+        known = self.known_keys(groups) if groups != overrides else []
         for line in overrides:
             key, _, value = line.lstrip("+~").partition("=")
             if "method.config" in known and key not in known and key.startswith("method."):
@@ -293,14 +286,14 @@ def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
-    """The configuration as plain values, without Hydra's own part."""
+    """The configuration as plain values, without Hydra's part."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     plain: Any = OmegaConf.to_container(own, resolve=resolve)
     return dict(plain)
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group of conf/."""
+    """The names of the files of a group of conf/."""
     return Files().choices(group)
 
 

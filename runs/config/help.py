@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.config.expand import grid, seed_of
+from runs.config.expand import read_grid, seed_of
 from runs.config.files import Files
 from runs.config.flags import parser, read_flags
 from runs.config.names import did_you_mean, first_line
@@ -36,10 +36,10 @@ def answered(arguments: Sequence[str], about: str | None) -> bool:
             except ValueError as error:
                 raise UserError(f"--shell-completion: {' '.join(str(error).split())}") from None
             return True
-        asked = grid(flags.overrides, files)
-        if len(asked) > 1 and not flags.help and rank() == 0:
-            print(f"note: of {len(asked)} runs the first one", file=sys.stderr)
-        overrides = next(asked.combinations())
+        grid = read_grid(flags.overrides, files)
+        if len(grid) > 1 and not flags.help and rank() == 0:
+            print(f"note: of {len(grid)} runs the first one", file=sys.stderr)
+        overrides = next(grid.combinations())
         overrides, cfg = files.compose_with_recipe(overrides)
         missing = object()
         if flags.package not in (None, "_global_") and (
@@ -47,7 +47,7 @@ def answered(arguments: Sequence[str], about: str | None) -> bool:
         ):
             close = did_you_mean(flags.package, files.known_keys())
             raise UserError(f"--package {flags.package}: the configuration has no such part.{close}")
-        flags.overrides = [*overrides, *(f"seed={seed_of(line)}" for line in asked.seeds[:1] if line)]
+        flags.overrides = [*overrides, *(f"seed={seed_of(line)}" for line in grid.seeds[:1] if line)]
         try:
             _print(flags, about or "", hydra)
         except (HydraException, OmegaConfBaseException) as error:

@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING, Any
 from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
 from runs.errors import UserError, is_users
 from runs.evaluate import find
-from runs.record import (
-    Record,
-    is_trial,
-    measure_path,
-    measure_text,
-    write_atomically,
-)
+from runs.record import Record, is_trial, write_measure
 from runs.record.text import describe
 
 if TYPE_CHECKING:
@@ -112,8 +106,7 @@ def _alike(record: Record) -> list[Any]:
 
 
 def _report(output: str, measure: Record) -> None:
-    path = measure_path(output, measure["id"])
-    write_atomically(path, measure_text(measure))
+    path = write_measure(output, measure)
     of = " and ".join(
         f"{run['label']['row']} on {run['label']['task']}, seed {run['cell']['seed']}"
         for run in measure["of"]

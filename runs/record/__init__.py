@@ -1,10 +1,9 @@
-"""A run's record: one small JSON file. The only truth about a run; tables, plots and dashboards are made from
-it.
+"""A run's record: one small JSON file, from which tables, figures and dashboards are made.
 
-schema.py says what a record holds and checks it, metric.py what its number means; ledger.py reads one, or
-all; files.py writes them, whole or not at all; selection.py says which epoch is the best by a protocol,
-rows.py which row of a table a run belongs to, sweeps.py which runs a sweep has, and paths.py takes local
-paths out. No torch and no Hydra: analysis/ reads the ledger through this package.
+schema.py: what a record holds, and its check; metric.py: what its number means; cell.py: which settings
+define a result; ledger.py reads records, files.py writes them; selection.py: which epoch a protocol chooses;
+rows.py: the row of a table that a run belongs to; sweeps.py: which runs a sweep has; measure.py: what figures
+are drawn from. No torch and no Hydra: analysis/ reads records through this package.
 """
 
 from runs.record.cell import (
@@ -20,15 +19,15 @@ from runs.record.files import (
     cache_folder,
     check_regular,
     link_or_fail,
-    measure_path,
-    measure_text,
     read_regular,
     record_path,
     record_text,
     records_folder,
     run_folder,
     sweep_up_dead,
+    without_paths,
     write_atomically,
+    write_measure,
     write_record,
 )
 from runs.record.ledger import (
@@ -42,56 +41,16 @@ from runs.record.ledger import (
 )
 from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
-from runs.record.paths import without_paths
-from runs.record.rows import SCALINGS, from_recipe, lora_scaling, proportional_alpha, row_label
+from runs.record.rows import from_recipe, lora_scaling, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.selection import best_and_last, crossfit, crossfit_of
-from runs.record.sweeps import read_sweep, sweep_names, sweep_path, write_sweep
+from runs.record.sweeps import read_sweep, sweep_names, write_sweep
 
-__all__ = [
-    "COMPUTED",
-    "FINISHED",
-    "MEASURE_SCHEMA",
-    "NOT_SETTINGS",
-    "PUBLISHED",
-    "READS_LENGTH_GROUPED",
-    "SCALINGS",
-    "SCHEMA",
-    "Ledger",
-    "Metric",
-    "Record",
-    "best_and_last",
-    "cache_folder",
-    "cell_id",
-    "check_regular",
-    "crossfit",
-    "crossfit_of",
-    "defining",
-    "from_recipe",
-    "is_trial",
-    "link_or_fail",
-    "lora_scaling",
-    "measure_path",
-    "measure_text",
-    "proportional_alpha",
-    "protocol",
-    "read_ledger",
-    "read_measure",
-    "read_record",
-    "read_regular",
-    "read_study",
-    "read_sweep",
-    "record_path",
-    "record_text",
-    "records_folder",
-    "row_label",
-    "run_folder",
-    "study_folders",
-    "sweep_names",
-    "sweep_path",
-    "sweep_up_dead",
-    "without_paths",
-    "write_atomically",
-    "write_record",
-    "write_sweep",
-]
+__all__ = ["COMPUTED", "NOT_SETTINGS", "READS_LENGTH_GROUPED", "cell_id", "defining", "is_trial", "protocol"]
+__all__ += ["cache_folder", "check_regular", "link_or_fail", "read_regular", "record_path", "record_text"]
+__all__ += ["records_folder", "run_folder", "sweep_up_dead", "without_paths", "write_atomically"]
+__all__ += ["write_measure", "write_record"]
+__all__ += ["PUBLISHED", "Ledger", "read_ledger", "read_measure", "read_record", "read_study"]
+__all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "study_folders"]
+__all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
+__all__ += ["read_sweep", "sweep_names", "write_sweep"]

@@ -1,61 +1,61 @@
-"""What defines a result: which settings tell runs apart, and which records are seeds of one cell."""
+"""Which settings define a result, and so which records are seeds of one cell."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from runs.record.schema import Record
 
-#: Settings of a method that say what it is called, what is kept of it, and where others of its settings come
-#: from.
+#: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
 NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "scaling", "redrawn")
-#: Settings of a method that say how it is computed: the result is the same, to rounding.
+#: Settings of a method that change how it is computed: the result is the same up to rounding.
 COMPUTED = ("path", "weights")
-#: Settings of a task that say where its files lie and what it is called, and what comes after training.
+#: Settings of a task that do not change the result: names, places of files, how rows are read, and what
+#: comes after training. A template counts by its text, which is part of the data's content.
 PLACES = (
     *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
-    *("workers", "bad_images"),
-    # By its words; and what comes after training
-    *("template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),
+    *("workers", "bad_images", "template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),
 )
-#: Keys of a part of the configuration that came after records had been written, with what was fixed before.
-#: At that value they are left out of identities and comparisons: what was run stays done.
+#: Keys that were added after records had been written, with the value that was fixed before. At that value
+#: they are left out of identities and comparisons, so that older records still count.
 LATER: dict[str, dict[str, Any]] = {
     "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1},
     "task": {"holdout": None},
 }
-#: Task families whose batches were of like lengths before task.length_grouped said so. Others have had it
-#: from the beginning.
+#: Task families that sorted batches by length before task.length_grouped was added; others had it from the
+#: beginning.
 READS_LENGTH_GROUPED = ("glue", "text")
 
 
 def defining(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that define a run's result, beside its row and seeds and the contents of its model and
+    """The settings that define a run's result, besides its row, its seeds and the contents of its model and
     data."""
-    later = LATER["task"] | (
-        {"length_grouped": True} if config["task"].get("family") in READS_LENGTH_GROUPED else {}
-    )
+    later = dict(LATER["task"])
+    if config["task"].get("family") in READS_LENGTH_GROUPED:
+        later["length_grouped"] = True
     settings = {
-        "method": _without(config["method"], (*NOT_SETTINGS, *COMPUTED)),
-        "task": _without(_changed(config["task"], later), PLACES),
-        "train": _changed(config["train"], LATER["train"]),
+        "method": _without(config["method"], (*NOT_SETTINGS, *COMPUTED), {}),
+        "task": _without(config["task"], PLACES, later),
+        "train": _without(config["train"], (), LATER["train"]),
     }
     model = config["model"]
     return settings | {f"model {key}": model[key] for key in ("settings", "quantise") if model.get(key)}
 
 
-def _without(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in keys}
-
-
-def _changed(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
+def _without(settings: dict[str, Any], keys: tuple[str, ...], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but for these keys, and but for those of `later` at the value there."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in keys and (key not in later or value != later[key])
+    }
 
 
 def is_trial(config: dict[str, Any]) -> bool:
-    """Whether a run was stopped early by train.max_steps, or judged on training rows (task.holdout): no
-    result."""
+    """Whether a run is a trial and no result: stopped early by train.max_steps, or judged on training rows
+    (task.holdout)."""
     return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
 
 
@@ -65,21 +65,14 @@ def protocol(record: Record) -> int:
 
 
 def cell_id(record: Record) -> str:
-    """A hash of everything that defines a finished record's result but the seed. Records of a ledger have it
-    at hand."""
+    """A hash of everything that defines a finished record's result but the seed; of a ledger's records, the
+    one that was computed when they were read."""
     if "cell_id" in record:
         return str(record["cell_id"])
     settings = defining(record["config"])
     settings["task"].pop("draw_seed", None)  # follows the seed
-    if record["config"]["method"].get("redrawn"):  # and then this one follows it, too
+    if record["config"]["method"].get("redrawn"):  # then A and B follow it as well
         settings["method"].pop("projection_seed")
-    start = (record.get("start") or {}).get("id")
-    parts = [
-        settings,
-        record["model"],
-        record["data"]["content"],
-        record["recipe"]["name"],
-        start,
-        protocol(record),
-    ]
+    recipe, start = record["recipe"]["name"], (record.get("start") or {}).get("id")
+    parts = [settings, record["model"], record["data"]["content"], recipe, start, protocol(record)]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

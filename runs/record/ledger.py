@@ -1,11 +1,10 @@
 """Reading records: one, a study's, or all that a folder and the published studies hold."""
 
-import contextlib
 import gc
 import heapq
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,74 +21,61 @@ PUBLISHED = Path(__file__).parent.parent / "records"
 
 
 def read_record(path: str | Path) -> Record:
-    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of a schema
-    not known here."""
-    record = _read(path, "record")
-    while record["schema"] in MIGRATIONS:
-        record = MIGRATIONS[record["schema"]](record)
-    if record["schema"] != SCHEMA:
-        newer = "made by a newer version; update this one" if record["schema"] > SCHEMA else "not known"
-        raise ValueError(f"{path}: a record of schema {record['schema']}, {newer} (here: {SCHEMA})")
-    try:
-        check(record)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a record ({error})") from None
-    return record
+    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of an
+    unknown schema."""
+    return _read(path, "record", SCHEMA, check, MIGRATIONS)
 
 
 def read_measure(path: str | Path) -> Record:
-    """One measure. Raises ValueError, naming the file, for one that is damaged or of a schema not known
-    here."""
-    measure = _read(path, "measure")
-    if measure["schema"] != MEASURE_SCHEMA:
-        raise ValueError(
-            f"{path}: a measure of schema {measure['schema']}, not known (here: {MEASURE_SCHEMA})"
-        )
-    try:
-        check_measure(measure)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a measure ({error})") from None
-    return measure
+    """One measure. Raises ValueError, naming the file, for one that is damaged or of an unknown schema."""
+    return _read(path, "measure", MEASURE_SCHEMA, check_measure, {})
 
 
-def _read(path: str | Path, what: str) -> Record:
+def _read(
+    path: str | Path,
+    what: str,
+    schema: int,
+    check: Callable[[Record], None],
+    migrations: dict[int, Callable[[Record], Record]],
+) -> Record:
     content = read_regular(path)
     try:
-        found = orjson.loads(content)
+        record = orjson.loads(content)
     except ValueError as error:
         raise ValueError(f"{path}: not a {what} ({error})") from None
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("id"), str)
-        or type(found.get("schema")) is not int
-    ):
+    has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
+    if not has_id or type(record.get("schema")) is not int:
         raise ValueError(f"{path}: not a {what}")
-    return found
+    while record["schema"] in migrations:
+        record = migrations[record["schema"]](record)
+    if record["schema"] != schema:
+        why = "made by a newer version; update this one" if record["schema"] > schema else "not known"
+        raise ValueError(f"{path}: a {what} of schema {record['schema']}, {why} (here: {schema})")
+    try:
+        check(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a {what} ({error})") from None
+    return record
 
 
 @dataclass
 class Ledger:
-    """Records by run id, where each comes from ("ours" or the study's name), and files that could not be
-    read.
-
-    measures: by their own ids; what figures are drawn from that is no run, and in measured where they come
-    from. published: of runs that were done here, too, the published records, by study and id.
-    """
+    """Records by run id, and measures (which figures are drawn from) by their own ids."""
 
     records: dict[str, Record] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)  # of each record: "ours", or the study's name
+    problems: list[str] = field(default_factory=list)  # files that could not be read, a line each
     measures: dict[str, Record] = field(default_factory=dict)
-    measured: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
+    #: Of runs that were done here and are published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
-    _known: "_Parts" = field(default_factory=lambda: _Parts(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
 
 
-class _Parts:
-    """Parts that many records have alike, kept once: of 100,000 records they are two thirds of the memory."""
+class _SharedParts:
+    """Equal parts of many records, kept once: of 100,000 records they are two thirds of the memory."""
 
     OF_RECORD = (
         *("label", "recipe", "seeds", "code", "versions", "device", "determinism", "data", "parameters"),
@@ -103,25 +89,17 @@ class _Parts:
         self._cells: dict[tuple[Any, ...], str] = {}
 
     def share(self, record: Record) -> None:
-        """Puts the parts of an earlier record in the place of those of this one that are equal to them, to
-        the bit."""
-        parts, config, curve = self._parts, record["config"], record.get("curve", {})
+        """Replaces the record's parts by equal ones of earlier records, which are the same to the bit."""
+        config, curve = record["config"], record.get("curve", {})
         for holder, keys in ((record, self.OF_RECORD), (config, self.OF_CONFIG), (curve, self.OF_CURVE)):
             for key in keys:
                 if key in holder:
-                    holder[key] = parts.setdefault(orjson.dumps(holder[key]), holder[key])
-        for words, names in (
-            (record, ("status", "model")),
-            (record["cell"], ("paper", "row", "model", "task")),
-            (config, ("select", "keep", "adapter_precision", "device", "output")),
-            (record.get("result", {}), ("metric", "reported", "select")),
-        ):
-            for name in names:
-                if type(words.get(name)) is str:
-                    words[name] = sys.intern(words[name])
+                    holder[key] = self._parts.setdefault(orjson.dumps(holder[key]), holder[key])
+        for holder in (record, record["cell"], config, record.get("result", {})):
+            holder |= {key: sys.intern(text) for key, text in holder.items() if type(text) is str}
 
     def cell_id(self, record: Record) -> str:
-        """`cell_id` of a finished record whose parts are shared, made once for the same parts."""
+        """`cell_id` of a finished record whose parts are shared; computed once for the same parts."""
         config, start = record["config"], record.get("start") or {}
         parts = (
             record["data"],
@@ -134,7 +112,7 @@ class _Parts:
         return self._cells[key]
 
 
-#: How many of a folder's newest records say what runs cost, where not all are wanted.
+#: How many of a folder's newest records are read for what runs cost, where not all are wanted.
 SAMPLE = 1000
 
 
@@ -150,20 +128,22 @@ def read_ledger(
     (another machine, other versions), the first one counts, and how many there are of each study is a
     problem. A copy of a published record is of that study, not of this machine.
     """
-    ledger = Ledger()
-    folders = [("ours", records_folder(output), Path(output) / "measures")]
-    if published:
-        folders += [(folder.name, folder, folder / "measures") for folder in study_folders()]
-    for origin, folder, measures in folders:
-        ours = _json_files(folder) if wanted is None or origin != "ours" else _some_files(folder, wanted)
-        _read_into(ledger, origin, folder, ours, measures, output)
+    ledger, shared = Ledger(), _SharedParts()
+    ours = records_folder(output)
+    files = _json_files(ours) if wanted is None else _some_files(ours, wanted)
+    _read_records(ledger, shared, "ours", files, output)
+    _read_measures(ledger, "ours", Path(output) / "measures")
+    for folder in study_folders() if published else []:
+        _read_records(ledger, shared, folder.name, _json_files(folder), output)
+        _read_measures(ledger, folder.name, folder / "measures")
     return ledger
 
 
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     ledger = Ledger()
-    _read_into(ledger, folder.name, folder, _json_files(folder), folder / "measures", "")
+    _read_records(ledger, _SharedParts(), folder.name, _json_files(folder), "")
+    _read_measures(ledger, folder.name, folder / "measures")
     return ledger
 
 
@@ -172,60 +152,72 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
 
 
-def _is_better(known: str, origin: str, first: Record, again: Record, output: str | Path) -> bool:
-    """Whether a second record of a run says better where it comes from: the first was copied from it
-    (publishing takes paths out, and a run of this machine leaves a folder), or the study is that of its
-    preset."""
-    if known == "ours":
-        return first == again and not run_folder(output, first["id"]).exists()
-    return origin == again["cell"]["paper"]
-
-
-def _printable(error: ValueError) -> str:
-    """A file's name may be no text that can be written."""
-    return str(error).encode("utf-8", "backslashreplace").decode()
-
-
-def _read_into(
-    ledger: Ledger, origin: str, folder: Path, files: Sequence[str], measures: Path, output: str | Path
+def _read_records(
+    ledger: Ledger, shared: _SharedParts, origin: str, files: list[str], output: str | Path
 ) -> None:
-    others, known = [], ledger._known
-    with _no_garbage():
+    """Adds the records of a folder to the ledger."""
+    conflicts = []
+    gc.disable()  # JSON has no cycles, and the search for them takes longer than reading
+    try:
         for path in files:
             try:
                 record = read_record(path)
+                # A copy by hand has another name; which of two counts must not depend on their names
+                if os.path.basename(path) != f"{record['id']}.json":
+                    belongs = f"which belongs in {record['id']}.json"
+                    raise ValueError(f"{path}: the record of run {record['id']}, {belongs}")
             except ValueError as error:
                 ledger.problems.append(_printable(error))
                 continue
-            # A copy by hand has another name; which of two would count must not hang on their names.
-            if os.path.basename(path) != f"{record['id']}.json":
-                ledger.problems.append(
-                    f"{path}: the record of run {record['id']}, which belongs in {record['id']}.json"
-                )
-                continue
-            known.share(record)
-            record.pop("cell_id", None)  # what another version said defines a result
+            shared.share(record)
+            record.pop("cell_id", None)  # another version may define a result by other settings
             if record["status"] in FINISHED:
-                record["cell_id"] = known.cell_id(record)
-            first = ledger.records.setdefault(record["id"], record)
-            if first is not record and first.get("result") != record.get("result"):
-                others.append(record["id"])
-            elif first is record or _is_better(ledger.origin[record["id"]], origin, first, record, output):
-                ledger.origin[record["id"]] = origin
-            if first is not record and ledger.origin[record["id"]] == "ours":
-                ledger.published.setdefault(record["id"], (origin, record))
-        for path in _json_files(measures):
-            try:
-                measure = read_measure(path)
-            except ValueError as error:
-                ledger.problems.append(_printable(error))
-                continue
-            if ledger.measures.setdefault(measure["id"], measure) is measure:
-                ledger.measured[measure["id"]] = origin
-    if others:
-        which = f"run {others[0]} has" if len(others) == 1 else f"{len(others)} runs have"
-        whose = ", ".join(sorted({ledger.origin[name] for name in others}))
+                record["cell_id"] = shared.cell_id(record)
+            if not _add(ledger, origin, record, output):
+                conflicts.append(record["id"])
+    finally:
+        gc.enable()
+    if conflicts:
+        which = f"run {conflicts[0]} has" if len(conflicts) == 1 else f"{len(conflicts)} runs have"
+        whose = ", ".join(sorted({ledger.origin[name] for name in conflicts}))
+        folder = os.path.dirname(files[0])
         ledger.problems.append(f"{folder}: {which} another result here than in {whose}, which counts")
+
+
+def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> bool:
+    """Adds a record. Returns False where the ledger has that run with another result, which then counts."""
+    name = record["id"]
+    first = ledger.records.setdefault(name, record)
+    if first is record:
+        ledger.origin[name] = origin
+        return True
+    same = first.get("result") == record.get("result")
+    if ledger.origin[name] == "ours":
+        # Publishing takes paths out, and a run of this machine leaves a folder: the first one is a copy
+        better = first == record and not run_folder(output, name).exists()
+    else:
+        better = origin == record["cell"]["paper"]  # the study of the preset that the run was started by
+    if same and better:
+        ledger.origin[name] = origin
+    if ledger.origin[name] == "ours":
+        ledger.published.setdefault(name, (origin, record))
+    return bool(same)
+
+
+def _read_measures(ledger: Ledger, origin: str, folder: Path) -> None:
+    for path in _json_files(folder):
+        try:
+            measure = read_measure(path)
+        except ValueError as error:
+            ledger.problems.append(_printable(error))
+            continue
+        if ledger.measures.setdefault(measure["id"], measure) is measure:
+            ledger.measured[measure["id"]] = origin
+
+
+def _printable(error: ValueError) -> str:
+    """An error as text that can be written: a file's name may hold bytes that are no text."""
+    return str(error).encode("utf-8", "backslashreplace").decode()
 
 
 def _json_files(folder: Path) -> list[str]:
@@ -242,20 +234,5 @@ def _some_files(folder: Path, wanted: Collection[str]) -> list[str]:
     others = [path for path in paths if path not in chosen]
     others = others[:: 1 + len(others) // (10 * SAMPLE)]
     if len(others) > SAMPLE:
-        others = heapq.nlargest(
-            SAMPLE, others, key=lambda path: os.stat(path, follow_symlinks=False).st_mtime_ns
-        )
+        others = heapq.nlargest(SAMPLE, others, key=lambda path: os.lstat(path).st_mtime_ns)
     return sorted([*chosen, *others])
-
-
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Without the search for cycles, which JSON has none of: over thousands of records it takes longer than
-    reading them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -1,13 +1,13 @@
-"""What a measure is, which figures are drawn from and tables never see, and its check."""
+"""A measure: numbers that figures are drawn from and no table shows; its keys and their check."""
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from runs.record.schema import CellName, Label, Number, hold
+from runs.record.schema import CellName, Label, Number, validate
 
-#: Of measures, and the columns that each kind has.
 MEASURE_SCHEMA = 1
+#: The columns that each kind has.
 MEASURES = {
     "magnitude": ("layer", "site", "d", "b"),
     "similarity": ("layer", "site", "lora_vera", "lora_random", "vera_random"),
@@ -21,11 +21,11 @@ class Measured(TypedDict):
     id: str
     cell: CellName
     label: Label
-    adapter: dict[str, Any]  # its checksum, and which epoch's it is
+    adapter: dict[str, Any]  # its checksum and its epoch
 
 
 class Measure(TypedDict):
-    """What finished runs' adapters, or a small fit, say for a figure (runs/measure)."""
+    """Computed from the adapters of finished runs, or by a small fit (runs/measure)."""
 
     schema: int
     id: str
@@ -42,8 +42,8 @@ class Measure(TypedDict):
 
 
 def check_measure(measure: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for what is no measure of this schema."""
-    hold(Measure, measure)
+    """Raises ValueError, in one line, for a value that is not a measure of this schema."""
+    validate(Measure, measure)
     if len({len(column) for column in measure["values"].values()}) > 1:
         raise ValueError("values: columns differ in length")
     runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]

@@ -1,43 +1,28 @@
-"""What a recipe says of a key, and which row of a table a run belongs to: LoRA's alpha at ranks other than
-its recipe's, and what the row is called."""
+"""The row of a table that a run belongs to: its label, and how LoRA's alpha relates to the recipe's."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """What a configuration's recipe says of a key: for its task, or else for all. A null counts: `clip: null`
-    is none."""
+    """The recipe's value of a key: for the configuration's task, or else for all tasks. A null is a value:
+    `clip: null` switches clipping off."""
     recipe = config.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
     return by_task.get(config["task"]["name"], recipe.get(key, default))
 
 
-def proportional_alpha(alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha for the scale alpha / of_rank at another rank. A whole number stays one: identities hash
-    8, not 8.0."""
-    scaled = alpha * rank / of_rank
-    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
-
-
-#: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
-SCALINGS = ("constant", "proportional")
-
-
 def lora_scaling(config: dict[str, Any]) -> str | None:
-    """How a LoRA run's alpha came about: "constant" (the recipe's alpha, as in Hu et al. 2021),
-    "proportional" (the recipe's alpha / rank, times this rank), or "given" (neither). None at the recipe's
-    own rank and alpha, where the two are one, and for other methods."""
+    """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in Hu et al. 2021),
+    "proportional" (the recipe's alpha / rank, times this rank), or "given" (neither). None for other methods,
+    and at the recipe's own rank and alpha, where "constant" and "proportional" are the same."""
     method = config["method"]
     if method.get("kind") != "lora":
         return None
-    # conf/method/lora.yaml's, without a recipe
+    # Without a recipe: the values of conf/method/lora.yaml
     rank, alpha = from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8)
-    if not all(
-        isinstance(number, int | float) for number in (rank, alpha, method.get("rank"), method.get("alpha"))
-    ):
-        return None
-    if (method["rank"], method["alpha"]) == (rank, alpha):
+    own = method.get("rank"), method.get("alpha")
+    if own == (rank, alpha) or not all(isinstance(number, int | float) for number in (rank, alpha, *own)):
         return None
     if method["rank"] != rank and method["alpha"] == alpha:
         return "constant"

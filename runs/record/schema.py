@@ -1,20 +1,15 @@
-"""What a record is: its keys, their types, and the parts of its configuration that define a result.
+"""The keys of a record and their types.
 
-`check` holds a record to the classes below once, when it is read; whoever reads one after that asks no more.
-Keys that are not here may stand beside them. Metrics are fractions, but for perplexity and the scores of
-texts; times are seconds; sizes are bytes."""
+`check` compares a record with the classes below once, when it is read, so that other code need not check
+again. A record may have further keys. Metrics are fractions, except perplexity and the scores of texts;
+times are in seconds, sizes in bytes."""
 
 from collections.abc import Callable
 from functools import cache
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # typing's own is not enough for pydantic before Python 3.12
-)
+from typing import Annotated, Any, Literal, NotRequired
 
-from annotated_types import Ge  # which pydantic reads
-from typing_extensions import TypedDict
+from annotated_types import Ge
+from typing_extensions import TypedDict  # before Python 3.12, pydantic does not accept typing's own
 
 SCHEMA = 3
 #: From each older schema to the next.
@@ -22,14 +17,14 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda record: record | {"schema": 2, "tries": []},
     2: lambda record: _with_metric(record) | {"schema": 3},
 }
-#: A run with one of these needs no other try. A diverged run is a result.
+#: The status of a run that is not done again: a diverged run is a result, too.
 FINISHED = ("done", "diverged")
 Record = dict[str, Any]
 
 
 def _with_metric(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with what its metric is and which epoch tables report, which schema 2 left to its
-    readers."""
+    """Adds the metric's direction and scale, and the epoch that tables report, which schema 2 did not
+    have."""
     result, config = record.get("result"), record.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(result, dict) or not isinstance(task, dict):
@@ -55,36 +50,41 @@ class CellName(TypedDict):
 
 
 class Label(TypedDict):
-    """The same in words."""
+    """The same, as people read it."""
 
     row: str
     model: str
     task: str
 
 
-class Part(TypedDict):
-    """The configuration of a model or a task; what else is in it is its own."""
+class LocalPaths(TypedDict, total=False):
+    """The paths that the configuration of a model or a task may hold; a published record has their names."""
+
+    path: str | None
+    data_dir: str | None
+    train_file: str | None
+    dev_file: str | None
+    cache_dir: str | None
+    mt_bench_dir: str | None
+    template: str | None
+
+
+class Part(LocalPaths):
+    """The configuration of a model or a task; it may have other keys of its own."""
 
     name: str
     family: NotRequired[str]
     settings: NotRequired[dict[str, Any] | None]
-    path: NotRequired[str | None]
-    data_dir: NotRequired[str | None]
-    train_file: NotRequired[str | None]
-    dev_file: NotRequired[str | None]
-    cache_dir: NotRequired[str | None]
-    mt_bench_dir: NotRequired[str | None]
-    template: NotRequired[str | None]
     train_rows: NotRequired[Count | None]
     shots: NotRequired[Count | None]  # images of a class
     holdout: NotRequired[float | None]
 
 
 class MethodPart(TypedDict):
-    """The configuration of a method; what else is in it is its own."""
+    """The configuration of a method; it may have other keys of its own."""
 
     kind: str
-    rank: NotRequired[Any]  # another library's method may have several
+    rank: NotRequired[Any]  # a number; peft's methods may have several
     alpha: NotRequired[Any]
 
 
@@ -95,11 +95,11 @@ class TrainPart(TypedDict):
     effective_batch: NotRequired[Annotated[int, Ge(1)]]
     lr: float
     lr_head: NotRequired[float]
-    max_steps: Count | None  # a trial's, which was stopped early
+    max_steps: Count | None  # of a trial, which is stopped early
 
 
 class RecipePart(TypedDict):
-    """A recipe as it stands in conf/recipe; what else is in it are settings of training and of the method."""
+    """A recipe as conf/recipe has it; its other keys are settings of training and of the method."""
 
     source: NotRequired[str | None]
     by_task: NotRequired[dict[str, dict[str, Any] | None] | None]
@@ -132,11 +132,11 @@ class Recipe(TypedDict):
 
     name: str | None
     source: NotRequired[str | None]
-    chosen: NotRequired[dict[str, Any]]  # those that are this project's choice, and why
+    chosen: NotRequired[dict[str, Any]]  # those that this project chose, and why
 
 
 class Code(TypedDict):
-    """What was run."""
+    """The code that was run."""
 
     commit: str | None
     dirty: bool | None  # whether files differed from that commit
@@ -144,7 +144,7 @@ class Code(TypedDict):
 
 
 class Device(TypedDict):
-    """What it was run on."""
+    """The hardware that it was run on."""
 
     type: str
     name: str
@@ -156,7 +156,7 @@ class Device(TypedDict):
 
 
 class Determinism(TypedDict):
-    """How far another run of it would be the same to the bit."""
+    """What decides whether another run gives the same bits."""
 
     deterministic_algorithms: NotRequired[bool]
     strict: NotRequired[bool]  # an operation without a deterministic kernel would have been an error
@@ -168,17 +168,17 @@ class Determinism(TypedDict):
 
 
 class Data(TypedDict):
-    """What was trained and judged on."""
+    """The data of training and evaluation."""
 
     content: str  # a hash
     train_rows: Count
     dev_rows: Annotated[int, Ge(1)]
-    selection: NotRequired[str]  # a hash of the training rows, where they were drawn
+    selection: NotRequired[str]  # a hash of which training rows were drawn
     unreadable: NotRequired[Any]  # rows left out, and why
 
 
 class Parameters(TypedDict):
-    """How many numbers train, and how many there are."""
+    """How many parameters there are, and how many of them are trained."""
 
     adapter: Count
     head: Count
@@ -188,7 +188,7 @@ class Parameters(TypedDict):
 
 
 class Group(TypedDict):
-    """Parameters of the optimizer that share a rate."""
+    """A parameter group of the optimizer."""
 
     name: str
     lr: float
@@ -197,7 +197,7 @@ class Group(TypedDict):
 
 
 class Curve(TypedDict):
-    """A column for each number, a row for each evaluation."""
+    """The evaluations: lists of equal length, with one entry for each evaluation."""
 
     epoch: list[float]
     step: NotRequired[list[int]]
@@ -210,7 +210,7 @@ class Curve(TypedDict):
 
 
 class Selected(TypedDict):
-    """A protocol's best number, and the last epoch's; nothing where there is none."""
+    """The best number by a protocol, and the last epoch's; empty where there is none."""
 
     best: NotRequired[Number]
     best_epoch: NotRequired[Number | list[float]]  # crossfit has two
@@ -219,22 +219,22 @@ class Selected(TypedDict):
 
 
 class Result(TypedDict):
-    """What tables are made of."""
+    """The numbers that tables show."""
 
     metric: str
     higher_is_better: bool
     scale: float  # what tables multiply the metric by: 100 for fractions
-    reported: Literal["best", "last"]  # the epoch whose number the task's table reports
-    select: NotRequired[str]  # the protocol that the command showed
+    reported: Literal["best", "last"]  # which of the two the task's table shows
+    select: NotRequired[str]  # the protocol of best and last
     best: Number
     best_epoch: Number | list[float]
     last: Number
-    # Paper, crossfit; before 2026-11-26 another in the second's place
+    # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
     protocols: NotRequired[dict[str, Selected | None]]
 
 
 class Score(TypedDict):
-    """Scores of decoded texts; beside these keys one for each score."""
+    """Scores of the texts of one epoch and variant."""
 
     which: str  # last or best
     variant: str  # of decoding
@@ -273,7 +273,7 @@ class Judged(TypedDict):
 
 
 class Cost(TypedDict):
-    """What it took."""
+    """Time and memory."""
 
     train_seconds: float
     evaluate_seconds: float
@@ -285,14 +285,14 @@ class Cost(TypedDict):
 
 
 class Failed(TypedDict):
-    """The record of a run that ended with an error, and what every record has."""
+    """The record of a run that ended with an error: the keys that every record has."""
 
     schema: int
     id: str
     status: Literal["done", "diverged", "failed"]
     error: str | None
-    tries: list[str]  # how earlier tries ended
-    claim: NotRequired[str]  # of a failed one: by whose lease it was written
+    tries: list[str]  # how earlier attempts ended
+    claim: NotRequired[str]  # of a failed run: the lease of the executor that wrote the record
     cell: CellName
     label: Label
     config: Config
@@ -300,19 +300,19 @@ class Failed(TypedDict):
 
 
 class Finished(Failed):
-    """The record of a run that is done, or diverged, which is a result as well."""
+    """The record of a run that is done or has diverged."""
 
-    cell_id: NotRequired[str]  # of what defines the result but the seed (cell.py); a reader makes it anew
+    cell_id: NotRequired[str]  # a hash of all but the seed (cell.py); readers compute it again
     start: NotRequired[Start | None]
     recipe: Recipe
-    # Training, data, projection; projection_note: whether other seeds have other matrices
+    # training, data, projection; projection_note: whether A and B differ between seeds
     seeds: dict[str, Any]
     code: Code
     versions: dict[str, str | None]
     device: Device
     determinism: Determinism
     model: str  # a hash of its content
-    protocol: NotRequired[Count]  # the version of the task family's; without it the first
+    protocol: NotRequired[Count]  # version of the task family; without it: 1
     data: Data
     parameters: Parameters
     groups: NotRequired[list[Group]]
@@ -324,23 +324,23 @@ class Finished(Failed):
     texts: NotRequired[Texts | None]
     judged: NotRequired[list[Judged]]
     cost: Cost
-    predictions: NotRequired[dict[str, str | None]]  # a hash of the best and of the last epoch's
+    predictions: NotRequired[dict[str, str | None]]  # hashes, for the best and the last epoch
     deviations: list[str]  # from the paper, in words
 
 
-#: What a failed run's record may have beside: the same keys of the same types, none of them required.
+#: A failed run's record may have the other keys too; then they have the same types.
 _KEYS = dict(Finished.__annotations__)
 Unfinished = TypedDict("Unfinished", _KEYS, total=False)  # type: ignore[misc]
 
 
 def check(record: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for what is no record of this schema: a key is missing, a value has
-    another type, or the curve's columns differ in length."""
+    """Raises ValueError, in one line, for a value that is not a record of this schema: a key is missing, a
+    value has another type, or the curve's columns differ in length."""
     if record.get("status") not in FINISHED:
-        hold(Failed, record)
-        hold(Unfinished, record)
+        validate(Failed, record)
+        validate(Unfinished, record)
     else:
-        hold(Finished, record)
+        validate(Finished, record)
         lengths = {len(column) for column in record["curve"].values() if isinstance(column, list)}
         if len(lengths) > 1:
             raise ValueError("curve: columns differ in length")
@@ -351,8 +351,8 @@ def check(record: dict[str, Any]) -> None:
             raise ValueError(f"config.method.rank: a rank of {method['kind']} is a whole number")
 
 
-def hold(shape: type, value: Any) -> None:
-    """Raises ValueError for the first of a value's keys that the shape does not have so."""
+def validate(shape: type, value: Any) -> None:
+    """Raises ValueError for the first key of a value that is missing or has another type than in `shape`."""
     from pydantic import ValidationError
 
     try:
@@ -366,6 +366,6 @@ def hold(shape: type, value: Any) -> None:
 
 @cache
 def _validator(shape: type) -> Any:
-    from pydantic import TypeAdapter  # where it is needed: its import takes longer than a small ledger
+    from pydantic import TypeAdapter  # here: its import takes longer than reading a small ledger
 
     return TypeAdapter(shape)

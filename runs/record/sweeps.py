@@ -1,8 +1,7 @@
 """Which runs a sweep has: OUTPUT/sweeps/NAME.json.
 
-One small file for each sweep, whoever does its runs, beside the folder NAME that launchers keep for their
-executors' files and logs: a list of sweeps is a list of files, and a folder can be cleared away without
-losing which runs belonged together."""
+The folder NAME beside it holds the files and logs of a launcher's executors. It can be deleted, and the file
+still says which runs belong together."""
 
 import json
 from collections.abc import Sequence
@@ -13,19 +12,18 @@ import orjson
 from runs.record.files import read_regular, write_atomically
 
 
-def sweep_path(output: str | Path, name: str) -> Path:
-    """Of a sweep's file."""
+def _path(output: str | Path, name: str) -> Path:
     return Path(output) / "sweeps" / f"{name}.json"
 
 
 def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
-    """Writes which runs a sweep has, in its order."""
-    write_atomically(sweep_path(output, name), json.dumps({"name": name, "runs": list(ids)}) + "\n")
+    """Writes the ids of a sweep's runs, in its order."""
+    write_atomically(_path(output, name), json.dumps({"name": name, "runs": list(ids)}) + "\n")
 
 
 def read_sweep(output: str | Path, name: str) -> list[str]:
-    """The ids of a sweep's runs. Raises ValueError, naming the file, where there is none or it is damaged."""
-    path = sweep_path(output, name)
+    """The ids of a sweep's runs. Raises ValueError, naming the file, where it is missing or damaged."""
+    path = _path(output, name)
     content = read_regular(path)
     try:
         runs = orjson.loads(content)["runs"]

@@ -206,6 +206,7 @@ def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
     from runs.training.context import Stop, StoppedError
+    from runs.training.loop import Training
     from runs.training.train import train
 
     stop = Stop()
@@ -221,7 +222,7 @@ def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events
                 os._exit(1)
 
     try:
-        train(run, run_id, report, lease, stop, attempts)
+        train(Training(run, run_id, report, lease, stop, attempts))
     except StoppedError:
         os._exit(INTERRUPTED)
     except BaseException as error:

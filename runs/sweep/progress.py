@@ -158,7 +158,7 @@ def clear(output: str | Path, run_id: str, keep: str) -> None:
     """Removes what a run needed to continue, once it has a record. After a kill in between, another call
     removes the rest."""
     folder = run_folder(output, run_id)
-    for name in ("checkpoint.safetensors", "attempts.json", "progress.json"):
+    for name in ("checkpoint.safetensors", "attempts.json", "progress.json", "decode_seconds.json"):
         remove(folder / name)
     best, rounded = folder / "adapter_best.safetensors", folder / "adapter_best_rounded.safetensors"
     if keep != "both":  # only decoding needed the best epoch's adapter

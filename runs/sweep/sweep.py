@@ -137,6 +137,7 @@ def _failed(jobs: list[Job]) -> dict[str, str | None]:
 def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> Outcome:
     """Does every run in this process: under torchrun, whose first process holds the leases, and for a
     debugger."""
+    from runs.training.loop import Training
     from runs.training.train import train
 
     outcome = Outcome()
@@ -155,7 +156,7 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
             alone = "LOCAL_RANK" not in os.environ
             if alone and settle(job, plan, outcome, display, watcher, None):  # another executor did it
                 continue
-            train(job.run, job.id, display.show, lease, attempts=attempts)
+            train(Training(job.run, job.id, display.show, lease, attempts=attempts))
         settle(job, plan, outcome, display, watcher, time.monotonic() - start)
     display.close()
     return outcome

@@ -1,4 +1,4 @@
-"""How what a run trains with is made: task, model and method, optimizer, rates, and batches."""
+"""Builds the parts of a run: task, model and method, optimizer, learning rates, and batches."""
 
 import math
 import random
@@ -26,13 +26,12 @@ from runs.training.flags import set_flags
 
 
 def make_accelerator(run: Run) -> Accelerator:
-    """Device, precision and data parallel, as the run has them. Raises UserError for a device that is not
-    here."""
+    """Device, precision and data parallel of a run. Raises UserError for a device that is not available."""
     device, precision = run.config["device"], run.config["train"]["precision"]
     on_gpu = device in ("auto", "cuda") and check_usable(device)
     if precision == "tf32" and not on_gpu:
-        raise UserError("train.precision=tf32: a GPU's tensor cores compute so. Here it is fp32")
-    # Accelerate keeps its settings for the whole process; the next run here may want another precision.
+        raise UserError("train.precision=tf32: only a GPU computes so. Here it would be fp32")
+    # Accelerate's settings hold for the whole process; a run before may have had another precision.
     AcceleratorState._reset_state()
     # AdapterDrop leaves other adapters without a gradient in each batch.
     # What is frozen, A and B included, is the same on every process: nothing of it has to travel.
@@ -49,10 +48,10 @@ def make_accelerator(run: Run) -> Accelerator:
 
 
 def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Task, Any, vera.Method]:
-    """A run's task, its adapted model (on the CPU, but for one in 4 bit) and its method.
+    """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
 
-    Seeds everything before: the head's and LoRA's initial values come from the seed (transformers 11965).
-    start: fill the adapter from the run or file that init_from names. device: where a 4-bit model is loaded.
+    Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
+    issue 11965). start: fill the adapter from the run or file that init_from names.
     """
     config = run.config
     method = make_method(run.method)
@@ -80,21 +79,21 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators."""
+    """Seeds the generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_process(seed: int, step: int, process: int) -> None:
-    """Of several processes, what this one draws in a step."""
+    """Seeds torch's generators in one of several processes, for a step."""
     (state,) = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
     torch.manual_seed(int(state >> 1))
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
-    """Has the model compute activations anew in the backward pass. Raises UserError where it cannot."""
-    # The second name: before transformers 5.24
+    """Makes the model recompute activations in the backward pass. Raises UserError where it cannot."""
+    # Before transformers 5.24 it has the second name
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
     try:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
@@ -105,8 +104,8 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """Named groups "adapter" and "head" with their learning rates; biases and LayerNorms apart, without
-    weight decay (unless train.decay_all)."""
+    """The optimizer's groups "adapter" and "head" with their learning rates; their biases and LayerNorms are
+    groups without weight decay (unless train.decay_all)."""
     norms = {
         id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
     }
@@ -126,24 +125,24 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
 
 
 def make_optimizer(groups: list[dict[str, Any]], train: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW over these groups; over an empty one where nothing trains (method=none)."""
+    """AdamW on these groups; on an empty one where nothing trains (method=none)."""
     nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
     return torch.optim.AdamW(groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"])
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:
-    """The rates by step: a warm-up, and the recipe's schedule to the end."""
+    """The learning rates by step: a warm-up, then the recipe's schedule. total: all steps."""
     warmup = train["warmup_steps"]
     warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
     return LambdaLR(optimizer, partial(rate_factor, kind=train["schedule"], warmup=warmup, total=total))
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """What the learning rates are multiplied by: from 0 to 1 over the warm-up, then linear or cosine to 0, or
-    constant.
+    """The factor of the learning rates at a step: from 0 to 1 over the warm-up, then linear or cosine to 0,
+    or constant.
 
-    transformers' own (get_scheduler), to the bit; its import takes four seconds, since peft and bitsandbytes
-    come along."""
+    The same to the bit as transformers' get_scheduler, whose import takes four seconds (it brings in peft and
+    bitsandbytes)."""
     if step < warmup:
         return step / warmup
     span = max(1, total - warmup)
@@ -154,11 +153,10 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
 def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
 ) -> list[list[int]]:
-    """The rows of each effective batch of an epoch: a pure function, so that a resumed run sees the same
-    batches.
+    """The rows of each effective batch of an epoch. A pure function: a resumed run has the same batches.
 
-    block: within so many batches rows are sorted by length (see tasks.Task); which rows meet still changes
-    from epoch to epoch.
+    block: so many batches at a time, rows are sorted by length (see tasks.Task); which rows share a batch
+    still changes from epoch to epoch.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
@@ -169,3 +167,27 @@ def epoch_batches(
             part.sort(key=lambda row: lengths[row])
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def dev_halves(rows: int) -> tuple[Any, Any]:
+    """The dev rows of the halves A and B for cross-fitted selection: the same for every run and seed."""
+    order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
+    return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+
+#: A method that trains a larger share of the model is no small adapter, and its record says so.
+LARGE_SHARE = 0.05
+
+
+def count(model: nn.Module) -> int:
+    """A model's parameters; in 4 bit, a byte holds two."""
+    return sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+
+
+def large_share(method: vera.Method, model: nn.Module) -> list[str]:
+    """A sentence where a method other than full fine-tuning trains much of the model (without its head)."""
+    trained = sum(p.numel() for p in method.adapter_parameters(model).values())
+    share = trained / count(model)
+    if method.kind == "full" or share <= LARGE_SHARE:
+        return []
+    return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]

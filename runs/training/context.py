@@ -1,4 +1,5 @@
-"""What a run is done with. Enough to evaluate, to write texts and to export; the loop adds an optimizer."""
+"""The task, model, method and accelerator of a run: enough to evaluate, decode and export. The loop adds an
+optimizer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,60 +17,56 @@ from runs.record import Metric, Record, run_folder
 from runs.training.build import build, make_accelerator
 
 Report = Callable[[dict[str, Any]], None]
-#: From a split and its rows to what the trained part of the model takes.
+#: A function from a split and its rows to a batch of what the trained part of the model takes.
 Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
 #: What adapter_precision may be.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Owner(Protocol):
-    """Of a run that several executors may want: who has it now (runs/sweep/leases.py)."""
+    """The lease on a run that several executors may want (runs/sweep/leases.py)."""
 
     def check(self) -> None:
-        """Raises LostLeaseError where somebody else has taken the run over."""
+        """Raises LostLeaseError where another executor has taken the run over."""
 
     def write(self, output: str | Path, record: Record) -> None:
         """Writes the run's record, once. Raises LostLeaseError as `check` does."""
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, and has saved what it needs to go on."""
+    """The run was asked to stop, and has saved what it needs to continue."""
 
 
 @dataclass
 class Stop:
-    """Whether the run is asked to stop (SIGTERM: a time limit is near), and whether it listens: between
-    steps, and while it evaluates. Elsewhere its process may end at once: there is nothing to save yet, or
-    texts that are decoded lie on disk."""
+    """A request to stop, such as SIGTERM before a time limit.
+
+    listens: the run checks for it between steps and during evaluation. At other times its process may end at
+    once: there is nothing to save yet, or decoded texts are on disk.
+    """
 
     wanted: bool = False
     listens: bool = False
 
     def check(self) -> None:
-        """Raises StoppedError where it is wanted."""
+        """Raises StoppedError where a stop is wanted."""
         if self.wanted:
             raise StoppedError
 
 
 class Context:
-    """A run's task, model, method and accelerator; its folder, whom it reports to, and who owns it.
+    """A run's task, model, method, accelerator and folder.
 
-    raw_model: the adapted model on the device, as the method knows it.
+    raw_model: the adapted model on the device, which data parallel does not wrap. report: called with the
+    events that are shown while the run is on. owner: the run's lease, where it has one.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        run_id: str,
-        report: Report,
-        start: bool = True,
-        owner: Owner | None = None,
-        stop: Stop | None = None,
-    ) -> None:
+    owner: Owner | None = None
+
+    def __init__(self, run: Run, run_id: str, report: Report, start: bool = True) -> None:
         """start: fill the adapter from the run or file that init_from names."""
-        self.run, self.run_id, self.report = run, run_id, report
+        self.run, self.run_id, self.report, self.stop = run, run_id, report, Stop()
         self.config, self.settings = run.config, run.config["train"]
-        self.owner, self.stop = owner, stop or Stop()
         self.folder: Path = run_folder(self.config["output"], run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(run)
@@ -81,7 +78,7 @@ class Context:
         self.raw_model.to(self.accelerator.device)
 
     def check_owner(self) -> None:
-        """Raises LostLeaseError where another executor has taken the run over: it writes these files now."""
+        """Raises LostLeaseError where another executor has taken the run over and writes these files now."""
         if self.owner:
             self.owner.check()
 
@@ -94,8 +91,8 @@ class Context:
     def evaluate(self, part: nn.Module | None = None, inputs: Inputs | None = None) -> tuple[float, Any]:
         """Mean loss and predictions over the dev rows, in their order; processes share the work.
 
-        part, inputs: what of the model is run, and on what: the whole model on batches, unless a head and its
-        inputs are given."""
+        part, inputs: the module that is evaluated and its inputs, such as a head and features; by default the
+        whole model on batches."""
         model, inputs = self.raw_model if part is None else part, inputs or self.batch
         model.eval()
         lengths = self.task.lengths("dev")
@@ -116,17 +113,17 @@ class Context:
 
     @property
     def best_file(self) -> Path:
-        """The best epoch's adapter, beside the last one's (keep=both) or, in full precision, until its texts
-        are decoded."""
+        """The file of the best epoch's adapter: beside the last epoch's (keep=both), or in full precision
+        until its texts are decoded."""
         return self.folder / "adapter_best.safetensors"
 
     def score(self) -> float:
-        """The metric of the model as it is."""
+        """The metric of the model's current values."""
         return self.task.score(self.evaluate()[1], self.task.labels("dev"))
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter as it is now, and the head beside it. precision: adapter_precision, unless
-        another is given."""
+        """Writes the adapter's current values, and the head's beside them. precision: by default the run's
+        adapter_precision."""
         if not self.accelerator.is_main_process:
             return
         self.check_owner()

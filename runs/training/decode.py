@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import gather_object
 
 import vera
+from runs.record import read_regular, write_atomically
 from runs.training.context import Context
 from tasks.base import Decoding
 
@@ -31,12 +32,13 @@ def decode_epochs(
 ) -> dict[str, Any]:
     """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`.
 
-    epochs: all that were evaluated; best: index of the best one. seconds: "decode" is added to. The model
-    carries the best epoch's adapter at the end.
+    epochs: all that were evaluated; best: index of the best one. seconds: "decode" becomes what decoding
+    took, over all attempts. The model carries the best epoch's adapter at the end.
     """
     task, last = cast(Decoding, context.task), len(epochs) - 1
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
-    found = {"last": _texts(context, "last", seconds)}
+    clock = Clock(context.folder / "decode_seconds.json", weights(context))
+    found = {"last": _texts(context, "last", clock)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -46,7 +48,8 @@ def decode_epochs(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what copying a transformers model touches
             context.method = vera.load(context.raw_model, context.best_file)
-        found["best"] = _texts(context, "best", seconds)
+        found["best"] = _texts(context, "best", clock)
+    seconds["decode"] = clock.seconds()
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
@@ -112,9 +115,39 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     return {"last": found["last"], "best": found.get("best", found["last"])}
 
 
-def _texts(context: Context, which: str, seconds: dict[str, float]) -> Texts:
-    """Every item's texts; those that an earlier try has saved are not decoded again."""
-    task, started = cast(Decoding, context.task), time.monotonic()
+class Clock:
+    """The seconds that decoding has taken, those of killed attempts included: `save` keeps them in a file.
+
+    weights: of the last epoch; the file of other weights does not count.
+    """
+
+    def __init__(self, path: Path, weights: str) -> None:
+        self._path, self._weights, self._started = path, weights, time.monotonic()
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # no such file, or a damaged one
+            saved = json.loads(read_regular(path))
+            if saved["weights"] == weights and 0 <= float(saved["seconds"]) < math.inf:
+                self._started -= float(saved["seconds"])
+
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return time.monotonic() - self._started
+
+    def save(self) -> None:
+        """Writes the seconds so far, for an attempt that goes on after a kill."""
+        values = {"weights": self._weights, "seconds": round(self.seconds(), 3)}
+        write_atomically(self._path, json.dumps(values) + "\n")
+
+
+def _texts(context: Context, which: str, clock: Clock) -> Texts:
+    """Every item's texts; those that an earlier attempt has saved are not decoded again."""
+    task = cast(Decoding, context.task)
+
+    def decode(items: Sequence[int]) -> list[dict[str, str]]:
+        texts = task.decode(context.raw_model, items)
+        if context.accelerator.is_main_process:
+            clock.save()
+        return texts
+
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     size = max(1, context.config["eval_batch"] // task.settings()["beams"])
     found = write_down(
@@ -122,11 +155,10 @@ def _texts(context: Context, which: str, seconds: dict[str, float]) -> Texts:
         context.folder / f"decoded_{which}.jsonl",
         {"run": context.run_id, "weights": weights(context), "decoding": task.settings()},
         [order[i : i + size] for i in range(0, len(order), size)],
-        lambda items: task.decode(context.raw_model, items),
+        decode,
         task.variants,
         f"decoding ({which} epoch)",
     )
-    seconds["decode"] = seconds.get("decode", 0.0) + time.monotonic() - started
     return {variant: [found[i][variant] for i in range(len(task.items))] for variant in task.variants}
 
 

@@ -27,15 +27,14 @@ def set_flags(run: Run, device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def not_deterministic(run: Run, device: torch.device) -> str | None:
-    """What of a run has no deterministic kernel on a GPU, in words; None where everything has one."""
-    if device.type != "cuda":
-        return None
-    if run.method.get("config_class") in ALLOCATES:
-        return "ranks are allocated by torch.kthvalue"
-    if run.method["kind"] == "full" and run.config["task"].get("image_size"):
-        return "position embeddings are trained through a bicubic interpolation"
-    return None
+def not_deterministic(run: Run, device: torch.device) -> list[str]:
+    """Notes on what a run computes without a deterministic kernel; empty where it has one for everything."""
+    reasons = []
+    if device.type == "cuda" and run.method.get("config_class") in ALLOCATES:
+        reasons.append("ranks are allocated by torch.kthvalue")
+    if device.type == "cuda" and run.method["kind"] == "full" and run.config["task"].get("image_size"):
+        reasons.append("position embeddings are trained through a bicubic interpolation")
+    return [f"another run may differ in the last bits: {reason}" for reason in reasons]
 
 
 def flags(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The one training loop, for every model, task and method.
+"""The training loop of every model, task and method.
 
-Accelerate brings device, precision and data parallel; the effective batch is the key, and micro-batches,
-devices and accumulation follow from it."""
+The configuration sets the effective batch; micro-batches and each device's share follow from it. Accelerate
+handles device, precision and data parallel."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,14 @@ from torch.optim import Optimizer
 
 import tasks
 from runs.config import Run
-from runs.errors import UserError
-from runs.record import Record
+from runs.errors import UserError, rank
 from runs.sources import sources
 from runs.training import checkpoint
 from runs.training.build import (
     checkpoint_gradients,
+    dev_halves,
     epoch_batches,
+    large_share,
     make_optimizer,
     make_schedule,
     optimizer_groups,
@@ -34,13 +35,13 @@ from runs.training.build import (
 from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
-from runs.training.provenance import code_state, provenance
-from runs.training.result import build_record, dev_halves, large_share
+from runs.training.flags import not_deterministic
+from runs.training.provenance import code_state, provenance, write_configuration
 from runs.training.state import Plan, State
 
 
 class Training(Context):
-    """A run that trains: a context with an optimizer, a schedule, and a state."""
+    """A run that trains: a context with an optimizer, a schedule and a state."""
 
     # --- set up
 
@@ -53,42 +54,47 @@ class Training(Context):
         stop: Stop | None = None,
         attempts: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(run, run_id, report, owner=owner, stop=stop)
+        """attempts: how earlier ones `ended`, and the `deviations` that follow (runs/sweep/progress.py)."""
+        if not rank():
+            write_configuration(run, run_id)
+        super().__init__(run, run_id, report)
+        self.owner, self.stop = owner, stop or Stop()
         self.attempts = attempts or {"ended": [], "deviations": []}
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        # As it is now: someone may edit files while the run is on.
+        # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         report({"phase": "loading", "provenance": provenance(self.code, self.accelerator.device)})
         if self.config.get("gradient_checkpointing"):
             checkpoint_gradients(self.raw_model)
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
-        # Where the head alone trains, its inputs may not change from epoch to epoch.
+        # A head that trains alone may have the same inputs in every epoch.
         self.features = compute(self, self.parameters) if run.method["kind"] == "head" else None
         self.trained: nn.Module = self.features.head if self.features else self.raw_model
         # Adapter and head have rates of their own. No groups: nothing trains (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         optimizer = make_optimizer(self.groups, self.settings)
-        # Data parallel wraps what trains; raw_model stays as the method knows it.
+        # Data parallel wraps what trains; the method works on raw_model, which stays as it is.
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
         self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
         self.scheduler = make_schedule(optimizer, self.settings, self.plan.total_steps)
-        # AdaLoRA spreads its ranks over the steps, and has to know how many there are.
+        # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model)
+        self.notes += not_deterministic(run, self.accelerator.device)
         self.predictions: Any = None  # of the last epoch
         self.state = State(self.config["keep"])
 
     # --- the run
 
-    def go(self) -> Record:
-        """Trains, evaluates, writes texts, and returns the record."""
+    def go(self) -> dict[str, Any] | None:
+        """Trains and evaluates; decodes texts and returns them with their scores, where the task has any."""
         for note in self.notes:
             print(f"note: {note}", flush=True)
-        # A model that cannot write texts says so now, and not after hours.
+        # A model that cannot decode fails here, and not after hours of training.
         if not self._resume() and self.task.decodes:
             rehearse(self)
-        # From here on a signal is obeyed between two steps, where the state is whole.
+        # From here on a request to stop is obeyed between two steps, where the state is complete.
         self.stop.listens = True
         try:
             self._epochs()
@@ -96,15 +102,12 @@ class Training(Context):
             self._save()
             raise
         self.stop.listens = False
-        # One that came just now, too: everything is saved, and decoding may take as long as training.
+        # Also a request of this moment: everything is saved, and decoding may take as long as training.
         self.stop.check()
-        # What a diverged model writes is no result.
-        texts = None
-        if self.task.decodes and self.state.status == "done":
-            texts = decode_epochs(self, self.state.curve["epoch"], self.best(), self.state.seconds)
-        groups = self.optimizer.param_groups if self.groups else []
-        features = self.features.seconds if self.features else {}
-        return build_record(self, self.state, texts, self.attempts, self.code, groups, features, self.notes)
+        # The texts of a diverged model are no result.
+        if not self.task.decodes or self.state.status != "done":
+            return None
+        return decode_epochs(self, self.state.curve["epoch"], self.best(), self.state.seconds)
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
@@ -112,13 +115,13 @@ class Training(Context):
         saved = time.monotonic()
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
-            # A function of seed and epoch alone: nothing about batches has to be saved.
+            # They depend on seed and epoch alone, so a checkpoint needs nothing about batches.
             batches = epoch_batches(self.lengths, size, self.config["data_seed"], epoch, self.task.block)
-            # A resumed run goes on with the batches that its epoch has left; train.max_steps may end inside
-            # one, which is evaluated as a whole one is.
+            # A resumed run continues with the batches that are left of its epoch. train.max_steps may end
+            # within an epoch, which is then evaluated like a complete one.
             done = self.state.step - epoch * self.plan.steps_per_epoch
             coming = batches[done : done + self.plan.total_steps - self.state.step]
-            # Images are read ahead of the step that needs them.
+            # The task can read images ahead of the step that needs them.
             self.task.begin_epoch(epoch, [self._mine(rows) for rows in coming])
             for rows in coming:
                 self._one_step(rows)
@@ -131,17 +134,17 @@ class Training(Context):
             if self.state.status == "done" and self.plan.evaluates(epoch):
                 self.end_epoch()
             elif self.state.status == "done":
-                # The next evaluation's training loss is of this epoch, too.
+                # The training loss of the next evaluation includes this epoch.
                 self.state.epoch += 1
-            # A kill during the next epoch does not repeat this one's evaluation.
+            # So a run that is killed in the next epoch does not repeat this evaluation.
             self._save()
             saved = time.monotonic()
-        # Where nothing trains, the model is judged as it is.
+        # Where nothing trains (method=none), the pretrained model is evaluated.
         if not self.plan.total_steps:
             self.end_epoch()
 
     def _one_step(self, rows: list[int]) -> None:
-        """A step, and what is counted and shown of it."""
+        """A step; adds to the state, and reports progress."""
         started, state = time.monotonic(), self.state
         loss = self.step(rows)
         state.step += 1
@@ -151,7 +154,7 @@ class Training(Context):
         if not math.isfinite(loss):
             state.diverge(f"loss became {loss} at epoch {state.epoch + 1}, step {state.step}")
             return
-        # A batch's loss is a mean over its rows or tokens; so is an epoch's.
+        # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs these weights.
         weight = self.task.weight("train", rows)
         state.loss_sum += loss * weight
         state.rows += weight
@@ -160,13 +163,12 @@ class Training(Context):
     # --- a step
 
     def step(self, rows: list[int]) -> float:
-        """One optimizer step on an effective batch; its mean loss. The gradient is that of the whole batch's
-        mean."""
+        """One optimizer step on an effective batch, by the gradient of its mean loss, which is returned."""
         world, mine = self.accelerator.num_processes, self._mine(rows)
         size = self.config["micro_batch"] or len(rows)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        # Every process must take part in the last backward, or the others wait for it: an empty share weighs
-        # nothing.
+        # Every process must take part in the last backward, or the others would wait: a process without rows
+        # computes one with weight 0.
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
@@ -175,7 +177,7 @@ class Training(Context):
             seed_process(self.config["seed"], self.state.step, self.accelerator.process_index)
         total, units, whole = 0.0, 0, self.task.weight("train", rows)
         for i, part in enumerate(parts):
-            # Gradients travel between processes once, with the last micro-batch.
+            # Processes exchange gradients once, with the last micro-batch.
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 batch = self.inputs("train", part)
@@ -183,10 +185,10 @@ class Training(Context):
                     loss = self.task.loss(self.model, batch)
                     penalty = self.method.penalty(self.raw_model)
                     loss = loss if penalty is None else loss + penalty
-                # A micro-batch weighs as much as it has rows (or tokens): the sum is the mean over the batch.
+                # Weighted by rows (or tokens), the micro-batches' losses add up to the batch's mean.
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
-            # This is where the device is waited for.
+            # Converting to a float waits for the device.
             total += float(loss.detach()) * weight
             units += 0 if empty else self.task.units(batch)
         if self.settings["clip"] is not None:
@@ -206,7 +208,7 @@ class Training(Context):
         return rows[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def inputs(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """What the trained part of the model takes: the batch, or the head's inputs."""
+        """The inputs of the trained part of the model: a batch, or the head's features."""
         return self.features.batch(self, split, rows) if self.features else self.batch(split, rows)
 
     # --- an epoch's end
@@ -220,7 +222,7 @@ class Training(Context):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return
         self.predictions, labels = predictions, self.task.labels("dev")
-        # Each half by itself, too: an epoch chosen on one is reported on the other (crossfit).
+        # Each half is scored by itself, too: crossfit chooses an epoch on one and reports it on the other.
         a, b = dev_halves(len(labels))
         point: dict[str, Any] = {
             "epoch": round(state.step / self.plan.steps_per_epoch, 4),
@@ -237,7 +239,7 @@ class Training(Context):
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
-        # A hash is enough to see whether a second run says the same of every row.
+        # A hash is enough to see whether another run predicts the same for every row.
         state.predictions.append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         state.epoch, state.loss_sum, state.rows = state.epoch + 1, 0.0, 0
         self._keep()
@@ -246,14 +248,14 @@ class Training(Context):
             self._progress(point["train_loss"], evaluated=True)
 
     def best(self) -> int:
-        """Index of the evaluation that is best so far."""
+        """Index of the best evaluation so far."""
         return self.metric.best(self.state.curve["metric"])
 
     def _keep(self) -> None:
-        """Writes the adapter, after an epoch, where it is one to keep. What decodes texts keeps the rest at
-        its end."""
+        """Writes the adapter after an epoch if `keep` asks for it. A task with texts writes only the best
+        epoch's here, and the rest after decoding."""
         keep, is_best = self.config["keep"], self.best() == len(self.state.curve["epoch"]) - 1
-        # Texts are written from the values as they were trained, whatever precision is kept.
+        # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
             self.write(self.best_file, "fp32")
         elif not self.task.decodes and (keep in ("last", "both") or (is_best and keep == "best")):
@@ -261,7 +263,7 @@ class Training(Context):
             if is_best and keep == "both":
                 self.write(self.best_file)
 
-    # --- what a killed run goes on from
+    # --- checkpoints
 
     @property
     def _checkpointed(self) -> tuple[Path, str, dict[str, nn.Parameter], Optimizer, torch.device]:
@@ -278,20 +280,20 @@ class Training(Context):
             checkpoint.save(*self._checkpointed, state, of_method)
 
     def _resume(self) -> bool:
-        """Goes back to where an earlier try was, if it has left a checkpoint."""
-        found = checkpoint.load(*self._checkpointed)
-        if not found:
+        """Continues from the checkpoint of an earlier attempt, if there is one. Returns whether there is."""
+        saved = checkpoint.load(*self._checkpointed)
+        if not saved:
             return False
-        state, of_method = found
+        state, of_method = saved
         self.state = State(**state)
-        begun, keep = self.state.keep, self.config["keep"]
-        # Or the adapter on disk would be of another epoch than the record says.
-        if begun != keep:
+        before, keep = self.state.keep, self.config["keep"]
+        # With another `keep` the adapter on disk would be of another epoch than the record says.
+        if before != keep:
             anew = f"go on with that, or delete {self.checkpoint} to begin anew"
-            raise UserError(f"keep={keep}: this run was begun with keep={begun}: {anew}")
+            raise UserError(f"keep={keep}: this run was begun with keep={before}: {anew}")
         self.method.load_training_state(self.raw_model, of_method)
         self.scheduler.last_epoch = self.state.step
-        # The rates as they would be at this step: the schedule was made at step 0.
+        # The schedule was made at step 0, so the rates are set to those of this step.
         scheduler: Any = self.scheduler
         of_groups = zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, rate, factor in of_groups:
@@ -303,7 +305,7 @@ class Training(Context):
         self.report({"phase": f"resuming {at}"})
         return True
 
-    # --- what is shown
+    # --- progress
 
     def _progress(self, loss: float, evaluated: bool = False) -> None:
         state, metrics = self.state, self.state.curve["metric"]
@@ -322,6 +324,6 @@ class Training(Context):
                 "pace": state.units / max(state.seconds["train"], 1e-9),
                 "unit": self.task.unit,
                 "seconds_left": self.plan.seconds_left(state),
-                "texts": len(getattr(self.task, "items", ())),  # to be decoded after it
+                "texts": len(getattr(self.task, "items", ())),  # to be decoded after training
             }
         )

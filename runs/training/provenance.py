@@ -1,4 +1,4 @@
-"""What a number was made with: code, versions, machine."""
+"""What a run was done with: configuration, code, versions, machine."""
 
 import os
 import platform
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from runs.config import Run
 from runs.gpus import driver
+from runs.record import run_folder, write_atomically
 from runs.sources import git
 
-#: The folders of the checkout that results are made with.
+#: The folders of the checkout that a result depends on.
 MAKING = ("vera", "tasks", "runs", "conf")
 PACKAGES = (
     "torch",
@@ -35,45 +38,53 @@ PACKAGES = (
 )
 
 
+def write_configuration(run: Run, run_id: str) -> None:
+    """Writes what Hydra's own applications leave in each run's folder: config.yaml, resolved, and
+    overrides.yaml, a command line for this run."""
+    folder, overrides = run_folder(run.config["output"], run_id), [*run.overrides, f"seed={run.seed}"]
+    write_atomically(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+
+
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of the code and whether that commit is not all of it: a tracked file has changed, or a
-    folder that makes results holds one that is neither tracked nor ignored. None outside a git checkout."""
+    """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
+    folder of MAKING holds a file that is neither tracked nor ignored. None outside a git checkout."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
     changed = git("status", "--porcelain", "--untracked-files=no")
-    # Which are no code
+    # Records are not code
     new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
     return {"commit": commit, "dirty": bool(changed or new)}
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the packages."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The device in words, never the machine's name."""
+    """The device and the system; never the machine's name."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else _processor()
-    found = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+    described = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
     if not on_gpu:
-        return found
+        return described
     cudnn: Any = torch.backends.cudnn
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return found | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
+    return described | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
 
 
 def provenance(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a run's process is and is made with, for whoever follows the run while it is on."""
+    """The process, code, versions and device of a run, for those who follow it (tracking)."""
     return {"pid": os.getpid(), "code": code, "versions": versions(), "device": machine(device)}
 
 

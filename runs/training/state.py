@@ -1,4 +1,4 @@
-"""How long a run is, and what it has learnt so far."""
+"""The length of a run, and its state during training."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "
 
 @dataclass
 class State:
-    """What a run has learnt so far: plain values, which a checkpoint keeps."""
+    """The state of training, as plain values that a checkpoint keeps beside the tensors."""
 
-    keep: str  # with which `keep` the run was begun
-    epoch: int = 0  # the next one, from 0
+    keep: str  # the configuration's `keep` when the run began
+    epoch: int = 0  # the current one, from 0
     step: int = 0
     loss_sum: float = 0.0  # since the last evaluation
-    rows: float = 0  # what it is a sum over: rows, or a language model's tokens
+    rows: float = 0  # that loss_sum is over; for language models, tokens
     curve: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in CURVE})
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "decode": 0.0})
@@ -29,13 +29,13 @@ class State:
     scaler: dict[str, Any] | None = None  # fp16's
 
     def diverge(self, why: str) -> None:
-        """A result, too: no other try would end otherwise."""
+        """Ends the run as diverged, which is a result: another attempt would end the same way."""
         self.status, self.error = "diverged", why
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many epochs and steps a run has, and when it evaluates."""
+    """The number of a run's epochs and steps, and when it evaluates."""
 
     epochs: int
     steps_per_epoch: int
@@ -46,7 +46,8 @@ class Plan:
 
     @classmethod
     def of(cls, train: Mapping[str, Any], rows: int, dev_rows: int, trains: bool) -> "Plan":
-        """train: the settings of training. trains: whether anything does; without it, there are no steps."""
+        """train: the configuration's settings. trains: whether there are trainable parameters; without them
+        there are no steps. Raises UserError for a dev set of one row."""
         if dev_rows < 2:
             raise UserError(
                 "the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it"
@@ -58,15 +59,15 @@ class Plan:
         return cls(math.ceil(total / per_epoch), per_epoch, total, batch, dev_rows, train["evaluate_every"])
 
     def evaluates(self, epoch: int) -> bool:
-        """Whether an epoch, counted from 0, ends in an evaluation."""
+        """Whether an epoch, counted from 0, ends with an evaluation."""
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def seconds_left(self, state: State) -> float:
-        """At the pace so far. Until the first evaluation, a row of it is taken for a third of one that is
-        trained on."""
-        per_step, evaluated = state.seconds["train"] / max(state.step, 1), len(state.curve["metric"])
+        """The time left, at the pace so far. Before the first evaluation, evaluating a row is assumed to take
+        a third of the time of training on it."""
+        per_step, evaluations = state.seconds["train"] / max(state.step, 1), len(state.curve["metric"])
         per_evaluation = per_step / self.batch * self.dev_rows / 3
-        if evaluated:
-            per_evaluation = state.seconds["evaluate"] / evaluated
-        evaluations = sum(map(self.evaluates, range(state.epoch, self.epochs)))
-        return per_step * (self.total_steps - state.step) + per_evaluation * evaluations
+        if evaluations:
+            per_evaluation = state.seconds["evaluate"] / evaluations
+        to_come = sum(map(self.evaluates, range(state.epoch, self.epochs)))
+        return per_step * (self.total_steps - state.step) + per_evaluation * to_come

@@ -246,6 +246,25 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
         ).read_bytes()
 
 
+def test_decoding_takes_what_all_attempts_took(e2e_words, monkeypatch):
+    words = worse(e2e_words, "task.beams=6", "train.epochs=1")
+    path = killed_while_decoding(words, 2, monkeypatch) / "decode_seconds.json"
+    saved = json.loads(path.read_text())
+    assert saved["seconds"] > 0
+    path.write_text(json.dumps(saved | {"seconds": 1000.0}))
+    assert 1000 < do(words)["cost"]["decode_seconds"] < 1100
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"weights": "w", "seconds": NaN}', '{"weights": "v", "seconds": 9}']
+)
+def test_seconds_of_other_weights_or_of_a_damaged_file_do_not_count(text, tmp_path):
+    path = tmp_path / "decode_seconds.json"
+    path.write_text(text)
+    assert decode.Clock(path, "w").seconds() < 5
+
+
 def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
     trained(e2e_words)
     path = folder_of(e2e_words) / "decoded_last.jsonl"
@@ -255,7 +274,7 @@ def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
     training = Training(run, run_id(run), lambda event: None, owner=lease)
     lease.path.rename(lease.path.with_suffix(".2"))
     with pytest.raises(LostLeaseError):
-        decode._texts(training, "last", {})
+        decode._texts(training, "last", decode.Clock(training.folder / "decode_seconds.json", "w"))
     assert path.read_bytes() == before
 
 

@@ -592,7 +592,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, t
 
     monkeypatch.setattr(Training, "evaluate", stop)
     with pytest.raises(StoppedError):
-        train(run, run_id(run), lambda event: None)
+        train(Training(run, run_id(run), lambda event: None))
     monkeypatch.setattr(Training, "evaluate", evaluate)
     assert comparable(do(words)) == comparable(straight)
 

@@ -39,6 +39,7 @@ from runs.sweep.preflight import preflight
 from runs.sweep.sweep import sweep
 from runs.training.features import compute
 from runs.training.loop import Training
+from runs.training.train import train
 from tasks import DataError
 
 
@@ -186,7 +187,7 @@ def test_the_backbone_sees_each_image_once(image_words, monkeypatch):
     calls = []
     training.raw_model.vit.register_forward_hook(lambda *_: calls.append(1))
     training.features.seconds = {"train": 100.0, "dev": 200.0}
-    cost = training.go()["cost"]
+    cost = train(training)["cost"]
     assert not calls
     # Computing the features is a part of it
     assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)
@@ -203,7 +204,7 @@ def test_what_is_random_is_computed_in_each_step(change, image_words, tmp_path, 
     training = begin(words)
     assert training.features is None
     assert ("is random" in capfd.readouterr().out) == (change == "dropout")
-    assert training.go()["status"] == "done"
+    assert train(training)["status"] == "done"
 
 
 @pytest.mark.parametrize("where", ["vit", "classifier", ""])

@@ -6,6 +6,7 @@ from tiers import sample
 
 from runs.config import expand, with_starts
 from runs.identity import run_id
+from runs.training.loop import Training
 from runs.training.train import train
 
 #: How many cells each has.
@@ -76,7 +77,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         if {str(words), run.task} <= seen:  # this cell differs from those before in numbers alone
             continue
         seen |= {str(words), run.task}
-        record = train(run, run_id(run), lambda event: None)
+        record = train(Training(run, run_id(run), lambda event: None))
         assert record["status"] == "done", run.label
         # Where there is one epoch, its eight rows are one effective batch.
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)

@@ -84,6 +84,9 @@ def test_a_record_names_its_source_files(words):
     for source in found.values():
         assert source["sha256"] == sources._digest(ROOT / source["file"])
         assert source["uncommitted"] in (True, False, None)
+    assert {"contract.py", "vera_layer.py", "layers.py"} <= found["method"]["imports"].keys()
+    assert {"lora.py", "bitfit.py"}.isdisjoint(found["method"]["imports"])
+    assert {"base.py", "text.py"} <= found["task"]["imports"].keys()
 
 
 @pytest.mark.parametrize("before", ["committed", "uncommitted"])
@@ -104,6 +107,36 @@ def test_a_source_that_was_committed_both_times_or_moved_is_no_difference(before
     expected = now == "uncommitted" or (now == "committed" and before == "uncommitted")
     assert sources.changed(record) == ["vera/methods/mine.py"] * expected
     assert sources.changed({"code": {"commit": "c", "dirty": True}}) == []  # an older record
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vera.methods.layer import f",
+        "from vera.methods import layer",
+        "from .layer import f",
+        "import layer",
+    ],
+)
+def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
+    """And one that this one imports; another file of the folder does not."""
+    folder = checkout / "vera/methods"
+    (folder / "mine.py").write_text(f"import os\n{line}\n")
+    (folder / "layer.py").write_text("from vera.methods.inner import g\n")
+    for name in ("inner", "other"):
+        (folder / f"{name}.py").write_text("one\n")
+    commit(checkout)
+    source = sources._source(folder / "mine.py")
+    record = {"code": {"sources": {"method": source}}}
+    assert (list(source["imports"]), source["uncommitted"]) == (["inner.py", "layer.py"], False)
+    (folder / "other.py").write_text("edited\n")
+    assert sources.changed(record) == []
+    (folder / "inner.py").write_text("edited\n")
+    assert sources.changed(record) == ["vera/methods/inner.py"]
+    assert sources._source(folder / "mine.py")["uncommitted"] is True
+    commit(checkout)
+    sources.uncommitted.cache_clear()
+    assert sources.changed(record) == []  # committed both times
 
 
 def test_an_edit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch):

@@ -145,7 +145,7 @@ def test_what_a_start_kept_is_part_of_the_identity(lora):
     usual = run_id(run)
     assert run.start
     run.start.config["keep"] = "last"
-    train(run.start, run_id(run.start), lambda event: None)
+    train(Training(run.start, run_id(run.start), lambda event: None))
     assert run_id(expand(mnli_rows(lora))[0]) != usual
 
 

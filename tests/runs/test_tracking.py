@@ -249,11 +249,12 @@ def test_the_configuration_says_what_a_run_is_made_with(output, capfd):
 
 
 def test_a_runs_process_says_what_it_is_made_with(words):
+    from runs.training.loop import Training
     from runs.training.train import train
 
     events = []
     (run,) = expand(words)
-    record = train(run, "a" * 12, events.append)
+    record = train(Training(run, "a" * 12, events.append))
     (first,) = [event["provenance"] for event in events if "provenance" in event]
     assert first["pid"] == os.getpid()
     assert provenance_of(first) == provenance_of(record)

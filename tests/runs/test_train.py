@@ -21,9 +21,9 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, cell_id, read_record, record_path
-from runs.training.build import epoch_batches, rate_factor
+from runs.training.build import dev_halves, epoch_batches, rate_factor
 from runs.training.loop import Training
-from runs.training.result import dev_halves, deviations, summarise
+from runs.training.result import deviations, summarise
 
 
 def training(words) -> Training:
