@@ -183,7 +183,9 @@ class _Step:
         self.length, self.modality, self.count = length, run.config["model"]["modality"], 0
         groups = optimizer_groups(method, model, run.config["train"])
         self.trains = bool(groups)
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(groups, run.config["train"]))
+        self.model, self.optimizer = accelerator.prepare(
+            model, make_optimizer(groups, run.config["train"], accelerator.device)
+        )
         self.texts = _Texts(getattr(model.config, "vocab_size", 2))
         self.texts.label_smoothing = run.config["task"].get("label_smoothing", 0.0)
         method.before_training(model, 1000)

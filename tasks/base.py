@@ -124,7 +124,7 @@ class Task(ABC):
     saves padding; 1 for plain random batches.
     decodes: whether the trained model writes texts that are scored (the class Decoding).
     pictures: whether a run ends with `illustrate`.
-    unit: what `units` counts, in progress lines: tokens or images.
+    unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     unreadable: rows left out because they cannot be read, by name, with the reason.
     """
@@ -172,10 +172,6 @@ class Task(ABC):
     def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:  # noqa: B027 - most do nothing
         """Called before an epoch. epoch: from 0. batches: the rows of each batch that this process is going
         to train on."""
-
-    def units(self, batch: Mapping[str, Any]) -> int:
-        """The size of a batch for the pace: its tokens without padding."""
-        return int(batch["attention_mask"].sum())
 
     def fixed(self, split: str) -> bool:
         """Whether every epoch collates a row of the split alike, and the task has `logits`."""

@@ -27,6 +27,7 @@ from vera.adapter_file import (
 )
 from vera.base_weights import base_fingerprint
 from vera.errors import AdapterError
+from vera.kernels import unchanged
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
@@ -69,5 +70,6 @@ __all__ = [
     "save",
     "save_head",
     "start_from",
+    "unchanged",
     "unload",
 ]

@@ -77,12 +77,8 @@ def _adaptation(model: nn.Module) -> Any:
 def stamp(tensor: Tensor) -> tuple[int, int, float]:
     """What tells cheaply that a tensor has changed: its place, torch's count of changes, and a sample of its
     values."""
-    return tensor.data_ptr(), version(tensor), 0.0 if tensor.is_meta else sample(tensor)
-
-
-def version(tensor: Tensor) -> int:
-    """torch's count of changes; an inference tensor has none."""
-    return 0 if tensor.is_inference() else tensor._version
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, 0.0 if tensor.is_meta else sample(tensor)
 
 
 def sample(tensor: Tensor) -> float:

@@ -183,7 +183,7 @@ def epoch(data: str) -> list[Row]:
                     module.p = 0.0
             batches = epoch_batches(loop.lengths, loop.settings["effective_batch"], 0, 0)
             started = time.perf_counter()
-            losses[name] = [loop.step(rows) for rows in batches]
+            losses[name] = [float(loop.step(rows)) for rows in batches]
             seconds[name] = time.perf_counter() - started
     short, long = losses.values()
     apart = max(abs(a - b) for a, b in zip(short, long, strict=True))

@@ -124,10 +124,16 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
     return groups
 
 
-def make_optimizer(groups: list[dict[str, Any]], train: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW on these groups; on an empty one where nothing trains (method=none)."""
+def make_optimizer(
+    groups: list[dict[str, Any]], train: dict[str, Any], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW on these groups, whose parameters are on the device; on an empty one where nothing trains
+    (method=none)."""
     nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
-    return torch.optim.AdamW(groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"])
+    fused = bool(groups) and device.type == "cuda"  # a kernel for many tensors, instead of several for each
+    return torch.optim.AdamW(
+        groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"], fused=fused or None
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:
@@ -135,6 +141,15 @@ def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total
     warmup = train["warmup_steps"]
     warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
     return LambdaLR(optimizer, partial(rate_factor, kind=train["schedule"], warmup=warmup, total=total))
+
+
+def set_rates(scheduler: LambdaLR, step: int) -> None:
+    """Puts a schedule that was made at step 0, and its optimizer's learning rates, to a later step."""
+    scheduler.last_epoch = step
+    for group, rate, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = rate * factor(step)
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:

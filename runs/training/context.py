@@ -1,7 +1,7 @@
 """The task, model, method and accelerator of a run: enough to evaluate, decode and export. The loop adds an
 optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 import vera
 from runs.config import Run
@@ -35,6 +35,14 @@ class Owner(Protocol):
 
 class StoppedError(Exception):
     """The run was asked to stop, and has saved what it needs to continue."""
+
+
+def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
+    """A batch's arrays as tensors. To a GPU they travel from page-locked memory, while the host goes on."""
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    if device.type != "cuda":
+        return {key: tensor.to(device) for key, tensor in tensors.items()}
+    return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
 
 
 @dataclass
@@ -84,8 +92,7 @@ class Context:
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """A batch on the device."""
-        arrays = self.task.collate(split, rows)
-        return {key: torch.from_numpy(value).to(self.accelerator.device) for key, value in arrays.items()}
+        return on_device(self.task.collate(split, rows), self.accelerator.device)
 
     @torch.no_grad()
     def evaluate(self, part: nn.Module | None = None, inputs: Inputs | None = None) -> tuple[float, Any]:
@@ -100,12 +107,12 @@ class Context:
         size = self.config["eval_batch"]
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         loss_sum, outputs = 0.0, dict[int, Any]()
-        for rows in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
-            self.stop.check()
-            with self.accelerator.autocast():
+        with vera.unchanged(self.raw_model), self.accelerator.autocast():
+            for rows in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+                self.stop.check()
                 loss, answers = self.task.answers(model, inputs("dev", rows))
-            loss_sum += loss * self.task.weight("dev", rows)
-            outputs |= dict(zip(rows, answers, strict=True))
+                loss_sum += loss * self.task.weight("dev", rows)
+                outputs |= dict(zip(rows, answers, strict=True))
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
         answers = np.stack([everything[row] for row in range(len(lengths))])
         whole = self.task.weight("dev", range(len(lengths)))

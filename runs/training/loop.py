@@ -9,19 +9,17 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 import tasks
+import vera
 from runs.config import Run
 from runs.errors import UserError, rank
 from runs.sources import sources
-from runs.training import checkpoint
 from runs.training.build import (
     checkpoint_gradients,
     dev_halves,
@@ -31,7 +29,9 @@ from runs.training.build import (
     make_schedule,
     optimizer_groups,
     seed_process,
+    set_rates,
 )
+from runs.training.checkpoint import Checkpoint
 from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
@@ -60,7 +60,6 @@ class Training(Context):
         super().__init__(run, run_id, report)
         self.owner, self.stop = owner, stop or Stop()
         self.attempts = attempts or {"ended": [], "deviations": []}
-        self.checkpoint = self.folder / "checkpoint.safetensors"
         # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         report({"phase": "loading", "provenance": provenance(self.code, self.accelerator.device)})
@@ -72,18 +71,24 @@ class Training(Context):
         self.trained: nn.Module = self.features.head if self.features else self.raw_model
         # Adapter and head have rates of their own. No groups: nothing trains (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
-        optimizer = make_optimizer(self.groups, self.settings)
+        optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
         # Data parallel wraps what trains; the method works on raw_model, which stays as it is.
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
+        path, device = self.folder / "checkpoint.safetensors", self.accelerator.device
+        self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
         self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
         self.scheduler = make_schedule(optimizer, self.settings, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model)
-        self.notes += not_deterministic(run, self.accelerator.device)
+        self.notes += not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
         self.state = State(self.config["keep"])
+        #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
+        #: have. Several processes meet for each loss anyway.
+        self.unread: list[tuple[int, Tensor, float]] = []
+        self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
 
     # --- the run
 
@@ -131,6 +136,7 @@ class Training(Context):
                 if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
                     self._save()
                     saved = time.monotonic()
+            self._read_losses()
             if self.state.status == "done" and self.plan.evaluates(epoch):
                 self.end_epoch()
             elif self.state.status == "done":
@@ -144,26 +150,37 @@ class Training(Context):
             self.end_epoch()
 
     def _one_step(self, rows: list[int]) -> None:
-        """A step; adds to the state, and reports progress."""
+        """A step. A GPU is not waited for: its loss is read after the next step, which is on its way by then,
+        and a loss that is not finite ends the run a step late."""
         started, state = time.monotonic(), self.state
         loss = self.step(rows)
         state.step += 1
-        if state.step == 1:
-            print("the first step is done", flush=True)
-        state.seconds["train"] += time.monotonic() - started
-        if not math.isfinite(loss):
-            state.diverge(f"loss became {loss} at epoch {state.epoch + 1}, step {state.step}")
-            return
         # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs these weights.
-        weight = self.task.weight("train", rows)
-        state.loss_sum += loss * weight
-        state.rows += weight
-        self._progress(loss)
+        self.unread.append((state.step, loss, self.task.weight("train", rows)))
+        state.units += len(rows) if self.task.unit == "img" else sum(self.lengths[row] for row in rows)
+        self._read_losses(leave=self.behind)
+        state.seconds["train"] += time.monotonic() - started
+
+    def _read_losses(self, leave: int = 0) -> None:
+        """Adds the losses of the steps so far to the state, but for the last few, and reports progress."""
+        state = self.state
+        while len(self.unread) > leave and state.status == "done":
+            step, loss, weight = self.unread.pop(0)
+            value = float(sum(gather_object([float(loss)])))  # the processes' shares
+            if step == 1:
+                print("the first step is done", flush=True)
+            if not math.isfinite(value):
+                state.diverge(f"loss became {value} at epoch {state.epoch + 1}, step {step}")
+                return
+            state.loss_sum += value * weight
+            state.rows += weight
+            self._progress(value)
 
     # --- a step
 
-    def step(self, rows: list[int]) -> float:
-        """One optimizer step on an effective batch, by the gradient of its mean loss, which is returned."""
+    def step(self, rows: list[int]) -> Tensor:
+        """One optimizer step on an effective batch, by the gradient of its mean loss. Returns this process's
+        share of that loss, a scalar on the device."""
         world, mine = self.accelerator.num_processes, self._mine(rows)
         size = self.config["micro_batch"] or len(rows)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
@@ -175,22 +192,16 @@ class Training(Context):
         # Else the processes would draw the same dropout, and a resumed one what another has drawn.
         if world > 1:
             seed_process(self.config["seed"], self.state.step, self.accelerator.process_index)
-        total, units, whole = 0.0, 0, self.task.weight("train", rows)
-        for i, part in enumerate(parts):
-            # Processes exchange gradients once, with the last micro-batch.
-            last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                batch = self.inputs("train", part)
-                with self.accelerator.autocast():
-                    loss = self.task.loss(self.model, batch)
-                    penalty = self.method.penalty(self.raw_model)
-                    loss = loss if penalty is None else loss + penalty
+        device, whole = self.accelerator.device, self.task.weight("train", rows)
+        # Apple's GPUs have no float64.
+        total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        # Between two optimizer steps merged weights serve every micro-batch.
+        with vera.unchanged(self.raw_model):
+            for i, part in enumerate(parts):
                 # Weighted by rows (or tokens), the micro-batches' losses add up to the batch's mean.
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
-                self.accelerator.backward(loss * (weight * world))  # data parallel averages over processes
-            # Converting to a float waits for the device.
-            total += float(loss.detach()) * weight
-            units += 0 if empty else self.task.units(batch)
+                loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
+                total += loss.to(total.dtype) * weight
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
@@ -199,9 +210,19 @@ class Training(Context):
         if not self.accelerator.optimizer_step_was_skipped:
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
-        shares = gather_object([(total, units)])  # of all processes
-        self.state.units += sum(units for _, units in shares)
-        return float(sum(loss for loss, _ in shares))
+        return total
+
+    def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
+        """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss. Data parallel averages
+        over processes, which exchange gradients with the last micro-batch alone."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            batch = self.inputs("train", part)
+            with self.accelerator.autocast():
+                loss: Tensor = self.task.loss(self.model, batch)
+                penalty = self.method.penalty(self.raw_model)
+                loss = loss if penalty is None else loss + penalty
+            self.accelerator.backward(loss * scale)
+        return loss.detach()
 
     def _mine(self, rows: list[int]) -> list[int]:
         """This process's share of an effective batch."""
@@ -234,18 +255,15 @@ class Training(Context):
             "metric_report": self.task.score(predictions[b], labels[b]),
             "lr": [group["lr"] for group in self.optimizer.param_groups],
         }
-        for key, value in point.items():
-            state.curve[key].append(value)
+        # A hash is enough to see whether another run predicts the same for every row.
+        state.end_epoch(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
-        # A hash is enough to see whether another run predicts the same for every row.
-        state.predictions.append(hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
-        state.epoch, state.loss_sum, state.rows = state.epoch + 1, 0.0, 0
         self._keep()
         state.seconds["evaluate"] += time.monotonic() - started
         if self.plan.total_steps:
-            self._progress(point["train_loss"], evaluated=True)
+            self._progress(point["train_loss"], "evaluated")
 
     def best(self) -> int:
         """Index of the best evaluation so far."""
@@ -265,23 +283,17 @@ class Training(Context):
 
     # --- checkpoints
 
-    @property
-    def _checkpointed(self) -> tuple[Path, str, dict[str, nn.Parameter], Optimizer, torch.device]:
-        optimizer, device = self.optimizer.optimizer, self.accelerator.device
-        return self.checkpoint, self.run_id, self.parameters, optimizer, device
-
     def _save(self) -> None:
+        self._read_losses()
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
             self.check_owner()
-            of_method = self.method.training_state(self.raw_model)
-            state = dataclasses.asdict(self.state)
-            checkpoint.save(*self._checkpointed, state, of_method)
+            self.checkpoint.save(dataclasses.asdict(self.state), self.method.training_state(self.raw_model))
 
     def _resume(self) -> bool:
         """Continues from the checkpoint of an earlier attempt, if there is one. Returns whether there is."""
-        saved = checkpoint.load(*self._checkpointed)
+        saved = self.checkpoint.load()
         if not saved:
             return False
         state, of_method = saved
@@ -289,15 +301,10 @@ class Training(Context):
         before, keep = self.state.keep, self.config["keep"]
         # With another `keep` the adapter on disk would be of another epoch than the record says.
         if before != keep:
-            anew = f"go on with that, or delete {self.checkpoint} to begin anew"
+            anew = f"go on with that, or delete {self.checkpoint.path} to begin anew"
             raise UserError(f"keep={keep}: this run was begun with keep={before}: {anew}")
         self.method.load_training_state(self.raw_model, of_method)
-        self.scheduler.last_epoch = self.state.step
-        # The schedule was made at step 0, so the rates are set to those of this step.
-        scheduler: Any = self.scheduler
-        of_groups = zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        for group, rate, factor in of_groups:
-            group["lr"] = rate * factor(self.state.step)
+        set_rates(self.scheduler, self.state.step)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         at = f"at step {self.state.step} of {self.plan.total_steps}"
@@ -307,23 +314,7 @@ class Training(Context):
 
     # --- progress
 
-    def _progress(self, loss: float, evaluated: bool = False) -> None:
-        state, metrics = self.state, self.state.curve["metric"]
-        self.report(
-            {
-                "phase": "evaluated" if evaluated else "training",
-                "epoch": math.ceil(state.step / self.plan.steps_per_epoch),
-                "epochs": self.plan.epochs,
-                "step": state.step,
-                "steps": self.plan.total_steps,
-                "loss": loss,
-                "metric_name": self.metric.name,
-                "scale": self.metric.scale,
-                "metric": metrics[-1] if metrics else None,
-                "best": metrics[self.best()] if metrics else None,
-                "pace": state.units / max(state.seconds["train"], 1e-9),
-                "unit": self.task.unit,
-                "seconds_left": self.plan.seconds_left(state),
-                "texts": len(getattr(self.task, "items", ())),  # to be decoded after training
-            }
-        )
+    def _progress(self, loss: float, phase: str = "training") -> None:
+        numbers = self.plan.progress(self.state, self.metric)
+        texts = len(getattr(self.task, "items", ()))  # to be decoded after training
+        self.report({"phase": phase, **numbers, "loss": loss, "unit": self.task.unit, "texts": texts})

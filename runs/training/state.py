@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runs.errors import UserError
+from runs.record import Metric
 
 #: The columns of a curve: a row for each evaluation.
 CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
@@ -27,6 +28,13 @@ class State:
     status: str = "done"
     error: str | None = None
     scaler: dict[str, Any] | None = None  # fp16's
+
+    def end_epoch(self, point: Mapping[str, Any], predictions: str) -> None:
+        """Adds an evaluation to the curve, with the hash of its predictions."""
+        for key, value in point.items():
+            self.curve[key].append(value)
+        self.predictions.append(predictions)
+        self.epoch, self.loss_sum, self.rows = self.epoch + 1, 0.0, 0
 
     def diverge(self, why: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the same way."""
@@ -71,3 +79,19 @@ class Plan:
             per_evaluation = state.seconds["evaluate"] / evaluations
         to_come = sum(map(self.evaluates, range(state.epoch, self.epochs)))
         return per_step * (self.total_steps - state.step) + per_evaluation * to_come
+
+    def progress(self, state: State, metric: Metric) -> dict[str, Any]:
+        """Where a run stands, as the display and the tracker take it."""
+        values = state.curve["metric"]
+        return {
+            "epoch": math.ceil(state.step / self.steps_per_epoch),
+            "epochs": self.epochs,
+            "step": state.step,
+            "steps": self.total_steps,
+            "metric_name": metric.name,
+            "scale": metric.scale,
+            "metric": values[-1] if values else None,
+            "best": values[metric.best(values)] if values else None,
+            "pace": state.units / max(state.seconds["train"], 1e-9),
+            "seconds_left": self.seconds_left(state),
+        }

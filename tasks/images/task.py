@@ -235,9 +235,6 @@ class ImageTask(Task):
     def fixed(self, split: str) -> bool:
         return split != "train" or self.settings["augment"] == "none"
 
-    def units(self, batch: Mapping[str, Any]) -> int:
-        return len(batch["labels"])
-
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Cross entropy, a scalar tensor."""
         from torch.nn.functional import cross_entropy

@@ -192,7 +192,7 @@ def test_loss_sequence(method, e2e_words):
     words += ["method.bottleneck=4"] if method == "adapter_l" else ["method.rank=8"]
     (run,) = expand(words)
     loop = Training(run, run_id(run), lambda event: None)
-    assert [loop.step([i % 8 for i in range(s, s + 4)]) for s in range(5)] == pytest.approx(
+    assert [float(loop.step([i % 8 for i in range(s, s + 4)])) for s in range(5)] == pytest.approx(
         expected, abs=1e-5
     )
 

@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from running import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, UserError
 from runs.identity import run_id
 from runs.sweep import devices, launchers
-from runs.training import checkpoint, flags
+from runs.training import build, context, flags
+from runs.training.checkpoint import Checkpoint
 from runs.training.loop import Training
 from tasks.mt_bench import read_questions
 
@@ -228,7 +231,7 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, mon
 def test_tf32_is_a_precision_of_its_own_that_a_cpu_does_not_have(words):
     (plain,), (tf32,) = expand(words), expand([*words, "train.precision=tf32"])
     assert run_id(plain) != run_id(tf32)
-    with pytest.raises(UserError, match=r"train\.precision=tf32: a GPU's tensor cores"):
+    with pytest.raises(UserError, match=r"train\.precision=tf32: only a GPU computes so"):
         Training(tf32, "0" * 12, lambda event: None)
     with pytest.raises(UserError, match=r"train\.precision=tf23.*one of fp32, tf32, bf16, fp16"):
         expand([*words, "train.precision=tf23"])
@@ -262,15 +265,15 @@ def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
     what = (path, "a" * 12, {"b": parameter}, optimizer)
-    checkpoint.save(*what, torch.device("cuda", 5), {"step": 3}, {})
+    Checkpoint(*what, torch.device("cuda", 5)).save({"step": 3}, {})
     put = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: put.append(given))
-    loaded, _ = checkpoint.load(*what, torch.device("cuda", 0))
+    loaded, _ = Checkpoint(*what, torch.device("cuda", 0)).load()
     assert loaded == {"step": 3}
     assert [(value.tolist(), device.index) for value, device in put] == [(state.tolist(), 0)]
     with pytest.raises(DeviceError, match="begun on cuda and cannot go on on cpu: go on there, or delete"):
-        checkpoint.load(*what, torch.device("cpu"))
+        Checkpoint(*what, torch.device("cpu")).load()
 
 
 def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bits(tiny_llama):
@@ -289,18 +292,18 @@ def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bit
 def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_words, monkeypatch):
     words = [w for w in alpaca_words if not w.startswith("train.precision")]
     (run,) = expand([*words, "model.quantise=nf4", "train.precision=bf16"])
-    context = Training(run, "0" * 12, lambda event: None)
+    training = Training(run, "0" * 12, lambda event: None)
     caches = []
-    generate = context.raw_model.generate
+    generate = training.raw_model.generate
     monkeypatch.setattr(
-        context.raw_model,
+        training.raw_model,
         "generate",
         lambda **given: caches.append(given["past_key_values"]) or generate(**given),
     )
     question = read_questions(Path(run.config["task"]["mt_bench_dir"]), "mt_bench")[0]
-    prompt = context.task.conversation(question.turns[:1], [])
-    with context.accelerator.autocast():
-        answer._sample(context, [(question, 0, prompt)], run.config["task"])
+    prompt = training.task.conversation(question.turns[:1], [])
+    with training.accelerator.autocast():
+        answer._sample(training, [(question, 0, prompt)], run.config["task"])
     layers = caches[0].layers
     assert (
         {layer.keys.dtype for layer in layers} == {layer.values.dtype for layer in layers} == {torch.bfloat16}
@@ -316,6 +319,91 @@ def test_training_a_decoder_fills_no_cache(alpaca_words, monkeypatch):
     training.step([0, 1])
     training.evaluate()
     assert not filled
+
+
+def test_a_loss_that_is_read_a_step_late_ends_in_the_same_record(words):
+    records = []
+    for behind in (0, 1, 3):
+        training = Training(expand(words)[0], "0" * 12, lambda event: None)
+        training.checkpoint.path.unlink(missing_ok=True)
+        assert training.behind == 0
+        training.behind = behind
+        training.go()
+        records.append((training.state.curve, training.state.units, training.state.step, training.unread))
+    assert records[0] == records[1] == records[2]
+    assert records[0][-1] == []
+
+
+def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_step(words, monkeypatch):
+    training = Training(expand(words)[0], "0" * 12, lambda event: None)
+    training.behind = 1
+    step, seen = training.step, []
+
+    def second_is_nan(rows):
+        seen.append(rows)
+        return step(rows) * (float("nan") if len(seen) == 2 else 1.0)
+
+    monkeypatch.setattr(training, "step", second_is_nan)
+    training.go()
+    assert (training.state.status, len(seen)) == ("diverged", 3)
+    assert training.state.error == "loss became nan at epoch 1, step 2"
+
+
+def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **given: asked.append(given["fused"]))
+    group = {"params": [torch.nn.Parameter(torch.ones(2))]}
+    for kind, groups in (("cuda", [group]), ("cpu", [group]), ("cuda", [])):
+        build.make_optimizer(groups, {"adam_eps": 1e-8}, torch.device(kind))
+    assert asked == [True, None, None]
+
+
+def test_a_batch_travels_from_page_locked_memory(monkeypatch):
+    moves = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: moves.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **how: moves.append((*to, how)) or self)
+    arrays = {"input_ids": np.zeros((2, 3), dtype=np.int64)}
+    context.on_device(arrays, torch.device("cuda"))
+    assert moves == ["pinned", (torch.device("cuda"), {"non_blocking": True})]
+    moves.clear()
+    context.on_device(arrays, torch.device("cpu"))
+    assert moves == [(torch.device("cpu"), {})]
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for a device: a value that the host reads, or a shape that depends on values."""
+
+    WAITS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        indexed = name in ("index", "index_put_", "index_put") and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if name in self.WAITS or indexed:
+            self.seen.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("path", ["auto", "hybrid", "materialised"])
+def test_a_step_of_vera_waits_for_the_device_no_more_often_than_one_of_lora(path, words):
+    counts = {}
+    for method in ("vera", "lora"):
+        own = [w for w in words if not w.startswith("method")]
+        more = [f"method.path={path}", "method.rank=40"] if method == "vera" else ["method.rank=4"]
+        training = Training(expand([*own, f"method={method}", *more])[0], "0" * 12, lambda event: None)
+        training.step([0, 1])
+        with Reads() as of_a_step:
+            training.step([2, 3])
+        with Reads() as of_an_evaluation:
+            training.evaluate()
+        counts[method] = of_a_step.seen, of_an_evaluation.seen
+    assert counts["vera"] == counts["lora"]
+    assert counts["lora"][0]  # AdamW's, of its count of steps, which lies on the CPU
 
 
 def test_data_parallel_broadcasts_nothing_that_is_frozen(words):

@@ -64,7 +64,7 @@ def test_loss_sequence(method, words):
     words += ["method.bottleneck=4"] if method.startswith("adapter") else []
     loop = training(words)
     batches = epoch_batches(loop.lengths, 8, seed=0, epoch=0)
-    assert [loop.step(rows) for rows in batches[:5]] == pytest.approx(expected, abs=1e-5)
+    assert [float(loop.step(rows)) for rows in batches[:5]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
@@ -74,7 +74,7 @@ def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
         loop = training([*words, f"micro_batch={micro}"])
         rows = epoch_batches(loop.lengths, 8, seed=0, epoch=0)[0]
         reference = copy.deepcopy(loop.raw_model)
-        loss = loop.step(rows)
+        loss = float(loop.step(rows))
         results.append((loss, [p.detach().clone() for p in loop.parameters.values()]))
     trainable = [p for p in reference.parameters() if p.requires_grad]
     named = {n: p for n, p in reference.named_parameters() if p.requires_grad}

@@ -18,7 +18,7 @@ layers a training step costs, in FLOPs, and keeps for the backward pass, in elem
 """
 
 from vera.kernels.cost import PATHS, WEIGHTS, Plan, choose, flops
-from vera.kernels.group import Group
+from vera.kernels.group import Group, unchanged
 from vera.kernels.onednn import frozen_linear
 
-__all__ = ["PATHS", "WEIGHTS", "Group", "Plan", "choose", "flops", "frozen_linear"]
+__all__ = ["PATHS", "WEIGHTS", "Group", "Plan", "choose", "flops", "frozen_linear", "unchanged"]

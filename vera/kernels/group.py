@@ -1,15 +1,15 @@
 """The adapted layers that read one input compute together, on the path that the cost model chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.kernels.cost import choose
-from vera.kernels.merged import Kept, Layer, Merged, bias, mark, merged_weight, vectors_of
+from vera.kernels.merged import Layer, Merged, bias, mark, merged_weight, vectors_of
 from vera.kernels.onednn import frozen_linear, product, traced, usable
 from vera.sites import is_transposed, size
 
@@ -26,7 +26,8 @@ class Group:
         #: The input of the call, its `mark`, and the outputs that no layer has taken yet.
         self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
         self.elsewhere: list[Layer] = []
-        self.kept: WeakKeyDictionary[Layer, Kept] = WeakKeyDictionary()
+        #: The layers' merged weights, within `unchanged`; else None, and each call merges.
+        self.kept: dict[Any, Tensor] | None = None
         for layer in self.layers:
             layer.group = self
 
@@ -35,7 +36,7 @@ class Group:
         return {"layers": self.layers, "path": self.path, "weights": self.weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "call": None, "elsewhere": [], "kept": WeakKeyDictionary()}
+        self.__dict__ |= {**state, "call": None, "elsewhere": [], "kept": None}
 
     def attach(self, reader: nn.Module) -> None:
         """Makes the module whose input the layers read compute the group."""
@@ -104,6 +105,24 @@ class Group:
                 return list(Merged.apply(x, layers, merged, plan, dtype, *vectors_of(*layers)))  # type: ignore[no-untyped-call]
             x = x.to(dtype)
             return [product(x, w, bias(layer, dtype)) for layer, w in zip(layers, merged, strict=True)]
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """The caller's promise that no value of the model changes within: each layer then merges its weight once,
+    and not in each call. For micro-batches between two optimizer steps, and for an evaluation.
+
+    A promise, since to find out would be to wait for the device in every layer, and torch's version counter
+    misses what a fused optimizer or `.data` writes."""
+    layers = (getattr(module, "group", None) for module in model.modules())
+    groups = [group for group in layers if isinstance(group, Group) and group.kept is None]
+    for group in groups:
+        group.kept = {}
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.kept = None
 
 
 def _obstacle(layer: Layer) -> str | None:

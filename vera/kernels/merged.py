@@ -1,15 +1,13 @@
-"""Through the merged weight W = W0 + (b * B) (d * A): the weight, kept from call to call, and gradients."""
+"""Through the merged weight W = W0 + (b * B) (d * A): the weight, and gradients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vera.base_weights import sample, stamp, version
+from vera.base_weights import sample
 from vera.kernels.cost import Plan
 from vera.kernels.onednn import product
 from vera.sites import WHOLE
@@ -108,19 +106,6 @@ def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
     return None if layer.base.bias is None else layer.base.bias.to(dtype)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A merged weight and what it was made from: micro-batches between two optimizer steps make it once.
-
-    b and d are compared by value, and the frozen base by a sample of its values: torch's version counter does
-    not count what is written through `.data`. base keeps the memory from being used again at its address."""
-
-    base: Tensor
-    source: tuple[Any, ...]
-    vectors: Tensor
-    weight: Tensor
-
-
 def vectors_of(*layers: Layer) -> list[Tensor | None]:
     """b and d of each change of these layers."""
     changes = [change for layer in layers for change in layer.changes.values()]
@@ -133,20 +118,12 @@ def mark(x: Tensor) -> float:
     return sample(x) if x.is_inference() else x._version
 
 
-def merged_weight(
-    layer: Layer, dtype: torch.dtype, kept: WeakKeyDictionary[Layer, Kept] | None = None
-) -> Tensor:
-    """The layer's merged weight. With `kept`, that of an earlier call, unless something that it was made from
-    has changed."""
-    vectors = vectors_of(layer)
-    if kept is None:
-        return merge(layer, dtype, layer.weight(), vectors)
-    base = layer.base.weight.detach()
-    pairs = [version(m) for change in layer.changes.values() for m in (change.pair.A, change.pair.B)]
-    source = (*stamp(base), base.device, dtype, torch.is_inference_mode_enabled(), *pairs)
-    values = torch.cat([vector.detach() for vector in vectors if vector is not None])
-    earlier = kept.get(layer)
-    if earlier is None or earlier.source != source or not torch.equal(earlier.vectors, values):
-        merged = merge(layer, dtype, layer.weight(), vectors)
-        earlier = kept[layer] = Kept(base, source, values, merged)
-    return earlier.weight
+def merged_weight(layer: Layer, dtype: torch.dtype, kept: dict[Any, Tensor] | None = None) -> Tensor:
+    """The layer's merged weight, (out, in); with `kept`, that of an earlier call."""
+    key = (layer, dtype, torch.is_inference_mode_enabled())  # such a tensor cannot be saved for a gradient
+    weight = None if kept is None else kept.get(key)
+    if weight is None:
+        weight = merge(layer, dtype, layer.weight(), vectors_of(layer))
+        if kept is not None:
+            kept[key] = weight
+    return weight

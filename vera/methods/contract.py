@@ -169,5 +169,3 @@ class Method(ABC):
         for module in model.modules():
             if isinstance(module, Added):
                 module.enabled = not disabled
-            if disabled and isinstance(module, AdaptedLinear):
-                module.forget_kept()

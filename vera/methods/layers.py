@@ -86,7 +86,6 @@ class AdaptedLinear(Added):
         """Folds the changes into the base weight. What can hinder it: Method.merge."""
         if self.merged:
             return
-        self.forget_kept()
         self._unmerged_weight = self.base.weight.detach().clone()
         weight = self.weight()
         for name, rows in self.blocks.items():
@@ -102,11 +101,6 @@ class AdaptedLinear(Added):
     def forget_unmerged(self) -> None:
         """Makes the merge final."""
         self._unmerged_weight = None
-
-    def forget_kept(self) -> None:
-        """Frees the merged weight that its group keeps from call to call."""
-        if self.group is not None:
-            self.group.kept.pop(self, None)
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
