@@ -18,7 +18,8 @@ quoted = '$(subst ','\'',$(1)$(subst $(newline), ,$(value $(2))))'
 given = $(if $(value $(2)),$(call quoted,$(1),$(2)))
 SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
-# make would expand these for the environment of every command; no command reads them there.
+# make would expand these for the environment of every command; no command reads them there. (This stands below the
+# defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
          ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
