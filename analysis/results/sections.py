@@ -3,6 +3,7 @@ with its tables, figures and runs."""
 
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,8 +31,7 @@ def pages(studies: Sequence[Path], docs: Path) -> dict[str, str]:
     for ledger in ledgers.values():
         whole.records |= ledger.records
         whole.measures |= ledger.measures
-    parts = [INTRODUCTION, _what_ran(ledgers), agreement(claims(whole)), READING, _speed(docs / "bench")]
-    files = {"results.md": "\n\n".join(part.strip() for part in parts if part) + "\n"}
+    files = {"results.md": overview(claims(whole), _what_ran(ledgers), _speed(docs / "bench"))}
     for folder, ledger in ledgers.items():
         files |= study(folder, ledger)
     return files
@@ -44,15 +44,6 @@ def _grid(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Coll
 
 
 # --- results.md
-
-INTRODUCTION = """# Results
-
-<!-- written by make results from runs/records: edit the NOTES.md of a study, not this page -->
-
-What this project's own studies found on benchmark data. Where a model is not one of the paper's, no number
-here reproduces or refutes a number of the paper; the findings can be compared. Every number comes from
-records in `runs/records`, whose ids stand beside it. `make report` shows each record with its curves,
-configuration and provenance. The data sets are not part of this repository."""
 
 
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
@@ -71,11 +62,11 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
             (f"[{name}](results/{name}.md)", runs, trials, diverged, f"{seconds / 3600:.1f}", devices)
         )
     header = ("study", "runs", "trials", "diverged", "hours", "device")
-    parts = ["## What ran", _grid(header, rows, header[1:5])]
+    text = _grid(header, rows, header[1:5])
     ids = [record["id"] for ledger in ledgers.values() for record in ledger]
     if again := len(ids) - len(set(ids)):
-        parts.append(f"Runs of several studies are counted in each: {again} of these counts are repetitions.")
-    return "\n\n".join(parts)
+        text += f"\n\nRuns of several studies are counted in each: {again} of these counts are repetitions."
+    return text
 
 
 def _device(record: Record) -> str:
@@ -84,44 +75,27 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-READING = """## How to read the study pages
-
-A page has the study's notes, its tables and its figures. Its last table lists the runs behind every row, by
-method and task. The words and numbers are those of `python -m analysis.tables` and
-`python -m analysis.stats`; the second also compares the methods of a study by pairs of runs, with sign
-tests."""
-
-DECISION = f"""### How a finding is decided
-
-- **Numbers.** As in the paper: medians of the best epoch for table 2, medians of the last epoch for tables 3
-  and 5, means for tables 6 and 7.
-- **Pairs.** Rows are compared over the seeds that all of them have, by pairs of runs of one seed, with
-  Student's t on the differences.
-- **X is near Y** agrees if the one-sided 95% bound of the mean difference X - Y is above -{MARGIN:g} point.
-  It does not agree if the other bound is below -{MARGIN:g} point.
-- **X is above Y** agrees if the 95% interval of the difference is above 0. It does not agree if the interval
-  is below 0.
-- **Undecided** is every other case, and the case that no row is two standard errors above the larger class.
-- **Few seeds** rarely decide. If differences vary by 3 points from seed to seed, a true difference of -3 is
-  called "does not agree" in 20% of cases with 3 pairs, 34% with 5, 62% with 10 and 89% with 20.
-- **Bold** words rest on at least {FIRM_PAIRS} pairs or runs.
-- **Short runs.** Most runs have a few epochs. A row that is still rising (its best epoch is the last one in
-  most seeds) could end elsewhere after as many epochs as the paper's.
-- **Cross-fitted** is the same finding with each run's epoch chosen on one half of dev and reported on the
-  other, both ways.
-- **Margins.** Two are this project's choice: {MARGIN:g} point; and for figure 6 two errors are equal within a
-  tenth of LoRA's, or {FITTED:g}. Figure 6's finding is of every count, so one count that differs refutes it.
-- **No independence.** A line of the first table pools tasks with different metrics (Matthews, Pearson,
-  accuracy, BLEU). Findings on one task share VeRA's runs, the seeds and the dev set."""
+def overview(found: list[Claim], what_ran: str = "", speed: str = "") -> str:
+    """The page of all studies: results.md beside this file with its gaps filled."""
+    gaps = {
+        "what_ran": what_ran,
+        "tally": tally(found)
+        if found
+        else "No published run can be compared with a finding of the paper yet.",
+        "margin": f"{MARGIN:g}",
+        "fitted": f"{FITTED:g}",
+        "firm_pairs": f"{FIRM_PAIRS}",
+        "findings": _one_by_one(found) if found else "",
+        "speed": speed,
+    }
+    frame = (Path(__file__).parent / "results.md").read_text()
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: gaps[match[1]], frame)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def agreement(found: list[Claim]) -> str:
-    """The part of the page on the findings: a line for each, over all that it was tried on; then one by
-    one."""
-    title = "## What agrees with the paper, and what does not"
-    if not found:
-        return f"{title}\n\nNo published run can be compared with a finding of the paper yet."
-    parts = [title, tally(found), DECISION]
+def _one_by_one(found: list[Claim]) -> str:
+    """Each finding on every model and task, and the runs behind them."""
+    parts = []
     behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
     for number, group in enumerate(by_finding(found).values(), 1):
         sources = dict.fromkeys(claim.source for claim in group)
@@ -129,9 +103,7 @@ def agreement(found: list[Claim]) -> str:
         rows = []
         for claim in group:
             runs = ", ".join(f"R{behind.index(one) + 1}" for one in claim.runs) or "-"
-            rows.append(
-                (claim.where, claim.here, claim.trained, claim.word, crossfit_word(claim), runs),
-            )
+            rows.append((claim.where, claim.here, claim.trained, claim.word, crossfit_word(claim), runs))
         parts.append(_grid(("tried on", "here", "epochs", "verdict", "cross-fitted", "runs"), rows))
     header = ("", "row", "tried on", "runs", "median", "mean", "ids, by seed")
     lines = [
@@ -227,7 +199,7 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
     return {f"results/{folder.name}.md": "\n\n".join(part for part in parts if part) + "\n"} | pictures
 
 
-HEAD = """<!-- written by make results from runs/records: edit the study's NOTES.md, not this page -->
+HEAD = """<!-- written by make results from runs/records: edit the study's NOTES.md instead -->
 
 [Results of all studies](../results.md)"""
 
