@@ -190,8 +190,9 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
         for figure in figures.FIGURES[name](finished):
             if any(row[-1].text for row in figure.rows):
                 path = f"{folder.name}_{figure.name}.svg"
+                lines = [] if pictures else ["## Figures", ""]
+                lines += [f"![{one_line(figure.title)}]({path})", "", *_new(figure.notes, shown)]
                 pictures[f"results/{path}"] = figures.svg(figure)
-                lines = [f"![{one_line(figure.title)}]({path})", "", *_new(figure.notes, shown)]
                 parts.append("\n".join(lines).strip())
     cells = [table for table in statistics_tables(finished) if table.title.endswith(": cells")]
     parts += [_table(table, shown) for table in [*cells, costs(finished)] if table.rows]
@@ -226,7 +227,7 @@ def _table(table: Table, shown: set[str]) -> str:
     if table.header[0] == "setting":  # rows that the table of runs has by another name
         ids = {row[0].text: dict.fromkeys(name for cell in row for name in cell.ids) for row in table.rows}
         behind = [f"- {row}: {' '.join(map(_code, of))}" for row, of in ids.items() if of]
-    return "\n".join([f"**{table.title}**", "", rows, "", *behind, *_new(table.notes, shown)]).strip()
+    return "\n".join([f"## {table.title}", "", rows, "", *behind, *_new(table.notes, shown)]).strip()
 
 
 def _groups(keyed: Iterable[tuple[tuple[str, ...], Record]]) -> list[tuple[tuple[str, ...], list[Record]]]:
@@ -250,7 +251,7 @@ def _runs(ledger: Ledger) -> str:
     for group, records in _groups((key(record), record) for record in ledger):
         by_seed = sorted((record["cell"]["seed"], record["id"]) for record in records)
         rows.append((*map(one_line, group), " ".join(f"{seed}: `{name}`" for seed, name in by_seed)))
-    return f"**Runs**\n\n{_grid(('method', 'model', 'task', 'run ids, by seed'), rows)}" if rows else ""
+    return f"## Runs\n\n{_grid(('method', 'model', 'task', 'run ids, by seed'), rows)}" if rows else ""
 
 
 def _trials(ledger: Ledger) -> str:
@@ -282,7 +283,6 @@ def _trials(ledger: Ledger) -> str:
     return f"{TRIALS}\n\n{_grid((*header, last), rows, header[3:])}"
 
 
-TRIALS = (
-    "**Tuning: every trial on held-out training rows, by the epoch that the table reports, median over seeds,"
-    " best first**"
-)
+TRIALS = """## Tuning
+
+Every trial on held-out training rows, by the epoch that the table reports: medians over seeds, best first."""

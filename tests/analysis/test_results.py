@@ -1,6 +1,7 @@
 """docs/results.md from small studies: findings by hand, pictures, trials, and the README's table."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -567,13 +568,15 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     by_seed = " ".join(f"{seed}: {one}" for seed, one in enumerate(ids["vera"].split()))
     assert f"| VeRA r=1024 | MiniLM | cola | {by_seed} |" in text
     assert "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `" in text
-    assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
+    assert "## Table 2's protocol on minilm, a model that the paper does not use\n" in text
     assert (
         "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
     )
     assert "- params: without the classification head" in text
     assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
-    assert "**Cost of each cell**" in text
+    assert "## Cost of each cell\n" in text
+    headings = re.findall("^## (.*)$", text, re.M)
+    assert headings[1:] == ["Figures", "minilm: cells", "Cost of each cell", "Tuning", "Runs"]
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
     assert f"]({picture.name})" in text
@@ -656,7 +659,7 @@ def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
     text = (folder / "docs" / "results" / "instructions.md").read_text()
     assert text.startswith("# instructions\n")
     assert "MT-Bench" not in text
-    assert "**smollm2: cells**" in text
+    assert "## smollm2: cells\n" in text
 
 
 def test_a_picture_that_no_study_has_any_more_goes(study):
