@@ -75,17 +75,17 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-def overview(found: list[Claim], what_ran: str = "", speed: str = "") -> str:
+def overview(comparisons: list[Claim], what_ran: str = "", speed: str = "") -> str:
     """The page of all studies: results.md beside this file with its gaps filled."""
     gaps = {
         "what_ran": what_ran,
-        "tally": tally(found)
-        if found
+        "tally": tally(comparisons)
+        if comparisons
         else "No published run can be compared with a finding of the paper yet.",
         "margin": f"{MARGIN:g}",
         "fitted": f"{FITTED:g}",
         "firm_pairs": f"{FIRM_PAIRS}",
-        "findings": _one_by_one(found) if found else "",
+        "findings": _one_by_one(comparisons) if comparisons else "",
         "speed": speed,
     }
     frame = (Path(__file__).parent / "results.md").read_text()
@@ -93,11 +93,11 @@ def overview(found: list[Claim], what_ran: str = "", speed: str = "") -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _one_by_one(found: list[Claim]) -> str:
+def _one_by_one(comparisons: list[Claim]) -> str:
     """Each finding on every model and task, and the runs behind them."""
     parts = []
-    behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
-    for number, group in enumerate(by_finding(found).values(), 1):
+    behind = list(dict.fromkeys(runs for claim in comparisons for runs in claim.runs))
+    for number, group in enumerate(by_finding(comparisons).values(), 1):
         sources = dict.fromkeys(claim.source for claim in group)
         parts += [f"### Finding {number}", f"In the paper: {'; '.join(sources)}."]
         rows = []
@@ -123,20 +123,20 @@ def _code(name: str) -> str:
     return f"`{name}`"
 
 
-def by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
+def by_finding(comparisons: list[Claim]) -> dict[str, list[Claim]]:
     """The claims of each finding, which the paper may have in several tables."""
     groups: dict[str, list[Claim]] = defaultdict(list)
-    for claim in found:
+    for claim in comparisons:
         groups[claim.claim].append(claim)
     return groups
 
 
-def tally(found: list[Claim]) -> str:
+def tally(comparisons: list[Claim]) -> str:
     """A line for each finding, over all that it was tried on."""
     header = ("", "the paper's finding", "tried on", *WORDS.values())
     header += (f"with {FIRM_PAIRS} pairs or runs", "holds in pairs, runs or counts")
     rows = []
-    for number, (name, group) in enumerate(by_finding(found).items(), 1):
+    for number, (name, group) in enumerate(by_finding(comparisons).items(), 1):
         words = [sum(claim.agrees is word for claim in group) for word in WORDS]
         holds = [answer for claim in group for answer in claim.holds]
         firm = sum(claim.firm for claim in group)
