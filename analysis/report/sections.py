@@ -120,7 +120,7 @@ def _claims(report: Report) -> str:
                 f'<td class="text">{word}</td><td class="words">{escape(claim.here)}</td></tr>'
             )
     if not rows:
-        return "<p>No finding of the paper has the runs yet that could say something of it.</p>"
+        return "<p>No run here can be compared with a finding of the paper yet.</p>"
     first = "the paper's finding"
     each = grid("Findings by model and task", [first, "tried on", "verdict", "numbers"], rows)
     rule = f"By pairs of runs of one seed; bold: of at least {FIRM_PAIRS} pairs or runs."
