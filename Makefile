@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything runs from .venv, which the first target that needs it sets up.
+# `make help` lists the targets. They run from .venv; the first one that needs it sets it up.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,9 +7,9 @@ EXPERIMENT ?= demo
 N ?= 100
 CONSTRAINTS ?= constraints.txt
 
-# quoted: what a variable holds, as one word of the shell behind a prefix, whatever is in it: neither make ($(value)) nor the
-# shell expands or runs it. given: the same, or nothing where it is empty. ARGS are several words, split as a shell splits
-# them; with a quote that does not close they are one, which the command refuses.
+# quoted: the value of a variable as one word of the shell, after a prefix. Neither make ($(value)) nor the shell expands or
+# runs anything in it. given: the same, or nothing where the variable is empty. ARGS are several words, split as a shell
+# splits them; with a quote that does not close they are one word, which the command refuses.
 define newline
 
 
@@ -18,18 +18,19 @@ quoted = '$(subst ','\'',$(1)$(subst $(newline), ,$(value $(2))))'
 given = $(if $(value $(2)),$(call quoted,$(1),$(2)))
 SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
-# make would expand them for the environment of every command, which reads none of them there. (Here, since make takes a name that it meets here for set.)
+# make would expand these for the environment of every command; no command reads them there. (This stands below the
+# defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
          ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
-# What SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA= become on the command line.
+# SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
         $(call given,model.path=,MODEL_PATH) $(call given,task.data_dir=,DATA) $(call given,task.mt_bench_dir=,MT_BENCH) \
         $(call quoted,output=,OUTPUT) $(arguments)
-# And for python -m runs alone: where and how.
+# LAUNCHER= and TRACKING=, for python -m runs alone.
 LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
 
-# And for pip: in which versions.
+# The versions that pip installs.
 VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
@@ -42,9 +43,9 @@ help: ## this list
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
-	@echo "  LAUNCHER=local (or slurm, ray) says where their runs are done, TRACKING=online (offline, off) who hears of them."
-	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has it"
-	@echo "  judged (JUDGE=gpt-4)."
+	@echo "  LAUNCHER=local (or slurm, ray) picks where their runs are done, TRACKING=online (offline, off) whether W&B shows them."
+	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has the"
+	@echo "  answers judged (JUDGE=gpt-4)."
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(call quoted,,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
@@ -67,31 +68,31 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 
-# What both print at the end: the slowest ones. Each worker takes tests from the others when its own are done.
+# Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 test: setup ## the fast tests, at most 4 minutes on 2 cores
 	@$(PYTEST) -m "not slow"
 
-test-all: test ## and the slow ones: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
+test-all: test ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
 	@$(PYTEST) -m slow
 
-chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its figures go to docs/chaos.md
+chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## files, overrides and requests from strangers, a few minutes: SEED=; SHORT=1: two or three minutes; else its figures go to docs/attack.md
+attack: setup ## hostile files, overrides and requests, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two or three minutes
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
-lint: setup ## ruff, mypy, and the arrows between the rooms
+lint: setup ## ruff, mypy, and the imports between the packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 methods: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
-docs: setup ## the documentation as a site, with an API reference: outputs/site/index.html; a link that leads nowhere is an error
+docs: setup ## the documentation as a site, with an API reference: outputs/site/index.html; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo outputs/site/index.html
 
-plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base; WATCH=1: again and again while it runs
+plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base; WATCH=1: updated while it runs
 	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
@@ -119,7 +120,7 @@ publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 results: setup ## docs/results.md and the README's table, from the published records
 	@$(BIN)/python -m analysis.results
 
-sync: setup ## uploads to Weights & Biases what runs have written offline, each once
+sync: setup ## uploads to Weights & Biases the runs that were written offline, each once
 	@$(BIN)/python -m runs.tracking sync $(call quoted,output=,OUTPUT)
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
@@ -172,7 +173,7 @@ llama-7b llama-13b llama2-7b llama2-13b:
 	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
 	@$(BIN)/python -m analysis.tables table4 $(call quoted,output=,OUTPUT) save=true
 
-# Each part is run whatever becomes of the one before it; the exit code says whether one failed.
+# Every part runs, also after a failed one; the exit code is that of a failed part.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
 	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
 	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
@@ -185,7 +186,7 @@ rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoR
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT)
 
-figures: setup ## figures 2 to 6 from the records there are, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
+figures: setup ## figures 2 to 6 from the records, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
 	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)
 	@$(BIN)/python -m runs.measure magnitude $(call quoted,output=,OUTPUT) || true
 	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) || true

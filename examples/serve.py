@@ -8,13 +8,14 @@
     curl localhost:8000/classify -H 'content-type: application/json' \
       -d '{"adapter": "films", "text": "A lovely film."}'
 
-A folder is that of a run: adapter.safetensors, and head.safetensors, which names the classes. An answer has
-their names; without names, their numbers. An adapter without a head answers with the base model's, if that
-has one; otherwise the server leaves it out, and refuses requests that name no adapter.
+A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names of the classes. An
+answer has the class by name, or by number where the head has no names. An adapter without a head uses the
+base model's. If that has none either, the server leaves the adapter out, and refuses requests that name no
+adapter.
 
-Requests that arrive while a batch is computed wait and form the next one: no timer, and no delay where there
-is no load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
-megabyte 413. There is no login: let other machines in through a proxy that has one.
+Requests that arrive while a batch is computed wait and form the next batch: there is no timer, and no delay
+without load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
+megabyte 413. There is no login: other machines need a proxy that has one.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         return Answer(adapter=name, label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
 
     def compute(questions: list[Question]) -> list[Answer]:
-        # Each by itself, then padded: what one request holds changes nothing for another.
+        # Each text is tokenised by itself, then padded: one request cannot change another's answer.
         texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q in questions]
         batch = tokenizer.pad(
             [tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt"
@@ -157,8 +158,8 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
         """FastAPI's own answer repeats the input, which fails for NaN and lone surrogates: not JSON."""
         problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
-        told = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
-        log.warning("422 for %s: %s", http.client.host if http.client else "a client", told)
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems]
+        log.warning("422 for %s: %s", http.client.host if http.client else "a client", "; ".join(lines))
         return JSONResponse({"detail": problems}, 422)
 
     @app.get("/", include_in_schema=False)
@@ -182,7 +183,9 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         if question.adapter is not None and question.adapter not in adapters:
             known = f"GET /adapters lists the {len(adapters)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
-        for _ in range(5):  # it may be full of clients that have left, of whom the server hears in a moment
+        for _ in range(
+            5
+        ):  # the queue may be full of clients that have left: the server learns this in a moment
             if len(waiting) >= LONGEST_QUEUE:
                 await asyncio.sleep(0.02)
         if len(waiting) >= LONGEST_QUEUE:
@@ -217,7 +220,7 @@ def named_folder(word: str) -> tuple[str, Path]:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does: with --port 0 nobody knows before."""
+    """Prints its address once it listens: with --port 0 the port is not known before."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -243,7 +246,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    transformers_logging.set_verbosity_error()  # its report of a missing head: the adapters bring theirs
+    transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()
     try:
         model, tokenizer, own_head = load(options.model, options.labels)

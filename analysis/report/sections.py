@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 @dataclass
 class Report:
-    """What every section is made from: the records, their entries, all and those shown, the verdicts, and the
-    parts of the page that could not be made."""
+    """What the sections share: the records, their entries (all, and those shown), the verdicts, and the parts
+    of the page that could not be made."""
 
     ledger: Ledger
     entries: list[Entry]
@@ -105,9 +105,9 @@ def _figure(report: Report, figure: Figure) -> str:
 def _claims(report: Report) -> str:
     """What the records say of the paper's findings: a line for each, and folded one for each model and
     task."""
-    made = report.attempt("the findings could not be made", lambda: claims(report.ledger))
+    comparisons = report.attempt("the findings could not be made", lambda: claims(report.ledger))
     rows, lines = list[str](), list[str]()
-    for name, group in by_finding(made).items():
+    for name, group in by_finding(comparisons).items():
         counts = [sum(claim.agrees is word for claim in group) for word in WORDS]
         cells = "".join(f"<td>{n or '·'}</td>" for n in (len(group), *counts))
         lines.append(f'<tr><th scope="row" class="words">{escape(name)}</th>{cells}</tr>')
@@ -120,7 +120,7 @@ def _claims(report: Report) -> str:
                 f'<td class="text">{word}</td><td class="words">{escape(claim.here)}</td></tr>'
             )
     if not rows:
-        return "<p>No finding of the paper has the runs yet that could say something of it.</p>"
+        return "<p>No run here can be compared with a finding of the paper yet.</p>"
     first = "the paper's finding"
     each = grid("Findings by model and task", [first, "tried on", "verdict", "numbers"], rows)
     rule = f"By pairs of runs of one seed; bold: of at least {FIRM_PAIRS} pairs or runs."
@@ -239,14 +239,14 @@ def _verdict_row(finding: Finding, position: Mapping[str, int]) -> str:
 
 def _statistics(report: Report) -> str:
     ledger = report.ledger
-    made = report.attempt(
+    statistics = report.attempt(
         "the statistics could not be made",
         lambda: [*statistics_tables(ledger), costs(ledger)] if ledger.records else [],
     )
-    few = " open" if len(made) < 8 else ""
+    few = " open" if len(statistics) < 8 else ""
     parts = [
         folded(escape(table.title), table_html(table, report.position), f"{_about(report, table)}{few}")
-        for table in made
+        for table in statistics
     ]
     return "".join(parts) or "<p>There are no finished runs.</p>"
 
@@ -314,11 +314,11 @@ def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
     for sign in "<>&\u2028\u2029":  # no label may end the script element that holds the data
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     sections = {
-        "made": (
+        "summary": (
             f"Made on {time.strftime('%Y-%m-%d')} from {len(ledger.records):,} records. A reproduction of"
             " VeRA (Kopiczko, Blankevoort, Asano; ICLR 2024), the paper's numbers beside ours."
         ),
-        "found": _claims(report),
+        "claims": _claims(report),
         "overview": _overview(report),
         "verdicts": _verdicts(report),
         "tables": _tables(report),

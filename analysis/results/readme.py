@@ -1,4 +1,4 @@
-"""The README's tables: the rows of a study, between two marks."""
+"""The README's table: the rows of a study, between two marks."""
 
 from collections import defaultdict
 
@@ -12,41 +12,33 @@ from runs.errors import UserError
 from runs.record import Ledger
 from runs.record.text import megabytes
 
-#: What stands between these lines of the README is written here.
+#: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
 
 
 def headline(ledger: Ledger) -> str:
     """A table of the README: the rows of a study, those that train most first."""
-    found = all_cells(ledger)
-    labels = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
-    tasks = {
-        task: GLUE.get(task, labels[task])
-        for task in [*GLUE, *sorted(set(labels) - set(GLUE))]
-        if task in labels
-    }
+    cells = all_cells(ledger)
+    labels = {r["cell"]["task"]: r["label"]["task"] for cell in cells.values() for r in cell.records}
+    tasks = {task: name for task, name in GLUE.items() if task in labels}
+    tasks |= {task: labels[task] for task in sorted(set(labels) - set(GLUE))}
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
-    for (_, row, task), cell in sorted(found.items(), key=lambda item: -item[1].parameters):
+    for (_, row, task), cell in sorted(cells.items(), key=lambda item: -item[1].parameters):
         rows[row][task] = cell
-    lora = next((cell.parameters for key, cell in found.items() if key[1] == "lora"), None)
+    lora = next((cell.parameters for key, cell in cells.items() if key[1] == "lora"), None)
     lines = []
-    for mine in rows.values():
-        first = next(iter(mine.values()))
+    for by_task in rows.values():
+        first = next(iter(by_task.values()))
         ratio = f"{first.parameters / lora:.2f}x" if lora and first.parameters else "-"
-        numbers = _numbers(mine, tasks)
+        numbers = _numbers(by_task, tasks)
         lines.append(f"| {first.label} | {first.parameters:,} | {ratio} | {' | '.join(numbers.values())} |")
-    return "\n".join(
-        [
-            f"| | trainable | vs LoRA | {' | '.join(numbers)} |",
-            f"| --- |{' ---: |' * (len(numbers) + 2)}",
-            *lines,
-        ]
-    )
+    header = f"| | trainable | vs LoRA | {' | '.join(numbers)} |"
+    return "\n".join([header, f"| --- |{' ---: |' * (len(numbers) + 2)}", *lines])
 
 
-def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
-    """What a row's table shows of it, by column."""
-    cell = next(iter(mine.values()))
+def _numbers(by_task: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
+    """The numbers of a row, by column."""
+    cell = next(iter(by_task.values()))
     protocol = table_of(cell.records[0])
     if protocol == "e2e":
         return {
@@ -57,7 +49,9 @@ def _numbers(mine: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
         size = cell.cost("adapter_bytes")
         perplexity = over_seeds(cell, series(cell).values.values(), 2).text
         return {"adapter": megabytes(size) if size else "-", "held-out perplexity": perplexity}
-    return {label: shown(mine[task]).text if task in mine else "missing" for task, label in tasks.items()}
+    return {
+        label: shown(by_task[task]).text if task in by_task else "missing" for task, label in tasks.items()
+    }
 
 
 def readme(text: str, study: str, table: str) -> str:

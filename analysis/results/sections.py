@@ -3,6 +3,7 @@ with its tables, figures and runs."""
 
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,8 +31,7 @@ def pages(studies: Sequence[Path], docs: Path) -> dict[str, str]:
     for ledger in ledgers.values():
         whole.records |= ledger.records
         whole.measures |= ledger.measures
-    parts = [INTRODUCTION, _what_ran(ledgers), agreement(claims(whole)), READING, _speed(docs / "bench")]
-    files = {"results.md": "\n\n".join(part.strip() for part in parts if part) + "\n"}
+    files = {"results.md": overview(claims(whole), _what_ran(ledgers), _speed(docs / "bench"))}
     for folder, ledger in ledgers.items():
         files |= study(folder, ledger)
     return files
@@ -44,15 +44,6 @@ def _grid(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Coll
 
 
 # --- results.md
-
-INTRODUCTION = """# Results
-
-<!-- written by make results from runs/records: edit the NOTES.md of a study, not this page -->
-
-What this project's own studies found on benchmark data. Where a model is not one of the paper's, no number
-here reproduces or refutes a number of the paper; the findings can be compared. Every number comes from
-records in `runs/records`, whose ids stand beside it. `make report` shows each record with its curves,
-configuration and provenance. The data sets are not part of this repository."""
 
 
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
@@ -71,11 +62,11 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
             (f"[{name}](results/{name}.md)", runs, trials, diverged, f"{seconds / 3600:.1f}", devices)
         )
     header = ("study", "runs", "trials", "diverged", "hours", "device")
-    parts = ["## What ran", _grid(header, rows, header[1:5])]
+    text = _grid(header, rows, header[1:5])
     ids = [record["id"] for ledger in ledgers.values() for record in ledger]
     if again := len(ids) - len(set(ids)):
-        parts.append(f"Runs of several studies are counted in each: {again} of these counts are repetitions.")
-    return "\n\n".join(parts)
+        text += f"\n\nRuns of several studies are counted in each: {again} of these counts are repetitions."
+    return text
 
 
 def _device(record: Record) -> str:
@@ -84,54 +75,35 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-READING = """## How to read the study pages
-
-A page has the study's notes, its tables and its figures. Its last table lists the runs behind every row, by
-method and task. The words and numbers are those of `python -m analysis.tables` and
-`python -m analysis.stats`; the second also compares the methods of a study by pairs of runs, with sign
-tests."""
-
-DECISION = f"""### How a finding is decided
-
-- **Numbers.** As in the paper: medians of the best epoch for table 2, medians of the last epoch for tables 3
-  and 5, means for tables 6 and 7.
-- **Pairs.** Rows are compared over the seeds that all of them have, by pairs of runs of one seed, with
-  Student's t on the differences.
-- **X is near Y** agrees if the one-sided 95% bound of the mean difference X - Y is above -{MARGIN:g} point.
-  It does not agree if the other bound is below -{MARGIN:g} point.
-- **X is above Y** agrees if the 95% interval of the difference is above 0. It does not agree if the interval
-  is below 0.
-- **Undecided** is every other case, and the case that no row is two standard errors above the larger class.
-- **Few seeds** rarely decide. If differences vary by 3 points from seed to seed, a true difference of -3 is
-  called "does not agree" in 20% of cases with 3 pairs, 34% with 5, 62% with 10 and 89% with 20.
-- **Bold** words rest on at least {FIRM_PAIRS} pairs or runs.
-- **Short runs.** Most runs have a few epochs. A row that is still rising (its best epoch is the last one in
-  most seeds) could end elsewhere after as many epochs as the paper's.
-- **Cross-fitted** is the same finding with each run's epoch chosen on one half of dev and reported on the
-  other, both ways.
-- **Margins.** Two are this project's choice: {MARGIN:g} point; and for figure 6 two errors are equal within a
-  tenth of LoRA's, or {FITTED:g}. Figure 6's finding is of every count, so one count that differs refutes it.
-- **No independence.** A line of the first table pools tasks with different metrics (Matthews, Pearson,
-  accuracy, BLEU). Findings on one task share VeRA's runs, the seeds and the dev set."""
+def overview(comparisons: list[Claim], what_ran: str = "", speed: str = "") -> str:
+    """The page of all studies: results.md beside this file with its gaps filled."""
+    gaps = {
+        "what_ran": what_ran,
+        "tally": tally(comparisons)
+        if comparisons
+        else "No published run can be compared with a finding of the paper yet.",
+        "margin": f"{MARGIN:g}",
+        "fitted": f"{FITTED:g}",
+        "firm_pairs": f"{FIRM_PAIRS}",
+        "findings": _one_by_one(comparisons) if comparisons else "",
+        "speed": speed,
+    }
+    frame = (Path(__file__).parent / "results.md").read_text()
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: gaps[match[1]], frame)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def agreement(found: list[Claim]) -> str:
-    """The part of the page on the findings: a line for each, over all that it was tried on; then one by
-    one."""
-    title = "## What agrees with the paper, and what does not"
-    if not found:
-        return f"{title}\n\nNo published run can be compared with a finding of the paper yet."
-    parts = [title, tally(found), DECISION]
-    behind = list(dict.fromkeys(runs for claim in found for runs in claim.runs))
-    for number, group in enumerate(by_finding(found).values(), 1):
+def _one_by_one(comparisons: list[Claim]) -> str:
+    """Each finding on every model and task, and the runs behind them."""
+    parts = []
+    behind = list(dict.fromkeys(runs for claim in comparisons for runs in claim.runs))
+    for number, group in enumerate(by_finding(comparisons).values(), 1):
         sources = dict.fromkeys(claim.source for claim in group)
         parts += [f"### Finding {number}", f"In the paper: {'; '.join(sources)}."]
         rows = []
         for claim in group:
             runs = ", ".join(f"R{behind.index(one) + 1}" for one in claim.runs) or "-"
-            rows.append(
-                (claim.where, claim.here, claim.trained, claim.word, crossfit_word(claim), runs),
-            )
+            rows.append((claim.where, claim.here, claim.trained, claim.word, crossfit_word(claim), runs))
         parts.append(_grid(("tried on", "here", "epochs", "verdict", "cross-fitted", "runs"), rows))
     header = ("", "row", "tried on", "runs", "median", "mean", "ids, by seed")
     lines = [
@@ -151,20 +123,20 @@ def _code(name: str) -> str:
     return f"`{name}`"
 
 
-def by_finding(found: list[Claim]) -> dict[str, list[Claim]]:
+def by_finding(comparisons: list[Claim]) -> dict[str, list[Claim]]:
     """The claims of each finding, which the paper may have in several tables."""
     groups: dict[str, list[Claim]] = defaultdict(list)
-    for claim in found:
+    for claim in comparisons:
         groups[claim.claim].append(claim)
     return groups
 
 
-def tally(found: list[Claim]) -> str:
+def tally(comparisons: list[Claim]) -> str:
     """A line for each finding, over all that it was tried on."""
     header = ("", "the paper's finding", "tried on", *WORDS.values())
     header += (f"with {FIRM_PAIRS} pairs or runs", "holds in pairs, runs or counts")
     rows = []
-    for number, (name, group) in enumerate(by_finding(found).items(), 1):
+    for number, (name, group) in enumerate(by_finding(comparisons).items(), 1):
         words = [sum(claim.agrees is word for claim in group) for word in WORDS]
         holds = [answer for claim in group for answer in claim.holds]
         firm = sum(claim.firm for claim in group)
@@ -218,8 +190,9 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
         for figure in figures.FIGURES[name](finished):
             if any(row[-1].text for row in figure.rows):
                 path = f"{folder.name}_{figure.name}.svg"
+                lines = [] if pictures else ["## Figures", ""]
+                lines += [f"![{one_line(figure.title)}]({path})", "", *_new(figure.notes, shown)]
                 pictures[f"results/{path}"] = figures.svg(figure)
-                lines = [f"![{one_line(figure.title)}]({path})", "", *_new(figure.notes, shown)]
                 parts.append("\n".join(lines).strip())
     cells = [table for table in statistics_tables(finished) if table.title.endswith(": cells")]
     parts += [_table(table, shown) for table in [*cells, costs(finished)] if table.rows]
@@ -227,7 +200,7 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
     return {f"results/{folder.name}.md": "\n\n".join(part for part in parts if part) + "\n"} | pictures
 
 
-HEAD = """<!-- written by make results from runs/records: edit the study's NOTES.md, not this page -->
+HEAD = """<!-- written by make results from runs/records: edit the study's NOTES.md instead -->
 
 [Results of all studies](../results.md)"""
 
@@ -254,7 +227,7 @@ def _table(table: Table, shown: set[str]) -> str:
     if table.header[0] == "setting":  # rows that the table of runs has by another name
         ids = {row[0].text: dict.fromkeys(name for cell in row for name in cell.ids) for row in table.rows}
         behind = [f"- {row}: {' '.join(map(_code, of))}" for row, of in ids.items() if of]
-    return "\n".join([f"**{table.title}**", "", rows, "", *behind, *_new(table.notes, shown)]).strip()
+    return "\n".join([f"## {table.title}", "", rows, "", *behind, *_new(table.notes, shown)]).strip()
 
 
 def _groups(keyed: Iterable[tuple[tuple[str, ...], Record]]) -> list[tuple[tuple[str, ...], list[Record]]]:
@@ -278,7 +251,7 @@ def _runs(ledger: Ledger) -> str:
     for group, records in _groups((key(record), record) for record in ledger):
         by_seed = sorted((record["cell"]["seed"], record["id"]) for record in records)
         rows.append((*map(one_line, group), " ".join(f"{seed}: `{name}`" for seed, name in by_seed)))
-    return f"**Runs**\n\n{_grid(('method', 'model', 'task', 'run ids, by seed'), rows)}" if rows else ""
+    return f"## Runs\n\n{_grid(('method', 'model', 'task', 'run ids, by seed'), rows)}" if rows else ""
 
 
 def _trials(ledger: Ledger) -> str:
@@ -310,7 +283,6 @@ def _trials(ledger: Ledger) -> str:
     return f"{TRIALS}\n\n{_grid((*header, last), rows, header[3:])}"
 
 
-TRIALS = (
-    "**Tuning: every trial on held-out training rows, by the epoch that the table reports, median over seeds,"
-    " best first**"
-)
+TRIALS = """## Tuning
+
+Every trial on held-out training rows, by the epoch that the table reports: medians over seeds, best first."""

@@ -1,6 +1,7 @@
 """docs/results.md from small studies: findings by hand, pictures, trials, and the README's table."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from analysis.results.__main__ import main
 from analysis.results.claim import Claim
 from analysis.results.of_figures import null_band
 from analysis.results.readme import BEGIN, END, headline
-from analysis.results.sections import agreement, crossfit_word, tally
+from analysis.results.sections import crossfit_word, overview, tally
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
 
@@ -100,7 +101,7 @@ def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
     near = said(results.claims(ledger(*vera, *lora)), "VeRA is near LoRA")
     # Table 8's, on CoLA
     assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"
-    whole = agreement([near])
+    whole = overview([near])
     assert f"| {near.trained} | {near.word} |" in whole
     # One of two
     assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained
@@ -201,7 +202,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     assert near.agrees
     apart = pairs(*(-10 + seed / 10 for seed in range(5)), near=True)
     assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
-    assert crossfit_word(near) in agreement([near])
+    assert crossfit_word(near) in overview([near])
     images = [
         record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
     ]
@@ -472,7 +473,7 @@ def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
 
 def test_the_page_says_what_its_words_rest_on():
     """The shares are those of tests/analysis/test_inference.py."""
-    text = " ".join(agreement([Claim("c", "figure 2", "w", "h", (True,), True, firm=False)]).split())
+    text = " ".join(overview([Claim("c", "figure 2", "w", "h", (True,), True, firm=False)]).split())
     for words in (
         "Student's t on the differences",
         "one-sided 95% bound of the mean difference X - Y is above -1 point",
@@ -486,7 +487,15 @@ def test_the_page_says_what_its_words_rest_on():
         assert words in text, words
 
 
-def test_bleu_is_not_held_to_perplexity():
+def test_without_a_comparable_run_the_page_says_so():
+    text = overview([], what_ran="| a table |")
+    assert "No published run can be compared with a finding of the paper yet." in text
+    assert "| a table |" in text
+    assert "### Finding" not in text
+    assert "{{" not in text
+
+
+def test_bleu_is_not_compared_with_perplexity():
     made = [
         record(row, "e2e", s, values=[3.0, 2.0], model="smollm2")
         for row in ("vera", "lora")
@@ -559,13 +568,15 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     by_seed = " ".join(f"{seed}: {one}" for seed, one in enumerate(ids["vera"].split()))
     assert f"| VeRA r=1024 | MiniLM | cola | {by_seed} |" in text
     assert "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `" in text
-    assert "**Table 2's protocol on minilm, a model that the paper does not use**" in text
+    assert "## Table 2's protocol on minilm, a model that the paper does not use\n" in text
     assert (
         "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |" in text
     )
     assert "- params: without the classification head" in text
     assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
-    assert "**Cost of each cell**" in text
+    assert "## Cost of each cell\n" in text
+    headings = re.findall("^## (.*)$", text, re.M)
+    assert headings[1:] == ["Figures", "minilm: cells", "Cost of each cell", "Tuning", "Runs"]
     assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
     picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
     assert f"]({picture.name})" in text
@@ -648,7 +659,7 @@ def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
     text = (folder / "docs" / "results" / "instructions.md").read_text()
     assert text.startswith("# instructions\n")
     assert "MT-Bench" not in text
-    assert "**smollm2: cells**" in text
+    assert "## smollm2: cells\n" in text
 
 
 def test_a_picture_that_no_study_has_any_more_goes(study):
