@@ -59,13 +59,13 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
     reader, why, links = _Reader(settings), list[str](), list[Link]()
     for page in pages:
         try:
-            found = [link for link in reader.links(page) if link.sha256 == sha256 or link.name == name]
+            named = [link for link in reader.links(page) if link.sha256 == sha256 or link.name == name]
         except _UnavailableError as failure:
             why.append(f"{shown(page)} {failure}")
             continue
-        fitting = [link for link in found if link.sha256 in (sha256, None)]
+        fitting = [link for link in named if link.sha256 in (sha256, None)]
         if not fitting:
-            why.append(f"{shown(page)} lists {'another file of that name' if found else 'no such file'}")
+            why.append(f"{shown(page)} lists {'another file of that name' if named else 'no such file'}")
         links += fitting
     folder.mkdir(parents=True, exist_ok=True)
     for link in sorted(links, key=lambda link: link.sha256 is None):  # those with a hash first
@@ -182,12 +182,12 @@ class _Reader:
             page = head["address"] = local.absolute().as_uri()
         content, base = b"".join(self.read(page, page, head)), head["address"]
         if head["type"].startswith(JSON):
-            found = list(_of_json(content))
+            files = list(_of_json(content))
         else:
             reader = _Anchors()
             reader.feed(content.decode("utf-8", "replace"))
-            base, found = urljoin(base, reader.base), [_of_anchor(href) for href in reader.found]
-        links = [Link(urljoin(base, address), name, digest, page) for address, name, digest in found]
+            base, files = urljoin(base, reader.base), [_of_anchor(href) for href in reader.links]
+        links = [Link(urljoin(base, address), name, digest, page) for address, name, digest in files]
         # A page of the network names no file of this machine.
         allowed = ("http", "https", "file") if local else ("http", "https")
         return [link for link in links if urlsplit(link.address).scheme in allowed]
@@ -200,13 +200,13 @@ class _Reader:
                 raise _UnavailableError("is not there")
             yield local.read_bytes()
             return
-        wanted = {"Accept-Encoding": "identity"} if head is None else {"Accept": PAGES}
+        headers = {"Accept-Encoding": "identity"} if head is None else {"Accept": PAGES}
         parts = urlsplit(address)
         more: dict[str, Any] = {"stream": True, "timeout": self.timeout, "proxies": self.proxies}
         more["verify"] = False if {_host(address), parts.hostname} & self.trusted else self.certificate
         more["auth"] = _login(address) or (_login(page) if _origin(page) == _origin(address) else None)
         try:
-            with self.session.get(shown(address), headers=wanted, **more) as answer:
+            with self.session.get(shown(address), headers=headers, **more) as answer:
                 _check_status(answer.status_code)
                 if head is not None:
                     head |= {"type": answer.headers.get("Content-Type", ""), "address": answer.url}
@@ -257,7 +257,7 @@ class _Anchors(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.base = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -265,7 +265,7 @@ class _Anchors(HTMLParser):
         if tag == "base" and href and not self.base:
             self.base = href
         elif tag == "a" and href:
-            self.found.append(href)
+            self.links.append(href)
 
 
 def _of_anchor(href: str) -> tuple[str, str, str | None]:
