@@ -54,10 +54,10 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
     call: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
     logits = _last_logits(model, ids, mask, positions, call)
 
-    best: list[list[list[int]]] = [[[] for _ in search.penalties] for _ in prompts]
-    best_score = torch.full((len(prompts), len(search.penalties)), -torch.inf, device=device)
+    powers = torch.tensor([float(steps) ** p for p in search.penalties], device=device)
+    best = _Best(len(prompts), search, device)
     # From here on all tensors hold only the prompts that are still searched, `beams` rows each
-    alive = list(range(len(prompts)))
+    alive = torch.arange(len(prompts), device=device)
     first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))  # the first step has one beam
     empty = beams - first.values.shape[1]
     scores = torch.nn.functional.pad(first.values, (0, empty), value=-torch.inf)
@@ -65,24 +65,24 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
     history = tokens.unsqueeze(-1)  # (prompts, beams, tokens so far)
     cache.batch_repeat_interleave(beams)
     mask, positions = mask.repeat_interleave(beams, 0), positions[:, -1:].repeat_interleave(beams, 0)
-    longest_powers = torch.tensor([float(steps) ** p for p in search.penalties], device=device)
     for length in range(1, steps + 1):
         over = length == steps
         ended = torch.ones_like(tokens, dtype=torch.bool) if over else torch.isin(tokens, ends)
-        _keep_best(best, best_score, alive, scores, history, ended, search.penalties)
-        scores = scores.masked_fill(ended, -torch.inf)
-        hopeful = scores.max(1).values.unsqueeze(1) / longest_powers
-        going = (hopeful > best_score[alive]).any(1)
-        if over or not going.any():
+        best.update(alive, scores, history, ended)
+        if over:
             break
-        if not going.all():
-            scores, history = scores[going], history[going]
-            rows = going.nonzero()[:, 0].repeat_interleave(beams) * beams + torch.arange(
-                beams, device=device
-            ).repeat(int(going.sum()))
+        scores = scores.masked_fill(ended, -torch.inf)
+        hopeful = scores.max(1).values.unsqueeze(1) / powers
+        # The one time in a step that the device is waited for
+        going = (hopeful > best.scores[alive]).any(1).tolist()
+        if not any(going):
+            break
+        if not all(going):
+            left = torch.tensor([i for i, goes in enumerate(going) if goes], device=device)
+            rows = (left.unsqueeze(1) * beams + torch.arange(beams, device=device)).flatten()
+            alive, scores, history = alive[left], scores[left], history[left]
             cache.batch_select_indices(rows)
             mask, positions = mask[rows], positions[rows]
-            alive = [prompt for prompt, goes in zip(alive, going.tolist(), strict=True) if goes]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions + 1
         flat = history.flatten(0, 1)
@@ -95,7 +95,7 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
         cache.reorder_cache(
             (parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten()
         )
-    return best
+    return best.texts()
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -122,27 +122,35 @@ def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Any, Tenso
     return best.values, best.indices // each.values.shape[1], tokens
 
 
-def _keep_best(
-    best: list[list[list[int]]],
-    best_score: Tensor,
-    alive: list[int],
-    scores: Tensor,
-    history: Tensor,
-    ended: Tensor,
-    penalties: Sequence[float],
-) -> None:
-    """Updates `best` and `best_score`, for each prompt and penalty, from the beams that have ended (prompts,
-    beams)."""
-    if not ended.any():
-        return
-    length = history.shape[-1]
-    score, beam = scores.masked_fill(~ended, -torch.inf).max(1)
-    for row, prompt in enumerate(alive):
-        for which, penalty in enumerate(penalties):
-            normalised = score[row] / length**penalty
-            if normalised > best_score[prompt, which]:
-                best_score[prompt, which] = normalised
-                best[prompt][which] = history[row, beam[row]].tolist()
+class _Best:
+    """The best text of each prompt by each penalty: its score (prompts, penalties) and its tokens, padded."""
+
+    def __init__(self, prompts: int, search: Search, device: torch.device) -> None:
+        self.penalties = search.penalties
+        shape = prompts, len(search.penalties)
+        self.scores = torch.full(shape, -torch.inf, device=device)
+        self.lengths = torch.zeros(shape, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(*shape, search.max_new_tokens, dtype=torch.long, device=device)
+
+    def update(self, alive: Tensor, scores: Tensor, history: Tensor, ended: Tensor) -> None:
+        """Takes the better ones among the beams that have ended: their sums of log p and `ended` (prompts,
+        beams), their tokens (prompts, beams, length). alive: which prompts these are."""
+        length = history.shape[-1]
+        score, beam = scores.masked_fill(~ended, -torch.inf).max(1)
+        text = history.gather(1, beam[:, None, None].expand(-1, 1, length))
+        powers = torch.tensor([float(length) ** p for p in self.penalties], device=scores.device)
+        normalised = score.unsqueeze(1) / powers
+        better = normalised > self.scores[alive]
+        self.scores[alive] = torch.where(better, normalised, self.scores[alive])
+        self.lengths[alive] = torch.where(better, length, self.lengths[alive])
+        tokens = self.tokens[alive]
+        tokens[..., :length] = torch.where(better.unsqueeze(-1), text, tokens[..., :length])
+        self.tokens[alive] = tokens
+
+    def texts(self) -> list[list[list[int]]]:
+        """The tokens of each prompt's texts, by penalty."""
+        pairs = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
+        return [[t[:n] for t, n in zip(tokens, lengths, strict=True)] for tokens, lengths in pairs]
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
@@ -152,5 +160,8 @@ def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
         return
     grams = history.unfold(1, size, 1)  # (rows, windows, size)
     last = history[:, history.shape[1] - size + 1 :]
-    rows, windows = (grams[..., :-1] == last.unsqueeze(1)).all(-1).nonzero(as_tuple=True)
-    logits[rows, grams[rows, windows, -1]] = -torch.inf
+    repeats = (grams[..., :-1] == last.unsqueeze(1)).all(-1)
+    tokens = grams[..., -1]
+    # A token may end several n-grams: all that write its logit have to write the same.
+    banned = ((tokens.unsqueeze(2) == tokens.unsqueeze(1)) & repeats.unsqueeze(1)).any(-1)
+    logits.scatter_(1, tokens, logits.gather(1, tokens).masked_fill(banned, -torch.inf))

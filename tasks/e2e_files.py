@@ -41,18 +41,18 @@ def local_files(folder: Path, decode: str) -> dict[str, Path]:
         raise DataError(f"{folder}: a file: task.data_dir takes the folder that holds it")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (task.data_dir)")
-    wanted = [split for split in FILES if split != "test" or decode == "test"]
+    splits = [split for split in FILES if split != "test" or decode == "test"]
     missing: list[str] = []
     for style in range(3):
-        paths = {split: _file(folder, FILES[split][style]) for split in wanted}
+        paths = {split: _file(folder, FILES[split][style]) for split in splits}
         files = {split: path for split, path in paths.items() if path}
-        if len(files) == len(wanted):
+        if len(files) == len(splits):
             return files
         if files:
-            missing += [FILES[split][style] for split in wanted if split not in files]
+            missing += [FILES[split][style] for split in splits if split not in files]
     if missing:
         raise DataError(f"{folder / missing[0]}: no such file")
-    styles = " or ".join(", ".join(FILES[split][style] for split in wanted) for style in range(2))
+    styles = " or ".join(", ".join(FILES[split][style] for split in splits) for style in range(2))
     raise DataError(f"{folder}: holds neither {styles}, nor the hub's parquet files (task.data_dir)")
 
 

@@ -37,23 +37,17 @@ class Spec:
 
 
 BINARY, ENTAILS = ["0", "1"], ["entailment", "not_entailment"]
-ONE, TWO = ("sentence",), ("sentence1", "sentence2")
+NLI = ["entailment", "neutral", "contradiction"]
+ONE, TWO, NLI_TEXTS = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")
+COLA = ("source", "label", "mark", "sentence")
 SPECS = {
     "sst2": Spec("SST-2", ONE, BINARY, (67349, 872)),
     "mrpc": Spec("MRPC", ("#1 String", "#2 String"), BINARY, (3668, 408), label="Quality", hub_columns=TWO),
-    "cola": Spec("CoLA", ONE, BINARY, (8551, 1043), "matthews", header=("source", "label", "mark", *ONE)),
+    "cola": Spec("CoLA", ONE, BINARY, (8551, 1043), "matthews", header=COLA),
     "qnli": Spec("QNLI", ("question", "sentence"), ENTAILS, (104743, 5463)),
     "rte": Spec("RTE", TWO, ENTAILS, (2490, 277)),
     "stsb": Spec("STS-B", TWO, None, (5749, 1500), "pearson", label="score"),
-    "mnli": Spec(
-        "MNLI",
-        TWO,
-        ["entailment", "neutral", "contradiction"],
-        (392702, 9815),
-        label="gold_label",
-        hub_columns=("premise", "hypothesis"),
-        dev="dev_matched",
-    ),
+    "mnli": Spec("MNLI", TWO, NLI, (392702, 9815), "accuracy", "gold_label", NLI_TEXTS, dev="dev_matched"),
 }
 
 
@@ -157,9 +151,8 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
             missing = spec.dev if "train" in files else "train"
             form = f"{name} needs {missing}.tsv or the hub's parquet files"
             raise DataError(f"{folder / missing}.tsv: no such file ({form})")
-    raise DataError(
-        f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} (task.data_dir for {name})"
-    )
+    option = f"task.data_dir for {name}"
+    raise DataError(f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} ({option})")
 
 
 def _read(path: Path, spec: Spec) -> Rows:

@@ -89,10 +89,8 @@ def source(settings: Any) -> Source:
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if not settings.get("train_file"):
-        raise DataError(
-            "the task names no data. Give task.train_file= (CSV, TSV, JSONL, parquet; task.dev_file=) or"
-            " task.hub="
-        )
+        formats = "CSV, TSV, JSONL, parquet; task.dev_file="
+        raise DataError(f"the task names no data. Give task.train_file= ({formats}) or task.hub=")
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
@@ -276,8 +274,8 @@ def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
     line, value = odd
     others = "are numbers" if fraction is None else f"have a fractional part ({quoted(fraction)})"
     mend = "Mend it, or say that all are classes: task.regression=false"
-    what = f"label {quoted(value)} is not a finite number"
-    raise DataError(f"{where} line {line}: {what}, and others {others}. {mend}")
+    problem = f"label {quoted(value)} is not a finite number"
+    raise DataError(f"{where} line {line}: {problem}, and others {others}. {mend}")
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:

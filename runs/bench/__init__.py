@@ -1,1 +1,1 @@
-"""What VeRA costs beside peft and the base model. See __main__.py, which is the command."""
+"""The cost of VeRA beside peft and the base model. The command is __main__.py."""

@@ -1,4 +1,4 @@
-"""What VeRA costs beside peft and the base model: ratios of interleaved medians, measured in one process.
+"""The cost of VeRA beside peft and the base model: ratios of medians, from interleaved runs in one process.
 
 python -m runs.bench               training steps of RoBERTa-base, memory, files, start-up: under 5 minutes on
                                    2 cores
@@ -35,9 +35,9 @@ PARTS = ("training", "serving", "decoding", "contention")
 
 @dataclass(frozen=True)
 class Settings(Common):
-    """What is measured."""
+    """Settings of the command."""
 
-    full: bool = setting(False, "everything, and not what five minutes allow")
+    full: bool = setting(False, "every model, length and variant, which takes longer than five minutes")
     data: str | None = setting(None, "a folder with GLUE's data: adds an epoch on RTE")
     output: str = setting("outputs", "the tables go to bench/ in this folder")
 
@@ -54,25 +54,24 @@ def main(arguments: list[str]) -> int:
         rows = contention(full)
     else:
         rows = []
-        variants = ["VeRA", REFERENCE, "peft VeRA"]
+        methods = ["VeRA", REFERENCE, "peft VeRA"]
         for shape in SHAPES if full else SHAPES[:1]:
+            variants, lengths = methods, [512, 1024, 2048]
             if full:
-                heads = [] if "Llama" in shape.label else ["head", "full"]
-                paths = [f"VeRA {path}" for path in PATHS]
-                variants = ["VeRA", *paths, REFERENCE, "peft VeRA", *heads, "floor"]
-            rows += training(
-                shape, variants, [512, 1024, 2048, 4096] if full else [512, 1024, 2048], 5 if full else 3
-            )
+                heads = [] if shape.is_llama else ["head", "full"]
+                variants = [*methods, *(f"VeRA {path}" for path in PATHS), *heads, "floor"]
+                lengths = [*lengths, 4096]
+            rows += training(shape, variants, lengths, 5 if full else 3)
             gc.collect()
-            rows += memory(shape, ["VeRA", REFERENCE, "peft VeRA"], 2048 if full else 1024)
+            rows += memory(shape, methods, 2048 if full else 1024)
         rows += files(SHAPES[0])
         rows += start()
         rows += epoch(data) if data else []
     text = markdown(rows)
-    made = {"machine": machine(torch.device(DEVICE)), "threads": torch.get_num_threads()}
-    made |= {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "code": code_state()}
+    origin = {"machine": machine(torch.device(DEVICE)), "threads": torch.get_num_threads()}
+    origin |= {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "code": code_state()}
     folder = Path(line.settings.output) / "bench"
-    write_atomically(folder / f"{name}.json", json.dumps({**made, "rows": rows}, indent=1) + "\n")
+    write_atomically(folder / f"{name}.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n")
     write_atomically(folder / f"{name}.md", text + "\n")
     print(f"{text}\n\nThe numbers behind it: {folder / name}.json")
     return 0

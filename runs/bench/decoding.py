@@ -8,54 +8,36 @@ import torch
 from torch import nn
 
 from runs.bench.models import DEVICE, Row
-from runs.bench.training import interleaved
+from runs.bench.training import timed
 from tasks.beam import Search, beam_search
 from tasks.e2e import transformers_search
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-
-
-DECODERS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
+MODELS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 
 
 def decoding(full: bool) -> list[Row]:
-    """MRs of 20 to 50 tokens, 10 beams, no end token: every search goes to the last step, whatever the
-    weights are."""
+    """Beam search from prompts of 20 to 50 tokens, with 10 beams, and without an end token, so that every
+    search takes all steps."""
     import transformers
 
-    rows, steps = [], 64 if full else 32
-    count = 8 if full else 4
-    for label, shape in DECODERS.items():
-        if label != next(iter(DECODERS)) and not full:
-            continue
+    rows, steps, count = [], 64 if full else 32, 8 if full else 4
+    for label, shape in MODELS.items() if full else list(MODELS.items())[:1]:
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**shape)
         model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
-        prompts = [
-            torch.randint(3, shape["vocab_size"], (n,)).tolist()
-            for n in torch.randint(20, 50, (count,)).tolist()
-        ]
+        lengths = torch.randint(20, 50, (count,)).tolist()
+        prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths]
         how = {"beams": 10, "length_penalty": [0.9], "no_repeat_ngram": 4, "max_new_tokens": steps}
-        none = shape["vocab_size"]  # an end token that is never written
-        search = Search(10, (0.9,), 4, steps, (none,))
+        ends = (shape["vocab_size"],)  # no token of the vocabulary
+        search = Search(10, (0.9,), 4, steps, ends)
         work: dict[str, Callable[[], Any]] = {
-            "model.generate": partial(transformers_search, model, prompts, how, (none,)),
+            "model.generate": partial(transformers_search, model, prompts, how, ends),
             "this project's search": partial(beam_search, model, prompts, search),
             "this project's search, an MR at a time": partial(one_by_one, model, prompts, search),
         }
-        interleaved(work, 1, "warming up")
-        seconds = interleaved(work, 3, f"{label}, decoding")
-        rows += [
-            {
-                "part": "decoding",
-                "model": label,
-                "items": count,
-                "steps": steps,
-                "variant": name,
-                "seconds": s,
-            }
-            for name, s in seconds.items()
-        ]
+        about = {"part": "decoding", "model": label, "items": count, "steps": steps}
+        rows += timed(work, 3, f"{label}, decoding", about)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The models that are timed, and a training step of each variant. Weights are random."""
+"""The timed models, with random weights, and a training step of each variant."""
 
 import copy
 from collections.abc import Callable
@@ -11,22 +11,25 @@ from torch import Tensor, nn
 import vera
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
+#: The variant that training steps are compared with.
 REFERENCE = "peft LoRA r=8"
-
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to time: its transformers configuration, VeRA's rank, and how long its sequences are."""
+    """A model: its transformers configuration, VeRA's rank on it, and the tokens of a sequence."""
 
     label: str
     rank: int
     config: dict[str, Any]
     sequence: int = 128
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether it is a block of a Llama, without a head."""
+        return self.config["model_type"] == "llama"
 
 
 ROBERTA: dict[str, Any] = {
@@ -39,13 +42,8 @@ ROBERTA: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
     "num_labels": 2,
 }
-
-
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-
-
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 32}
-
 
 SHAPES = (
     Shape("RoBERTa-base", 1024, ROBERTA),
@@ -63,32 +61,28 @@ def base_model(shape: Shape) -> nn.Module:
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**shape.config)
-    build: Any = (
-        transformers.AutoModel
-        if "llama" in shape.label.lower()
-        else transformers.AutoModelForSequenceClassification
-    )
-    return build.from_config(config).to(DEVICE)
+    auto: Any = transformers.AutoModel if shape.is_llama else transformers.AutoModelForSequenceClassification
+    return auto.from_config(config).to(DEVICE)
 
 
 def sharing(base: nn.Module) -> nn.Module:
-    """A copy that shares the weights: many variants fit in the memory of one."""
+    """A copy with the same weights in memory, frozen: many variants need the memory of one."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
     return copy.deepcopy(base, memo)
 
 
 def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
-    """The base model as a variant trains it."""
+    """The base model with the trained parameters of a variant."""
     if name == "full":
         return copy.deepcopy(base).requires_grad_(True)
-    model, llama = sharing(base), "llama" in shape.label.lower()
+    model = sharing(base)
     if name.startswith("peft"):
         import peft
 
-        sites = ["q_proj", "v_proj"] if llama else ["query", "value"]
-        task: Any = {"target_modules": sites, "task_type": None if llama else "SEQ_CLS"}
-        vera_ = name == "peft VeRA"
-        config: Any = peft.VeraConfig(r=shape.rank, **task) if vera_ else peft.LoraConfig(r=8, **task)
+        targets = ["q_proj", "v_proj"] if shape.is_llama else ["query", "value"]
+        task: Any = {"target_modules": targets, "task_type": None if shape.is_llama else "SEQ_CLS"}
+        is_vera = name == "peft VeRA"
+        config: Any = peft.VeraConfig(r=shape.rank, **task) if is_vera else peft.LoraConfig(r=8, **task)
         return peft.get_peft_model(model, config)
     if name == "head":
         vera.Head().adapt(model)
@@ -99,17 +93,17 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
 
 
 def batch_of(shape: Shape, base: nn.Module, tokens: int) -> dict[str, Tensor]:
-    """A batch of so many tokens in all, random, on the device."""
+    """A random batch with this number of tokens in all, on the device."""
     sequence = min(shape.sequence, tokens)
     ids = torch.randint(3, shape.config["vocab_size"], (tokens // sequence, sequence), device=DEVICE)
-    if "llama" in shape.label.lower():  # a block in the middle of a stack: its input needs a gradient
+    if shape.is_llama:  # a block in the middle of a stack: its input needs a gradient
         return {"inputs_embeds": base.get_input_embeddings()(ids).detach().requires_grad_()}  # type: ignore[operator]
     return {"input_ids": ids, "labels": torch.randint(0, 2, (len(ids),), device=DEVICE)}
 
 
 def forward(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The loss. "floor" is the frozen model and the gradient of its first block's input: less, no adapter can
-    do."""
+    """The loss. "floor" is the frozen model with the gradient of its first block's input, the least work of
+    any adapter."""
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         if name == "floor" and "input_ids" in batch:
             roberta: Any = model.roberta
@@ -121,7 +115,7 @@ def forward(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def stepper(name: str, model: nn.Module) -> Callable[[dict[str, Tensor]], None]:
-    """A whole training step."""
+    """A function that does a whole training step."""
     trained = [p for p in model.train().parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))], lr=1e-4)
 
@@ -134,7 +128,7 @@ def stepper(name: str, model: nn.Module) -> Callable[[dict[str, Tensor]], None]:
 
 
 def saved_bytes(name: str, model: nn.Module, batch: dict[str, Tensor]) -> int:
-    """What a forward pass keeps for the backward pass, weights apart, each storage once."""
+    """The bytes that a forward pass keeps for the backward pass, without weights, each storage once."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 

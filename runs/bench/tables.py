@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables of ratios."""
+"""The measurements as Markdown tables of ratios."""
 
 import statistics
 
@@ -6,7 +6,7 @@ from runs.bench.models import REFERENCE, Row
 
 
 def median(row: Row) -> float:
-    """Of a row's timings, in seconds."""
+    """The median of a row's timings, in seconds."""
     return statistics.median(row["seconds"])
 
 
@@ -17,12 +17,12 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def megabytes(size: float | None) -> str:
-    """Bytes in words; - where they are not known."""
+    """Bytes as text, "-" for None."""
     return "-" if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def markdown(rows: list[Row]) -> str:
-    """Every part that was measured, as tables of ratios."""
+    """The tables of all parts in the rows."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
@@ -61,20 +61,16 @@ def _training(rows: list[Row]) -> list[str]:
         head += [f"saved at {t}" for t in lengths]
         lines = []
         for name in names:
-            measured = [of_model.get((name, t)) for t in lengths]
-            times = [
-                f"{median(r) / median(of_model[REFERENCE, r['tokens']]):.2f} ({median(r):.2f} s)"
-                if r
-                else "-"
-                for r in measured
-            ]
-            lines.append([name, *times, *(megabytes(r["saved"] if r else None) for r in measured)])
+            of_name = [of_model[name, t] for t in lengths]
+            ratios = [median(r) / median(of_model[REFERENCE, r["tokens"]]) for r in of_name]
+            times = [f"{x:.2f} ({median(r):.2f} s)" for x, r in zip(ratios, of_name, strict=True)]
+            lines.append([name, *times, *(megabytes(r["saved"]) for r in of_name)])
         blocks.append(f"Time against {REFERENCE}; what the forward pass keeps.\n\n" + table(head, lines))
     return blocks
 
 
 def _ratios(title: str, rows: list[Row]) -> str:
-    """Times, and against the first of them."""
+    """Times, and their ratios to the first."""
     first = median(rows[0])
     lines = [[r["variant"], f"{median(r):.1f} s", f"{median(r) / first:.2f}"] for r in rows]
     return table([title, "time", "ratio"], lines)
@@ -83,15 +79,10 @@ def _ratios(title: str, rows: list[Row]) -> str:
 def _serving(rows: list[Row], resident: list[Row]) -> str:
     """Times against the base model's at the same length, and the memory of the resident adapters."""
     base = {(r["tokens"], r["resident"]): median(r) for r in rows if r["variant"] == "base model"}
-    lines = [
-        [
-            r["variant"],
-            str(r["tokens"]),
-            f"{median(r) * 1e3:,.0f} ms",
-            f"{median(r) / base[r['tokens'], r['resident']]:.2f}",
-        ]
-        for r in rows
-    ]
+    lines = []
+    for r in rows:
+        time, ratio = f"{median(r) * 1e3:,.0f} ms", median(r) / base[r["tokens"], r["resident"]]
+        lines.append([r["variant"], str(r["tokens"]), time, f"{ratio:.2f}"])
     head = ["a batch of 64 requests, RoBERTa-base", "tokens each", "time", "against the base"]
     sizes = "".join(f"\n\n{r['variant']}: {megabytes(r['bytes'])}." for r in resident)
     return table(head, lines) + sizes

@@ -1,4 +1,4 @@
-"""Training steps, memory, files, start-up and an epoch, beside peft in the same process."""
+"""Times of training steps, files, start-up and an epoch, and memory, beside peft's."""
 
 import multiprocessing
 import os
@@ -21,23 +21,28 @@ from runs.errors import UserError
 from tasks.parent import end_with, tied
 
 
-def interleaved(work: dict[str, Callable[[], Any]], rounds: int, say: str) -> dict[str, list[float]]:
-    """Seconds of each piece of work, in turns, so that a slow minute of the machine hits all alike."""
+def timed(work: dict[str, Callable[[], Any]], rounds: int, title: str, about: Row) -> list[Row]:
+    """The seconds of each piece of work, after a first round that does not count. The pieces take turns, so
+    that a slow minute of the machine hits all alike. about: the rest of each row."""
     from tqdm import tqdm
 
     seconds: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
-    bar = tqdm(total=rounds * len(names), desc=say, leave=False, disable=None)
+    order = list(names)
     for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
-            work[name]()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-            bar.update()
-    bar.close()
-    return seconds
+        first = turn % len(names)
+        order += names[first:] + names[:first]
+    for name in tqdm(order, title, leave=False, disable=None):
+        seconds[name].append(_seconds(work[name]))
+    return [about | {"variant": name, "seconds": seconds[name][1:]} for name in names]
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def training(shape: Shape, names: list[str], lengths: list[int], rounds: int) -> list[Row]:
@@ -49,19 +54,9 @@ def training(shape: Shape, names: list[str], lengths: list[int], rounds: int) ->
         batch = batch_of(shape, base, tokens)
         saved = {name: saved_bytes(name, model, batch) for name, model in models.items() if name != "full"}
         work: dict[str, Callable[[], Any]] = {name: partial(step, batch) for name, step in steps.items()}
-        interleaved(work, 1, "warming up")  # kernels are made for each length
-        seconds = interleaved(work, rounds, f"{shape.label}, {tokens} tokens")
-        rows += [
-            {
-                "part": "training",
-                "model": shape.label,
-                "tokens": tokens,
-                "variant": name,
-                "seconds": s,
-                "saved": saved.get(name),
-            }
-            for name, s in seconds.items()
-        ]
+        about = {"part": "training", "model": shape.label, "tokens": tokens}
+        of_length = timed(work, rounds, f"{shape.label}, {tokens} tokens", about)
+        rows += [row | {"saved": saved.get(row["variant"])} for row in of_length]
     return rows
 
 
@@ -78,39 +73,32 @@ def _peak(name: str, shape: Shape, tokens: int) -> int:
 
 
 def memory(shape: Shape, names: list[str], tokens: int) -> list[Row]:
-    """The peak of a process that trains one variant for two steps: each in a process of its own."""
-    rows = []
+    """The peak memory of two training steps of each variant, in a process of its own."""
+    rows, about = [], {"part": "memory", "model": shape.label, "tokens": tokens}
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1, end_with, (os.getpid(),)) as pool:
             peak = pool.apply(_peak, (name, shape, tokens))
-        rows.append(
-            {"part": "memory", "model": shape.label, "tokens": tokens, "variant": name, "bytes": peak}
-        )
+        rows.append(about | {"variant": name, "bytes": peak})
     return rows
 
 
 def peft_from(base: nn.Module, folder: Path) -> Any:
-    """peft's model from an adapter's folder, over the same base weights."""
+    """peft's model of an adapter's folder, on the same base weights."""
     import peft
 
     return peft.PeftModel.from_pretrained(sharing(base), folder)
 
 
 def files(shape: Shape) -> list[Row]:
-    """An adapter on disk, and how long it takes onto a base model in memory."""
+    """The size of an adapter on disk, and the time to load it onto a base model in memory."""
     import peft
 
     base, rows = base_model(shape), []
 
     def row(name: str, size: int, load: Callable[[], Any], times: int = 3) -> None:
-        seconds = []
-        for _ in range(times):
-            started = time.perf_counter()
-            load()
-            seconds.append(time.perf_counter() - started)
-        rows.append(
-            {"part": "files", "model": shape.label, "variant": name, "bytes": size, "seconds": seconds}
-        )
+        seconds = [_seconds(load) for _ in range(times)]
+        about = {"part": "files", "model": shape.label, "variant": name}
+        rows.append(about | {"bytes": size, "seconds": seconds})
 
     with tempfile.TemporaryDirectory() as folder:
         method, model = vera.VeRA(rank=shape.rank), sharing(base)
@@ -121,26 +109,23 @@ def files(shape: Shape) -> list[Row]:
         row("VeRA, first on this base (its weights are hashed)", size, lambda: vera.load(fresh, ours), 1)
         row("VeRA, any other", size, lambda: vera.load(fresh, ours))
         for name, stored in (("peft VeRA", True), ("peft VeRA, without projections", False)):
-            config: Any = peft.VeraConfig(
-                r=shape.rank, target_modules=["query", "value"], save_projection=stored
-            )
-            theirs = Path(folder) / name
-            peft.get_peft_model(sharing(base), config).save_pretrained(theirs)
-            size = (theirs / "adapter_model.safetensors").stat().st_size
-            row(name, size, partial(peft_from, base, theirs))
+            how: Any = {"r": shape.rank, "target_modules": ["query", "value"], "save_projection": stored}
+            saved = Path(folder) / name
+            peft.get_peft_model(sharing(base), peft.VeraConfig(**how)).save_pretrained(str(saved))
+            size = (saved / "adapter_model.safetensors").stat().st_size
+            row(name, size, partial(peft_from, base, saved))
     return rows
 
 
 def start() -> list[Row]:
-    """From the command to the first training step: the demo's model and data, which are fetched before."""
+    """The time from the command to the first training step of the demo, without fetching."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(4):  # the first one fetches
             command = [sys.executable, "-m", "runs", "train.max_steps=1", f"seed={i}", f"output={folder}"]
             started = time.perf_counter()
-            run = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **tied()
-            )
+            streams: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+            run = subprocess.Popen(command, text=True, **streams, **tied())
             taken = None
             while run.poll() is None and taken is None:
                 logs = sorted(Path(folder).glob("runs/*/log.txt"), key=lambda p: p.stat().st_mtime)
@@ -149,18 +134,16 @@ def start() -> list[Row]:
                 time.sleep(0.01)
             _, error = run.communicate()
             if run.returncode or taken is None:
-                raise UserError(
-                    "the run that is timed failed:"
-                    f" {error.strip().splitlines()[-1] if error.strip() else 'no step'}"
-                )
+                reason = (error.strip().splitlines() or ["no step"])[-1]
+                raise UserError(f"the run that is timed failed: {reason}")
             if i:
                 seconds.append(taken)
     return [{"part": "start", "variant": "python -m runs: to the first step, MiniLM", "seconds": seconds}]
 
 
 def epoch(data: str) -> list[Row]:
-    """An epoch on RTE as the harness trains it, and padded to 512 tokens as microsoft/LoRA does: the same
-    losses."""
+    """The time and losses of an epoch on RTE, padded to the longest row of a batch, and to 512 tokens as
+    microsoft/LoRA does. The losses should agree."""
     from torch.nn.functional import pad
 
     from runs.identity import run_id

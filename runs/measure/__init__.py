@@ -1,1 +1,1 @@
-"""Measures what figures 3, 5 and 6 show. See __main__.py, which is the command."""
+"""The measurements of figures 3, 5 and 6. The command is __main__.py."""

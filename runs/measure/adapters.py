@@ -1,39 +1,35 @@
-"""What the adapters of finished runs say: how far vectors have moved (figure 3), and how alike the weight
-differences of two runs are (figure 5)."""
+"""Measures of the adapters of finished runs: how far vectors have moved (figure 3), and how similar the
+weight differences of two runs are (figure 5)."""
 
+import hashlib
 import re
 import time
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runs.errors import UserError
-from runs.record import (
-    Record,
-    run_folder,
-)
+from runs.measure.record import new_measure
+from runs.record import Record, run_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vera import VeRA
-from runs.measure.record import new_measure
 
 
 class Adapter:
-    """The adapter that a finished run kept, as its file has it. Raises UserError where there is none,
-    AdapterError for a damaged one."""
+    """The adapter of a finished run, from its file. kind: the method's. Raises UserError for a run of another
+    kind or without an adapter, and AdapterError for a damaged file."""
 
     def __init__(self, record: Record, output: str, kind: str) -> None:
         from vera.adapter_file import FORMAT, method_of
         from vera.checked_file import read_file
 
         if record["config"]["method"]["kind"] != kind:
-            raise UserError(
-                f"run {record['id']} is {record['label']['row']}: a run of the kind {kind} is wanted here"
-            )
+            row = record["label"]["row"]
+            raise UserError(f"run {record['id']} is {row}: a run of the kind {kind} is wanted here")
         path = run_folder(output, record["id"]) / "adapter.safetensors"
         if not path.is_file():
             kept = record["config"]["keep"] != "none"
@@ -42,138 +38,113 @@ class Adapter:
         self.record, self.path = record, path
         self.header, tensors = read_file(path, FORMAT)
         self.method: Any = method_of(path, self.header)
-        # By the adapted matrix's path: its vectors or matrices
+        # The vectors or matrices of each adapted matrix, by its path
         self.matrices: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             matrix, _, part = name.rpartition(".")
             self.matrices.setdefault(matrix, {})[part] = tensor.double()
-        self.matrices = dict(sorted(self.matrices.items(), key=lambda item: place(item[0])))
+        self.matrices = dict(sorted(self.matrices.items(), key=lambda item: layer_and_site(item[0])))
 
-    def told(self) -> dict[str, Any]:
-        """Which run, and which of its adapters."""
+    def described(self) -> dict[str, Any]:
+        """The run and its adapter, for the measure."""
         record = self.record
         which = "last" if record["config"]["keep"] in ("last", "both") else "best"
         epoch = record["result"].get("best_epoch") if which == "best" else record["curve"]["epoch"][-1]
-        return {
-            **{key: record[key] for key in ("id", "cell", "label")},
-            "adapter": {"fingerprint": _fingerprint(self.path), "which": which, "epoch": epoch},
-        }
+        fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        adapter = {"fingerprint": fingerprint, "which": which, "epoch": epoch}
+        return {key: record[key] for key in ("id", "cell", "label")} | {"adapter": adapter}
 
 
-def _fingerprint(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def place(matrix: str) -> tuple[int, str]:
-    """Layer (-1 where there is none) and site of an adapted matrix, from its path:
-    "encoder.layer.3.attention.self.query" is (3, "query"), a site that is no role keeps its path in the
-    layer."""
+def layer_and_site(matrix: str) -> tuple[int, str]:
+    """Layer (-1 if none) and site of an adapted matrix, from its path: "encoder.layer.3.attention.self.query"
+    is (3, "query"). A site without a role is its path in the layer."""
     from vera.sites import ALIASES
 
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", matrix)
-    layer, inner = (int(found[1]), found[2]) if found else (-1, matrix)
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", matrix)
+    layer, inner = (int(match[1]), match[2]) if match else (-1, matrix)
     last = inner.rpartition(".")[2]
     return layer, next((role for role, names in ALIASES.items() if last in names), inner)
 
 
 def magnitude(record: Record, output: str) -> Record:
-    """The L2 length of the change of d and of b from their initial values, for each adapted matrix (VeRA
-    paper, figure 3).
-
-    A vector that the method leaves out is null. Raises UserError for a run that started from another adapter,
-    whose initial values are not the method's."""
+    """The L2 norm of the change of d and of b from their initial values, for each adapted matrix (VeRA paper,
+    figure 3); None for a vector that the method lacks. Raises UserError for a run that started from another
+    adapter, whose initial values are not the method's."""
     started = time.monotonic()
     adapter = Adapter(record, output, "vera")
     if record.get("start"):
-        raise UserError(
-            f"run {record['id']} started from another adapter: its change from d_init is not its own"
-        )
-    # As float32 had it, or a d that never moved would have moved by a rounding.
+        problem = "its change from d_init is not its own"
+        raise UserError(f"run {record['id']} started from another adapter: {problem}")
+    # Rounded to float32 as in training, so that a d that never moved has changed by 0
     initial = {"d": float(np.float32(adapter.method.d_init)), "b": 0.0}
     values: dict[str, list[Any]] = {"layer": [], "site": [], "d": [], "b": []}
     for matrix, vectors in adapter.matrices.items():
-        layer, site = place(matrix)
+        layer, site = layer_and_site(matrix)
         values["layer"].append(layer)
         values["site"].append(site)
         for name, start in initial.items():
             values[name].append(float((vectors[name] - start).norm()) if name in vectors else None)
     means = {f"mean change of {n}": fmean(values[n]) for n in initial if None not in values[n]}
     settings = {"d_init": adapter.method.d_init, "precision": record["config"]["adapter_precision"]}
-    return new_measure("magnitude", started, [adapter.told()], settings, {}, values, means)
+    return new_measure("magnitude", started, [adapter.described()], settings, {}, values, means)
 
 
 def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
-    """Cosine of the flattened weight differences of a LoRA and a VeRA run, matrix by matrix, and of each with
-    a random matrix (VeRA paper, figure 5). Random: normal, of the matrix's shape, drawn anew for each from
-    `seed`.
-
-    Raises UserError unless both adapt the same matrices of the same base.
-    """
+    """The cosine of the flattened weight differences of a LoRA and a VeRA run, for each matrix, and of each
+    with a random normal matrix, drawn from `seed` (VeRA paper, figure 5). Raises UserError unless both adapt
+    the same matrices of the same base."""
     from vera.base_weights import same_base
 
     started = time.monotonic()
     if one["config"]["method"]["kind"] == "vera":
         one, other = other, one
     lora, vera = Adapter(one, output, "lora"), Adapter(other, output, "vera")
+    both = f"runs {one['id']} and {other['id']} adapt other"
     if not same_base(lora.header.get("base"), vera.header.get("base") or {}):
-        raise UserError(
-            f"runs {one['id']} and {other['id']} adapt other base weights: their changes cannot be compared"
-        )
+        raise UserError(f"{both} base weights: their changes cannot be compared")
     if differing := sorted(lora.matrices.keys() ^ vera.matrices.keys()):
-        raise UserError(
-            f"runs {one['id']} and {other['id']} adapt other matrices: {differing[0]} is in one alone"
-        )
-    draw = vera_change(vera)
-    values: dict[str, list[Any]] = {
-        key: [] for key in ("layer", "site", "lora_vera", "lora_random", "vera_random")
-    }
+        raise UserError(f"{both} matrices: {differing[0]} is in one alone")
+    change = vera_change(vera)
+    pairs = {"lora_vera": (0, 1), "lora_random": (0, 2), "vera_random": (1, 2)}
+    values: dict[str, list[Any]] = {key: [] for key in ("layer", "site", *pairs)}
     for index, (matrix, parts) in enumerate(lora.matrices.items()):
         first = (lora.method.alpha / lora.method.rank) * (parts["B"] @ parts["A"])
-        second = draw(matrix, (parts["B"].shape[0], parts["A"].shape[1]))
+        second = change(matrix, (parts["B"].shape[0], parts["A"].shape[1]))
         noise = np.random.default_rng([seed, index]).standard_normal(tuple(first.shape))
         flat = [np.asarray(m).ravel() for m in (first, second, noise)]
-        cosines = (_cosine(flat[i], flat[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-        for key, value in zip(values, (*place(matrix), *cosines), strict=True):
+        cosines = (_cosine(flat[i], flat[j]) for i, j in pairs.values())
+        for key, value in zip(values, (*layer_and_site(matrix), *cosines), strict=True):
             values[key].append(value)
-    # The paper's means are over the query matrices; where none is called so, over all.
-    chosen = [i for i, site in enumerate(values["site"]) if site == "query"] or range(len(values["site"]))
-    means: dict[str, float] = {}
-    for key in ("lora_vera", "lora_random", "vera_random"):
-        numbers = [values[key][i] for i in chosen if values[key][i] is not None]
-        means |= {f"mean {key}": fmean(numbers)} if numbers else {}
+    # The paper's means are over the query matrices. Without any, they are over all.
     over = "query" if "query" in values["site"] else "all"
+    means: dict[str, float] = {}
+    for key in pairs:
+        cells = zip(values["site"], values[key], strict=True)
+        numbers = [value for site, value in cells if value is not None and over in (site, "all")]
+        means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
-    return new_measure(
-        "similarity", started, [lora.told(), vera.told()], settings, {"random": seed}, values, means
-    )
+    of = [lora.described(), vera.described()]
+    return new_measure("similarity", started, of, settings, {"random": seed}, values, means)
 
 
 def _cosine(a: Any, b: Any) -> float | None:
-    """None where one is zero: a change that never moved has no direction."""
+    """None if one is zero: it has no direction."""
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / length if length else None
 
 
 def vera_change(adapter: Adapter) -> Any:
-    """A function from a matrix's path and shape (out, in) to VeRA's change of it, (b * B) @ (d * A), in
-    float64.
-
-    Raises UserError where A and B are not one shared pair, or not those that the file was trained with.
-    """
+    """A function of a matrix's path and shape (out, in) that returns VeRA's change, (b * B) @ (d * A), in
+    float64. Raises UserError if A and B are not one shared pair, or not those of the training."""
     from vera.projections import ProjectionSpec, fingerprint
 
     method: VeRA = adapter.method
     fixed = adapter.header["fixed"]
     if method.projections != "shared":
-        raise UserError(
-            f"run {adapter.record['id']}: similarity reads VeRA with shared projections, not"
-            f" {method.projections}"
-        )
-    pair = ProjectionSpec(
-        method.projection_seed, method.rank, fixed["inputs"], fixed["outputs"], method.init
-    ).make()
+        problem = f"similarity reads VeRA with shared projections, not {method.projections}"
+        raise UserError(f"run {adapter.record['id']}: {problem}")
+    shape = method.rank, fixed["inputs"], fixed["outputs"]
+    pair = ProjectionSpec(method.projection_seed, *shape, method.init).make()
     if fingerprint(*pair) != fixed["fingerprint"]:
         raise UserError(f"{adapter.path}: trained with projections that this version does not make")
     a, b = (matrix.astype(np.float64) for matrix in pair)

@@ -5,16 +5,14 @@ import time
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from runs.record import (
-    Record,
-)
+from runs.measure.record import new_measure
+from runs.record import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-from runs.measure.record import new_measure
-
-#: Figure 6 (VeRA paper, appendix E). The paper's size; the other settings are this project's choice.
+#: Figure 6 (VeRA paper, appendix E). The size is the paper's, the other settings are this project's choice.
+#: VeRA has rank + 10 parameters and LoRA 20 rank: VeRA's ranks give LoRA's counts, and some beyond those.
 FIT: dict[str, Any] = {
     "size": 10,
     "matrices": 20,
@@ -22,22 +20,17 @@ FIT: dict[str, Any] = {
     "lr": 0.1,
     "optimizer": "adam, linear to zero",
     "target": "normal(0, 1)",
+    "ranks": {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 20))},
 }
 
 
-#: VeRA has rank + 10 parameters and LoRA 20 rank: VeRA at each of LoRA's counts, and at some that LoRA cannot
-#: have.
-FIT["ranks"] = {"lora": tuple(range(1, 11)), "vera": (1, 2, 5, *range(10, 191, 20))}
-
-
 def matrix_fit(seed: int, **changes: Any) -> Record:
-    """Fits random square matrices M by LoRA's P Q and by VeRA's (b * B)(d * A) and keeps the mean squared
-    error of each (VeRA paper, appendix E). Both start as in training (P and b at zero), and train P and Q, or
-    d and b.
+    """The mean squared errors of random square matrices, fitted by LoRA's P Q and by VeRA's (b * B)(d * A)
+    (VeRA paper, appendix E). Both start as in training, with P and b at zero, and train P and Q, or d and b.
 
-    A and B are VeRA's (Kaiming uniform), a pair of their own for each matrix. `best` is the least error that
-    a matrix of LoRA's rank can have, by singular values: it tells whether the fit has converged. changes: to
-    FIT."""
+    A and B are Kaiming uniform like VeRA's, another pair for each matrix. `best` is the least possible error
+    of a matrix of LoRA's rank, by singular values: it shows whether the fit has converged. changes: of FIT,
+    for tests."""
     import torch
 
     started = time.monotonic()
@@ -57,40 +50,28 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
             frozen, count, best = [], 2 * size * rank, (tails[:, rank:].sum(1) / size**2).tolist()
         else:
             trained = [torch.zeros(n, size, 1), torch.full((n, rank, 1), 0.1)]
-            frozen = [
-                uniform(math.sqrt(6 / rank), n, size, rank),
-                uniform(math.sqrt(6 / size), n, rank, size),
-            ]
-            count, best = size + rank, None
+            b = uniform(math.sqrt(6 / rank), n, size, rank)
+            frozen, count, best = [b, uniform(math.sqrt(6 / size), n, rank, size)], size + rank, None
         errors = _fit(trained, frozen, targets, settings["steps"], settings["lr"])
         for key, value in zip(values, (method, rank, count, errors, best), strict=True):
             values[key].append(value)
-    mean = {
-        (m, c): fmean(e)
-        for m, c, e in zip(*(values[key] for key in ("method", "parameters", "mse")), strict=True)
-    }
-    counts = [count for name, count in mean if name == "lora" and ("vera", count) in mean]
-    summary = {
-        f"{name} at {count} parameters": mean[name, count]
-        for count in counts[:1]
-        for name in ("lora", "vera")
-    }
+    fits = zip(*(values[key] for key in ("method", "parameters", "mse")), strict=True)
+    mean = {(method, count): fmean(errors) for method, count, errors in fits}
+    counts = [count for method, count in mean if method == "lora" and ("vera", count) in mean]
+    common = [(method, count) for count in counts[:1] for method in ("lora", "vera")]
+    summary = {f"{method} at {count} parameters": mean[method, count] for method, count in common}
     return new_measure("matrix_fit", started, [], settings, {"random": seed}, values, summary)
 
 
 def _fit(
     trained: list["Tensor"], frozen: list["Tensor"], targets: "Tensor", steps: int, lr: float
 ) -> list[float]:
-    """The mean squared error of each matrix after training by Adam, the rate falling linearly to zero.
-
-    trained: P and Q, or b and d, which scale the rows of the frozen B and A.
-    """
+    """The mean squared error of each matrix after training by Adam, whose rate falls linearly to zero.
+    trained: P and Q, or b and d, which scale the rows of the frozen B and A."""
     import torch
 
     def errors() -> "Tensor":
-        left, right = (
-            trained if not frozen else (scale * matrix for scale, matrix in zip(trained, frozen, strict=True))
-        )
+        left, right = (s * m for s, m in zip(trained, frozen, strict=True)) if frozen else trained
         return (left @ right - targets).square().mean((1, 2))
 
     for tensor in trained:
@@ -99,7 +80,7 @@ def _fit(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         optimizer.zero_grad()
-        errors().sum().backward()  # type: ignore[no-untyped-call] # a sum over matrices: each is fitted as if it were alone
+        errors().sum().backward()  # type: ignore[no-untyped-call] # a sum: each matrix is fitted on its own
         optimizer.step()
-    found: list[float] = errors().tolist()
-    return found
+    final: list[float] = errors().tolist()
+    return final

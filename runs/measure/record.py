@@ -1,16 +1,10 @@
-"""A measure as it is written."""
+"""The file of a measure."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runs.identity import hash_of
-from runs.record import (
-    MEASURE_SCHEMA,
-    Record,
-)
-
-if TYPE_CHECKING:
-    pass
+from runs.record import MEASURE_SCHEMA, Record
 
 
 def new_measure(
@@ -22,7 +16,7 @@ def new_measure(
     values: dict[str, list[Any]],
     summary: dict[str, float],
 ) -> Record:
-    """A measure as it is written. Its id: what was measured, and how."""
+    """A measure. Its id is a hash of kind, runs, settings and seeds. started: by time.monotonic()."""
     import torch
 
     from runs.training.provenance import code_state, machine, versions

@@ -149,17 +149,23 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
-    size = max(1, context.config["eval_batch"] // task.settings()["beams"])
+    size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], context.accelerator.device)
     found = write_down(
         context,
         context.folder / f"decoded_{which}.jsonl",
-        {"run": context.run_id, "weights": weights(context), "decoding": task.settings()},
+        {"run": context.run_id, "weights": weights(context), "decoding": task.settings(), "prompts": size},
         [order[i : i + size] for i in range(0, len(order), size)],
         decode,
         task.variants,
         f"decoding ({which} epoch)",
     )
     return {variant: [found[i][variant] for i in range(len(task.items))] for variant in task.variants}
+
+
+def prompts_at_once(eval_batch: int, beams: int, device: torch.device) -> int:
+    """How many prompts are searched together, each with its beams. A GPU needs many to be busy; on a CPU
+    eval_batch bounds the rows."""
+    return eval_batch if device.type == "cuda" else max(1, eval_batch // beams)
 
 
 def write_down(

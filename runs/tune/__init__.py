@@ -1,1 +1,1 @@
-"""Tunes learning rates: cells.py says what is searched, study.py searches, report.py says what came of it."""
+"""Tunes learning rates: cells.py has the grids, study.py searches, report.py prints the results."""

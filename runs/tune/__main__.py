@@ -1,18 +1,15 @@
-"""Tunes learning rates: a grid for each cell, judged on rows held out from training data, never on a dev or
-test set.
+"""Tunes learning rates: a grid for each cell, judged on held-out training rows, never on a dev or test set.
 
 python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, one after another, two seeds a
                                                                     trial
-python -m runs.tune experiment=table2_base method=vera                   the cells of a preset
-python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        more of a grid, or another list for a key
-                                                                    of it
-python -m runs.tune method=lora train.lr=1e-3                       what a word sets is not searched
-python -m runs.tune task.holdout=0.3                                the share of the training rows that is
-                                                                    held out (0.2)
+python -m runs.tune experiment=table2_base method=vera              the cells of a preset
+python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        another key in the grid, or another list
+python -m runs.tune method=lora train.lr=1e-3                       a key with a value is not searched
+python -m runs.tune task.holdout=0.3                                the share of held-out training rows (0.2)
 
-The words are those of python -m runs. Each trial is a run a seed, with a record, which enters no table. The
-same command goes on where it was, and tries failed trials again. output/tune/STUDY holds the journal and
+The overrides are those of python -m runs. Each trial is one run for each seed; their records enter no table.
+The same command continues a search, and repeats failed trials. output/tune/STUDY holds the journal and
 trials.csv.
 """
 
@@ -34,7 +31,7 @@ from runs.tune.study import open_study, search
 
 @dataclass(frozen=True)
 class Settings(Common):
-    """What a search can be given beside the cells."""
+    """Settings of the command."""
 
     grid: str = setting("{}", "a mapping of keys to lists that are searched, over those of conf/tune.yaml")
 
@@ -43,26 +40,21 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, overrides="the cells, as for python -m runs", passes=COMPOSING)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
-    # W&B hears of no trial, so tracking=off asks for what is done anyway.
-    words = [word for word in line.overrides if word != "tracking=off"]
-    if other := next((word for word in words if re.split("[.=]", word.lstrip("+~"))[0] in WHERE), None):
-        raise UserError(
-            f"{other} is for python -m runs: a search does its trials here, one after another, and W&B hears"
-            " of none"
-        )
+    # Trials are never tracked, so tracking=off changes nothing
+    overrides = [word for word in line.overrides if word != "tracking=off"]
+    if other := next((word for word in overrides if re.split("[.=]", word.lstrip("+~"))[0] in WHERE), None):
+        why = "a search does its trials here, one after another, and W&B hears of none"
+        raise UserError(f"{other} is for python -m runs: {why}")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
-    found = cells([*words, *debug], line.settings.grid, line.options)
-    runs = with_starts([run for cell in found for trial in cell.trials.values() for run in trial])
+    of_search = cells([*overrides, *debug], line.settings.grid, line.options)
+    runs = [run for cell in of_search for run in cell.runs]
     if not runs[0].config["debug"]:
         start_fork_server()
-    of_name = preflight(runs)
-    check_ids(
-        [run for cell in found for of_trial in cell.trials.values() for run in of_trial],
-        [run_id for cell in found for of_trial in cell.ids.values() for run_id in of_trial],
-    )
+    tasks = preflight(with_starts(runs))
+    check_ids(runs, [run_id for cell in of_search for ids in cell.ids.values() for run_id in ids])
     failed, reports = [], []
-    for cell in found:
-        task = of_name[cell.first.task]
+    for cell in of_search:
+        task = tasks[cell.first.task]
         study = open_study(cell, Metric.of_task(task))
         failed += search(cell, study)
         reports.append(report(cell, study, task))

@@ -1,4 +1,4 @@
-"""The cells that a search goes through, and the points of their grids."""
+"""The cells of a search, and the points of their grids."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,107 +17,104 @@ from runs.identity import hash_of
 from runs.record import Record
 from runs.sweep.jobs import final_ids, finished_record
 
-#: Words that a trial needs and the best setting's command does not.
+#: Overrides of a trial that the command for the best setting does not have.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}
 
 
-#: The texts of a trial's values, in the order of the cell's axes.
+#: The values of a trial as texts, in the order of the cell's axes.
 Point = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one study searches: values as texts by key, and the runs of each point of the grid, one a seed, in
-    grid order."""
+    """The grid of one study. overrides: of the command for the best setting, without the searched keys. axes:
+    for each key its values, as texts. trials: the runs of each point, one for each seed, in grid order."""
 
-    words: list[str]  # of the command for the best setting, without what is searched
+    overrides: list[str]
     axes: dict[str, list[str]]
     trials: dict[Point, list[Run]]
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs of all trials."""
+        return [run for runs in self.trials.values() for run in runs]
+
+    @property
     def first(self) -> Run:
-        """A run of the cell, for what all have in common."""
-        return next(iter(self.trials.values()))[0]
+        """The first run, for what all runs have in common."""
+        return self.runs[0]
 
     @property
     def seeds(self) -> int:
-        """How many each trial has."""
+        """The number of runs of each trial."""
         return len(next(iter(self.trials.values())))
 
     @cached_property
     def name(self) -> str:
-        """Row, model and task, with a hash of all that defines the results, the data's content included."""
+        """Row, model and task, with a hash of everything that defines the results, data included."""
         run, ids = self.first, list(self.ids.values())
         return f"{run.row}@{run.model}@{run.task}-{hash_of([self.axes, ids])[:8]}"
 
     @cached_property
     def ids(self) -> dict[Point, list[str]]:
-        """The ids of each trial's runs, once their models and data are here."""
-        ids = iter(final_ids([run for runs in self.trials.values() for run in runs]))
+        """The ids of each trial's runs, which exist once models and data are fetched."""
+        ids = iter(final_ids(self.runs))
         return {point: [next(ids) for _ in runs] for point, runs in self.trials.items()}
 
     def records(self, *points: Point) -> list[Record]:
-        """Those of the trials' runs, where they have finished."""
+        """The records of these points' finished runs."""
         output = self.first.config["output"]
-        found = (finished_record(output, run_id) for point in points for run_id in self.ids[point])
-        return [record for record in found if record]
+        records = (finished_record(output, run_id) for point in points for run_id in self.ids[point])
+        return [record for record in records if record]
 
     @property
     def folder(self) -> Path:
-        """Where the journal and trials.csv lie."""
+        """The folder of the journal and trials.csv."""
         return Path(self.first.config["output"]) / "tune" / self.name
 
-    def words_of(self, point: Point) -> list[str]:
+    def overrides_of(self, point: Point) -> list[str]:
         """The overrides of a point of the grid."""
         return [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
 
 
-def cells(arguments: list[str], asked: str = "{}", options: Sequence[str] = ()) -> list[Cell]:
-    """The cells that the overrides mean. asked: grid=. options: --config-dir, handed on. Raises UserError for
-    whatever is wrong with them or with the grid."""
-    grid = _grid(asked)
-    seeds = [word for word in arguments if word.startswith("seed=")] or ["seed=0"]
-    words = [word for word in arguments if word not in seeds]
+def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -> list[Cell]:
+    """The cells of a command. grid: the setting grid=. options: --config-dir. Raises UserError for an error
+    in any of them."""
+    own_grid = _grid(grid)
+    seeds = [word for word in overrides if word.startswith("seed=")] or ["seed=0"]
+    words = [word for word in overrides if word not in seeds]
     given = {word.partition("=")[0] for word in words}
-    known = _read((CONF / "tune.yaml").read_text())
-    own = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
-    found = []
-    for run in expand([*options, *words, *own, "seed=0"]):
+    grids = _read((CONF / "tune.yaml").read_text())
+    of_trials = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
+    of_command = []
+    for run in expand([*options, *words, *of_trials, "seed=0"]):
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
-            raise UserError(
-                "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set"
-            )
-        idle = (
-            {"train.lr"}
-            if kind == "head"
-            else {"train.lr_head"}
-            if task["modality"] == "text generation"
-            else set()
-        )
-        axes = {
-            key: values for key, values in (known.get(kind, {}) | grid).items() if key not in given | idle
-        }
+            rule = "trials are judged on held-out training rows, never on the dev or test set"
+            raise UserError(f"task.holdout=null: {rule}")
+        unused = {"train.lr"} if kind == "head" else set()
+        if kind != "head" and task["modality"] == "text generation":
+            unused = {"train.lr_head"}
+        axes = grids.get(kind, {}) | own_grid
+        axes = {key: values for key, values in axes.items() if key not in given | unused}
         if not axes or kind == "none":
-            raise UserError(
-                f"{run.row}: nothing to search. conf/tune.yaml has grids for {', '.join(known)}; grid= gives"
-                " another"
-            )
-        decode = (
-            [f"task.decode={TRIAL['task.decode']}"] if "decode" in task and "task.decode" not in given else []
-        )
+            known = f"conf/tune.yaml has grids for {', '.join(grids)}; grid= gives another"
+            raise UserError(f"{run.row}: nothing to search. {known}")
+        decodes = "decode" in task and "task.decode" not in given
+        decode = [f"task.decode={TRIAL['task.decode']}"] if decodes else []
         lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
         runs = expand([*options, *run.overrides, *decode, *lists, *seeds])
         points = list(itertools.product(*axes.values()))
         size = len(runs) // len(points)
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
-        kept = [word for word in run.overrides if word not in own and not word.startswith("task.holdout=")]
-        found.append(Cell(kept, axes, trials))
-    return found
+        kept = [word for word in run.overrides if word not in of_trials]
+        kept = [word for word in kept if not word.startswith("task.holdout=")]
+        of_command.append(Cell(kept, axes, trials))
+    return of_command
 
 
 def _grid(text: str) -> dict[str, list[str]]:
-    """The lists of grid=, as texts of the command line."""
+    """The lists of grid=, with values as texts of the command line."""
     wrong = f"grid={text}: should be a mapping of keys to lists, such as {{train.lr: [1e-2, 3e-2]}}"
     try:
         grid = _read(text)
@@ -132,16 +129,11 @@ def _grid(text: str) -> dict[str, list[str]]:
 
 
 def _read(text: str) -> Any:
-    """YAML with 1e-2 as a number (PyYAML alone reads a word), the lists in it as texts of the command
-    line."""
+    """YAML in which 1e-2 is a number (for PyYAML it is a word), with lists as texts of the command line."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
         return list(dict.fromkeys(map(as_word, value))) if isinstance(value, list) else value
 
-    read = OmegaConf.to_container(OmegaConf.create(text))
-    if not isinstance(read, dict):
-        return read
-    return {
-        key: {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else plain(value)
-        for key, value in read.items()
-    }
+    return plain(OmegaConf.to_container(OmegaConf.create(text)))

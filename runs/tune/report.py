@@ -1,4 +1,4 @@
-"""What a search has found: all trials, the best one's overrides, and the lines of its recipe."""
+"""The report of a search: all trials, the overrides of the best one, and the lines for its recipe."""
 
 import csv
 import io
@@ -18,18 +18,16 @@ from runs.tune.study import latest
 
 
 def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point, FrozenTrial]]:
-    """Points and their trials, the best first; of equals the first in the grid; then those without a
-    value."""
+    """Points and their trials, the best first and equal ones in grid order; then those without a value."""
     trials = latest(cell, study)
-    tried = [(point, trials[point]) for point in cell.trials if point in trials]
-    done = [(point, trial) for point, trial in tried if trial.state == TrialState.COMPLETE]
+    pairs = [(point, trials[point]) for point in cell.trials if point in trials]
+    done = [pair for pair in pairs if pair[1].state == TrialState.COMPLETE]
     done.sort(key=lambda pair: pair[1].value or 0.0, reverse=metric.higher_is_better)
-    return done + [(point, trial) for point, trial in tried if trial.state != TrialState.COMPLETE]
+    return done + [pair for pair in pairs if pair[1].state != TrialState.COMPLETE]
 
 
 def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
-    """All trials, and the best one's words and recipe. Writes the same as trials.csv (values as
-    fractions)."""
+    """The text of the report. Writes the trials as trials.csv, too (values as fractions)."""
     metric = Metric.of_task(task)
     trials = ranked(cell, study, metric)
     file = io.StringIO()
@@ -40,84 +38,65 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
         attrs, state = trial.user_attrs, trial.state.name.lower()
         value, spread = trial.value, spread_of(attrs.get("values", []))
         writer.writerow([value, spread, *point, state, " ".join(attrs.get("runs", []))])
-        words = [
-            f"{attrs['diverged']} diverged" if attrs.get("diverged") else "",
-            "failed" if value is None else "",
-        ]
+        runs = str(len(attrs.get("runs", [])))
+        runs += f" {attrs['diverged']} diverged" if attrs.get("diverged") else ""
+        runs += " failed" if value is None else ""
         numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
-        rows.append([*numbers, *point, " ".join([str(len(attrs.get("runs", []))), *filter(None, words)])])
+        rows.append([*numbers, *point, runs])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
     model, of = (cell.first.config[part]["label"] for part in ("model", "task"))
     title = f"{cell.first.row} on {of} ({model})"
+    trial_table = table([metric.name, "spread", *cell.axes, "runs"], rows)
     point, best = trials[0]
     if best.value is None:
-        return "\n".join(
-            [f"{title}: no trial has a value", "", *table([metric.name, "spread", *cell.axes, "runs"], rows)]
-        )
+        return "\n".join([f"{title}: no trial has a value", "", *trial_table])
     held, rest = best.user_attrs["rows"]
     which = f"{task.reported} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
-    lines = [
-        f"{title}: {metric.name} on {judged}",
-        "",
-        *table([metric.name, "spread", *cell.axes, "runs"], rows),
-        "",
-    ]
+    lines = [f"{title}: {metric.name} on {judged}", "", *trial_table, ""]
     equal = sum(trial.value == best.value for _, trial in trials)
-    lines += (
-        [f"{equal} settings have the best value: which of them comes first says nothing"] if equal > 1 else []
-    )
-    lines += [f"{words} is the {end} tried" for words, end in edges(cell, point)]
-    lines += [
-        f"best: python -m runs {shlex.join([*cell.words, *cell.words_of(point)])}",
-        *recipe(cell, point, judged),
-    ]
-    return "\n".join([*lines, f"trials: {cell.folder / 'trials.csv'}"])
+    if equal > 1:
+        lines += [f"{equal} settings have the best value: which of them comes first says nothing"]
+    lines += [f"{override} is the {end} tried" for override, end in edges(cell, point)]
+    lines += [f"best: python -m runs {shlex.join([*cell.overrides, *cell.overrides_of(point)])}"]
+    return "\n".join([*lines, *recipe(cell, point, judged), f"trials: {cell.folder / 'trials.csv'}"])
 
 
 def edges(cell: Cell, point: Point) -> list[tuple[str, str]]:
-    """The words of a point that lie at an end of their axis: the best may be beyond it."""
-    found = []
-    for word, (_, texts), text in zip(cell.words_of(point), cell.axes.items(), point, strict=True):
+    """The overrides of a point that are at an end of their axis, since the best may be beyond it."""
+    at_end = []
+    for override, texts, text in zip(cell.overrides_of(point), cell.axes.values(), point, strict=True):
         try:
             values = sorted(map(float, texts))
         except ValueError:  # not numbers: no order
             continue
         if len(values) > 1 and float(text) in (values[0], values[-1]):
-            found.append((word, "smallest" if float(text) == values[0] else "largest"))
-    return found
+            at_end.append((override, "smallest" if float(text) == values[0] else "largest"))
+    return at_end
 
 
 def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
-    """The lines for a recipe file, of those keys that look there."""
+    """The lines for a recipe file, for keys that are read from recipes."""
     files = "".join(path.read_text() for path in [CONF / "config.yaml", *sorted(CONF.glob("method/*.yaml"))])
     task = cell.first.config["task"]["name"]
-    axes = [
-        (key.rpartition(".")[2], values, value)
-        for (key, values), value in zip(cell.axes.items(), point, strict=True)
-    ]
-    axes = [axis for axis in axes if f"${{recipe:{axis[0]}," in files]
-    if not axes:
+    by_task, chosen = [], []
+    for (path, values), value in zip(cell.axes.items(), point, strict=True):
+        key = path.rpartition(".")[2]
+        if f"${{recipe:{key}," in files:
+            by_task.append(f"    {key}: {{{task}: {value}}}")
+            how = f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
+            chosen.append(f"    {key}: on {task} {how}, on {judged}")
+    if not by_task:
         return []
-    tried = {
-        key: f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
-        for key, values, _ in axes
-    }
-    chosen = [f"    {key}: on {task} {words}, on {judged}" for key, words in tried.items()]
-    method = cell.words[0].partition("=")[2]
-    own = method != "peft"  # whose file would be that of every class
+    method = cell.overrides[0].partition("=")[2]
+    own = method != "peft"  # all classes of peft have one file
     name = f"{method if own else cell.first.row}/{cell.first.model}"
-    return [
-        f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:",
-        "  by_task:",
-        *(f"    {key}: {{{task}: {value}}}" for key, _, value in axes),
-        "  chosen:",
-        *chosen,
-    ]
+    title = f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:"
+    return [title, "  by_task:", *by_task, "  chosen:", *chosen]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns to the right, in ASCII."""
+    """The lines of a table with right-aligned columns, in ASCII."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows)]
     lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
@@ -125,6 +104,5 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def spread_of(values: list[float]) -> float | None:
-    """Sample standard deviation over the seeds; None for a single one, or where one diverged without a
-    perplexity."""
+    """The sample standard deviation over the seeds; None for a single seed, or for an infinite value."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None

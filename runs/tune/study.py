@@ -1,4 +1,4 @@
-"""One cell's study: its journal, and its trials in turn. A trial is a run a seed, with a record."""
+"""The study of one cell: its journal, and its trials one after another. A trial is one run for each seed."""
 
 import statistics
 from typing import Any
@@ -20,17 +20,17 @@ from runs.tune.cells import Cell, Point
 
 
 class Grid(GridSampler):
-    """Optuna's, for ask and tell: after the last trial it would stop a loop that there is not."""
+    """Optuna's sampler for ask and tell: after the last trial it would stop a loop that does not exist."""
 
     def after_trial(self, *_: Any) -> None:
         """Does nothing."""
 
 
 def open_study(cell: Cell, metric: Metric) -> optuna.Study:
-    """The cell's study, begun or gone on with. Raises UserError for a journal that cannot be read."""
+    """The cell's study, new or continued. Raises UserError for a journal that cannot be read."""
     path = cell.folder / "journal.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A full disk or a loss of power cuts the last line, and the next one would go on in it
+    # A full disk or a loss of power cuts the last line. Remove it, so that the next one starts a new line.
     if path.is_file():
         whole = path.read_bytes()
         if not whole.endswith(b"\n"):
@@ -38,40 +38,36 @@ def open_study(cell: Cell, metric: Metric) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     direction = StudyDirection.MAXIMIZE if metric.higher_is_better else StudyDirection.MINIMIZE
     try:
-        storage, sampler = JournalStorage(JournalFileBackend(str(path))), Grid(cell.axes, seed=0)
-        return optuna.create_study(
-            storage=storage, sampler=sampler, study_name=cell.name, direction=direction, load_if_exists=True
-        )
+        how: Any = {"study_name": cell.name, "direction": direction, "load_if_exists": True}
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(storage=storage, sampler=Grid(cell.axes, seed=0), **how)
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}). Delete it: the runs of finished trials are not done again"
-        ) from None
+        mend = "Delete it: the runs of finished trials are not done again"
+        raise UserError(f"{path}: damaged ({error}). {mend}") from None
 
 
 def latest(cell: Cell, study: optuna.Study) -> dict[Point, FrozenTrial]:
-    """The last trial of each point that has one. Of one that is only queued, Optuna knows the parameters as
+    """The last trial of each point that has one. A queued trial has its parameters in Optuna's
     fixed_params."""
-    found = {}
+    by_point = {}
     for trial in study.get_trials(deepcopy=False):
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
         if len(params) == len(cell.axes):
-            found[tuple(params[key] for key in cell.axes)] = trial
-    return found
+            by_point[tuple(params[key] for key in cell.axes)] = trial
+    return by_point
 
 
 def search(cell: Cell, study: optuna.Study) -> list[str]:
-    """Does the trials that are left, those first that were on when an earlier command was killed. Returns a
-    line for each run that failed."""
+    """Does the remaining trials, first those that a killed command had started. Returns a line for each run
+    that failed."""
     before = latest(cell, study)
     for point, last in before.items():
         if last.state == TrialState.FAIL:
             study.enqueue_trial(dict(zip(cell.axes, point, strict=True)))
     done = sum(last.state == TrialState.COMPLETE for last in before.values())
     total = len(cell.trials)
-    print(
-        f"{cell.name}: {plural(total, 'trial')} of {plural(cell.seeds, 'run')}, {done} done before",
-        flush=True,
-    )
+    size = f"{plural(total, 'trial')} of {plural(cell.seeds, 'run')}"
+    print(f"{cell.name}: {size}, {done} done before", flush=True)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     failed: list[str] = []
     for number in range(done + 1, total + 1):
@@ -79,16 +75,14 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
         point = tuple(trial.suggest_categorical(key, values) for key, values in cell.axes.items())
         seconds = seconds_left(cell)
         left = f"  left: {duration(seconds)}" if seconds else ""
-        print(f"[trial {number}/{total}] {' '.join(cell.words_of(point))}{left}", flush=True)
-        runs = cell.trials[point]
-        outcome = sweep(with_starts(runs), part=True, launch=Launch(tracking=Tracking(mode="off")))
+        setting = " ".join(cell.overrides_of(point))
+        print(f"[trial {number}/{total}] {setting}{left}", flush=True)
+        runs = with_starts(cell.trials[point])
+        outcome = sweep(runs, part=True, launch=Launch(tracking=Tracking(mode="off")))
         trial.set_user_attr("runs", cell.ids[point])
         if outcome.failed:
             study.tell(trial, state=TrialState.FAIL)
-            failed += [
-                f"{' '.join(cell.words_of(point))}, {run.label}: {error} ({log})"
-                for run, error, log in outcome.failed
-            ]
+            failed += [f"{setting}, {run.label}: {error} ({log})" for run, error, log in outcome.failed]
             continue
         records = cell.records(point)
         values = [value_of(record) for record in records]
@@ -100,17 +94,14 @@ def search(cell: Cell, study: optuna.Study) -> list[str]:
 
 
 def seconds_left(cell: Cell) -> float | None:
-    """What the runs without a record will take, by what those with one took, whenever that was; None before
-    the first."""
-    took = [
-        record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
-        for record in cell.records(*cell.trials)
-    ]
-    return statistics.fmean(took) * (len(cell.trials) * cell.seeds - len(took)) if took else None
+    """The expected time of the runs without a record, from the mean of those with one; None without any."""
+    costs = [record["cost"] for record in cell.records(*cell.trials)]
+    seconds = [cost["train_seconds"] + cost["evaluate_seconds"] for cost in costs]
+    return statistics.fmean(seconds) * (len(cell.runs) - len(seconds)) if seconds else None
 
 
 def value_of(record: Record) -> float:
-    """The metric on the held-out rows, of the epoch that the task's table reports; of a run that diverged
-    before its first epoch ended, the worst."""
+    """The metric on the held-out rows, at the epoch that the task's table reports; the worst value for a run
+    that diverged in its first epoch."""
     value = best_and_last(record, "paper").get(record["result"]["reported"])
     return float(value) if value is not None else Metric.of_record(record).worst

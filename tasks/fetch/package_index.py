@@ -1,11 +1,9 @@
-"""A source archive from the package index that pip is configured with: found by its sha256, and never built.
+"""Fetches a source archive from the package index of pip's configuration, by its sha256, without building it.
 
-pip itself cannot do that: what it downloads as source it also prepares, which runs the archive's setup.py,
-after fetching the newest setuptools for it. So this file reads the index (PEP 503's HTML, PEP 691's JSON)
-with pip's settings, as `pip config list` tells them, and fetches the one file. Importing pip's own classes
-would be shorter, but they are private and change; `pip config list`, the default index in
-`pip download --help` and the two PEPs are public. pip's keyring is left out: what only pip can reach is
-fetched by hand, as the error says.
+pip cannot: to download a source archive it also runs its setup.py, with the newest setuptools. So this file
+reads the index (PEP 503's HTML, PEP 691's JSON) with the settings of `pip config list`, and fetches the one
+file. pip's own classes are private and change; `pip config list`, the default index in `pip download --help`
+and the two PEPs are public. pip's keyring is not supported: the error then says how to fetch by hand.
 """
 
 import ast
@@ -24,10 +22,10 @@ from urllib.request import url2pathname
 
 from tasks.base import DataError
 
-#: Bytes of a page or an archive at most: the largest pages of an index have 30 MB.
+#: The most bytes of a page or an archive. The largest pages of an index have 30 MB.
 LARGEST = 100_000_000
 JSON = "application/vnd.pypi.simple.v1+json"
-#: Both forms of an index's page, as PEP 691 has a client ask for them.
+#: The Accept header for a page of an index, by PEP 691.
 PAGES = f"{JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
@@ -36,19 +34,17 @@ class Link(NamedTuple):
 
     address: str
     name: str
-    sha256: str | None  # None: the index does not say
-    page: str  # where it is listed, with the password that it was asked with
+    sha256: str | None  # None: the index gives none
+    page: str  # the page that lists it, with the password of its request
 
 
 class _UnavailableError(Exception):
-    """Why a page or a file cannot be had, as part of a line."""
+    """A page or a file is not available. The message is a predicate: "is not there"."""
 
 
 def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
-    """The file `name` of `project` in `folder`, where it is kept; nothing is fetched if it is there already.
-
-    Raises DataError, in one line, where no index can be asked, or none has the file with this sha256.
-    """
+    """The file `name` of `project` in `folder`, which is fetched unless it is there already. Raises DataError
+    where no index has the file with this sha256."""
     target = folder / name
     if target.is_file() and _digest(target) == sha256:
         return target
@@ -63,16 +59,16 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
     reader, why, links = _Reader(settings), list[str](), list[Link]()
     for page in pages:
         try:
-            found = [link for link in reader.links(page) if link.sha256 == sha256 or link.name == name]
+            named = [link for link in reader.links(page) if link.sha256 == sha256 or link.name == name]
         except _UnavailableError as failure:
             why.append(f"{shown(page)} {failure}")
             continue
-        fitting = [link for link in found if link.sha256 in (sha256, None)]
+        fitting = [link for link in named if link.sha256 in (sha256, None)]
         if not fitting:
-            why.append(f"{shown(page)} lists {'another file of that name' if found else 'no such file'}")
+            why.append(f"{shown(page)} lists {'another file of that name' if named else 'no such file'}")
         links += fitting
     folder.mkdir(parents=True, exist_ok=True)
-    for link in sorted(links, key=lambda link: link.sha256 is None):  # first where the index gives the hash
+    for link in sorted(links, key=lambda link: link.sha256 is None):  # those with a hash first
         partial = folder / f".{name}.{os.getpid()}"
         try:
             with open(partial, "wb") as file:
@@ -90,21 +86,18 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's settings for a download: of its files, [global] and [download], and of the environment."""
-    settings: dict[str, str] = {}
-    found: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
+    """pip's settings for a download: [global] and [download] of its files, and the environment's."""
+    sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
     for line in _pip("config", "list").splitlines():
         key, equals, value = line.partition("=")
         section, _, option = key.rpartition(".")
-        if equals and section in found:
-            found[section][option] = str(ast.literal_eval(value))
-    for part in found.values():
-        settings |= part
-    return settings
+        if equals and section in sections:
+            sections[section][option] = str(ast.literal_eval(value))
+    return sections["global"] | sections["download"] | sections[":env:"]
 
 
 def default_index() -> str:
-    """The index that pip asks where nothing else is set, which its own help names."""
+    """pip's default index, from its help."""
     text = _pip("download", "--help")
     match = re.search(r"--index-url\b.*?\(default\s+(\S+?)\)", text, re.DOTALL)
     if match is None:
@@ -119,7 +112,7 @@ def shown(address: str) -> str:
 
 def _pip(*words: str) -> str:
     command = [sys.executable, "-m", "pip", *words]
-    environment = {**os.environ, "COLUMNS": "10000"}  # so that no line of the help is folded
+    environment = {**os.environ, "COLUMNS": "10000"}  # without line breaks in the help
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -129,17 +122,17 @@ def _pip(*words: str) -> str:
 
 
 def _pages(settings: dict[str, str], project: str) -> Iterator[str]:
-    """The addresses of the pages that may list the project's files: of the indexes, then of find-links."""
+    """The addresses of the pages that may list the project's files: the indexes', then find-links."""
     if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on", "y", "t"):
         indexes = [settings.get("index-url") or default_index(), *settings.get("extra-index-url", "").split()]
         for index in indexes:
             yield f"{_address(index).rstrip('/')}/{re.sub(r'[-_.]+', '-', project).lower()}/"
-    for place in settings.get("find-links", "").split():
-        yield _address(place)
+    yield from map(_address, settings.get("find-links", "").split())
 
 
-def _address(place: str) -> str:
-    return place if re.match(r"\w{2,}:", place) else Path(place).expanduser().absolute().as_uri()
+def _address(given: str) -> str:
+    """A URL as it is given, or that of a path."""
+    return given if re.match(r"\w{2,}:", given) else Path(given).expanduser().absolute().as_uri()
 
 
 class _Reader:
@@ -152,7 +145,7 @@ class _Reader:
         from requests.adapters import HTTPAdapter
 
         class SystemToo(HTTPAdapter):
-            """Trusts the system's certificates, beside those that requests brings, as pip does."""
+            """Trusts the system's certificates beside those of requests, as pip does."""
 
             def init_poolmanager(self, *words: Any, **more: Any) -> None:
                 super().init_poolmanager(*words, **more, ssl_context=ssl.create_default_context())
@@ -177,7 +170,7 @@ class _Reader:
             self.timeout = 15.0
 
     def links(self, page: str) -> list[Link]:
-        """What a page lists; of a folder without index.html, its files. Raises _UnavailableError."""
+        """The files that a page lists, or those of a folder without index.html. Raises _UnavailableError."""
         local = _local(page)
         if local is not None and local.is_dir():
             if not (local / "index.html").is_file():
@@ -189,31 +182,31 @@ class _Reader:
             page = head["address"] = local.absolute().as_uri()
         content, base = b"".join(self.read(page, page, head)), head["address"]
         if head["type"].startswith(JSON):
-            found = list(_of_json(content))
+            files = list(_of_json(content))
         else:
             reader = _Anchors()
             reader.feed(content.decode("utf-8", "replace"))
-            base, found = urljoin(base, reader.base), [_of_anchor(href) for href in reader.found]
-        links = [Link(urljoin(base, address), name, digest, page) for address, name, digest in found]
+            base, files = urljoin(base, reader.base), [_of_anchor(href) for href in reader.links]
+        links = [Link(urljoin(base, address), name, digest, page) for address, name, digest in files]
         # A page of the network names no file of this machine.
         allowed = ("http", "https", "file") if local else ("http", "https")
         return [link for link in links if urlsplit(link.address).scheme in allowed]
 
     def read(self, address: str, page: str, head: dict[str, str] | None = None) -> Iterator[bytes]:
-        """The content in parts. Into `head` go a page's type, and its address after redirections."""
+        """The content in parts. head: for a page; gets its type, and its address after redirections."""
         local = _local(address)
         if local is not None:
             if not local.is_file():
                 raise _UnavailableError("is not there")
             yield local.read_bytes()
             return
-        wanted = {"Accept-Encoding": "identity"} if head is None else {"Accept": PAGES}
+        headers = {"Accept-Encoding": "identity"} if head is None else {"Accept": PAGES}
         parts = urlsplit(address)
         more: dict[str, Any] = {"stream": True, "timeout": self.timeout, "proxies": self.proxies}
         more["verify"] = False if {_host(address), parts.hostname} & self.trusted else self.certificate
         more["auth"] = _login(address) or (_login(page) if _origin(page) == _origin(address) else None)
         try:
-            with self.session.get(shown(address), headers=wanted, **more) as answer:
+            with self.session.get(shown(address), headers=headers, **more) as answer:
                 _check_status(answer.status_code)
                 if head is not None:
                     head |= {"type": answer.headers.get("Content-Type", ""), "address": answer.url}
@@ -250,7 +243,7 @@ def _host(address: str) -> str:
 
 
 def _origin(address: str) -> tuple[str, str]:
-    """What an index's password is for, and nothing else gets it."""
+    """The scheme and host that a password belongs to. It is sent nowhere else."""
     return urlsplit(address).scheme, _host(address)
 
 
@@ -260,11 +253,11 @@ def _login(address: str) -> tuple[str, str] | None:
 
 
 class _Anchors(HTMLParser):
-    """The addresses in a page, and the one that they are relative to, if the page names one."""
+    """The links of a page, and its base address if it gives one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.base = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -272,7 +265,7 @@ class _Anchors(HTMLParser):
         if tag == "base" and href and not self.base:
             self.base = href
         elif tag == "a" and href:
-            self.found.append(href)
+            self.links.append(href)
 
 
 def _of_anchor(href: str) -> tuple[str, str, str | None]:

@@ -54,9 +54,9 @@ def judge(
     if concurrency < 1 or retries < 0 or not timeout > 0:
         raise JudgeError("concurrency and timeout are to be above 0, and retries not below")
     saved = read_judgments(file)
-    wanted = {key: prompt for prompt in messages for key in by.keys(prompt)}
-    todo = {key: prompt for key, prompt in wanted.items() if key not in saved}
-    outcome = Outcome(cached=len(wanted) - len(todo))
+    requests = {key: prompt for prompt in messages for key in by.keys(prompt)}
+    todo = {key: prompt for key, prompt in requests.items() if key not in saved}
+    outcome = Outcome(cached=len(requests) - len(todo))
     if not todo:
         return outcome
     url, secret = _endpoint(base_url, api_key)

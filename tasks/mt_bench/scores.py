@@ -19,11 +19,11 @@ def summary(
     over all ratings, of all turns and passes. low, high: its 95% interval, by 10,000 bootstrap samples of the
     questions."""
     questions = read_questions(folder, bench)
-    wanted = prompts(folder, bench, questions, answers)
+    requests = prompts(folder, bench, questions, answers)
     category = {q.id: q.category for q in questions}
     replies = [
         ({"question": number, "turn": str(turn), "category": category[number], "pass": attempt}, saved[key])
-        for (number, turn), messages in wanted.items()
+        for (number, turn), messages in requests.items()
         for attempt, key in enumerate(by.keys(messages))
         if key in saved
     ]
@@ -40,7 +40,7 @@ def summary(
         "bench": bench,
         "judge": by.name,
         "passes": by.passes,
-        "n": len(wanted) * by.passes,
+        "n": len(requests) * by.passes,
         "judged": len(replies),
         "n_valid": len(valid),
         "mean": _mean([score for _, score in valid]),

@@ -45,16 +45,15 @@ def small(monkeypatch):
 
 @pytest.fixture
 def once(monkeypatch):
-    """What is measured in several rounds is done in one; test_serving_writes_its_table does them all."""
+    """Does each piece of work once. test_serving_writes_its_table does all rounds."""
 
-    def interleaved(work, rounds, say):
-        if say != "warming up":
-            for piece in work.values():
-                piece()
-        return {name: [1.0] * rounds for name in work}
+    def timed(work, rounds, title, about):
+        for piece in work.values():
+            piece()
+        return [about | {"variant": name, "seconds": [1.0] * rounds} for name in work]
 
     for module in (training, serving, decoding):
-        monkeypatch.setattr(module, "interleaved", interleaved)
+        monkeypatch.setattr(module, "timed", timed)
 
 
 def test_training_writes_both_tables(small, once, tmp_path, capsys):
@@ -103,7 +102,7 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
 @pytest.mark.slow  # two models, every way
 def test_decoding_writes_its_table(once, tmp_path, monkeypatch):
     small = decoding.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
-    monkeypatch.setattr(decoding, "DECODERS", {"a small GPT-2": small, "another": small})
+    monkeypatch.setattr(decoding, "MODELS", {"a small GPT-2": small, "another": small})
     assert main(["decoding", "full=true", f"output={tmp_path}"]) == 0
     text = (tmp_path / "bench" / "decoding.md").read_text()
     for words in (

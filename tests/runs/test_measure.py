@@ -11,7 +11,7 @@ from runs import publish
 from runs.errors import UserError
 from runs.evaluate import restore
 from runs.measure.__main__ import main as measure_main
-from runs.measure.adapters import magnitude, place, similarity
+from runs.measure.adapters import layer_and_site, magnitude, similarity
 from runs.measure.fit import matrix_fit
 from runs.record import read_ledger, record_path, run_folder, write_record
 from vera.methods.layers import changes
@@ -269,4 +269,4 @@ def test_layers_and_sites_are_read_from_names():
         ("encoder.layer.2.attention.output.dense", (2, "attention.output.dense")),
         ("pooler.dense", (-1, "pooler.dense")),
     ):
-        assert place(name) == wanted
+        assert layer_and_site(name) == wanted

@@ -302,7 +302,7 @@ def test_what_the_words_search(tiny_words, e2e_words):
         "method.sites": ["[query]", "[query,value]"],
     }
     point, (run,) = list(cell.trials.items())[-1]
-    assert cell.words_of(point) == ["train.lr=1", "train.lr_head=0.01", "method.sites=[query,value]"]
+    assert cell.overrides_of(point) == ["train.lr=1", "train.lr_head=0.01", "method.sites=[query,value]"]
     assert (run.config["train"]["lr"], run.config["train"]["lr_head"], run.method["sites"]) == (
         1.0,
         0.01,
@@ -313,7 +313,7 @@ def test_what_the_words_search(tiny_words, e2e_words):
     assert cell.first.config["task"]["decode"] == "none"
     preset = cells_of(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
     assert [(c.first.task, len(c.trials), c.seeds) for c in preset] == [("rte", 5, 1), ("mrpc", 5, 1)]
-    assert preset[0].words == [
+    assert preset[0].overrides == [
         "method=vera",
         "model=roberta_base",
         "task=rte",
