@@ -1,4 +1,4 @@
-"""A verdict for each cell that the paper prints; and the cells of a ledger, or of a part of it.
+"""A verdict for each cell that the paper prints, and the cells of a ledger or of a part of it.
 
 Beside.verdict in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
@@ -6,6 +6,7 @@ formulas, figures and the cost on the authors' device."""
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from analysis import tables
 from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
@@ -145,40 +146,31 @@ def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cel
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
-    """The records of a table, of a preset (experiment=NAME), or all of them; with a preset's those of the row
-    that its others are compared with, which may have run for another preset first. UserError for a table that
-    there is not."""
+    """The records of a table, of a preset (experiment=NAME), or all of them. A preset's are those that ran
+    for it and those of `row`, with which the others are compared: they may have run for another preset first.
+    Raises UserError for an unknown table or preset."""
     if not what:
         return ledger
     preset = what.removeprefix("experiment=")
-    known = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
-    if preset != what and preset not in known:
-        raise UserError(
-            f"no preset {preset!r}.{did_you_mean(preset, known)} They are the files of conf/experiment"
-        )
+    presets = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
     if preset != what:
-        tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
-        cell = [(r, r["cell"]) for r in ledger]
-        keep = [
-            r
-            for r, c in cell
-            if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)
-        ]
+        if preset not in presets:
+            hint = did_you_mean(preset, presets)
+            raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
+        shown = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
     elif what in tables.WITHOUT_RECORDS:
         raise UserError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:
-        shown = {
-            (table.model, task)
-            for table in tables.TABLES[what](ledger, "paper", None)
-            for task in table.tasks
-        }
-        keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
+        parts = tables.TABLES[what](ledger, "paper", None)
+        shown = {(table.model, task) for table in parts for task in table.tasks}
     else:
-        hint = f" A preset's: experiment={what}." if what in known else ""
+        hint = f" A preset's: experiment={what}." if what in presets else ""
         raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-    return Ledger(
-        {r["id"]: r for r in keep},
-        {r["id"]: ledger.origin[r["id"]] for r in keep},
-        ledger.problems,
-        ledger.measures,
-    )
+
+    def belongs(cell: dict[str, Any]) -> bool:
+        is_of_preset = cell["row"] == row or cell["paper"] == preset
+        return (is_of_preset or preset == what) and (cell["model"], cell["task"]) in shown
+
+    records = {i: record for i, record in ledger.records.items() if belongs(record["cell"])}
+    published = {i: one for i, one in ledger.published.items() if i in records}
+    return replace(ledger, records=records, published=published)
