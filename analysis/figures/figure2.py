@@ -17,14 +17,16 @@ from analysis.figures.figure import (
     Figure,
     colour,
     model_name,
+    not_in_the_paper,
     paper_first,
     parameter_count,
+    printed_rte,
     suffix,
     with_runs,
 )
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
 from analysis.inference import smallest_p
-from analysis.paper import GLUE, NAMES, paper, printed_rows
+from analysis.paper import GLUE, NAMES, paper
 from analysis.table import TableCell, make_row
 from runs.record import Ledger, Record, lora_scaling
 
@@ -55,13 +57,14 @@ def make(ledger: Ledger) -> list[Figure]:
                 " alpha / rank times the rank. Rates are the recipe's, tuned at its rank, where both are one."
             )
         if (model, task) == (LARGE, RTE):
-            quoted = _quoted()
+            papers = {kind: printed_rte()[kind] for kind in ("vera", "lora")}
+            quoted = [(kind, count, number.value) for kind, (number, count) in papers.items()]
             for (kind, count, value), rank in zip(quoted, (256, 8), strict=True):
                 source = [NAMES[kind], str(rank), "-", "paper, table 2 (quoted)"]
                 rows.append(make_row(*source, str(count), f"{value:.1f}", "", "", "", ""))
             notes += _beside_the_paper(mine)
         else:
-            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
+            notes.insert(0, not_in_the_paper(model, task))
         title = f"Figure 2: {GLUE[task]} by trainable parameters, {model_name(model, records)}"
         header = ["method", "rank", "alpha", "source", "parameters", "median", "low", "high", "seeds", "runs"]
         metric = next((str(r["result"]["metric"]) for r in records), "accuracy")
@@ -91,17 +94,6 @@ def _row(row: str, cell: Cell) -> list[TableCell]:
     return make_row(NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *ours)
 
 
-def _quoted() -> list[tuple[str, int, float]]:
-    """Table 2's RTE of VeRA (rank 256) and LoRA (rank 8): the method, its exact count, and the number."""
-    rte = {
-        number.row: number.value
-        for row in printed_rows("table2", LARGE)
-        for number in row
-        if number.task == RTE
-    }
-    return [(kind, count, rte[kind]) for kind, count in (("vera", 61440), ("lora", 786432))]
-
-
 def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
     """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
     notes = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
@@ -117,10 +109,9 @@ def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
 
 def _shared_rank(mine: dict[str, Cell]) -> dict[str, Cell]:
     """LoRA's cells at the recipe's own rank and alpha, as rows of the proportional line too."""
-    lora = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
-    return {
-        f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None
-    }
+    constant = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
+    shared = {row: cell for row, cell in constant.items() if lora_scaling(cell.records[0]["config"]) is None}
+    return {f"{row}_proportional": cell for row, cell in shared.items()}
 
 
 def _draw_ranks(
@@ -131,7 +122,7 @@ def _draw_ranks(
     for name, (kind, pattern) in RANK_LINES.items():
         second = name.endswith("to r")
         cells_ = {**mine, **_shared_rank(mine)} if second and proportional else mine
-        line = sorted((int(found[1]), row) for row in cells_ if (found := re.fullmatch(pattern, row)))
+        line = sorted((int(match[1]), row) for row in cells_ if (match := re.fullmatch(pattern, row)))
         points = [(cells_[row].parameters, cells_[row].median()) for _, row in line]
         if not points:
             continue
@@ -151,16 +142,8 @@ def _draw_ranks(
         axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=name, linestyle=dashes)
     for kind, count, value in quoted:
         label = f"{NAMES[kind]}, paper's table 2 (quoted)"
-        axes.plot(
-            count,
-            value,
-            "x",
-            color=colour(kind),
-            markersize=7,
-            markeredgewidth=1.5,
-            label=label,
-            linestyle="none",
-        )
+        look = {"color": colour(kind), "markersize": 7, "markeredgewidth": 1.5, "linestyle": "none"}
+        axes.plot(count, value, "x", label=label, **look)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))

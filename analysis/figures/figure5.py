@@ -29,8 +29,8 @@ def make(ledger: Ledger) -> list[Figure]:
         for pair, mean in (("LoRA and VeRA", "mean_lora_vera"), ("LoRA and random", "mean_lora_random"))
     ]
     figures = []
-    for found in measured(ledger, "similarity"):
-        measures, notes = found.measures, found.notes
+    for group in measured(ledger, "similarity"):
+        measures, notes = group.measures, group.notes
         rows, lines, where = _by_layer(measures, notes)
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
         notes += [
@@ -45,7 +45,7 @@ def make(ledger: Ledger) -> list[Figure]:
             notes.append(
                 "Nothing measured: python -m runs experiment=figure5, then python -m runs.measure similarity."
             )
-        if found.of_the_paper:
+        if group.of_the_paper:
             rows += quoted
             notes.append(
                 "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value"
@@ -54,13 +54,13 @@ def make(ledger: Ledger) -> list[Figure]:
             notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
         else:
             notes.insert(
-                0, f"{found.model} on {found.task} is not in the paper: no comparison with its means."
+                0, f"{group.model} on {group.task} is not in the paper: no comparison with its means."
             )
-        title = f"Figure 5: cosine of weight differences, {found.place}"
+        title = f"Figure 5: cosine of weight differences, {group.place}"
         draw = partial(
-            _draw_cosines, lines, printed if found.of_the_paper else {}, title, len(measures), where
+            _draw_cosines, lines, printed if group.of_the_paper else {}, title, len(measures), where
         )
-        figures.append(Figure(f"figure5{suffix(found.model, found.task)}", title, header, rows, notes, draw))
+        figures.append(Figure(f"figure5{suffix(group.model, group.task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -77,19 +77,19 @@ def _by_layer(
                 points[pair, site, layer].append((values[pair][i], of))
     rows, lines = [], defaultdict[str, list[Point]](list)
     sites = {site for _, site, _ in points}
-    for (pair, site, layer), found in sorted(points.items()):
-        numbers = finite(value for value, _ in found)
-        if len(numbers) < len(found):
-            lost = f"{len(found) - len(numbers)} of {len(found)}"
+    for (pair, site, layer), values_of_runs in sorted(points.items()):
+        numbers = finite(value for value, _ in values_of_runs)
+        if len(numbers) < len(values_of_runs):
+            lost = f"{len(values_of_runs) - len(numbers)} of {len(values_of_runs)}"
             notes.append(
                 f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero)."
             )
         middle = median_and_range(numbers)
-        runs = (name for _, of in found for name in of)
+        runs = (name for _, of in values_of_runs for name in of)
         texts = [*shown(middle, ".3e"), str(len(numbers))]
         rows.append(make_row(PAIRS[pair], "ours", site, str(layer), *with_runs(texts, runs)))
         if middle and (site == "query" or "query" not in sites):
-            lines[pair].append((layer, middle[0], middle[1], middle[2]))
+            lines[pair].append((layer, *middle))
     where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
     return rows, dict(lines), where
 

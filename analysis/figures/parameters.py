@@ -16,13 +16,11 @@ from runs.record import Ledger, Record
 
 def demo(ledger: Ledger) -> list[Figure]:
     """The demo's: one picture a model; bars span the seeds."""
-    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
-    figures = _by_parameters(found, "accuracy_vs_parameters", "minilm")
-    if not figures:
-        why = ["Nothing has run: make demo."]
-        title = "The demo: dev metric by parameters"
-        figures = [Figure("accuracy_vs_parameters", title, [], [], why, draw_nothing, (7, 4))]
-    return figures
+    found, name = cells([r for r in ledger if r["cell"]["task"] == "reviews"], 3), "accuracy_vs_parameters"
+    if not found:
+        title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
+        return [Figure(name, title, [], [], why, draw_nothing, (7, 4))]
+    return _by_parameters(found, name, "minilm")
 
 
 def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
@@ -37,13 +35,11 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
         return not varied and (not tasks or cell["task"] in tasks)
 
     found = cells(filter(shown, ledger), wanted=1 if tasks else 5)
-    return [
-        figure
-        for task in sorted({key[2] for key in found})
-        for figure in _by_parameters(
-            {key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}"
-        )
-    ]
+    figures = []
+    for task in sorted({key[2] for key in found}):
+        of_task = {key: cell for key, cell in found.items() if key[2] == task}
+        figures += _by_parameters(of_task, f"parameters_{task}")
+    return figures
 
 
 def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
@@ -59,12 +55,8 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
         first = next(iter(mine.values())).records[0]
         label, epoch = first["label"], first["result"]["reported"]
         most = max(cell.seeds for cell in mine.values())
-        seeds = (
-            f"median of {most} seeds, {epoch} epoch; lines span the seeds"
-            if most > 1
-            else f"one seed, {epoch} epoch"
-        )
-        title = f"{label['model']} on {label['task']}: {seeds}"
+        over, span = (f"median of {most} seeds", "; lines span the seeds") if most > 1 else ("one seed", "")
+        title = f"{label['model']} on {label['task']}: {over}, {epoch} epoch{span}"
         draw = partial(_draw_parameters, drawable(mine), title)
         whole = name if model == usual else f"{name}_{model}"
         figures.append(Figure(whole, title, header, rows, seed_notes(mine), draw, (7, 4)))
