@@ -73,7 +73,7 @@ class Comparison:
         return len(self.differences)
 
 
-def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
+def compare(by_key: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
     """A row against every other of the same model: on each task where both have runs, and over these tasks
     together.
 
@@ -81,12 +81,12 @@ def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
     each row has one size on them, and their metrics one direction. The pooled sign test takes the pairs of
     all tasks as independent: runs of one seed on two tasks share no draw but the seed's number."""
     comparisons = []
-    for model in sorted({key[0] for key in found}):
-        tasks = [key[2] for key in found if key[:2] == (model, row)]
-        for other in sorted({key[1] for key in found if key[0] == model} - {row}):
+    for model in sorted({key[0] for key in by_key}):
+        tasks = [key[2] for key in by_key if key[:2] == (model, row)]
+        for other in sorted({key[1] for key in by_key if key[0] == model} - {row}):
             alike: dict[tuple[Any, ...], list[_Pair]] = defaultdict(list)
-            for task in (task for task in tasks if (model, other, task) in found):
-                pair = _Pair(task, found[model, row, task], found[model, other, task])
+            for task in (task for task in tasks if (model, other, task) in by_key):
+                pair = _Pair(task, by_key[model, row, task], by_key[model, other, task])
                 if pair.differences:
                     comparisons.append(_comparison(model, row, other, task, [pair]))
                     alike[pair.cell.label, pair.other.label, series(pair.cell).less].append(pair)

@@ -19,12 +19,12 @@ from runs.record.text import megabytes
 def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
     the others."""
-    found, words = all_cells(ledger), defaultdict[tuple[str, ...], list[str]](list)
+    by_key, words = all_cells(ledger), defaultdict[tuple[str, ...], list[str]](list)
     for finding in verdicts(ledger):
         words[finding.verdict.ids].append(finding.verdict.word)
     tables = []
-    for model in sorted({key[0] for key in found}):
-        ours = {key: cell for key, cell in found.items() if key[0] == model}
+    for model in sorted({key[0] for key in by_key}):
+        ours = {key: cell for key, cell in by_key.items() if key[0] == model}
         tables += [_cells_table(model, ours, words), *_comparisons_table(model, ours, row)]
     return tables
 
@@ -37,9 +37,9 @@ def cell_word(cell: Cell, model: str, words: Mapping[tuple[str, ...], list[str]]
     return own[0] if len(set(own)) == 1 else summary(own) or ", ".join(dict.fromkeys(own))
 
 
-def _cells_table(model: str, found: dict[Key, Cell], words: Mapping[tuple[str, ...], list[str]]) -> Table:
+def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, ...], list[str]]) -> Table:
     rows, unknown, other = [], [], list[str]()
-    for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
+    for (_, _, task), cell in sorted(by_key.items(), key=lambda item: (item[0][2], item[0][1])):
         facts = cell_facts(cell)
         numbers = [TableCell(facts[key], cell.ids) for key in FACTS if key != "metric"]
         seeds, word = f"{cell.count}{diverged_mark(cell)}", cell_word(cell, model, words)
@@ -50,7 +50,7 @@ def _cells_table(model: str, found: dict[Key, Cell], words: Mapping[tuple[str, .
             other.append(f"{which}; texts are written once, at the end.")
         if missing := ", ".join(map(str, series(cell).unknown)):
             unknown.append(f"{cell.label} on {task}: seed {missing} has no number and is in no statistic.")
-    few = sorted({n for cell in found.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
+    few = sorted({n for cell in by_key.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
     covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
     of_few = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
     notes = [
@@ -66,7 +66,7 @@ def _cells_table(model: str, found: dict[Key, Cell], words: Mapping[tuple[str, .
     ]
     header = [*("method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last")]
     header += ["cross-fitted", "optimism", "verdict"]
-    return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in found})
+    return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in by_key})
 
 
 def cell_facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
@@ -107,8 +107,8 @@ def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
     return f"{value:{sign}.{decimals}f}"
 
 
-def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Table]:
-    lines = compare(found, row)
+def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Table]:
+    lines = compare(by_key, row)
     if not lines:
         return []
     sizes = {line.task: line.labels[0] for line in lines if line.task != "all"}

@@ -58,25 +58,29 @@ JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 def verdicts(ledger: Ledger) -> list[Finding]:
     """One for each number that the paper prints of a trained and judged model, by its table."""
+    records: dict[str, Iterable[Record]] = {
+        "table3": decoded(ledger),
+        "table4": [r for r in instructed(ledger) if not of_table_13(r)],
+        "table5": few_shot(ledger),
+        "table13": [r for r in instructed(ledger) if of_table_13(r)],
+    }
+    by_table = {table: cells(of_table, VERDICT_SEEDS) for table, of_table in records.items()}
     glue = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
-    found = {"table2": glue, "table3": cells(decoded(ledger), VERDICT_SEEDS), "table6": glue, "table7": glue}
-    for table in ("table4", "table13"):
-        part = [r for r in instructed(ledger) if of_table_13(r) == (table == "table13")]
-        found[table] = cells(part, VERDICT_SEEDS)
-    found["table5"] = cells(few_shot(ledger), VERDICT_SEEDS)
-    return [_finding(n, found[table]) for table in JUDGED for n in numbers() if n.table == table and n.task]
+    by_table |= dict.fromkeys(("table2", "table6", "table7"), glue)
+    judged = (n for table in JUDGED for n in numbers() if n.table == table and n.task)
+    return [_finding(number, by_table[number.table]) for number in judged]
 
 
-def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
+def _finding(printed: Printed, by_key: dict[Key, Cell]) -> Finding:
     row = printed.row
     if printed.table == "table2" and printed.task in FROM_MNLI.get((printed.model, row), ()):
         row = f"{row}_mnli"  # only a run that started from MNLI, too, is like for like
-    cell = found.get((printed.model, row, printed.task))
+    cell = by_key.get((printed.model, row, printed.task))
     one = _beside(cell, printed) if cell else None
     verdict = Verdict("quoted" if printed.quoted else "not run", printed=printed.value)
     if one:
         verdict = one.verdict
-    elif row != printed.row and (printed.model, printed.row, printed.task) in found:
+    elif row != printed.row and (printed.model, printed.row, printed.task) in by_key:
         other_start = "our runs did not start from MNLI, as the paper's: not compared"
         verdict = replace(verdict, deviations=(other_start,))
     column, decimals = _column(printed)
@@ -139,10 +143,10 @@ def wanted(key: Key) -> int:
 
 def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
     """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
-    found = cells(records, VERDICT_SEEDS, select)
-    for key, cell in found.items():
+    by_key = cells(records, VERDICT_SEEDS, select)
+    for key, cell in by_key.items():
         cell.wanted = wanted(key)
-    return found
+    return by_key
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:

@@ -31,7 +31,7 @@ def make(ledger: Ledger) -> list[Figure]:
             notes.append(f"The paper's finding: {paper()['figure3']['finding']}.")
         else:
             notes.insert(0, not_in_the_paper(group.model, group.task))
-        title = f"Figure 3: change of d by layer, {group.place}"
+        title = f"Figure 3: change of d by layer, {group.where}"
         header = ["site", "layer", "d median", "d low", "d high", "b median", "n", "runs"]
         draw = partial(_draw_layers, lines, title, len(measures))
         figures.append(Figure(f"figure3{suffix(group.model, group.task)}", title, header, rows, notes, draw))

@@ -36,19 +36,19 @@ def make(ledger: Ledger) -> list[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for
     each model and task whose metric is accuracy and that has runs of the head."""
     of_glue = (r for r in ledger if r["cell"]["task"] in GLUE and r["status"] in FINISHED)
-    found = cells((r for r in of_glue if r["result"]["metric"] == "accuracy"), wanted=5)
+    by_key = cells((r for r in of_glue if r["result"]["metric"] == "accuracy"), wanted=5)
     figures = []
-    for model, task in paper_first((key[0], key[2]) for key in found if key[1] == "head"):
-        mine = {key[1]: cell for key, cell in found.items() if (key[0], key[2]) == (model, task)}
-        head = mine.pop("head", None)
+    for model, task in paper_first((key[0], key[2]) for key in by_key if key[1] == "head"):
+        by_row = {key[1]: cell for key, cell in by_key.items() if (key[0], key[2]) == (model, task)}
+        head = by_row.pop("head", None)
         # Table 2's rows; ranks and ablations have figures and tables of their own.
-        mine = {
+        by_row = {
             row: cell
-            for row, cell in mine.items()
+            for row, cell in by_row.items()
             if cell.parameters and not row.startswith(("vera_", "lora_"))
         }
         rows, ours, quoted = [], {}, {}
-        notes = [GAIN, *seed_notes({**mine, **({"head": head} if head else {})})]
+        notes = [GAIN, *seed_notes({**by_row, **({"head": head} if head else {})})]
         if (model, task) == (LARGE, RTE):
             for row, (name, accuracy, value, parameters) in _printed_gains().items():
                 quoted[row] = (name, value)
@@ -61,14 +61,14 @@ def make(ledger: Ledger) -> list[Figure]:
             )
         else:
             notes.insert(0, not_in_the_paper(model, task))
-        if head is None and mine:
+        if head is None and by_row:
             notes.append(
                 "No run of the head alone on RTE is here, so that no gain of ours can be computed"
                 " (experiment=figure4)."
             )
-        if (model, task) == (LARGE, RTE) and not mine:
+        if (model, task) == (LARGE, RTE) and not by_row:
             notes.append("Nothing has run here: experiment=figure4 runs it.")
-        for row, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+        for row, cell in sorted(by_row.items(), key=lambda item: item[1].parameters):
             if head is None or not head.median():
                 continue
             gain = 100 * cell.median() / head.median() / (cell.parameters / 1000)
@@ -76,7 +76,7 @@ def make(ledger: Ledger) -> list[Figure]:
                 ours[row] = (cell.label, gain, cell.complete and head.complete)
             numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
             rows.append(make_row(cell.label, "ours", *with_runs(numbers, [*cell.ids, *head.ids])))
-        records = (record for cell in mine.values() for record in cell.records)
+        records = (record for cell in by_row.values() for record in cell.records)
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {model_name(model, records)}"
         header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
         draw = partial(_draw_gains, ours, quoted, title)

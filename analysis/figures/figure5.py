@@ -36,10 +36,8 @@ def make(ledger: Ledger) -> list[Figure]:
         notes += [
             f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()
         ]
-        known = (
-            ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records
-        )
-        if labels := sorted({label_of(record) for record in known}):
+        runs = {run["id"] for measure in measures for run in measure["of"]}
+        if labels := sorted({label_of(ledger.records[run]) for run in runs if run in ledger.records}):
             notes.append(f"The runs are {' and '.join(labels)}.")
         if not measures:
             notes.append(
@@ -56,7 +54,7 @@ def make(ledger: Ledger) -> list[Figure]:
             notes.insert(
                 0, f"{group.model} on {group.task} is not in the paper: no comparison with its means."
             )
-        title = f"Figure 5: cosine of weight differences, {group.place}"
+        title = f"Figure 5: cosine of weight differences, {group.where}"
         draw = partial(
             _draw_cosines, lines, printed if group.of_the_paper else {}, title, len(measures), where
         )
