@@ -25,17 +25,18 @@ def make(ledger: Ledger) -> list[Figure]:
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [
-        make_row(pair, "paper (quoted)", "query", "mean", f"{printed[mean]:.1e}", "", "", "", "")
-        for pair, mean in (("LoRA and VeRA", "mean_lora_vera"), ("LoRA and random", "mean_lora_random"))
+        make_row(
+            PAIRS[key.removeprefix("mean_")], "paper (quoted)", "query", "mean", f"{mean:.1e}", *[""] * 4
+        )
+        for key, mean in printed.items()
     ]
     figures = []
     for group in measured(ledger, "similarity"):
         measures, notes = group.measures, group.notes
-        rows, lines, where = _by_layer(measures, notes)
+        rows, lines, matrices = _by_layer(measures, notes)
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
-        notes += [
-            f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()
-        ]
+        for pair, mean in means.items():
+            notes.append(f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}.")
         runs = {run["id"] for measure in measures for run in measure["of"]}
         if labels := sorted({label_of(ledger.records[run]) for run in runs if run in ledger.records}):
             notes.append(f"The runs are {' and '.join(labels)}.")
@@ -51,13 +52,11 @@ def make(ledger: Ledger) -> list[Figure]:
             )
             notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
         else:
-            notes.insert(
-                0, f"{group.model} on {group.task} is not in the paper: no comparison with its means."
-            )
+            where = f"{group.model} on {group.task}"
+            notes.insert(0, f"{where} is not in the paper: no comparison with its means.")
         title = f"Figure 5: cosine of weight differences, {group.where}"
-        draw = partial(
-            _draw_cosines, lines, printed if group.of_the_paper else {}, title, len(measures), where
-        )
+        papers = printed if group.of_the_paper else {}
+        draw = partial(_draw_cosines, lines, papers, title, len(measures), matrices)
         figures.append(Figure(f"figure5{suffix(group.model, group.task)}", title, header, rows, notes, draw))
     return figures
 
@@ -88,8 +87,8 @@ def _by_layer(
         rows.append(make_row(PAIRS[pair], "ours", site, str(layer), *with_runs(texts, runs)))
         if middle and (site == "query" or "query" not in sites):
             lines[pair].append((layer, *middle))
-    where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
-    return rows, dict(lines), where
+    matrices = "query matrices" if "query" in sites or not sites else "all adapted matrices"
+    return rows, dict(lines), matrices
 
 
 def _draw_cosines(
@@ -97,7 +96,7 @@ def _draw_cosines(
     printed: dict[str, float],
     title: str,
     measured: int,
-    where: str,
+    matrices: str,
     canvas: Canvas,
 ) -> None:
     axes = canvas.subplots()
@@ -116,7 +115,7 @@ def _draw_cosines(
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     if not lines:
         axes.set_xticks([])  # the paper's two means, and no layers
-    pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
+    pairs = f"median of {measured} pairs of runs, {matrices}" if measured > 1 else matrices
     axes.set_title(f"{title}\n{pairs}")
     if lines or printed:
         axes.legend()
