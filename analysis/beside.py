@@ -135,7 +135,7 @@ class Beside:
         incomplete cell."""
         if not self.cell.complete or not self.seeds:
             return "-"
-        return told(difference(*self.sides), self.decimals, len(self.seeds) >= VERDICT_SEEDS)
+        return difference_text(difference(*self.sides), self.decimals, len(self.seeds) >= VERDICT_SEEDS)
 
 
 def mean(rows: Sequence[Beside]) -> Difference | None:
@@ -145,7 +145,7 @@ def mean(rows: Sequence[Beside]) -> Difference | None:
     return mean_difference([row.sides for row in rows])
 
 
-def told(gap: Difference, decimals: int = 1, firm: bool = True) -> str:
+def difference_text(gap: Difference, decimals: int = 1, firm: bool = True) -> str:
     """A difference as tables print it: "+0.3 +-1.2". firm: with its interval."""
     half = f" +-{gap.half:.{decimals}f}" if firm and gap.half is not None else ""
     return f"{gap.value:+.{decimals}f}{half}"

@@ -7,16 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from runs.record import (
-    Metric,
-    Record,
-    best_and_last,
-    cell_id,
-    is_trial,
-    lora_scaling,
-    protocol,
-    row_label,
-)
+from runs.record import Metric, Record, best_and_last, cell_id, is_trial, lora_scaling, protocol, row_label
 
 Key = tuple[str, str, str]  # model, row, task
 

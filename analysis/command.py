@@ -1,7 +1,6 @@
-"""The records as the commands of this room open them, and the settings by which they choose among them."""
+"""How the commands of this room open records, and the settings that choose among them."""
 
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from analysis.own import having, split
@@ -34,8 +33,8 @@ def words(text: str | None) -> tuple[str, ...]:
 
 
 def open_ledger(output: str, published: bool = True) -> Ledger:
-    """The records of a folder and, unless switched off, the published ones. What is odd in them goes to
-    stderr, and that the folder has none."""
+    """The records of a folder and, unless switched off, the published ones. Warnings about unreadable
+    records, and about a folder without records, go to stderr."""
     ledger = command.open_ledger(output, published)
     if "ours" not in ledger.origin.values():
         others = ": only what the project has published is shown" if ledger.records else ""
@@ -44,43 +43,40 @@ def open_ledger(output: str, published: bool = True) -> Ledger:
 
 
 def open_chosen(settings: Chosen) -> Ledger:
-    """The part of the records that the settings ask for. Raises UserError for a name that no record has."""
+    """The part of the records that the settings choose. Raises UserError for a name that no record has."""
     ledger = open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
-    chosen = dict[str, tuple[str, ...]]()
-    for key, part in (("model", "model"), ("task", "task"), ("method", "row")):
-        chosen[key] = words(getattr(settings, key))
-        known = sorted({str(record["cell"][part]) for record in ledger})
-        for name in chosen[key]:
-            if name not in known:
-                near = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}"
+    chosen = {key: words(getattr(settings, key)) for key in ("model", "task", "method")}
+    for key, names in chosen.items():
+        part = "row" if key == "method" else key
+        existing = sorted({str(record["cell"][part]) for record in ledger})
+        for name in names:
+            if name not in existing:
+                near = did_you_mean(name, existing) or f" There are: {', '.join(existing) or 'none'}"
                 raise UserError(f"no records of {key} {name!r}.{near}")
     return having(ledger, chosen["model"], chosen["task"], chosen["method"])
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     """The runs of a sweep, and the published ones of the same models, tasks and rows."""
-    known = sweep_names(output)
-    if name == "last" and known:
-        name = known[0]
-    if name not in known:
-        near = did_you_mean(name, known) or f" There are: {', '.join(known[:20]) or 'none'}"
+    names = sweep_names(output)
+    if name == "last" and names:
+        name = names[0]
+    if name not in names:
+        near = did_you_mean(name, names) or f" There are: {', '.join(names[:20]) or 'none'}"
         raise UserError(f"no sweep {name!r} in {output}/sweeps.{near}")
     try:
         ids = read_sweep(output, name)
     except ValueError as error:
         raise UserError(str(error)) from None
     own, published = split(ledger)
-    mine = having(own, ids=ids) if _ran_here(own, ids) else having(ledger, ids=ids)
-    if missing := len(ids) - len(mine.records):
+    # Where none of its runs has run here, the sweep consists of published records.
+    sweep = having(own if any(i in own.records for i in ids) else ledger, ids=ids)
+    if missing := len(ids) - len(sweep.records):
         print(f"note: {missing} of the {len(ids)} runs of {name} have no record yet", file=sys.stderr)
-    models, tasks, rows = ({str(record["cell"][key]) for record in mine} for key in ("model", "task", "row"))
-    others = having(published, models, tasks, rows) if mine.records else having(published, ids=())
-    both = {i: (others.origin[i], record) for i, record in others.records.items() if i in mine.records}
-    origin = others.origin | mine.origin
-    return replace(mine, records=others.records | mine.records, origin=origin, published=both)
-
-
-def _ran_here(own: Ledger, ids: Collection[str]) -> bool:
-    return any(i in own.records for i in ids)
+    models, tasks, rows = ({str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row"))
+    others = having(published, models, tasks, rows) if sweep.records else having(published, ids=())
+    both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}
+    origin = others.origin | sweep.origin
+    return replace(sweep, records=others.records | sweep.records, origin=origin, published=both)

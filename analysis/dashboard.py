@@ -24,14 +24,10 @@ from runs.record import Ledger, write_atomically
 from runs.tracking import cell_key, check_account, project, quiet_settings
 
 #: Panels for the numbers that tables show.
-NUMBERS = {
-    "best": "best epoch",
-    "last": "last epoch",
-    "train_seconds": "seconds of training",
-    "peak_memory_bytes": "memory",
-}
+NUMBERS = {"best": "best epoch", "last": "last epoch"}
+NUMBERS |= {"train_seconds": "seconds of training", "peak_memory_bytes": "memory"}
 NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
-#: W&B shows ten runs a panel unless told otherwise; a table has up to 250.
+#: How many runs a panel shows. W&B's default is ten; a table has up to 250.
 RUNS_SHOWN = 1000
 #: The run of W&B that holds the tables.
 TABLES_RUN = "vera-bench-tables"
@@ -63,17 +59,17 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
 
 def _all_tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
     """Every table with its name in TABLES, by the key that it is logged under."""
-    found = {}
+    tables = {}
     for name, make in TABLES.items():
         parts = make(ledger, "paper", None)
         for number, table in enumerate(parts, 1):
             key = f"tables/{name}" if len(parts) == 1 else f"tables/{name}_{number}"
-            found[key] = (name, table.flat())
-    return found
+            tables[key] = (name, table.flat())
+    return tables
 
 
 def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """What is logged as wandb.Table: the columns and texts of each table that has numbers of records."""
+    """The columns and texts of each table that has runs, which are logged as a wandb.Table."""
     return {
         key: {"title": table.title, "columns": table.header, "data": table.texts}
         for key, (_, table) in _all_tables(ledger).items()
@@ -82,7 +78,7 @@ def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
 
 
 def log_tables(tables: dict[str, dict[str, Any]], entity: str, project: str, output: str) -> None:
-    """Logs them in one run of W&B, always the same one: a panel would put the tables of several together."""
+    """Logs the tables in one run of W&B, always the same: a panel would join the tables of several runs."""
     import wandb
 
     if not tables:
@@ -120,12 +116,8 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    alike: dict[str, Any] = {
-        "groupby": wr.Metric("Group"),
-        "groupby_aggfunc": "median",
-        "groupby_rangefunc": "minmax",
-    }
-    alike |= {"max_runs_to_show": RUNS_SHOWN}
+    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
+    alike |= {"groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
     panels: list[Any] = [wr.MarkdownPanel(markdown=_words(name, table))]
     for task, label in table.tasks.items():
         cell = cell_key(table.model, task)
@@ -144,7 +136,7 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
 
 
 def _words(name: str, table: Table) -> str:
-    """The table as it is in the records, and what the panels beside it are."""
+    """The table as the records give it, and what the panels beside it show."""
     return (
         f"{table.render('md')}\n\nMade from the records on {time.strftime('%Y-%m-%d')}; `python -m"
         f" analysis.tables {name}` makes it anew. The panels are W&B's view of the runs that were sent to it:"
@@ -157,32 +149,32 @@ def _words(name: str, table: Table) -> str:
 def spec(workspace: Any) -> dict[str, Any]:
     """The workspace as W&B stores it, without asking W&B."""
     view = workspace._to_model()
-    found: dict[str, Any] = view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": found}
+    content: dict[str, Any] = view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": content}
 
 
 def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
-    """Saves the workspace to W&B, in place of the one saved before; its address."""
+    """Saves the workspace to W&B, in place of the one saved before. Returns its address."""
     import wandb
     import wandb_workspaces.workspaces as ws
 
     entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     if not entity:
         raise ValueError("no entity: name one: entity=NAME")
-    made = workspace(ledger, entity, project)
+    saved = workspace(ledger, entity, project)
     remembered = Path(output) / "wandb" / "dashboard.url"
     try:
         before = ws.Workspace.from_url(remembered.read_text().strip())
         if (before.entity, before.project) == (entity, project):
-            before.name, before.sections = made.name, made.sections
-            before.settings, before.runset_settings = made.settings, made.runset_settings
-            made = before
+            before.name, before.sections = saved.name, saved.sections
+            before.settings, before.runset_settings = saved.settings, saved.runset_settings
+            saved = before
     except Exception:  # none was saved, or it has been deleted
         pass
     log_tables(logged_tables(ledger), entity, project, output)
-    made.save()
-    write_atomically(remembered, f"{made.url}\n")
-    return str(made.url)
+    saved.save()
+    write_atomically(remembered, f"{saved.url}\n")
+    return str(saved.url)
 
 
 @dataclass(frozen=True)
@@ -205,8 +197,8 @@ def main(arguments: list[str]) -> int:
     ledger = open_ledger(settings.output)
     try:
         if file:
-            made = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)
-            text = json.dumps(spec(made) | {"tables": logged_tables(ledger)}, indent=1)
+            whole = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)
+            text = json.dumps(spec(whole) | {"tables": logged_tables(ledger)}, indent=1)
         else:
             text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:

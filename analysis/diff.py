@@ -21,14 +21,8 @@ from runs.record import Ledger, Metric, Record, without_paths
 #: Parts of a record that are compared as keys and values, by their titles.
 PARTS: dict[str, tuple[str, ...]] = {
     "configuration": (
-        "cell",
-        "config",
-        "recipe",
-        "seeds",
-        "start",
-        "effective_batch",
-        "micro_batch",
-        "steps",
+        *("cell", "config", "recipe", "seeds", "start"),
+        *("effective_batch", "micro_batch", "steps"),
     ),
     "model and data": ("model", "protocol", "data", "parameters"),
     "code": ("code",),
@@ -37,7 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "result": ("status", "error", "result", "texts", "judged", "predictions", "deviations"),
     "cost": ("cost",),
 }
-#: Where files lie and what a run was called: no difference of what was run.
+#: Where files lie and what a run was called, which are no differences between runs.
 IGNORED = ("config.output", "config.recipe", "config.debug", "cell.paper")
 
 
@@ -65,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
-    """The record whose id begins so, and where it is from. Raises UserError for none, and for several."""
+    """The record whose id begins with the name, and its origin. Raises UserError for none and for several."""
     ids = [i for i in ledger.records if i.startswith(name)]
     if len(ids) != 1:
         several = f"{', '.join(sorted(ids)[:5])}: give more of the id" if ids else "none"
@@ -94,7 +88,7 @@ def compared(first: Record, second: Record, origins: tuple[str, str], every: boo
     names = [f"{record['id']} ({of})" for record, of in zip((first, second), whose, strict=True)]
     labels = [f"{label_of(r)} on {r['label']['task']}, seed {r['cell']['seed']}" for r in (first, second)]
     title = labels[0] if labels[0] == labels[1] else " beside ".join(labels)
-    return Table(title, ["part", "what", *names, "difference"], rows, notes, "", {}, ())
+    return Table(title, ["part", "what", *names, "difference"], rows, notes)
 
 
 def _leaves(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -119,15 +113,11 @@ def _curves(one: Record, other: Record) -> list[list[TableCell]]:
     for name in [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
         x, y = a.get(name) or [], b.get(name) or []
         if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
-            rows.append(
-                make_row("curve", name, f"{len(x)} values", f"{len(y)} values", "not the same epochs")
-            )
+            lengths = (f"{len(x)} values", f"{len(y)} values")
+            rows.append(make_row("curve", name, *lengths, "not the same epochs"))
             continue
-        apart = [
-            (abs(p - q), i)
-            for i, (p, q) in enumerate(zip(x, y, strict=True))
-            if _number(p) and _number(q) and p != q
-        ]
+        pairs = [(i, p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q]
+        apart = [(abs(p - q), i) for i, p, q in pairs if _number(p) and _number(q)]
         if not apart:
             rows.append(make_row("curve", name, "", "", "differs"))
             continue
@@ -158,7 +148,7 @@ def _verdict(one: Record, other: Record) -> str:
 
 
 def _by(a: Any, b: Any, ratio: bool) -> str:
-    """By how much two values differ, where they are numbers: the second less the first, or their ratio."""
+    """The second value less the first, or over it if `ratio`; "" where they are no numbers."""
     if a == b:
         return "the same"
     if not (_number(a) and _number(b)):

@@ -45,8 +45,8 @@ def median_variance(n: int) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its variance and the degrees of freedom of that; variance None where nothing says
-    it."""
+    """A statistic with its variance and the degrees of freedom of that variance. The variance of a single
+    seed, and of a printed number without a spread, is None."""
 
     value: float
     variance: float | None
@@ -72,9 +72,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus the paper's. half: half the width of its 95% interval, None where no seed says it.
-
-    both: the variance of both sides is in it; else it is ours alone, since the paper prints no spread."""
+    """Ours minus the paper's. half: half the width of its 95% interval, None where a single seed has run.
+    both: whether the interval has the variance of both sides, or of ours alone, because the paper prints no
+    spread."""
 
     value: float
     half: float | None
@@ -86,7 +86,7 @@ class Difference:
         return None if self.half is None else (self.value - self.half, self.value + self.half)
 
     def word(self, margin: float) -> str | None:
-        """What it says of a replication; None without an interval."""
+        """The verdict on a replication; None without an interval."""
         if self.half is None:
             return None
         holds = abs(self.value) <= self.half + 1e-9
@@ -98,7 +98,7 @@ class Difference:
 
 
 def difference(ours: Estimate, paper: Estimate) -> Difference:
-    """Of one cell."""
+    """The difference of one cell."""
     return mean_difference([(ours, paper)])
 
 
@@ -119,8 +119,8 @@ def mean_difference(pairs: Sequence[tuple[Estimate, Estimate]]) -> Difference:
 
 
 def outside_by_chance(seeds: int) -> float:
-    """How often a perfect replication is "outside our interval": the paper's number, of as many seeds, varies
-    like ours, and that is not in the interval."""
+    """How often a perfect replication is "outside our interval", which leaves out that the paper's number, of
+    as many seeds, varies as much as ours."""
     return float(2 * stdtr(seeds - 1, -stdtrit(seeds - 1, (1 + LEVEL) / 2) / math.sqrt(2)))
 
 
@@ -149,7 +149,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
 
 
 def sign_test(differences: Iterable[float]) -> float:
-    """The exact two-sided p of as many signs one way, zeros left out; 1 where nothing is left."""
+    """The exact two-sided p of the sign test, without differences of zero; 1 where none is left."""
     from scipy import stats
 
     signs = [difference > 0 for difference in differences if difference != 0]
@@ -157,13 +157,13 @@ def sign_test(differences: Iterable[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """What the sign test cannot go below with n pairs."""
+    """The smallest p that the sign test can have with n pairs."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. One (x, y) a task, each a value a
-    run."""
+    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. pairs: for each task the values of
+    the runs of X and of Y."""
     return float(np.mean([_above(x, y) for x, y in pairs]))
 
 
@@ -188,7 +188,7 @@ def _above(x: Any, y: Any) -> Any:
     """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
     from scipy import stats
 
-    # The method is that of p, which nobody reads
+    # `method` is for the p-value, which is not used
     u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic
     return u / (np.shape(x)[-1] * np.shape(y)[-1])
 

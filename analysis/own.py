@@ -85,7 +85,7 @@ def with_variants(ledger: Ledger, paper: bool) -> Ledger:
     for variants in variants_of(ledger).values():
         if len(variants) == 1:
             continue
-        words = apart({name: _facts(records[0]) for name, records in variants.items()})
+        words = distinctions({name: _facts(records[0]) for name, records in variants.items()})
         kept = nearest(variants.values()) if paper else []
         for name, records in variants.items():
             changed |= {r["id"]: _named(r, words[name], row=records is not kept) for r in records}
@@ -117,7 +117,7 @@ def hidden_variants(records: Iterable[Record]) -> list[str]:
     return ["all=true shows every variant, with what sets it apart."] if several else []
 
 
-def apart(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def distinctions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of several mappings, by their names: the keys and values of each in which they are not all alike, in
     words."""
     keys = sorted({key for of in facts.values() for key in of})

@@ -4,7 +4,7 @@ have."""
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ class Series:
     """The number that a cell's table reports, by seed, in points: its name, whether less is better, and its
     decimals.
 
-    unknown: seeds that finished without that number. They are in no statistic, and are named beside it.
+    unknown: seeds that finished without that number. No statistic counts them; tables name them.
     """
 
     name: str
@@ -30,11 +30,8 @@ class Series:
 
 def series(cell: Cell, which: str | None = None, select: str | None = None) -> Series:
     """By seed: BLEU of the last epoch where texts were scored, else the metric of the epoch that the task's
-    table reports. `which` ("best", "last") and `select` ("paper", "crossfit"; the cell's own) ask for another
-    epoch.
-
-    A diverged seed counts by what it had before, or 0, as in the tables; of perplexity, as infinity.
-    """
+    table reports. which ("best", "last") and select ("paper", "crossfit"; by default the cell's own) ask for
+    another epoch. A diverged seed counts as in Cell.values."""
     if which is None and any(record.get("texts") for record in cell.records):
         name, metric, values = "BLEU, last epoch", Metric("BLEU"), cell.scores("bleu")
     else:
@@ -51,8 +48,8 @@ def series(cell: Cell, which: str | None = None, select: str | None = None) -> S
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against another on a task, or pooled over tasks (task "all"). Positive: the first is better,
-    less is better or not. `p` cannot go below smallest_p(pairs)."""
+    """One row against another on a task, or pooled over tasks (task "all"). A positive difference means that
+    the first is better, also of metrics of which less is better. `p` cannot go below smallest_p(pairs)."""
 
     model: str
     row: str
@@ -76,80 +73,62 @@ class Comparison:
         return len(self.differences)
 
 
-def compare(found: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
+def compare(by_key: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
     """A row against every other of the same model: on each task where both have runs, and over these tasks
     together.
 
-    Differences are paired by task and seed; a seed that one side lacks is in nothing. Tasks are taken
-    together where both rows have one size on them, and their numbers one sign. The pooled sign test takes the
-    pairs of all tasks as independent: runs of one seed on two tasks share no draw but the seed's number."""
-    out = []
-    for model in sorted({key[0] for key in found}):
-        tasks = [key[2] for key in found if key[:2] == (model, row)]
-        for other in sorted({key[1] for key in found if key[0] == model} - {row}):
-            lines = [
-                (task, found[model, row, task], found[model, other, task])
-                for task in tasks
-                if (model, other, task) in found
-            ]
-            usable = [(task, *_both(a, b), a, b) for task, a, b in lines]
-            usable = [line for line in usable if line[1]]
-            for task, differences, sides, a, b in usable:
-                out.append(_comparison(model, row, other, task, [differences], [sides], [(a, b)]))
-            alike: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
-            for line in usable:
-                a, b = line[3:]
-                alike[a.label, b.label, series(a).less].append(line)
-            for of_size in alike.values():
-                if len(of_size) > 1:
-                    both = [(a, b) for *_, a, b in of_size]
-                    out.append(
-                        _comparison(
-                            model, row, other, "all", [u[1] for u in of_size], [u[2] for u in of_size], both
-                        )
-                    )
-    return out
+    Differences are paired by task and seed; a seed that one side lacks counts nowhere. Tasks are pooled where
+    each row has one size on them, and their metrics one direction. The pooled sign test takes the pairs of
+    all tasks as independent: runs of one seed on two tasks share no draw but the seed's number."""
+    comparisons = []
+    for model in sorted({key[0] for key in by_key}):
+        tasks = [key[2] for key in by_key if key[:2] == (model, row)]
+        for other in sorted({key[1] for key in by_key if key[0] == model} - {row}):
+            alike: dict[tuple[Any, ...], list[_Pair]] = defaultdict(list)
+            for task in (task for task in tasks if (model, other, task) in by_key):
+                pair = _Pair(task, by_key[model, row, task], by_key[model, other, task])
+                if pair.differences:
+                    comparisons.append(_comparison(model, row, other, task, [pair]))
+                    alike[pair.cell.label, pair.other.label, series(pair.cell).less].append(pair)
+            several = (pairs for pairs in alike.values() if len(pairs) > 1)
+            comparisons += [_comparison(model, row, other, "all", pairs) for pairs in several]
+    return comparisons
 
 
-def _both(a: Cell, b: Cell) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """The paired differences of two cells, and the values of each side over the seeds of the pairs; the sign
-    such that more is better."""
-    mine, others = series(a), series(b)
-    if mine.name != others.name:  # one has texts scored, the other has not
-        return [], ([], [])
-    sign = -1.0 if mine.less else 1.0
-    shared = sorted(set(mine.values) & set(others.values))
-    apart = [
-        sign * (mine.values[s] - others.values[s]) if mine.values[s] != others.values[s] else 0.0
-        for s in shared
-    ]
-    return apart, ([sign * mine.values[s] for s in shared], [sign * others.values[s] for s in shared])
+class _Pair:
+    """Two cells of a task over the seeds that both have: the values of each side, such that more is better,
+    and their differences. Without seeds where the cells report unlike numbers: one has texts scored, the
+    other has not."""
+
+    def __init__(self, task: str, cell: Cell, other: Cell) -> None:
+        self.task, self.cell, self.other = task, cell, other
+        ours, others = series(cell), series(other)
+        shared = sorted(set(ours.values) & set(others.values)) if ours.name == others.name else []
+        sign = -1.0 if ours.less else 1.0
+        values = [[sign * of.values[seed] for seed in shared] for of in (ours, others)]
+        self.sides = (values[0], values[1])
+        # Equal values first: two diverged runs may both be infinite.
+        self.differences = [0.0 if a == b else a - b for a, b in zip(*self.sides, strict=True)]
 
 
-def _comparison(
-    model: str,
-    row: str,
-    other: str,
-    task: str,
-    differences: list[list[float]],
-    sides: list[tuple[list[float], list[float]]],
-    cells_: list[tuple[Cell, Cell]],
-) -> Comparison:
-    flat = [difference for of_task in differences for difference in of_task]
+def _comparison(model: str, row: str, other: str, task: str, pairs: Sequence[_Pair]) -> Comparison:
+    differences = [difference for pair in pairs for difference in pair.differences]
+    sides = [pair.sides for pair in pairs]
+    cells = [cell for pair in pairs for cell in (pair.cell, pair.other)]
     return Comparison(
         model,
         row,
         other,
         task,
-        (cells_[0][0].label, cells_[0][1].label),
-        tuple(flat),
-        sum(d > 0 for d in flat),
-        sum(d < 0 for d in flat),
-        statistics.median(flat),
-        median_interval(flat),
-        sign_test(flat),
+        (pairs[0].cell.label, pairs[0].other.label),
+        tuple(differences),
+        sum(d > 0 for d in differences),
+        sum(d < 0 for d in differences),
+        statistics.median(differences),
+        median_interval(differences),
+        sign_test(differences),
         improvement(sides),
         improvement_interval(sides),
-        min(series(cell).decimals for both in cells_ for cell in both),
-        tuple(run for both in cells_ for cell in both for run in cell.ids),
+        min(series(cell).decimals for cell in cells),
+        tuple(run for cell in cells for run in cell.ids),
     )

@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from collections import defaultdict
+from collections.abc import Mapping
 
 from analysis.beside import summary
 from analysis.cells import Cell, Key
-from analysis.compare import CROSSFIT
+from analysis.compare import CROSSFIT, diverged_mark
 from analysis.inference import median_interval, smallest_p
 from analysis.series import Comparison, Series, compare, series
 from analysis.table import Table, TableCell, make_row
@@ -17,67 +19,42 @@ from runs.record.text import megabytes
 def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
     the others."""
-    found, made = all_cells(ledger), []
-    said: dict[tuple[str, ...], list[str]] = {}
+    by_key, words = all_cells(ledger), defaultdict[tuple[str, ...], list[str]](list)
     for finding in verdicts(ledger):
-        said.setdefault(finding.verdict.ids, []).append(finding.verdict.word)
-    for model in sorted({key[0] for key in found}):
-        mine = {key: cell for key, cell in found.items() if key[0] == model}
-        made += [_cells_table(model, mine, said), *_comparisons_table(model, mine, row)]
-    return made
+        words[finding.verdict.ids].append(finding.verdict.word)
+    tables = []
+    for model in sorted({key[0] for key in by_key}):
+        ours = {key: cell for key, cell in by_key.items() if key[0] == model}
+        tables += [_cells_table(model, ours, words), *_comparisons_table(model, ours, row)]
+    return tables
 
 
-def cell_word(cell: Cell, model: str, said: dict[tuple[str, ...], list[str]]) -> str:
-    """A cell's verdict, or how many of its numbers are reproduced."""
-    words = said.get(cell.ids, [])
-    if not words:
+def cell_word(cell: Cell, model: str, words: Mapping[tuple[str, ...], list[str]]) -> str:
+    """A cell's verdict, or how many of its numbers are reproduced. words: of the verdicts, by run ids."""
+    own = words.get(cell.ids, [])
+    if not own:
         return "not in the paper" if model in MODELS else "other model"
-    return words[0] if len(set(words)) == 1 else summary(words) or ", ".join(dict.fromkeys(words))
+    return own[0] if len(set(own)) == 1 else summary(own) or ", ".join(dict.fromkeys(own))
 
 
-def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...], list[str]]) -> Table:
+def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, ...], list[str]]) -> Table:
     rows, unknown, other = [], [], list[str]()
-    for (_, _, task), cell in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
-        told = cell_facts(cell)
-        numbers = [
-            TableCell(told[key], cell.ids)
-            for key in ("median", "interval", "best", "last", "gain", "crossfit", "optimism")
-        ]
-        seeds = f"{cell.seeds - cell.unknown}/{cell.wanted}" + (f" {cell.diverged}d" if cell.diverged else "")
-        rows.append(make_row(cell.label, task, told["metric"], seeds, *numbers, cell_word(cell, model, said)))
+    for (_, _, task), cell in sorted(by_key.items(), key=lambda item: (item[0][2], item[0][1])):
+        facts = cell_facts(cell)
+        numbers = [TableCell(facts[key], cell.ids) for key in FACTS if key != "metric"]
+        seeds, word = f"{cell.count}{diverged_mark(cell)}", cell_word(cell, model, words)
+        rows.append(make_row(cell.label, task, facts["metric"], seeds, *numbers, word))
         metric = series(cell, "last").name.partition(",")[0]
-        if not told["metric"].startswith(metric):
-            other.append(
-                f"{task}: best to optimism are of the dev set's {metric}; texts are written once, at the end."
-            )
-        missing = series(cell).unknown
-        if missing:
-            unknown.append(
-                f"{cell.label} on {task}: seed {', '.join(map(str, missing))} has no number and is in no"
-                " statistic."
-            )
-    header = [
-        "method",
-        "task",
-        "metric",
-        "seeds",
-        "median",
-        "95%",
-        "best",
-        "last",
-        "best-last",
-        "cross-fitted",
-        "optimism",
-    ]
-    few = sorted({n for cell in found.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
+        if not facts["metric"].startswith(metric):
+            which = f"{task}: best to optimism are of the dev set's {metric}"
+            other.append(f"{which}; texts are written once, at the end.")
+        if missing := ", ".join(map(str, series(cell).unknown)):
+            unknown.append(f"{cell.label} on {task}: seed {missing} has no number and is in no statistic.")
+    few = sorted({n for cell in by_key.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
     covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
-    range_ = (
-        f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
-        if few
-        else ""
-    )
+    of_few = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
     notes = [
-        f"95%: percentile bootstrap of the median over seeds.{range_}",
+        f"95%: percentile bootstrap of the median over seeds.{of_few if few else ''}",
         f"best, last: the median at the best and the last epoch. {CROSSFIT.lower()}",
         (
             "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median"
@@ -87,50 +64,40 @@ def _cells_table(model: str, found: dict[Key, Cell], said: dict[tuple[str, ...],
         *dict.fromkeys(other),
         *unknown,
     ]
-    tasks = {key[2]: key[2] for key in found}
-    return Table(f"{model}: cells", [*header, "verdict"], rows, notes, model, tasks, ())
+    header = [*("method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last")]
+    header += ["cross-fitted", "optimism", "verdict"]
+    return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in by_key})
 
 
 def cell_facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
-    """What the statistics say of a cell, as text: metric, median, interval, best, last, cross-fitted, and
-    what choosing the epoch adds (optimism)."""
-    main = series(cell)
-    epoch = cell.records[0]["result"]["reported"]
-    curve = series(cell, epoch)  # of the epochs, where the table reports scores of texts
-    digits, of_epochs = main.decimals, curve.decimals
-    others = {name: _middle(series(cell, *args)) for name, args in _WAYS.items()}
-    fitted = [
-        found for record in cell.records if (found := crossfit_of(record)) and record["status"] == "done"
-    ]
+    """The statistics of a cell as text (FACTS): metric, median, its interval, best, last, best less last,
+    cross-fitted, and what choosing the epoch adds to a run (optimism)."""
+    main, epoch = series(cell), cell.records[0]["result"]["reported"]
+    curve = series(cell, epoch)  # of the dev metric, also where the table reports scores of texts
+    best, last = (_median(series(cell, which)) for which in ("best", "last"))
+    gain = None if best is None or last is None else best - last
+    fitted = (crossfit_of(record) for record in cell.records if record["status"] == "done")
     scale = cell.records[0]["result"]["scale"]
-    optimism = (
-        statistics.median(scale * found["optimism"] for found in fitted)
-        if fitted and epoch == "best"
-        else None
-    )
+    optimism = [scale * one["optimism"] for one in fitted if one and epoch == "best"]
     bounds = median_interval(list(main.values.values())) if interval_too else None
+    low_high = [number(bound, "", main.decimals) for bound in bounds or ()]
     return {
         "metric": main.name,
-        "median": number(_middle(main), decimals=digits),
-        "interval": f"{number(bounds[0], '', digits)} to {number(bounds[1], '', digits)}" if bounds else "-",
-        "best": number(others["best"], "", of_epochs),
-        "last": number(others["last"], "", of_epochs),
-        "gain": number(_apart(others["best"], others["last"]), "+", of_epochs),
-        "crossfit": number(_middle(series(cell, epoch, "crossfit")), "", of_epochs),
-        "optimism": number(optimism, "+", of_epochs),
+        "median": number(_median(main), "", main.decimals),
+        "interval": " to ".join(low_high) or "-",
+        "best": number(best, "", curve.decimals),
+        "last": number(last, "", curve.decimals),
+        "gain": number(gain, "+", curve.decimals),
+        "crossfit": number(_median(series(cell, epoch, "crossfit")), "", curve.decimals),
+        "optimism": number(statistics.median(optimism) if optimism else None, "+", curve.decimals),
     }
 
 
 FACTS = ("metric", "median", "interval", "best", "last", "gain", "crossfit", "optimism")
-_WAYS = {"best": ("best",), "last": ("last",)}
 
 
-def _middle(found: Series) -> float | None:
-    return statistics.median(found.values.values()) if found.values else None
-
-
-def _apart(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _median(of: Series) -> float | None:
+    return statistics.median(of.values.values()) if of.values else None
 
 
 def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
@@ -140,8 +107,8 @@ def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
     return f"{value:{sign}.{decimals}f}"
 
 
-def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Table]:
-    lines = compare(found, row)
+def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Table]:
+    lines = compare(by_key, row)
     if not lines:
         return []
     sizes = {line.task: line.labels[0] for line in lines if line.task != "all"}
@@ -160,29 +127,16 @@ def _comparisons_table(model: str, found: dict[Key, Cell], row: str) -> list[Tab
             "P(better): the chance that a run of the one is above a run of the other, the mean over tasks"
             " (Agarwal et al. 2021); over the seeds that both have."
         ),
-        *(
-            [
-                "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev"
-                " set, as independent: its p is too small."
-            ]
-            if any(line.task == "all" for line in lines)
-            else []
-        ),
-        "No p is corrected for the number of comparisons.",
     ]
+    if any(line.task == "all" for line in lines):
+        notes.append(
+            "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev set, as"
+            " independent: its p is too small."
+        )
+    notes.append("No p is corrected for the number of comparisons.")
     title = f"{model}: {whose} against the other methods"
     header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
-    return [
-        Table(
-            title,
-            header,
-            rows,
-            notes,
-            model,
-            {line.task: line.task for line in lines if line.task != "all"},
-            (),
-        )
-    ]
+    return [Table(title, header, rows, notes, model, {task: task for task in sizes})]
 
 
 def _comparison_row(line: Comparison) -> list[TableCell]:
@@ -191,16 +145,16 @@ def _comparison_row(line: Comparison) -> list[TableCell]:
     between = f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}" if bounds else ""
     # Where every pair says the same, so does every resample: no interval.
     chances = f"{chance[0]:.2f} to {chance[1]:.2f}" if chance and chance[0] < chance[1] else ""
-    return make_row(
-        line.labels[1],
-        "all tasks" if line.task == "all" else line.task,
-        TableCell(f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}", line.ids),
-        TableCell(number(line.difference, "+", digits), line.ids),
-        TableCell(between, line.ids) if between else "-",
-        TableCell(f"{line.p:.3f}{' (smallest)' if smallest else ''}", line.ids),
-        TableCell(f"{line.improvement:.2f}", line.ids),
-        TableCell(chances, line.ids) if chances else "-",
-    )
+    texts = [
+        f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}",
+        number(line.difference, "+", digits),
+        between or "-",
+        f"{line.p:.3f}{' (smallest)' if smallest else ''}",
+        f"{line.improvement:.2f}",
+        chances or "-",
+    ]
+    numbers = [TableCell(text, line.ids if text != "-" else ()) for text in texts]
+    return make_row(line.labels[1], "all tasks" if line.task == "all" else line.task, *numbers)
 
 
 def costs(ledger: Ledger) -> Table:
@@ -212,21 +166,10 @@ def costs(ledger: Ledger) -> Table:
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
         numbers = [TableCell(text, cell.ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
         rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
-    header = [
-        "method",
-        "model",
-        "task",
-        "seeds",
-        "params",
-        "train s",
-        "evaluate s",
-        "decode s",
-        "memory",
-        "adapter",
-        "device",
-    ]
+    header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s"]
+    header += ["memory", "adapter", "device"]
     notes = [
         "Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device"
         " only."
     ]
-    return Table("Cost of each cell", header, rows, notes, "", {}, ())
+    return Table("Cost of each cell", header, rows, notes)

@@ -55,7 +55,6 @@ def main(arguments: list[str]) -> int:
     rows = sorted({row_of(record) for record in part})
     if settings.row and row not in rows:
         raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
-    part.published |= {i: one for i, one in ledger.published.items() if i in part.records}
     own, others = (statistics_tables(one, row) for one in split(part))
     tables = [*own, *map(as_published, others)]
     print("\n\n".join(table.render(settings.format) for table in tables))

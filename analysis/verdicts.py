@@ -1,4 +1,4 @@
-"""A verdict for each cell that the paper prints; and the cells of a ledger, or of a part of it.
+"""A verdict for each cell that the paper prints, and the cells of a ledger or of a part of it.
 
 Beside.verdict in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
@@ -6,6 +6,7 @@ formulas, figures and the cost on the authors' device."""
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from analysis import tables
 from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
@@ -57,25 +58,29 @@ JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 def verdicts(ledger: Ledger) -> list[Finding]:
     """One for each number that the paper prints of a trained and judged model, by its table."""
+    records: dict[str, Iterable[Record]] = {
+        "table3": decoded(ledger),
+        "table4": [r for r in instructed(ledger) if not of_table_13(r)],
+        "table5": few_shot(ledger),
+        "table13": [r for r in instructed(ledger) if of_table_13(r)],
+    }
+    by_table = {table: cells(of_table, VERDICT_SEEDS) for table, of_table in records.items()}
     glue = cells([r for r in ledger if r["cell"]["task"] in GLUE], VERDICT_SEEDS)
-    found = {"table2": glue, "table3": cells(decoded(ledger), VERDICT_SEEDS), "table6": glue, "table7": glue}
-    for table in ("table4", "table13"):
-        part = [r for r in instructed(ledger) if of_table_13(r) == (table == "table13")]
-        found[table] = cells(part, VERDICT_SEEDS)
-    found["table5"] = cells(few_shot(ledger), VERDICT_SEEDS)
-    return [_finding(n, found[table]) for table in JUDGED for n in numbers() if n.table == table and n.task]
+    by_table |= dict.fromkeys(("table2", "table6", "table7"), glue)
+    judged = (n for table in JUDGED for n in numbers() if n.table == table and n.task)
+    return [_finding(number, by_table[number.table]) for number in judged]
 
 
-def _finding(printed: Printed, found: dict[Key, Cell]) -> Finding:
+def _finding(printed: Printed, by_key: dict[Key, Cell]) -> Finding:
     row = printed.row
     if printed.table == "table2" and printed.task in FROM_MNLI.get((printed.model, row), ()):
         row = f"{row}_mnli"  # only a run that started from MNLI, too, is like for like
-    cell = found.get((printed.model, row, printed.task))
+    cell = by_key.get((printed.model, row, printed.task))
     one = _beside(cell, printed) if cell else None
     verdict = Verdict("quoted" if printed.quoted else "not run", printed=printed.value)
     if one:
         verdict = one.verdict
-    elif row != printed.row and (printed.model, printed.row, printed.task) in found:
+    elif row != printed.row and (printed.model, printed.row, printed.task) in by_key:
         other_start = "our runs did not start from MNLI, as the paper's: not compared"
         verdict = replace(verdict, deviations=(other_start,))
     column, decimals = _column(printed)
@@ -138,47 +143,38 @@ def wanted(key: Key) -> int:
 
 def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
     """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
-    found = cells(records, VERDICT_SEEDS, select)
-    for key, cell in found.items():
+    by_key = cells(records, VERDICT_SEEDS, select)
+    for key, cell in by_key.items():
         cell.wanted = wanted(key)
-    return found
+    return by_key
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
-    """The records of a table, of a preset (experiment=NAME), or all of them; with a preset's those of the row
-    that its others are compared with, which may have run for another preset first. UserError for a table that
-    there is not."""
+    """The records of a table, of a preset (experiment=NAME), or all of them. A preset's are those that ran
+    for it and those of `row`, with which the others are compared: they may have run for another preset first.
+    Raises UserError for an unknown table or preset."""
     if not what:
         return ledger
     preset = what.removeprefix("experiment=")
-    known = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
-    if preset != what and preset not in known:
-        raise UserError(
-            f"no preset {preset!r}.{did_you_mean(preset, known)} They are the files of conf/experiment"
-        )
+    presets = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
     if preset != what:
-        tried = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
-        cell = [(r, r["cell"]) for r in ledger]
-        keep = [
-            r
-            for r, c in cell
-            if c["paper"] == preset or (c["row"] == row and (c["model"], c["task"]) in tried)
-        ]
+        if preset not in presets:
+            hint = did_you_mean(preset, presets)
+            raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
+        shown = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
     elif what in tables.WITHOUT_RECORDS:
         raise UserError(f"{what} is of formulas or recipes, and has no records")
     elif what in tables.TABLES:
-        shown = {
-            (table.model, task)
-            for table in tables.TABLES[what](ledger, "paper", None)
-            for task in table.tasks
-        }
-        keep = [r for r in ledger if (r["cell"]["model"], r["cell"]["task"]) in shown]
+        parts = tables.TABLES[what](ledger, "paper", None)
+        shown = {(table.model, task) for table in parts for task in table.tasks}
     else:
-        hint = f" A preset's: experiment={what}." if what in known else ""
+        hint = f" A preset's: experiment={what}." if what in presets else ""
         raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-    return Ledger(
-        {r["id"]: r for r in keep},
-        {r["id"]: ledger.origin[r["id"]] for r in keep},
-        ledger.problems,
-        ledger.measures,
-    )
+
+    def belongs(cell: dict[str, Any]) -> bool:
+        is_of_preset = cell["row"] == row or cell["paper"] == preset
+        return (is_of_preset or preset == what) and (cell["model"], cell["task"]) in shown
+
+    records = {i: record for i, record in ledger.records.items() if belongs(record["cell"])}
+    published = {i: one for i, one in ledger.published.items() if i in records}
+    return replace(ledger, records=records, published=published)

@@ -31,29 +31,28 @@ def make(name: str, ledger: Ledger, tasks: Collection[str] = (), every: bool = F
 
     tasks: of `parameters` these alone, whatever they are. every: each variant of a row."""
     own, others = split(ledger)
-    made = list[Figure]()
-    for part, is_own in ((own, True), (others, False)):
-        if not part.records and not part.measures and (is_own or made):
-            continue
-        part = with_variants(part, paper=False) if every else part
-        figures = parameters.make(part, tasks) if name == "parameters" else FIGURES[name](part)
-        if is_own:
-            for figure in figures:
-                figure.notes += _own_notes(figure, part)
-        else:
-            names = {figure.name for figure in made if figure.rows}
-            figures = [_as_published(figure, names, part) for figure in figures]
-        made += figures
-    drawn = {figure.name.removesuffix("_published") for figure in made if figure.rows}
-    empty = dict[str, Figure]()  # what nothing has run of is said once
-    for figure in made:
-        if not figure.rows and figure.name not in drawn:
-            empty.setdefault(figure.name, figure)
-    return [figure for figure in made if figure.rows or empty.get(figure.name) is figure]
+    figures = list[Figure]()
+    if own.records or own.measures:
+        shown = with_variants(own, paper=False) if every else own
+        figures = _of_part(name, shown, tasks)
+        for figure in figures:
+            figure.notes += _own_notes(figure, shown)
+    if others.records or others.measures or not figures:
+        shown = with_variants(others, paper=False) if every else others
+        names = {figure.name for figure in figures if figure.rows}
+        figures += [_as_published(figure, names, shown) for figure in _of_part(name, shown, tasks)]
+    drawn = {figure.name.removesuffix("_published") for figure in figures if figure.rows}
+    # A figure that nothing has run for is named once.
+    empty = {figure.name: figure for figure in reversed(figures) if figure.name not in drawn}
+    return [figure for figure in figures if figure.rows or empty.get(figure.name) is figure]
+
+
+def _of_part(name: str, ledger: Ledger, tasks: Collection[str]) -> list[Figure]:
+    return parameters.make(ledger, tasks) if name == "parameters" else FIGURES[name](ledger)
 
 
 def _own_notes(figure: Figure, own: Ledger) -> list[str]:
-    """What of the same models and tasks is not in a figure of own runs."""
+    """Notes on own runs of a figure's models and tasks that it does not show."""
     ids = {run for row in figure.rows for run in row[-1].text.split()} & set(own.records)
     keys = {(own.records[i]["cell"]["model"], own.records[i]["cell"]["task"]) for i in ids}
     near = [r for r in own if (r["cell"]["model"], r["cell"]["task"]) in keys]
@@ -61,7 +60,8 @@ def _own_notes(figure: Figure, own: Ledger) -> list[str]:
 
 
 def _as_published(figure: Figure, names: set[str], ledger: Ledger) -> Figure:
-    """A figure of published records, marked as such where it has any; with a name that none of these is."""
+    """A figure of published records, marked as such where it has any. names: of other figures, which it must
+    not share."""
     notes = published(ledger, (run for row in figure.rows for run in row[-1].text.split()))
     if not figure.rows or not any(row[-1].text for row in figure.rows):
         return replace(figure, notes=figure.notes + notes)

@@ -8,14 +8,14 @@ from typing import Any
 Point = tuple[int, float, float, float]
 
 
-def median_and_range(values: Sequence[float]) -> list[float]:
-    """The median, the lowest and the highest; nothing of no values."""
-    return [statistics.median(values), min(values), max(values)] if values else []
+def median_and_range(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """The median, the lowest and the highest; None of no values."""
+    return (statistics.median(values), min(values), max(values)) if values else None
 
 
-def shown(middle: Sequence[float], form: str) -> list[str]:
+def shown(middle: Sequence[float] | None, form: str) -> list[str]:
     """The three as text, "-" where there are none."""
-    return [f"{value:{form}}" for value in middle] or ["-"] * 3
+    return [f"{value:{form}}" for value in middle or ()] or ["-"] * 3
 
 
 def draw_band(axes: Any, points: Sequence[Point], look: tuple[str, str, str], label: str) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from analysis.beside import exact_counts
+from analysis.paper import Printed, printed_rows
 from analysis.table import TableCell, spreadsheet, texts
 from runs.record import Record, write_atomically
 from runs.record.text import one_line
@@ -21,10 +24,10 @@ from runs.record.text import one_line
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
 COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
 MARKERS = {"vera": "D", "lora": "o"}
-#: Of every other method one of each, by its name: Okabe and Ito's rest and Tol's.
+#: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
-#: Of a figure across the text of a paper, in inches.
+#: The size of a figure that is as wide as a paper's text, in inches.
 SIZE = (5.5, 3.3)
 STYLE: Any = {
     "font.size": 8,
@@ -45,10 +48,10 @@ STYLE: Any = {
 
 @dataclass
 class Figure:
-    """A figure: its name and title, the data behind it as text, what is missing, and how it is drawn.
+    """A figure: its name and title, the data behind it as text, notes, and how it is drawn.
 
-    The last column of the data, "runs", names the run ids (or the measure) of each point, as each of its
-    numbers does. Without rows there is nothing to draw, and the notes say why. size: inches."""
+    The last column of the data, "runs", names the run ids (or the measure) of each point. Without rows there
+    is nothing to draw, and the notes say why. size: in inches."""
 
     name: str
     title: str
@@ -60,14 +63,14 @@ class Figure:
 
 
 def colour(row: str, kind: str | None = None) -> str:
-    """Of a row of conf/method, by its method: vera_r64 has VeRA's. kind: the method's own name, where it is
-    known, so that lora_xs, a custom method, has a colour of its own."""
+    """The colour of a row of conf/method, which is its method's: vera_r64 has VeRA's. kind: the method, where
+    it is known, so that lora_xs, a custom method, has a colour of its own."""
     name = _method(row, kind)
     return COLOURS.get(name) or OTHERS[_number(name) % len(OTHERS)]
 
 
 def marker(row: str, kind: str | None = None) -> str:
-    """The marker of a row, likewise."""
+    """The marker of a row, which is its method's."""
     name = _method(row, kind)
     if name in COLOURS:
         return MARKERS.get(name, "s")
@@ -75,15 +78,15 @@ def marker(row: str, kind: str | None = None) -> str:
 
 
 def _method(row: str, kind: str | None) -> str:
-    """The method of a row: its kind; where that is not known, and of another library's methods, which are of
-    one kind, the row tells."""
+    """The method of a row: its kind. Where that is not known, and for methods of PEFT, which share one kind,
+    the row says it."""
     row = row.partition(" ")[0]
     if row in COLOURS:
         return row
-    if kind not in (None, "peft"):
-        return str(kind)
-    first = row.partition("_")[0]
-    return first if first in COLOURS and kind is None else row
+    if kind is None:
+        first = row.partition("_")[0]
+        return first if first in COLOURS else row
+    return row if kind == "peft" else kind
 
 
 def _number(name: str) -> int:
@@ -121,21 +124,17 @@ def svg_and_points(figure: Figure) -> tuple[str, list[tuple[float, float, str]]]
         for axes in whole.axes:
             for line in axes.lines:
                 label = str(line.get_label())
-                bare = label.startswith("_") and line.get_marker() == "None"
-                # A rule across the axes (axhline) has no points of its own, nor has the range of a point
-                if bare or line.get_transform() != axes.transData:
+                unnamed = label.startswith("_")
+                # The range of a point and a rule across the axes (axhline) have no points of their own.
+                if (unnamed and line.get_marker() == "None") or line.get_transform() != axes.transData:
                     continue
-                named = "" if label.startswith("_") else f"{label}: "
-                for x, y in finite_points(line.get_xydata()):
+                named = "" if unnamed else f"{label}: "
+                values = np.asarray(line.get_xydata(), dtype=float)
+                for x, y in values[np.isfinite(values).all(axis=1)]:
                     across, up = to_shares.transform(axes.transData.transform((x, y)))
                     words = f"{named}{x:,.10g}, {y:.4g}"
                     points.append((float(across), 1 - float(up), words))
     return text.getvalue()[text.getvalue().index("<svg") :], points
-
-
-def finite_points(pairs: Any) -> list[tuple[float, float]]:
-    """Those of the pairs of numbers that are finite."""
-    return [(float(x), float(y)) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
@@ -197,13 +196,25 @@ def draw_nothing(_: Any) -> None:
 LARGE, RTE = "roberta_large", "rte"
 
 
-def paper_first(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Models and tasks, those of the paper's figures first, whether they are among them or not."""
-    return sorted({(LARGE, RTE), *found}, key=lambda key: (key != (LARGE, RTE), key))
+def paper_first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Models and tasks in order, after those of the paper's figures, which are always there."""
+    return [(LARGE, RTE), *sorted(set(pairs) - {(LARGE, RTE)})]
+
+
+def not_in_the_paper(model: str, task: str) -> str:
+    """A note for a figure of another model and task than the paper's."""
+    return f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
+
+
+def printed_rte() -> dict[str, tuple[Printed, int]]:
+    """Table 2's accuracies on RTE of RoBERTa-large by row, with the exact count of the row's parameters."""
+    counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == LARGE}
+    rte = (number for row in printed_rows("table2", LARGE) for number in row if number.task == RTE)
+    return {number.row: (number, counts[number.row]) for number in rte if number.row in counts}
 
 
 def suffix(model: str, task: str) -> str:
-    """Of a figure's name, where it is not the paper's own."""
+    """What the name of a figure that is not the paper's own ends with."""
     return "" if (model, task) == (LARGE, RTE) else f"_{model}_{task}"
 
 

@@ -17,14 +17,16 @@ from analysis.figures.figure import (
     Figure,
     colour,
     model_name,
+    not_in_the_paper,
     paper_first,
     parameter_count,
+    printed_rte,
     suffix,
     with_runs,
 )
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
 from analysis.inference import smallest_p
-from analysis.paper import GLUE, NAMES, paper, printed_rows
+from analysis.paper import GLUE, NAMES, paper
 from analysis.table import TableCell, make_row
 from runs.record import Ledger, Record, lora_scaling
 
@@ -40,32 +42,33 @@ RANK_LINES = {
 def make(ledger: Ledger) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
     and task, and for each model and task of GLUE on which ranks of both vary."""
-    found = cells(_by_rank(ledger), wanted=5)
-    points = Counter((model, task, row.partition("_")[0]) for model, row, task in found)
+    by_key = cells(_by_rank(ledger), wanted=5)
+    points = Counter((model, task, row.partition("_")[0]) for model, row, task in by_key)
     several = {(model, task) for (model, task, _), count in points.items() if count > 1}
     figures = []
     for model, task in paper_first(several):
-        mine = {key[1]: cell for key, cell in sorted(found.items()) if (key[0], key[2]) == (model, task)}
-        records = [record for cell in mine.values() for record in cell.records]
-        rows, notes = [_row(row, cell) for row, cell in mine.items()], seed_notes(mine)
+        by_row = {key[1]: cell for key, cell in sorted(by_key.items()) if (key[0], key[2]) == (model, task)}
+        records = [record for cell in by_row.values() for record in cell.records]
+        rows, notes = [_row(row, cell) for row, cell in by_row.items()], seed_notes(by_row)
         quoted: list[tuple[str, int, float]] = []
-        if any(row.startswith("lora") for row in mine):
+        if any(row.startswith("lora") for row in by_row):
             notes.append(
                 "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's"
                 " alpha / rank times the rank. Rates are the recipe's, tuned at its rank, where both are one."
             )
         if (model, task) == (LARGE, RTE):
-            quoted = _quoted()
+            papers = {kind: printed_rte()[kind] for kind in ("vera", "lora")}
+            quoted = [(kind, count, number.value) for kind, (number, count) in papers.items()]
             for (kind, count, value), rank in zip(quoted, (256, 8), strict=True):
                 source = [NAMES[kind], str(rank), "-", "paper, table 2 (quoted)"]
                 rows.append(make_row(*source, str(count), f"{value:.1f}", "", "", "", ""))
-            notes += _beside_the_paper(mine)
+            notes += _beside_the_paper(by_row)
         else:
-            notes.insert(0, f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE.")
+            notes.insert(0, not_in_the_paper(model, task))
         title = f"Figure 2: {GLUE[task]} by trainable parameters, {model_name(model, records)}"
         header = ["method", "rank", "alpha", "source", "parameters", "median", "low", "high", "seeds", "runs"]
-        metric = next((str(r["result"]["metric"]) for r in records), "accuracy")
-        draw = partial(_draw_ranks, drawable(mine), quoted, title, f"{GLUE[task]} dev {metric_label(metric)}")
+        metric = metric_label(next((str(r["result"]["metric"]) for r in records), "accuracy"))
+        draw = partial(_draw_ranks, drawable(by_row), quoted, title, f"{GLUE[task]} dev {metric}")
         figures.append(Figure(f"figure2{suffix(model, task)}", title, header, rows, notes, draw))
     return figures
 
@@ -91,23 +94,12 @@ def _row(row: str, cell: Cell) -> list[TableCell]:
     return make_row(NAMES[kind], str(int(rank.partition("_")[0])), alpha, "ours", *ours)
 
 
-def _quoted() -> list[tuple[str, int, float]]:
-    """Table 2's RTE of VeRA (rank 256) and LoRA (rank 8): the method, its exact count, and the number."""
-    rte = {
-        number.row: number.value
-        for row in printed_rows("table2", LARGE)
-        for number in row
-        if number.task == RTE
-    }
-    return [(kind, count, rte[kind]) for kind, count in (("vera", 61440), ("lora", 786432))]
-
-
-def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
+def _beside_the_paper(by_row: dict[str, Cell]) -> list[str]:
     """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
     notes = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
     ranks = paper()["figure2"]
     for name, (kind, pattern) in RANK_LINES.items():
-        ran = {int(of[1]) for row in [*mine, *_shared_rank(mine)] if (of := re.fullmatch(pattern, row))}
+        ran = {int(of[1]) for row in [*by_row, *_shared_rank(by_row)] if (of := re.fullmatch(pattern, row))}
         missing = [r for r in ranks[f"{kind}_ranks"] if r not in ran]
         if missing:
             notes.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
@@ -115,30 +107,29 @@ def _beside_the_paper(mine: dict[str, Cell]) -> list[str]:
     return notes
 
 
-def _shared_rank(mine: dict[str, Cell]) -> dict[str, Cell]:
+def _shared_rank(by_row: dict[str, Cell]) -> dict[str, Cell]:
     """LoRA's cells at the recipe's own rank and alpha, as rows of the proportional line too."""
-    lora = {row: cell for row, cell in mine.items() if re.fullmatch(r"lora_r\d+", row)}
-    return {
-        f"{row}_proportional": c for row, c in lora.items() if lora_scaling(c.records[0]["config"]) is None
-    }
+    constant = {row: cell for row, cell in by_row.items() if re.fullmatch(r"lora_r\d+", row)}
+    shared = {row: cell for row, cell in constant.items() if lora_scaling(cell.records[0]["config"]) is None}
+    return {f"{row}_proportional": cell for row, cell in shared.items()}
 
 
 def _draw_ranks(
-    mine: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas
+    by_row: dict[str, Cell], quoted: list[tuple[str, int, float]], title: str, metric: str, canvas: Canvas
 ) -> None:
     axes = canvas.subplots()
-    proportional = [row for row in mine if row.endswith("_proportional")]
+    proportional = [row for row in by_row if row.endswith("_proportional")]
     for name, (kind, pattern) in RANK_LINES.items():
         second = name.endswith("to r")
-        cells_ = {**mine, **_shared_rank(mine)} if second and proportional else mine
-        line = sorted((int(found[1]), row) for row in cells_ if (found := re.fullmatch(pattern, row)))
+        cells_ = {**by_row, **_shared_rank(by_row)} if second and proportional else by_row
+        line = sorted((int(match[1]), row) for row in cells_ if (match := re.fullmatch(pattern, row)))
         points = [(cells_[row].parameters, cells_[row].median()) for _, row in line]
         if not points:
             continue
         dashes = "--" if second else "-"
         axes.plot(*zip(*points, strict=True), color=colour(kind), linewidth=1, alpha=0.8, linestyle=dashes)
-        for i, (rank, row) in enumerate((rank, row) for rank, row in line if row in mine):
-            cell = mine[row]
+        for i, (rank, row) in enumerate((rank, row) for rank, row in line if row in by_row):
+            cell = by_row[row]
             draw_point(axes, cell.parameters, cell, row)
             top, shift, across, along = max(cell.values()), (0, 4), "center", "baseline"
             # The lowest ranks have nearly the same count: above to the left, below to the right, by turns
@@ -146,21 +137,15 @@ def _draw_ranks(
                 top, shift = cell.median(), ((-4, 3), (4, -3))[i % 2]
                 across, along = (("right", "bottom"), ("left", "top"))[i % 2]
             look: dict[str, Any] = {"ha": across, "va": along, "fontsize": 6, "color": colour(kind)}
-            if not second or f"lora_r{rank:04d}" not in mine:  # one name for the two lines' points of a rank
+            if (
+                not second or f"lora_r{rank:04d}" not in by_row
+            ):  # one name for the two lines' points of a rank
                 axes.annotate(f"r={rank}", (cell.parameters, top), shift, textcoords="offset points", **look)
         axes.plot([], [], marker=MARKERS[kind], color=colour(kind), label=name, linestyle=dashes)
     for kind, count, value in quoted:
         label = f"{NAMES[kind]}, paper's table 2 (quoted)"
-        axes.plot(
-            count,
-            value,
-            "x",
-            color=colour(kind),
-            markersize=7,
-            markeredgewidth=1.5,
-            label=label,
-            linestyle="none",
-        )
+        look = {"color": colour(kind), "markersize": 7, "markeredgewidth": 1.5, "linestyle": "none"}
+        axes.plot(count, value, "x", label=label, **look)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))
@@ -168,7 +153,7 @@ def _draw_ranks(
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("trainable parameters, without the classification head")
     axes.set_ylabel(metric)
-    counts = sorted({cell.seeds for cell in mine.values()}) or [0]
+    counts = sorted({cell.seeds for cell in by_row.values()}) or [0]
     of, most = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))), counts[-1]
     # The range of n seeds misses the median of such runs where all lie on one side: a sign test's smallest p.
     which = f"of {most} " if counts[0] < most else ""

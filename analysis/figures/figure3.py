@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.bands import Point, draw_band, median_and_range, shown
-from analysis.figures.figure import Figure, finite, suffix, with_runs
+from analysis.figures.figure import Figure, finite, not_in_the_paper, suffix, with_runs
 from analysis.figures.measures import measured
 from analysis.paper import paper
 from analysis.table import TableCell, make_row
@@ -19,23 +19,22 @@ def make(ledger: Ledger) -> list[Figure]:
     """How far d has moved, by layer and site: a figure for each model and task with measures of the row
     vera."""
     figures = []
-    for found in measured(ledger, "magnitude", lambda measure: measure["of"][0]["cell"]["row"] == "vera"):
-        measures, notes = found.measures, found.notes
+    for group in measured(ledger, "magnitude", lambda measure: measure["of"][0]["cell"]["row"] == "vera"):
+        measures, notes = group.measures, group.notes
         rows, lines = _by_layer(measures, notes)
         if not measures:
             notes.append(
                 "Nothing measured: python -m runs experiment=figure3, then python -m runs.measure magnitude."
             )
-        if found.of_the_paper:
+        if group.of_the_paper:
             notes.append("The paper prints no numbers of this figure.")
             notes.append(f"The paper's finding: {paper()['figure3']['finding']}.")
         else:
-            where = f"{found.model} on {found.task} is not in the paper"
-            notes.insert(0, f"{where}, whose figure is RoBERTa-large on RTE.")
-        title = f"Figure 3: change of d by layer, {found.place}"
+            notes.insert(0, not_in_the_paper(group.model, group.task))
+        title = f"Figure 3: change of d by layer, {group.where}"
         header = ["site", "layer", "d median", "d low", "d high", "b median", "n", "runs"]
         draw = partial(_draw_layers, lines, title, len(measures))
-        figures.append(Figure(f"figure3{suffix(found.model, found.task)}", title, header, rows, notes, draw))
+        figures.append(Figure(f"figure3{suffix(group.model, group.task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -49,18 +48,18 @@ def _by_layer(
         for layer, site, d, b in zip(*(values[key] for key in ("layer", "site", "d", "b")), strict=True):
             points[site, layer].append((d, b, measure["of"][0]["id"]))
     rows, lines = [], defaultdict[str, list[Point]](list)
-    for (site, layer), found in sorted(points.items()):
-        d, b = finite(p[0] for p in found), finite(p[1] for p in found)
-        if len(d) < len(found):
+    for (site, layer), changes in sorted(points.items()):
+        d, b = finite(p[0] for p in changes), finite(p[1] for p in changes)
+        if len(d) < len(changes):
             notes.append(
-                f"layer {layer}, {site}: {len(found) - len(d)} of {len(found)} runs have no finite change"
+                f"layer {layer}, {site}: {len(changes) - len(d)} of {len(changes)} runs have no finite change"
                 " of d."
             )
         of_d, of_b = median_and_range(d), f"{statistics.median(b):.4g}" if b else "-"
-        numbers = with_runs([*shown(of_d, ".4g"), of_b, str(len(d))], (p[2] for p in found))
+        numbers = with_runs([*shown(of_d, ".4g"), of_b, str(len(d))], (p[2] for p in changes))
         rows.append(make_row(site, str(layer), *numbers))
         if of_d:
-            lines[site].append((layer, of_d[0], of_d[1], of_d[2]))
+            lines[site].append((layer, *of_d))
     return rows, dict(lines)
 
 
@@ -77,9 +76,7 @@ def _draw_layers(lines: dict[str, list[Point]], title: str, runs: int, canvas: C
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(r"$\|d - d_{init}\|_2$")
     axes.set_ylim(bottom=0)
-    axes.set_title(
-        f"{title}\n"
-        + (f"median of {runs} runs, bands from the lowest to the highest" if runs > 1 else "one run")
-    )
+    several = f"median of {runs} runs, bands from the lowest to the highest"
+    axes.set_title(f"{title}\n{several if runs > 1 else 'one run'}")
     if lines:
         axes.legend()

@@ -25,27 +25,26 @@ def make(ledger: Ledger) -> list[Figure]:
     printed = {key: float(value) for key, value in paper()["figure5"]["printed"].items()}
     header = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
     quoted = [
-        make_row(pair, "paper (quoted)", "query", "mean", f"{printed[mean]:.1e}", "", "", "", "")
-        for pair, mean in (("LoRA and VeRA", "mean_lora_vera"), ("LoRA and random", "mean_lora_random"))
+        make_row(
+            PAIRS[key.removeprefix("mean_")], "paper (quoted)", "query", "mean", f"{mean:.1e}", *[""] * 4
+        )
+        for key, mean in printed.items()
     ]
     figures = []
-    for found in measured(ledger, "similarity"):
-        measures, notes = found.measures, found.notes
-        rows, lines, where = _by_layer(measures, notes)
+    for group in measured(ledger, "similarity"):
+        measures, notes = group.measures, group.notes
+        rows, lines, matrices = _by_layer(measures, notes)
         means = {pair: statistics.fmean(line[1] for line in lines[pair]) for pair in lines}
-        notes += [
-            f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()
-        ]
-        known = (
-            ledger.records[run["id"]] for m in measures for run in m["of"] if run["id"] in ledger.records
-        )
-        if labels := sorted({label_of(record) for record in known}):
+        for pair, mean in means.items():
+            notes.append(f"{PAIRS[pair]}: mean over layers of what is drawn {mean:.1e}.")
+        runs = {run["id"] for measure in measures for run in measure["of"]}
+        if labels := sorted({label_of(ledger.records[run]) for run in runs if run in ledger.records}):
             notes.append(f"The runs are {' and '.join(labels)}.")
         if not measures:
             notes.append(
                 "Nothing measured: python -m runs experiment=figure5, then python -m runs.measure similarity."
             )
-        if found.of_the_paper:
+        if group.of_the_paper:
             rows += quoted
             notes.append(
                 "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value"
@@ -53,14 +52,12 @@ def make(ledger: Ledger) -> list[Figure]:
             )
             notes.append(f"The paper's finding: {paper()['figure5']['finding']}.")
         else:
-            notes.insert(
-                0, f"{found.model} on {found.task} is not in the paper: no comparison with its means."
-            )
-        title = f"Figure 5: cosine of weight differences, {found.place}"
-        draw = partial(
-            _draw_cosines, lines, printed if found.of_the_paper else {}, title, len(measures), where
-        )
-        figures.append(Figure(f"figure5{suffix(found.model, found.task)}", title, header, rows, notes, draw))
+            where = f"{group.model} on {group.task}"
+            notes.insert(0, f"{where} is not in the paper: no comparison with its means.")
+        title = f"Figure 5: cosine of weight differences, {group.where}"
+        papers = printed if group.of_the_paper else {}
+        draw = partial(_draw_cosines, lines, papers, title, len(measures), matrices)
+        figures.append(Figure(f"figure5{suffix(group.model, group.task)}", title, header, rows, notes, draw))
     return figures
 
 
@@ -77,21 +74,21 @@ def _by_layer(
                 points[pair, site, layer].append((values[pair][i], of))
     rows, lines = [], defaultdict[str, list[Point]](list)
     sites = {site for _, site, _ in points}
-    for (pair, site, layer), found in sorted(points.items()):
-        numbers = finite(value for value, _ in found)
-        if len(numbers) < len(found):
-            lost = f"{len(found) - len(numbers)} of {len(found)}"
+    for (pair, site, layer), values_of_runs in sorted(points.items()):
+        numbers = finite(value for value, _ in values_of_runs)
+        if len(numbers) < len(values_of_runs):
+            lost = f"{len(values_of_runs) - len(numbers)} of {len(values_of_runs)}"
             notes.append(
                 f"{PAIRS[pair]}, layer {layer}, {site}: {lost} have no cosine (a change that is zero)."
             )
         middle = median_and_range(numbers)
-        runs = (name for _, of in found for name in of)
+        runs = (name for _, of in values_of_runs for name in of)
         texts = [*shown(middle, ".3e"), str(len(numbers))]
         rows.append(make_row(PAIRS[pair], "ours", site, str(layer), *with_runs(texts, runs)))
         if middle and (site == "query" or "query" not in sites):
-            lines[pair].append((layer, middle[0], middle[1], middle[2]))
-    where = "query matrices" if "query" in sites or not sites else "all adapted matrices"
-    return rows, dict(lines), where
+            lines[pair].append((layer, *middle))
+    matrices = "query matrices" if "query" in sites or not sites else "all adapted matrices"
+    return rows, dict(lines), matrices
 
 
 def _draw_cosines(
@@ -99,7 +96,7 @@ def _draw_cosines(
     printed: dict[str, float],
     title: str,
     measured: int,
-    where: str,
+    matrices: str,
     canvas: Canvas,
 ) -> None:
     axes = canvas.subplots()
@@ -118,7 +115,7 @@ def _draw_cosines(
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     if not lines:
         axes.set_xticks([])  # the paper's two means, and no layers
-    pairs = f"median of {measured} pairs of runs, {where}" if measured > 1 else where
+    pairs = f"median of {measured} pairs of runs, {matrices}" if measured > 1 else matrices
     axes.set_title(f"{title}\n{pairs}")
     if lines or printed:
         axes.legend()

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
+from analysis.cells import sample_deviation
 from analysis.figures.bands import Point, draw_band
 from analysis.figures.figure import MARKERS, Figure, colour, finite, with_runs
 from analysis.paper import NAMES, paper
@@ -23,26 +24,25 @@ def make(ledger: Ledger) -> list[Figure]:
     notes: list[str] = []
     title, settings = "Figure 6: fitting random 10 x 10 matrices", None
     if measures:
-        # Of several, the one with the lowest seed; each is whole in itself.
+        # Each measure is complete in itself: the one with the lowest seed is drawn.
         chosen = min(measures, key=lambda m: (m["seeds"]["random"], m["id"]))
         settings, values = chosen["settings"], chosen["values"]
         title = f"Figure 6: fitting random {settings['size']} x {settings['size']} matrices"
         for method, rank, count, errors, best in zip(*values.values(), strict=True):
-            whole = finite(errors)
-            if len(whole) < len(errors):
-                lost = f"{len(errors) - len(whole)} of {len(errors)}"
+            numbers = finite(errors)
+            if len(numbers) < len(errors):
+                lost = f"{len(errors) - len(numbers)} of {len(errors)}"
                 notes.append(f"{NAMES[method]} at rank {rank}: {lost} errors are not finite.")
-            if not whole:
+            if not numbers:
                 continue
-            mean, spread = statistics.fmean(whole), statistics.stdev(whole) if len(whole) > 1 else 0.0
+            mean, spread = statistics.fmean(numbers), sample_deviation(numbers) or 0.0
             least = f"{statistics.fmean(best):.3e}" if best else ""
-            numbers = with_runs([str(count), f"{mean:.3e}", f"{spread:.3e}", least], [chosen["id"]])
-            rows.append(make_row(NAMES[method], str(rank), *numbers))
-            lines[method].append((count, mean, min(whole), max(whole)))
+            texts = [str(count), f"{mean:.3e}", f"{spread:.3e}", least]
+            rows.append(make_row(NAMES[method], str(rank), *with_runs(texts, [chosen["id"]])))
+            lines[method].append((count, mean, min(numbers), max(numbers)))
         keys = ("matrices", "target", "steps", "lr", "optimizer")
-        notes.append(
-            "Settings (this project's choice): " + ", ".join(f"{key} {settings[key]}" for key in keys) + "."
-        )
+        words = ", ".join(f"{key} {settings[key]}" for key in keys)
+        notes.append(f"Settings (this project's choice): {words}.")
         notes.append(
             "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the"
             " same."
@@ -56,9 +56,8 @@ def make(ledger: Ledger) -> list[Figure]:
         f"The paper's finding: {paper()['figure6']['finding']}.",
     ]
     header = ["method", "rank", "parameters", "mse mean", "mse spread", "least", "runs"]
-    return [
-        Figure("figure6", title, header, rows, notes, partial(_draw_fit, dict(lines), title, settings or {}))
-    ]
+    draw = partial(_draw_fit, dict(lines), title, settings or {})
+    return [Figure("figure6", title, header, rows, notes, draw)]
 
 
 def _draw_fit(lines: dict[str, list[Point]], title: str, settings: dict[str, Any], canvas: Canvas) -> None:

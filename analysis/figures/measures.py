@@ -28,11 +28,11 @@ class Measured:
         return (self.model, self.task) == (LARGE, RTE)
 
     @property
-    def place(self) -> str:
+    def where(self) -> str:
         """The model and task by their labels."""
-        label = (
-            self.measures[0]["of"][0]["label"] if self.measures else {"model": "RoBERTa-large", "task": "RTE"}
-        )
+        label = {"model": "RoBERTa-large", "task": "RTE"}
+        if self.measures:
+            label = self.measures[0]["of"][0]["label"]
         return f"{label['model']} on {label['task']}"
 
 
@@ -49,16 +49,16 @@ def measured(
 
 
 def _measures(ledger: Ledger, kind: str) -> Iterator[Record]:
-    """Those of a kind, but for trials: they are in no table, and in no figure."""
+    """The measures of a kind, without those of trials, which are in no table and no figure."""
     for measure in ledger.measures.values():
-        known = [ledger.records[run["id"]] for run in measure["of"] if run["id"] in ledger.records]
-        if measure["kind"] == kind and not any(is_trial(record["config"]) for record in known):
+        records = [ledger.records[run["id"]] for run in measure["of"] if run["id"] in ledger.records]
+        if measure["kind"] == kind and not any(is_trial(record["config"]) for record in records):
             yield measure
 
 
 def _one_each(measures: list[Record], ledger: Ledger) -> tuple[list[Record], list[str]]:
-    """The measures of runs of one setting, one for each run, in order of seeds; and what that leaves out, in
-    words.
+    """The measures of runs of one setting, one for each run, in order of seeds; and notes on what that leaves
+    out.
 
     Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then the
     most runs."""

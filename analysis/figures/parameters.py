@@ -16,13 +16,11 @@ from runs.record import Ledger, Record
 
 def demo(ledger: Ledger) -> list[Figure]:
     """The demo's: one picture a model; bars span the seeds."""
-    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], wanted=3)
-    figures = _by_parameters(found, "accuracy_vs_parameters", "minilm")
-    if not figures:
-        why = ["Nothing has run: make demo."]
-        title = "The demo: dev metric by parameters"
-        figures = [Figure("accuracy_vs_parameters", title, [], [], why, draw_nothing, (7, 4))]
-    return figures
+    by_key, name = cells([r for r in ledger if r["cell"]["task"] == "reviews"], 3), "accuracy_vs_parameters"
+    if not by_key:
+        title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
+        return [Figure(name, title, [], [], why, draw_nothing, (7, 4))]
+    return _by_parameters(by_key, name, "minilm")
 
 
 def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
@@ -36,38 +34,32 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
         varied = config["method"]["kind"] in ("vera", "lora") and cell["row"].startswith(("vera_", "lora_"))
         return not varied and (not tasks or cell["task"] in tasks)
 
-    found = cells(filter(shown, ledger), wanted=1 if tasks else 5)
-    return [
-        figure
-        for task in sorted({key[2] for key in found})
-        for figure in _by_parameters(
-            {key: cell for key, cell in found.items() if key[2] == task}, f"parameters_{task}"
-        )
-    ]
+    by_key = cells(filter(shown, ledger), wanted=1 if tasks else 5)
+    figures = []
+    for task in sorted({key[2] for key in by_key}):
+        of_task = {key: cell for key, cell in by_key.items() if key[2] == task}
+        figures += _by_parameters(of_task, f"parameters_{task}")
+    return figures
 
 
-def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
+def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
     """A picture for each model, of one task's cells. usual: the model that the name needs no word for."""
     header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
     figures = []
-    for model in sorted({key[0] for key in found}):
-        mine = {key[1]: cell for key, cell in found.items() if key[0] == model}
+    for model in sorted({key[0] for key in by_key}):
+        by_row = {key[1]: cell for key, cell in by_key.items() if key[0] == model}
         rows = []
-        for _, cell in sorted(mine.items(), key=lambda item: item[1].parameters):
+        for _, cell in sorted(by_row.items(), key=lambda item: item[1].parameters):
             numbers = with_runs([str(cell.parameters), *median_and_range(cell)], cell.ids)
             rows.append(make_row(cell.label, *numbers))
-        first = next(iter(mine.values())).records[0]
+        first = next(iter(by_row.values())).records[0]
         label, epoch = first["label"], first["result"]["reported"]
-        most = max(cell.seeds for cell in mine.values())
-        seeds = (
-            f"median of {most} seeds, {epoch} epoch; lines span the seeds"
-            if most > 1
-            else f"one seed, {epoch} epoch"
-        )
-        title = f"{label['model']} on {label['task']}: {seeds}"
-        draw = partial(_draw_parameters, drawable(mine), title)
+        most = max(cell.seeds for cell in by_row.values())
+        over, span = (f"median of {most} seeds", "; lines span the seeds") if most > 1 else ("one seed", "")
+        title = f"{label['model']} on {label['task']}: {over}, {epoch} epoch{span}"
+        draw = partial(_draw_parameters, drawable(by_row), title)
         whole = name if model == usual else f"{name}_{model}"
-        figures.append(Figure(whole, title, header, rows, seed_notes(mine), draw, (7, 4)))
+        figures.append(Figure(whole, title, header, rows, seed_notes(by_row), draw, (7, 4)))
     return figures
 
 
@@ -75,9 +67,9 @@ def _by_parameters(found: dict[Key, Cell], name: str, usual: str = "") -> list[F
 CLOSE = 1.5
 
 
-def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
+def _draw_parameters(by_row: dict[str, Cell], title: str, canvas: Canvas) -> None:
     axes = canvas.subplots()
-    ordered = sorted(mine.items(), key=lambda item: item[1].parameters)
+    ordered = sorted(by_row.items(), key=lambda item: item[1].parameters)
     counts = [cell.parameters for _, cell in ordered]
     for i, (row, cell) in enumerate(ordered):
         values, x, tint = cell.values(), cell.parameters, colour(row, cell.kind)
@@ -96,7 +88,7 @@ def _draw_parameters(mine: dict[str, Cell], title: str, canvas: Canvas) -> None:
     axes.margins(y=0.18)
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
-    metric = next((cell.records[0]["result"]["metric"] for cell in mine.values()), "metric")
+    metric = next((cell.records[0]["result"]["metric"] for cell in by_row.values()), "metric")
     axes.set_xlabel("trainable parameters, without the classification head")
     axes.set_ylabel(f"dev {metric_label(metric)}")
     axes.set_title(title)

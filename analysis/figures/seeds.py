@@ -9,22 +9,20 @@ from analysis.figures import figure
 
 
 def median_and_range(cell: Cell) -> list[str]:
-    """A cell's median, and its lowest and highest seed: not a number where a seed's is none."""
+    """A cell's median, lowest and highest seed, NaN where a seed has no value, and its count of seeds."""
     values = [math.nan] if cell.unknown else cell.values()
-    return [f"{v:.1f}" for v in (cell.median(), min(values), max(values))] + [
-        f"{cell.seeds - cell.unknown}/{cell.wanted}"
-    ]
+    return [*(f"{value:.1f}" for value in (cell.median(), min(values), max(values))), cell.count]
 
 
-def drawable(mine: dict[str, Cell]) -> dict[str, Cell]:
-    """Those whose every seed has its number."""
-    return {row: cell for row, cell in mine.items() if not cell.unknown}
+def drawable(cells: dict[str, Cell]) -> dict[str, Cell]:
+    """The cells whose every seed has a value."""
+    return {row: cell for row, cell in cells.items() if not cell.unknown}
 
 
-def seed_notes(found: dict[str, Cell]) -> list[str]:
-    """Fewer seeds than wanted, diverged ones, and what cells() has left out."""
+def seed_notes(cells: dict[str, Cell]) -> list[str]:
+    """Notes on missing and diverged seeds, and on what cells() has left out."""
     notes = []
-    for cell in found.values():
+    for cell in cells.values():
         if not cell.complete:
             notes.append(f"{cell.label}: {cell.seeds - cell.unknown} of {cell.wanted} seeds (hollow).")
         if cell.unknown:

@@ -26,16 +26,9 @@ from analysis.tables.recipes import table8, table9, table10, table11
 from analysis.tables.rows import rows_table
 from runs.record import Ledger, Record
 
-TABLES = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
-    "table6": table6,
-}
-TABLES |= {"table7": table7, "table8": table8, "table9": table9, "table10": table10, "table11": table11}
-TABLES |= {"table12": table12, "table13": table13, "demo": demo_table}
+TABLES = {"table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5}
+TABLES |= {"table6": table6, "table7": table7, "table8": table8, "table9": table9, "table10": table10}
+TABLES |= {"table11": table11, "table12": table12, "table13": table13, "demo": demo_table}
 #: Those that need no record.
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11")
 

@@ -31,39 +31,39 @@ Rows = Sequence[Sequence[Printed]]
 def table6(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """A table for each of the paper's three ablations on RoBERTa-large, and for each other model with such
     runs."""
-    found = cells(ledger, seeds or 5, select)
+    by_key = cells(ledger, seeds or 5, select)
     tables = []
     for part, (title, names) in PARTS.items():
-        tables += _ablation(f"Table 6, {title}", printed_rows("table6", part=part), names, found, select)
+        tables += _ablation(f"Table 6, {title}", printed_rows("table6", part=part), names, by_key, select)
     return tables
 
 
 def table7(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Shared or unique random matrices, on RoBERTa-large, and on each other model that has such runs."""
-    names, found = {"shared": "shared A, B", "unique": "unique A, B"}, cells(ledger, seeds or 5, select)
-    return _ablation("Table 7, random matrices", printed_rows("table7"), names, found, select)
+    names, by_key = {"shared": "shared A, B", "unique": "unique A, B"}, cells(ledger, seeds or 5, select)
+    return _ablation("Table 7, random matrices", printed_rows("table7"), names, by_key, select)
 
 
 def _ablation(
-    title: str, printed: Rows, names: dict[str, str], found: Mapping[Key, Cell], select: str
+    title: str, printed: Rows, names: dict[str, str], by_key: Mapping[Key, Cell], select: str
 ) -> list[Table]:
     """names: how the table calls the paper's settings."""
     wanted = {row[0].row for row in printed}
-    found = {key: cell for key, cell in found.items() if key[1] in wanted and key[2] in GLUE}
-    varied = [key for key in found if key[1] != "vera"]
+    by_key = {key: cell for key, cell in by_key.items() if key[1] in wanted and key[2] in GLUE}
+    varied = [key for key in by_key if key[1] != "vera"]
     tables = []
     for model in compare.models_of(varied, [OF_PAPER]):
         # The paper's model on the paper's tasks; another one on those that it was tried on.
         ran = {key[2] for key in varied if key[0] == model}
         tasks = [n.task for n in printed[0]] if model == OF_PAPER else [task for task in GLUE if task in ran]
-        ours = compare.by_row(found, model, tasks)
+        ours = compare.by_row(by_key, model, tasks)
         rows = _rows(printed, names, tasks, ours, of_paper=model == OF_PAPER)
         notes = [*_notes(title, rows, model, select), *_over_the_same_seeds(printed, names, tasks, ours)]
         if title.startswith("Table 7"):
             notes.append("The paper's shared row is not its table 6's row of the same settings.")
         if model != OF_PAPER:
             notes.append(f"{model} is a model that the paper does not use.")
-        notes += compare.about({key: c for key, c in found.items() if key[0] == model and key[2] in tasks})
+        notes += compare.about({key: c for key, c in by_key.items() if key[0] == model and key[2] in tasks})
         whose = "RoBERTa-large" if model == OF_PAPER else model
         labels = {task: GLUE[task] for task in tasks}
         header = ["setting", "source", *labels.values(), "status"]
@@ -81,17 +81,17 @@ def _rows(
     """of_paper: whether the model is the paper's, so that our rows stand beside its numbers."""
     rows: list[list[TableCell]] = []
     for row in printed:
-        name, mine = names[row[0].method], ours.get(row[0].row)
+        name, of_row = names[row[0].method], ours.get(row[0].row)
         if of_paper:
             rows.append(make_row(name, "paper", *map(compare.printed_text, row), "quoted"))
-        if mine and of_paper:
-            compared = {n.task: mean_beside(mine[n.task], n) for n in row if n.task in mine}
+        if of_row and of_paper:
+            compared = {n.task: mean_beside(of_row[n.task], n) for n in row if n.task in of_row}
             word = status(list(compared.values()))
-            rows.append(compare.our_row(mine, tasks, tasks, word, _mean, ("", "ours")))
+            rows.append(compare.our_row(of_row, tasks, tasks, word, _mean, ("", "ours")))
             gaps = [compare.gap(compared.get(task)) for task in tasks]
             rows.append(compare.difference_row(*gaps, size=False))
-        elif mine:
-            rows.append(compare.our_row(mine, tasks, tasks, "other model", _mean, (name, "ours")))
+        elif of_row:
+            rows.append(compare.our_row(of_row, tasks, tasks, "other model", _mean, (name, "ours")))
     return rows
 
 

@@ -11,12 +11,9 @@ MODELS = {"roberta-base": "RoBERTa-base", "roberta-large": "RoBERTa-large", "gpt
 
 
 def memory(model: str, rank: int) -> dict[str, int]:
-    """Table 1's numbers by formula: trained parameters of LoRA (2 d r for each adapted matrix) and of VeRA (d
-    + r).
-
-    frozen: the elements of VeRA's shared A and B (2 d r in all), which the seed brings back. float32: 4 bytes
-    each.
-    """
+    """Table 1's numbers by formula: the trained parameters of LoRA (2 d r for each adapted matrix) and of
+    VeRA (d + r), and the frozen elements of VeRA's shared A and B (2 d r in all), which a seed brings
+    back."""
     matrices, width = SHAPES[model]
     return {
         "lora": matrices * 2 * width * rank,
@@ -28,19 +25,8 @@ def memory(model: str, rank: int) -> dict[str, int]:
 def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed. Needs no
     record."""
-    header = [
-        "model",
-        "rank",
-        "LoRA",
-        "printed",
-        "LoRA bytes",
-        "printed",
-        "VeRA",
-        "printed",
-        "VeRA bytes",
-        "printed",
-        "status",
-    ]
+    kinds = ("LoRA", "LoRA bytes", "VeRA", "VeRA bytes")
+    header = ["model", "rank", *(name for kind in kinds for name in (kind, "printed")), "status"]
     rows = []
     for model, rank, *printed in paper()["table1"]["rows"]:
         exact = memory(model, rank)
@@ -49,10 +35,10 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             i for i, (text, value) in enumerate(zip(printed, values, strict=True)) if not follows(text, value)
         ]
         whole = exact["vera"] + exact["frozen"]
-        status = ", ".join(_told(printed, differing, whole)) or "as printed"
-        shown_ = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
+        status = ", ".join(_differences(printed, differing, whole)) or "as printed"
+        shown = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
         marked = [text + ("*" if i in differing else "") for i, text in enumerate(printed)]
-        pairs = [cell for pair in zip(shown_, marked, strict=True) for cell in pair]
+        pairs = [cell for pair in zip(shown, marked, strict=True) for cell in pair]
         rows.append(make_row(MODELS[model], str(rank), *pairs, status))
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
@@ -66,20 +52,17 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
             " are 4.5 GB."
         ),
     ]
-    return [
-        Table("Table 1: trained parameters and their memory, by formula", header, rows, notes, "", {}, ())
-    ]
+    return [Table("Table 1: trained parameters and their memory, by formula", header, rows, notes)]
 
 
-def _told(printed: list[str], differing: list[int], whole: int) -> list[str]:
-    """In words, which of the two printed numbers of each do not follow. whole: VeRA's parameters with A and
-    B."""
-    told = ["LoRA differs"] if any(i < 2 for i in differing) else []
-    of_vera = [i for i in differing if i > 1]
-    if of_vera:
-        counted = all(follows(printed[i], (whole, 4 * whole)[i - 2]) for i in of_vera)
-        told.append("VeRA with A and B" if counted else "VeRA differs")
-    return told
+def _differences(printed: list[str], differing: list[int], whole: int) -> list[str]:
+    """Which printed numbers do not follow from the formula, in words. differing: their places, LoRA's two and
+    then VeRA's two. whole: VeRA's parameters with A and B."""
+    words = ["LoRA differs"] if any(i < 2 for i in differing) else []
+    if of_vera := [i for i in differing if i > 1]:
+        counts_frozen = all(follows(printed[i], (whole, 4 * whole)[i - 2]) for i in of_vera)
+        words.append("VeRA with A and B" if counts_frozen else "VeRA differs")
+    return words
 
 
 def _binary(size: float) -> str:

@@ -9,13 +9,13 @@ from runs.record.text import megabytes
 
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Every method on the demo's task, with what it costs."""
-    found = cells([r for r in ledger if r["cell"]["task"] == "reviews"], seeds or 3, select)
-    models = sorted({model for model, _, _ in found})
-    return [_of_model(of_model(found, model), seeds or 3, select) for model in models]
+    by_key = cells([r for r in ledger if r["cell"]["task"] == "reviews"], seeds or 3, select)
+    models = sorted({model for model, _, _ in by_key})
+    return [_of_model(of_model(by_key, model), seeds or 3, select) for model in models]
 
 
-def _of_model(found: dict[Key, Cell], seeds: int, select: str) -> Table:
-    ours = {row: cell for (_, row, _), cell in found.items()}
+def _of_model(by_key: dict[Key, Cell], seeds: int, select: str) -> Table:
+    ours = {row: cell for (_, row, _), cell in by_key.items()}
     best_first = sorted(ours.values(), key=lambda cell: (cell.unknown, -cell.median()))
     rows = [_row(cell, ours.get("lora")) for cell in best_first]
     first = best_first[0].records[0]
@@ -32,7 +32,7 @@ def _of_model(found: dict[Key, Cell], seeds: int, select: str) -> Table:
         ),
         "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
         f"{data['train_rows']} training and {data['dev_rows']} dev rows. {chosen}",
-        *about(found),
+        *about(by_key),
     ]
     model = first["cell"]["model"]
     return Table(title, header, rows, notes, model, {"reviews": label["task"]}, ("best",))

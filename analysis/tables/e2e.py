@@ -15,8 +15,8 @@ MODELS = {"gpt2_medium": "GPT-2 medium", "gpt2_large": "GPT-2 large"}
 
 def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """E2E NLG: a table for each of the paper's models, and one for each other model that has records."""
-    found = cells(decoded(ledger), seeds or 3, select)
-    return [_of_model(model, found, select) for model in compare.models_of(found, MODELS)]
+    by_key = cells(decoded(ledger), seeds or 3, select)
+    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, MODELS)]
 
 
 def decoded(ledger: Ledger) -> list[Record]:
@@ -24,9 +24,9 @@ def decoded(ledger: Ledger) -> list[Record]:
     return [r for r in ledger if r["cell"]["task"] == "e2e" and (r.get("texts") or r["status"] == "diverged")]
 
 
-def _of_model(model: str, found: Mapping[Key, Cell], select: str) -> Table:
-    printed, found = printed_rows("table3", model), compare.of_model(found, model)
-    ours = {row: cell for (_, row, _), cell in sorted(found.items())}
+def _of_model(model: str, by_key: Mapping[Key, Cell], select: str) -> Table:
+    printed, by_key = printed_rows("table3", model), compare.of_model(by_key, model)
+    ours = {row: cell for (_, row, _), cell in sorted(by_key.items())}
     rows: list[list[TableCell]] = []
     for row in printed:
         rows.append(compare.paper_row(row, *(compare.printed_text(n, SCORES[n.column][1]) for n in row)))
@@ -36,7 +36,7 @@ def _of_model(model: str, found: Mapping[Key, Cell], select: str) -> Table:
         rows += _score_rows(ours[name])
     title = f"Table 3, {MODELS[model]}: E2E NLG" if printed else compare.other_model("Table 3", model)
     header = ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"]
-    notes = [*_notes(rows, list(ours.values()), model, select), *compare.about(found)]
+    notes = [*_notes(rows, list(ours.values()), model, select), *compare.about(by_key)]
     return Table(title, header, rows, notes, model, {"e2e": "E2E"}, tuple(SCORES))
 
 

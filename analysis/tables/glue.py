@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from analysis import beside, compare
-from analysis.beside import Beside, mean, off_formula, status, told
+from analysis.beside import Beside, difference_text, mean, off_formula, status
 from analysis.cells import Cell, Key, cells
 from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
@@ -19,16 +19,16 @@ def table2(
     """GLUE: a table for each of the paper's models, and one for each other model that has records. tasks:
     the columns."""
     columns = tuple(task for task in GLUE if task in tasks)
-    found = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in columns}
-    return [_of_model(model, found, select, columns) for model in compare.models_of(found, MODELS)]
+    by_key = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in columns}
+    return [_of_model(model, by_key, select, columns) for model in compare.models_of(by_key, MODELS)]
 
 
-def _of_model(model: str, found: Mapping[Key, Cell], select: str, columns: Tasks) -> Table:
+def _of_model(model: str, by_key: Mapping[Key, Cell], select: str, columns: Tasks) -> Table:
     """The table of a model. Of another model than the paper's, its columns are the tasks that have run."""
-    printed, found = printed_rows("table2", model), compare.of_model(found, model)
+    printed, by_key = printed_rows("table2", model), compare.of_model(by_key, model)
     if not printed:
-        columns = tuple(task for task in columns if any(key[2] == task for key in found))
-    ours, rows = compare.by_row(found, model, columns), list[list[TableCell]]()
+        columns = tuple(task for task in columns if any(key[2] == task for key in by_key))
+    ours, rows = compare.by_row(by_key, model, columns), list[list[TableCell]]()
     for row in printed:
         from_mnli = ours.pop(f"{row[0].row}_mnli", {}) if (model, row[0].row) in FROM_MNLI else {}
         rows += _paper_rows(row, ours.get(row[0].row, {}), from_mnli, columns)
@@ -39,12 +39,12 @@ def _of_model(model: str, found: Mapping[Key, Cell], select: str, columns: Tasks
     labels = {task: GLUE[task] for task in columns}
     average = ["Avg"] if len(columns) == len(GLUE) else []
     header = ["method", "source", "params", *labels.values(), *average, "status"]
-    notes = _notes(rows, found, model, select)
-    return Table(title, header, rows, [*notes, *compare.about(found)], model, labels, ("best",))
+    notes = _notes(rows, by_key, model, select)
+    return Table(title, header, rows, [*notes, *compare.about(by_key)], model, labels, ("best",))
 
 
 def _notes(
-    rows: Sequence[Sequence[TableCell]], found: Mapping[Key, Cell], model: str, select: str
+    rows: Sequence[Sequence[TableCell]], by_key: Mapping[Key, Cell], model: str, select: str
 ) -> list[str]:
     chosen = f"over seeds. {compare.CROSSFIT} The paper's numbers are not."
     if select == "paper":
@@ -53,11 +53,11 @@ def _notes(
             " else accuracy"
         )
     notes = [f"Medians {chosen}"]
-    if heads := sorted({r["parameters"]["head"] for cell in found.values() for r in cell.records}):
+    if heads := sorted({r["parameters"]["head"] for cell in by_key.values() for r in cell.records}):
         sizes = " or ".join(map("{:,}".format, heads))
         notes.append(f"params: without the classification head, which every method trains ({sizes}).")
     notes += beside.notes(texts(rows))
-    if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in found for _, row, task in found):
+    if any((model, row) in FROM_MNLI and (model, f"{row}_mnli", task) in by_key for _, row, task in by_key):
         notes.append(
             "The average of a row from MNLI takes the other tasks from the same method without that start."
         )
@@ -113,7 +113,7 @@ def _difference(
     if columns == tuple(GLUE):
         ours = {task: one.cell for task, one in averaged.items()}
         average, whole = _average(ours), mean(list(averaged.values()))
-        text = "-" if average is None else told(whole) if whole else f"{average - printed:+.1f}"
+        text = "-" if average is None else difference_text(whole) if whole else f"{average - printed:+.1f}"
         gaps.append(compare.of_cells(text, *ours.values()))
     return [compare.difference_row(*gaps)]
 

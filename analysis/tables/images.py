@@ -14,8 +14,8 @@ MODELS = {"vit_base": "ViT-B/16", "vit_large": "ViT-L/16"}
 
 def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Few-shot images: a table for each of the paper's models, and for each other model that has records."""
-    found = cells(few_shot(ledger), seeds or 5, select)
-    return [_of_model(model, found, select) for model in compare.models_of(found, MODELS)]
+    by_key = cells(few_shot(ledger), seeds or 5, select)
+    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, MODELS)]
 
 
 def few_shot(ledger: Ledger) -> list[Record]:
@@ -23,20 +23,20 @@ def few_shot(ledger: Ledger) -> list[Record]:
     return [r for r in ledger if r["config"]["task"].get("family") == "images"]
 
 
-def _of_model(model: str, found: Mapping[Key, Cell], select: str) -> Table:
+def _of_model(model: str, by_key: Mapping[Key, Cell], select: str) -> Table:
     """The table of a model: the paper's tasks, where the paper has the model, and others that have run."""
-    printed, found = printed_rows("table5", model), compare.of_model(found, model)
-    ran = {task for _, _, task in found}
+    printed, by_key = printed_rows("table5", model), compare.of_model(by_key, model)
+    ran = {task for _, _, task in by_key}
     papers = [task for task in IMAGES if printed or task in ran]
     columns = (*papers, *sorted(ran - set(IMAGES)))
     wanted = papers if printed else columns
     others = ["-"] * (len(columns) - len(papers))  # the paper's numbers of tasks that it does not have
-    ours, rows = compare.by_row(found, model, columns), list[list[TableCell]]()
+    ours, rows = compare.by_row(by_key, model, columns), list[list[TableCell]]()
     for row in printed:
         rows.append(compare.paper_row(row, *map(compare.printed_text, row), *others))
-        if mine := ours.get(row[0].row):
-            compared = {n.task: compare.beside_paper(mine[n.task], n) for n in row if n.task in mine}
-            rows.append(compare.our_row(mine, columns, wanted, status(list(compared.values()))))
+        if of_row := ours.get(row[0].row):
+            compared = {n.task: compare.beside_paper(of_row[n.task], n) for n in row if n.task in of_row}
+            rows.append(compare.our_row(of_row, columns, wanted, status(list(compared.values()))))
             if all(one.same_size for one in compared.values()):
                 gaps = [compare.gap(compared.get(task)) for task in papers]
                 rows.append(compare.difference_row(*gaps, *others))
@@ -46,15 +46,15 @@ def _of_model(model: str, found: Mapping[Key, Cell], select: str) -> Table:
     title = compare.other_model("Table 5", model)
     if printed:
         title = f"Table 5, {MODELS[model]}: 10 training images a class"
-    names = {r["cell"]["task"]: r["label"]["task"] for cell in found.values() for r in cell.records}
+    names = {r["cell"]["task"]: r["label"]["task"] for cell in by_key.values() for r in cell.records}
     labels = {task: IMAGES.get(task) or names.get(task, task) for task in columns}
     header = ["method", "source", "params", *labels.values(), "status"]
-    notes = [*_notes(rows, found, columns, select), *compare.about(found)]
+    notes = [*_notes(rows, by_key, columns, select), *compare.about(by_key)]
     return Table(title, header, rows, notes, model, labels, ("last",))
 
 
 def _notes(
-    rows: Sequence[Sequence[TableCell]], found: Mapping[Key, Cell], tasks: Sequence[str], select: str
+    rows: Sequence[Sequence[TableCell]], by_key: Mapping[Key, Cell], tasks: Sequence[str], select: str
 ) -> list[str]:
     notes = [
         (
@@ -69,7 +69,7 @@ def _notes(
     if any(row[-1].text == "quoted" for row in rows):
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds.")
     for task in tasks:
-        of_task = (r for key, cell in found.items() if key[2] == task for r in cell.records)
+        of_task = (r for key, cell in by_key.items() if key[2] == task for r in cell.records)
         shots = {r["config"]["task"].get("shots") for r in of_task}
         if shots and shots != {10}:
             counts = " or ".join("all" if n is None else str(n) for n in sorted(shots, key=str))

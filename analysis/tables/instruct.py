@@ -19,9 +19,9 @@ TABLE_13_ROWS = 10000
 
 def table4(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """MT-Bench: a table for each of the paper's models, and one for each other model that has records."""
-    found = cells([r for r in instructed(ledger) if not of_table_13(r)], seeds or 1, select)
-    models = compare.models_of(found, LLAMAS)
-    return [_judged_table("Table 4", "mt_bench", found, model) for model in models]
+    by_key = cells([r for r in instructed(ledger) if not of_table_13(r)], seeds or 1, select)
+    models = compare.models_of(by_key, LLAMAS)
+    return [_judged_table("Table 4", "mt_bench", by_key, model) for model in models]
 
 
 def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
@@ -30,9 +30,9 @@ def table13(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
     judged = [r for r in instructed(ledger) if any(j["bench"] == "vicuna_bench" for j in r.get("judged", []))]
     others = {r["cell"]["model"] for r in judged} - set(LLAMAS)
     records = [r for r in instructed(ledger) if of_table_13(r) or r in judged or r["cell"]["model"] in others]
-    found = cells(records, seeds or 1, select)
-    models = compare.models_of(found, ["llama_7b"])
-    return [_judged_table("Table 13", "vicuna_bench", found, model) for model in models]
+    by_key = cells(records, seeds or 1, select)
+    models = compare.models_of(by_key, ["llama_7b"])
+    return [_judged_table("Table 13", "vicuna_bench", by_key, model) for model in models]
 
 
 def instructed(ledger: Ledger) -> list[Record]:
@@ -45,12 +45,12 @@ def of_table_13(record: Record) -> bool:
     return record["cell"]["model"] in LLAMAS and record["config"]["task"].get("train_rows") == TABLE_13_ROWS
 
 
-def _judged_table(table: str, bench: str, found: Mapping[Key, Cell], model: str) -> Table:
+def _judged_table(table: str, bench: str, by_key: Mapping[Key, Cell], model: str) -> Table:
     """Our rows and the paper's, a line for each judge. A row has a cell for each task: a user's own
     instructions are another."""
-    printed, found = printed_rows(table.lower().replace(" ", ""), model), compare.of_model(found, model)
-    tasks = sorted({task for _, _, task in found})
-    ours, rows = compare.by_row(found, model, tasks), list[list[TableCell]]()
+    printed, by_key = printed_rows(table.lower().replace(" ", ""), model), compare.of_model(by_key, model)
+    tasks = sorted({task for _, _, task in by_key})
+    ours, rows = compare.by_row(by_key, model, tasks), list[list[TableCell]]()
     for (score,) in printed:
         rows.append(compare.paper_row((score,), compare.printed_text(score, 2), "", "", "", "GPT-4"))
         for cell in ours.get(score.row, {}).values():
@@ -59,8 +59,8 @@ def _judged_table(table: str, bench: str, found: Mapping[Key, Cell], model: str)
         rows += [line for cell in ours[name].values() for line in _judged_rows(cell, bench)]
     title = f"{table}, {LLAMAS[model]}" if model in LLAMAS else compare.other_model(table, model)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
-    notes = [*_notes(rows), *compare.about(found), *_answering_notes(found.values(), bench)]
-    return Table(f"{title}: {BENCHES[bench]}", header, rows, notes, model, _instructions(found))
+    notes = [*_notes(rows), *compare.about(by_key), *_answering_notes(by_key.values(), bench)]
+    return Table(f"{title}: {BENCHES[bench]}", header, rows, notes, model, _instructions(by_key))
 
 
 def _judgements(records: Iterable[Record], bench: str) -> list[tuple[Record, dict[str, Any]]]:
@@ -182,18 +182,18 @@ def _instructions(ours: Mapping[Key, Cell]) -> dict[str, str]:
 def table12(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Time and memory of instruction tuning, LoRA and VeRA of rank 64."""
     ranked = [r for r in instructed(ledger) if r["config"]["method"].get("rank") == 64]
-    found = {k: c for k, c in cells(ranked, seeds or 1, select).items() if k[1] in ("lora", "vera_r64")}
-    return [_cost_table(model, found) for model in compare.models_of(found, ["llama_7b"])]
+    by_key = {k: c for k, c in cells(ranked, seeds or 1, select).items() if k[1] in ("lora", "vera_r64")}
+    return [_cost_table(model, by_key) for model in compare.models_of(by_key, ["llama_7b"])]
 
 
-def _cost_table(model: str, found: Mapping[Key, Cell]) -> Table:
-    is_papers, found = model == "llama_7b", compare.of_model(found, model)
+def _cost_table(model: str, by_key: Mapping[Key, Cell]) -> Table:
+    is_papers, by_key = model == "llama_7b", compare.of_model(by_key, model)
     rows: list[list[TableCell]] = []
     for minutes, memory in printed_rows("table12"):
         if is_papers:
             numbers = (f"{minutes.value:.1f}", "", "", f"{memory.value:.2f}", "")
             rows.append(make_row(f"{minutes.method} r=64", "paper", "", *numbers, "quoted"))
-        for cell in (cell for key, cell in sorted(found.items()) if key[1] == minutes.row):
+        for cell in (cell for key, cell in sorted(by_key.items()) if key[1] == minutes.row):
             seconds, steps = cell.cost("train_seconds"), max(cell.records[0]["steps"], 1)
             pace, peak = cell.cost("tokens_per_second"), cell.cost("peak_memory_bytes") / 1e9
             texts_ = (f"{seconds / 60:.1f}", f"{seconds / steps:.2f}", f"{pace:,.0f}", f"{peak:.2f}")
@@ -206,7 +206,7 @@ def _cost_table(model: str, found: Mapping[Key, Cell]) -> Table:
     title = f"Table 12, {LLAMAS[model]}" if is_papers else f"Table 12's protocol on {model}"
     header = ["method", "source", "params", "minutes", "s/step", "tok/s", "GB", "device", "status"]
     shows = ("train_seconds", "peak_memory_bytes")
-    notes += compare.about(found)
+    notes += compare.about(by_key)
     return Table(
-        f"{title}: time and memory, rank 64", header, rows, notes, model, _instructions(found), shows
+        f"{title}: time and memory, rank 64", header, rows, notes, model, _instructions(by_key), shows
     )

@@ -12,15 +12,10 @@ from runs.record import Ledger
 
 CONF = Path(__file__).parents[2] / "conf"
 #: Keys of a recipe as tables call them.
-KEYS = {
-    "rank": "rank",
-    "effective_batch": "batch size",
-    "max_length": "tokens",
-    "epochs": "epochs",
-    "lr": "learning rate",
-}
-KEYS |= {"lr_head": "learning rate, head", "warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps"}
-KEYS |= {"schedule": "schedule", "weight_decay": "weight decay", "label_smoothing": "label smoothing"}
+KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs"}
+KEYS |= {"lr": "learning rate", "lr_head": "learning rate, head", "schedule": "schedule"}
+KEYS |= {"warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps", "weight_decay": "weight decay"}
+KEYS |= {"label_smoothing": "label smoothing"}
 
 
 @cache
@@ -41,12 +36,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def recipe(row: str, model: str, task: str, key: str) -> Any:
-    """A value of conf/recipe/ROW/MODEL.yaml: by task, or at its top; None where it names none. Numbers as
-    numbers."""
+    """A value of conf/recipe/ROW/MODEL.yaml, by task or at its top; None where the file has none."""
     file = _recipe_file(row, model)
     value = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
     try:
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 4e-3 for a word
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 4e-3 as a text
     except ValueError:
         return value
 
@@ -54,27 +48,26 @@ def recipe(row: str, model: str, task: str, key: str) -> Any:
 Column = tuple[str, str, str]  # row, model, task
 
 
-def _recipe_table(
-    title: str, columns: dict[str, Column], printed: dict[str, list[Any]], notes: list[str]
-) -> Table:
-    """The recipe's values, a line a key, with a last column that says whether the paper prints the same.
+def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, Any], notes: list[str]) -> Table:
+    """The recipe's values, a line for each key; the last column says whether the paper prints the same.
 
-    printed: the paper's values by key, one for each column; None where it prints none.
+    printed: the paper's values by key, a list with one for each column or one for all; None where it prints
+    none.
     """
     rows = []
     for key, values in printed.items():
+        papers = values if isinstance(values, list) else [values] * len(columns)
         ours = [recipe(*column, key) for column in columns.values()]
-        pairs = [(a, b) for a, b in zip(ours, values, strict=True) if b is not None]
+        pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
         wrong = ", ".join(str(b) for _, b in pairs) if any(a != b for a, b in pairs) else ""
         status = f"DIFFERS: {wrong}" if wrong else "as printed" if pairs else "not printed"
         rows.append(make_row(KEYS[key], *map(_plain, ours), status))
     chosen: dict[str, None] = {}
     for row, model, _ in columns.values():
-        chosen |= dict.fromkeys(
-            f"{key}: {why}" for key, why in (_recipe_file(row, model).get("chosen") or {}).items()
-        )
+        reasons = _recipe_file(row, model).get("chosen") or {}
+        chosen |= dict.fromkeys(f"{key}: {why}" for key, why in reasons.items())
     notes = [*notes, *(f"this project's choice: {line}" for line in chosen)]
-    return Table(title, ["hyperparameter", *columns, "paper"], rows, notes, "", {}, ())
+    return Table(title, ["hyperparameter", *columns, "paper"], rows, notes)
 
 
 def _plain(value: Any) -> str:
@@ -85,55 +78,40 @@ def table8(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     """The recipes of VeRA on GLUE. Needs no record."""
     tables, common = [], recipes()["glue"]["common"]
     for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
-        paper_ = recipes()["glue"]["vera"][name]
-        printed = {
-            key: [paper_[other]] * 6 for key, other in (("rank", "rank"), ("effective_batch", "batch"))
-        }
-        printed |= {"max_length": [paper_["max_length"]] * 6, "epochs": paper_["epochs"]}
-        printed |= {"lr": paper_["lr"], "lr_head": paper_["lr_head"]}
-        printed |= {key: [common[key]] * 6 for key in ("warmup_ratio", "schedule")} | {
-            "weight_decay": [None] * 6
-        }
+        papers = recipes()["glue"]["vera"][name]
+        printed = {"rank": papers["rank"], "effective_batch": papers["batch"]}
+        printed |= {key: papers[key] for key in ("max_length", "epochs", "lr", "lr_head")}
+        printed |= {key: common[key] for key in ("warmup_ratio", "schedule")} | {"weight_decay": None}
         columns = {GLUE[task]: ("vera", name.replace("-", "_"), task) for task in GLUE}
-        tables.append(
-            _recipe_table(f"Table 8, {label}: VeRA on GLUE, from conf/recipe", columns, printed, ["AdamW."])
-        )
+        title = f"Table 8, {label}: VeRA on GLUE, from conf/recipe"
+        tables.append(_recipe_table(title, columns, printed, ["AdamW."]))
     return tables
 
 
 def table9(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """The recipes of instruction tuning, the same for each Llama. Needs no record."""
-    paper_ = recipes()["instruct"]
-    common = paper_["common"]
+    papers = recipes()["instruct"]
+    common = papers["common"]
+    printed = {key: [papers[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
+    printed |= {"effective_batch": common["batch"] * common["accumulation"]}
+    printed |= {key: common[key] for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": None}
+    notes = [f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."]
     tables = []
     for model, label in LLAMAS.items():
         columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
-        printed = {key: [paper_[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
-        printed |= {"effective_batch": [common["batch"] * common["accumulation"]] * 2}
-        printed |= {key: [common[key]] * 2 for key in ("epochs", "warmup_ratio", "schedule")} | {
-            "max_length": [None] * 2
-        }
-        notes = [
-            f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
-        ]
-        tables.append(
-            _recipe_table(f"Table 9, {label}: instruction tuning, from conf/recipe", columns, printed, notes)
-        )
+        title = f"Table 9, {label}: instruction tuning, from conf/recipe"
+        tables.append(_recipe_table(title, columns, printed, notes))
     return tables
 
 
 def table10(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """The recipes of VeRA on E2E. Needs no record."""
-    paper_ = recipes()["e2e"]
-    columns = {
-        label: ("vera", model, "e2e") for label, model in (("medium", "gpt2_medium"), ("large", "gpt2_large"))
-    }
-    printed = {
-        key: [paper_["vera"][name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")
-    }
-    printed |= {"effective_batch": [paper_["common"]["batch"]] * 2}
+    papers, common = recipes()["e2e"]["vera"], recipes()["e2e"]["common"]
+    columns = {"medium": ("vera", "gpt2_medium", "e2e"), "large": ("vera", "gpt2_large", "e2e")}
+    printed = {key: [papers[name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")}
+    printed |= {"effective_batch": common["batch"]}
     keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
-    printed |= {key: [paper_["common"][key]] * 2 for key in keys}
+    printed |= {key: common[key] for key in keys}
     return [_recipe_table("Table 10: VeRA on E2E with GPT-2, from conf/recipe", columns, printed, ["AdamW."])]
 
 
@@ -143,12 +121,11 @@ def table11(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
     tables = []
     for name, label in (("vit-base", "ViT-B/16"), ("vit-large", "ViT-L/16")):
         for row in ("head", "full", "lora", "vera"):
-            paper_ = recipes()["images"][name][row]
+            papers = recipes()["images"][name][row]
             columns = {IMAGES[task]: (row, name.replace("-", "_"), task) for task in IMAGES}
-            printed = {"rank": [paper_["rank"]] * 4} if "rank" in paper_ else {}
-            printed |= {key: paper_[key] for key in ("lr", "lr_head") if key in paper_}
-            printed |= {key: [common[key]] * 4 for key in ("epochs", "schedule", "weight_decay")}
-            printed |= {key: [None] * 4 for key in ("effective_batch", "warmup_ratio")}
+            printed = {key: papers[key] for key in ("rank", "lr", "lr_head") if key in papers}
+            printed |= {key: common[key] for key in ("epochs", "schedule", "weight_decay")}
+            printed |= {"effective_batch": None, "warmup_ratio": None}
             title = f"Table 11, {label}, {NAMES[row]}: images, from conf/recipe"
             tables.append(_recipe_table(title, columns, printed, ["AdamW. 10 training images a class."]))
     return tables

@@ -13,19 +13,19 @@ from runs.record.text import megabytes, one_line
 
 def rows_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """A table for each model, a row for each method and a column for each task."""
-    found = cells(ledger, seeds or 1, select)
-    return [_of_model(model, compare.of_model(found, model)) for model in sorted({key[0] for key in found})]
+    by_key = cells(ledger, seeds or 1, select)
+    return [_of_model(model, compare.of_model(by_key, model)) for model in sorted({key[0] for key in by_key})]
 
 
-def _of_model(model: str, found: dict[Key, Cell]) -> Table:
+def _of_model(model: str, by_key: dict[Key, Cell]) -> Table:
     labels, numbers = dict[str, str](), defaultdict[str, set[str]](set)
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
-    for (_, row, task), cell in sorted(found.items(), key=lambda item: (-item[1].parameters, item[0])):
+    for (_, row, task), cell in sorted(by_key.items(), key=lambda item: (-item[1].parameters, item[0])):
         rows[row][task] = cell
         labels[task] = one_line(str(cell.records[0]["label"]["task"]))
         numbers[series(cell).name].add(task)
     tasks = sorted(labels)
-    name = next(iter(found.values())).records[0]["label"]["model"]
+    name = next(iter(by_key.values())).records[0]["label"]["model"]
     on_tasks = {what: ", ".join(labels[task] for task in sorted(on)) for what, on in numbers.items()}
     of = "; ".join(f"{what} ({on})" for what, on in on_tasks.items())
     notes = [
@@ -35,7 +35,7 @@ def _of_model(model: str, found: dict[Key, Cell]) -> Table:
     ]
     header = ["method", "source", "params", *(labels[task] for task in tasks), "s/run", "adapter"]
     lines = [_row(cells_, tasks) for cells_ in rows.values()]
-    return Table(str(name), header, lines, [*notes, *compare.about(found)], model, labels, ("best", "last"))
+    return Table(str(name), header, lines, [*notes, *compare.about(by_key)], model, labels, ("best", "last"))
 
 
 def _row(ours: dict[str, Cell], tasks: list[str]) -> list[TableCell]:

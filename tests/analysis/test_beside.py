@@ -241,7 +241,7 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     assert beside.mean([far, near]).word(1.0) == "reproduced"  # 0.7 below, 0.7 above
     assert beside.status([far, near]).endswith("; mean reproduced")
     values = [78.3, 78.5, 78.7, 78.9, 79.1]
-    assert beside.told(beside.mean([far, near]), 3) == apart(
+    assert beside.difference_text(beside.mean([far, near]), 3) == apart(
         (values, 79.4, 0.3), (values, 78.0, 0.3), decimals=3
     )
     assert beside.mean([far]) is None
