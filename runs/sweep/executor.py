@@ -21,7 +21,7 @@ from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
-from runs.sweep.devices import DeviceLease
+from runs.sweep.devices import lease_device
 from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
@@ -267,7 +267,7 @@ def main(arguments: list[str]) -> int:
         return 2
     end_with(int(arguments[1]))
     sweep = Sweep.load(Path(arguments[0]))
-    device = DeviceLease(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
+    device = lease_device(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
     if device:  # held until this process ends
         device.use()
     start_fork_server()
