@@ -102,9 +102,11 @@ class Executor:
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
         settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        skipped = settled and seconds is None
-        if skipped and job.run == self.tracker.agents and (record := finished_record(job.output, job.id)):
-            self.tracker.skip(job.run, job.id, record)
+        # Of a run that had a record before, only an agent's sweep waits for the numbers
+        skipped = settled and seconds is None and job.run == self.tracker.agents
+        if skipped and (record := finished_record(job.output, job.id)):
+            self.tracker.begin(job.run, job.id)
+            self.tracker.end(record)
         return settled
 
     def _show_waiting(self, pending: list[Job], next_line: dict[str, float]) -> None:
