@@ -58,7 +58,7 @@ def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
         try:
             lengths = [length for one in members if (length := padded_length(one, sources))]
             if not lengths:
-                raise UserError("how long its rows are is not known, or its architecture")
+                raise UserError("the lengths of its texts, or its architecture, are not known")
             pace, how = _measure(run, max(round(statistics.fmean(lengths)), 8), PROBE_SECONDS)
         except Exception as error:  # of the run's settings, of a model's own code, of a full device
             print(f"{name}: left out ({describe(error)})")
