@@ -157,8 +157,8 @@ def answer(
     path = answers_path(config["output"], record["id"], bench)
     if data_content(record["config"]["task"]) != record["data"]["content"]:
         raise UserError(
-            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}: it"
-            " would be asked in words it never saw"
+            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}: the"
+            " model was trained on other prompts"
         )
     report({"phase": "loading"})
     context = restore({**record, "config": config}, config["output"], report=report)

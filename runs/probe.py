@@ -55,13 +55,12 @@ def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
         run, start = members[0], time.monotonic()
         row, model = run.config["method"]["label"], run.config["model"]["label"]
         name = f"probe {number}/{len(rows)}: {row} on {model}"
-        lengths = [length for one in members if (length := padded_length(one, sources))]
-        if not lengths:
-            print(f"{name}: left out (how long its rows are is not known, or its architecture)")
-            continue
         try:
+            lengths = [length for one in members if (length := padded_length(one, sources))]
+            if not lengths:
+                raise UserError("the lengths of its texts, or its architecture, are not known")
             pace, how = _measure(run, max(round(statistics.fmean(lengths)), 8), PROBE_SECONDS)
-        except Exception as error:  # such as of a model's own code, or of a full device
+        except Exception as error:  # of the run's settings, of a model's own code, of a full device
             print(f"{name}: left out ({describe(error)})")
             continue
         keep_pace(run, pace, how)

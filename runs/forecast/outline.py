@@ -96,7 +96,8 @@ def shape_of_run(run: Run) -> Shape | None:
 
 
 def padded_length(run: Run, sources: Sources) -> float | None:
-    """The tokens of a row in a training batch, padding included; None where they are not known."""
+    """The tokens of a row in a training batch, padding included; None where they are not known. Raises
+    UserError for a dev set that is too small."""
     data = known_data(run, sources)
     if data is None:
         return None

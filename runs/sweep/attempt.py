@@ -147,7 +147,7 @@ def _end(child: Any) -> None:
             child.join(1)
             if child.is_alive() and not warned:
                 warned = True
-                why = "saving where the run is. Ctrl-C again does not wait for it"
+                why = "saving a checkpoint. Ctrl-C again does not wait for it"
                 print(f"\n{why}", file=sys.stderr, flush=True)
     finally:
         if child.is_alive():

@@ -5,6 +5,7 @@ import functools
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,29 +32,27 @@ def devices(device: str) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
 class DeviceLease:
-    """A device for as many runs as `runs_per_device` says, over all commands of this machine. The kernel
-    releases it when the process ends, however it does."""
+    """A device that this process holds. The kernel releases it when the process ends, however it does."""
 
-    def __init__(self, names: list[str], runs_per_device: int) -> None:
-        """Takes the least shared of the devices, and waits while all are taken."""
-        lease, waits = _lease(names, runs_per_device), False
-        while lease is None:
-            if not waits:
-                print(_waiting_words(names, runs_per_device), flush=True)
-            waits = True
-            time.sleep(2)
-            lease = _lease(names, runs_per_device)
-        self.name, self._lock = lease
+    name: str
+    lock: FileLock
 
     def use(self) -> None:
         """Makes this the only device that processes started from now on see."""
         if self.name not in ("cpu", "mps"):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.name
 
-    def release(self) -> None:
-        """Gives the device back."""
-        self._lock.release()
+
+def lease_device(names: list[str], runs_per_device: int) -> DeviceLease:
+    """The least shared of these devices; waits while each has `runs_per_device` runs, over all commands of
+    this machine."""
+    if note := waiting_note(names, runs_per_device):
+        print(note, flush=True)
+    while (lease := _free_device(names, runs_per_device)) is None:
+        time.sleep(2)
+    return lease
 
 
 @functools.cache
@@ -62,34 +61,28 @@ def take_device(device: str, runs_per_device: int) -> DeviceLease | None:
     names = devices(device)
     if {"cpu", "mps"} & set(names):
         return None
-    lease = DeviceLease(names, runs_per_device)
+    lease = lease_device(names, runs_per_device)
     lease.use()
     return lease
 
 
-def note_of_waiting(names: list[str], runs_per_device: int) -> str | None:
-    """A line for the user where no device is free now: whoever wants one has to wait."""
-    lease = _lease(names, runs_per_device)
-    if lease is None:
-        return _waiting_words(names, runs_per_device)
-    lease[1].release()
-    return None
-
-
-def _waiting_words(names: list[str], runs_per_device: int) -> str:
+def waiting_note(names: list[str], runs_per_device: int) -> str | None:
+    """A line for the user where no device is free now; None where one is."""
+    if lease := _free_device(names, runs_per_device):
+        lease.lock.release()
+        return None
     return (
         f"every device is in use by another command here ({', '.join(names)}): waiting for one. "
         f"launcher.runs_per_device={runs_per_device + 1} shares them"
     )
 
 
-def _lease(names: list[str], runs_per_device: int) -> tuple[str, FileLock] | None:
-    """The least shared of the devices, with the lock that holds it; None where all are taken."""
+def _free_device(names: list[str], runs_per_device: int) -> DeviceLease | None:
+    """The least shared of the devices; None where all are taken."""
     for share in range(runs_per_device):
         for name in names:
-            lock = _lock(f"{name}.{share}")
-            if lock is not None:
-                return name, lock
+            if lock := _lock(f"{name}.{share}"):
+                return DeviceLease(name, lock)
     return None
 
 

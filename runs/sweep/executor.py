@@ -21,7 +21,7 @@ from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
-from runs.sweep.devices import DeviceLease
+from runs.sweep.devices import lease_device
 from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
@@ -102,9 +102,11 @@ class Executor:
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
         settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        skipped = settled and seconds is None
-        if skipped and job.run == self.tracker.agents and (record := finished_record(job.output, job.id)):
-            self.tracker.skip(job.run, job.id, record)
+        # Of a run that had a record before, only an agent's sweep waits for the numbers
+        skipped = settled and seconds is None and job.run == self.tracker.agents
+        if skipped and (record := finished_record(job.output, job.id)):
+            self.tracker.begin(job.run, job.id)
+            self.tracker.end(record)
         return settled
 
     def _show_waiting(self, pending: list[Job], next_line: dict[str, float]) -> None:
@@ -267,7 +269,7 @@ def main(arguments: list[str]) -> int:
         return 2
     end_with(int(arguments[1]))
     sweep = Sweep.load(Path(arguments[0]))
-    device = DeviceLease(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
+    device = lease_device(arguments[2:-1], int(arguments[-1])) if len(arguments) > 2 else None
     if device:  # held until this process ends
         device.use()
     start_fork_server()

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from runs.config import launch as settings
 from runs.errors import UserError
-from runs.sweep.devices import devices, note_of_waiting
+from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append
 from runs.sweep.signals import handling
 from tasks.parent import tied
@@ -85,7 +85,7 @@ class LocalProcesses:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int) -> None:
-        if not self.alive() and (note := note_of_waiting(self.devices, self.runs_per_device)):
+        if not self.alive() and (note := waiting_note(self.devices, self.runs_per_device)):
             print(note, flush=True)  # an executor says it in its log alone
         env = environment()
         if self.devices == ["cpu"] and self.size > 1:

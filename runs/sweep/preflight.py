@@ -74,4 +74,4 @@ def check_folders(jobs: list[Job]) -> None:
     users += [(run_folder(output, job.id), f"the run {job.id} keeps its") for job in jobs]
     for folder, user in users:
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{folder} is no folder, and stands where {user} files. Move it away")
+            raise UserError(f"{folder} is not a folder, but {user} files there. Move it away")

@@ -93,7 +93,7 @@ def read_attempts(
         "deviations": [text for text in texts if any(re.fullmatch(form, text) for form in forms)],
     }
     if warn and os.path.lexists(path) and content != attempts:
-        warn(f"{path}: what no executor has written there for this command is left out")
+        warn(f"{path}: content that no executor wrote for this run is ignored")
     return attempts
 
 

@@ -43,7 +43,7 @@ def supervise(sweep: Sweep, board: Board, launch: Launch, undo: Callable[[], Non
                 if free and wanted > 0:
                     if empty == EMPTY_STARTS:
                         raise UserError(
-                            f"executors end without having begun a run. They say why: {launcher.logs}"
+                            f"executors end before they begin a run. The reason is in {launcher.logs}"
                         )
                     empty += 1
                     try:

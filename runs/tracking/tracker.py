@@ -44,7 +44,7 @@ class Tracker:
         self.settings, self.output = settings, output
         self.patience = patience or patience_of(settings)
         self.log = Path(output) / "wandb" / "tracking.log"
-        self.agents = agents_run(runs)  # the run that takes the agent's id
+        self.agents = agents_run(runs)  # the run that takes the agent's id, if any
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,12 +65,6 @@ class Tracker:
     def end(self, record: Record | None) -> None:
         """The current run ended with this record. None: it was interrupted."""
         self._send("end", lambda: record)
-
-    def skip(self, run: Run, run_id: str, record: Record) -> None:
-        """A run that had a record before. Only an agent's sweep waits for its numbers."""
-        if run == self.agents:
-            self.begin(run, run_id)
-            self.end(record)
 
     def close(self) -> None:
         """Waits for `patience` seconds at most until W&B has everything, and ends the process. Prints a line

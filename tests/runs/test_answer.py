@@ -294,7 +294,8 @@ def test_words_that_have_changed_since_are_refused(alpaca_words, tmp_path):
     record = do([*alpaca_words, f"task.template={tmp_path / 't.json'}"])
     (tmp_path / "t.json").write_text(json.dumps({**forms, "prompt_no_input": "{instruction} ->"}))
     with pytest.raises(
-        UserError, match=r"t.json or the rows have changed since run .* in words it never saw"
+        UserError,
+        match=r"t.json or the rows have changed since run .*: the model was trained on",
     ):
         answer.main([record["id"], f"output={tmp_path / 'outputs'}"])
 

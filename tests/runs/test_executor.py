@@ -371,7 +371,7 @@ def test_of_tries_only_what_executors_write_is_believed(words, tmp_path):
         found = read(OURS | {"settings": {"micro_batch": value, "eval_batch": 2}})
         assert found == OURS | {"settings": {"eval_batch": 2}, "deviations": OURS["deviations"][:1]}
         path = f"{tmp_path}/runs/run/attempts.json"
-        assert told == [f"{path}: what no executor has written there for this command is left out"]
+        assert told == [f"{path}: content that no executor wrote for this run is ignored"]
     foreign = {"output": str(tmp_path / "other"), "seed": 7, "keep": "none", "train": {}, "debug": True}
     for found in (
         none | {"settings": foreign},
@@ -397,10 +397,7 @@ def test_foreign_tries_change_nothing(words, fork, tmp_path, capsys):
         output_of(words), run_id(run), OURS | {"settings": {"output": str(other), "micro_batch": -5}}
     )
     assert sweep.sweep([run]).done == 1
-    assert (
-        "attempts.json: what no executor has written there for this command is left out"
-        in capsys.readouterr().out
-    )
+    assert "attempts.json: content that no executor wrote for this run is ignored" in capsys.readouterr().out
     assert not other.exists()
     (record,) = records_of(words)
     assert record["config"] == run.config
@@ -634,7 +631,8 @@ def test_two_executors_share_a_sweep_whose_failures_stop_nobody(words, tmp_path)
 def test_executors_that_cannot_begin_are_not_started_for_ever(words, monkeypatch):
     monkeypatch.setattr(launchers.sys, "executable", shutil.which("false"))
     with pytest.raises(
-        UserError, match=r"executors end without having begun a run\. They say why: .*executor-\*\.log"
+        UserError,
+        match=r"executors end before they begin a run\. The reason is in .*executor-\*\.log",
     ):
         sweep.sweep(expand(words), launch=settings.Launch(settings.Local()))
 

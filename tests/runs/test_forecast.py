@@ -518,6 +518,8 @@ def test_what_cannot_be_probed_is_named_and_the_plan_goes_on(words, monkeypatch,
     text = plan_of(words, probe=True)
     assert "left out (it takes " in capsys.readouterr().out
     assert "no estimate of time: probe=true" in text
+    plan_of([*words, "task.dev_rows=1"], probe=True)
+    assert "left out (the dev set has 1 row" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("new_cache")

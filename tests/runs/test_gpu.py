@@ -152,20 +152,20 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 
 def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch, capsys):
     names = devices.devices("auto")
-    first, second = devices.DeviceLease(names, 1), devices.DeviceLease(names, 1)
+    first, second = devices.lease_device(names, 1), devices.lease_device(names, 1)
     assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
     first.use()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
-    shared = devices.DeviceLease(names, 2)
+    shared = devices.lease_device(names, 2)
     assert shared.name == "GPU-aaaa"
     waits = iter([None])
 
     def sleep(_):
         next(waits)  # once: or the lease would not have been taken after the first one's end
-        second.release()
+        second.lock.release()
 
     monkeypatch.setattr(devices.time, "sleep", sleep)
-    assert devices.DeviceLease(names, 1).name == "GPU-bbbb"
+    assert devices.lease_device(names, 1).name == "GPU-bbbb"
     assert (
         "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
         in capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_a_later_sweep_of_a_process_goes_on_with_its_device(machine, request):
 def test_a_killed_process_gives_its_device_back(machine, tmp_path):
     script = (
         f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
-        "lease = devices.DeviceLease(['x'], 1); print('has it', flush=True); input()"
+        "lease = devices.lease_device(['x'], 1); print('has it', flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -202,10 +202,10 @@ def test_a_local_launcher_says_on_the_screen_that_its_executors_wait(machine, tm
     monkeypatch.setattr(launchers.sys, "executable", shutil.which("true"))
     launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
     assert capsys.readouterr().out == ""
-    lease = devices.DeviceLease(["x"], 1)  # of another command
+    lease = devices.lease_device(["x"], 1)  # of another command
     launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
     assert "every device is in use by another command here (x): waiting" in capsys.readouterr().out
-    lease.release()
+    lease.lock.release()
 
 
 # --- what is asked of torch

@@ -553,7 +553,7 @@ def test_a_file_where_a_runs_folder_should_be_is_one_line(kind, words):
         folder.symlink_to("nowhere")
     with pytest.raises(
         UserError,
-        match=r"is no folder, and stands where the run .* keeps its files\. Move it away\. Nothing was",
+        match=r"is not a folder, but the run .* keeps its files there\. Move it away\. Nothing was",
     ):
         sweep.sweep([run])
     assert not record_path(run.config["output"], run_id(run)).exists()
@@ -565,7 +565,7 @@ def test_a_file_where_a_folder_of_the_output_should_be_is_one_line(name, words):
     Path(output_of(words)).mkdir(parents=True, exist_ok=True)
     Path(output_of(words), name).symlink_to("nowhere")
     with pytest.raises(
-        UserError, match=rf"/{name} is no folder, and stands where runs keep their files\. Move it away\."
+        UserError, match=rf"/{name} is not a folder, but runs keep their files there\. Move it away\."
     ):
         sweep.sweep(expand(words))
 
