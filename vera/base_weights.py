@@ -105,7 +105,7 @@ def without_weights(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = _meta(buffer)
     for module in model.modules():
-        if isinstance(unmerged := getattr(module, "_unmerged_weight", None), Tensor):
+        if isinstance(unmerged := getattr(module, "unmerged_weight", None), Tensor):
             memo[id(unmerged)] = None
     return copy.deepcopy(model, memo)
 
