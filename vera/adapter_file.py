@@ -6,7 +6,6 @@ weights; and a SHA-256 of the whole file, so that no changed byte loads. Tensors
 again from its configuration are not stored either: the header holds their fingerprint and the version of
 peft."""
 
-import contextlib
 import copy
 import importlib.metadata
 from collections.abc import Sequence
@@ -204,12 +203,12 @@ def try_adapter(
     except AdapterError:
         if budget.spent or not peft:
             raise
-        # A few classes of peft read values, and cannot be tried without weights: the budget is their limit.
+        # A few classes of peft read values and cannot be tried without weights: a budget alone limits them.
     else:
         _check_shapes(path, shapes, method, blank)
         if not peft:
             return blank
-    with Budget(trial) if peft else contextlib.nullcontext():
+    with Budget(trial):
         method.adapt(trial)
     _check_shapes(path, shapes, method, trial)
     return trial

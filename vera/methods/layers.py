@@ -83,7 +83,7 @@ class AdaptedLinear(Added):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Folds the changes into the base weight. What can hinder it: Method.merge."""
+        """Folds the changes into the base weight; Method.merge checks first whether that can be."""
         if self.merged:
             return
         self.forget_kept()
