@@ -121,8 +121,8 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
         )
     if not names:
         return "this model has no linear layer inside that could be adapted"
-    known = ", ".join([*(BLOCKS if fused else ()), *sorted(names), ALL_LINEAR])
-    return f"no linear layer is a {site!r} site of this model. It has: {known}"
+    options = ", ".join([*(BLOCKS if fused else ()), *sorted(names), ALL_LINEAR])
+    return f"no linear layer is a {site!r} site of this model. It has: {options}"
 
 
 def is_feed_forward_out(path: str) -> bool:

@@ -20,13 +20,13 @@ def make_method(kind: str, **settings: Any) -> Method:
     """
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
-    known = {field.name: field for field in dataclasses.fields(METHODS[kind])}
-    unknown = sorted(set(settings) - set(known))
+    own_fields = {field.name: field for field in dataclasses.fields(METHODS[kind])}
+    unknown = sorted(set(settings) - set(own_fields))
     if unknown:
         raise AdapterError(
-            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}"
+            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(own_fields) or 'none'}"
         )
-    required = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+    required = [n for n, f in own_fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in settings]
     if missing:
         raise AdapterError(f"method {kind} needs {', '.join(missing)}")

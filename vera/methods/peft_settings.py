@@ -85,11 +85,11 @@ def config_class_of(name: str) -> Any:
     return classes[name]
 
 
-def _check_settings(name: str, config: dict[str, Any], known: Any) -> None:
+def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
     """Raises AdapterError for a setting that peft lacks, or that is not supported."""
-    unknown = sorted(set(config) - set(known))
+    unknown = sorted(set(config) - set(own_fields))
     if unknown:
-        raise AdapterError(f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+        raise AdapterError(f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}")
     for key in OUTSIDE.keys() & config.keys():
         if config[key] not in (None, False):
             raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
@@ -107,19 +107,19 @@ def _check_settings(name: str, config: dict[str, Any], known: Any) -> None:
 
 def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
     """A configuration with the defaults for this model. Raises AdapterError where it is not supported."""
-    known = config_class_of(name).__dataclass_fields__
-    _check_settings(name, config, known)
+    own_fields = config_class_of(name).__dataclass_fields__
+    _check_settings(name, config, own_fields)
     full, feed_forward = dict(config), []
-    if "target_modules" in known and "target_modules" not in full:
+    if "target_modules" in own_fields and "target_modules" not in full:
         full["target_modules"] = _targets(name, sites, model)
         feed_forward = list(filter(is_feed_forward_out, full["target_modules"]))
-    if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
+    if "feedforward_modules" in own_fields:  # IA3 scales the inputs of these and the outputs of the rest
         full.setdefault("feedforward_modules", feed_forward)
     # Weights stored transposed, as GPT-2's
-    if "fan_in_fan_out" in known and isinstance(full.get("target_modules"), list):
+    if "fan_in_fan_out" in own_fields and isinstance(full.get("target_modules"), list):
         targets = [m for n, m in model.named_modules() if n in full["target_modules"]]
         full.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
-    if "total_step" in known:  # AdaLoRA's schedule; before_training sets the number
+    if "total_step" in own_fields:  # AdaLoRA's schedule; before_training sets the number
         full["total_step"] = 2**31
     return full
 
