@@ -6,7 +6,6 @@ weights; and a SHA-256 of the whole file, so that no changed byte loads. Tensors
 again from its configuration are not stored either: the header holds their fingerprint and the version of
 peft."""
 
-import contextlib
 import copy
 import importlib.metadata
 from collections.abc import Sequence
@@ -137,8 +136,8 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
 
 def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
-    wanted: dict[str, Tensor] = dict(head_parameters(model))
-    _fill(wanted, read_checked(path, HEAD_FORMAT, wanted, "Same number of labels?"))
+    needed: dict[str, Tensor] = dict(head_parameters(model))
+    _fill(needed, read_checked(path, HEAD_FORMAT, needed, "Same number of labels?"))
 
 
 def method_of(path: str | Path, header: dict[str, Any]) -> Method:
@@ -169,12 +168,12 @@ def _check_adapter(
 
     Returns the names of the tensors that the file does not hold, since the method draws them again.
     """
-    wanted = _file_tensors(adapted, method)
+    needed = _file_tensors(adapted, method)
     left_out = method.redrawn(adapted) - tensors.keys()
     theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
     if theirs != ours:
         raise AdapterError(_mismatch(Path(path), theirs, ours))
-    check_tensors(path, {name: tensor for name, tensor in wanted.items() if name not in left_out}, tensors)
+    check_tensors(path, {name: tensor for name, tensor in needed.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
             f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the"
@@ -204,12 +203,12 @@ def try_adapter(
     except AdapterError:
         if budget.spent or not peft:
             raise
-        # A few classes of peft read values, and cannot be tried without weights: the budget is their limit.
+        # A few classes of peft read values and cannot be tried without weights: a budget alone limits them.
     else:
         _check_shapes(path, shapes, method, blank)
         if not peft:
             return blank
-    with Budget(trial) if peft else contextlib.nullcontext():
+    with Budget(trial):
         method.adapt(trial)
     _check_shapes(path, shapes, method, trial)
     return trial
@@ -218,15 +217,15 @@ def try_adapter(
 def _check_shapes(path: str | Path, shapes: dict[str, list[int]], method: Method, adapted: nn.Module) -> None:
     """Raises AdapterError unless a file's names and shapes are an adapted model's. Tensors that peft draws
     again may be missing."""
-    plain, wanted = plain_names(adapted), _file_tensors(adapted, method)
+    plain, needed = plain_names(adapted), _file_tensors(adapted, method)
     drawn = {plain[name] for name in frozen_extra(adapted)} if method.kind == "peft" else set()
-    check_shapes(path, {name: t for name, t in wanted.items() if name in shapes or name not in drawn}, shapes)
+    check_shapes(path, {name: t for name, t in needed.items() if name in shapes or name not in drawn}, shapes)
 
 
-def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def _fill(needed: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
-            wanted[name].copy_(tensor)
+            needed[name].copy_(tensor)
 
 
 def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
@@ -249,12 +248,12 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
             f"{path.name} needs projections of scheme {theirs.get('scheme')!r}, this version makes"
             f" {ours.get('scheme')!r}"
         )
-    trained, made = (
+    trained, here = (
         f"{str(fixed.get('fingerprint'))[:8]} (seed {fixed.get('seed')}, largest"
         f" {fixed.get('outputs')}x{fixed.get('inputs')})"
         for fixed in (theirs, ours)
     )
     return (
-        f"{path.name} was trained with projections {trained}, this model makes {made}. Same base model and"
+        f"{path.name} was trained with projections {trained}, this model makes {here}. Same base model and"
         " sites?"
     )

@@ -82,12 +82,12 @@ def read_header(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     return _read(path, kind, whole=False)[:2]
 
 
-def read_checked(path: str | Path, kind: str, wanted: dict[str, Tensor], hint: str) -> dict[str, Tensor]:
-    """The tensors of a file that holds just those wanted. Raises AdapterError, before they are read, where it
-    does not."""
-    check_shapes(path, wanted, read_header(path, kind)[1], hint)
+def read_checked(path: str | Path, kind: str, needed: dict[str, Tensor], hint: str) -> dict[str, Tensor]:
+    """The tensors of a file that holds just those needed. Raises AdapterError where it does not, before it
+    reads them."""
+    check_shapes(path, needed, read_header(path, kind)[1], hint)
     tensors = read_file(path, kind)[1]
-    check_tensors(path, wanted, tensors, hint)
+    check_tensors(path, needed, tensors, hint)
     return tensors
 
 
@@ -143,39 +143,39 @@ def _no_tensors(path: str | Path, error: BaseException) -> AdapterError:
 
 def check_shapes(
     path: str | Path,
-    wanted: dict[str, Tensor],
+    needed: dict[str, Tensor],
     shapes: dict[str, list[int]],
     hint: str = "Same base model and rank?",
 ) -> None:
     """Raises AdapterError unless the names and shapes of a file are just those that a model needs."""
-    missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
+    missing, extra = sorted(set(needed) - set(shapes)), sorted(set(shapes) - set(needed))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which this model lacks"
         raise AdapterError(
             f"{path}: {what} ({len(missing)} missing, {len(extra)} unknown). Same base model and sites?"
         )
     for name, shape in shapes.items():
-        if shape != list(wanted[name].shape):
-            both = f"{shape} in the file, {list(wanted[name].shape)} in the model"
+        if shape != list(needed[name].shape):
+            both = f"{shape} in the file, {list(needed[name].shape)} in the model"
             raise AdapterError(f"{path}: {name} is {both}. {hint}")
 
 
 def check_tensors(
     path: str | Path,
-    wanted: dict[str, Tensor],
+    needed: dict[str, Tensor],
     tensors: dict[str, Tensor],
     hint: str = "Same base model and rank?",
 ) -> None:
     """Raises AdapterError unless the tensors of a file are just those that a model needs, and finite."""
-    check_shapes(path, wanted, {name: list(tensor.shape) for name, tensor in tensors.items()}, hint)
+    check_shapes(path, needed, {name: list(tensor.shape) for name, tensor in tensors.items()}, hint)
     for name, tensor in tensors.items():
-        if not fits(tensor, wanted[name]):
+        if not fits(tensor, needed[name]):
             raise AdapterError(f"{path}: {name} holds values that are not finite numbers")
 
 
-def fits(tensor: Tensor, wanted: Tensor) -> bool:
-    """Whether a file's values are finite numbers, as numbers of the wanted kind."""
-    if not wanted.is_floating_point():
-        return tensor.dtype == wanted.dtype
+def fits(tensor: Tensor, needed: Tensor) -> bool:
+    """Whether a file's values are finite numbers, as numbers of the kind needed."""
+    if not needed.is_floating_point():
+        return tensor.dtype == needed.dtype
     half_or_more = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return tensor.dtype in half_or_more and bool(torch.isfinite(tensor.to(wanted.dtype)).all())
+    return tensor.dtype in half_or_more and bool(torch.isfinite(tensor.to(needed.dtype)).all())

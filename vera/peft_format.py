@@ -121,8 +121,8 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     method.adapt(trial)
     head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
-    wanted = _parts(trial, method)[1] | head
-    needed = {name: t for name, t in wanted.items() if name in tensors or name not in optional}
+    parts = _parts(trial, method)[1] | head
+    needed = {name: t for name, t in parts.items() if name in tensors or name not in optional}
     check_tensors(folder, needed, tensors, "Same base model?")
     method.adapt(model)
     _fill(model, method, tensors)

@@ -109,7 +109,7 @@ class Adapters:
 
     def remove(self, name: str) -> None:
         """Raises AdapterError for an unknown name."""
-        self._known([name])
+        self._check_names([name])
         del self.vectors[name]
         self.heads.pop(name, None)
         self.classes.pop(name, None)
@@ -126,7 +126,7 @@ class Adapters:
         self.method, self._active = None, None
         self.model.__dict__.pop("_adapters")
         for module in self.model.modules():
-            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _not_here)
+            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _refuse_names)
             module.__dict__.pop("_head_prefix", None)
         unload(self.model)
 
@@ -139,7 +139,7 @@ class Adapters:
 
         A batch that is a multiple of the names (beams) repeats each name. Raises AdapterError for an unknown
         name."""
-        names, before = self._known(names), self._used
+        names, before = self._check_names(names), self._used
         if not names:
             raise AdapterError("no adapter names: each sample needs one")
         self._used = names
@@ -176,7 +176,7 @@ class Adapters:
         if names is None:
             self._set(self._used, repeats=True)
             return arguments, keywords
-        names = self._known(names)
+        names = self._check_names(names)
         tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
         samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
         if samples != len(names):
@@ -242,7 +242,7 @@ class Adapters:
         self._parameters = {names[id(v)]: v for v in vectors}
         self.method, self._fixed = method, method.fixed(self.model)
         if backbone := backbone_prefix(self.model):
-            self.model.get_submodule(backbone).register_forward_pre_hook(_not_here, with_kwargs=True)
+            self.model.get_submodule(backbone).register_forward_pre_hook(_refuse_names, with_kwargs=True)
         self.model.__dict__["_adapters"] = self
         disable(self.model)
 
@@ -266,11 +266,11 @@ class Adapters:
         return tensors
 
     def _head(self, path: str | Path) -> dict[str, Tensor]:
-        wanted: dict[str, Tensor] = dict(head_parameters(self.model))
-        tensors = read_checked(path, HEAD_FORMAT, wanted, "Same number of labels?")
-        return {name: tensor.to(wanted[name]) for name, tensor in tensors.items()}
+        needed: dict[str, Tensor] = dict(head_parameters(self.model))
+        tensors = read_checked(path, HEAD_FORMAT, needed, "Same number of labels?")
+        return {name: tensor.to(needed[name]) for name, tensor in tensors.items()}
 
-    def _known(self, names: Names) -> list[str | None]:
+    def _check_names(self, names: Names) -> list[str | None]:
         """These names as a list. Raises AdapterError for an unknown one."""
         if isinstance(names, str):
             raise AdapterError(f"adapter names are a list with one for each sample, not {names!r}")
@@ -283,7 +283,7 @@ class Adapters:
         return names
 
 
-def _not_here(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+def _refuse_names(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
     """A forward pre-hook of the backbone, which would ignore the names."""
     if "adapter_names" in keywords:
         raise AdapterError(

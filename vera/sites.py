@@ -35,7 +35,6 @@ FEED_FORWARD_ENDS = (
 )
 #: Layers of one module that read the same input: those of an attention, and Llama's gated feed-forward.
 SAME_INPUT = (tuple(name for names in ALIASES.values() for name in names), ("gate_proj", "up_proj"))
-NORMS = "norms"
 ALL_LINEAR = "all-linear"
 WHOLE = "whole"
 
@@ -122,29 +121,14 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
         )
     if not names:
         return "this model has no linear layer inside that could be adapted"
-    known = ", ".join([*(BLOCKS if fused else ()), *sorted(names), ALL_LINEAR])
-    return f"no linear layer is a {site!r} site of this model. It has: {known}"
+    options = ", ".join([*(BLOCKS if fused else ()), *sorted(names), ALL_LINEAR])
+    return f"no linear layer is a {site!r} site of this model. It has: {options}"
 
 
 def is_feed_forward_out(path: str) -> bool:
     """Whether the linear layer of this path is the second matrix of a feed-forward."""
     # In BERT and its kin, attention's own output has the same end
     return f".{path}".endswith(tuple(f".{e}" for e in FEED_FORWARD_ENDS)) and "attention.output" not in path
-
-
-def find_norms(model: nn.Module) -> list[str]:
-    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
-    head = head_prefixes(model)
-    norms = [
-        path
-        for path, m in model.named_modules()
-        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
-        and not f"{path}.".startswith(head)
-        and any(True for _ in m.parameters(recurse=False))
-    ]
-    if not norms:
-        raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
-    return norms
 
 
 def same_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -303,6 +303,27 @@ def test_counts_of_a_small_model():
     assert counts["bitfit"] == 32 + 2 * (4 * 32 + 32 + 64 + 32 + 32)
 
 
+def test_bitfit_counts_biases_of_any_name_and_no_mask():
+    """DeBERTa's attention has q_bias and v_bias; GPT-Neo's causal mask is a buffer called bias."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 32, "vocab_size": 40}
+    blocks = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    neo = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}
+    counts = {}
+    for architecture, own in (("deberta", blocks), ("gpt_neo", neo)):
+        config = AutoConfig.for_model(architecture, **sizes, **own)
+        model = AutoModelForSequenceClassification.from_config(config)
+        METHODS["bitfit"].adapt(model)
+        counts[architecture] = METHODS["bitfit"].count(model)
+        trained = METHODS["bitfit"].adapter_parameters(model).values()
+        assert counts[architecture] == sum(p.numel() for p in trained)
+    # A layer: q, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm
+    assert counts["deberta"] == 32 + 2 * (32 + 32 + 32 + 32 + 64 + 32 + 32)
+    # A layer: two LayerNorms, attention's output, feed-forward 128 and 32; a last LayerNorm
+    assert counts["gpt_neo"] == 2 * (2 * 32 + 32 + 128 + 32) + 32
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_changes_what_trains_and_nothing_else(name):
     model = adapted(name)

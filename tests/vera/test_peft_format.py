@@ -1,11 +1,13 @@
 """To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft
 imports."""
 
+import errno
 import json
 
 import peft
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiers import pairs
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
@@ -188,6 +190,16 @@ def test_what_peft_has_no_place_for_is_not_exported(method, words, tmp_path):
     with pytest.raises(vera.AdapterError, match=words):
         vera.export_peft(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_known_by_its_number(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vera.peft_format.save_file", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)
+    assert raised.value.errno == errno.ENOSPC
 
 
 def test_blocks_beside_whole_layers_are_not_exported(tmp_path):

@@ -1,4 +1,4 @@
-"""Every adaptation method, one file each. A new file here is found by its own."""
+"""Every adaptation method, one file each. A new file here is imported without being named anywhere."""
 
 import dataclasses
 import importlib
@@ -16,22 +16,20 @@ for _module in pkgutil.iter_modules(__path__):
 def make_method(kind: str, **settings: Any) -> Method:
     """The method of this kind with these settings, such as `make_method("vera", rank=256)`.
 
-    Raises AdapterError for an unknown kind or setting, or one that makes no sense.
+    Raises AdapterError for an unknown kind or setting, or a value that makes no sense.
     """
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
-    known = {field.name: field for field in dataclasses.fields(METHODS[kind])}
-    unknown = sorted(set(settings) - set(known))
+    own_fields = {field.name: field for field in dataclasses.fields(METHODS[kind])}
+    unknown = sorted(set(settings) - set(own_fields))
     if unknown:
         raise AdapterError(
-            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(known) or 'none'}"
+            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(own_fields) or 'none'}"
         )
-    none = dataclasses.MISSING
-    needed = [
-        n for n, f in known.items() if f.default is none and f.default_factory is none and n not in settings
-    ]
-    if needed:
-        raise AdapterError(f"method {kind} needs {', '.join(needed)}")
+    required = [n for n, f in own_fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in settings]
+    if missing:
+        raise AdapterError(f"method {kind} needs {', '.join(missing)}")
     return METHODS[kind](**settings)
 
 

@@ -14,16 +14,18 @@ class BitFit(Method, kind="bitfit"):
     """Trains all biases of the backbone, LayerNorms' included."""
 
     def install(self, model: nn.Module) -> None:
-        head = head_prefixes(model)
-        parameters = model.named_parameters()
-        biases = [p for name, p in parameters if name.endswith("bias") and not name.startswith(head)]
+        biases = _biases(model)
         if not biases:
             raise AdapterError(f"a {type(model).__name__} has no biases to train")
         for bias in biases:
             bias.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:
-        """Sum of the widths of all biased layers outside the head."""
-        head = head_prefixes(model)
-        modules = ((name, m) for name, m in model.named_modules() if getattr(m, "bias", None) is not None)
-        return sum(m.bias.numel() for name, m in modules if not f"{name}.".startswith(head))
+        """Sum of the lengths of all biases outside the head."""
+        return sum(bias.numel() for bias in _biases(model))
+
+
+def _biases(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters by their names: a layer's "bias", an attention's "q_bias" (DeBERTa, BEiT)."""
+    head = head_prefixes(model)
+    return [p for n, p in model.named_parameters() if n.endswith("bias") and not n.startswith(head)]

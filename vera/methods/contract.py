@@ -155,12 +155,12 @@ class Method(ABC):
     def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
         """The weights before a merge, by the id of the parameter that took the change."""
         layers = adapted_layers(model)
-        return {id(m.base.weight): m._unmerged_weight for m in layers if m._unmerged_weight is not None}
+        return {id(m.base.weight): m.unmerged_weight for m in layers if m.unmerged_weight is not None}
 
     def forget_unmerged(self, model: nn.Module) -> None:
         """Makes the merge final."""
         for layer in adapted_layers(model):
-            layer.forget_unmerged()
+            layer.unmerged_weight = None
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         """See `vera.disable`."""

@@ -51,12 +51,13 @@ class AdaptedLinear(Added):
         self.blocks = blocks
         #: Computes this layer together with others that read the same input (kernels.Group).
         self.group: Any = None
-        self._unmerged_weight: Tensor | None = None
+        #: A copy of the base weight, while the changes are folded into it.
+        self.unmerged_weight: Tensor | None = None
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter is folded into the base weight."""
-        return self._unmerged_weight is not None
+        """Whether the changes are folded into the base weight."""
+        return self.unmerged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged or not self.enabled:
@@ -83,10 +84,10 @@ class AdaptedLinear(Added):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Folds the changes into the base weight. What can hinder it: Method.merge."""
+        """Folds the changes into the base weight; Method.merge checks first whether that can be."""
         if self.merged:
             return
-        self._unmerged_weight = self.base.weight.detach().clone()
+        self.unmerged_weight = self.base.weight.detach().clone()
         weight = self.weight()
         for name, rows in self.blocks.items():
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + self.changes[name].weight()
@@ -94,13 +95,9 @@ class AdaptedLinear(Added):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the copy of the weight back: subtracting the change would be off by a rounding."""
-        if self._unmerged_weight is not None:
-            self.base.weight.copy_(self._unmerged_weight)
-            self._unmerged_weight = None
-
-    def forget_unmerged(self) -> None:
-        """Makes the merge final."""
-        self._unmerged_weight = None
+        if self.unmerged_weight is not None:
+            self.base.weight.copy_(self.unmerged_weight)
+            self.unmerged_weight = None
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:

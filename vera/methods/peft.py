@@ -1,5 +1,4 @@
-"""Any method of huggingface/peft by the name of its configuration class, under the same contract as this
-library's own."""
+"""Any method of huggingface/peft, by the name of its configuration class."""
 
 import copy
 import hashlib
@@ -25,17 +24,14 @@ class Peft(AllocatesRanks, kind="peft"):
     """Installs a tuner of peft in place.
 
     config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora":
-    True}. sites become target_modules, unless config names its own or the class has none; "norms" is every
-    LayerNorm and RMSNorm outside the head. Empty, they are the class's own (SITES): query and value where it
-    changes or replaces a weight.
+    True}. sites: they become target_modules, unless config names its own or the class has none; "norms" is
+    every LayerNorm and RMSNorm outside the head. Empty, they are the class's own (SITES).
 
-    What a class draws again from its configuration, bit for bit and whatever torch's seed, is not in the
-    adapter file. Two installations at the first `adapt` tell.
+    Tensors that a class draws again from its configuration, bit for bit and with any seed of torch, are not
+    in the adapter file; the first `adapt` installs the method twice to learn which.
 
-    AdaLoRA's schedule follows the run's number of steps, its budget is allocated after each step, and its
-    orthogonality penalty is part of the loss, as in peft's own training loops. Methods that change the input
-    rather than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused.
-    """
+    AdaLoRA's schedule follows the run's number of steps: see peft_ranks. Methods that change the input rather
+    than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused."""
 
     config_class: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -55,28 +51,28 @@ class Peft(AllocatesRanks, kind="peft"):
         from peft.tuners.tuners_utils import BaseTuner
 
         owner = f"peft's {self.config_class}"
-        words = complete(self.config_class, self.config, self.sites, model)
         config_class = config_class_of(self.config_class)
+        config = complete(self.config_class, self.config, self.sites, model)
         blank = any(p.is_meta for p in model.parameters())
         # Before installing: some methods move a part of the base weights into the adapter
         base = {} if blank else base_fingerprint(model)
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         weights = names - head_parameters(model).keys()
-        # Shares the weights
+        # A copy that shares the weights, for a second installation
         clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-        # peft writes some initial values into the base weights in place.
-        named = not blank and any("init" in key and isinstance(value, str) for key, value in words.items())
-        kept = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
+        # Some named initialisations write into the base weights in place
+        named = not blank and any("init" in key and isinstance(value, str) for key, value in config.items())
+        before = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
         try:
             with one_thread():
-                wrapper = peft.get_peft_model(model, config_class(**words))
+                wrapper = peft.get_peft_model(model, config_class(**config))
         except Exception as error:
             raise AdapterError(f"{owner} on a {type(model).__name__}: {_first_line(error)}") from None
         plain = plain_names(model)
         now = {plain[name]: p for name, p in model.named_parameters() if plain[name] in weights}
         if not blank and fingerprint(model, now) != base:
-            for place, value in kept:  # Method.adapt puts back what stands elsewhere
-                place.copy_(value)
+            for data, value in before:  # Method.adapt puts back what was not written in place
+                data.copy_(value)
             raise AdapterError(f"{owner} rewrites base weights with these settings: not supported")
         tuner = wrapper.base_model
         if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
@@ -88,10 +84,10 @@ class Peft(AllocatesRanks, kind="peft"):
             raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
 
         def again() -> Any:
-            """The same on a copy of the base model, whose adapted layers are its own."""
+            """Installs the same on the copy, with adapted layers of its own."""
             for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
                 clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
-            return peft.get_peft_model(clean, config_class(**words))
+            return peft.get_peft_model(clean, config_class(**config))
 
         frozen = ({}, {}) if blank else drawn(owner, [self.settings(), base], model, wrapper, names, again)
         model._peft_drawn = frozen  # type: ignore[assignment]
@@ -100,10 +96,10 @@ class Peft(AllocatesRanks, kind="peft"):
         model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
 
     def remove(self, model: nn.Module) -> None:
-        """Raises AdapterError, after the fact, where peft has changed the base weights (OSF, say): they do
-        not come back."""
+        """Takes the tuner out. Then raises AdapterError where peft has changed the base weights (such as
+        OSF): they do not come back."""
         self.unmerge(model)
-        final = hasattr(model, "_peft_final")  # a merge that was meant to stay
+        final = hasattr(model, "_peft_final")  # a merge that stays
         unchanged = final or base_fingerprint(model, base_names(model)) == model._peft_base
         tuner_of(model).unload()
         for name in ("_peft_wrapper", "_peft_base", "_peft_drawn", "_peft_final"):
@@ -115,41 +111,39 @@ class Peft(AllocatesRanks, kind="peft"):
             )
 
     def count(self, model: nn.Module) -> int:
-        """What trains, counted: peft gives no formula."""
+        """The size of what trains: peft has no formula."""
         return sum(p.numel() for p in self.adapter_parameters(model).values())
 
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """All that peft added, frozen parts too."""
+        """All that peft added, with its frozen parts."""
         return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Frozen parts that a second installation has drawn again, and that are still as they were drawn.
+        """Frozen parts that a second installation drew again, and that have not changed since.
 
-        None where they are a fiftieth of what trains, or less: a file with them loads onto a base model in
-        half precision, too, where some come out in that precision."""
-        plain, (again, _) = plain_names(model), cast(Any, model._peft_drawn)
-        found = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in again}
-        if 50 * sum(t.nbytes for t in found.values()) <= sum(
-            p.nbytes for p in self.adapter_parameters(model).values()
-        ):
+        Empty where they are a fiftieth of what trains, or less: a file that holds them also loads onto a base
+        model in half precision, where peft draws some in that precision."""
+        plain, (hashes, _) = plain_names(model), cast(Any, model._peft_drawn)
+        parts = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in hashes}
+        trained = sum(p.nbytes for p in self.adapter_parameters(model).values())
+        if 50 * sum(t.nbytes for t in parts.values()) <= trained:
             return frozenset()
-        return frozenset(name for name, tensor in found.items() if digest(tensor) == again[name])
+        return frozenset(name for name, tensor in parts.items() if digest(tensor) == hashes[name])
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """The version of peft, and the fingerprint of all that it drew and that the file does not hold."""
+        """The version of peft, and a fingerprint of all tensors that it drew and the file does not hold."""
         import peft
 
-        again, hidden = cast(Any, model._peft_drawn)
-        hashes = {name: again.get(name) for name in left_out} | hidden
+        stored, hidden = cast(Any, model._peft_drawn)
+        hashes = {name: stored.get(name) for name in left_out} | hidden
         if not hashes:
             return {}
-        all_of_them = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-        return {"peft": peft.__version__, "fingerprint": all_of_them[:32]}
+        digest_of_all = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        return {"peft": peft.__version__, "fingerprint": digest_of_all[:32]}
 
     def merge(self, model: nn.Module) -> None:
-        tuner = tuner_of(model)
         if hasattr(model, "_peft_unmerged"):
             return
         kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
@@ -158,26 +152,30 @@ class Peft(AllocatesRanks, kind="peft"):
                 "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
             )
         try:
-            tuner.merge_adapter()
+            tuner_of(model).merge_adapter()
         except Exception as error:
             raise AdapterError(f"peft cannot merge {self.config_class}: {_first_line(error)}") from None
         model._peft_unmerged = kept  # type: ignore[assignment]
 
     def unmerge(self, model: nn.Module) -> None:
-        kept: Any = getattr(model, "_peft_unmerged", None)
-        if kept is not None:
-            try:
-                tuner_of(model).unmerge_adapter()
-            except Exception as error:
-                raise AdapterError(f"peft cannot unmerge {self.config_class}: {_first_line(error)}") from None
-            with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
-                for name, weight in kept.items():
-                    model.get_parameter(name).copy_(weight)
-            del model._peft_unmerged
+        if not hasattr(model, "_peft_unmerged"):
+            return
+        try:
+            tuner_of(model).unmerge_adapter()
+        except Exception as error:
+            raise AdapterError(f"peft cannot unmerge {self.config_class}: {_first_line(error)}") from None
+        with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
+            for parameter, weight in self._unmerged(model):
+                parameter.copy_(weight)
+        del model._peft_unmerged
 
     def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
+        return {id(parameter): weight for parameter, weight in self._unmerged(model)}
+
+    def _unmerged(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters that took a merge, each with its values before that."""
         kept: dict[str, Tensor] = getattr(model, "_peft_unmerged", {})
-        return {id(model.get_parameter(name)): weight for name, weight in kept.items()}
+        return [(model.get_parameter(name), weight) for name, weight in kept.items()]
 
     def forget_unmerged(self, model: nn.Module) -> None:
         del model._peft_unmerged

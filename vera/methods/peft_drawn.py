@@ -1,4 +1,4 @@
-"""What peft draws again from a configuration, bit for bit and whatever torch's seed."""
+"""Which frozen tensors peft draws again from a configuration, bit for bit and with any seed of torch."""
 
 import contextlib
 import hashlib
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import plain_names
 
-#: By method and base weights, which of the frozen tensors a second installation has drawn again.
+#: By method and base weights, the names of the frozen tensors that a second installation drew again.
 _REDRAWN: dict[str, frozenset[str]] = {}
 
 
 def drawn(
     owner: str, key_of: list[Any], model: nn.Module, wrapper: Any, names: set[str], again: Callable[[], Any]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Hashes of the frozen tensors that come back with the configuration: those that a file could hold,
-    by its names, and those that it could not, since they are no parameters or buffers of the model.
+    """Hashes of the frozen tensors that come back with the configuration: those that a file could hold, by
+    its names, and those that it could not, since they are no parameters or buffers of the model.
 
-    names: the base model's. key_of: what the method and the base weights are known by. again: installs the
-    same a second time, on a copy. Raises AdapterError where one of the latter does not come back.
+    names: the base model's. key_of: identifies the method and the base weights. again: installs the same a
+    second time, on a copy. Raises AdapterError where a tensor that no file could hold does not come back.
     """
     stored, hidden = _frozen(model, wrapper, names)
     if not (stored or hidden):
@@ -38,7 +38,7 @@ def drawn(
             second = again()
         parts = _frozen(second.base_model.model, second, names)
         theirs = {name: digest(tensor) for part in parts for name, tensor in part.items()}
-        _REDRAWN[key] = frozenset(name for name, mine in ours.items() if theirs.get(name) == mine)
+        _REDRAWN[key] = frozenset(name for name, hash_ in ours.items() if theirs.get(name) == hash_)
     for name in hidden.keys() - _REDRAWN[key]:
         raise AdapterError(f"{owner} draws {name} anew each time, and no file holds it: fix its seed")
     return {n: ours[n] for n in stored.keys() & _REDRAWN[key]}, {n: ours[n] for n in hidden}
@@ -59,7 +59,7 @@ def _frozen(
         if not type(module).__module__.startswith("peft."):
             continue
         for name, value in vars(module).items():
-            if name.startswith("_"):  # torch's own books
+            if name.startswith("_"):  # torch's own attributes
                 continue
             parts = value.items() if isinstance(value, dict) else [("", value)]
             hidden |= {
@@ -78,8 +78,7 @@ def digest(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """What is computed from the base weights (an SVD, say) has other last bits with another number of
-    threads."""
+    """Computes with one thread: an SVD of the base weights has other last bits with another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -90,8 +89,7 @@ def one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _other_seed(device: torch.device) -> Iterator[None]:
-    """Other random numbers than those before, of torch, numpy and Python; afterwards the generators are as
-    they were."""
+    """Gives torch, numpy and Python another seed, and puts their generators back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(torch.initial_seed() ^ 0x5EED)

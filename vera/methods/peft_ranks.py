@@ -1,5 +1,5 @@
-"""AdaLoRA's training, as in peft's own loops: ranks are allocated after each step, by a schedule of the run's
-number of steps, and a penalty keeps the factors orthogonal."""
+"""AdaLoRA's training, as in peft's own loops: ranks are allocated after each step, on a schedule over the
+run's steps, and a penalty keeps the factors orthogonal."""
 
 from typing import Any
 
@@ -16,11 +16,16 @@ def tuner_of(model: nn.Module) -> Any:
     return wrapper[0].base_model
 
 
+def _allocator(model: nn.Module) -> Any:
+    """The tuner's allocator of ranks; None for every method but AdaLoRA."""
+    return getattr(tuner_of(model), "rankallocator", None)
+
+
 class AllocatesRanks(Method):
-    """A method whose tuner may have an allocator of ranks; without one nothing happens here."""
+    """A method whose tuner may have an allocator of ranks. Without one, nothing here changes anything."""
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        allocator = getattr(tuner_of(model), "rankallocator", None)
+        allocator = _allocator(model)
         if allocator is not None:
             config = allocator.peft_config
             if config.tinit >= total_steps - config.tfinal:
@@ -32,8 +37,8 @@ class AllocatesRanks(Method):
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4),
-        weighted."""
-        allocator = getattr(tuner_of(model), "rankallocator", None)
+        times its weight."""
+        allocator = _allocator(model)
         if allocator is None:
             return None
         distances = []
@@ -51,7 +56,7 @@ class AllocatesRanks(Method):
             tuner.update_and_allocate(step - 1)  # peft counts from 0
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        allocator = getattr(tuner_of(model), "rankallocator", None)
+        allocator = _allocator(model)
         if allocator is None:
             return {}
         state = {
@@ -63,7 +68,7 @@ class AllocatesRanks(Method):
         return state | {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        allocator = getattr(tuner_of(model), "rankallocator", None)
+        allocator = _allocator(model)
         if allocator is None:
             return
         parameters = dict(model.named_parameters())

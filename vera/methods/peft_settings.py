@@ -1,4 +1,4 @@
-"""What configurations of peft have a place here, and what they are where they leave it open."""
+"""Which configurations of peft are supported, and how one is completed for a model."""
 
 import difflib
 import inspect
@@ -11,9 +11,9 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.methods.settings import LARGEST
-from vera.sites import BLOCKS, NORMS, WHOLE, find_norms, find_sites, is_feed_forward_out, is_transposed
+from vera.sites import BLOCKS, WHOLE, find_sites, head_prefixes, is_feed_forward_out, is_transposed
 
-#: Settings that have no place here, and why.
+#: Settings that are not supported, and why.
 OUTSIDE = {
     "task_type": "the head trains with every method here: leave it out",
     "modules_to_save": "the head trains with every method here: leave it out",
@@ -23,51 +23,46 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Initial values that change the base weights too, so that an adapter file would not be the whole of it. See
-#: rewrites_base.
+#: The starts of initialisations that change the base weights, which no adapter file holds.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-#: Words of a configuration: names of modules and choices. peft takes many of them for regular expressions;
-#: without operators there is none that runs for ever.
+#: Strings of a configuration: names of modules and choices. peft reads many of them as regular expressions;
+#: without operators, none of these runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
-#: A configuration has no more values than this, lists counted out.
+#: The most values of a configuration, with those inside lists and mappings.
 MOST_VALUES = 4_096
-#: The sites of each class where none are named: those that its paper trains. A file of its own:
-#: runs/config/files.py reads it, too.
+#: A site of peft's methods alone: every norm outside the head.
+NORMS = "norms"
+#: The default sites of each class: those that its paper trains. In a file, since runs/config/files.py reads
+#: it, too.
 SITES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
 )
 
 
 def rewrites_base(init: Any) -> bool:
-    """Whether peft's init_lora_weights changes base weights. peft takes olora in any case of its letters; so
-    does this all."""
+    """Whether peft's init_lora_weights changes base weights; in upper or lower case, as peft reads olora."""
     return str(init).lower().startswith(REWRITES_BASE)
 
 
 def check_values(owner: str, config: dict[str, Any]) -> None:
-    """Raises AdapterError for a configuration that could keep peft busy for ever: it may come from an adapter
-    file.
-
-    Module names, no patterns: a pattern that an adapter was trained with could not be loaded from its file
-    again."""
+    """Raises AdapterError for a configuration, perhaps from a stranger's file, that could keep peft busy for
+    ever. Patterns are refused here already: an adapter's file could not be loaded again."""
     left = MOST_VALUES
     todo: list[tuple[str, Any]] = list(config.items())
     while todo:
         key, value = todo.pop()
         left -= 1
+        limit = 2**63 if "seed" in key or "key" in key else LARGEST
         if isinstance(value, dict):
             todo += [(key, part) for pair in value.items() for part in pair]
         elif isinstance(value, list | tuple):
             todo += [(key, part) for part in value]
         elif isinstance(value, str) and not PLAIN.fullmatch(value):
-            what = (
-                "takes module names and plain words of at most 300 letters, no patterns (layers_to_transform"
-                " chooses layers)"
+            raise AdapterError(
+                f"{owner}: {key} takes module names and plain words of at most 300 letters, no patterns"
+                f" (layers_to_transform chooses layers): got {value!r}"
             )
-            raise AdapterError(f"{owner}: {key} {what}: got {value!r}")
-        elif isinstance(value, int | float) and not abs(value) < (
-            2**63 if "seed" in key or "key" in key else LARGEST
-        ):
+        elif isinstance(value, int | float) and not abs(value) < limit:
             raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
         if left < len(todo):
             raise AdapterError(f"{owner}: more than {MOST_VALUES} values are no configuration")
@@ -77,25 +72,24 @@ def config_class_of(name: str) -> Any:
     """The configuration class of peft. Raises AdapterError, with a hint, for a name that it lacks."""
     import peft
 
-    found = getattr(peft, name, None)
-    if not (inspect.isclass(found) and issubclass(found, peft.PeftConfig) and found is not peft.PeftConfig):
-        base = (peft.PeftConfig, peft.PromptLearningConfig)
-        known = [
-            n for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base
-        ]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(sorted(known))}"
+    base = (peft.PeftConfig, peft.PromptLearningConfig)
+    classes: dict[str, Any] = {
+        n: c for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base
+    }
+    if name not in classes:
+        close = difflib.get_close_matches(name, classes, 1)
+        hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(sorted(classes))}"
         raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
-    if issubclass(found, peft.PromptLearningConfig):
+    if issubclass(classes[name], peft.PromptLearningConfig):
         raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
-    return found
+    return classes[name]
 
 
-def _check_settings(name: str, config: dict[str, Any], known: Any) -> None:
-    """Raises AdapterError for a setting that has no place here."""
-    unknown = sorted(set(config) - set(known))
+def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
+    """Raises AdapterError for a setting that peft lacks, or that is not supported."""
+    unknown = sorted(set(config) - set(own_fields))
     if unknown:
-        raise AdapterError(f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(known)}")
+        raise AdapterError(f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}")
     for key in OUTSIDE.keys() & config.keys():
         if config[key] not in (None, False):
             raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
@@ -105,50 +99,63 @@ def _check_settings(name: str, config: dict[str, Any], known: Any) -> None:
         raise AdapterError(
             f"peft's {name}: {config['init_lora_weights']} rewrites base weights: not supported"
         )
-    # No reference to files or other adapters: this may come from an adapter file
+    # Such a configuration may name files or other adapters, and come from a stranger's file
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
             raise AdapterError(f"peft's {name}: {key} is a configuration of its own: not supported")
 
 
 def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
-    """A configuration, and what it leaves open. Raises AdapterError where it has no place here."""
-    known = config_class_of(name).__dataclass_fields__
-    _check_settings(name, config, known)
-    words = dict(config)
-    if "target_modules" in known and "target_modules" not in words:
-        words["target_modules"] = _targets(name, sites, model)
-        if "feedforward_modules" in known:  # IA3 scales the inputs of these and the outputs of the rest
-            words.setdefault(
-                "feedforward_modules", list(filter(is_feed_forward_out, words["target_modules"]))
-            )
-    if "feedforward_modules" in known:
-        words.setdefault("feedforward_modules", [])
+    """A configuration with the defaults for this model. Raises AdapterError where it is not supported."""
+    own_fields = config_class_of(name).__dataclass_fields__
+    _check_settings(name, config, own_fields)
+    full, feed_forward = dict(config), []
+    if "target_modules" in own_fields and "target_modules" not in full:
+        full["target_modules"] = _targets(name, sites, model)
+        feed_forward = list(filter(is_feed_forward_out, full["target_modules"]))
+    if "feedforward_modules" in own_fields:  # IA3 scales the inputs of these and the outputs of the rest
+        full.setdefault("feedforward_modules", feed_forward)
     # Weights stored transposed, as GPT-2's
-    if "fan_in_fan_out" in known and isinstance(words.get("target_modules"), list):
-        targets = [m for n, m in model.named_modules() if n in words["target_modules"]]
-        words.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
-    if "total_step" in known:  # AdaLoRA's schedule; before_training knows the number
-        words["total_step"] = 2**31
-    return words
+    if "fan_in_fan_out" in own_fields and isinstance(full.get("target_modules"), list):
+        targets = [m for n, m in model.named_modules() if n in full["target_modules"]]
+        full.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
+    if "total_step" in own_fields:  # AdaLoRA's schedule; before_training sets the number
+        full["total_step"] = 2**31
+    return full
+
+
+def _norms(model: nn.Module) -> list[str]:
+    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
+    head = head_prefixes(model)
+    norms = [
+        path
+        for path, m in model.named_modules()
+        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
+        and not f"{path}.".startswith(head)
+        and any(True for _ in m.parameters(recurse=False))
+    ]
+    if not norms:
+        raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
+    return norms
 
 
 def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
+    """The module paths that these sites name."""
     if not sites:
         raise AdapterError(f"peft's {name} needs to be told what it trains: name target_modules in config")
     try:
-        norms = find_norms(model) if NORMS in sites else []
+        norms = _norms(model) if NORMS in sites else []
         linear = tuple(site for site in sites if site != NORMS)
-        found = find_sites(model, linear) if linear else {}
+        layers = find_sites(model, linear) if linear else {}
     except AdapterError as error:
         if list(sites) != SITES.get(name, SITES["others"]):
             raise
         own = f"peft's {name} adapts {', '.join(sites)}"
         raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
-    for path, blocks in found.items():
+    for path, blocks in layers.items():
         if WHOLE not in blocks:
             whole = ",".join([path.rpartition(".")[2], *(site for site in sites if site not in BLOCKS)])
             raise AdapterError(
                 f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]"
             )
-    return [*found, *norms]
+    return [*layers, *norms]
