@@ -65,11 +65,14 @@ def _source(path: Path) -> dict[str, Any]:
     files = [path, *_imports(path)]
     now = [_digest(file) for file in files]
     began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
-    source = {"file": path.name, "sha256": began[0], "imports": _one_hash(began[1:]), "uncommitted": None}
-    if path.is_relative_to(ROOT):  # the commits of another project are not known here
-        # What was edited since this process started is in no commit that the record could name
-        source |= {"file": _name(path), "uncommitted": _are_uncommitted(files, now) if began == now else True}
-    return source
+    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": _one_hash(began[1:])}
+    if not path.is_relative_to(ROOT):  # the commits of another project are not known here
+        return source | {"uncommitted": None}
+    # What was edited since this process started is in no commit that the record could name
+    return source | {
+        "file": _name(path),
+        "uncommitted": _are_uncommitted(files, now) if began == now else True,
+    }
 
 
 def _name(path: Path) -> str:

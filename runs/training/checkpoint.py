@@ -1,9 +1,9 @@
-"""The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the
-same record.
+"""The training checkpoint: one safetensors file, written atomically. A killed run that continues from it ends
+with the same record.
 
 Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
-the step, the scheduler, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
-all of it: a run that went on from a damaged file would end with a record like any other."""
+the state of training with the curve so far, and Python's and numpy's generators. No pickle. A checksum covers
+all of it, since nothing in the record would show that a run continued from a damaged file."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ def save(
     state: dict[str, Any],
     method_state: dict[str, Tensor],
 ) -> None:
-    """Writes a checkpoint. `parameters`: the trainable ones by name. `state` (plain values) and
-    `method_state` (what the method has gathered) are given back by `load`."""
+    """Writes a checkpoint. parameters: the trainable ones, by name. state: plain values. method_state: the
+    method's own tensors. `load` returns the last two."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
@@ -74,8 +74,8 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
 def load(
     path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Puts everything back and returns the state and the method's; None, with nothing changed, without a
-    usable checkpoint."""
+    """Restores parameters, optimizer and generators, and returns the state and the method's. Without a usable
+    checkpoint it returns None and changes nothing."""
     if not path.is_file():
         return None
     try:
