@@ -1,6 +1,6 @@
-"""The command line of every command of runs and analysis, read in one place; and how a command ends.
+"""The command line of every command of runs and analysis, and how a command ends.
 
-A command's settings are KEY=VALUE words, as Hydra has them, in a dataclass of its own:
+A command's settings are KEY=VALUE words, as in Hydra, and the fields of a dataclass:
 
     @dataclass(frozen=True)
     class Settings(OfRecords):
@@ -8,7 +8,7 @@ A command's settings are KEY=VALUE words, as Hydra has them, in a dataclass of i
 
     line = read(arguments, Settings, names="TABLE")
 
-`python -m ... --help` shows the docstring of the module that the dataclass lies in, and the settings.
+`python -m ... --help` shows the docstring of the dataclass's module, and the settings.
 """
 
 import difflib
@@ -29,10 +29,10 @@ from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.record import Ledger, read_ledger
 from runs.record.text import describe, one_line
 
-#: Options of Hydra that a command which composes runs hands on, and whether a value follows.
+#: Options of Hydra that commands pass on to compose runs, and whether a value follows.
 COMPOSING = {"-m": False, "--multirun": False, "-cd": True, "--config-dir": True}
 
-#: How the text of a setting becomes a value, and what the text should be.
+#: For each type of a setting: the conversion from text, the pattern of the text, and the type in words.
 _KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
     bool: (lambda text: text.lower() == "true", "(?i)true|false", "true or false"),
     int: (int, "[+-]?[0-9]{1,18}", "a whole number"),
@@ -43,21 +43,21 @@ _KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
 
 
 def setting(default: Any, about: str, key: str = "") -> Any:
-    """A field of a dataclass of settings. about: its line in --help; key: where the field's name is not it
-    (task.bench)."""
+    """A field of a dataclass of settings. about: its line in --help. key: its key on the command line, where
+    that is not the field's name (task.bench)."""
     return field(default=default, metadata={"about": about, "key": key})
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every command can be given."""
+    """The settings of every command."""
 
     debug: bool = setting(False, "an error keeps its traceback")
 
 
 @dataclass(frozen=True)
 class OfRecords(Common):
-    """And every command that reads records."""
+    """The settings of every command that reads records."""
 
     output: str = setting("outputs", "the folder that holds records/; what is written goes there, too")
 
@@ -67,8 +67,8 @@ S = TypeVar("S", bound=Common)
 
 @dataclass(frozen=True)
 class Line(Generic[S]):
-    """A command line, read: positional words, settings, those of them that were given (by their keys), and
-    what composes runs."""
+    """A command line, parsed: positional words, settings, those of them that were given (by key), and the
+    overrides and options that compose runs."""
 
     names: tuple[str, ...]
     settings: S
@@ -77,7 +77,7 @@ class Line(Generic[S]):
     options: tuple[str, ...] = ()
 
     def composing(self, output: str) -> list[str]:
-        """What runs.config.expand composes runs from."""
+        """The arguments for runs.config.expand."""
         return [*self.options, *self.overrides, f"output={output}"]
 
 
@@ -88,12 +88,12 @@ def read(
     overrides: str = "",
     passes: Mapping[str, bool] | None = None,
 ) -> Line[S]:
-    """The command line of a command with these settings.
+    """Parses the command line of a command with these settings.
 
-    names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: what
-    other KEY=VALUE words are for, if the command takes any (where names are optional, in their place).
-    passes: the options that are handed on, and whether a value follows. Raises UserError for what is wrong
-    with a word, SystemExit after --help.
+    names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
+    purpose of other KEY=VALUE words, if the command takes any (instead of optional names). passes: the
+    options that are passed on, and whether a value follows. Raises UserError for a mistake, SystemExit after
+    --help.
     """
     module, passes = inspect.getmodule(settings), passes or {}
     spec = getattr(module, "__spec__", None)
@@ -136,7 +136,7 @@ def read(
 
 
 def _option(word: str, valued: bool, words: Iterator[str]) -> list[str]:
-    """An option that is handed on, with its value."""
+    """An option that is passed on, with its value."""
     name, _, text = word.partition("=")
     if valued and not text and (text := next(words, "")) == "":
         raise UserError(f"{name}: its value is missing")
@@ -149,7 +149,7 @@ def _no_setting(key: str, keys: Collection[str], program: str) -> UserError:
 
 
 def _no_option(word: str, following: str, kinds: Mapping[str, Any]) -> str:
-    """What is wrong with an option, and what to write instead."""
+    """The error for an option, with what to write instead."""
     name, equals, text = word.lstrip("-").partition("=")
     known = [key for key in kinds if key == name] or difflib.get_close_matches(name, kinds, 1)
     if not known:
@@ -161,9 +161,9 @@ def _no_option(word: str, following: str, kinds: Mapping[str, Any]) -> str:
 
 
 def _value(word: str, text: str, kind: Any) -> Any:
-    """A setting's text as its type. Raises UserError where it is of another."""
+    """The value of a setting's text. Raises UserError where it does not have the setting's type."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    text = re.sub("^~(?=/|$)", lambda _: str(Path.home()), text)  # a shell leaves it in the middle of a word
+    text = re.sub("^~(?=/|$)", lambda _: str(Path.home()), text)  # a shell does not expand it within a word
     if NoneType in kinds and text == "null":
         return None
     for one in kinds:
@@ -186,12 +186,12 @@ def _what(kind: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """A default as it would be written."""
+    """A default as it is written on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _count(given: Sequence[str], names: str, usage: str) -> None:
-    """Holds positional words to the number that a command takes."""
+    """Raises UserError where there are more or fewer positional words than the command takes."""
     shown = names.split()
     needed = [name for name in shown if name[0] not in "[."]
     if len(given) < len(needed):
@@ -201,22 +201,22 @@ def _count(given: Sequence[str], names: str, usage: str) -> None:
 
 
 def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
-    """The nearest right name as a sentence behind others, or nothing."""
+    """A sentence with the nearest right name, to be appended to others; or nothing."""
     near = difflib.get_close_matches(word, known, 1)
     return f" Did you mean {near[0]}{after}?" if near else ""
 
 
 def one_of(what: str, name: str, known: Collection[str]) -> str:
-    """The name, if it is known. Raises UserError with the nearest one, and all."""
+    """The name, if it is known. Raises UserError with the nearest name, and all names."""
     if name not in known:
         raise UserError(f"no {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
     return name
 
 
 def open_ledger(output: str | Path, published: bool = True, wanted: Collection[str] | None = None) -> Ledger:
-    """`read_ledger`; each file that is no record is named on stderr."""
+    """`read_ledger`, which also prints the files that are no records to stderr."""
     ledger = read_ledger(output, published, wanted)
-    gc.freeze()  # records stay until a command's end: no use to look for garbage in them
+    gc.freeze()  # records stay until the command ends: garbage collection need not search them
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return ledger
@@ -226,22 +226,22 @@ def open_ledger(output: str | Path, published: bool = True, wanted: Collection[s
 
 
 def entry_point(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits: 2 and one line for a user's mistake or a full disk, 130 for Ctrl-C, 141
-    without a word where nobody reads on (| head).
+    """Runs a command and exits: with 2 and one line for a user's mistake or a full disk, 130 for Ctrl-C, and
+    141 without a line where the reader of the output has gone (| head).
 
-    With debug=true among the arguments, errors keep their traceback, and libraries' warnings of what will
-    change in them are shown; so they are where Python was asked for them (-W, PYTHONWARNINGS).
+    With debug=true among the arguments, errors keep their traceback and deprecation warnings of libraries are
+    shown. These are also shown with -W or PYTHONWARNINGS.
     """
-    gc.freeze()  # what was imported stays: to look for garbage in it takes longer than to compose a run
+    gc.freeze()  # imported modules stay: searching them for garbage takes longer than composing a run
     debug = any(word.lower() == "debug=true" for word in sys.argv[1:])
     if not (debug or sys.warnoptions):
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
     try:
         code = main(sys.argv[1:])
-        print(end="", flush=True)  # here, where an error still has its line
+        print(end="", flush=True)  # here, where an error is still caught below
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _drop_unread_output():
             code = 141
         elif debug or (not isinstance(error, KeyboardInterrupt | OSError) and not is_users(error)):
             raise
@@ -250,15 +250,15 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             code = 130
         else:
             text = describe(error) if isinstance(error, OSError) else str(error)
-            if not rank():  # of torchrun's processes the first one speaks
+            if not rank():  # of torchrun's processes the first one prints
                 print(f"error: {one_line(text)}", file=sys.stderr)
             code = 2
     sys.exit(code)
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of this process's output has gone, and it is not another pipe that broke. What is
-    left in the buffer is then dropped: Python would complain of it once more at its end."""
+def _drop_unread_output() -> bool:
+    """Redirects the output to /dev/null where its reader has gone, since Python would fail again when it
+    flushes the buffer at its end. Returns whether that is so; else another pipe broke."""
     gone = False
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a stream that is closed from the start is None
         poll = select.poll()

@@ -1,18 +1,18 @@
-"""A user's mistake, in one line."""
+"""Errors that are a user's mistake: their message is shown in one line."""
 
 import os
 import sys
 
 
 class UserError(Exception):
-    """The message says what is wrong, where, and how to mend it."""
+    """A user's mistake. The message says what is wrong, where, and what to do."""
 
 
 class DeviceError(UserError):
     """A GPU is here that torch cannot use, or is no longer: another process, or machine, may have it."""
 
 
-#: What is a user's mistake, by room and name: to import tasks and vera would be to import torch.
+#: The errors of users by room and name, since importing tasks and vera would import torch.
 _USERS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError")}
 
 
@@ -22,11 +22,11 @@ def is_users(error: BaseException) -> bool:
 
 
 def interrupted_words() -> str:
-    """What becomes of what a command has done so far. redo=true would do that again, too."""
+    """The line after Ctrl-C: what is kept, and how to continue. redo=true would repeat the finished runs."""
     without = " without redo=true" if "redo=true" in sys.argv[1:] else ""
     return f"interrupted. Finished runs are kept; the same command{without} goes on where it was."
 
 
 def rank() -> int:
-    """Of torchrun's processes, which one this is; 0, the first one, speaks for all."""
+    """This process's number among torchrun's; 0 for the first, which prints for all, and without torchrun."""
     return int(os.environ.get("RANK") or 0)

@@ -1,4 +1,4 @@
-"""SHA-256 of files, each read once: what was read is known again by its path, size and time."""
+"""SHA-256 of files. Each is read once; the cache knows a file by its path, size and time of change."""
 
 import contextlib
 import hashlib
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from runs.record import cache_folder, write_atomically
 
-#: In the place of a hash, for a file that cannot be read.
+#: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
 
 
 def file_hash(path: Path) -> str:
-    """A file's SHA-256, or MISSING; from the cache of this machine where the file was read before."""
+    """A file's SHA-256, or MISSING; from the user's cache where the file was read before."""
     return _file_hash(str(path.resolve()), *stamp(path))
 
 
@@ -28,9 +28,8 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256, read now; of several files, as if they were one. What a list names and is not there is
-    MISSING: the task says whether it can do without. So is a pipe or a device, which would be read for
-    ever."""
+    """SHA-256 of the current content; of several files, as if they were one. MISSING where one of them is
+    not there or is no regular file: whether it is needed is for the task to say."""
     whole = hashlib.sha256()
     for path in paths:
         if not path.is_file():
@@ -46,12 +45,12 @@ def digest(*paths: Path) -> str:
 @cache
 def _file_hash(path: str, size: int, modified: int) -> str:
     name = hashlib.sha256(json.dumps([path, size, modified]).encode()).hexdigest()[:24]
-    kept = cache_folder() / "sha256" / name
+    cached = cache_folder() / "sha256" / name
     with contextlib.suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{64}", known := kept.read_text()):
-            return known
-    found = digest(Path(path))
-    if found != MISSING:
-        with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
-            write_atomically(kept, found)
-    return found
+        if re.fullmatch("[0-9a-f]{64}", text := cached.read_text()):
+            return text
+    content = digest(Path(path))
+    if content != MISSING:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+            write_atomically(cached, content)
+    return content

@@ -1,6 +1,6 @@
-"""How many rows a task has and how long they are in a model's tokens.
+"""The number of a task's rows, and their lengths in a model's tokens.
 
-A run that has tokenised its rows leaves that in the user's cache, and the plan reads it there."""
+A run that has tokenised its rows writes them to the user's cache, where the plan reads them."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from runs.record import cache_folder, defining, write_atomically
 if TYPE_CHECKING:
     from tasks import Task
 
-#: The shares of the rows, sorted by length, whose lengths stand for all: the longest of a batch decides how
-#: much is computed, and so the grid is finer at its end.
+#: Shares of the rows, sorted by length, at which the length is kept. The longest row of a batch decides how
+#: much is computed, so the grid is finer at its end.
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
 
 
@@ -38,13 +38,13 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int], predicted: float = 0.0) -> "Lengths":
-        """Of the length of each row; predicted: of all rows together."""
+        """From the length of each row. predicted: the sum over all rows."""
         rows, ordered = len(lengths), sorted(lengths)
         at = tuple(ordered[round(share * (rows - 1))] for share in GRID)
         return cls(rows, sum(lengths) / rows, at, predicted / rows)
 
     def cut(self, longest: int) -> "Lengths":
-        """With no row longer than so many tokens. What is cut off is the end of a row, which is predicted."""
+        """These lengths where rows are cut to so many tokens. The end of a row is cut, which is predicted."""
         if not self.at or self.at[-1] <= longest:
             return self
         at = tuple(min(length, longest) for length in self.at)
@@ -53,11 +53,11 @@ class Lengths:
         return Lengths(self.rows, mean, at, predicted)
 
     def padded(self, batch: int, blocks: int = 1) -> float:
-        """The tokens that a row takes in a batch, on average: each is padded to the batch's longest.
+        """The tokens that a row takes in a batch on average, padded to the batch's longest row.
 
-        blocks: of random batches 1; of batches of like lengths how many are sorted together. Between two
-        shares of GRID lengths are taken for evenly spread. The largest of n draws has the distribution u^n;
-        the k-th of n sorted draws lies at the share k / (n + 1), on average."""
+        blocks: 1 for random batches; for batches of like lengths, how many are sorted together. Between two
+        shares of GRID, lengths are taken to be evenly spread. The largest of n draws has the distribution
+        u^n; the k-th of n sorted draws lies at the share k / (n + 1) on average."""
         batch = min(batch, self.rows)
         if blocks > 1:
             drawn = batch * blocks
@@ -70,7 +70,7 @@ class Lengths:
         return total
 
     def share(self, part: float) -> float:
-        """The length that a part of the rows, from 0 to 1, does not exceed."""
+        """The length that this share of the rows, from 0 to 1, does not exceed."""
         for low, high, short, long in zip(GRID, GRID[1:], self.at, self.at[1:], strict=False):
             if part <= high:
                 return short + (long - short) * (part - low) / (high - low)
@@ -86,7 +86,7 @@ def _mean(at: Sequence[float]) -> float:
 
 
 def keep_lengths(run: Run, task: "Task") -> None:
-    """Leaves the lengths of a prepared task's rows in the cache."""
+    """Writes the lengths of a prepared task's rows to the cache."""
     path = _path(run, {})
     if path is None or path.is_file():
         return
@@ -96,15 +96,15 @@ def keep_lengths(run: Run, task: "Task") -> None:
         predicted = task.weight(split, range(len(lengths))) if not task.num_labels else 0.0
         parts[split] = asdict(Lengths.of(lengths, predicted))
     parts["items"] = len(getattr(task, "items", ()))
-    with contextlib.suppress(OSError):  # a home that cannot be written costs a forecast, no more
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs a forecast, no more
         write_atomically(path, json.dumps(parts))
 
 
 def kept_lengths(run: Run, contents: Contents) -> tuple[dict[str, Lengths], int] | None:
-    """What an earlier run of the same model, data and settings has left: the lengths by split, and how many
-    texts are decoded. None where there is nothing, or it cannot be read.
+    """The lengths by split and the number of texts to decode, which an earlier run of the same model, data
+    and settings wrote to the cache; None where there are none.
 
-    contents: of the data that were looked at already."""
+    contents: of runs.identity.identify."""
     path = _path(run, contents)
     if path is None:
         return None
@@ -116,7 +116,7 @@ def kept_lengths(run: Run, contents: Contents) -> tuple[dict[str, Lengths], int]
 
 
 def from_plain(values: Mapping[str, Any]) -> Lengths:
-    """Lengths as a file has them. Raises TypeError or ValueError for others."""
+    """Lengths from a file's values. Raises TypeError or ValueError for other values."""
     lengths = Lengths(**{**values, "at": tuple(values.get("at", ()))})
     if len(lengths.at) not in (0, len(GRID)) or not math.isfinite(lengths.mean) or lengths.rows < 1:
         raise ValueError("no lengths")
@@ -124,7 +124,7 @@ def from_plain(values: Mapping[str, Any]) -> Lengths:
 
 
 def _path(run: Run, contents: Contents) -> Path | None:
-    """The file of the cache; None where model or data are not known here."""
+    """The file in the cache; None where the content of model or data is not known here."""
     config = run.config
     try:
         model, data = model_content(config["model"]), data_of(run, contents)
@@ -132,7 +132,7 @@ def _path(run: Run, contents: Contents) -> Path | None:
         return None
     if model is None or data is None:
         return None
-    # The draw of images changes neither how many there are nor how large they are.
+    # Another draw of images has as many images of the same size.
     task = {key: value for key, value in defining(config)["task"].items() if key != "draw_seed"}
     key = hash_of([model, data, task, config["train"]["max_length"]])
     return cache_folder() / "lengths" / f"{key[:24]}.json"

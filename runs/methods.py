@@ -2,8 +2,8 @@
 
     kind: my_package.lora_xs.LoraXS      # in FOLDER/method/lora_xs.yaml, with --config-dir FOLDER
 
-The module is imported like any other: it is installed, or its folder is on PYTHONPATH. A file alone names
-one; no override does, and vera, which reads adapter files of strangers, imports nothing.
+The module is imported like any other: it is installed, or its folder is on PYTHONPATH. Only a file can name
+a class; an override cannot, and vera, which reads adapter files from anywhere, imports none.
 """
 
 import importlib
@@ -28,22 +28,22 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         return vera.make_method(**settings)
     path, _, name = kind.rpartition(".")
     try:
-        found = getattr(importlib.import_module(path), name)
+        method = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"method.kind={kind}: no such class can be imported ({error}). Install its package, or put the"
             " folder that it is in on PYTHONPATH"
         ) from None
-    if not (inspect.isclass(found) and issubclass(found, vera.Method) and "kind" in vars(found)):
+    if not (inspect.isclass(method) and issubclass(method, vera.Method) and "kind" in vars(method)):
         raise UserError(
             f'method.kind={kind}: should be a method such as class {name}(vera.Method, kind="{name.lower()}")'
         )
-    return vera.make_method(**settings | {"kind": found.kind})
+    return vera.make_method(**settings | {"kind": method.kind})
 
 
 def source_file(kind: str) -> Path | None:
-    """The file of a class outside of the clone, without running it; None where it is not there, or is one of
-    vera's."""
+    """The file of a class outside of the clone, without importing it; None where there is none, and for
+    vera's methods."""
     path = kind.rpartition(".")[0]
     try:
         spec = importlib.util.find_spec(path) if path else None

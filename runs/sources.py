@@ -5,6 +5,7 @@ A run's id has no code in it. Committed code is known by its commit, and uncommi
 these files. No torch: a command asks this for every run that is done already."""
 
 import ast
+import hashlib
 import inspect
 import subprocess
 from functools import cache
@@ -51,9 +52,9 @@ AT_START = {
 def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
     """For a record: the file of the method's class, and the file or package of the task's family.
 
-    file: its name. sha256: the first 16 hex digits. imports: the same of the modules beside it that it
-    imports, by name. uncommitted: whether one of them is untracked or differs from the last commit; None
-    outside of the git checkout."""
+    file: its name. sha256: the first 16 hex digits. imports: one hash of the modules beside it that it
+    imports. uncommitted: whether one of them is untracked or differs from the last commit; None outside of a
+    git checkout."""
     task = Path(str(family.__file__))
     task = task.parent if task.name == "__init__.py" else task
     files = {"method": Path(inspect.getfile(type(method))), "task": task}
@@ -62,17 +63,15 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
 
 def _source(path: Path) -> dict[str, Any]:
     files = [path, *_imports(path)]
-    now = {file: _digest(file) for file in files}
-    began = {file: AT_START.get(file) or now[file] for file in files}
-    inside = path.is_relative_to(ROOT)
-    # The commits of another project are not known here. An edit since this process started is in no commit
-    # that the record could name.
-    dirty = uncommitted(tuple(map(_name, files)), tuple(now.values())) if inside else None
-    return {
-        "file": _name(path) if inside else path.name,
-        "sha256": began[path],
-        "imports": {file.name: began[file] for file in files[1:]},
-        "uncommitted": True if inside and began != now else dirty,
+    now = [_digest(file) for file in files]
+    began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
+    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": _one_hash(began[1:])}
+    if not path.is_relative_to(ROOT):  # the commits of another project are not known here
+        return source | {"uncommitted": None}
+    # What was edited since this process started is in no commit that the record could name
+    return source | {
+        "file": _name(path),
+        "uncommitted": _are_uncommitted(files, now) if began == now else True,
     }
 
 
@@ -80,24 +79,39 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def _one_hash(digests: list[str]) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
 def _imports(path: Path) -> list[Path]:
     """The modules in a file's folder that it imports, and those that they import; of a package none, since
     all its files count."""
     files, new = list[Path](), [path] if path.is_file() else []
     while new:
-        try:
-            tree = ast.parse(new.pop().read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError):  # edited at this moment
-            continue
-        modules = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {alias.name for node in modules for alias in node.names}
-        names |= {str(node.module) for node in modules if isinstance(node, ast.ImportFrom)}
-        for name in names:
-            file = path.with_name(f"{name.rpartition('.')[2]}.py")
-            if file.is_file() and file not in (path, *files):
-                files.append(file)
-                new.append(file)
+        file = new.pop()
+        for name in _imported_names(file, stamp(file)):
+            beside = path.with_name(f"{name}.py")
+            if beside.is_file() and beside not in (path, *files):
+                files.append(beside)
+                new.append(beside)
     return sorted(files)
+
+
+@cache
+def _imported_names(path: Path, stamp: tuple[int, int]) -> set[str]:
+    """The last parts of the names that a file imports: modules, and what is imported from modules."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):  # being edited at this moment
+        return set()
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names}
+    names |= {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
+    return {name.rpartition(".")[2] for name in names}
+
+
+def _are_uncommitted(files: list[Path], digests: list[str]) -> bool | None:
+    return uncommitted(tuple(map(_name, files)), tuple(digests))
 
 
 @cache
@@ -109,21 +123,24 @@ def uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None
 
 
 def changed(record: Record) -> list[str]:
-    """The source files of a record that have changed since and are, or were, uncommitted. Not a file that has
-    moved, one that was committed both times, or one that an older record does not list."""
-    files, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
+    """The source files of a record that have changed since, or whose imports have, and that are or were
+    uncommitted. Not a file that has moved, and none that was committed both times; of an older record, whose
+    imports are not known, only the files themselves."""
+    names, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
         outside = source_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
-        hashes = {path: source["sha256"]}
-        hashes |= {path.parent / name: value for name, value in source.get("imports", {}).items()}
-        for file, before in hashes.items():
-            now = _digest(file) if file.exists() else before
-            if now == before:
-                continue
-            if outside or source["uncommitted"] or uncommitted((_name(file),), (now,)):
-                files.append(file.name if outside else _name(file))
-    return list(dict.fromkeys(files))
+        if not path.exists():
+            continue
+        files = [path, *_imports(path)]
+        now = [_digest(file) for file in files]
+        imports = _one_hash(now[1:])
+        if now[0] == source["sha256"] and source.get("imports", imports) == imports:
+            continue
+        if outside or source["uncommitted"] or _are_uncommitted(files, now):
+            itself = now[0] != source["sha256"]
+            names.append(source["file"] if itself else f"a module that {source['file']} imports")
+    return names
 
 
 def changed_words(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""What types alone do not catch: each mistake in one line, before anything starts."""
+"""Checks of a configuration beyond its types: each mistake in one line, before anything starts."""
 
 from dataclasses import fields
 from typing import Any
@@ -14,9 +14,9 @@ from runs.record import from_recipe
 
 #: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
 SCALINGS = ("constant", "proportional")
-#: Keys of a task that hold a path or a name, or null: a number is no such word.
+#: Keys of a task that hold a path or a name, or null, and no number.
 NAMES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
-#: Types by how a user would call them.
+#: Types in a user's words.
 TYPES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -28,7 +28,7 @@ TYPES: dict[type, str] = {
 
 
 def check_whole(config: dict[str, Any]) -> None:
-    """Raises UserError where a `~` has taken away a key that every run has."""
+    """Raises UserError where a `~` has removed a key that every run has."""
     for key in (field.name for field in fields(Config)):
         if key not in config:
             raise UserError(f"~{key} takes away what every run has: set it to another value, or leave it")
@@ -37,15 +37,13 @@ def check_whole(config: dict[str, Any]) -> None:
 def check_types(
     config: dict[str, Any], overrides: tuple[str, ...], files: Files, groups: tuple[str, ...]
 ) -> list[str]:
-    """Task and method files are their own schema: a value given for a key must be of the type of the file's
-    own.
+    """Checks overrides of task, method, training and model settings against their files: a value must have
+    the type of the file's value. In `config`, a whole number for a key with a fraction becomes a float.
 
-    A whole number for a key that has a fraction becomes one. groups: the choices of files, whose values
-    count. Returns the overrides that set the method, the training or the model's configuration to something
-    else than their files do."""
-    given = [
-        o for o in overrides if o.lstrip("+").startswith(("task.", "method.", "train.", "model.settings"))
-    ]
+    groups: the overrides that choose files. Returns the overrides that set the method, the training or the
+    model's settings differently from their files. Raises UserError for a value of another type."""
+    own = ("task.", "method.", "train.", "model.settings")
+    given = [line for line in overrides if line.lstrip("+").startswith(own)]
     if not given:
         return []
     default, changed = files.defaults(groups), []
@@ -56,9 +54,7 @@ def check_types(
             parent, node = node, node[part]
         if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
             parent[part] = node = float(node)  # `1` and `1.0` are one run
-        elif (
-            isinstance(wanted, list) and isinstance(node, list) and all(isinstance(x, float) for x in wanted)
-        ):
+        elif isinstance(node, list) and isinstance(wanted, list) and all(type(x) is float for x in wanted):
             parent[part] = node = [float(x) if type(x) is int else x for x in node]
         if node != wanted and not key.startswith("task."):
             changed.append(line)
@@ -71,13 +67,12 @@ def check_types(
 
 
 def plain(node: Any) -> Any:
-    """A part of the configuration as plain values, resolved: of the parts that are asked for alone, which is
-    quicker."""
+    """A part of the configuration as plain values, resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def check_values(config: dict[str, Any], files: Files) -> None:
-    """Raises UserError for a value that no run can have."""
+    """Raises UserError for a value that is not allowed."""
     _check_choices(config)
     _check_numbers(config)
     _check_task(config["task"], config["method"])
@@ -133,7 +128,7 @@ def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:
             raise UserError(
                 f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all"
             )
-    # Null is no third value
+    # Null is not allowed
     for part, key in ((task, "task.length_grouped"), (method, "method.redrawn")):
         value = part.get(key.partition(".")[2], True)
         if not isinstance(value, bool):
@@ -182,25 +177,25 @@ def _check_model(config: dict[str, Any], files: Files) -> None:
 
 
 def _of(files: Files, group: str, modality: str) -> list[str]:
-    """The models or tasks of a modality, which their files name, or those that they begin with."""
+    """The models or tasks of a modality; their files name it, or the first file of their defaults does."""
 
     def named(group: str, name: str) -> str:
         content = files.read(group, name)
         if "modality" in content:
             return str(content["modality"])
-        begins = next(entry for entry in content["defaults"] if entry != "_self_").partition("@")[0]
-        other, _, name = begins.strip("/").rpartition("/")
+        first = next(entry for entry in content["defaults"] if entry != "_self_").partition("@")[0]
+        other, _, name = first.strip("/").rpartition("/")
         return named(other or group, name)
 
     return [name for name in files.choices(group) if named(group, name) == modality]
 
 
 def check_followed(config: dict[str, Any], cfg: DictConfig) -> None:
-    """Raises UserError where a setting of a method that follows from others is at odds with them: LoRA's
-    alpha, VeRA's projection_seed. cfg: before it was resolved."""
+    """Raises UserError where a setting of a method contradicts those that it follows from: LoRA's alpha,
+    VeRA's projection_seed. Removes `scaling` from other methods. cfg: the configuration, not resolved."""
     method = config["method"]
     if method["kind"] != "lora":
-        method.pop("scaling", None)  # of a preset of LoRA's rows that another row was asked of (METHODS=vera)
+        method.pop("scaling", None)  # a preset of LoRA's rows set it, and METHODS= chose another row
     if "scaling" in method:
         if method["scaling"] not in SCALINGS:
             raise UserError(f"method.scaling={method['scaling']}: should be one of {', '.join(SCALINGS)}")

@@ -1,4 +1,4 @@
-"""The options of a command that composes runs: Hydra's, under Hydra's names."""
+"""The options of a command that composes runs, with Hydra's names."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from runs.errors import UserError
 
-#: Hydra's options that mean nothing here, and what does.
+#: Hydra's options that are refused, and what to use instead.
 REFUSED = {
     "config_name": "--config-name: there is one, conf/config.yaml. experiment=NAME chooses a preset of it",
     "config_path": "--config-path: the files of conf/ stay. --config-dir FOLDER adds others",
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of Hydra's options and overrides, under Hydra's names."""
+    """The parser of Hydra's options and of overrides."""
     options = _Parser(add_help=False, allow_abbrev=False)
     add = options.add_argument
     add("overrides", nargs="*", help="KEY=VALUE, or KEY=a,b for a sweep")
@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line, and its overrides. Raises UserError for an option that is not known, or
-    means nothing here."""
+    """The options and overrides of a command line. Raises UserError for an option that is unknown or
+    refused."""
     flags = parser().parse_intermixed_args(list(arguments))
     for name, why in REFUSED.items():
         if getattr(flags, name) not in (None, False):

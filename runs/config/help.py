@@ -1,4 +1,4 @@
-"""What Hydra's options print (--cfg, --info, --help, ...), by Hydra's own object."""
+"""The options that print something and run nothing (--cfg, --info, --help, ...); Hydra's object prints."""
 
 import argparse
 import logging
@@ -19,9 +19,10 @@ from runs.errors import UserError, rank
 
 
 def answered(arguments: Sequence[str], about: str | None) -> bool:
-    """Prints what an option asks for, if one does. about: the command's own help.
+    """Prints what an option asks for, and returns whether there was such an option. about: the command's own
+    help.
 
-    Raises UserError for what is wrong with the options or the overrides."""
+    Raises UserError for a mistake in the options or the overrides."""
     flags = read_flags(arguments)
     if flags.version:
         print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
@@ -65,5 +66,5 @@ def _print(flags: argparse.Namespace, about: str, hydra: Any) -> None:
     elif flags.cfg:
         hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
     else:
-        logging.raiseExceptions = False  # by which it prints: a reader that has gone (| head) is no error
+        logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
         hydra.show_info(flags.info, "config", flags.overrides)

@@ -1,6 +1,6 @@
-"""Where and how the runs of a command are done, and what launchers can be told.
+"""Where and how the runs of a command are done, and the settings of launchers.
 
-None of it is part of a run's identity or configuration: a sweep that was begun with one launcher goes on with
+None of it is part of a run's identity or configuration: a sweep can start with one launcher and continue with
 another."""
 
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from runs.tracking.settings import Tracking
 
 @dataclass
 class Launcher:
-    """Starts executors, or is this process. See conf/launcher."""
+    """The base of the launchers' settings. See conf/launcher."""
 
     name: str = "?"
 
 
 @dataclass
 class Serial(Launcher):
-    """One run after another, here."""
+    """One run after another, in this process."""
 
     name: str = "serial"
     runs_per_device: int = 1  # how many runs of several commands may share a device
@@ -37,7 +37,7 @@ class Local(Launcher):
 class Slurm(Launcher):
     """An array of Slurm jobs, each with one executor. The names are submitit's, where it has one.
 
-    What sbatch knows beside these (comment, exclude, mail_user ...) goes into additional_parameters."""
+    Other options of sbatch (comment, exclude, mail_user ...) go into additional_parameters."""
 
     name: str = "slurm"
     executors: int | None = None  # how many at once; null: one a run, at most 8
@@ -45,7 +45,7 @@ class Slurm(Launcher):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    timeout_min: int = 60  # of one job, in minutes: it goes back into the queue and goes on where it was
+    timeout_min: int = 60  # of one job, in minutes; then it is queued again, and continues
     cpus_per_task: int | None = None
     gpus_per_node: int | None = None
     gres: str | None = None
@@ -53,7 +53,7 @@ class Slurm(Launcher):
     nodes: int = 1
     array_parallelism: int = 256  # jobs of an array that run at once
     max_num_timeout: int = 1000  # how often a job goes back into the queue
-    signal_delay_s: int = 120  # how long before its time is over a job is told, in seconds
+    signal_delay_s: int = 120  # how many seconds before its time limit a job gets a signal
     setup: list[str] = field(default_factory=list)  # shell commands before the executor's
     additional_parameters: Any = None  # a mapping: of sbatch: {exclude: node7}
 
@@ -69,7 +69,7 @@ class Ray(Launcher):
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
-#: Seconds. For longer nobody waits on the word of a lease.
+#: The largest lease_seconds: no executor waits longer for a silent one.
 LONGEST_LEASE = 3600
 MODES = (None, "online", "offline", "off")
 
@@ -86,7 +86,7 @@ class Launch:
 
 
 def from_plain(values: dict[str, Any]) -> Launch:
-    """From plain values, as a composed configuration has them. Raises UserError for what cannot be."""
+    """From the plain values of a composed configuration. Raises UserError for a value that is not allowed."""
     settings, kinds = dict(values["launcher"]), {of.name: of for of in LAUNCHERS}
     if settings["name"] not in kinds:
         raise UserError(f"launcher.name={settings['name']}: should be one of {', '.join(kinds)}")

@@ -1,16 +1,16 @@
-"""Names and values as the command line has them, and the nearest right one for a wrong one."""
+"""Names and values on the command line, and suggestions for misspelt names."""
 
 import difflib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: How peft calls settings of a method.
+#: Settings of a method by peft's names.
 ALIASES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "sites"}
 
 
 def as_word(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as it is written on the command line."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
     if isinstance(value, list):
@@ -19,7 +19,8 @@ def as_word(value: Any) -> str:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """The nearest right name as a sentence, or, for a key of a group, what the group has; else empty."""
+    """A sentence with the nearest right name or, for a key of a group, with the keys of the group; else
+    empty."""
     # "lr" for "train.lr": the last part right, the group wrong or left out
     group, _, last = name.rpartition(".")
     known_as = f"{group}.{ALIASES.get(last, last)}" if group else last
@@ -36,8 +37,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and what they hold, but for what no override sets: the recipe's, and parts of an
-    architecture."""
+    """Dotted keys and their values, without those that no override sets: the recipe's, an architecture's."""
     for key, value in node.items():
         if f"{prefix}{key}".startswith(("recipe", "model.architecture.")):
             continue
@@ -47,5 +47,5 @@ def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing, in one line."""
+    """The first line of an error's message, or the error's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

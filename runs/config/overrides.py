@@ -1,4 +1,4 @@
-"""The overrides of a command line, in Hydra's grammar: read, held to what may be set, their lists counted."""
+"""The overrides of a command line, in Hydra's grammar: parsed and checked, with their lists expanded."""
 
 import itertools
 import re
@@ -14,13 +14,13 @@ from runs.config.files import GROUPS
 from runs.config.names import ALIASES, first_line
 from runs.errors import UserError
 
-#: Of one command. A number with a zero too many is refused before it takes memory.
+#: The most runs of one command: a range with a zero too many is refused before it takes memory.
 MOST_RUNS = 100_000
 RUN_ID = "[0-9a-f]{12}"
 #: Groups that every command has a choice of.
 NEEDED = ("model", "task", "method", "launcher", "tracking")
 _LOG = "the log of a run is runs/ID/log.txt in the output folder"
-#: Hydra's own settings, by how they begin, and what is typed here instead.
+#: The beginnings of Hydra's own settings, and what to write here instead.
 HYDRAS_OWN = {
     "hydra/launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
     "hydra.launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
@@ -39,10 +39,10 @@ HYDRAS_OWN = {
 
 
 def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The overrides with one value by key, and those with a list: an override for each of its values.
+    """The overrides with one value by key, and by key those with a list: an override for each of its values.
 
-    Raises UserError for what Hydra's grammar does not read, for what no override may set, and for a key that
-    is given twice where that hides something: a group, or a list."""
+    Raises UserError for an override that Hydra's grammar cannot parse, for a key that no override may set,
+    and for a group or a list that is given twice."""
     fixed, lists = dict[str, str](), dict[str, list[str]]()
     for argument in arguments:
         override = _parse(argument)
@@ -57,7 +57,7 @@ def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def _line(override: Override) -> str:
-    """The override as it was typed; a cast, int(3), is what it makes."""
+    """The override as it was typed, with the value of a cast such as int(3)."""
     line, value = override.input_line or "", override.value()
     if "(" in line and isinstance(value, int | float):
         return f"{override.get_key_element()}={override.get_value_element_as_str()}"
@@ -65,7 +65,7 @@ def _line(override: Override) -> str:
 
 
 def values(key: str, text: str) -> list[str]:
-    """The overrides that a preset's list (hydra.sweeper.params) means: KEY=VALUE each."""
+    """The overrides KEY=VALUE of a preset's list (hydra.sweeper.params)."""
     override = _parse(f"{key}={text}")
     if not override.is_sweep_override():
         return [override.input_line or ""]
@@ -96,25 +96,25 @@ def _parse(argument: str) -> Override:
 
 
 def _readable(argument: str) -> str:
-    """The word as Hydra's grammar should read it."""
-    # The shell would have expanded ~ at the start of a word alone.
+    """The argument in the form that Hydra's grammar parses."""
+    # A shell expands ~ only at the start of a word.
     argument = re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1)
     # Hydra's examples write +experiment=NAME, for applications whose defaults do not list the group.
     argument = re.sub(r"^\+(?=experiment=)", "", argument)
-    # An id such as 123e45678901 is no number.
+    # Without quotes an id such as 123e45678901 would be a number.
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", argument):
         return match[1] + ",".join(f"'{one}'" for one in match[2].split(","))
     return argument
 
 
 def _config_loader() -> Any:
-    """Which lists the options of a group, for glob()."""
+    """Hydra's loader, which lists the options of a group for glob()."""
     hydra = GlobalHydra.instance()
     return hydra.config_loader() if hydra.is_initialized() else None
 
 
 def _check(override: Override, shown: str) -> None:
-    """Raises UserError for a key that no override sets, with what to write instead."""
+    """Raises UserError for a key that no override may set, with what to write instead."""
     key = override.key_or_group
     if not key or (not override.is_delete() and "=" not in shown):
         raise UserError(f"{shown!r} is not KEY=VALUE")
@@ -135,7 +135,7 @@ def _check(override: Override, shown: str) -> None:
 
 
 def _names_target(value: Any) -> bool:
-    """Whether a value holds a mapping with the key by which Hydra calls whatever it names."""
+    """Whether a value holds a mapping with _target_, by which Hydra calls the function that it names."""
     if isinstance(value, ChoiceSweep):
         value = value.list
     if isinstance(value, dict):
@@ -146,8 +146,8 @@ def _names_target(value: Any) -> bool:
 
 
 def _values(override: Override) -> list[str]:
-    """What a list holds, as texts. UserError for more than MOST_RUNS values, before they are made, and for
-    what cannot be listed."""
+    """The values of a list, as texts. Raises UserError for more than MOST_RUNS values, before they are made,
+    and for a sweep that has no list of values."""
     line, value = override.input_line or "", override.value()
     if override.is_interval_sweep():
         raise UserError(f"{line}: an interval has no values to run through: a list, or python -m runs.tune")

@@ -1,4 +1,4 @@
-"""One run to do."""
+"""One run, before it is done."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +8,11 @@ from runs.record import NOT_SETTINGS, row_label
 
 @dataclass(frozen=True)
 class Run:
-    """One run to do: its cell, its seed, and its resolved configuration as plain values.
+    """One run: its cell, its seed, and its resolved configuration as plain values.
 
-    start: the run whose adapter this one starts from (init_from=ROW@TASK), to be done before it.
-    changed: the overrides that gave the method or the training another setting than their files do.
-    overrides: a command line that means this run but for its seed. Two that mean the same are one run.
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), which has to be done first.
+    changed: the overrides that set the method, the training or the model differently from their files.
+    overrides: a command line for this run without its seed; it does not tell runs apart.
     """
 
     row: str
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a record calls it: its cell, with the seed and the preset ("paper"), and labels for people."""
+        """A record's names of the run: its cell, with the seed and the preset ("paper"), and labels."""
         task = self.config["task"]
         cell = {"paper": self.experiment, "row": self.row, "model": self.model, "task": task["name"]}
         label = {"row": row_label(self.config), "model": self.config["model"]["label"], "task": task["label"]}
@@ -41,26 +41,26 @@ class Run:
 
     @property
     def label(self) -> str:
-        """For people: row, task and seed."""
+        """Row, task and seed as people read them."""
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 
 def run_from(plain: dict[str, Any]) -> Run:
-    """A run from the plain values that dataclasses.asdict makes of it."""
+    """The run that dataclasses.asdict turned into these plain values."""
     return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
 
 
 def starts(runs: list[Run]) -> list[Run]:
     """The runs that others start from, each once."""
-    found: list[Run] = []
+    first: list[Run] = []
     for run in runs:
-        if run.start and run.start not in found:
-            found.append(run.start)
-    return found
+        if run.start and run.start not in first:
+            first.append(run.start)
+    return first
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs in an order that can be done: those that others start from come first, whether asked for or
-    not."""
+    """The runs in a possible order: first those that others start from, also where they are not among the
+    runs."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]

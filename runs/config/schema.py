@@ -17,17 +17,16 @@ class Model:
     revision: str | None = None
     path: str | None = None
     package: str | None = None
-    wheel: str | None = None  # name==version of a wheel that holds the model as GGUF
-    sha256: str | None = None
-    # Checked against the folder's config.json; null: whatever it is
-    architecture: dict[str, Any] | None = None
-    settings: Any = None  # a mapping: of the configuration, other than the pretrained ones
+    wheel: str | None = None  # name==version of a wheel that holds the model as GGUF or ONNX
+    sha256: str | None = None  # of model.safetensors, or of the wheel
+    architecture: dict[str, Any] | None = None  # compared with the folder's config.json, unless null
+    settings: Any = None  # a mapping: settings of the model's configuration that replace the pretrained ones
     quantise: str | None = None  # nf4: the linear layers in 4 bit
 
 
 @dataclass
 class Train:
-    """What defines the result. See conf/config.yaml."""
+    """The settings of training. See conf/config.yaml."""
 
     epochs: int
     effective_batch: int
@@ -48,8 +47,7 @@ class Train:
 
 @dataclass
 class Config:
-    """The whole configuration. Task and method are open: their files say which keys there are, and of what
-    type."""
+    """The configuration of a run. Task and method are open: their files define their keys and types."""
 
     model: Model
     task: dict[str, Any]
@@ -73,6 +71,6 @@ class Config:
 
 @dataclass
 class Settings(Launch, Config):
-    """The configuration of a command: a run's, and where and how runs are done, which no record holds."""
+    """The configuration of a command: that of its runs, and where and how they are done."""
 
-    launcher: Launcher = field(default_factory=Launcher)  # of which each one's own type comes with its file
+    launcher: Launcher = field(default_factory=Launcher)  # the launcher's file chooses a subclass

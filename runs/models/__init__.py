@@ -1,7 +1,6 @@
-"""A pretrained backbone from the hub, a local folder, an installed package, or a wheel: nothing else differs
-between them.
+"""Pretrained backbones from the hub, a local folder, an installed package, or a wheel.
 
-torch and transformers are imported where they are used: the plan asks this package where a model lies.
+torch and transformers are imported in functions, since the plan only asks where a model lies.
 """
 
 from runs.models.load import load, skeleton

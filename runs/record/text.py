@@ -1,10 +1,11 @@
-"""Numbers and errors in words, for people."""
+"""Numbers and errors as text."""
 
+import errno
 import re
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 12s, 5m40s, 31.2h."""
+    """Seconds as text: 12s, 5m40s, 31.2h."""
     if seconds < 59.5:
         return f"{seconds:.0f}s"
     if seconds < 3600:
@@ -14,7 +15,7 @@ def duration(seconds: float) -> str:
 
 
 def megabytes(size: float) -> str:
-    """Bytes in words: 34 KB, 86 MB, 5.2 GB (powers of 1000)."""
+    """Bytes as text: 34 KB, 86 MB, 5.2 GB (powers of 1000)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= scale:
             return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
@@ -27,20 +28,16 @@ def plural(count: int, word: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with each stretch of white space (line breaks, tabs, ...) as one space: it cannot leave its
-    line."""
+    """The text on one line: line breaks, tabs and repeated spaces become one space."""
     return re.sub(r"\s+", " ", text)
 
 
 def describe(error: BaseException) -> str:
-    """One line for an error; a full disk says what to do."""
+    """An error in one line; for a full disk, with what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        kept = (
-            ". Finished runs are kept; make room and run the same command again"
-            if error.errno in (28, 122)
-            else ""
-        )
-        return f"{where}{error.strerror}{kept}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = ". Finished runs are kept; make room and run the same command again" if full else ""
+        return f"{where}{error.strerror}{advice}"
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,6 +1,5 @@
-"""One run: what it is done with (context), how that is built (build), the loop, and the record at its end
-(result).
+"""One run: its model, task and device (context), which build.py makes; the loop; and its record (result).
 
-checkpoint.py keeps what a killed run goes on from, decode.py the texts that a model writes, features.py the
-inputs of a head that trains alone, provenance.py what a run was done with.
+checkpoint.py saves and loads checkpoints, decode.py has the model write texts, features.py computes the
+inputs of a head that trains alone, provenance.py records code, versions and machine.
 """

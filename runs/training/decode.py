@@ -1,8 +1,8 @@
-"""The texts that a trained model writes, and their scores: for the last epoch, and for the best one where it
-is another.
+"""The texts that a trained model writes, and their scores, for the last epoch and the best one.
 
-Texts are saved as they come, so that a killed run goes on where it was. They stay in the run's folder:
-decoded_last.jsonl and, in the format of the metrics' own scripts, the task's text files."""
+Texts are saved as they come, so that a killed run continues with the missing ones. They stay in the run's
+folder: decoded_last.jsonl, decoded_best.jsonl, and the task's text files in the format of the metrics' own
+scripts."""
 
 import contextlib
 import hashlib
@@ -38,26 +38,26 @@ def decode_epochs(
     task, last = cast(Decoding, context.task), len(epochs) - 1
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
     clock = Clock(context.folder / "decode_seconds.json", weights(context))
-    found = {"last": _texts(context, "last", clock)}
+    texts = {"last": _texts(context, "last", clock)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
-        found["best"] = found["last"]
+        texts["best"] = texts["last"]
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what copying a transformers model touches
+            warnings.simplefilter("ignore")  # deprecated attributes that copying a transformers model reads
             context.method = vera.load(context.raw_model, context.best_file)
-        found["best"] = _texts(context, "best", clock)
+        texts["best"] = _texts(context, "best", clock)
     seconds["decode"] = clock.seconds()
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
-    if not context.accelerator.is_main_process:  # which writes no record
+    if not context.accelerator.is_main_process:  # the main process writes the record
         return {}
     context.check_owner()
-    write(task, context.folder, found)
-    entries = scores(task, found, {"last": epochs[last], "best": epochs[best]})
+    write(task, context.folder, texts)
+    entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         words = ", ".join(
             f"{key} {value:.2f}"
@@ -70,40 +70,36 @@ def decode_epochs(
 
 
 def rehearse(context: Context) -> None:
-    """Finds out before hours of training whether the model can be decoded. Raises DataError in one line where
-    it cannot."""
+    """Tests before hours of training that the model can decode. Raises DataError in one line where it
+    cannot."""
     context.raw_model.eval()
     with torch.no_grad(), context.accelerator.autocast():
         cast(Decoding, context.task).rehearse(context.raw_model)
 
 
-def scores(task: Decoding, found: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
-    """An entry for each epoch (last, best) and variant, the last epoch by the protocol's variant first."""
-    kept: dict[str, dict[str, Any]] = {}  # equal texts have equal scores, and METEOR takes a while
+def scores(task: Decoding, texts: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
+    """An entry for each epoch (last, best) and variant; the protocol's variant of the last epoch is first."""
+    by_hash: dict[str, dict[str, Any]] = {}  # equal texts are scored once: METEOR takes a while
     entries = []
-    for which, texts in found.items():
+    for which, of_epoch in texts.items():
         for variant in task.variants:
-            digest = hashlib.sha256(json.dumps(texts[variant]).encode()).hexdigest()[:16]
-            if digest not in kept:
-                kept[digest] = task.scores(texts[variant])
-            entries.append(
-                {"which": which, "epoch": epochs[which], "variant": variant, **kept[digest], "hash": digest}
-            )
+            digest = hashlib.sha256(json.dumps(of_epoch[variant]).encode()).hexdigest()[:16]
+            if digest not in by_hash:
+                by_hash[digest] = task.scores(of_epoch[variant])
+            about = {"which": which, "epoch": epochs[which], "variant": variant}
+            entries.append({**about, **by_hash[digest], "hash": digest})
     return entries
 
 
-def write(task: Decoding, folder: Path, found: Mapping[str, Texts]) -> None:
-    """The texts as files in the format of the metrics' own scripts."""
-    task.write(
-        folder,
-        {f"{which}_{variant}": texts[variant] for which, texts in found.items() for variant in task.variants},
-    )
+def write(task: Decoding, folder: Path, texts: Mapping[str, Texts]) -> None:
+    """Writes the texts as files in the format of the metrics' own scripts."""
+    files = {f"{which}_{v}": of_epoch[v] for which, of_epoch in texts.items() for v in task.variants}
+    task.write(folder, files)
 
 
 def read(task: Decoding, folder: Path) -> dict[str, Texts]:
-    """The texts of a finished run, by epoch (last, and best where it is another). Raises ValueError where one
-    is missing."""
-    found = {}
+    """The texts of a finished run for the last and the best epoch. Raises ValueError where one is missing."""
+    texts = {}
     for which in ("last", "best"):
         path = folder / f"decoded_{which}.jsonl"
         if which == "last" or path.is_file():
@@ -111,8 +107,8 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
             missing = [i for i in range(len(task.items)) if i not in by_item]
             if missing:
                 raise ValueError(f"{len(missing)} of the {len(task.items)} texts are missing or damaged")
-            found[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
-    return {"last": found["last"], "best": found.get("best", found["last"])}
+            texts[which] = {v: [by_item[i][v] for i in range(len(task.items))] for v in task.variants}
+    return {"last": texts["last"], "best": texts.get("best", texts["last"])}
 
 
 class Clock:
@@ -150,7 +146,7 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], context.accelerator.device)
-    found = write_down(
+    by_item = write_down(
         context,
         context.folder / f"decoded_{which}.jsonl",
         {"run": context.run_id, "weights": weights(context), "decoding": task.settings(), "prompts": size},
@@ -159,7 +155,7 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
         task.variants,
         f"decoding ({which} epoch)",
     )
-    return {variant: [found[i][variant] for i in range(len(task.items))] for variant in task.variants}
+    return {variant: [by_item[i][variant] for i in range(len(task.items))] for variant in task.variants}
 
 
 def prompts_at_once(eval_batch: int, beams: int, device: torch.device) -> int:
@@ -177,14 +173,15 @@ def write_down(
     variants: Sequence[str],
     phase: str,
 ) -> dict[int, dict[str, str]]:
-    """Each item's texts by variant, saved in `path` as they come; processes share the batches. What an
-    earlier try has saved there is not decoded again, if it is of the same `of`: what defines the texts.
+    """Decodes each item and saves the texts in `path` as they come; processes share the batches. Returns an
+    item's texts by variant.
 
-    Items that meet in a batch meet again after a kill: sums of floats depend on the company.
+    of: what defines the texts, the file's first line. Texts that an earlier attempt saved under the same `of`
+    are not decoded again. The batches stay the same after a kill, since a sum of floats depends on them.
     """
     accelerator, total = context.accelerator, sum(map(len, batches))
     saved = _saved(path, of, variants)
-    accelerator.wait_for_everyone()  # all have read before the first one writes
+    accelerator.wait_for_everyone()  # all have read the file before the main process writes
     file = None
     if accelerator.is_main_process:
         context.check_owner()
@@ -226,8 +223,7 @@ def write_down(
 
 @contextlib.contextmanager
 def _merged(context: Context) -> Any:
-    """The adapter in the weights, where the method can do that: every step then costs what the base model's
-    does."""
+    """Merges the adapter into the weights, where the method can: a step then costs as much as without it."""
     method, model = context.method, context.raw_model
     try:
         method.merge(model)
@@ -241,7 +237,7 @@ def _merged(context: Context) -> Any:
 
 
 def weights(context: Context) -> str:
-    """A hash of the trained values: texts of other values are no part of this run."""
+    """A hash of the trained values, which saved texts must come from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(
         (name, p) for name, p in context.raw_model.named_parameters() if p.requires_grad
@@ -252,12 +248,11 @@ def weights(context: Context) -> str:
 
 
 def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
-    """The texts that a file holds, if they are of these weights and settings; a last line that was cut off is
-    left out."""
+    """The texts of a file whose first line is `of`, up to the first damaged line."""
     header, *lines = _lines(path) or [None]
     if header != of:
         return {}
-    found = {}
+    saved = {}
     for line in lines:
         if not (
             isinstance(line, dict) and type(line.get("item")) is int and isinstance(line.get("texts"), dict)
@@ -266,25 +261,23 @@ def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[i
         texts = {variant: line["texts"].get(variant) for variant in variants}
         if not all(isinstance(text, str) for text in texts.values()):
             break
-        found[line["item"]] = texts
-    return found
+        saved[line["item"]] = texts
+    return saved
 
 
 def _lines(path: Path) -> list[Any]:
-    """A file's JSON lines up to the first that is damaged, as the last one is that a kill cut off; none
-    without a file."""
-    found: list[Any] = []
+    """A file's JSON lines up to the first damaged one (a kill cuts off the last); none without a file."""
+    values: list[Any] = []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         text = path.read_text(encoding="utf-8", errors="replace")  # the kill may have cut a letter
         *whole, _ = text.split("\n")  # not splitlines: a text may hold other ends of lines
         for line in whole:
-            found.append(json.loads(line))
-    return found
+            values.append(json.loads(line))
+    return values
 
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
-    """The file, open at its end, with the header and what is saved: written anew, since a kill may have cut a
-    line."""
+    """Writes the file again, since a kill may have cut its last line, and opens it at its end."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
     partial.write_text(

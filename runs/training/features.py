@@ -1,8 +1,7 @@
-"""Where a head alone trains, its input is computed once for every image instead of once an epoch.
+"""For a head that trains alone, its input is computed once for every image instead of once an epoch.
 
 That is exact only where nothing before the head is random or differs in training (dropout), and nothing comes
-after it. Both are tried on the first batch, bit for bit, and where they do not hold every step computes
-everything."""
+after it. Both are tested on the first batch, bit for bit; otherwise every step runs the whole model."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -15,22 +14,21 @@ from runs.training.context import Context
 
 
 class Features:
-    """The inputs of a head, (rows, width) for each split, on the device; and the seconds that each split
-    took."""
+    """The inputs of a head on the device, (rows, width) for each split, and the seconds that each took."""
 
     def __init__(self, head: nn.Module, inputs: dict[str, Tensor], seconds: dict[str, float]) -> None:
         self.head, self.inputs, self.seconds = head, inputs, seconds
 
     def batch(self, context: Context, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """What the task's loss takes instead of pixels."""
+        """A batch with features in the place of pixels."""
         labels = torch.from_numpy(context.task.labels(split)[list(rows)]).to(context.accelerator.device)
         return {"features": self.inputs[split][list(rows)], "labels": labels}
 
 
 @torch.no_grad()
 def compute(context: Context, parameters: Iterable[str]) -> Features | None:
-    """The features of both splits; None where they would not be exact, or the head is not the last layer
-    alone. parameters: the names of those that train."""
+    """The features of both splits; None where they would not be exact, or where the trained parameters are
+    not those of one linear layer. parameters: their names."""
     model, trained = context.raw_model, {name.rpartition(".")[0] for name in parameters}
     if len(trained) != 1 or not context.task.fixed("train"):
         return None
@@ -69,8 +67,8 @@ def _run(context: Context, split: str, rows: Sequence[int]) -> Tensor:
 
 
 def _exact(context: Context, head: nn.Module, seen: list[Tensor]) -> bool:
-    """Whether the head's input is the same twice in training and in evaluation, and the head's output is the
-    model's."""
+    """Whether the head's input is the same, twice in training mode and in evaluation, and the head's output
+    is the model's."""
     rows = range(min(8, len(context.task.lengths("train"))))
     generator = torch.get_rng_state()
     for training_mode in (True, True, False):

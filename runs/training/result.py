@@ -170,49 +170,34 @@ READS = ("max_length", "precision")
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:
-    """What differs from the recipe, in words."""
-    recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]["name"]
+    """The task's notes, and what differs from the recipe, in words."""
+    recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]
     words, trains = list(notes), run.method["kind"] != "none"
     if run.recipe == "defaults" and trains:
         words.append("no recipe for this method and model: the harness's defaults")
-    # Where nothing trains, how the model reads and computes is left.
+    # Where nothing trains, only what affects evaluation counts.
     settings = {**train, **run.config["method"]} if trains else {key: train[key] for key in READS}
-    of_tasks = {
-        key: values for key, values in (recipe.get("by_task") or {}).items() if task in (values or {})
-    }
-    for key in sorted({*recipe, *of_tasks} & set(settings)):
-        wanted = of_tasks[key][task] if key in of_tasks else recipe[key]
+    by_task = recipe.get("by_task") or {}
+    recipe_keys = {*recipe, *(key for key, values in by_task.items() if task["name"] in (values or {}))}
+    for key in sorted(recipe_keys & set(settings)):
+        wanted = from_recipe(run.config, key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
             words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")
         elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
-    if trains and run.config["task"]["family"] in READS_LENGTH_GROUPED:
-        grouped, wanted = (
-            run.config["task"].get("length_grouped", True),
-            from_recipe(run.config, "length_grouped", True),
-        )
+    if trains and task["family"] in READS_LENGTH_GROUPED:
+        grouped, wanted = task.get("length_grouped", True), from_recipe(run.config, "length_grouped", True)
         if grouped != wanted:
-            kinds, whose = (
-                {True: "of like lengths", False: "random"},
-                "harness" if run.recipe == "defaults" else "recipe",
-            )
+            kinds = {True: "of like lengths", False: "random"}
+            whose = "harness" if run.recipe == "defaults" else "recipe"
             words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
-    # Said above or by the row, or of no weight.
-    told = {
-        *recipe,
-        *of_tasks,
-        "label",
-        "max_steps",
-        "config_class",
-        "config",
-        "scaling",
-        *COMPUTED,
-        *(() if trains else set(train) - set(READS)),
-    }
-    words += [
-        f"{line} given" for line in run.changed if line.partition("=")[0].rpartition(".")[2] not in told
-    ]
+    # Overrides of other keys, except those that name the row or do not change the result
+    covered = {*recipe_keys, *COMPUTED, "label", "max_steps", "config_class", "config", "scaling"}
+    covered |= set() if trains else set(train) - set(READS)
+    for line in run.changed:
+        if line.partition("=")[0].rpartition(".")[2] not in covered:
+            words.append(f"{line} given")
     if train["max_steps"] is not None and trains:
         words.append(f"stopped after {train['max_steps']} steps")
     return words

@@ -269,7 +269,7 @@ def test_what_will_change_in_a_library_is_not_on_the_screen(options, shown, monk
 def test_a_pipe_that_is_not_the_output_breaks_with_a_line(monkeypatch, capfd):
     assert ended(raising(BrokenPipeError(32, "Broken pipe")), monkeypatch) == 2
     assert capfd.readouterr().err == "error: Broken pipe\n"
-    monkeypatch.setattr(command, "_nobody_reads", lambda: True)
+    monkeypatch.setattr(command, "_drop_unread_output", lambda: True)
     assert ended(raising(BrokenPipeError(32, "Broken pipe")), monkeypatch) == 141
     assert capfd.readouterr().err == ""
 
