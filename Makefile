@@ -20,7 +20,7 @@ SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
-unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
+unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
          ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
 
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
@@ -28,7 +28,7 @@ WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,tas
         $(call given,model.path=,MODEL_PATH) $(call given,task.data_dir=,DATA) $(call given,task.mt_bench_dir=,MT_BENCH) \
         $(call quoted,output=,OUTPUT) $(arguments)
 # LAUNCHER= and TRACKING=, for python -m runs alone.
-LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,tracking=,TRACKING)
+LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,launcher.runs_per_device=,RUNS_PER_DEVICE) $(call given,tracking=,TRACKING)
 
 # The versions that pip installs.
 VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
@@ -43,6 +43,7 @@ help: ## this list
 	@echo
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
+	@echo "  RUNS_PER_DEVICE=4 with LAUNCHER=local has so many runs share a GPU, through MPS where it can be started."
 	@echo "  LAUNCHER=local (or slurm, ray) picks where their runs are done, TRACKING=online (offline, off) whether W&B shows them."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has the"
 	@echo "  answers judged (JUDGE=gpt-4)."

@@ -17,12 +17,15 @@ from typing import Any
 
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import Run, read_command, starts
+from runs.config.launch import Launch
 from runs.errors import UserError
 from runs.forecast import Left, estimate, unknown
+from runs.forecast.rows import Sources
 from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, plural
+from runs.sweep.crowd import advice
 from runs.sweep.jobs import check_ids
 from runs.sweep.leases import lease_seconds, leases_folder
 from runs.sweep.progress import read_progress
@@ -129,13 +132,13 @@ def text(
     ledger: Ledger,
     first: list[Planned] | None = None,
     probe: bool = False,
-    redo: bool = False,
+    launch: Launch | None = None,
 ) -> str:
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed or are blocked.
 
     first: the plan of the runs that come `before` these. probe: first measure how fast this device is
-    (runs/probe.py), for runs that are left and that no finished one is like. redo: the command repeats the
-    finished runs, too."""
+    (runs/probe.py), for runs that are left and that no finished one is like. launch: what the
+    command says of where and how: whether it repeats the finished runs, too, and whether runs share a GPU."""
     runs = [p.run for p in planned]
     first = plan(before(runs), ledger) if first is None else first
     if probe:
@@ -153,8 +156,11 @@ def text(
         why = f" ({p.why})" if p.why else ""
         lines += [f"first: {p.run.label}, from which {waiting} of them start: {p.state}{why}", ""]
     lines += [*_grid(planned), "", _totals(planned), cost([*first, *planned], ledger)]
+    left = [one.run for one in _left(planned)]
+    if launch and (line := advice(left, Sources(list(ledger)), launch.launcher)):
+        lines.append(line)
     lines += _remarks(planned, first)
-    if redo:
+    if launch and launch.redo:
         done = sum(p.state in ("done", "diverged") for p in planned)
         are = "is" if done == 1 else "are"
         lines.append(f"redo=true: also {plural(done, 'run')} that {are} done, beyond that estimate")
@@ -252,10 +258,10 @@ def before(runs: list[Run]) -> list[Run]:
     return [run for run in starts(runs) if run not in runs]
 
 
-def watch(runs: list[Run], every: float = 2.0, probe: bool = False, redo: bool = False) -> None:
+def watch(runs: list[Run], every: float = 2.0, probe: bool = False, launch: Launch | None = None) -> None:
     """Shows the plan again whenever it has changed, until no run is running or can be done.
 
-    every: seconds between two looks. probe, redo: as for `text`; the probe runs once."""
+    every: seconds between two looks. probe, launch: as for `text`; the probe runs once."""
     output, live, shown = runs[0].config["output"], sys.stdout.isatty(), ""
     ledger, stamps = Ledger(), dict[str, int]()
     clear, note = ("\x1b[H\x1b[2J", "\n\nCtrl-C ends the watch, not the sweep") if live else ("", "\n")
@@ -269,7 +275,7 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False, redo: bool =
                     record = read_record(path)
                     ledger.records[record["id"]] = record
         planned = plan(runs, ledger)
-        now, probe = text(planned, ledger, probe=probe, redo=redo), False
+        now, probe = text(planned, ledger, probe=probe, launch=launch), False
         if now != shown:
             shown = now
             print(f"{clear}{now}{note}", flush=True)
@@ -292,7 +298,7 @@ def main(arguments: list[str]) -> int:
     runs = command.runs
     if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(runs, probe=line.settings.probe, redo=command.launch.redo)
+            watch(runs, probe=line.settings.probe, launch=command.launch)
         return 0
     # Published records do not make a run done here. Of a ledger of 100,000 records this reads those of the
     # plan, and a sample for the forecast.
@@ -302,7 +308,7 @@ def main(arguments: list[str]) -> int:
     ledger = open_ledger(runs[0].config["output"], published=False, wanted={i for i, _ in ids if i})
     planned = plan(runs, ledger, ids[: len(runs)])
     planned_first = plan(first, ledger, ids[len(runs) :])
-    print(text(planned, ledger, planned_first, line.settings.probe, command.launch.redo))
+    print(text(planned, ledger, planned_first, line.settings.probe, command.launch))
     return 0
 
 

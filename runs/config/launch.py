@@ -30,7 +30,7 @@ class Local(Launcher):
     """One executor for each place on each device of this machine."""
 
     name: str = "local"
-    runs_per_device: int = 1  # how many runs may share a device
+    runs_per_device: int | None = None  # null: by memory and cores where MPS can serve a GPU, else 1
 
 
 @dataclass

@@ -8,13 +8,16 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
 from runs import gpus
 from runs.config import Run
+from runs.config.launch import Launcher, Local
 from runs.forecast.memory import training_bytes
 from runs.forecast.rows import Sources
+from tasks.parent import tied
 
 #: More runs on a device were not expected to help; each keeps a core or two busy.
 MOST, CORES = 6, 2
@@ -29,12 +32,32 @@ def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
     if free is None or not needs or any(need is None for need in needs):
         return 1
     by_memory = int(free / max(need for need in needs if need))
-    return max(1, min(MOST, by_memory, cores() // CORES // max(devices, 1)))
+    return max(1, min(MOST, by_memory, len(cores()) // CORES // max(devices, 1)))
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> list[int]:
+    """The cores that this process may use, by their numbers."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pinned(place: int, places: int) -> dict[str, Any]:
+    """What subprocess.Popen is given for a program that ends with this process and keeps to its share of the
+    cores, the first of `places` or a later one. Where there are fewer cores than places, or the system does
+    not pin, all of them."""
+    how, mine = tied(), cores()
+    each = len(mine) // places
+    if places == 1 or not each or not hasattr(os, "sched_setaffinity"):
+        return how
+    share, before = mine[place * each : (place + 1) * each], how.get("preexec_fn")
+
+    def begin() -> None:
+        if before:
+            before()
+        os.sched_setaffinity(0, share)
+
+    return how | {"preexec_fn": begin}
 
 
 def free_memory() -> float | None:
@@ -50,6 +73,18 @@ def free_memory() -> float | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def advice(runs: Sequence[Run], sources: Sources, launcher: Launcher) -> str | None:
+    """A line for the plan where runs could share the GPUs of this machine and would not; None elsewhere."""
+    devices = [uuid for group in gpus.uuids().values() for uuid in group]
+    fit = room(runs, sources, len(devices)) if devices and runs else 1
+    if fit == 1 or getattr(launcher, "runs_per_device", 1) not in (None, 1):
+        return None
+    share = "they share it where MPS can be started"
+    if not isinstance(launcher, Local):
+        share = f"with launcher=local {share}"
+    return f"{fit} of these runs fit on each GPU by memory and cores: {share}"
 
 
 class MPS:

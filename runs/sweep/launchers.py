@@ -15,12 +15,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from runs.config import Run
 from runs.config import launch as settings
 from runs.errors import UserError
+from runs.forecast.rows import Sources
+from runs.sweep.crowd import MPS, cores, pinned, room
 from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append
 from runs.sweep.signals import handling
@@ -50,15 +54,15 @@ class Launcher(Protocol):
         a line for the user about executors that continue, or an empty one."""
 
 
-def make_launcher(sweep: Path, launch: settings.Launch, device: str, runs: int) -> Launcher:
-    """The launcher that `launch` names, for so many runs. It has started nothing yet."""
+def make_launcher(sweep: Path, launch: settings.Launch, runs: Sequence[Run]) -> Launcher:
+    """The launcher that `launch` names, for these runs. It has started no executor yet."""
     match launch.launcher:
         case settings.Local(runs_per_device=shared):
-            return LocalProcesses(sweep, devices(device), shared)
+            return local(sweep, devices(runs[0].config["device"]), shared, runs)
         case settings.Slurm() as slurm:
-            return SlurmJobs(sweep, slurm, runs)
+            return SlurmJobs(sweep, slurm, len(runs))
         case settings.Ray() as ray:
-            return RayWorkers(sweep, ray, runs)
+            return RayWorkers(sweep, ray, len(runs))
     raise ValueError(f"launcher={launch.launcher.name} starts no executors")
 
 
@@ -76,26 +80,43 @@ def check_launcher(launcher: settings.Launcher) -> None:
             raise UserError(f"launcher=slurm: Slurm does not answer ({_last_line(text)})") from None
 
 
-class LocalProcesses:
-    """`runs_per_device` processes for each device of this machine."""
+def local(sweep: Path, names: list[str], shared: int | None, runs: Sequence[Run]) -> "LocalProcesses":
+    """Processes on these devices. Where runs are to share a GPU, MPS is started if it can be. shared: how
+    many; None for as many as there is room for where MPS runs, and one where it does not."""
+    mps = MPS()
+    if {"cpu", "mps"} & set(names) or shared == 1 or not mps.start():
+        return LocalProcesses(sweep, names, shared or 1)
+    return LocalProcesses(sweep, names, shared or room(runs, Sources(), len(names)), mps)
 
-    def __init__(self, sweep: Path, names: list[str], runs_per_device: int) -> None:
+
+class LocalProcesses:
+    """`runs_per_device` processes for each device of this machine, each with its share of the cores. mps:
+    what serves them where they share GPUs."""
+
+    def __init__(self, sweep: Path, names: list[str], runs_per_device: int, mps: MPS | None = None) -> None:
         self.sweep, self.devices, self.runs_per_device = sweep, names, runs_per_device
         self.size, self.logs = len(names) * runs_per_device, str(sweep.parent / "executor-*.log")
+        self.mps = mps or MPS()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._places: list[int] = []  # of each process, which share of the cores it has
 
     def start(self, count: int) -> None:
         if not self.alive() and (note := waiting_note(self.devices, self.runs_per_device)):
             print(note, flush=True)  # an executor says it in its log alone
-        env = environment()
+        env = environment() | self.mps.environment
         if self.devices == ["cpu"] and self.size > 1:
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, len(cores()) // self.size)))
         command = [*_command(self.sweep), *self.devices, str(self.runs_per_device)]
         for _ in range(count):
             with open(append(self.sweep.parent / f"executor-{len(self._processes)}.log"), "ab") as log:
-                how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **tied()}
+                how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                living = zip(self._processes, self._places, strict=True)
+                taken = {place for process, place in living if process.poll() is None}
+                place = min(set(range(self.size)) - taken, default=0)
+                how |= pinned(place, self.size)
                 # In a group of its own, so that Ctrl-C reaches it through `stop` alone
                 self._processes.append(subprocess.Popen(command, env=env, start_new_session=True, **how))
+                self._places.append(place)
 
     def alive(self) -> int:
         return sum(process.poll() is None for process in self._processes)
@@ -114,6 +135,7 @@ class LocalProcesses:
             for process in living:
                 if process.poll() is None:
                     process.kill()
+            self.mps.stop()
         return ""
 
 

@@ -28,7 +28,7 @@ def supervise(sweep: Sweep, board: Board, launch: Launch, undo: Callable[[], Non
     outcome, watcher = Outcome(), Watcher(output, sweep.lease_seconds)
     pending = [job for job in sweep.jobs if not settle(job, sweep, outcome, board, watcher, None)]
     board.say(f"{outcome.skipped} already done, {len(pending)} to do")
-    launcher = make_launcher(path, launch, sweep.jobs[0].run.config["device"], len(pending))
+    launcher = make_launcher(path, launch, [job.run for job in pending or sweep.jobs])
     signals, started = list[int](), False  # signals: those that asked for an end
     with handling(lambda number, frame: signals.append(number)):
         try:

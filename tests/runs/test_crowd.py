@@ -4,15 +4,16 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from runs import gpus
-from runs.config import expand
+from runs.config import expand, launch
 from runs.forecast.memory import training_bytes
 from runs.forecast.rows import Sources
-from runs.sweep import crowd
+from runs.sweep import crowd, launchers
 
 
 def of(*overrides, method="vera", model="roberta_base"):
@@ -49,7 +50,7 @@ def test_the_memory_of_a_run_grows_with_what_it_trains_and_holds_at_once():
 )
 def test_what_fits_is_bounded_by_memory_and_cores(gigabytes, cores, devices, fits, monkeypatch):
     monkeypatch.setattr(crowd, "free_memory", lambda: gigabytes and gigabytes * 1e9)
-    monkeypatch.setattr(crowd, "cores", lambda: cores)
+    monkeypatch.setattr(crowd, "cores", lambda: list(range(cores)))
     monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: 3.5e9)
     assert crowd.room([None, None], Sources(), devices) == fits
 
@@ -59,6 +60,47 @@ def test_a_run_whose_memory_is_not_known_has_a_device_to_itself(monkeypatch):
     monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: None)
     assert crowd.room([None], Sources(), 1) == 1
     assert crowd.room([], Sources(), 1) == 1
+
+
+def test_the_plan_says_what_could_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpus, "uuids", lambda: {"0": ["GPU-aaaa"], "1": ["GPU-bbbb"]})
+    monkeypatch.setattr(crowd, "room", lambda runs, sources, devices: 4 if devices == 2 else 1)
+    say = partial(crowd.advice, [None], Sources())
+    assert "4 of these runs fit on each GPU by memory and cores: with launcher=local they share" in say(
+        launch.Serial()
+    )
+    assert "cores: they share it where MPS can be started" in say(launch.Local())
+    assert say(launch.Local(runs_per_device=3)) is None
+    assert say(launch.Slurm()) is not None
+    monkeypatch.setattr(gpus, "uuids", dict)
+    assert say(launch.Serial()) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "mps", "fit", "each"),
+    [(None, True, 5, 5), (None, False, 5, 1), (3, True, 5, 3), (3, False, 5, 3), (1, True, 5, 1)],
+)
+def test_runs_share_a_gpu_as_the_user_says_or_where_mps_runs(given, mps, fit, each, monkeypatch, tmp_path):
+    monkeypatch.setattr(crowd.MPS, "start", lambda self: mps and given != 1)
+    monkeypatch.setattr(launchers, "room", lambda *_: fit)
+    launcher = launchers.local(tmp_path / "sweep.json", ["GPU-aaaa", "GPU-bbbb"], given, [None])
+    assert (launcher.runs_per_device, launcher.size) == (each, 2 * each)
+    monkeypatch.setattr(crowd.MPS, "start", lambda self: pytest.fail("a CPU needs none"))
+    assert launchers.local(tmp_path / "sweep.json", ["cpu"], given, [None]).runs_per_device == given or 1
+
+
+@pytest.mark.usefixtures("process")
+def test_a_process_keeps_to_its_share_of_the_cores(monkeypatch):
+    own = sorted(os.sched_getaffinity(0))
+    monkeypatch.setattr(crowd, "cores", lambda: own[:2])
+
+    def cores_of(place, places):
+        script = "import os; print(sorted(os.sched_getaffinity(0)))"
+        how = crowd.pinned(place, places)
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, **how).stdout
+
+    assert [cores_of(place, 2) for place in (0, 1)] == [f"[{core}]\n" for core in own[:2]]
+    assert cores_of(0, 1) == cores_of(2, 3) == f"{own}\n"  # alone; and more places than cores
 
 
 @pytest.fixture
