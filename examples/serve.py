@@ -243,6 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="the base model's folder, or its name on the hub")
     parser.add_argument("--labels", type=int, default=2)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
@@ -252,6 +253,11 @@ def main() -> None:
         model, tokenizer, own_head = load(options.model, options.labels)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or one that torch cannot use
+        sys.exit(f"error: --device {device}: {str(error).splitlines()[0]}")
     adapters = vera.Adapters(model)
     named = [named_folder(word) for word in options.folders]
     kept = [(name, folder) for name, folder in named if (folder / "adapter.safetensors").is_file()]
@@ -272,7 +278,7 @@ def main() -> None:
     if not adapters:
         sys.exit("error: no adapter to serve")
     shown = ", ".join(list(adapters)[:5]) + (", ..." if len(adapters) > 5 else "")
-    print(f"{len(adapters)} adapter{'s' * (len(adapters) != 1)}: {shown}", flush=True)
+    print(f"{len(adapters)} adapter{'s' * (len(adapters) != 1)} on {device}: {shown}", flush=True)
     app = build(model, tokenizer, adapters, own_head)
     config = uvicorn.Config(app, host=options.host, port=options.port, access_log=False, log_level="warning")
     with contextlib.suppress(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from vera.adapter_file import FORMAT, HEAD_FORMAT, check_same_settings, method_of, read_classes, try_adapter
 from vera.base_weights import base_fingerprint, same_base
@@ -203,24 +203,29 @@ class Adapters:
                 "this model's head does not give an answer for each sample: adapters cannot have their own"
             )
         names = [name for name in names for _ in range(len(output) // len(names))]
+        rows: dict[str, list[int]] = {}  # of each adapter with a head of its own
+        for row, name in enumerate(names):
+            if name in self.heads:
+                rows.setdefault(str(name), []).append(row)
+        # One batched product for all heads: (heads, rows of the adapter that has most), padded by a row twice
+        most = max(map(len, rows.values()))
+        grid = torch.tensor([each + each[:1] * (most - len(each)) for each in rows.values()])
+        valid = torch.tensor([[i < len(each) for i in range(most)] for each in rows.values()])
         prefix: str = module.__dict__["_head_prefix"]
-        for name in {n for n in names if n in self.heads}:
-            rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
-            weights = {
-                n.removeprefix(prefix): v.to(output)
-                for n, v in self.heads[name].items()
-                if n.startswith(prefix)
-            }
-            inputs = tuple(
-                a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == len(names) else a
-                for a in arguments
-            )
-            hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
-            try:
-                output = output.index_copy(0, rows, functional_call(module, weights, inputs))
-            finally:
-                module._forward_hooks = hooks
-        return output
+        weights = {
+            n.removeprefix(prefix): torch.stack([self.heads[name][n] for name in rows]).to(output)
+            for n in self.heads[next(iter(rows))]
+            if n.startswith(prefix)
+        }
+        batched = [isinstance(a, Tensor) and a.dim() and len(a) == len(names) for a in arguments]
+        inputs = [a[grid.to(a.device)] if own else a for a, own in zip(arguments, batched, strict=True)]
+        hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
+        try:
+            dims = (0, *(0 if own else None for own in batched))
+            answers = vmap(lambda w, *a: functional_call(module, w, a), dims)(weights, *inputs)
+        finally:
+            module._forward_hooks = hooks
+        return output.index_copy(0, grid[valid].to(output.device), answers[valid.to(output.device)])
 
     # --- inside
 

@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
                 heads = [] if shape.is_llama else ["head", "full"]
                 variants = [*methods, *(f"VeRA {path}" for path in PATHS), *heads, "floor"]
                 lengths = [*lengths, 4096]
+            if DEVICE == "cuda":  # of fewer tokens, launches alone would be timed
+                lengths = [*lengths, 16384, 32768]
             rows += training(shape, variants, lengths, 5 if full else 3)
             gc.collect()
             rows += memory(shape, methods, 2048 if full else 1024)

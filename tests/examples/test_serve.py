@@ -291,7 +291,7 @@ def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
         finally:
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()
-    assert "2 adapters: films, whole\n" in log.read_text()
+    assert "2 adapters on cpu: films, whole\n" in log.read_text()
 
 
 def test_an_adapter_has_a_name_of_its_own_or_its_folders(tmp_path, monkeypatch):

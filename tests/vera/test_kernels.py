@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 import vera
 from vera.kernels import Group, Plan, choose, flops, merged, onednn
+from vera.kernels.group import slower_merge
 from vera.methods.layers import adapted_layers, changes, remove_hooks
 
 FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
@@ -639,6 +640,22 @@ def test_flops_are_those_that_torch_counts(path, keep):
     vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")
     measured = counts[1] - counts[0]
     assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
+
+
+def test_on_a_gpu_under_autocast_a_merge_in_float32_is_dear():
+    """RoBERTa-base's query and value, 3,000 tokens in bfloat16."""
+    shape = 3000, 768, 1536, 1024
+    assert choose(*shape).path != "factor"
+    dear = slower_merge(torch.device("cuda"), autocast=True)
+    assert choose(*shape, slower=dear).path == "factor"
+    assert choose(65536, *shape[1:], slower=dear).path != "factor"  # many tokens are worth a merge
+    assert slower_merge(torch.device("cuda"), autocast=False) == 1
+    assert slower_merge(torch.device("cpu"), autocast=True) == 1
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert slower_merge(torch.device("cuda"), autocast=True) == 1
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_weights_are_kept_where_the_factor_path_would_need_as_much():

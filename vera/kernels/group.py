@@ -83,6 +83,8 @@ class Group:
         changes = [change for layer in layers for change in layer.changes.values()]
         trains = x.requires_grad or any(p.requires_grad for change in changes for p in change.parameters())
         training = trains and torch.is_grad_enabled()
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
         path = "factor" if self.check(layers) or not x.numel() or traced() else self.path
         plan = choose(
             x.numel() // x.shape[-1] if x.numel() else 0,
@@ -93,11 +95,10 @@ class Group:
             len({id(change.pair) for change in changes}),
             path,
             self.weights,
+            slower_merge(x.device, autocast),
         )
         if plan.path == "factor":
             return _factor(layers, x)
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         with torch.autocast(device, enabled=False):
             merged = [merged_weight(layer, dtype, self.kept if plan.keep else None) for layer in layers]
@@ -105,6 +106,12 @@ class Group:
                 return list(Merged.apply(x, layers, merged, plan, dtype, *vectors_of(*layers)))  # type: ignore[no-untyped-call]
             x = x.to(dtype)
             return [product(x, w, bias(layer, dtype)) for layer, w in zip(layers, merged, strict=True)]
+
+
+def slower_merge(device: torch.device, autocast: bool) -> int:
+    """How many times as long a product takes in float32 as in the dtype of the activations. On a GPU under
+    autocast: 8, by data sheets (an H100: 50 and 500 TFLOP/s, of which small products reach less)."""
+    return 8 if autocast and device.type == "cuda" and not torch.backends.cuda.matmul.allow_tf32 else 1
 
 
 @contextmanager
