@@ -179,7 +179,7 @@ def _check_adapter(
     left_out = method.redrawn(adapted) - tensors.keys()
     theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
     if theirs != ours:
-        raise AdapterError(_mismatch(Path(path), theirs, ours))
+        raise AdapterError(_mismatch(Path(path), theirs, ours, method.hint))
     check_tensors(path, {name: tensor for name, tensor in wanted.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
@@ -202,7 +202,7 @@ def try_adapter(
     peft = method.kind == "peft"
     trial = (
         copy.deepcopy(model)
-        if peft or (adapted and adapted.method.kind == "peft")
+        if peft or method.reads_weights or (adapted and adapted.method.kind == "peft")
         else without_weights(model)
     )
     unload(trial)
@@ -217,7 +217,7 @@ def try_adapter(
         # A few classes of peft look at values. The budget alone holds them.
     else:
         _check_shapes(path, shapes, method, blank)
-        if not peft:
+        if not (peft or method.reads_weights):
             return blank
     with Budget(trial) if peft else contextlib.nullcontext():
         method.adapt(trial)
@@ -239,7 +239,7 @@ def _fill(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
             wanted[name].copy_(tensor)
 
 
-def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
+def _mismatch(path: Path, theirs: Any, ours: dict[str, Any], hint: str) -> str:
     wanted = theirs if isinstance(theirs, dict) else {}
     if "peft" in {*wanted, *ours}:
         here, drew = importlib.metadata.version("peft"), wanted.get("peft")
@@ -255,7 +255,7 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
     if "fingerprint" not in {*wanted, *ours}:  # of a method that relies on something else than projections
         keys = sorted(key for key in {*wanted, *ours} if wanted.get(key) != ours.get(key))
         differ = ", ".join(f"{key} {wanted.get(key)!r}, here {ours.get(key)!r}" for key in keys)
-        return f"{path.name} relies on what this model does not have ({differ}). Same base model and version?"
+        return f"{path.name} relies on what this model does not have ({differ}). {hint}"
     if wanted.get("scheme") != ours.get("scheme"):
         return (
             f"{path.name} needs projections of scheme {wanted.get('scheme')!r}, this version makes"
