@@ -61,7 +61,7 @@ class Figure:
 
 def colour(row: str, kind: str | None = None) -> str:
     """Of a row of conf/method, by its method: vera_r64 has VeRA's. kind: the method's own name, where it is
-    known, so that lora_xs, a custom method, has a colour of its own."""
+    known, so that svft, a custom method, has a colour of its own."""
     name = _method(row, kind)
     return COLOURS.get(name) or OTHERS[_number(name) % len(OTHERS)]
 

@@ -10,6 +10,8 @@ from typing import Any
 
 #: Model types of transformers by how their blocks are built.
 LIKE_BERT = ("bert", "roberta", "vit", "dinov2")
+#: Methods whose low-rank pair is frozen, beside VeRA.
+FROZEN_PAIRS = ("vera_plus", "lora_xs")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
 
     LoRA's pair and a bottleneck's are layers of P weights: 2 P a token forward; in training as much for the
     gradient of their input and, of what trains, of their weights (Hu et al. 2022, section 4.2, has the
-    shapes). VeRA takes the cheapest of three ways, see `vera_flops`. peft's methods count as its LoRA of
-    their rank, or not at all."""
+    shapes); FROZEN_PAIRS train neither matrix. VeRA takes the cheapest of three ways, see `vera_flops`. The
+    other methods count as LoRA of their rank (DyLoRA: the largest), or not at all."""
     kind, hidden = method["kind"], shape.hidden
     if kind == "adapter":
         places = 2 if method.get("placement") == "houlsby" else 1
@@ -144,7 +146,7 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
         )
     down = sum(i * len(outs) for i, outs in groups) * rank
     up = sum(sum(outs) for _, outs in groups) * rank
-    trained = up if method.get("freeze_a") else down + up
+    trained = 0 if kind in FROZEN_PAIRS else up if method.get("freeze_a") else down + up
     return 2 * shape.layers * length * (down + up + (down + up + trained if training else 0))
 
 
