@@ -255,6 +255,21 @@ def test_a_fused_blocks_pair_is_of_that_block():
         assert torch.equal(change.B, b)
 
 
+def test_its_paper_counts_as_the_formula_does():
+    """Of RoBERTa-large, 4 matrices of each of 24 blocks: 6.1K, 24.6K and 60K, without weights."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sites = ("query", "value", "attention.output.dense", "output.dense")
+    for rank, printed in ((8, 6_144), (16, 24_576), (25, 60_000)):
+        method = vera.LoRAXS(rank=rank, sites=sites)
+        with torch.device("meta"):
+            model = RobertaForSequenceClassification(RobertaConfig(**sizes, intermediate_size=4096))
+            method.adapt(model)
+        trained = method.adapter_parameters(model)
+        assert sum(p.numel() for p in trained.values()) == method.count(model) == printed
+
+
 # --- shared matrices
 
 
