@@ -1,4 +1,4 @@
-"""Whether a method of peft can be put on a model: told from the model's configuration, before anything runs.
+"""Whether a method can be put on a model: told from the model's configuration, before anything runs.
 
 The method is installed on the model without its weights. What only weights can tell (an SVD, say) is not told
 here."""
@@ -14,15 +14,20 @@ from typing import Any
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
+from runs.rates import patterns_of
+
+#: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
+CHECKED = ("peft", "ssf", "lora_xs")
 
 
 def refusal(run: Run) -> str | None:
     """Why a run's method and model do not go together, in one line; None where they do, or where it cannot be
     told here.
 
-    Of peft's methods only: this library's own need no other layer than a linear one, and importing peft takes
-    seconds."""
-    if run.method["kind"] != "peft":
+    Of peft's methods, of the few of this library's own that not every model takes, and of train.lr_by, which
+    names parameters: the rest need no other layer than a linear one, and importing torch takes seconds."""
+    rates = run.config["train"].get("lr_by") or {}
+    if run.method["kind"] not in CHECKED and not rates:
         return None
     model = run.config["model"]
     try:
@@ -32,11 +37,13 @@ def refusal(run: Run) -> str | None:
     if folder is None and not model["architecture"]:
         return None
     words = {key: model[key] for key in ("architecture", "settings", "modality", "label")}
-    return _refusal(json.dumps(words), str(folder) if folder else None, json.dumps(run.method))
+    return _refusal(
+        json.dumps(words), str(folder) if folder else None, json.dumps(run.method), json.dumps(rates)
+    )
 
 
 @cache
-def _refusal(model: str, folder: str | None, method: str) -> str | None:
+def _refusal(model: str, folder: str | None, method: str, rates: str) -> str | None:
     import vera
 
     words: dict[str, Any] = json.loads(model)
@@ -58,4 +65,9 @@ def _refusal(model: str, folder: str | None, method: str) -> str | None:
         return None if "meta" in str(error.__context__) else f"{words['label']}: {error}"
     except Exception:
         return None
+    groups = adapter.parameter_groups(outline).values()
+    try:
+        patterns_of([name for parameters in groups for name in parameters], json.loads(rates))
+    except UserError as error:
+        return f"{words['label']}: {error}"
     return None

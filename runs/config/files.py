@@ -35,6 +35,7 @@ GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracki
 OPEN = (
     "method.config",
     "model.settings",
+    "train.lr_by",
     "launcher.init",
     "launcher.remote",
     "launcher.additional_parameters",

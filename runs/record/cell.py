@@ -22,7 +22,7 @@ PLACES = (
 #: Keys of a part of the configuration that came after records had been written, with what was fixed before.
 #: At that value they are left out of identities and comparisons: what was run stays done.
 LATER: dict[str, dict[str, Any]] = {
-    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1},
+    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1, "lr_by": None},
     "task": {"holdout": None},
 }
 #: Task families whose batches were of like lengths before task.length_grouped said so. Others have had it

@@ -525,6 +525,7 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
             # Allocates ranks as it goes
             ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],
             ["method=dylora", "method.rank=8"],  # draws a rank for each step
+            ["train.lr_by={b:3e-2}"],  # more groups of parameters
             ["method=lora_fa"],  # has a frozen A, which the seed draws
             # In the second of two epochs: the first is counted, and nothing was evaluated
             ["train.evaluate_every=2"],

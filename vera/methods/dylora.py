@@ -33,7 +33,7 @@ def rank_of(seed: int, step: int, rank: int) -> int:
 class DyLoRAChange(LoRAChange):
     """A LoRA pair of which the first ranks are in use: `drawn` of them in training, `used` otherwise."""
 
-    def __init__(self, base: Any, inputs: int, outputs: int, method: "DyLoRA", seed: int) -> None:
+    def __init__(self, base: Any, inputs: int, outputs: int, method: Any, seed: int) -> None:
         super().__init__(base, inputs, outputs, method)
         self.alpha, self.frozen = method.alpha, method.frozen
         self.drawn = self.used = method.rank
@@ -76,7 +76,7 @@ class DyLoRA(Method, kind="dylora"):
         targets = find_sites(model, self.sites)
         check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in targets))
         seed = int(torch.randint(2**31, (), device="cpu"))
-        wrap(model, targets, lambda path, block, *layer: DyLoRAChange(*layer, self, seed))
+        wrap(model, targets, lambda path, block, base, n, out: DyLoRAChange(base, n, out, self, seed))
 
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices."""

@@ -110,7 +110,7 @@ class NoLA(Method, kind="nola"):
         check_rank("bases", self.bases, max(shape))
         first: Any = model.get_submodule(next(iter(targets)))
         bases = Bases(self, *shape, first.weight.device, adapter_dtype(first))
-        wrap(model, targets, lambda path, block, *layer: NoLAChange(*layer, bases, self))
+        wrap(model, targets, lambda path, block, base, n, out: NoLAChange(base, n, out, bases, self))
         next(adapted_layers(model)).add_module("bases", bases)  # leaves with that layer
 
     def count(self, model: nn.Module) -> int:

@@ -76,7 +76,7 @@ class TiedLoRA(Method, kind="tied_lora"):
         first: Any = model.get_submodule(next(iter(targets)))
         at = {"device": first.weight.device, "dtype": adapter_dtype(first)}
         pair = TiedPair(self.rank, *shape, at)
-        wrap(model, targets, lambda path, block, *layer: TiedChange(*layer, pair, self))
+        wrap(model, targets, lambda path, block, base, n, out: TiedChange(base, n, out, pair, self))
         next(adapted_layers(model)).add_module("tied", pair)  # leaves with that layer
 
     def count(self, model: nn.Module) -> int:

@@ -68,7 +68,7 @@ class VeRAPlus(Method, kind="vera_plus"):
         first: Any = model.get_submodule(next(iter(targets)))
         spec = ProjectionSpec(self.projection_seed, self.rank, *shape)
         pair = Projections(spec, first.weight.device, adapter_dtype(first))
-        wrap(model, targets, lambda path, block, *layer: VeRAPlusChange(*layer, pair, self))
+        wrap(model, targets, lambda path, block, base, n, out: VeRAPlusChange(base, n, out, pair, self))
         # In the first layer, the pair moves between devices with the model, and leaves with the layer.
         next(adapted_layers(model)).add_module("projections", nn.ModuleList([pair]))
 
