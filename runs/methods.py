@@ -1,6 +1,6 @@
 """The method of a run: one of vera's, or a class outside of the clone that a file of conf/method names.
 
-    kind: my_package.lora_xs.LoraXS      # in FOLDER/method/lora_xs.yaml, with --config-dir FOLDER
+    kind: my_package.svft.SVFT      # in FOLDER/method/svft.yaml, with --config-dir FOLDER
 
 The module is imported like any other: it is installed, or its folder is on PYTHONPATH. Only a file can name
 a class; an override cannot, and vera, which reads adapter files from anywhere, imports none.

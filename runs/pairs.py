@@ -1,5 +1,5 @@
-"""Whether a method of peft fits a model, checked before any run: the method is installed on the model without
-weights. Methods that compute on the weights (an SVD, say) pass here, and fail in the run if they fail."""
+"""Whether a method fits a model, checked before a run by installing it on the model without weights. Methods
+that compute on the weights (an SVD, say) pass here, and fail in the run if they fail."""
 
 import contextlib
 import io
@@ -12,13 +12,19 @@ from typing import Any
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
+from runs.rates import patterns_of
+
+#: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
+CHECKED = ("peft", "ssf", "lora_xs")
 
 
 def refusal(run: Run) -> str | None:
     """Why a run's method does not fit its model, in one line; None where it does, or where that is not known.
 
-    This checks peft's methods alone: our own need linear layers only, and importing peft takes seconds."""
-    if run.method["kind"] != "peft":
+    This checks peft's methods, the few of our own that not every model takes, and train.lr_by, which names
+    parameters. The rest need linear layers only, and importing torch takes seconds."""
+    rates = run.config["train"].get("lr_by") or {}
+    if run.method["kind"] not in CHECKED and not rates:
         return None
     model = run.config["model"]
     try:
@@ -28,11 +34,13 @@ def refusal(run: Run) -> str | None:
     if folder is None and not model["architecture"]:
         return None
     words = {key: model[key] for key in ("architecture", "settings", "modality", "label")}
-    return _refusal(json.dumps(words), str(folder) if folder else None, json.dumps(run.method))
+    return _refusal(
+        json.dumps(words), str(folder) if folder else None, json.dumps(run.method), json.dumps(rates)
+    )
 
 
 @cache
-def _refusal(model: str, folder: str | None, method: str) -> str | None:
+def _refusal(model: str, folder: str | None, method: str, rates: str) -> str | None:
     import vera
 
     words: dict[str, Any] = json.loads(model)
@@ -54,4 +62,9 @@ def _refusal(model: str, folder: str | None, method: str) -> str | None:
         return None if "meta" in str(error.__context__) else f"{words['label']}: {error}"
     except Exception:
         return None
+    groups = adapter.parameter_groups(outline).values()
+    try:
+        patterns_of([name for parameters in groups for name in parameters], json.loads(rates))
+    except UserError as error:
+        return f"{words['label']}: {error}"
     return None

@@ -40,6 +40,13 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
     "VeRA, only b": lambda a: vera.VeRA(rank=12, vectors=("b",)),
     "VeRA, only d": lambda a: vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
     "VeRA, unique A and B": lambda a: vera.VeRA(rank=12, projections="unique"),
+    "VeRA+": lambda a: vera.VeRAPlus(rank=12),
+    "LoRA-XS": lambda a: vera.LoRAXS(rank=4),
+    "LoRA-XS, stored": lambda a: vera.LoRAXS(rank=4, store=True),
+    "Tied-LoRA": lambda a: vera.TiedLoRA(rank=4),
+    "NoLA": lambda a: vera.NoLA(rank=4, bases=6),
+    "DyLoRA": lambda a: vera.DyLoRA(rank=4),
+    "SSF": lambda a: vera.SSF(),
     "DoRA (peft)": of_peft("LoraConfig", use_dora=True, r=4),
     "AdaLoRA (peft)": of_peft("AdaLoraConfig", init_r=6, target_r=2),
     "IA3 (peft)": of_peft("IA3Config"),
@@ -95,7 +102,9 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
         optimizer.zero_grad()
         losses.append(loss.item())
     stochastic = (
-        getattr(method, "drop_per_batch", False) or getattr(method, "config_class", "") == "PveraConfig"
+        getattr(method, "drop_per_batch", False)
+        or getattr(method, "config_class", "") == "PveraConfig"
+        or method.kind == "dylora"
     )
     check(losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}")
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

@@ -39,6 +39,7 @@ SPINE_LINES = 6_430
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
     *("runs.models", "runs.errors", "runs.sources", "runs.file_hash", "runs.lengths", "runs.methods"),
+    "runs.rates",
     *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides")),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "provenance")),
     "analysis.beside",

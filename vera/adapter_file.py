@@ -172,7 +172,7 @@ def _check_adapter(
     left_out = method.redrawn(adapted) - tensors.keys()
     theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
     if theirs != ours:
-        raise AdapterError(_mismatch(Path(path), theirs, ours))
+        raise AdapterError(_mismatch(Path(path), theirs, ours, method.hint))
     check_tensors(path, {name: tensor for name, tensor in needed.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
         raise AdapterError(
@@ -192,7 +192,7 @@ def try_adapter(
     """
     adapted = adaptation(model)
     peft = method.kind == "peft"
-    with_weights = peft or (adapted is not None and adapted.method.kind == "peft")
+    with_weights = peft or method.reads_weights or (adapted is not None and adapted.method.kind == "peft")
     trial = copy.deepcopy(model) if with_weights else without_weights(model)
     unload(trial)
     blank = without_weights(trial)
@@ -206,7 +206,7 @@ def try_adapter(
         # A few classes of peft read values and cannot be tried without weights: a budget alone limits them.
     else:
         _check_shapes(path, shapes, method, blank)
-        if not peft:
+        if not (peft or method.reads_weights):
             return blank
     with Budget(trial):
         method.adapt(trial)
@@ -228,7 +228,7 @@ def _fill(needed: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
             needed[name].copy_(tensor)
 
 
-def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
+def _mismatch(path: Path, theirs: Any, ours: dict[str, Any], hint: str) -> str:
     """The message where what a file relies on is not what this model has (Method.fixed)."""
     theirs = theirs if isinstance(theirs, dict) else {}
     keys = theirs.keys() | ours.keys()
@@ -242,7 +242,7 @@ def _mismatch(path: Path, theirs: Any, ours: dict[str, Any]) -> str:
     if "fingerprint" not in keys:  # of a method that relies on something else than projections
         different = [key for key in sorted(keys) if theirs.get(key) != ours.get(key)]
         differ = ", ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in different)
-        return f"{path.name} relies on what this model does not have ({differ}). Same base model and version?"
+        return f"{path.name} relies on what this model does not have ({differ}). {hint}"
     if theirs.get("scheme") != ours.get("scheme"):
         return (
             f"{path.name} needs projections of scheme {theirs.get('scheme')!r}, this version makes"

@@ -213,6 +213,21 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
     return getattr(model, "get_output_embeddings", lambda: None)()
 
 
+def find_norms(model: nn.Module) -> list[str]:
+    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
+    head = head_prefixes(model)
+    norms = [
+        path
+        for path, m in model.named_modules()
+        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
+        and not f"{path}.".startswith(head)
+        and any(True for _ in m.parameters(recurse=False))
+    ]
+    if not norms:
+        raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
+    return norms
+
+
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the parameter names that belong to the classification head, for str.startswith.
 

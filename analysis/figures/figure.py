@@ -64,7 +64,7 @@ class Figure:
 
 def colour(row: str, kind: str | None = None) -> str:
     """The colour of a row of conf/method, which is its method's: vera_r64 has VeRA's. kind: the method, where
-    it is known, so that lora_xs, a custom method, has a colour of its own."""
+    it is known, so that svft, a custom method, has a colour of its own."""
     name = _method(row, kind)
     return COLOURS.get(name) or OTHERS[_number(name) % len(OTHERS)]
 

@@ -33,7 +33,7 @@ PEFT_SITES = Path(__file__).parents[2] / "vera" / "methods" / "peft_sites.json"
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add keys to: they go to other libraries as they are.
 OPEN = (
-    *("method.config", "model.settings"),
+    *("method.config", "model.settings", "train.lr_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
 

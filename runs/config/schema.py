@@ -33,6 +33,7 @@ class Train:
     max_length: int
     lr: float
     lr_head: float
+    lr_by: Any  # a mapping of the ends of parameters' names to rates
     weight_decay: float
     decay_all: bool
     adam_eps: float

@@ -10,6 +10,8 @@ from typing import Any
 
 #: Model types of transformers by how their blocks are built.
 LIKE_BERT = ("bert", "roberta", "vit", "dinov2")
+#: Methods whose low-rank pair is frozen, beside VeRA.
+FROZEN_PAIRS = ("vera_plus", "lora_xs")
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
 
     LoRA's pair of matrices and a bottleneck's have P weights: 2 P a token forward; in training as much again
     for the gradient of their input, and for that of the weights which train (shapes: Hu et al. 2022, section
-    4.2). VeRA takes the cheapest of three ways, see `vera_flops`. A method of peft counts as LoRA of its
-    rank, or not at all where it has none."""
+    4.2); FROZEN_PAIRS train neither matrix. VeRA takes the cheapest of three ways, see `vera_flops`. The
+    other methods count as LoRA of their rank (DyLoRA: the largest), or not at all where they have none."""
     kind, hidden = method["kind"], shape.hidden
     if kind == "adapter":
         adapters = shape.layers * (2 if method.get("placement") == "houlsby" else 1)
@@ -140,7 +142,7 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
         )
     down = sum(i * len(outs) for i, outs in groups) * rank
     up = sum(sum(outs) for _, outs in groups) * rank
-    trained = up if method.get("freeze_a") else down + up
+    trained = 0 if kind in FROZEN_PAIRS else up if method.get("freeze_a") else down + up
     return 2 * shape.layers * length * (down + up + (down + up + trained if training else 0))
 
 

@@ -95,6 +95,7 @@ class TrainPart(TypedDict):
     effective_batch: NotRequired[Annotated[int, Ge(1)]]
     lr: float
     lr_head: NotRequired[float]
+    lr_by: NotRequired[dict[str, float] | None]
     max_steps: Count | None  # of a trial, which is stopped early
 
 

@@ -22,6 +22,7 @@ from runs.errors import UserError
 from runs.gpus import check_usable
 from runs.identity import start_file
 from runs.methods import make_method
+from runs.rates import patterns_of
 from runs.training.flags import set_flags
 
 
@@ -104,23 +105,30 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """The optimizer's groups "adapter" and "head" with their learning rates; their biases and LayerNorms are
-    groups without weight decay (unless train.decay_all)."""
+    """The optimizer's groups "adapter" and "head" with their learning rates. Parameters that train.lr_by
+    names, and biases and LayerNorms (no weight decay, unless train.decay_all), are groups of their own."""
     norms = {
         id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
     }
+    named, rates = method.parameter_groups(model), train.get("lr_by") or {}
+    pattern_of = patterns_of([name for parameters in named.values() for name in parameters], rates)
     groups = []
-    for name, parameters in method.parameter_groups(model).items():
-        rate = train["lr_head"] if name == "head" else train["lr"]
+    for name, parameters in named.items():
         free = set[str]()
         if not train["decay_all"]:
             free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
-        for suffix, decay, members in (
-            ("", train["weight_decay"], [p for n, p in parameters.items() if n not in free]),
-            (" (no decay)", 0.0, [p for n, p in parameters.items() if n in free]),
-        ):
-            if members:
-                groups.append({"name": name + suffix, "lr": rate, "weight_decay": decay, "params": members})
+        for pattern in (None, *rates):
+            rate = train["lr_head" if name == "head" else "lr"] if pattern is None else rates[pattern]
+            own = {n: p for n, p in parameters.items() if pattern_of.get(n) == pattern}
+            title = name if pattern is None else f"{name} {pattern}"
+            for suffix, decay, members in (
+                ("", train["weight_decay"], [p for n, p in own.items() if n not in free]),
+                (" (no decay)", 0.0, [p for n, p in own.items() if n in free]),
+            ):
+                if members:
+                    groups.append(
+                        {"name": title + suffix, "lr": rate, "weight_decay": decay, "params": members}
+                    )
     return groups
 
 

@@ -153,14 +153,14 @@ def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
 
 def test_rows_by_tasks_of_whatever_has_run():
     own = [
-        *seeds("lora_xs", "mine", bests=(0.7, 0.75, 0.8)),
+        *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
         *seeds("vera", "mine", bests=(0.9,)),
         *seeds("vera", "rte", bests=(0.6, 0.5)),
     ]
     (table,) = tables.make("", ledger(*own))
     assert table.header == ["method", "source", "params", "mine", "RTE", "s/run", "adapter"]
     assert table.texts == [
-        ["lora_xs", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
+        ["svft", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
         ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
     ]
     assert len(table.runs[1, 5]) == 3
@@ -168,11 +168,11 @@ def test_rows_by_tasks_of_whatever_has_run():
     assert ",90.0,,(1)," in table.render("csv")
     (figure,) = figures.make("parameters", ledger(*own), tasks=["mine"])
     medians = {row[0].text: row[2].text for row in figure.rows}
-    assert medians == {"lora_xs": "75.0", "VeRA r=1024": "90.0"}
+    assert medians == {"svft": "75.0", "VeRA r=1024": "90.0"}
 
 
 def test_a_custom_method_has_a_colour_and_a_marker_of_its_own():
-    rows = {"lora": "lora", "vera": "vera", "lora_xs": "lora_xs", "peft_ia3": "peft", "peft_oft": "peft"}
+    rows = {"lora": "lora", "vera": "vera", "svft": "svft", "peft_ia3": "peft", "peft_oft": "peft"}
     looks = {(colour(row, kind), marker(row, kind)) for row, kind in rows.items()}
     assert len(looks) == 5
     assert colour("lora_r4", "lora") == colour("lora") == colour("lora lr 0.1", "lora")

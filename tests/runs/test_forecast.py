@@ -215,6 +215,10 @@ METHODS = {
     "lora_fa": ({"kind": "lora", "rank": 4, "sites": QV, "alpha": 8.0, "freeze_a": True}, 0.04),
     "vera": ({"kind": "vera", "rank": 16, "sites": QV}, 0.04),
     "vera all": ({"kind": "vera", "rank": 16, "sites": ALL}, 0.035),
+    "vera_plus": ({"kind": "vera_plus", "rank": 16, "sites": QV}, 0.04),
+    "lora_xs": ({"kind": "lora_xs", "rank": 8, "sites": QV}, 0.04),
+    "tied_lora": ({"kind": "tied_lora", "rank": 4, "sites": QV}, 0.04),
+    "dylora": ({"kind": "dylora", "rank": 4, "sites": QV}, 0.04),
     "adapter_h": ({"kind": "adapter", "placement": "houlsby", "bottleneck": 8}, 0.07),
     "adapter_p": ({"kind": "adapter", "bottleneck": 8}, 0.12),
 }

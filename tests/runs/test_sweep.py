@@ -412,7 +412,8 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     )
 
 
-KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit"]
+KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
+FROZEN = ("lora_fa", "vera_unique", "adalora", "lora_xs", "nola")
 
 
 @pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
@@ -422,7 +423,7 @@ def test_any_method_is_checked_from_its_files(method, words, capsys):
     assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
     assert (record["steps"] == 0) == (method == "none")
     assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-    assert (record["parameters"]["frozen_extra"] > 0) == (method in ("lora_fa", "vera_unique", "adalora"))
+    assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
 
 
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):

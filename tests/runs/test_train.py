@@ -49,6 +49,11 @@ LOSSES = {
     "adapter_h": (0.1, [0.697613, 0.7276211, 0.6921903, 0.6931862, 0.6872447]),
     "adapter_l": (0.1, [0.6976128, 0.7270648, 0.6959795, 0.6933116, 0.6762732]),
     "adapter_drop": (0.1, [0.6976109, 0.7279094, 0.6913061, 0.6931656, 0.6894526]),
+    "vera_plus": (1.0, [0.6976132, 0.7244564, 0.6899503, 0.6945184, 0.6709319]),
+    "lora_xs": (1.0, [0.6976131, 0.7247406, 0.6915442, 0.6932178, 0.6889504]),
+    "tied_lora": (0.1, [0.6976132, 0.7245679, 0.6927209, 0.6931936, 0.687456]),
+    "nola": (0.1, [0.6976132, 0.7244819, 0.6918293, 0.6931778, 0.6893024]),
+    "dylora": (0.1, [0.6976132, 0.7244921, 0.6921597, 0.6931917, 0.690346]),
 }
 
 
@@ -60,7 +65,8 @@ def test_loss_sequence(method, words):
     ]
     rate, expected = LOSSES[method]
     words += [f"train.lr={rate}", "train.warmup_ratio=0"]
-    words += ["method.rank=8"] if method.startswith(("lora", "vera")) else []
+    words += ["method.rank=8"] if method.startswith(("lora", "vera", "tied", "nola", "dylora")) else []
+    words += ["method.bases=16"] if method == "nola" else []
     words += ["method.bottleneck=4"] if method.startswith("adapter") else []
     loop = training(words)
     batches = epoch_batches(loop.lengths, 8, seed=0, epoch=0)
@@ -524,12 +530,15 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
             ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
             # Allocates ranks as it goes
             ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],
+            ["method=dylora", "method.rank=8"],  # draws a rank for each step
+            ["train.lr_by={b:3e-2}"],  # more groups of parameters
             ["method=lora_fa"],  # has a frozen A, which the seed draws
             # In the second of two epochs: the first is counted, and nothing was evaluated
             ["train.evaluate_every=2"],
         ],
         ["train.schedule=linear"],
         ["method=adapter_drop", "method.bottleneck=4"],
+        ["method=dylora", "method.rank=8"],
     ),
     ids=lambda change: change[0],
 )

@@ -35,6 +35,13 @@ METHODS = {
     "vera_unique": vera.VeRA(rank=12, projections="unique"),
     "vera_by_shape": vera.VeRA(rank=12, projections="by_shape"),
     "vera_normal": vera.VeRA(rank=12, init="kaiming_normal"),
+    "vera_plus": vera.VeRAPlus(rank=12),
+    "lora_xs": vera.LoRAXS(rank=4),
+    "lora_xs_stored": vera.LoRAXS(rank=4, store=True),
+    "tied_lora": vera.TiedLoRA(rank=4),
+    "nola": vera.NoLA(rank=4, bases=6),
+    "dylora": vera.DyLoRA(rank=4),
+    "dylora_frozen": vera.DyLoRA(rank=4, frozen=True),
     "dora": vera.Peft("LoraConfig", {"use_dora": True, "r": 4}),
     "adalora": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
     "ia3": vera.Peft("IA3Config"),
@@ -48,6 +55,11 @@ LOW_RANK = [
     "vera_unique",
     "vera_by_shape",
     "vera_normal",
+    "vera_plus",
+    "lora_xs",
+    "tied_lora",
+    "nola",
+    "dylora",
 ]
 PARITY = ["lora", "vera"]
 
@@ -297,6 +309,11 @@ def test_counts_of_a_small_model():
     # Key, value, and the inputs of the feed-forward's second matrix
     assert counts["ia3"] == 2 * (32 + 32 + 64)
     assert counts["lora"] == 4 * 4 * (32 + 32)
+    assert counts["vera_plus"] == 4 * (32 + 12 + 32)
+    assert counts["lora_xs"] == counts["lora_xs_stored"] == 4 * 4**2
+    assert counts["tied_lora"] == 4 * (32 + 32) + 4 * (4 + 32)
+    assert counts["nola"] == 4 * 2 * 6
+    assert counts["dylora"] == counts["lora"]
     assert counts["head"] == 0
     # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its
     # LayerNorm.
@@ -821,7 +838,9 @@ def test_a_model_whose_blocks_are_not_known_is_refused():
 # --- gradients arrive where activations are checkpointed
 
 
-@pytest.mark.parametrize("name", ["lora", "vera", "adapter_h", "adapter_p", "adapter_l", "adapter_drop"])
+@pytest.mark.parametrize(
+    "name", ["lora", "vera", "adapter_h", "adapter_p", "adapter_l", "adapter_drop", "nola", "dylora"]
+)
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2", "Llama", "ViT"])
 def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
     gradients = []

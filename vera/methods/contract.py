@@ -26,6 +26,8 @@ class Method(ABC):
     """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`."""
 
     kind: ClassVar[str]
+    #: What a user can do where `fixed` differs from a file's, for the refusal.
+    hint: ClassVar[str] = "Same base model and version?"
 
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,7 +108,7 @@ class Method(ABC):
         model's own tensors, not copies: loading a file copies its values into them.
 
         LoRA-FA's frozen A comes from torch's generator, so the file holds it. Singular vectors of a base
-        weight (layers.base_weight) need no place in the file: `install` computes them again."""
+        weight (layers.base_weight) need no place in the file: `install` computes them again (lora_xs.py)."""
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
@@ -118,9 +120,16 @@ class Method(ABC):
         """What the adapter relies on and neither trains nor saves, for the adapter file; loading compares it.
 
         Such as the fingerprint of projections that a seed brings back; the base weights' hash is compared
-        anyway. It may depend on settings, names and shapes alone: before a file's tensors are read, it is
-        called on a copy of the model on the meta device. left_out: names of `redrawn` that the file lacks."""
+        anyway. It may depend on settings, names and shapes alone (but see `reads_weights`): before a file's
+        tensors are read, it is called on a copy of the model on the meta device. left_out: names of `redrawn`
+        that the file lacks."""
         return {}
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether `fixed` depends on the values of the base weights, too. Loading then tries a file on a
+        whole copy of the model, once its names and shapes are known to fit."""
+        return False
 
     def merge(self, model: nn.Module) -> None:
         """Folds the adapter into the base weights: inference costs what the base model costs.

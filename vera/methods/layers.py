@@ -149,6 +149,14 @@ def wrap(model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Chang
         model.set_submodule(path, AdaptedLinear(base, parts, blocks))
 
 
+def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
+    """The most inputs and the most outputs of the adapted blocks: the shape of a pair that all share, each by
+    its leading slice."""
+    blocks = [rows for of_layer in targets.values() for rows in of_layer.values()]
+    inputs = max(size(model.get_submodule(path))[0] for path in targets)
+    return inputs, max(rows.stop - rows.start for rows in blocks)
+
+
 def remove_hooks(module: nn.Module, *ours: Any) -> None:
     """Takes these functions, or methods of any object, out of a module's hooks. A hook's handle would not
     survive a copy of the model."""

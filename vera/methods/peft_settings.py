@@ -11,7 +11,14 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.methods.settings import LARGEST
-from vera.sites import BLOCKS, WHOLE, find_sites, head_prefixes, is_feed_forward_out, is_transposed
+from vera.sites import (
+    BLOCKS,
+    WHOLE,
+    find_norms,
+    find_sites,
+    is_feed_forward_out,
+    is_transposed,
+)
 
 #: Settings that are not supported, and why.
 OUTSIDE = {
@@ -124,27 +131,12 @@ def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: n
     return full
 
 
-def _norms(model: nn.Module) -> list[str]:
-    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
-    head = head_prefixes(model)
-    norms = [
-        path
-        for path, m in model.named_modules()
-        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
-        and not f"{path}.".startswith(head)
-        and any(True for _ in m.parameters(recurse=False))
-    ]
-    if not norms:
-        raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
-    return norms
-
-
 def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
     """The module paths that these sites name."""
     if not sites:
         raise AdapterError(f"peft's {name} needs to be told what it trains: name target_modules in config")
     try:
-        norms = _norms(model) if NORMS in sites else []
+        norms = find_norms(model) if NORMS in sites else []
         linear = tuple(site for site in sites if site != NORMS)
         layers = find_sites(model, linear) if linear else {}
     except AdapterError as error:

@@ -1,0 +1,137 @@
+"""train.lr_by: rates of single parameters by patterns of their names."""
+
+import re
+
+import pytest
+import torch
+from running import do
+from safetensors.torch import load_file
+from tiny import tiny_model
+
+import vera
+from runs import pairs
+from runs.config import expand
+from runs.errors import UserError
+from runs.identity import run_id
+from runs.plan import plan
+from runs.rates import patterns_of
+from runs.record import Ledger
+from runs.sweep import sweep
+from runs.training.build import optimizer_groups
+
+TRAIN = {"lr": 1e-3, "lr_head": 2e-3, "weight_decay": 0.1, "decay_all": False}
+
+
+def lora(words, *more):
+    plain = [word for word in words if not word.startswith("method.")]
+    return [*plain, "method=lora", "method.rank=4", *more]
+
+
+def test_each_parameter_has_one_rate_and_the_groups_are_named_by_it():
+    model = tiny_model()
+    vera.LoRA(rank=2).adapt(model)
+    rates = {"B": 1e-2, "query*.A": 5e-3, "classifier.*": 1e-4}
+    groups = optimizer_groups(vera.LoRA(rank=2), model, {**TRAIN, "lr_by": rates})
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in groups} == {
+        "adapter": (1e-3, 0.1),
+        "adapter B": (1e-2, 0.1),
+        "adapter query*.A": (5e-3, 0.1),
+        "head": (2e-3, 0.1),
+        "head (no decay)": (2e-3, 0.0),
+        "head classifier.*": (1e-4, 0.1),
+        "head classifier.* (no decay)": (1e-4, 0.0),
+    }
+    members = [id(p) for group in groups for p in group["params"]]
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(members) == sorted(trained)
+    of = {group["name"]: {trained[id(p)] for p in group["params"]} for group in groups}
+    assert len(of["adapter B"]) == 4
+    assert all(name.endswith(".B") for name in of["adapter B"])
+    assert all("query" in name and name.endswith(".A") for name in of["adapter query*.A"])
+    assert of["head classifier.*"] == {"classifier.weight"}
+    for none in ({}, None):
+        plain = optimizer_groups(vera.LoRA(rank=2), model, {**TRAIN, "lr_by": none})
+        assert [group["name"] for group in plain] == ["adapter", "head", "head (no decay)"]
+
+
+def test_an_unknown_pattern_is_refused_with_the_real_names():
+    names = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
+    with pytest.raises(UserError) as error:
+        patterns_of(names, {"A": 1.0, "C": 1.0})
+    assert str(error.value) == (
+        "train.lr_by: no trained parameter's name ends with 'C'. There are: layer.*.query.A, layer.*.query.B"
+    )
+    with pytest.raises(UserError, match=r"'uery.B'"):  # a part of a name is no end of one
+        patterns_of(names, {"uery.B": 1.0})
+    with pytest.raises(UserError, match=r"'B' and 'query\.\*' both name layer\.0\.query\.B"):
+        patterns_of(names, {"B": 1.0, "query.*": 1.0})
+    many = [f"{chr(97 + i)}.weight" for i in range(20)]
+    with pytest.raises(UserError, match=r"l\.weight and 8 more$"):
+        patterns_of(many, {"bias": 1.0})
+    with pytest.raises(UserError, match=r"There are: none$"):
+        patterns_of([], {"bias": 1.0})
+
+
+def test_it_is_refused_by_the_plan_and_before_a_sweep_starts(words):
+    runs = expand(lora(words, "train.lr_by={Bx:1e-2}"))
+    (planned,) = plan(runs, Ledger())
+    assert planned.state == "blocked"
+    assert "no trained parameter's name ends with 'Bx'. There are: bert.encoder.layer.*" in planned.why
+    with pytest.raises(UserError, match=re.escape("Nothing was started.")) as error:
+        sweep.sweep(runs)
+    assert "\n" not in str(error.value)
+    assert pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}"))[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (["method=ssf"], "has no patch embedding: SSF is for image models"),
+        (["method=lora_xs", "method.rank=33"], "rank 33 is above that of bert.encoder.layer.0"),
+        (["method=lora_xs", "method.rank=32"], None),
+    ],
+)
+def test_the_plan_knows_what_a_peer_cannot_do(method, why, words):
+    (run,) = expand([*[word for word in words if not word.startswith("method.")], *method])
+    told = pairs.refusal(run)
+    assert (told is None) == (why is None)
+    assert (why or "") in (told or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("3", "train.lr_by=3: should be a mapping of names to rates, such as {B: 1e-2}"),
+        ("{B:-1}", "train.lr_by.B=-1: should be a number that is not negative"),
+        ("{B:x}", "train.lr_by.B=x: should be a number"),
+        ("{B:true}", "train.lr_by.B=True: should be a number"),
+    ],
+)
+def test_a_value_that_is_no_rate_is_refused(value, message, words):
+    with pytest.raises(UserError, match=re.escape(message)):
+        expand(lora(words, f"train.lr_by={value}"))
+
+
+def test_empty_it_is_no_part_of_the_id(words):
+    def identity(*more):
+        (run,) = expand(lora(words, *more))
+        return run_id(run)
+
+    assert identity() == identity("train.lr_by={}") == identity("train.lr_by=null")
+    given = identity("train.lr_by={B:1}")
+    assert given == identity("train.lr_by={B:1.0}") == identity("+train.lr_by.B=1")
+    assert len({identity(), given, identity("train.lr_by={B:2}"), identity("train.lr_by={A:1}")}) == 4
+
+
+def test_a_run_trains_at_these_rates_and_its_record_says_so(words, tmp_path):
+    plain = [word for word in words if not word.startswith("output=")]
+    record = do(lora(plain, "train.lr_by={B:0,A:3e-2}", f"output={tmp_path}"))
+    rates = {group["name"]: (group["lr"], group["parameters"]) for group in record["groups"]}
+    assert rates["adapter B"] == (0.0, 4 * 4 * 32)
+    assert rates["adapter A"] == (3e-2, 4 * 4 * 32)
+    assert "adapter" not in rates
+    assert record["config"]["train"]["lr_by"] == {"B": 0.0, "A": 3e-2}
+    tensors = load_file(tmp_path / "runs" / record["id"] / "adapter.safetensors")
+    of_b = [value for name, value in tensors.items() if name.endswith(".B")]
+    assert len(of_b) == 4
+    assert not any(torch.any(value) for value in of_b)  # at a rate of zero B stays where it starts

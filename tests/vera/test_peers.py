@@ -1,0 +1,510 @@
+"""VeRA's peers against their formulas, written out in numpy with gradients by hand, float64; and what each of
+them alone can do or refuses."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
+from torch import nn
+
+import vera
+from vera.adapter_file import FORMAT
+from vera.checked_file import read_file
+from vera.methods.dylora import rank_of
+from vera.methods.layers import adapted_layers, base_weight, changes
+from vera.methods.lora_xs import rounded_hash, singular_factors
+from vera.projections import ProjectionSpec, unit_uniform
+from vera.sites import find_sites
+
+IMAGES = ("ViT", "DINOv2", "ViT of timm", "ViT of timm in transformers")
+
+
+def adapted(method, architecture="BERT", seed=0):
+    model = tiny(architecture, seed).double()
+    method.adapt(model)
+    shake(model)
+    return model
+
+
+def numbers(tensor):
+    return tensor.detach().numpy()
+
+
+def parts(change):
+    """A change's own parameters."""
+    return {name: numbers(p) for name, p in change.named_parameters()}
+
+
+# --- the formulas: the change of the weight, and the gradients for M = dL/dW (out, in)
+
+
+def vera_plus(change, method, m):
+    spec = ProjectionSpec(method.projection_seed, method.rank, 64, 64)
+    a, b = (matrix.astype(np.float64) for matrix in spec.make())
+    p, s = parts(change), method.alpha / math.sqrt(method.rank)
+    a, b = a[:, : len(p["c"])], b[: len(p["b"])]
+    inner = np.einsum("ir,r,rj->ij", b, p["d"], a)
+    return s * p["b"][:, None] * inner * p["c"], {
+        "b": s * np.einsum("ij,ij,j->i", m, inner, p["c"]),
+        "c": s * np.einsum("ij,ij,i->j", m, inner, p["b"]),
+        "d": s * np.einsum("ij,i,ir,rj,j->r", m, p["b"], b, a, p["c"]),
+    }
+
+
+def lora_xs(change, method, m):
+    """By the singular vectors of W0 as numpy gives them: the signs cancel in no entry of R, so they are taken
+    from the definition, the largest entry of each right one being positive."""
+    u, s, vt = np.linalg.svd(change.weight_before)
+    rank, scale = method.rank, method.alpha / method.rank
+    sign = np.array([np.sign(row[np.abs(row).argmax()]) for row in vt[:rank]])
+    a, b = (s[:rank] * sign)[:, None] * vt[:rank], u[:, :rank] * sign
+    return scale * b @ parts(change)["R"] @ a, {"R": scale * b.T @ m @ a.T}
+
+
+def tied_lora(change, method, m):
+    (pair,) = change._shared
+    p, s = parts(change), method.alpha / method.rank
+    a, b = numbers(pair.A)[:, : m.shape[1]], numbers(pair.B)[: m.shape[0]]
+    return s * np.einsum("i,ir,r,rj->ij", p["v"], b, p["u"], a), {
+        "u": s * np.einsum("ij,i,ir,rj->r", m, p["v"], b, a),
+        "v": s * np.einsum("ij,ir,r,rj->i", m, b, p["u"], a),
+        "A": s * np.einsum("ij,i,ir,r->rj", m, p["v"], b, p["u"]),
+        "B": s * np.einsum("ij,i,r,rj->ir", m, p["v"], p["u"], a),
+    }
+
+
+def nola(change, method, m):
+    k, r, seed = method.bases, method.rank, method.basis_seed
+    drawn = [
+        unit_uniform(seed, key, rows, 64).astype(np.float64) for key, rows in ((2, r), (3, k * r), (4, k * r))
+    ]
+    n, (out, _) = m.shape[1], m.shape
+    start = drawn[0][:, :n] / math.sqrt(n)
+    of_a, of_b = drawn[1].reshape(k, r, 64)[..., :n], drawn[2].reshape(k, r, 64)[..., :out]
+    p, s, root = parts(change), method.alpha / r, math.sqrt(k)
+    a = start + sum(p["a"][i] * of_a[i] for i in range(k)) / root
+    b = sum(p["b"][i] * of_b[i].T for i in range(k)) / root
+    return s * b @ a, {
+        "a": np.array([s / root * (b.T @ m * of_a[i]).sum() for i in range(k)]),
+        "b": np.array([s / root * (m @ a.T * of_b[i].T).sum() for i in range(k)]),
+    }
+
+
+def dylora(change, method, m):
+    """At the rank that is in use; the rest of A and B has no gradient."""
+    used = change.drawn if change.training else change.used
+    p, s = parts(change), method.alpha / used
+    cut = np.arange(method.rank) < used
+    trains = cut if not (change.training and method.frozen) else np.arange(method.rank) == used - 1
+    a, b = p["A"] * cut[:, None], p["B"] * cut
+    return s * b @ a, {"A": s * trains[:, None] * (b.T @ m), "B": s * (m @ a.T) * trains}
+
+
+FORMULAS = {
+    "vera_plus": (vera.VeRAPlus(rank=12, alpha=3.0, sites=("query", "dense")), vera_plus),
+    "lora_xs": (vera.LoRAXS(rank=4, alpha=6.0, sites=("query", "dense")), lora_xs),
+    "tied_lora": (vera.TiedLoRA(rank=4, alpha=6.0, sites=("query", "dense")), tied_lora),
+    "nola": (vera.NoLA(rank=3, bases=5, alpha=2.0, sites=("query", "dense"), basis_seed=7), nola),
+    "dylora": (vera.DyLoRA(rank=4, alpha=6.0, sites=("query", "dense")), dylora),
+    "dylora_frozen": (vera.DyLoRA(rank=4, alpha=6.0, sites=("query", "dense"), frozen=True), dylora),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_outputs_gradients_and_merged_weights_are_the_formulas(name):
+    """Of each matrix by itself: 32 x 32, 64 x 32 and 32 x 64."""
+    method, formula = FORMULAS[name]
+    model = adapted(method).train()
+    method.before_training(model, 10)
+    shapes = set()
+    for layer in adapted_layers(model):
+        change = layer.changes["whole"]
+        change.weight_before = numbers(layer.weight()).copy()
+        shapes.add(change.weight_before.shape)
+        x, g = (torch.randn(5, n, dtype=torch.float64) for n in (change.inputs, change.outputs))
+        shared = [p for of_pair in getattr(change, "_shared", ()) for p in of_pair.named_parameters()]
+        trained = dict([*change.named_parameters(), *shared])
+        y = layer(x)
+        gradients = torch.autograd.grad(y, list(trained.values()), g)
+        update, expected = formula(change, method, numbers(g).T @ numbers(x))
+        base = numbers(x) @ change.weight_before.T + numbers(layer.base.bias)
+        assert np.allclose(numbers(y), base + numbers(x) @ update.T, rtol=0, atol=1e-10)
+        assert set(expected) == set(trained)
+        for key, gradient in zip(trained, gradients, strict=True):
+            wanted = np.zeros(gradient.shape)  # of a shared matrix's slice
+            wanted[tuple(slice(n) for n in expected[key].shape)] = expected[key]
+            assert np.abs(wanted).max() > 1e-8
+            assert np.allclose(numbers(gradient), wanted, rtol=0, atol=1e-10), key
+        layer.eval()
+        update = formula(change, method, numbers(g).T @ numbers(x))[0]
+        layer.merge()
+        assert np.allclose(numbers(layer.weight()), change.weight_before + update, rtol=0, atol=1e-10)
+    assert shapes == {(32, 32), (64, 32), (32, 64)}
+
+
+@pytest.mark.parametrize("name", ["vera_plus", "tied_lora", "nola", "dylora"])
+def test_these_start_as_the_base_model(name):
+    model = tiny_model().double()
+    FORMULAS[name][0].adapt(model)
+    assert torch.equal(answer(model), answer(tiny_model().double()))
+
+
+@pytest.mark.parametrize(("method", "difference"), [(vera.LoRAXS(rank=4), 1e-4), (vera.SSF(), 0.5)])
+def test_these_start_beside_it(method, difference):
+    model = tiny("ViT").double()
+    method.adapt(model)
+    apart = (answer(model) - answer(tiny("ViT").double())).abs().max()
+    assert 0 < apart < difference
+
+
+# --- LoRA-XS
+
+
+def test_each_sign_is_that_of_the_largest_entry():
+    weight = torch.randn(12, 9, generator=torch.Generator().manual_seed(3))
+    a, b = singular_factors(weight, 5)
+    assert a.dtype == b.dtype == torch.float64
+    assert (a.gather(1, a.abs().argmax(1, keepdim=True)) > 0).all()
+    assert torch.allclose(b.T @ b, torch.eye(5, dtype=torch.float64), atol=1e-12)
+    u, s, vt = np.linalg.svd(weight.double().numpy())
+    assert np.allclose(numbers(b @ a), (u[:, :5] * s[:5]) @ vt[:5], atol=1e-12)
+    assert np.allclose(numbers(a.norm(dim=1)), s[:5])
+
+
+def test_a_fingerprint_sees_a_turned_vector_and_no_last_bits():
+    a, _ = singular_factors(torch.randn(40, 30, generator=torch.Generator().manual_seed(3)), 4)
+    largest, generator = float(a.norm(dim=1).max()), torch.Generator().manual_seed(4)
+    noise = 1e-13 * torch.randn(a.shape, generator=generator, dtype=torch.float64)
+    assert rounded_hash(a + noise, largest) == rounded_hash(a, largest)
+    for other in (-a, a.flip(0), a + 1e-4 * largest):
+        assert rounded_hash(other, largest) != rounded_hash(a, largest)
+
+
+def changed_base(model):
+    """The same model, with one query's weight changed."""
+    layer = next(m for n, m in model.named_modules() if n.endswith("attention.self.query"))
+    with torch.no_grad():
+        layer.weight += 0.01 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(8))
+    return model
+
+
+def test_the_file_holds_r_alone_and_is_refused_where_a_and_b_differ(tmp_path):
+    method, model = vera.LoRAXS(rank=4), tiny_model()
+    method.adapt(model)
+    shake(model)
+    vera.save(model, method, tmp_path / "a")
+    header, tensors = read_file(tmp_path / "a", FORMAT)
+    assert [tuple(t.shape) for t in tensors.values()] == [(4, 4)] * 4
+    assert set(header["fixed"]) == {"A", "B"}
+    other = changed_base(tiny_model())
+    before = copy.deepcopy(other.state_dict())
+    for allowed in (False, True):
+        with pytest.raises(vera.AdapterError, match="store=true") as error:
+            vera.load(other, tmp_path / "a", allow_other_base=allowed)
+        assert "\n" not in str(error.value)
+        assert header["fixed"]["A"] in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    assert not list(adapted_layers(other))
+
+
+def test_a_stored_pair_goes_onto_other_weights(tmp_path):
+    method, model = vera.LoRAXS(rank=4, store=True), tiny_model()
+    method.adapt(model)
+    shake(model)
+    vera.save(model, method, tmp_path / "a")
+    header, tensors = read_file(tmp_path / "a", FORMAT)
+    assert header["fixed"] == {}
+    assert sum(t.numel() for t in tensors.values()) == 4 * (16 + 2 * 4 * 32)
+    other = changed_base(tiny_model())
+    with pytest.raises(vera.AdapterError, match="other base weights"):
+        vera.load(other, tmp_path / "a")
+    vera.load(other, tmp_path / "a", allow_other_base=True)
+    for ours, theirs in zip(changes(model), changes(other), strict=True):
+        assert torch.equal(ours.weight(), theirs.weight())
+
+
+def test_it_refuses_what_has_no_singular_vectors(tmp_path):
+    with pytest.raises(vera.AdapterError, match=r"rank 33 is above .*query, a matrix of 32 x 32: it has 32"):
+        vera.LoRAXS(rank=33).adapt(tiny_model())
+    vera.LoRAXS(rank=32).adapt(tiny_model())
+    with pytest.raises(vera.AdapterError, match="load the base model unquantised"):
+        vera.LoRAXS(rank=4).adapt(quantise(tiny_model()))
+    for store in (False, True):
+        method, model = vera.LoRAXS(rank=4, store=store), tiny_model()
+        method.adapt(model)
+        vera.save(model, method, tmp_path / "a")
+        with pytest.raises(vera.AdapterError, match="unquantised"):
+            vera.load(quantise(tiny_model()), tmp_path / "a")
+
+
+def test_a_fused_blocks_pair_is_of_that_block():
+    model = tiny("GPT-2").double()
+    found = find_sites(model, ("query", "value"))
+    weights = [
+        base_weight(model.get_submodule(path), rows).clone()
+        for path, blocks in found.items()
+        for rows in blocks.values()
+    ]
+    vera.LoRAXS(rank=4).adapt(model)
+    for change, weight in zip(changes(model), weights, strict=True):
+        a, b = singular_factors(weight, 4)
+        assert torch.equal(change.A, a)
+        assert torch.equal(change.B, b)
+
+
+def test_its_paper_counts_as_the_formula_does():
+    """Of RoBERTa-large, 4 matrices of each of 24 blocks: 6.1K, 24.6K and 60K, without weights."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sites = ("query", "value", "attention.output.dense", "output.dense")
+    for rank, printed in ((8, 6_144), (16, 24_576), (25, 60_000)):
+        method = vera.LoRAXS(rank=rank, sites=sites)
+        with torch.device("meta"):
+            model = RobertaForSequenceClassification(RobertaConfig(**sizes, intermediate_size=4096))
+            method.adapt(model)
+        trained = method.adapter_parameters(model)
+        assert sum(p.numel() for p in trained.values()) == method.count(model) == printed
+
+
+# --- shared matrices
+
+
+def test_tied_matrices_are_one_and_gather_the_gradients_of_all():
+    method = FORMULAS["tied_lora"][0]
+    model = adapted(method)
+    pairs = {id(change._shared[0]): change._shared[0] for change in changes(model)}
+    (pair,) = pairs.values()
+    answer(model).square().sum().backward()
+    assert [n.rpartition(".")[2] for n, p in model.named_parameters() if p is pair.A or p is pair.B] == [
+        *"AB"
+    ]
+    assert all(p.grad.any() for p in (pair.A, pair.B))
+    copied = copy.deepcopy(model)
+    assert len({id(change._shared[0]) for change in changes(copied)}) == 1
+    assert next(changes(copied))._shared[0] is not pair
+
+
+@pytest.mark.parametrize("name", ["vera_plus", "nola"])
+def test_a_file_of_another_seed_is_told_by_its_fingerprint(name, tmp_path):
+    method = FORMULAS[name][0]
+    model = adapted(method)
+    vera.save(model, method, tmp_path / "a")
+    header, tensors = read_file(tmp_path / "a", FORMAT)
+    assert sum(t.numel() for t in tensors.values()) == method.count(model)
+    assert len(header["fixed"]["fingerprint"]) == 64
+    other = {key: value for key, value in method.settings().items() if "seed" not in key}
+    seed = "projection_seed" if name == "vera_plus" else "basis_seed"
+    second = vera.make_method(**other, **{seed: 99})
+    again = tiny_model().double()
+    second.adapt(again)
+    assert second.fixed(again)["fingerprint"] != header["fixed"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "nola", "rank": 4, "bases": 0}, "bases must be a whole number of at least 1, got 0"),
+        ({"kind": "nola", "rank": 4, "bases": 4, "basis_seed": -1}, "basis_seed must be in"),
+        ({"kind": "vera_plus", "rank": 4, "projection_seed": 2**64}, "projection_seed must be in"),
+        ({"kind": "lora_xs", "rank": 0}, "rank must be a whole number of at least 1"),
+        ({"kind": "ssf", "rank": 4}, "method ssf has no setting 'rank'. It has: none"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(vera.AdapterError, match=words):
+        vera.make_method(**settings)
+
+
+# --- DyLoRA
+
+
+def test_every_rank_is_drawn_about_as_often_and_by_seed_and_step_alone():
+    drawn = [rank_of(5, step, 8) for step in range(1, 1601)]
+    assert drawn == [rank_of(5, step, 8) for step in range(1, 1601)]
+    assert drawn != [rank_of(6, step, 8) for step in range(1, 1601)]
+    counts = [drawn.count(rank) for rank in range(1, 9)]
+    assert sum(counts) == 1600
+    assert all(150 < count < 250 for count in counts)
+
+
+def test_a_rank_is_drawn_for_each_step_and_comes_back_from_a_checkpoint():
+    method = vera.DyLoRA(rank=8)
+    torch.manual_seed(4)
+    model = tiny_model()
+    method.adapt(model)
+    method.before_training(model, 20)
+    ranks, state = [], {}
+    for step in range(1, 21):
+        assert len({change.drawn for change in changes(model)}) == 1
+        ranks.append(next(changes(model)).drawn)
+        if step == 12:
+            state = method.training_state(model)
+        method.after_step(model, step)
+    assert len(set(ranks)) > 3
+    resumed = tiny_model()  # adapted under another state of torch's generator
+    method.adapt(resumed)
+    method.before_training(resumed, 20)
+    method.load_training_state(resumed, state)
+    for step in range(12, 21):
+        assert next(changes(resumed)).drawn == ranks[step - 1]
+        method.after_step(resumed, step)
+
+
+def test_a_trained_pair_can_be_cut():
+    method = vera.DyLoRA(rank=8, alpha=6.0)
+    model = adapted(method)
+    whole = answer(model)
+    method.merge(model)
+    method.use_rank(model, 3)
+    cut = answer(model)
+    assert not torch.allclose(cut, whole)
+    plain = tiny_model().double()
+    lora = vera.LoRA(rank=3, alpha=6.0)
+    lora.adapt(plain)
+    plain.load_state_dict(
+        {n: p for n, p in model.state_dict().items() if "classifier" in n or "pooler" in n}, strict=False
+    )
+    with torch.no_grad():
+        for theirs, ours in zip(changes(plain), changes(model), strict=True):
+            theirs.A.copy_(ours.A[:3])
+            theirs.B.copy_(ours.B[:, :3])
+    assert torch.allclose(cut, answer(plain), rtol=0, atol=1e-12)
+    method.merge(model)
+    assert torch.allclose(answer(model), cut, rtol=0, atol=1e-12)
+    for wrong in (0, 9):
+        with pytest.raises(vera.AdapterError, match=f"rank {wrong} is no part of"):
+            method.use_rank(model, wrong)
+
+
+def test_an_evaluation_uses_all_ranks():
+    method = vera.DyLoRA(rank=8)
+    model = adapted(method)
+    answers = []
+    for step in range(1, 5):
+        method.after_step(model, step)
+        answers.append(answer(model))
+    assert all(torch.equal(one, answers[0]) for one in answers)
+    model.train()
+    assert not torch.equal(answer(model), answers[0])
+
+
+# --- SSF
+
+
+@pytest.mark.parametrize("architecture", IMAGES)
+def test_ssf_is_its_formula_with_gradients_and_when_merged(architecture):
+    """gamma * f(x) + beta after each linear layer, LayerNorm and the patch embedding, each by itself."""
+    model = adapted(vera.SSF(), architecture)
+    base = tiny(architecture).double()
+    inside = [(path, m) for path, m in model.named_modules() if hasattr(m, "ssf")]
+    kinds = {type(m) for _, m in inside}
+    assert {nn.Linear, nn.Conv2d} <= kinds
+    assert any(issubclass(kind, nn.LayerNorm) for kind in kinds)
+    linears = find_sites(base, ("all-linear",))
+    norms = [path for path, m in base.named_modules() if isinstance(m, nn.LayerNorm)]
+    patches = [path for path, m in base.named_modules() if isinstance(m, nn.Conv2d)]
+    assert sorted(path for path, _ in inside) == sorted([*linears, *norms, *patches])
+    outputs, inputs = {}, {}
+    for path, module in inside:
+        image = isinstance(module, nn.Conv2d)
+        width = 3 if image else module.weight.shape[-1]
+        x = torch.randn((2, 3, 16, 16) if image else (2, 5, width), dtype=torch.float64)
+        inputs[path], outputs[path] = x, module(x)
+        features = numbers(base.get_submodule(path)(x))
+        last = np.moveaxis(features, 1, -1) if image else features
+        expected = numbers(module.ssf.gamma) * last + numbers(module.ssf.beta)
+        found = np.moveaxis(numbers(outputs[path]), 1, -1) if image else numbers(outputs[path])
+        assert np.allclose(found, expected, rtol=0, atol=1e-12)
+        g = torch.randn(outputs[path].shape, dtype=torch.float64)
+        of_gamma, of_beta = torch.autograd.grad(outputs[path], [module.ssf.gamma, module.ssf.beta], g)
+        g = np.moveaxis(numbers(g), 1, -1) if image else numbers(g)
+        axes = tuple(range(g.ndim - 1))
+        assert np.allclose(numbers(of_gamma), (g * last).sum(axes), rtol=0, atol=1e-10)
+        assert np.allclose(numbers(of_beta), g.sum(axes), rtol=0, atol=1e-10)
+    whole = answer(model)
+    vera.unload(model, merge=True)
+    assert not any(hasattr(m, "ssf") for m in model.modules())
+    for path, module in [(path, model.get_submodule(path)) for path, _ in inside]:
+        assert torch.allclose(module(inputs[path]), outputs[path], rtol=0, atol=1e-12)
+    assert torch.allclose(answer(model), whole, rtol=0, atol=1e-12)
+
+
+def test_ssf_counts_by_hand():
+    """ViT: patch embedding 32; of 2 blocks 2 norms, q, k, v and output of 32, 64 and 32; the last norm."""
+    model = tiny("ViT")
+    vera.SSF().adapt(model)
+    width = 32 + 2 * (2 * 32 + 4 * 32 + 64 + 32) + 32
+    trained = vera.SSF().adapter_parameters(model)
+    assert vera.SSF().count(model) == sum(p.numel() for p in trained.values()) == 2 * width
+
+
+@pytest.mark.parametrize("architecture", IMAGES)
+def test_ssf_lives_as_any_method_does(architecture, tmp_path):
+    """Switched off, merged, copied, saved, loaded and unloaded."""
+    method, base = vera.SSF(), tiny(architecture)
+    model = tiny(architecture)
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match="already"):
+        method.adapt(model)
+    assert torch.allclose(answer(model), answer(base), atol=0.5)
+    for p in method.adapter_parameters(model).values():
+        p.data.add_(0.1)
+    whole = answer(model)
+    assert not torch.allclose(whole, answer(base))
+    copied = copy.deepcopy(model)
+    weights = {n: p.clone() for n, p in model.named_parameters()}
+    vera.save(model, method, tmp_path / "a")
+    method.merge(model)
+    method.merge(model)
+    assert torch.allclose(answer(model), whole, atol=1e-5)
+    vera.save(model, method, tmp_path / "merged")
+    assert (tmp_path / "merged").read_bytes() == (tmp_path / "a").read_bytes()
+    vera.disable(model)
+    assert torch.equal(answer(model), answer(base))
+    with pytest.raises(vera.AdapterError, match="switched off"):
+        method.merge(model)
+    vera.disable(model, False)
+    assert torch.equal(answer(model), whole)
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    again = tiny(architecture)
+    vera.load(again, tmp_path / "a")
+    assert torch.equal(answer(again), whole)
+    vera.unload(model)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in base.named_modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(answer(model), answer(base))
+    assert torch.equal(answer(copied), whole)
+
+
+def test_ssf_refuses_what_it_cannot_do():
+    for architecture in ARCHITECTURES:
+        if architecture not in IMAGES:
+            with pytest.raises(vera.AdapterError, match="has no patch embedding: SSF is for image models"):
+                vera.SSF().adapt(tiny(architecture))
+    with pytest.raises(vera.AdapterError, match="nothing to merge"):
+        vera.SSF().merge(tiny("ViT"))
+    model = quantise(tiny("ViT"))
+    vera.SSF().adapt(model)
+    with pytest.raises(vera.AdapterError, match="quantised base cannot be merged"):
+        vera.SSF().merge(model)
+    model = tiny("ViT")
+    layer = next(m for n, m in model.named_modules() if isinstance(m, nn.Linear))
+    layer.bias = None
+    vera.SSF().adapt(model)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(vera.AdapterError, match="a Linear of this model has no bias to take the shift"):
+        vera.SSF().merge(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+# --- peft has no such classes
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_an_export_to_peft_is_refused(name, tmp_path):
+    with pytest.raises(vera.AdapterError, match="peft's format has no place for method"):
+        vera.export_peft(adapted(FORMULAS[name][0]), tmp_path)

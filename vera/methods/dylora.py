@@ -1,0 +1,116 @@
+"""DyLoRA: LoRA of which each training step trains the first b ranks, with b drawn for the step, so that the
+trained pair can be cut to any rank (Valipour et al. 2023, arXiv 2210.07558):
+
+    h = W0 x + (alpha / b) B[:, :b] A[:b] x,   b uniform on 1 .. r
+
+`frozen` is the paper's cheaper mode: a step changes row b of A and column b of B alone. The published code
+scales A and B by sqrt(r / b) each and the product by alpha / r, which is the same."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.contract import Method
+from vera.methods.layers import changes, wrap
+from vera.methods.lora import LoRAChange
+from vera.methods.settings import check_rank
+from vera.projections import unit_uniform
+from vera.sites import find_sites, size
+
+#: The name of the draw in a checkpoint: its seed, and the step that it is of.
+DRAW = "dylora.draw"
+
+
+def rank_of(seed: int, step: int, rank: int) -> int:
+    """The number of ranks that a step trains, from 1 to rank: a function of its arguments alone."""
+    return 1 + int((float(unit_uniform(seed, step, 1, 1)[0, 0]) + 1) / 2 * rank)
+
+
+class DyLoRAChange(LoRAChange):
+    """A LoRA pair of which the first ranks are in use: `drawn` of them in training, `used` otherwise."""
+
+    def __init__(self, base: Any, inputs: int, outputs: int, method: Any, seed: int) -> None:
+        super().__init__(base, inputs, outputs, method)
+        self.alpha, self.frozen = method.alpha, method.frozen
+        self.drawn = self.used = method.rank
+        #: What `drawn` follows from; step 0: nothing is drawn yet.
+        self.seed, self.step = seed, 0
+
+    def draw(self, seed: int, step: int) -> None:
+        """Draws the ranks of a step."""
+        self.seed, self.step, self.drawn = seed, step, rank_of(seed, step, len(self.A))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank = self.drawn if self.training else self.used
+        a, b = self.A[:rank], self.B[:, :rank]
+        if self.training and self.frozen:
+            a = torch.cat([a[:-1].detach(), a[-1:]])
+            b = torch.cat([b[:, :-1].detach(), b[:, -1:]], dim=1)
+        return self.alpha / rank * F.linear(F.linear(self.dropout(x), a), b)
+
+    def weight(self) -> Tensor:
+        return self.alpha / self.used * (self.B[:, : self.used] @ self.A[: self.used])
+
+
+@dataclass(frozen=True)
+class DyLoRA(Method, kind="dylora"):
+    """Trains a low-rank pair for each adapted matrix, of which every leading part is an adapter of its own.
+
+    rank: the largest. alpha: the change is scaled by alpha / b at b ranks. frozen: a step changes its last
+    rank alone. dropout: on the input of the adapter. The draws are a function of the step and of a seed that
+    torch's generator gives when the model is adapted; a checkpoint holds both."""
+
+    rank: int
+    sites: tuple[str, ...] = ("query", "value")
+    alpha: float = 8.0
+    dropout: float = 0.0
+    frozen: bool = False
+
+    freeze_a: ClassVar[bool] = False  # of LoRAChange
+
+    def install(self, model: nn.Module) -> None:
+        targets = find_sites(model, self.sites)
+        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in targets))
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        wrap(model, targets, lambda path, block, base, n, out: DyLoRAChange(base, n, out, self, seed))
+
+    def count(self, model: nn.Module) -> int:
+        """Sum of rank * (in + out) over the adapted matrices."""
+        return sum(self.rank * (change.inputs + change.outputs) for change in changes(model))
+
+    def use_rank(self, model: nn.Module, rank: int) -> None:
+        """Cuts the trained pairs to their first ranks, for evaluating and merging; the file keeps all. Raises
+        AdapterError for a rank that they do not have."""
+        if not 1 <= rank <= self.rank:
+            raise AdapterError(f"rank {rank} is no part of a DyLoRA adapter of rank {self.rank}")
+        self.unmerge(model)
+        for change in _of(model):
+            change.used = rank
+
+    def before_training(self, model: nn.Module, total_steps: int) -> None:
+        _draw(model, _of(model)[0].seed, 1)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        _draw(model, _of(model)[0].seed, step + 1)
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        first = _of(model)[0]
+        return {DRAW: torch.tensor([first.seed, first.step])}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        seed, step = state[DRAW].tolist()
+        _draw(model, seed, step)
+
+
+def _of(model: nn.Module) -> list[Any]:
+    """The changes of an adapted model, DyLoRAChange all of them."""
+    return list(changes(model))
+
+
+def _draw(model: nn.Module, seed: int, step: int) -> None:
+    for change in _of(model):
+        change.draw(seed, step)

@@ -1,0 +1,127 @@
+"""LoRA-XS: h = W0 x + (alpha / r) B R A x, where only R (r, r) trains (Balazy et al. 2024, arXiv 2405.17604).
+
+A and B are frozen, from the base weight's own singular vectors. The paper writes h = x W + x A R B with A =
+U_r S_r and B = V_r^T, of W = U S V^T as (in, out). Of W0 as (out, in) = U S V^T that is
+
+    A = S_r V_r^T  (r, in)      B = U_r  (out, r)
+
+as in MohammadrezaBanaei/LoRA-XS, utils/initialization_utils.py, which takes the SVD of the transposed weight.
+R starts from N(0, 1e-5^2), so the model starts next to the base model, and not on it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.adapted import frozen_extra
+from vera.methods.contract import Method
+from vera.methods.layers import Change, adapter_dtype, base_weight, changes, wrap
+from vera.sites import find_sites
+
+#: Of the largest singular value: the grid that A and B are rounded to before they are hashed. Far above what
+#: processors differ by, far below what an adapter would feel.
+GRID = 2.0**-20
+
+
+def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of a weight (out, in), computed in float64 on the CPU.
+
+    A singular vector's sign is free: the largest entry of each row of A is positive."""
+    u, s, vh = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    sign = vh.gather(1, vh.abs().argmax(1, keepdim=True)).sign()
+    return s[:, None] * sign * vh, u * sign.T
+
+
+def rounded_hash(matrix: Tensor, largest: float) -> str:
+    """16 hex digits of a float64 matrix, rounded to GRID of its largest possible entry."""
+    steps = (matrix / (largest * GRID)).round().to(torch.int64).contiguous()
+    return hashlib.sha256(steps.numpy().astype("<i8").data).hexdigest()[:16]
+
+
+class XSChange(Change):
+    """One matrix's R (r, r), which trains, and its frozen A (r, in) and B (out, r)."""
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, base: Any, weight: Tensor, method: "LoRAXS") -> None:
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        #: The fingerprints of A and B; empty on the meta device.
+        self.hashes = ("", "")
+        if weight.is_meta:
+            a, b = weight.new_empty(method.rank, self.inputs), weight.new_empty(self.outputs, method.rank)
+        else:
+            a, b = singular_factors(weight, method.rank)
+            self.hashes = rounded_hash(a, max(float(a.norm(dim=1).max()), 1e-300)), rounded_hash(b, 1.0)
+        self.register_buffer("A", a.to(**at), persistent=False)
+        self.register_buffer("B", b.to(**at), persistent=False)
+        self.R = nn.Parameter(torch.empty(method.rank, method.rank, **at).normal_(std=method.init_std))
+        self.scale = method.alpha / method.rank
+        self.dropout = nn.Dropout(method.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.linear(F.linear(self.dropout(x), self.A), self.R), self.B)
+
+    def weight(self) -> Tensor:
+        return self.scale * (self.B @ self.R @ self.A)
+
+
+@dataclass(frozen=True)
+class LoRAXS(Method, kind="lora_xs"):
+    """Trains an r x r matrix between the leading singular vectors of each adapted weight.
+
+    alpha: the change is scaled by alpha / rank; 16 is that of the published code. init_std: of R. store: the
+    adapter file holds A and B, too. Without it, it holds R and the fingerprints of A and B, and loads where
+    the same base weights give the same A and B."""
+
+    rank: int
+    sites: tuple[str, ...] = ("query", "value")
+    alpha: float = 16.0
+    init_std: float = 1e-5
+    dropout: float = 0.0
+    store: bool = False
+
+    hint: ClassVar[str] = "Other base weights, or another SVD's: with store=true the file keeps A and B"
+
+    def install(self, model: nn.Module) -> None:
+        targets = find_sites(model, self.sites)
+
+        def change(path: str, block: str, base: Any, inputs: int, outputs: int) -> XSChange:
+            if not base.weight.is_floating_point():
+                raise AdapterError(
+                    "LoRA-XS takes singular vectors of whole weights: load the base model unquantised"
+                )
+            if self.rank > min(inputs, outputs):
+                raise AdapterError(
+                    f"rank {self.rank} is above that of {path}, a matrix of {outputs} x {inputs}: it has"
+                    f" {min(inputs, outputs)} singular vectors"
+                )
+            return XSChange(base, base_weight(base, targets[path][block]), self)
+
+        wrap(model, targets, change)
+
+    def count(self, model: nn.Module) -> int:
+        """rank^2 for each adapted matrix."""
+        return sum(self.rank**2 for _ in changes(model))
+
+    def saved(self, model: nn.Module) -> dict[str, Tensor]:
+        return {**self.adapter_parameters(model), **(frozen_extra(model) if self.store else {})}
+
+    @property
+    def reads_weights(self) -> bool:
+        return not self.store
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """The fingerprints of every A and of every B, where the file does not hold them."""
+        hashes = [] if self.store else zip(*(change.hashes for change in changes(model)), strict=True)
+        return {
+            name: hashlib.sha256("".join(of_all).encode()).hexdigest()[:16]
+            for name, of_all in zip("AB", hashes, strict=False)
+        }

@@ -1,0 +1,125 @@
+"""NoLA: LoRA whose A and B are linear combinations of random matrices; the coefficients alone train
+(Koohpayegani et al. 2024, arXiv 2310.02556).
+
+    h = W0 x + (alpha / r) B A x,   A = A0 + sum_i a_i A_i / sqrt(k),   B = sum_j b_j B_j / sqrt(k)
+
+After UCDvision/NOLA, gpt/src/model_nola.py: the A_i and B_j are uniform on (-1, 1), A0 is LoRA's start of A,
+frozen, and all coefficients start at zero. There each matrix draws bases of its own from torch's generator,
+anew in each pass. Here all of them share one draw from a seed, by leading slices as in VeRA: it is made once,
+the same everywhere, and no file holds it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.contract import Method
+from vera.methods.layers import Change, adapted_layers, adapter_dtype, changes, widest, wrap
+from vera.methods.settings import check_rank
+from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
+from vera.sites import find_sites
+
+#: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair (vera/projections.py).
+KEYS = (2, 3, 4)
+
+
+class Bases(nn.Module):
+    """The frozen A0 (r, in), A (k, r, in) and B (k, r, out, each transposed), on (-1, 1), which all matrices
+    share. Not part of the state dict: the seed brings them back."""
+
+    A0: Tensor
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, method: "NoLA", inputs: int, outputs: int, device: torch.device, dtype: Any) -> None:
+        super().__init__()
+        self.method, self.inputs, self.outputs = method, inputs, outputs
+        k, r = method.bases, method.rank
+        shapes = {"A0": (r, inputs), "A": (k, r, inputs), "B": (k, r, outputs)}
+        drawn = [None] * 3 if device.type == "meta" else self.draw()
+        for (name, shape), matrix in zip(shapes.items(), drawn, strict=True):
+            tensor = torch.empty(shape, device=device) if matrix is None else torch.from_numpy(matrix)
+            self.register_buffer(name, tensor.view(shape).to(device, dtype), persistent=False)
+
+    def draw(self) -> list[Matrix]:
+        """The three as matrices of `inputs`, `inputs` and `outputs` columns."""
+        k, r = self.method.bases, self.method.rank
+        shapes = (r, self.inputs), (k * r, self.inputs), (k * r, self.outputs)
+        return [unit_uniform(self.method.basis_seed, key, *s) for key, s in zip(KEYS, shapes, strict=True)]
+
+
+class NoLAChange(Change):
+    """One matrix's coefficients a (k) of A and b (k) of B, and its slices of the shared bases."""
+
+    def __init__(self, base: Any, inputs: int, outputs: int, bases: Bases, method: "NoLA") -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self._shared = (bases,)  # in a tuple, so that the bases have one parent
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        self.a = nn.Parameter(torch.zeros(method.bases, **at))
+        self.b = nn.Parameter(torch.zeros(method.bases, **at))
+        self.scale = method.alpha / method.rank
+        self.dropout = nn.Dropout(method.dropout)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r)."""
+        (bases,) = self._shared
+        n, root = self.inputs, math.sqrt(len(self.a))
+        start = bases.A0[:, :n] / math.sqrt(n)  # Kaiming uniform with a = sqrt(5)
+        a = start + torch.tensordot(self.a / root, bases.A[..., :n], 1)
+        return a, torch.tensordot(self.b / root, bases.B[..., : self.outputs], 1).T
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.factors()
+        return self.scale * F.linear(F.linear(self.dropout(x), a), b)
+
+    def weight(self) -> Tensor:
+        a, b = self.factors()
+        return self.scale * (b @ a)
+
+
+@dataclass(frozen=True)
+class NoLA(Method, kind="nola"):
+    """Trains the coefficients of random bases of a low-rank pair, for each adapted matrix.
+
+    rank: of the pair. bases: k, of A and of B each. alpha: the change is scaled by alpha / rank. basis_seed:
+    of the bases, apart from training's seed. dropout: on the input of the adapter."""
+
+    rank: int
+    bases: int
+    sites: tuple[str, ...] = ("query", "value")
+    alpha: float = 8.0
+    dropout: float = 0.0
+    basis_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bases < 1:
+            raise AdapterError(f"bases must be a whole number of at least 1, got {self.bases}")
+        if not 0 <= self.basis_seed < 2**64:
+            raise AdapterError(f"basis_seed must be in [0, 2^64), got {self.basis_seed}")
+
+    def install(self, model: nn.Module) -> None:
+        targets = find_sites(model, self.sites)
+        shape = widest(model, targets)
+        check_rank("rank", self.rank, max(shape))
+        check_rank("bases", self.bases, max(shape))
+        first: Any = model.get_submodule(next(iter(targets)))
+        bases = Bases(self, *shape, first.weight.device, adapter_dtype(first))
+        wrap(model, targets, lambda path, block, base, n, out: NoLAChange(base, n, out, bases, self))
+        next(adapted_layers(model)).add_module("bases", bases)  # leaves with that layer
+
+    def count(self, model: nn.Module) -> int:
+        """2 * bases for each adapted matrix."""
+        return sum(2 * self.bases for _ in changes(model))
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Scheme, seed, the widest shape, and the fingerprint of the bases."""
+        bases = next(m for m in model.modules() if isinstance(m, Bases))
+        shape = {"inputs": bases.inputs, "outputs": bases.outputs}
+        drawn = fingerprint(*bases.draw())
+        return {"scheme": SCHEME, "seed": self.basis_seed, **shape, "fingerprint": drawn}

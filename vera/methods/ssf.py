@@ -1,0 +1,129 @@
+"""SSF: scales and shifts of features, y = gamma * f(x) + beta, after the linear layers, the LayerNorms and
+the patch embedding of an image model (Lian et al. 2022, arXiv 2210.08823; dongzelian/SSF).
+
+gamma starts from N(1, 0.02^2) and beta from N(0, 0.02^2), as in that code, so the model starts next to the
+base model, and not on it. Both fold into the layer before them: W' = gamma * W by rows, and
+b' = gamma * b + beta."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.adapted import adaptation
+from vera.methods.contract import Method
+from vera.methods.layers import Added, adapter_dtype, remove_hooks
+from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
+
+
+class ScaleShift(Added):
+    """gamma and beta (width), a child named "ssf" of the module whose output they change."""
+
+    def __init__(self, width: int, axis: int, device: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        at: Any = {"device": device, "dtype": dtype}
+        self.gamma = nn.Parameter(torch.empty(width, **at).normal_(1.0, 0.02))
+        self.beta = nn.Parameter(torch.empty(width, **at).normal_(0.0, 0.02))
+        self.axis = axis
+        #: Weight and bias before a merge.
+        self.unmerged: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, y: Tensor) -> Tensor:
+        shape = [1] * y.dim()
+        shape[self.axis] = -1
+        return (self.gamma.view(shape) * y + self.beta.view(shape)).to(y.dtype)
+
+
+def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """A forward hook."""
+    ssf: Any = module.ssf
+    return ssf(output) if ssf.enabled and ssf.unmerged is None else output
+
+
+def _scaled(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
+    """The modules whose outputs change, each with its scale and shift."""
+    for module in model.modules():
+        if isinstance(ssf := getattr(module, "ssf", None), ScaleShift):
+            yield module, ssf
+
+
+@dataclass(frozen=True)
+class SSF(Method, kind="ssf"):
+    """Trains a scale and a shift after each linear layer, LayerNorm and convolution outside the head."""
+
+    def install(self, model: nn.Module) -> None:
+        head = head_prefixes(model)
+        convolutions = [
+            path
+            for path, m in model.named_modules()
+            if isinstance(m, nn.Conv2d) and not f"{path}.".startswith(head)
+        ]
+        if not convolutions:
+            raise AdapterError(f"a {type(model).__name__} has no patch embedding: SSF is for image models")
+        for path in [*find_sites(model, (ALL_LINEAR,)), *find_norms(model), *convolutions]:
+            module: Any = model.get_submodule(path)
+            if hasattr(module, "ssf"):
+                raise AdapterError(f"a {type(module).__name__} of this model has an 'ssf' of its own already")
+            # Channels come last, but for images: (samples, channels, rows, columns)
+            images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
+            width = size(module)[1] if is_linear(module) else module.weight.shape[0]
+            at = module.weight.device, adapter_dtype(module)
+            module.add_module("ssf", ScaleShift(width, 1 if images else -1, *at))
+            module.register_forward_hook(_scale)
+
+    def remove(self, model: nn.Module) -> None:
+        self.unmerge(model)
+        for module, _ in list(_scaled(model)):
+            del module.ssf
+            remove_hooks(module, _scale)
+
+    def count(self, model: nn.Module) -> int:
+        """Twice the sum of the widths of these layers' outputs."""
+        return sum(2 * (size(m)[1] if is_linear(m) else m.weight.shape[0]) for m, _ in _scaled(model))
+
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> None:
+        if adaptation(model) is None:
+            raise AdapterError("this model carries no adapter: nothing to merge")
+        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        for module, ssf in _scaled(model):
+            if not ssf.enabled:
+                raise AdapterError(
+                    "this adapter is switched off: vera.disable(model, False) comes before a merge"
+                )
+            if not module.weight.is_floating_point():
+                raise AdapterError(
+                    "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
+                )
+            if module.bias is None:
+                raise AdapterError(f"a {type(module).__name__} of this model has no bias to take the shift")
+            if uses[id(module.weight)] > 1:
+                raise AdapterError(
+                    "an adapted layer shares its weight with another layer: merged, both would change"
+                )
+        for module, ssf in _scaled(model):
+            if ssf.unmerged is None:
+                ssf.unmerged = module.weight.detach().clone(), module.bias.detach().clone()
+                weight = module.weight.T if is_transposed(module) else module.weight
+                weight.copy_(ssf.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight)
+                module.bias.copy_(ssf.gamma * module.bias + ssf.beta)
+
+    @torch.no_grad()
+    def unmerge(self, model: nn.Module) -> None:
+        for module, ssf in _scaled(model):
+            if ssf.unmerged is not None:
+                module.weight.copy_(ssf.unmerged[0])
+                module.bias.copy_(ssf.unmerged[1])
+                ssf.unmerged = None
+
+    def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
+        pairs = [(m, ssf.unmerged) for m, ssf in _scaled(model) if ssf.unmerged is not None]
+        return {id(p): old for m, both in pairs for p, old in zip((m.weight, m.bias), both, strict=True)}
+
+    def forget_unmerged(self, model: nn.Module) -> None:
+        for _, ssf in _scaled(model):
+            ssf.unmerged = None

@@ -1,0 +1,88 @@
+"""VeRA+: h = W0 x + (alpha / sqrt(r)) b * (B (d * (A (c * x)))): VeRA with a third vector c on the input, and
+the scale of rsLoRA.
+
+After TonAnh/VeRA-plus (its README, and rsverac/layer.py). There c has as many entries as the layer has
+outputs, which fits square matrices alone; here it has one for each input."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.methods.contract import Method
+from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
+from vera.methods.settings import check_rank
+from vera.methods.vera_layer import Projections, VeRAChange, projections
+from vera.projections import ProjectionSpec, fingerprint
+from vera.sites import find_sites
+
+
+class VeRAPlusChange(VeRAChange):
+    """One matrix's own b (out), d (rank) and c (in), and its slices of the shared A and B."""
+
+    def __init__(self, base: Any, inputs: int, outputs: int, pair: Projections, method: "VeRAPlus") -> None:
+        super().__init__(base, inputs, outputs, pair, method)
+        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        self.c = nn.Parameter(torch.full((inputs,), method.c_init, **at))
+        self.scale = method.alpha / math.sqrt(method.rank)
+
+    def down(self, x: Tensor) -> Tensor:
+        return super().down(self.c * x)
+
+    def up(self, u: Tensor) -> Tensor:
+        return self.scale * super().up(u)
+
+    def weight(self) -> Tensor:
+        return self.scale * super().weight() * self.c
+
+
+@dataclass(frozen=True)
+class VeRAPlus(Method, kind="vera_plus"):
+    """Trains three vectors for each adapted matrix; one frozen pair A, B is shared, and drawn as VeRA's.
+
+    alpha: the change is scaled by alpha / sqrt(rank). d_init, c_init: initial values of d and c; b starts at
+    zero. projection_seed: of A and B. dropout: on the input of the adapter."""
+
+    rank: int
+    sites: tuple[str, ...] = ("query", "value")
+    alpha: float = 8.0
+    d_init: float = 0.1
+    c_init: float = 0.1
+    dropout: float = 0.0
+    projection_seed: int = 0
+
+    vectors: ClassVar[tuple[str, ...]] = ("b", "d")  # of VeRAChange
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.projection_seed < 2**64:
+            raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
+
+    def install(self, model: nn.Module) -> None:
+        targets = find_sites(model, self.sites)
+        shape = widest(model, targets)
+        check_rank("rank", self.rank, max(shape))
+        first: Any = model.get_submodule(next(iter(targets)))
+        spec = ProjectionSpec(self.projection_seed, self.rank, *shape)
+        pair = Projections(spec, first.weight.device, adapter_dtype(first))
+        wrap(model, targets, lambda path, block, base, n, out: VeRAPlusChange(base, n, out, pair, self))
+        # In the first layer, the pair moves between devices with the model, and leaves with the layer.
+        next(adapted_layers(model)).add_module("projections", nn.ModuleList([pair]))
+
+    def count(self, model: nn.Module) -> int:
+        """Sum of (in + rank + out) over the adapted matrices."""
+        return sum(change.inputs + self.rank + change.outputs for change in changes(model))
+
+    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Scheme, seed, shape and fingerprint of the pair."""
+        (pair,) = projections(model)
+        return {
+            "scheme": pair.spec.scheme,
+            "seed": self.projection_seed,
+            "inputs": pair.spec.inputs,
+            "outputs": pair.spec.outputs,
+            "fingerprint": fingerprint(*pair.spec.make()),
+        }
