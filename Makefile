@@ -21,7 +21,7 @@ arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call q
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
-         ENTITY PROJECT JSON FULL WATCH PYTHON CONSTRAINTS
+         ENTITY PROJECT JSON FULL WATCH PART DEVICE PYTHON CONSTRAINTS
 
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
@@ -35,7 +35,7 @@ VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
 .PHONY: help setup constraints demo test test-all chaos attack lint methods docs plan tune counts publish results sync dashboard report notebooks \
-        bench bench-serving bench-decoding bench-contention glue-base glue-large e2e-medium e2e-large vit-base vit-large \
+        bench bench-serving bench-decoding bench-contention gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
@@ -113,6 +113,9 @@ bench-decoding: setup ## beam search beside transformers' own, in a minute or tw
 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m runs.bench contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+
+gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity reads" these alone; DEVICE=cpu: without one
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m gpu_check $(call given,,PART) $(call given,device=,DEVICE) $(call quoted,output=,OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
 	@test -n $(call quoted,,STUDY) || { echo "error: make publish STUDY=name"; exit 2; }

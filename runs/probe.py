@@ -17,7 +17,7 @@ from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.cost import PROBE_SECONDS, PROBE_STEPS, cell_key, cell_row
 from runs.forecast.outline import padded_length
-from runs.forecast.pace import Pace, keep_pace, pace_of
+from runs.forecast.pace import Pace, keep_pace, pace_here
 from runs.forecast.rows import Sources
 from runs.methods import make_method
 from runs.record import Record
@@ -41,7 +41,7 @@ def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
     rows: dict[str, list[Run]] = {}
     sources = Sources(records)
     for run in {cell_key(run): run for run in runs}.values():
-        if pace_of(run) is None:
+        if pace_here(run) is None:
             rows.setdefault(cell_row(run), []).append(run)
     if not rows:
         print("probe: every row has been measured on this machine")

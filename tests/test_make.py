@@ -90,6 +90,8 @@ def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
         ("attack", "SEED"),
         ("attack", "SHORT"),
         ("plan", "WATCH"),
+        ("gpu-check", "PART"),
+        ("gpu-check", "DEVICE"),
         ("ablations", "OUTPUT"),
     ],
 )
@@ -123,6 +125,12 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
     assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]
     assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]]
     assert make("dashboard", "PROJECT=a b")[0][-1] == "project=a b"
+
+
+def test_the_check_of_a_gpu_is_given_its_parts_and_its_device(make):
+    assert make("gpu-check") == [["-W", "ignore", "-m", "gpu_check", "output=outputs"]]
+    (words,) = make("gpu-check", "PART=parity reads", "DEVICE=cpu", "OUTPUT=my outputs")
+    assert words[3:] == ["gpu_check", "parity reads", "device=cpu", "output=my outputs"]
 
 
 def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):

@@ -75,7 +75,8 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
         lines.append(f"no forecast for {len(runs) - len(known)}: how many rows they have is not known here")
     if timed:
         words = f"est. {duration(sum(timed))} left on one device{_of(timed, runs)}"
-        lines.append(f"{words}: forecast, from a probe of this device")
+        paces = dict.fromkeys(each.pace for each in known if each.seconds is not None)
+        lines.append(f"{words}: forecast, from {' and '.join(paces)}")
     if len(timed) < len(sized):
         rows = len({cell_row(run) for run in runs if _unprobed(outlines[cell_key(run)])})
         lines.append(

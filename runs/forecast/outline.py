@@ -25,6 +25,7 @@ class Outline:
     flops: float | None = None  # of training, evaluation and decoding, padding included
     seconds: float | None = None  # of the same, at this machine's pace
     lengths: tuple[str, ...] = ()  # how the lengths of texts are known, in words
+    pace: str = ""  # what has measured the pace
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def outline(run: Run, sources: Sources, pace: Pace | None = None) -> Outline | N
     tokens = amounts.trained * amounts.splits["train"].mean
     pace = pace or pace_of(run)
     seconds = _seconds(amounts, pace) if pace else None
-    return Outline(plan.total_steps, data.exact, tokens, _flops(amounts), seconds, _lengths(run, data))
+    lengths, source = _lengths(run, data), pace.source if pace else ""
+    return Outline(plan.total_steps, data.exact, tokens, _flops(amounts), seconds, lengths, source)
 
 
 def _lengths(run: Run, data: Data) -> tuple[str, ...]:

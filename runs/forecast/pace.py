@@ -1,11 +1,12 @@
-"""How fast a device computes a row of a table: measured by a probe (runs/probe.py), and kept in the cache."""
+"""How fast a device computes a row of a table: measured by a probe (runs/probe.py) and kept in the cache, or
+by gpu-check (tests/gpu_check) on a card like this machine's."""
 
 import contextlib
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,29 +18,54 @@ from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import cache_folder, write_atomically
 
+#: What gpu-check has measured, where a card was had.
+GPU_CHECK = Path(__file__).parents[2] / "docs" / "gpu.json"
+
 
 @dataclass(frozen=True)
 class Pace:
     """Seconds of a forward and backward pass: `step` for the pass itself, and `token` for each of its tokens,
-    padding included. For a row that trains nothing, seconds of a forward pass."""
+    padding included. For a row that trains nothing, seconds of a forward pass. source: what has measured
+    it."""
 
     step: float
     token: float
+    source: str = "a probe of this device"
 
 
 def pace_of(run: Run) -> Pace | None:
     """How fast this machine computes a run's row; None where that was not measured."""
+    return pace_here(run) or _of_card(run)
+
+
+def pace_here(run: Run) -> Pace | None:
+    """The same, where a probe has measured it on this machine."""
     try:
-        values = json.loads(_path(run).read_bytes())["pace"]
-        pace = Pace(float(values["step"]), float(values["token"]))
+        return _pace(json.loads(_path(run).read_bytes())["pace"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _of_card(run: Run) -> Pace | None:
+    """As gpu-check has measured it on a card like those of this machine, by model, row and precision."""
+    key = pace_key(run)
+    cards = set(key.pop("machine")["cards"][:-1])
+    paces = (_read(str(GPU_CHECK)) or {}).get("paces") if cards else None
+    for entry in paces if isinstance(paces, list) else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a file that somebody has edited
+            if {entry["card"]} == cards and entry["key"] == key:
+                return _pace(entry, f"gpu-check's steps on another {entry['card']} (docs/gpu.json)")
+    return None
+
+
+def _pace(values: Mapping[str, Any], source: str = Pace.source) -> Pace | None:
+    pace = Pace(float(values["step"]), float(values["token"]), source)
     return pace if math.isfinite(pace.step + pace.token) and min(pace.step, pace.token) >= 0 else None
 
 
 def keep_pace(run: Run, pace: Pace, how: Mapping[str, Any]) -> None:
     """Writes a measured pace into the cache. how: the device and the steps of the measurement, for people."""
-    kept = {"pace": asdict(pace), "key": pace_key(run), "how": dict(how)}
+    kept = {"pace": {"step": pace.step, "token": pace.token}, "key": pace_key(run), "how": dict(how)}
     with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
         write_atomically(_path(run), json.dumps(kept, indent=1))
 

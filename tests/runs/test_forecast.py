@@ -557,6 +557,69 @@ def test_seconds_follow_from_the_pace(words):
     assert tokens > 2 * 40 * data.train.mean
 
 
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """A machine with two cards of one name, where nothing has been measured; writes what gpu-check has found
+    on such a card."""
+    monkeypatch.setattr(pace, "machine", lambda device: {"cards": [] if device == "cpu" else CARDS})
+
+    def found(*paces):
+        path = tmp_path / f"gpu{len(list(tmp_path.glob('gpu*')))}.json"  # a file is read once
+        path.write_text(json.dumps({"paces": list(paces)}))
+        monkeypatch.setattr(pace, "GPU_CHECK", path)
+
+    return found
+
+
+CARDS = ["Card 80GB", "Card 80GB", "all"]
+
+
+@pytest.mark.usefixtures("new_cache")
+def test_a_pace_may_be_of_another_card_of_the_same_name(card, monkeypatch, tmp_path):
+    """As gpu-check has measured it: by card, model, row and precision. The plan says where it comes from."""
+    words = ["experiment=table2_base", "task=rte", "method=vera,lora", "seed=0", f"output={tmp_path / 'o'}"]
+    vera, lora = expand(words)
+    key = {name: value for name, value in pace.pace_key(vera).items() if name != "machine"}
+    entry = {"card": "Card 80GB", "key": json.loads(json.dumps(key)), "step": 0.015, "token": 1e-6}
+    card(entry)
+    source = "gpu-check's steps on another Card 80GB (docs/gpu.json)"
+    assert pace.pace_of(vera) == pace.Pace(0.015, 1e-6, source)
+    steps = 160 * math.ceil(2490 / 64)
+    assert outline(vera, Sources()).seconds > 0.015 * steps
+    text = plan_of(words)
+    assert f"left on one device for 1 of these 2 runs: forecast, from {source}\n" in text
+    assert "no estimate of time for the others: probe=true measures this device" in text
+    # Of another row, precision, device or card it says nothing
+    assert pace.pace_of(lora) is None
+    for other in (["train.precision=bf16"], ["device=cpu"], ["gradient_checkpointing=true"]):
+        assert pace.pace_of(expand([*words, *other])[0]) is None
+    for cards in (["Card 24GB", "all"], ["Card 80GB", "Card 24GB", "all"]):
+        monkeypatch.setattr(pace, "machine", lambda device, cards=cards: {"cards": cards})
+        assert pace.pace_of(vera) is None
+    # What was measured here comes first, and is what a probe looks for
+    monkeypatch.setattr(pace, "machine", lambda device: {"cards": CARDS})
+    assert pace.pace_here(vera) is None
+    pace.keep_pace(vera, pace.Pace(0.5, 0.25), {})
+    assert pace.pace_of(vera) == pace.pace_here(vera) == pace.Pace(0.5, 0.25)
+    assert pace.Pace(0.5, 0.25).source == "a probe of this device"
+
+
+@pytest.mark.usefixtures("new_cache")
+@pytest.mark.parametrize(
+    "bad", [None, "a", {}, {"card": ["Card"]}, {"step": -1.0}, {"token": math.nan}, {"step": "x"}]
+)
+def test_a_damaged_pace_of_a_card_is_none(bad, card, monkeypatch):
+    (run,) = expand(["model=roberta_base", "task=rte", "method=vera", "seed=0"])
+    key = {name: value for name, value in pace.pace_key(run).items() if name != "machine"}
+    good = {"card": "Card 80GB", "key": key, "step": 0.5, "token": 0.25}
+    card(bad if not isinstance(bad, dict) or not bad else good | bad)
+    assert pace.pace_of(run) is None
+    card(bad if not isinstance(bad, dict) or "card" in bad else {}, good)  # the others stand
+    assert pace.pace_of(run).step == 0.5
+    monkeypatch.setattr(pace, "GPU_CHECK", pace.GPU_CHECK.parent / "none.json")
+    assert pace.pace_of(run) is None
+
+
 def test_a_damaged_pace_is_none(words, new_cache):
     (run,) = expand(words)
     pace.keep_pace(run, pace.Pace(0.5, 0.25), {})
