@@ -242,7 +242,9 @@ def _sample(
 ) -> list[str]:
     """The answers to rows of (question, turn from 0, prompt)."""
     import torch
-    from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
+    from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+    from tasks.beam import left_padded  # imports torch
 
     model, task = context.raw_model, cast(InstructTask, context.task)
     device, seed = context.accelerator.device, context.config["seed"]
@@ -255,9 +257,8 @@ def _sample(
     longest, count = max(len(ids) for _, _, ids in rows), max(rooms)
     numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in rows])
     float64 = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    temperatures = torch.tensor(
-        [temperature(question.category) for question, _, _ in rows], dtype=torch.float64, device=float64
-    )
+    degrees = [temperature(question.category) for question, _, _ in rows]
+    temperatures = torch.tensor(degrees, dtype=torch.float64, device=float64)
 
     class Draw(LogitsProcessor):
         """Draws a token of each row and leaves no other, so that the greedy search takes it."""
@@ -268,16 +269,6 @@ def _sample(
                 scores.float().to(float64), temperatures, settings["top_p"], settings["top_k"], step
             ).to(device)
             return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
-
-    class Cache(DynamicCache):
-        """Keys and values in the dtype that attention computes in. A 4-bit layer returns that of its input,
-        float32 after a norm: twice the memory, and a cast of all of it in each step."""
-
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            if torch.is_autocast_enabled(device.type):
-                dtype = torch.get_autocast_dtype(device.type)
-                key_states, value_states = key_states.to(dtype), value_states.to(dtype)
-            return super().update(key_states, value_states, *args, **kwargs)
 
     class RunOn(StoppingCriteria):
         """A row ends where its answer continues with an instruction, or has filled its room."""
@@ -290,11 +281,7 @@ def _sample(
             ]
             return torch.tensor(ended, device=input_ids.device)
 
-    batch = torch.full((len(rows), longest), end, device=device)
-    mask = torch.zeros_like(batch)
-    for row, (_, _, ids) in enumerate(rows):
-        batch[row, longest - len(ids) :] = torch.tensor(ids, device=device)
-        mask[row, longest - len(ids) :] = 1
+    batch, mask = left_padded([ids for _, _, ids in rows], device)
     plain = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
     # Or the model's own configuration would fill in what this one leaves out
     own, model.generation_config = model.generation_config, plain
@@ -303,13 +290,29 @@ def _sample(
             output = model.generate(
                 input_ids=batch,
                 attention_mask=mask,
-                past_key_values=Cache(config=model.config),
+                past_key_values=_cache(model, device),
                 logits_processor=[Draw()],
                 stopping_criteria=[RunOn()],
             )
     finally:
         model.generation_config = own
     return [_text(task, row[:room]) for row, room in zip(output[:, longest:].tolist(), rooms, strict=True)]
+
+
+def _cache(model: Any, device: Any) -> Any:
+    """A cache of keys and values in the dtype that attention computes in. A 4-bit layer returns that of its
+    input, float32 after a norm: twice the memory, and a cast of all of it in each step."""
+    import torch
+    from transformers import DynamicCache
+
+    class Cache(DynamicCache):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_autocast_enabled(device.type):
+                dtype = torch.get_autocast_dtype(device.type)
+                key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+            return super().update(key_states, value_states, *args, **kwargs)
+
+    return Cache(config=model.config)
 
 
 def _room(task: InstructTask, prompt: Sequence[int], most: int) -> int:

@@ -61,8 +61,7 @@ def load(
     except Exception as error:  # transformers raises many types for a damaged file
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
-    if quantise is not None:
-        _dequantise_to(model, quantise)
+    _dequantise_to(model, quantise)
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if modality == "image":
         _suits(model, folder)
@@ -116,7 +115,7 @@ def _nf4(compute: "torch.dtype") -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, **how)  # type: ignore[no-untyped-call]
 
 
-def _dequantise_to(model: Any, compute: "torch.dtype") -> None:
+def _dequantise_to(model: Any, compute: "torch.dtype | None") -> None:
     """Has the backward pass dequantise weights straight to the dtype that is computed in. Loaded as float32,
     they would be dequantised to that and then cast: the same bits, nearly three times the memory traffic."""
     for module in model.modules():
