@@ -2,6 +2,7 @@
 
 A step of a base model is about a thousand small kernels; between them a GPU waits for the host."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from tasks.parent import tied
 
 #: More runs on a device were not expected to help; each keeps a core or two busy.
 MOST, CORES = 6, 2
+#: Worth sharing a GPU for.
+GAIN = 1.1
 CONTROL = "nvidia-cuda-mps-control"
 PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 
@@ -33,6 +36,17 @@ def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
         return 1
     by_memory = int(free / max(need for need in needs if need))
     return max(1, min(MOST, by_memory, len(cores()) // CORES // max(devices, 1)))
+
+
+def measured(output: str) -> int:
+    """How many runs on a GPU without MPS bring most steps in all, as gpu-check has measured on this machine
+    (OUTPUT/gpu_check/gpu.json); 1 where it has not, or where they bring less than a tenth more."""
+    try:
+        rates = json.loads((Path(output) / "gpu_check" / "gpu.json").read_bytes())["crowd"]["without MPS"]
+        best = max(rates, key=lambda count: float(rates[count]))
+        return int(best) if rates[best] >= GAIN * rates["1"] else 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 1
 
 
 def cores() -> list[int]:

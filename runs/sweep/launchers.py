@@ -24,7 +24,7 @@ from runs.config import Run
 from runs.config import launch as settings
 from runs.errors import UserError
 from runs.forecast.rows import Sources
-from runs.sweep.crowd import MPS, cores, pinned, room
+from runs.sweep.crowd import MOST, MPS, cores, measured, pinned, room
 from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append
 from runs.sweep.signals import handling
@@ -82,11 +82,12 @@ def check_launcher(launcher: settings.Launcher) -> None:
 
 def local(sweep: Path, names: list[str], shared: int | None, runs: Sequence[Run]) -> "LocalProcesses":
     """Processes on these devices. Where runs are to share a GPU, MPS is started if it can be. shared: how
-    many; None for as many as there is room for where MPS runs, and one where it does not."""
-    mps = MPS()
-    if {"cpu", "mps"} & set(names) or shared == 1 or not mps.start():
+    many; None for as many as fit where MPS runs or gpu-check has measured a gain, and one elsewhere."""
+    if {"cpu", "mps"} & set(names) or shared == 1:
         return LocalProcesses(sweep, names, shared or 1)
-    return LocalProcesses(sweep, names, shared or room(runs, Sources(), len(names)), mps)
+    mps = MPS()
+    most = MOST if mps.start() else measured(runs[0].config["output"])
+    return LocalProcesses(sweep, names, shared or min(most, room(runs, Sources(), len(names))), mps)
 
 
 class LocalProcesses:

@@ -105,14 +105,17 @@ def read_part(path: Path, part: str, device: str, problem: str = "") -> dict[str
 
 def joined(folder: Path, device: str) -> dict[str, Any]:
     """All parts that lie in a folder, of one kind of device; those of earlier commands, too. paces: for the
-    plan (runs/forecast/pace.py)."""
+    plan (runs/forecast/pace.py). crowd: steps a second by the number of processes (runs/sweep/crowd.py)."""
     found = {part: read_part(folder / f"{part}.json", part, device) for part in PARTS}
     parts = {name: part for name, part in found.items() if part["device"] == device and "date" in part}
     failed = {name: failures(part) for name, part in parts.items() if failures(part)}
     paces = [
         one["pace"] for part in parts.values() for one in part["findings"] if one.get("pace") is not None
     ]
-    return {"device": device, "failed": failed, "paces": paces, "parts": parts}
+    crowd = {
+        one["how"]: one["rates"] for part in parts.values() for one in part["findings"] if one.get("rates")
+    }
+    return {"device": device, "failed": failed, "paces": paces, "crowd": crowd, "parts": parts}
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def series(report: Report, how: str, environment: dict[str, str]) -> None:
     report.measured(
         f"several at once{how and ', '}{how}",
         f"{best} bring {rates[best] / rates[1]:.2f} times the steps of one",
+        how=how,
         rates=rates,
         each=each,
     )

@@ -1,10 +1,12 @@
 """Several runs on one GPU, on a machine without one: what fits, and that MPS is started and stopped."""
 
+import json
 import os
 import stat
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -80,13 +82,37 @@ def test_the_plan_says_what_could_share_a_gpu(monkeypatch):
     ("given", "mps", "fit", "each"),
     [(None, True, 5, 5), (None, False, 5, 1), (3, True, 5, 3), (3, False, 5, 3), (1, True, 5, 1)],
 )
-def test_runs_share_a_gpu_as_the_user_says_or_where_mps_runs(given, mps, fit, each, monkeypatch, tmp_path):
-    monkeypatch.setattr(crowd.MPS, "start", lambda self: mps and given != 1)
+def test_runs_share_a_gpu_as_the_user_says_or_where_mps_runs(given, mps, fit, each, words, monkeypatch):
+    runs = expand(words)
+    monkeypatch.setattr(crowd.MPS, "start", lambda self: mps)
     monkeypatch.setattr(launchers, "room", lambda *_: fit)
-    launcher = launchers.local(tmp_path / "sweep.json", ["GPU-aaaa", "GPU-bbbb"], given, [None])
+    launcher = launchers.local(Path("sweep.json"), ["GPU-aaaa", "GPU-bbbb"], given, runs)
     assert (launcher.runs_per_device, launcher.size) == (each, 2 * each)
     monkeypatch.setattr(crowd.MPS, "start", lambda self: pytest.fail("a CPU needs none"))
-    assert launchers.local(tmp_path / "sweep.json", ["cpu"], given, [None]).runs_per_device == given or 1
+    assert launchers.local(Path("sweep.json"), ["cpu"], given, runs).runs_per_device == (given or 1)
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [
+        ({"1": 10.0, "2": 16.0, "4": 19.0, "8": 18.0}, 4),
+        ({"1": 10.0, "2": 10.5}, 1),  # not worth it
+        ({"2": 10.5}, 1),
+        ("damaged", 1),
+        (None, 1),
+    ],
+)
+def test_without_mps_a_gain_that_gpu_check_has_measured_is_taken(rates, most, words, tmp_path, monkeypatch):
+    runs = expand([*(w for w in words if not w.startswith("output=")), f"output={tmp_path}"])
+    if rates is not None:
+        (tmp_path / "gpu_check").mkdir()
+        text = json.dumps({"crowd": {"without MPS": rates}})
+        (tmp_path / "gpu_check" / "gpu.json").write_text(text)
+    assert crowd.measured(str(tmp_path)) == most
+    monkeypatch.setattr(crowd.MPS, "start", lambda self: False)
+    monkeypatch.setattr(launchers, "room", lambda *_: 3)
+    launcher = launchers.local(Path("sweep.json"), ["GPU-aaaa"], None, runs)
+    assert launcher.runs_per_device == min(most, 3)
 
 
 @pytest.mark.usefixtures("process")
