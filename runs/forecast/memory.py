@@ -1,6 +1,8 @@
 """The memory that training a run takes, as a forecast: weights, what an optimizer keeps of those that train,
 and the activations of a micro-batch."""
 
+from dataclasses import replace
+
 from runs.config import Run
 from runs.forecast.outline import padded_length, shape_of_run
 from runs.forecast.rows import Sources
@@ -10,6 +12,8 @@ from runs.forecast.rows import Sources
 KEPT = 50
 #: The same of a checkpointed layer.
 CHECKPOINTED = 4
+#: Of a GPU's free memory, what a forecast may fill: it is no measurement.
+SHARE = 0.8
 #: CUDA itself, its libraries' workspaces, and what the allocator cannot use. Assumed.
 BESIDE = 1.5e9
 
@@ -33,3 +37,17 @@ def training_bytes(run: Run, sources: Sources) -> float | None:
     activations = tokens * shape.hidden * kept / (2 if half else 1)
     logits = tokens * shape.vocabulary * 8.0  # in float32, with their gradient
     return weights + activations + logits + BESIDE
+
+
+def fitting(run: Run, free: float) -> dict[str, int]:
+    """The micro-batch that a run needs to fit into so much free memory (bytes): the effective batch halved as
+    often as that takes. Empty where the whole fits, where the configuration sets one, or where the memory of
+    the run is not known."""
+    rows, whole = run.config["train"]["effective_batch"], run.config["micro_batch"]
+    if whole is not None:
+        return {}
+    sources, smaller = Sources(), run
+    while (needed := training_bytes(smaller, sources)) and needed > SHARE * free and rows > 1:
+        rows //= 2
+        smaller = replace(run, config=run.config | {"micro_batch": rows})
+    return {} if smaller is run else {"micro_batch": rows}

@@ -5,6 +5,7 @@ python -m runs.sweep.executor SWEEP.json PARENT [DEVICE ... RUNS_PER_DEVICE]    
                                                                             (runs/sweep/launchers.py)
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from typing import Any
 from runs.command import entry_point
 from runs.config import Run
 from runs.errors import UserError
+from runs.forecast.memory import fitting
 from runs.identity import hash_of
 from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
+from runs.sweep.crowd import free_memory
 from runs.sweep.devices import lease_device
 from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
@@ -133,8 +136,13 @@ class Executor:
             self._fail(job, lease, obstacle, attempts)
             return "record"
         saved = progress.saved(self.output, job.id)
+        read = copy.deepcopy(attempts)
         if lease.generation > 1:
             attempts["ended"].append("its executor fell silent")
+        if job.run.config["device"] in ("auto", "cuda") and (free := free_memory()):
+            # Kept with the attempts: a resumed run computes with the same, whatever is free then
+            attempts["settings"] = fitting(job.run, free) | attempts["settings"]
+        if attempts != read:
             self._with_room(lambda: progress.write_attempts(self.output, job.id, attempts))
         if lease.generation > LOST_EXECUTORS:
             self._fail(job, lease, f"{LOST_EXECUTORS} executors fell silent over it", attempts)

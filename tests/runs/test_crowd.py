@@ -13,7 +13,7 @@ import pytest
 
 from runs import gpus
 from runs.config import expand, launch
-from runs.forecast.memory import training_bytes
+from runs.forecast.memory import fitting, training_bytes
 from runs.forecast.rows import Sources
 from runs.sweep import crowd, launchers
 
@@ -36,6 +36,15 @@ def test_the_memory_of_a_run_grows_with_what_it_trains_and_holds_at_once():
     assert run.config["model"]["quantise"] == "nf4"
     assert 4e9 < quantised < 24e9  # the paper's 21.69 GB, at its own micro-batch
     assert of("model.path=/nowhere", model="encoder") is None
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "given", "rows"),
+    [(80, "null", 16), (24, "null", 16), (12, "null", 4), (3, "null", 1), (3, "4", 16)],
+)
+def test_the_micro_batch_of_a_llama_follows_the_memory(gigabytes, given, rows):
+    (run,) = expand(["model=llama2_13b", "task=alpaca", "method=vera", f"micro_batch={given}"])
+    assert fitting(run, gigabytes * 1e9) == ({} if rows == 16 else {"micro_batch": rows})
 
 
 @pytest.mark.parametrize(

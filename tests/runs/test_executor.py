@@ -180,6 +180,28 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
     assert not (run_folder(output_of(words), record["id"]) / "attempts.json").exists()
 
 
+def test_a_run_begins_with_the_micro_batch_that_fits_and_keeps_it(words, fork, monkeypatch, tmp_path):
+    seen, words = [], [*(word for word in words if not word.startswith("device=")), "device=auto"]
+    monkeypatch.setattr(executor, "free_memory", lambda: 8e9)
+    monkeypatch.setattr(executor, "fitting", lambda run, free: seen.append(free) or {"micro_batch": 2})
+    assert sweep.sweep(expand(words)).exit_code == 0
+    (record,) = records_of(words)
+    assert (record["config"]["micro_batch"], record["effective_batch"], seen) == (2, 8, [8e9])
+    assert not [text for text in record["deviations"] if "micro" in text]
+    # An earlier attempt's, which had less room or has run out of memory since, stays
+    again = elsewhere(words, output=tmp_path / "again")
+    (run,) = expand(again)
+    write_attempts(
+        output_of(again), run_id(run), {"ended": [], "settings": {"micro_batch": 1}, "deviations": []}
+    )
+    assert sweep.sweep([run]).exit_code == 0
+    assert records_of(again)[0]["config"]["micro_batch"] == 1
+    # On a CPU nobody asks
+    other = elsewhere(words, output=tmp_path / "cpu", device="cpu")
+    assert sweep.sweep(expand(other)).exit_code == 0
+    assert records_of(other)[0]["config"]["micro_batch"] is None
+
+
 def test_memory_that_one_row_exceeds_is_a_failure(words, fork, monkeypatch):
     def too_much(self, split, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
