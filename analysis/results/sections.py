@@ -165,8 +165,9 @@ def _speed(folder: Path) -> str:
     return "\n\n".join(["## Speed", BENCH, *parts]) if parts else ""
 
 
-BENCH = """`make bench`, `make bench-serving` and `make bench-decoding` measure these: ratios of interleaved
-medians within one process. The numbers behind them, with versions and commit, are in `docs/bench`."""
+BENCH = """`make bench`, `make bench-serving`, `make bench-decoding` and `make bench-contention` measure
+these: ratios of interleaved medians. The numbers behind them, with versions and commit, are in
+`docs/bench`."""
 
 
 # --- the page of a study
