@@ -8,6 +8,8 @@ import sys
 #: No progress bars.
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
+#: The environment variable by which a command that does several runs has all imports made for them at once.
+SEVERAL = "VERA_BENCH_SEVERAL_RUNS"
 #: Read once, as torch or CUDA starts.
 ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats itself to the bit

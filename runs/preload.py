@@ -11,7 +11,7 @@ import importlib
 import os
 import warnings
 
-from runs import NO_BARS
+from runs import NO_BARS, SEVERAL
 from tasks.parent import PARENT, end_with, tie_forks
 
 if PARENT in os.environ:
@@ -21,8 +21,7 @@ if PARENT in os.environ:
 for name in NO_BARS:  # a run's output is a log, whatever the server's own is
     os.environ.setdefault(name, "1")
 
-PRELOADED = (
-    "sklearn.metrics",  # for the metrics, which `evaluate` loads by path
+PRELOADED: tuple[str, ...] = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
@@ -30,6 +29,8 @@ PRELOADED = (
     "runs.training.train",
     "tasks.metrics",
 )
+if SEVERAL in os.environ:  # a run by itself begins a second sooner without, and imports it as it evaluates
+    PRELOADED = ("sklearn.metrics", *PRELOADED)
 with warnings.catch_warnings():  # the server's output is still the screen
     warnings.simplefilter("ignore")
     for name in PRELOADED:

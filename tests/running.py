@@ -110,7 +110,7 @@ def _run_apart(words) -> None:
     for stream, name in ((1, "stdout"), (2, "stderr")):  # the files, not what pytest captures with
         os.dup2(null, stream)
         setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
-    sweep.start_fork_server = lambda: None
+    sweep.start_fork_server = lambda several: None
     attempt.multiprocessing.get_context = lambda _: ForkNow()
     sys.argv = ["runs", *words]
     entry_point(importlib.import_module("runs.__main__").main)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runs import SEVERAL
 from runs.config import Run
 from runs.errors import DeviceError, is_users
 from runs.record import run_folder
@@ -155,9 +156,11 @@ def _end(child: Any) -> None:
             child.join(5)
 
 
-def start_fork_server() -> None:
+def start_fork_server(several: bool = True) -> None:
     """Starts the process that every run is forked from. It imports torch and others once, while this process
-    continues."""
+    continues. several: whether more than one run will be; a single one waits for fewer imports."""
+    if several:
+        os.environ[SEVERAL] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs.preload"])
     os.environ[PARENT] = str(os.getpid())

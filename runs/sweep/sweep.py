@@ -118,7 +118,7 @@ def _begin(
         check_launcher(launch.launcher)
         if not here and isinstance(launch.launcher, Serial):
             take_device(left[0].config["device"], launch.launcher.runs_per_device)
-            start_fork_server()
+            start_fork_server(several=len(left) > 1)
         if not checked:
             preflight(left)
     every = zip(runs, final_ids(runs, ids), distinguishing_words(runs), strict=True)
