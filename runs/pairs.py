@@ -12,6 +12,7 @@ from typing import Any
 from runs import models
 from runs.config import Run
 from runs.errors import UserError
+from runs.methods import make_method
 from runs.rates import patterns_of
 
 #: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
@@ -45,8 +46,8 @@ def _refusal(model: str, folder: str | None, method: str, rates: str) -> str | N
 
     words: dict[str, Any] = json.loads(model)
     try:
-        adapter = vera.make_method(**json.loads(method))
-    except vera.AdapterError as error:
+        adapter = make_method(json.loads(method))
+    except (vera.AdapterError, UserError) as error:
         return str(error)
     try:
         outline = models.skeleton(words, 2, Path(folder) if folder else None)

@@ -8,6 +8,7 @@ import vera
 from runs.config import expand
 from runs.errors import UserError
 from runs.methods import make_method
+from runs.pairs import refusal
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.sources import changed
 
@@ -86,6 +87,14 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(ow
     assert changed(record) == ["own_method_of_a_test.py"]
     (run,) = expand(mine)
     assert isinstance(make_method(run.method), vera.METHODS["own_biases"])
+
+
+def test_its_parameters_may_have_rates_of_their_own(own, words):
+    mine = [*of_method(words, "method=biases"), "--config-dir", str(own / "conf")]
+    (run,) = expand([*mine, "train.lr_by={bias: 1e-1}"])
+    assert refusal(run) is None
+    (run,) = expand([*mine, "train.lr_by={nowhere: 1e-1}"])
+    assert "no trained parameter's name ends with 'nowhere'" in refusal(run)
 
 
 @pytest.mark.usefixtures("process")
