@@ -141,3 +141,13 @@ def test_a_method_that_refuses_half_way_leaves_no_hook():
         assert sum(len(module._forward_pre_hooks) for module in model.modules()) == kept
     finally:
         del METHODS["halfway"]
+
+
+def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(method):
+    lora, ours = METHODS["lora"], METHODS["xs"]
+    with pytest.raises(vera.AdapterError, match=r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
+        type("Mine", (vera.Method,), {}, kind="lora")
+    assert METHODS["lora"] is lora
+    names = {"__module__": ours.__module__, "__qualname__": ours.__qualname__}
+    again = type("LoRAXS", (vera.Method,), names, kind="xs")
+    assert METHODS["xs"] is again

@@ -23,7 +23,8 @@ METHODS: dict[str, type["Method"]] = {}
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`."""
+    """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`; AdapterError
+    where another class has the kind."""
 
     kind: ClassVar[str]
     #: What a user can do where `fixed` differs from a file's, for the refusal.
@@ -32,6 +33,10 @@ class Method(ABC):
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if kind:
+            of = METHODS.get(kind, cls)
+            # The same class may come again: a module that is reloaded, a notebook's cell, dataclass(slots=True)
+            if (of.__module__, of.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise AdapterError(f"kind {kind!r} is taken by {of.__module__}.{of.__qualname__}")
             cls.kind = kind
             METHODS[kind] = cls
 
