@@ -36,6 +36,8 @@ OPEN = (
     *("method.config", "model.settings", "train.lr_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
+#: Keys that the file of every row has, with an example: its class, its name in tables, the adapter it keeps.
+METHOD_KEYS = {"kind": "lora", "label": "LoRA r=8", "keep": "best"}
 
 
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -135,6 +137,8 @@ class Files:
         reads."""
         self._check_added(overrides)
         cfg = self.compose(overrides)
+        if "method" in cfg:
+            self._check_method(cfg.hydra.runtime.choices["method"], cfg.method)
         other = cfg.get("method", {}).get("recipe")
         chosen = any(re.match(r"~?recipe\b", line) for line in overrides)
         if not (cfg.get("recipe") or chosen or other is None):
@@ -145,6 +149,19 @@ class Files:
         if cfg.get("recipe"):
             self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
         return overrides, cfg
+
+    def _check_method(self, row: str, method: DictConfig) -> None:
+        """Raises UserError where a row's file lacks a key that every method has, or names another row's
+        recipes that nobody has written."""
+        path = self.path("method", row)
+        for key, example in METHOD_KEYS.items():
+            if key not in method:
+                raise UserError(f"{path}: {key}: is missing, such as {key}: {example}")
+        rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
+        other = method.get("recipe")
+        if other is not None and other not in rows:
+            near = did_you_mean(str(other), rows) or f" Known: {', '.join(rows)}"
+            raise UserError(f"{path}: recipe: {other}: no row with recipes has this name.{near}")
 
     def _check_added(self, overrides: tuple[str, ...]) -> None:
         """Raises UserError for a key that `+` or `++` adds where nothing would read it."""

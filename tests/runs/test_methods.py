@@ -130,6 +130,22 @@ def test_what_is_no_method_is_one_line(kind, message):
         make_method({"kind": kind})
 
 
+@pytest.mark.parametrize("key", ["kind", "label", "keep"])
+def test_a_file_without_a_key_that_every_method_has_is_one_line(key, own, words):
+    file = own / "conf" / "method" / "biases.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(f"{key}:")))
+    with pytest.raises(UserError, match=rf"{file}: {key}: is missing, such as {key}: "):
+        expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
+
+
+def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
+    file = own / "conf" / "method" / "biases.yaml"
+    file.write_text(file.read_text().replace("recipe: bitfit", "recipe: bitfitt"))
+    with pytest.raises(UserError, match=rf"{file}: recipe: bitfitt: no row .*Did you mean bitfit\?"):
+        expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
+
+
 def test_an_adapter_file_imports_nothing(own):
     with pytest.raises(vera.AdapterError, match="no method of kind"):
         vera.make_method("own_method_of_a_test.Biases")
