@@ -9,10 +9,12 @@ a class; an override cannot, and vera, which reads adapter files from anywhere, 
 import importlib
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.errors import UserError
+from runs.record.text import one_line
 
 if TYPE_CHECKING:
     import vera
@@ -28,8 +30,15 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         return vera.make_method(**settings)
     path, _, name = kind.rpartition(".")
     try:
-        method = getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        module = importlib.import_module(path)
+        method = getattr(module, name)
+    except Exception as error:
+        # A module of the path that is not there, or a class that the module lacks; all else is its own code's
+        absent = isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}.")
+        lacks = isinstance(error, AttributeError) and sys.modules.get(path) is not None
+        if not (absent or lacks or not path.strip(".")):
+            own = f"{type(error).__name__}: {one_line(str(error))}"
+            raise UserError(f"method.kind={kind}: {path} itself fails to import: {own}") from None
         raise UserError(
             f"method.kind={kind}: no such class can be imported ({error}). Install its package, or put the"
             " folder that it is in on PYTHONPATH"

@@ -146,6 +146,32 @@ def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def x(:\n", "SyntaxError: invalid syntax"),
+        (
+            "import no_such_module_anywhere\n",
+            "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+        ),
+        ("from os import no_such_name\n", "ImportError: cannot import name"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("import os\nos.no_such_name\n", "AttributeError: module 'os' has no attribute"),
+        (
+            "import vera\nclass Mine(vera.Method, kind='lora'): pass\n",
+            "AdapterError: kind 'lora' is taken by vera.methods.lora.LoRA",
+        ),
+    ],
+)
+def test_a_module_that_fails_to_import_is_one_line_with_its_error(code, message, own):
+    (own / "code" / "broken_method_of_a_test.py").write_text(code)
+    with pytest.raises(UserError) as error:
+        make_method({"kind": "broken_method_of_a_test.Mine"})
+    assert f"broken_method_of_a_test itself fails to import: {message}" in str(error.value)
+    assert "PYTHONPATH" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_an_adapter_file_imports_nothing(own):
     with pytest.raises(vera.AdapterError, match="no method of kind"):
         vera.make_method("own_method_of_a_test.Biases")
