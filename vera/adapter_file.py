@@ -19,7 +19,7 @@ from vera.base_weights import base_fingerprint, base_names, same_base, without_w
 from vera.budget import Budget
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header, write_file
 from vera.errors import AdapterError
-from vera.methods import Method, make_method
+from vera.methods import METHODS, Method, make_method
 from vera.methods.adapted import adaptation, disable, frozen_extra, plain_names, refuse_many, unload
 from vera.sites import head_parameters
 
@@ -51,6 +51,9 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
             raise AdapterError(f"{name} {what}: not saved")
     fixed = method.fixed(model, left_out)
     header = {"format": FORMAT, "method": method.settings(), "fixed": fixed, "base": base_fingerprint(model)}
+    of = type(method)
+    if not of.__module__.startswith("vera."):  # for a reader who has not imported it; loading imports nothing
+        header["class"] = f"{of.__module__}.{of.__qualname__}"
     return write_file(path, tensors, header)
 
 
@@ -141,9 +144,19 @@ def load_head(model: nn.Module, path: str | Path) -> None:
 
 
 def method_of(path: str | Path, header: dict[str, Any]) -> Method:
-    """The method that a header describes. Raises AdapterError where it describes none."""
+    """The method that a header describes. Raises AdapterError where it describes none, or one of a class that
+    nobody has imported."""
     try:
         return make_method(**header["method"])
+    except AdapterError as error:
+        kind, own = header["method"]["kind"], header.get("class")
+        if not isinstance(kind, str) or kind in METHODS:
+            raise AdapterError(f"{path}: {error}") from None
+        its = f" of its class, {own}," if isinstance(own, str) else ", if that is a method of somebody's own,"
+        raise AdapterError(
+            f"{path}: no method of kind {kind!r}: the module{its} has to be imported first. Known:"
+            f" {', '.join(sorted(METHODS))}"
+        ) from None
     except (KeyError, TypeError) as error:
         raise AdapterError(
             f"{path}: its header describes no method ({error}). Not written by this project?"

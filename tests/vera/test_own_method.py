@@ -151,3 +151,25 @@ def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(metho
     names = {"__module__": ours.__module__, "__qualname__": ours.__qualname__}
     again = type("LoRAXS", (vera.Method,), names, kind="xs")
     assert METHODS["xs"] is again
+
+
+def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(method, tmp_path):
+    model, path = tiny_model(), tmp_path / "own.safetensors"
+    method.adapt(model)
+    vera.save(model, method, path)
+    of = METHODS.pop("xs")
+    try:
+        with pytest.raises(vera.AdapterError) as error:
+            vera.load(tiny_model(), path)
+    finally:
+        METHODS["xs"] = of
+    name = f"{of.__module__}.{of.__qualname__}"
+    assert str(error.value).startswith(
+        f"{path}: no method of kind 'xs': the module of its class, {name}, has to be imported first. Known: "
+    )
+    assert vera.load(tiny_model(), path) == method
+    lora = vera.make_method("lora", rank=2, alpha=2)
+    plain = tiny_model()
+    lora.adapt(plain)
+    vera.save(plain, lora, tmp_path / "lora.safetensors")
+    assert "class" not in read_file(tmp_path / "lora.safetensors", FORMAT)[0]
