@@ -28,11 +28,13 @@ Point = tuple[str, ...]
 @dataclass(frozen=True)
 class Cell:
     """The grid of one study. overrides: of the command for the best setting, without the searched keys. axes:
-    for each key its values, as texts. trials: the runs of each point, one for each seed, in grid order."""
+    for each key its values, as texts. trials: the runs of each point, one for each seed, in grid order.
+    options: of the command, such as --config-dir."""
 
     overrides: list[str]
     axes: dict[str, list[str]]
     trials: dict[Point, list[Run]]
+    options: Sequence[str] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -109,7 +111,7 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
         kept = [word for word in run.overrides if word not in of_trials]
         kept = [word for word in kept if not word.startswith("task.holdout=")]
-        of_command.append(Cell(kept, axes, trials))
+        of_command.append(Cell(kept, axes, trials, options))
     return of_command
 
 

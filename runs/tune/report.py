@@ -58,8 +58,13 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     if equal > 1:
         lines += [f"{equal} settings have the best value: which of them comes first says nothing"]
     lines += [f"{override} is the {end} tried" for override, end in edges(cell, point)]
-    lines += [f"best: python -m runs {shlex.join([*cell.overrides, *cell.overrides_of(point)])}"]
+    lines += [f"best: {best_command(cell, point)}"]
     return "\n".join([*lines, *recipe(cell, point, judged), f"trials: {cell.folder / 'trials.csv'}"])
+
+
+def best_command(cell: Cell, point: Point) -> str:
+    """The command that does a point's run on the real dev set."""
+    return f"python -m runs {shlex.join([*cell.options, *cell.overrides, *cell.overrides_of(point)])}"
 
 
 def edges(cell: Cell, point: Point) -> list[tuple[str, str]]:

@@ -421,3 +421,11 @@ def test_the_first_run_of_a_start_holds_nothing_out(words):
     assert (run.config["task"]["holdout"], run.start.config["task"]["holdout"]) == (0.2, None)
     (usual,) = expand([*plain, "method=lora_mnli"])
     assert run_id(run.start) == run_id(usual.start)
+
+
+def test_the_command_of_the_best_setting_has_the_folder_of_its_files(tiny_words, tmp_path):
+    options = ["--config-dir", str(tmp_path)]
+    (cell,) = lists.cells(tiny_words, "{train.lr: [1e-3]}", options)
+    line = report.best_command(cell, next(iter(cell.trials)))
+    assert shlex.split(line)[:5] == ["python", "-m", "runs", *options]
+    assert expand(shlex.split(line)[3:])[0].config["train"]["lr"] == 1e-3
