@@ -82,7 +82,7 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
         lines.append(
             f"no estimate of time{' for the others' if timed else ''}: probe=true measures this device, with"
             f" at most {PROBE_STEPS} steps of random weights for each of {plural(rows, 'row')} (about"
-            f" {PROBE_SECONDS}s)"
+            f" {PROBE_SECONDS}s{f' each, {duration(rows * PROBE_SECONDS)} in all' if rows > 1 else ''})"
         )
     elif not sized:
         lines.append("no estimate of time: the model's architecture or the rows' lengths are not known here")

@@ -401,6 +401,12 @@ def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert):
         rows.QUICK_BYTES = rows_before
 
 
+def test_the_time_of_a_probe_is_each_rows_and_all_of_theirs(words, new_cache):
+    one, *_ = both = expand([*elsewhere(words), "method=lora,vera"])
+    assert "for each of 1 row (about 20s)" in cost.forecast([one], [])[-1]
+    assert cost.forecast(both, [])[-1].endswith("for each of 2 rows (about 20s each, 40s in all)")
+
+
 def test_large_numbers_in_words():
     assert [cost.magnitude(n) for n in (812, 4_210, 81_250_000, 6.2e9)] == ["812", "4.2K", "81M", "6.2B"]
     assert [cost.magnitude(n, flops=True) for n in (5, 5.1e18, 4.4e17)] == ["5 ", "5.1 E", "440 P"]
