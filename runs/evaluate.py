@@ -118,6 +118,8 @@ def restore(
         if not path.is_file():
             none = record["config"]["keep"] == "none"
             why = "the run kept none" if none else "the run kept one, where it was done"
+            if not (none or record_path(output, record["id"]).is_file()):
+                why = "the run is a published one, whose adapter is not in this repository"
             raise UserError(
                 f"{path} is not there: {why} (its record is {_path(record, output)}). To have it here:"
                 f" {command_of(record, output)}"
@@ -229,9 +231,11 @@ def as_run(record: Record) -> Run:
 
 
 def find(name: str, output: str) -> Record:
-    """The finished record whose id begins with `name`. Raises UserError for none, for several, and for one
-    that has failed."""
-    records = [record for record in open_ledger(output) if record["id"].startswith(name)]
+    """The finished record whose id begins with `name`: of this machine or, where it has none, a published one.
+    Raises UserError for none, for several, and for one that has failed."""
+    ledger = open_ledger(output)
+    like = [record for record in ledger if record["id"].startswith(name)]
+    records = [record for record in like if ledger.origin[record["id"]] == "ours"] or like
     if len(records) != 1:
         raise UserError(
             f"{len(records) or 'no'} records begin with {name!r} in {output}/records (files are named by the"

@@ -9,7 +9,7 @@ from running import do
 
 from runs import publish
 from runs.errors import UserError
-from runs.evaluate import restore
+from runs.evaluate import find, restore
 from runs.measure.__main__ import main as measure_main
 from runs.measure.adapters import layer_and_site, magnitude, similarity
 from runs.measure.fit import matrix_fit
@@ -270,3 +270,23 @@ def test_layers_and_sites_are_read_from_names():
         ("pooler.dense", (-1, "pooler.dense")),
     ):
         assert layer_and_site(name) == wanted
+
+
+def test_the_beginning_of_an_id_means_a_run_of_this_machine_before_a_published_one(
+    pair, tmp_path, monkeypatch
+):
+    _, lora, vera = pair
+    study = tmp_path / "published" / "study"
+    study.mkdir(parents=True)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
+    other = lora | {"id": vera["id"][:6] + "0" * 6}
+    (study / f"{other['id']}.json").write_text(json.dumps(other))
+    output = str(tmp_path / "outputs")
+    assert find(vera["id"][:6], output)["id"] == other["id"]
+    with pytest.raises(UserError) as error:
+        restore(other, output)
+    assert "a published one, whose adapter is not in this repository" in str(error.value)
+    assert "To have it here: python -m runs " in str(error.value)
+    write_record(output, vera)
+    assert find(vera["id"][:6], output)["id"] == vera["id"]
+    assert find(other["id"], output)["id"] == other["id"]
