@@ -231,8 +231,8 @@ def as_run(record: Record) -> Run:
 
 
 def find(name: str, output: str) -> Record:
-    """The finished record whose id begins with `name`: of this machine or, where it has none, a published one.
-    Raises UserError for none, for several, and for one that has failed."""
+    """The finished record whose id begins with `name`: of this machine or, where it has none, a published
+    one. Raises UserError for none, for several, and for one that has failed."""
     ledger = open_ledger(output)
     like = [record for record in ledger if record["id"].startswith(name)]
     records = [record for record in like if ledger.origin[record["id"]] == "ours"] or like

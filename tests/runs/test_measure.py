@@ -272,9 +272,7 @@ def test_layers_and_sites_are_read_from_names():
         assert layer_and_site(name) == wanted
 
 
-def test_the_beginning_of_an_id_means_a_run_of_this_machine_before_a_published_one(
-    pair, tmp_path, monkeypatch
-):
+def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pair, tmp_path, monkeypatch):
     _, lora, vera = pair
     study = tmp_path / "published" / "study"
     study.mkdir(parents=True)

@@ -34,7 +34,7 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if kind:
             of = METHODS.get(kind, cls)
-            # The same class may come again: a module that is reloaded, a notebook's cell, dataclass(slots=True)
+            # The same class may come again: a reloaded module, a notebook's cell, dataclass(slots=True)
             if (of.__module__, of.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise AdapterError(f"kind {kind!r} is taken by {of.__module__}.{of.__qualname__}")
             cls.kind = kind
