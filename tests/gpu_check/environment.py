@@ -33,7 +33,7 @@ def run(report: Report, home: Path) -> None:
         allowed = precision == "tf32"
         tf32 = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
         report.check(
-            f"{precision}: {'' if allowed else 'no '}TF32 in products and convolutions; determinism is strict",
+            f"{precision}: {'' if allowed else 'no '}TF32 in products, convolutions; determinism is strict",
             tf32 == (allowed, allowed) and torch.get_deterministic_debug_mode() == 2,
             str(flags(device)),
         )
