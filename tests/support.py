@@ -188,7 +188,7 @@ def page() -> str:
         "- **S** saves: adapter and head load onto a fresh base model, which answers the same.",
         "- **P** exports to peft's format: `peft.PeftModel` reads it and answers the same.",
         "- **4** trains over 4-bit (NF4) weights of bitsandbytes.",
-        "- **-** is refused in one line; the lines are below.",
+        "- **-** is refused, or has no meaning for the method; the reasons are below.",
         "",
         f"| {'':<{width}} | " + " | ".join(ARCHITECTURES) + " |",
         f"|{'-' * (width + 2)}|" + "|".join("-" * (len(a) + 2) for a in ARCHITECTURES) + "|",
@@ -202,9 +202,9 @@ def page() -> str:
             reasons.setdefault(reason, []).append((letter, name, a))
     lines += [
         "",
-        "Methods of peft adapt a fused projection (GPT-2's c_attn, timm's qkv) as a whole; this library's",
-        "own methods adapt its query and value alone. GPT-2 and Llama are language models here, without a",
-        "classification head.",
+        "In a fused projection (GPT-2's c_attn, timm's qkv) methods of peft adapt the whole of it. This",
+        "library's low-rank methods adapt only the parts that their sites name: query and value here. GPT-2",
+        "and Llama are language models here, without a classification head.",
         "",
         "## What is refused",
         "",

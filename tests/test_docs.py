@@ -243,10 +243,22 @@ def test_the_forecasts_of_the_gpu_page_are_the_plans(preset, capsys):
 
 def test_the_forecasts_of_the_readme_are_those_of_the_gpu_page():
     page = (ROOT / "docs" / "gpu.md").read_text()
-    lines = re.findall(r"^\| \d, .*` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    lines = re.findall(r"^\| \d, .*` \| (.*) \| [^|]+ \|$", (ROOT / "README.md").read_text(), re.M)
     assert len(lines) == 5
     for line in lines:
         assert line in page or " | ".join(f"{one} each" for one in line.split(" | ")) in page
+
+
+def test_the_hours_of_the_readme_are_those_of_the_gpu_page():
+    page = (ROOT / "docs" / "gpu.md").read_text().partition("### Hours on an H100")[2]
+    hours = dict(
+        re.findall(r"^\| \d, .*`make (.*)` .* \| ([^|]+) \|$", (ROOT / "README.md").read_text(), re.M)
+    )
+    assert hours.pop("glue-large") == "-"
+    assert f"one run at a time, fp32 | {hours.pop('glue-base')} |" in page
+    assert len(hours) == 3
+    for target, number in hours.items():
+        assert re.search(rf"^\| `make {target}`.* \| {re.escape(number)}[ ,]", page, re.M), target
 
 
 # --- Python
@@ -273,6 +285,11 @@ def test_the_own_method_of_the_docs_trains_saves_loads_and_merges(architecture, 
     assert torch.equal(answer(fresh), answer(model))
     method.merge(fresh)
     assert torch.allclose(answer(fresh), answer(model), atol=1e-5)
+    outside: dict = {}
+    exec(compile(blocks(ROOT / "docs" / "own_method.md", "python")[2], "own_method.md", "exec"), outside)
+    outside["test_count"](tiny(architecture))
+    with pytest.raises(vera.AdapterError, match="rank 100000 is beyond sense"):
+        vera.make_method("svft", rank=100_000).adapt(tiny(architecture))
 
 
 def test_the_own_method_of_the_docs_runs_by_its_file(svft, words):
@@ -282,6 +299,20 @@ def test_the_own_method_of_the_docs_runs_by_its_file(svft, words):
     assert record["label"]["row"] == settings["label"].replace("${method.rank}", "4")
     assert record["parameters"]["adapter"] == 4 * 4
     assert record["status"] == "done"
+
+
+def test_the_own_method_of_the_docs_runs_from_outside_the_clone(words, tmp_path, monkeypatch):
+    page = ROOT / "docs" / "own_method.md"
+    (tmp_path / "code" / "my_package").mkdir(parents=True)
+    (tmp_path / "code" / "my_package" / "svft.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "svft.yaml").write_text(blocks(page, "yaml")[1])
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    words = [word for word in words if not word.startswith("method")]
+    record = do([f"--config-dir={tmp_path / 'conf'}", *words, "method=svft", "method.rank=4"])
+    assert record["status"] == "done"
+    assert record["parameters"]["adapter"] == 4 * 4
+    del METHODS["svft"], sys.modules["my_package.svft"]
 
 
 def run_block(text: str, folder: Path, **names) -> dict:

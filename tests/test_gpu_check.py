@@ -10,7 +10,7 @@ import gpu_check.__main__ as check
 import pytest
 import torch
 from gpu_check import environment, families, parity, reads
-from gpu_check.report import Report, failures
+from gpu_check.report import Report, failures, tally
 from gpu_check.watch import Watch
 from running import ROOT, call_here
 
@@ -93,7 +93,7 @@ def test_a_part_that_crashes_or_hangs_fails_and_leaves_the_others(monkeypatch, t
     assert "FAIL  reads: it was ended after 2 seconds" in done
     assert "FAIL  repeats: exit code 1" in done
     assert done.rstrip().splitlines()[-6:-1] == [
-        "4 checks failed on cpu",
+        "on cpu: 7 passed, 4 failed, 0 not on a CPU",
         *("  parity: the part ends", "  reads: the part ends", "  repeats: the part ends", "  memory: one"),
     ]
     everything = json.loads((tmp_path / "gpu_check" / "gpu.json").read_text())
@@ -157,7 +157,9 @@ def test_a_report_keeps_what_was_found_before_a_crash(tmp_path, capsys):
     with report.guarded("it goes on"):
         raise ValueError("no\nmore")
     report.write(ended=True)
-    assert failures(json.loads((tmp_path / "reads.json").read_text())) == ["it goes on"]
+    found = json.loads((tmp_path / "reads.json").read_text())
+    assert failures(found) == ["it goes on"]
+    assert tally([found]) == "1 passed, 1 failed, 1 not on a CPU"
     assert capsys.readouterr().out.splitlines() == [
         *("pass  it holds: by far", "  -   a wait: not on a CPU", "FAIL  it goes on: ValueError: no")
     ]

@@ -58,7 +58,7 @@ def _training(rows: list[Row]) -> list[str]:
         of_model = {(row["variant"], row["tokens"]): row for row in rows if row["model"] == model}
         names, lengths = (list(dict.fromkeys(key[i] for key in of_model)) for i in (0, 1))
         head = [f"{model}, a training step", *(f"{t} tokens" for t in lengths)]
-        head += [f"saved at {t}" for t in lengths]
+        head += [f"kept for the backward pass at {t}" for t in lengths]
         lines = []
         for name in names:
             of_name = [of_model[name, t] for t in lengths]

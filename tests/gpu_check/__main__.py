@@ -29,10 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_check.report import failures
+from gpu_check.report import failures, tally
 from runs.command import Common, entry_point, one_of, read, setting
 from runs.record import write_atomically
-from runs.record.text import plural
 
 PARTS = ("environment", "parity", "reads", "repeats", "memory", "families", "speed", "crowd")
 ROOT = Path(__file__).parents[2]
@@ -57,7 +56,7 @@ def main(arguments: list[str]) -> int:
         from runs.gpus import check_usable  # which imports torch
 
         check_usable(device)
-    failed = []
+    failed, everything = [], []
     for part in parts:
         print(f"--- {part}", flush=True)
         began = time.monotonic()
@@ -66,9 +65,10 @@ def main(arguments: list[str]) -> int:
             print(f"FAIL  {part}: {problem}", flush=True)
         found = read_part(folder / f"{part}.json", part, device, problem)
         failed += [f"{part}: {name}" for name in failures(found)]
+        everything.append(found)
         print(f"      {time.monotonic() - began:.0f} s", flush=True)
     write_atomically(folder / "gpu.json", json.dumps(joined(folder, device), indent=1) + "\n")
-    print(f"\n{plural(len(failed), 'check')} failed on {device}" + "".join(f"\n  {name}" for name in failed))
+    print(f"\non {device}: {tally(everything)}" + "".join(f"\n  {name}" for name in failed))
     print(f"the findings of each part, and all of them: {folder / 'gpu.json'}")
     return bool(failed)
 

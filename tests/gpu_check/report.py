@@ -68,6 +68,13 @@ def failures(part: dict[str, Any]) -> list[str]:
     return names if part["ended"] else [*names, "the part ends"]
 
 
+def tally(parts: list[dict[str, Any]]) -> str:
+    """How many checks of these parts passed and failed, and how many only a GPU can make."""
+    findings = [one for part in parts for one in part["findings"]]
+    passed, absent = (sum(bool(one.get(key)) for one in findings) for key in ("passed", "absent"))
+    return f"{passed} passed, {sum(len(failures(part)) for part in parts)} failed, {absent} not on a CPU"
+
+
 def steady(step: Callable[[], Any], times: int, wait: Callable[[], None]) -> float:
     """Seconds a call, once it is warm. wait: until the device has done what it was given."""
     for _ in range(min(times, 5)):
