@@ -232,7 +232,7 @@ def test_a_shell_completes_the_installed_script(tmp_path):
     for typed, completed in {
         "method=vera_r1": ["method=vera_r1", "method=vera_r1024", "method=vera_r16"],
         "launcher=": ["launcher=local", "launcher=ray", "launcher=serial", "launcher=slurm"],
-        "train.lr": ["train.lr=", "train.lr_head="],
+        "train.lr": ["train.lr=", "train.lr_by=", "train.lr_head="],
     }.items():
         line = {"COMP_LINE": f"vera-bench {typed}", "COMP_POINT": str(len(typed) + 11)}
         done = subprocess.run(

@@ -114,7 +114,7 @@ def test_a_log_names_once_a_minute_who_else_does_a_run(words, monkeypatch, capsy
         (["task.data_dir=/nowhere"], "error: /nowhere: no such folder (task.data_dir)"),
         pytest.param(
             ["device=cuda"],
-            "error: device=cuda: torch sees no CUDA device here",
+            "error: device=cuda: no GPU is here that torch sees",
             marks=pytest.mark.slow("process"),
         ),
         (
