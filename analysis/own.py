@@ -45,17 +45,19 @@ def having(
     """The records of these models, tasks and rows of conf/method (empty: of all), and of the runs with these
     ids (None: of all)."""
     wanted = {"model": models, "task": tasks, "row": rows}
-    records = {
-        i: record
-        for i, record in ledger.records.items()
-        if (ids is None or i in ids) and all(record["cell"][key] in of for key, of in wanted.items() if of)
-    }
+
+    def has(record: Record) -> bool:
+        of_ids = ids is None or record["id"] in ids
+        return of_ids and all(record["cell"][key] in of for key, of in wanted.items() if of)
+
+    records = {i: record for i, record in ledger.records.items() if has(record)}
+    also_published = {i: one for i, one in ledger.published.items() if has(one[1])}
     measures = {
         i: measure
         for i, measure in ledger.measures.items()
         if all(one["id"] in records or one["id"] not in ledger.records for one in measure["of"])
     }
-    return replace(ledger, records=records, measures=measures)
+    return replace(ledger, records=records, measures=measures, published=also_published)
 
 
 def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:

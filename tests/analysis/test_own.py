@@ -49,6 +49,20 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, mo
     assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
 
 
+def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
+    """Both of its records are filtered, not this machine's alone."""
+    mine, theirs = record("vera", "reviews", 0), record("vera", "reviews", 0)
+    both = ledger(mine, *seeds("lora", "mrpc"))
+    both.published = {theirs["id"]: ("a_study", theirs)}
+    both.origin = dict.fromkeys(both.records, "ours")
+    chosen = having(both, tasks=["mrpc"], rows=["lora"])
+    assert all(not part.records or {r["cell"]["task"] for r in part} == {"mrpc"} for part in split(chosen))
+    assert [table.header for table in tables.make("", chosen)] == [
+        ["method", "source", "params", "mrpc", "s/run", "adapter"]
+    ]
+    assert set(having(both, ids=[theirs["id"]]).published) == {theirs["id"]}
+
+
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
     other = seeds("vera", "mrpc", bests=(0.6,), model="minilm", lr=0.5, deviations=["lr 0.5 instead of 0.01"])
