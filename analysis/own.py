@@ -12,8 +12,8 @@ from analysis.table import Table
 from runs.record import FINISHED, Ledger, Record, defining, protocol
 from runs.record.text import plural
 
-#: How many runs a note names; of more it gives the number.
-NAMED = 8
+#: How many runs a note names; of more it gives the number, too.
+NAMED = 3
 
 
 def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
@@ -159,9 +159,14 @@ def _named(record: Record, words: str, row: bool) -> Record:
 # --- notes
 
 
+def is_stopped(record: Record) -> bool:
+    """Whether train.max_steps has stopped a run early."""
+    return record["config"]["train"].get("max_steps") is not None
+
+
 def early_stops(records: Iterable[Record]) -> list[str]:
     """A note that names the runs that train.max_steps has stopped early, which are in no table."""
-    stopped = [r for r in records if r["config"]["train"].get("max_steps") is not None]
+    stopped = [r for r in records if is_stopped(r)]
     names = [_name(r, f", {plural(r.get('steps', 0), 'step')}") for r in stopped]
     return [f"stopped early by train.max_steps, in no table: {_enumeration(names)}."] if names else []
 
@@ -177,8 +182,9 @@ def _name(record: Record, more: str = "") -> str:
 
 
 def _enumeration(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{len(names)} runs: {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
 def parts_of_data(records: Iterable[Record]) -> list[str]:

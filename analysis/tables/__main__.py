@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.command import Chosen, open_chosen, words
-from analysis.own import early_stops, failures
-from analysis.tables import TABLES, WITHOUT_RECORDS, make
+from analysis.own import early_stops, failures, split
+from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
 from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
@@ -72,8 +72,10 @@ def main(arguments: list[str]) -> int:
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
     records = f"{settings.output}/records"
-    if notes := [*early_stops(ledger), *failures(ledger)] if not name else []:
-        return UserError(f"no finished run in {records} for that: {' '.join(notes)}")
+    models, tasks = words(settings.model), words(settings.task)
+    of_table = early_stops(stopped(name, split(ledger)[0], models, tasks))
+    if notes := of_table if name else [*early_stops(ledger), *failures(ledger)]:
+        return UserError(f"no finished run in {records} for {name or 'that'}: {' '.join(notes)}")
     return UserError(f"no records of {name or 'that'} in {records} yet{f' (make {name})' if name else ''}")
 
 

@@ -165,6 +165,32 @@ def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
         main(["task=mrpc", "published=false", f"output={tmp_path}"])
 
 
+def test_runs_are_told_where_all_were_stopped_early(tmp_path):
+    """Also below published rows, for a model that no table of own runs has, and where there is no table."""
+
+    def trials(task, count):
+        made = seeds("vera", task, bests=[0.7] * count, model="minilm")
+        for one in made:
+            one["config"]["train"]["max_steps"] = 3
+        return made
+
+    note = "stopped early by train.max_steps, in no table: "
+    theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
+    own = [*trials("mrpc", 5), *trials("reviews", 1)]
+    for name in ("table2", ""):
+        both = of_study(ledger(*own, *theirs), *theirs)
+        notes = [one for table in tables.make(name, both) for one in table.notes if note in one]
+        assert len(notes) == 1
+        assert notes[0].startswith(f"{note}{6 if name == '' else '5 runs: ' + own[0]['id']}")
+        assert notes[0].endswith(f" and {3 if name == '' else 2} more.")
+    for one in own:
+        write_record(tmp_path, one)
+    with pytest.raises(UserError, match=f"no finished run in .* for demo: {note}{own[-1]['id']} .VeRA"):
+        main(["demo", "published=false", f"output={tmp_path}"])
+    both = of_study(ledger(*own, *theirs), *theirs)
+    assert not any(note in one for table in tables.make("table3", both) for one in table.notes)
+
+
 def test_rows_by_tasks_of_whatever_has_run():
     own = [
         *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
