@@ -287,6 +287,12 @@ def test_the_demo_table_and_plot(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "The best epoch is chosen on the rows reported." in table.notes[2]
     assert CROSSFIT.removesuffix(".") in tables.demo_table(ledger(*records), "crossfit")[0].notes[2]
+    assert table.title.startswith("reviews (MiniLM, median of 3 seeds)")
+    more = [record(row, "reviews", s, model="minilm") for row in ("vera", "lora", "head") for s in (3, 4, 5)]
+    (table,) = tables.demo_table(ledger(*records, *more), "paper")
+    assert table.title.startswith("reviews (MiniLM, median of 6 seeds)")
+    (table,) = tables.demo_table(ledger(*records, more[0]), "paper")  # three and four
+    assert table.title.startswith("reviews (MiniLM, median over the seeds there are)")
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo_table(ledger(*short), "paper")
     assert table.texts[0][0] == "VeRA r=1024 (2/3 seeds)"
