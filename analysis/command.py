@@ -19,12 +19,18 @@ class Chosen(OfRecords):
     task: str | None = setting(None, "these tasks alone (a,b)")
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
     published: bool = setting(True, "below your own runs, what the project has published")
-    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
 
     @property
     def chooses(self) -> bool:
         """Whether a part is asked for."""
         return any((self.sweep, self.model, self.task, self.method))
+
+
+@dataclass(frozen=True)
+class OfVariants(Chosen):
+    """Settings of a command that shows one variant of a row, or each."""
+
+    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
 
 
 def words(text: str | None) -> tuple[str, ...]:

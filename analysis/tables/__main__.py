@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import Chosen, open_chosen, words
+from analysis.command import OfVariants, open_chosen, words
 from analysis.own import early_stops, failures, split
 from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
 from runs.command import did_you_mean, entry_point, read, setting
@@ -31,7 +31,7 @@ from runs.record import Ledger, write_atomically
 
 
 @dataclass(frozen=True)
-class Settings(Chosen):
+class Settings(OfVariants):
     """Which runs a table shows, and how it is printed."""
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
