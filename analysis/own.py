@@ -41,14 +41,15 @@ def having(
     tasks: Collection[str] = (),
     rows: Collection[str] = (),
     ids: Collection[str] | None = None,
+    seeds: Collection[str] = (),
 ) -> Ledger:
-    """The records of these models, tasks and rows of conf/method (empty: of all), and of the runs with these
-    ids (None: of all)."""
-    wanted = {"model": models, "task": tasks, "row": rows}
+    """The records of these models, tasks, rows of conf/method and seeds (empty: of all), and of the runs with
+    these ids (None: of all)."""
+    wanted = {"model": models, "task": tasks, "row": rows, "seed": seeds}
 
     def has(record: Record) -> bool:
         of_ids = ids is None or record["id"] in ids
-        return of_ids and all(record["cell"][key] in of for key, of in wanted.items() if of)
+        return of_ids and all(str(record["cell"][key]) in of for key, of in wanted.items() if of)
 
     records = {i: record for i, record in ledger.records.items() if has(record)}
     also_published = {i: one for i, one in ledger.published.items() if has(one[1])}

@@ -1,7 +1,7 @@
 """Prints a table from the records, beside the paper's where there is one.
 
     python -m analysis.tables table2                    (table1 to table13, demo)
-    python -m analysis.tables table2 model=minilm task=mrpc
+    python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
     python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
     python -m analysis.tables task=mine                 the same of a task (model=, method=)
     python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
             " its protocol (glue_minilm: table2)"
         )
     if not name and not settings.chooses:
-        raise UserError(f"name a table ({', '.join(TABLES)}), or task=, model=, method= or sweep= (--help)")
+        raise UserError(
+            f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
+        )
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)

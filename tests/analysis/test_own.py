@@ -165,6 +165,16 @@ def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
         main(["task=mrpc", "published=false", f"output={tmp_path}"])
 
 
+def test_seed_takes_these_seeds_alone(tmp_path, capsys):
+    for one in seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"):
+        write_record(tmp_path, one)
+    asked = ["table2", "model=minilm", "published=false", f"output={tmp_path}"]
+    assert main([*asked, "seed=0,2"]) == 0
+    assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no records of seed '7'. There are: 0, 1, 2"):
+        main([*asked, "seed=7"])
+
+
 def test_runs_are_told_where_all_were_stopped_early(tmp_path):
     """Also below published rows, for a model that no table of own runs has, and where there is no table."""
 
@@ -233,9 +243,7 @@ def test_names_that_no_record_has_are_one_line(tmp_path):
 
 def test_statistics_are_of_own_runs_and_then_of_published_ones(capsys, monkeypatch):
     own, theirs = seeds("vera", "mrpc", model="minilm"), seeds("lora", "mrpc", model="minilm")
-    monkeypatch.setattr(
-        stats, "open_ledger", lambda output, published: of_study(ledger(*own, *theirs), *theirs)
-    )
+    monkeypatch.setattr(stats, "open_chosen", lambda settings: of_study(ledger(*own, *theirs), *theirs))
     assert stats.main([]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if ": cells" in line]
     assert titles == ["minilm: cells", "minilm: cells (published)"]
