@@ -227,6 +227,10 @@ def test_a_collapsed_seed_is_told_and_stays():
         "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2."
         in table.notes
     )
+    short = record("lora", "cola", model="minilm", values=[0.5, 0.5])  # of two epochs it may be chance
+    (*_, table) = tables.table2(ledger(short), "paper")
+    assert table.texts[0][3] == "50.0 (1/5)"
+    assert not any("collapsed" in note for note in table.notes)
     whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
     assert not any("collapsed" in note for note in whole.notes)
 
