@@ -65,7 +65,7 @@ constraints: setup ## constraints.txt from what .venv holds, once CI has passed 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
 	@$(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH)
 	@echo
-	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) save=true
+	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) published=false save=true
 	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
 	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
 

@@ -58,9 +58,9 @@ class Cell:
     @property
     def collapsed(self) -> list[int]:
         """Seeds whose metric is the same at every epoch, to the bit: the model predicts one class for every
-        row."""
+        row. Of fewer than three epochs it may be chance."""
         curves = {r["cell"]["seed"]: r["curve"].get("metric") for r in self.records if r["status"] == "done"}
-        several = {seed: curve for seed, curve in curves.items() if curve and len(curve) > 1}
+        several = {seed: curve for seed, curve in curves.items() if curve and len(curve) > 2}
         return sorted(seed for seed, curve in several.items() if len(set(curve)) == 1)
 
     @property

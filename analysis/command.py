@@ -18,13 +18,20 @@ class Chosen(OfRecords):
     model: str | None = setting(None, "these models alone (a,b)")
     task: str | None = setting(None, "these tasks alone (a,b)")
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
+    seed: str | None = setting(None, "these seeds alone (0,1)")
     published: bool = setting(True, "below your own runs, what the project has published")
-    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
 
     @property
     def chooses(self) -> bool:
         """Whether a part is asked for."""
-        return any((self.sweep, self.model, self.task, self.method))
+        return any((self.sweep, self.model, self.task, self.method, self.seed))
+
+
+@dataclass(frozen=True)
+class OfVariants(Chosen):
+    """Settings of a command that shows one variant of a row, or each."""
+
+    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
 
 
 def words(text: str | None) -> tuple[str, ...]:
@@ -47,7 +54,7 @@ def open_chosen(settings: Chosen) -> Ledger:
     ledger = open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
-    chosen = {key: words(getattr(settings, key)) for key in ("model", "task", "method")}
+    chosen = {key: words(getattr(settings, key)) for key in ("model", "task", "method", "seed")}
     for key, names in chosen.items():
         part = "row" if key == "method" else key
         existing = sorted({str(record["cell"][part]) for record in ledger})
@@ -55,7 +62,7 @@ def open_chosen(settings: Chosen) -> Ledger:
             if name not in existing:
                 near = did_you_mean(name, existing) or f" There are: {', '.join(existing) or 'none'}"
                 raise UserError(f"no records of {key} {name!r}.{near}")
-    return having(ledger, chosen["model"], chosen["task"], chosen["method"])
+    return having(ledger, chosen["model"], chosen["task"], chosen["method"], seeds=chosen["seed"])
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:

@@ -12,8 +12,8 @@ from analysis.table import Table
 from runs.record import FINISHED, Ledger, Record, defining, protocol
 from runs.record.text import plural
 
-#: How many runs a note names; of more it gives the number.
-NAMED = 8
+#: How many runs a note names; of more it gives the number, too.
+NAMED = 3
 
 
 def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
@@ -41,14 +41,15 @@ def having(
     tasks: Collection[str] = (),
     rows: Collection[str] = (),
     ids: Collection[str] | None = None,
+    seeds: Collection[str] = (),
 ) -> Ledger:
-    """The records of these models, tasks and rows of conf/method (empty: of all), and of the runs with these
-    ids (None: of all)."""
-    wanted = {"model": models, "task": tasks, "row": rows}
+    """The records of these models, tasks, rows of conf/method and seeds (empty: of all), and of the runs with
+    these ids (None: of all)."""
+    wanted = {"model": models, "task": tasks, "row": rows, "seed": seeds}
 
     def has(record: Record) -> bool:
         of_ids = ids is None or record["id"] in ids
-        return of_ids and all(record["cell"][key] in of for key, of in wanted.items() if of)
+        return of_ids and all(str(record["cell"][key]) in of for key, of in wanted.items() if of)
 
     records = {i: record for i, record in ledger.records.items() if has(record)}
     also_published = {i: one for i, one in ledger.published.items() if has(one[1])}
@@ -159,9 +160,14 @@ def _named(record: Record, words: str, row: bool) -> Record:
 # --- notes
 
 
+def is_stopped(record: Record) -> bool:
+    """Whether train.max_steps has stopped a run early."""
+    return record["config"]["train"].get("max_steps") is not None
+
+
 def early_stops(records: Iterable[Record]) -> list[str]:
     """A note that names the runs that train.max_steps has stopped early, which are in no table."""
-    stopped = [r for r in records if r["config"]["train"].get("max_steps") is not None]
+    stopped = [r for r in records if is_stopped(r)]
     names = [_name(r, f", {plural(r.get('steps', 0), 'step')}") for r in stopped]
     return [f"stopped early by train.max_steps, in no table: {_enumeration(names)}."] if names else []
 
@@ -177,8 +183,9 @@ def _name(record: Record, more: str = "") -> str:
 
 
 def _enumeration(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{len(names)} runs: {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
 def parts_of_data(records: Iterable[Record]) -> list[str]:

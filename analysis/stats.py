@@ -4,6 +4,7 @@ verdicts.
     python -m analysis.stats                        every cell of the ledger
     python -m analysis.stats table2                 the cells of one table
     python -m analysis.stats experiment=table2_base      the runs of a preset
+    python -m analysis.stats sweep=last             the runs of a sweep (task=, model=, method=: of these)
 
 Everything is seeded: the same records give the same numbers.
 
@@ -23,20 +24,19 @@ from typing import Literal
 
 from analysis import verdicts
 from analysis.cells import row_of
-from analysis.command import open_ledger
-from analysis.own import as_published, split
+from analysis.command import Chosen, open_chosen
+from analysis.own import as_published, early_stops, split
 from analysis.statistics import statistics_tables
-from runs.command import OfRecords, entry_point, read, setting
+from runs.command import entry_point, read, setting
 from runs.errors import UserError
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(Chosen):
     """Which cells are shown, and how."""
 
     experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
     row: str | None = setting(None, "the row that the others are compared with (vera)")
-    published: bool = setting(True, "below your own runs, what the project has published")
     format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if len(parts) > 1:
         raise UserError(f"{' and '.join(parts)}: name one of them")
     what = "".join(parts)
-    ledger = open_ledger(settings.output, settings.published)
+    ledger = open_chosen(settings)
     part = verdicts.part(ledger, what, row)
     if not part.records:
         of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
@@ -57,6 +57,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
     own, others = (statistics_tables(one, row) for one in split(part))
     tables = [*own, *map(as_published, others)]
+    if not tables:
+        notes = "".join(f": {note}" for note in early_stops(part))
+        raise UserError(f"no finished run in {settings.output}/records for that{notes}")
     print("\n\n".join(table.render(settings.format) for table in tables))
     return 0
 

@@ -119,7 +119,7 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
         *("task.data_dir=/my data/glue", "output=my outputs"),
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
-    assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "save=true"]
+    assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "published=false", "save=true"]
     assert figure == ["-m", "analysis.figures", "demo", "output=my outputs"]
     (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
     assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]

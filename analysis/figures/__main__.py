@@ -10,13 +10,13 @@ ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measu
 import sys
 from pathlib import Path
 
-from analysis.command import Chosen, open_chosen, words
+from analysis.command import OfVariants, open_chosen, words
 from analysis.figures import FIGURES, make, save
 from runs.command import entry_point, one_of, read
 from runs.errors import UserError
 
 
-class Settings(Chosen):
+class Settings(OfVariants):
     """None of its own."""
 
 

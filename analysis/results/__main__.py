@@ -12,11 +12,11 @@ with the records.
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results import pages
-from analysis.results.readme import headline, readme
+from analysis.results import claims, pages
+from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
-from runs.record import read_study, study_folders, write_atomically
+from runs.record import Ledger, read_study, study_folders, write_atomically
 
 README = Path(__file__).parent.parent.parent / "README.md"
 #: The study whose table the README shows.
@@ -40,8 +40,9 @@ def main(arguments: list[str]) -> int:
     files = {settings.docs / path: text for path, text in pages(folders, settings.docs).items()}
     for folder in folders:
         if folder.name == FRONT:
-            text = settings.readme.read_text()
-            files[settings.readme] = readme(text, FRONT, headline(read_study(folder)))
+            text = readme(settings.readme.read_text(), FRONT, headline(read_study(folder)))
+            every = {i: record for one in folders for i, record in read_study(one).records.items()}
+            files[settings.readme] = readme(text, "all studies", near_lora(claims(Ledger(every))))
     if settings.check:
         # A picture's bytes depend on matplotlib's version.
         stale = [

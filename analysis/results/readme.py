@@ -1,11 +1,12 @@
 """The README's table: the rows of a study, between two marks."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from analysis.cells import Cell
 from analysis.compare import over_seeds, shown
 from analysis.paper import GLUE, SCORES
-from analysis.results.claim import table_of
+from analysis.results.claim import WORDS, Claim, table_of
 from analysis.series import series
 from analysis.verdicts import all_cells
 from runs.errors import UserError
@@ -52,6 +53,16 @@ def _numbers(by_task: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
     return {
         label: shown(by_task[task]).text if task in by_task else "missing" for task, label in tasks.items()
     }
+
+
+def near_lora(comparisons: Iterable[Claim]) -> str:
+    """The README's sentence on every model and task where VeRA was held against LoRA, by the verdict."""
+    by_word: dict[str, list[str]] = defaultdict(list)
+    for claim in comparisons:
+        if claim.claim == "VeRA is near LoRA with fewer parameters":
+            by_word[WORDS[claim.agrees]].append(", ".join(claim.where.split(", ")[:2]))
+    listed = "\n".join(f"- {word}: {'; '.join(by_word[word]) or 'none'}." for word in WORDS.values())
+    return f"The finding that VeRA is near LoRA, in all studies:\n\n{listed}"
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -134,7 +134,7 @@ def by_finding(comparisons: list[Claim]) -> dict[str, list[Claim]]:
 def tally(comparisons: list[Claim]) -> str:
     """A line for each finding, over all that it was tried on."""
     header = ("", "the paper's finding", "tried on", *WORDS.values())
-    header += (f"with {FIRM_PAIRS} pairs or runs", "holds in pairs, runs or counts")
+    header += (f"with at least {FIRM_PAIRS} pairs or runs", "holds in pairs, runs or counts")
     rows = []
     for number, (name, group) in enumerate(by_finding(comparisons).items(), 1):
         words = [sum(claim.agrees is word for claim in group) for word in WORDS]

@@ -1,12 +1,14 @@
 """A table of the paper, or of the demo, from records. Each has a file; TABLES names them."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from analysis.own import (
     as_published,
     early_stops,
     failures,
     hidden_variants,
+    is_stopped,
     nearest_variants,
     of_tasks,
     parts_of_data,
@@ -49,13 +51,14 @@ def make(
     models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row.
     every_own: each variant of own rows, and of a published row the variant that is nearest to an own run."""
     own, others = split(ledger)
-    tables = list[Table]()
+    tables, told = list[Table](), set[str]()  # told: own runs whose table has the note on them
     if own.records or own.measures or not others.records:
         shown = with_variants(own, paper=name != "") if every or every_own else own
         tables = _of_part(name, shown, select, seeds, models, tasks)
         tables.sort(key=lambda table: not table.runs)  # the paper's rows alone come after those with runs
         for table in tables:
             table.notes += _own_notes(table, shown)
+            told |= {record["id"] for record in _near(table, shown)}
     if others.records and name not in WITHOUT_RECORDS:
         shown = with_variants(others, paper=name != "") if every else others
         if every_own and not every:
@@ -67,7 +70,24 @@ def make(
             table.notes += [*hidden, *published(others, runs)]
             if table.runs or no_own:
                 tables.append(as_published(table))
+    if tables:
+        tables[0].notes += early_stops(r for r in stopped(name, own, models, tasks) if r["id"] not in told)
     return tables
+
+
+def stopped(
+    name: str, own: Ledger, models: Collection[str] = (), tasks: Collection[str] = ()
+) -> list[Record]:
+    """The own runs that would be in a table if train.max_steps had not stopped them early."""
+    early = {i: r for i, r in own.records.items() if is_stopped(r)}
+    if name in WITHOUT_RECORDS or not early:
+        return []
+    whole = {
+        i: r | {"config": r["config"] | {"train": r["config"]["train"] | {"max_steps": None}}}
+        for i, r in early.items()
+    }
+    parts = _of_part(name, replace(own, records=whole), "paper", None, models, tasks)
+    return [r for r in early.values() if any(_near(part, Ledger({r["id"]: r})) for part in parts)]
 
 
 def _of_part(

@@ -1,7 +1,7 @@
 """Prints a table from the records, beside the paper's where there is one.
 
     python -m analysis.tables table2                    (table1 to table13, demo)
-    python -m analysis.tables table2 model=minilm task=mrpc
+    python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
     python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
     python -m analysis.tables task=mine                 the same of a task (model=, method=)
     python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import Chosen, open_chosen, words
-from analysis.own import early_stops, failures
-from analysis.tables import TABLES, WITHOUT_RECORDS, make
+from analysis.command import OfVariants, open_chosen, words
+from analysis.own import early_stops, failures, split
+from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
 from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 
 
 @dataclass(frozen=True)
-class Settings(Chosen):
+class Settings(OfVariants):
     """Which runs a table shows, and how it is printed."""
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
             " its protocol (glue_minilm: table2)"
         )
     if not name and not settings.chooses:
-        raise UserError(f"name a table ({', '.join(TABLES)}), or task=, model=, method= or sweep= (--help)")
+        raise UserError(
+            f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
+        )
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
@@ -72,8 +74,10 @@ def main(arguments: list[str]) -> int:
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
     records = f"{settings.output}/records"
-    if notes := [*early_stops(ledger), *failures(ledger)] if not name else []:
-        return UserError(f"no finished run in {records} for that: {' '.join(notes)}")
+    models, tasks = words(settings.model), words(settings.task)
+    of_table = early_stops(stopped(name, split(ledger)[0], models, tasks))
+    if notes := of_table if name else [*early_stops(ledger), *failures(ledger)]:
+        return UserError(f"no finished run in {records} for {name or 'that'}: {' '.join(notes)}")
     return UserError(f"no records of {name or 'that'} in {records} yet{f' (make {name})' if name else ''}")
 
 

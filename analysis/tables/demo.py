@@ -4,24 +4,25 @@ from analysis.cells import Cell, Key, cells
 from analysis.compare import CROSSFIT, about, diverged_mark, of_cells, of_model, size_of
 from analysis.table import Table, TableCell, make_row
 from runs.record import Ledger
-from runs.record.text import megabytes
+from runs.record.text import megabytes, plural
 
 
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Every method on the demo's task, with what it costs."""
     by_key = cells([r for r in ledger if r["cell"]["task"] == "reviews"], seeds or 3, select)
     models = sorted({model for model, _, _ in by_key})
-    return [_of_model(of_model(by_key, model), seeds or 3, select) for model in models]
+    return [_of_model(of_model(by_key, model), select) for model in models]
 
 
-def _of_model(by_key: dict[Key, Cell], seeds: int, select: str) -> Table:
+def _of_model(by_key: dict[Key, Cell], select: str) -> Table:
     ours = {row: cell for (_, row, _), cell in by_key.items()}
     best_first = sorted(ours.values(), key=lambda cell: (cell.unknown, -cell.median()))
     rows = [_row(cell, ours.get("lora")) for cell in best_first]
     first = best_first[0].records[0]
     label, data = first["label"], first["data"]
-    complete = all(cell.complete for cell in ours.values())
-    over = f"median of {seeds} seeds" if complete else "median over the seeds there are"
+    counts = {cell.seeds for cell in ours.values()}
+    one_count = all(cell.complete for cell in ours.values()) and len(counts) == 1
+    over = f"median of {plural(max(counts), 'seed')}" if one_count else "median over the seeds there are"
     title = f"{label['task']} ({label['model']}, {over}): dev {first['result']['metric']}"
     header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]
     chosen = CROSSFIT if select == "crossfit" else "The best epoch is chosen on the rows reported."

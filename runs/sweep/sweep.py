@@ -168,6 +168,8 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
     counts |= {status: len(runs) for status, runs in others.items() if runs}
     words = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{plural(len(jobs), 'run')} in {duration(seconds)}: {words}. Records: {jobs[0].record.parent}")
+    if all(job.run.config["train"].get("max_steps") is not None for job in jobs):
+        print("  all stopped early by train.max_steps: in no table")
     for status, runs in others.items():
         for run, error, log in runs:
             words = next(job.words for job in jobs if job.run is run or job.run == run)

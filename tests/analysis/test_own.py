@@ -49,6 +49,20 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, mo
     assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
 
 
+def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
+    """Both of its records are filtered, not this machine's alone."""
+    mine, theirs = record("vera", "reviews", 0), record("vera", "reviews", 0)
+    both = ledger(mine, *seeds("lora", "mrpc"))
+    both.published = {theirs["id"]: ("a_study", theirs)}
+    both.origin = dict.fromkeys(both.records, "ours")
+    chosen = having(both, tasks=["mrpc"], rows=["lora"])
+    assert all(not part.records or {r["cell"]["task"] for r in part} == {"mrpc"} for part in split(chosen))
+    assert [table.header for table in tables.make("", chosen)] == [
+        ["method", "source", "params", "mrpc", "s/run", "adapter"]
+    ]
+    assert set(having(both, ids=[theirs["id"]]).published) == {theirs["id"]}
+
+
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
     other = seeds("vera", "mrpc", bests=(0.6,), model="minilm", lr=0.5, deviations=["lr 0.5 instead of 0.01"])
@@ -151,6 +165,42 @@ def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
         main(["task=mrpc", "published=false", f"output={tmp_path}"])
 
 
+def test_seed_takes_these_seeds_alone(tmp_path, capsys):
+    for one in seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"):
+        write_record(tmp_path, one)
+    asked = ["table2", "model=minilm", "published=false", f"output={tmp_path}"]
+    assert main([*asked, "seed=0,2"]) == 0
+    assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no records of seed '7'. There are: 0, 1, 2"):
+        main([*asked, "seed=7"])
+
+
+def test_runs_are_told_where_all_were_stopped_early(tmp_path):
+    """Also below published rows, for a model that no table of own runs has, and where there is no table."""
+
+    def trials(task, count):
+        made = seeds("vera", task, bests=[0.7] * count, model="minilm")
+        for one in made:
+            one["config"]["train"]["max_steps"] = 3
+        return made
+
+    note = "stopped early by train.max_steps, in no table: "
+    theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
+    own = [*trials("mrpc", 5), *trials("reviews", 1)]
+    for name in ("table2", ""):
+        both = of_study(ledger(*own, *theirs), *theirs)
+        notes = [one for table in tables.make(name, both) for one in table.notes if note in one]
+        assert len(notes) == 1
+        assert notes[0].startswith(f"{note}{6 if name == '' else '5 runs: ' + own[0]['id']}")
+        assert notes[0].endswith(f" and {3 if name == '' else 2} more.")
+    for one in own:
+        write_record(tmp_path, one)
+    with pytest.raises(UserError, match=f"no finished run in .* for demo: {note}{own[-1]['id']} .VeRA"):
+        main(["demo", "published=false", f"output={tmp_path}"])
+    both = of_study(ledger(*own, *theirs), *theirs)
+    assert not any(note in one for table in tables.make("table3", both) for one in table.notes)
+
+
 def test_rows_by_tasks_of_whatever_has_run():
     own = [
         *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
@@ -193,9 +243,7 @@ def test_names_that_no_record_has_are_one_line(tmp_path):
 
 def test_statistics_are_of_own_runs_and_then_of_published_ones(capsys, monkeypatch):
     own, theirs = seeds("vera", "mrpc", model="minilm"), seeds("lora", "mrpc", model="minilm")
-    monkeypatch.setattr(
-        stats, "open_ledger", lambda output, published: of_study(ledger(*own, *theirs), *theirs)
-    )
+    monkeypatch.setattr(stats, "open_chosen", lambda settings: of_study(ledger(*own, *theirs), *theirs))
     assert stats.main([]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if ": cells" in line]
     assert titles == ["minilm: cells", "minilm: cells (published)"]

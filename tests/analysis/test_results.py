@@ -12,7 +12,7 @@ from analysis import results
 from analysis.results.__main__ import main
 from analysis.results.claim import Claim
 from analysis.results.of_figures import null_band
-from analysis.results.readme import BEGIN, END, headline
+from analysis.results.readme import BEGIN, END, headline, near_lora
 from analysis.results.sections import crossfit_word, overview, tally
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
@@ -379,6 +379,8 @@ def test_measures_are_findings_too():
         == "mean over layers, median of the runs: query 0.25, value 0.5"
     )
     assert said(found, "d changes more in query").agrees is None  # one run
+    assert said(found, "VeRA and LoRA fit").agrees is not None
+    assert not said(found, "VeRA and LoRA fit").word.startswith("**")  # of one run
     other = small("vera", "cola", (0.4,))[0] | {"id": "other"}
     other["cell"] = other["cell"] | {"seed": 1}
     turned = measured("magnitude", d | {"d": [0.9, 0.2, 1.0, 0.8]}, ["other"], id="turned")
@@ -464,7 +466,7 @@ def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
         Claim("VeRA and LoRA fit", "figure 6", "10 x 10 matrices", "", (True, False), False, firm=True),
     ]
     head, _, *lines = tally(found).splitlines()
-    assert "with 5 pairs or runs" in head
+    assert "with at least 5 pairs or runs" in head
     assert lines == [
         "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
         "| [2](#finding-2) | VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 | 1 of 2 |",
@@ -539,7 +541,8 @@ def study(tmp_path, monkeypatch):
     (folder / "NOTES.md").write_text("Run with love.\n")
     readme = tmp_path / "README.md"
     begin, end = (mark.format("glue_minilm") for mark in (BEGIN, END))
-    readme.write_text(f"# Mine\n{begin}\nold\n{end}\nthe rest\n")
+    of_all = "\n".join(mark.format("all studies") for mark in (BEGIN, END))
+    readme.write_text(f"# Mine\n{begin}\nold\n{end}\n{of_all}\nthe rest\n")
     return [f"docs={tmp_path / 'docs'}", f"readme={readme}"], tmp_path
 
 
@@ -597,6 +600,7 @@ def test_the_readmes_table_stands_between_its_marks(study):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("\nthe rest\n")
+    assert "- agrees: MiniLM, cola.\n" in text
     assert "old" not in text
     assert "| VeRA r=1024 | 43,008 | 1.00x | 41.5 +-0.5 (3/5) |" in text
     assert "| head | 0 | - | 20.0 +-10.0 (3/5) |" in text
@@ -689,3 +693,17 @@ def test_benchmarks_are_shown_with_their_date_and_processor(study):
 def test_without_published_records_it_says_so(tmp_path):
     with pytest.raises(UserError, match="no published records"):
         main([f"docs={tmp_path}"])
+
+
+def test_the_readme_names_every_task_by_the_verdict_on_vera_beside_lora():
+    near = "VeRA is near LoRA with fewer parameters"
+    made = [
+        Claim(near, "table 2", "MiniLM, STS-B, 2 epochs, 3 seeds", "", (False,), False, firm=False),
+        Claim(near, "table 2", "MiniLM, MRPC, 3 epochs, 5 seeds", "", (True,), None, firm=True),
+        Claim("d changes more", "figure 3", "MiniLM, RTE", "", (True,), True, firm=True),
+    ]
+    assert near_lora(made).splitlines()[2:] == [
+        "- agrees: none.",
+        "- does not agree: MiniLM, STS-B.",
+        "- undecided: MiniLM, MRPC.",
+    ]

@@ -16,6 +16,7 @@ from analysis.paper import GLUE
 from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
+from runs.record import write_record, write_sweep
 
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
@@ -318,8 +319,8 @@ def test_the_numbers_of_a_table_name_their_records():
 def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         stats,
-        "open_ledger",
-        lambda output, published: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))),
+        "open_chosen",
+        lambda settings: ledger(*seeds(), *seeds("lora", bests=(0.7, 0.7, 0.7, 0.7, 0.7))),
     )
     for words in ([], ["table2"], ["experiment=table2_base"]):
         assert stats.main(words) == 0
@@ -342,3 +343,29 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
     monkeypatch.undo()
     with pytest.raises(UserError, match=f"no records in {tmp_path}"):
         stats.main([f"output={tmp_path}"])
+
+
+def test_the_command_takes_a_sweep_and_filters_as_the_tables_do(tmp_path, capsys):
+    rows = [one for row in ("vera", "lora") for task in ("rte", "cola") for one in seeds(row, task)]
+    trial = record("vera", "mrpc")
+    trial["config"]["train"]["max_steps"] = 3
+    for one in (*rows, trial):
+        write_record(tmp_path, one)
+    write_sweep(tmp_path, "mine", [one["id"] for one in rows if one["cell"]["row"] == "lora"])
+
+    def printed(*words):
+        assert stats.main([*words, "published=false", f"output={tmp_path}"]) == 0
+        return capsys.readouterr().out
+
+    one_task = printed("task=cola")
+    assert "| cola |" in one_task
+    assert "| rte |" not in one_task
+    assert "RTE" not in one_task
+    of_sweep = printed("sweep=last")
+    assert "LoRA r=8" in of_sweep
+    assert "VeRA" not in of_sweep
+    assert "| rte |" not in printed("sweep=mine", "task=cola")
+    with pytest.raises(UserError, match=r"no sweep 'other'"):
+        printed("sweep=other")
+    with pytest.raises(UserError, match=r"no finished run .* for that: stopped early by train.max_steps"):
+        printed("task=mrpc")

@@ -227,6 +227,10 @@ def test_a_collapsed_seed_is_told_and_stays():
         "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2."
         in table.notes
     )
+    short = record("lora", "cola", model="minilm", values=[0.5, 0.5])  # of two epochs it may be chance
+    (*_, table) = tables.table2(ledger(short), "paper")
+    assert table.texts[0][3] == "50.0 (1/5)"
+    assert not any("collapsed" in note for note in table.notes)
     whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
     assert not any("collapsed" in note for note in whole.notes)
 
@@ -287,6 +291,12 @@ def test_the_demo_table_and_plot(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "The best epoch is chosen on the rows reported." in table.notes[2]
     assert CROSSFIT.removesuffix(".") in tables.demo_table(ledger(*records), "crossfit")[0].notes[2]
+    assert table.title.startswith("reviews (MiniLM, median of 3 seeds)")
+    more = [record(row, "reviews", s, model="minilm") for row in ("vera", "lora", "head") for s in (3, 4, 5)]
+    (table,) = tables.demo_table(ledger(*records, *more), "paper")
+    assert table.title.startswith("reviews (MiniLM, median of 6 seeds)")
+    (table,) = tables.demo_table(ledger(*records, more[0]), "paper")  # three and four
+    assert table.title.startswith("reviews (MiniLM, median over the seeds there are)")
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo_table(ledger(*short), "paper")
     assert table.texts[0][0] == "VeRA r=1024 (2/3 seeds)"

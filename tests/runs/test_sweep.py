@@ -34,6 +34,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
     assert "[1/2] VeRA r=8 seed 0  epoch 1/1" in first.stdout  # which max_steps cuts short
     assert "2 runs in" in first.stdout
     assert "2 done, 0 already there" in first.stdout
+    assert "  all stopped early by train.max_steps: in no table\n" in first.stdout
     records = list((Path(output_of(words)) / "records").glob("*.json"))
     assert len(records) == 2
     stamps = [p.stat().st_mtime_ns for p in records]
