@@ -56,13 +56,17 @@ def _numbers(by_task: dict[str, Cell], tasks: dict[str, str]) -> dict[str, str]:
 
 
 def near_lora(comparisons: Iterable[Claim]) -> str:
-    """The README's sentence on every model and task where VeRA was held against LoRA, by the verdict."""
+    """The README's sentence on the models and tasks where VeRA was held against LoRA, by the verdict."""
     by_word: dict[str, list[str]] = defaultdict(list)
     for claim in comparisons:
         if claim.claim == "VeRA is near LoRA with fewer parameters":
             by_word[WORDS[claim.agrees]].append(", ".join(claim.where.split(", ")[:2]))
-    listed = "\n".join(f"- {word}: {'; '.join(by_word[word]) or 'none'}." for word in WORDS.values())
-    return f"The finding that VeRA is near LoRA, in all studies:\n\n{listed}"
+    agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
+    bounds = "By the bounds of [Statistics](docs/statistics.md)"
+    return (
+        f"{bounds} VeRA is near LoRA on {'; '.join(agrees) or 'no task'},"
+        f"\nand not near it on {'; '.join(differs) or 'any'}. Undecided: {len(undecided)} comparisons."
+    )
 
 
 def readme(text: str, study: str, table: str) -> str:
