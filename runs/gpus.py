@@ -2,12 +2,14 @@
 
 import glob
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pynvml
 
 from runs.errors import DeviceError
 
+T = TypeVar("T")
 #: Where a driver of a GPU shows: NVIDIA's, AMD's, and that of Windows' subsystem for Linux.
 DRIVERS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
@@ -20,20 +22,43 @@ def may_be_here() -> bool:
 def uuids() -> dict[str, list[str]]:
     """The UUIDs of NVIDIA's GPUs by their numbers (PCI order); of a GPU that is cut into slices (MIG), those
     of its slices. Empty where the driver does not answer."""
+    return _answer(
+        lambda: {
+            str(index): _slices(handle) or [pynvml.nvmlDeviceGetUUID(handle)]
+            for index, handle in enumerate(_handles())
+        },
+        {},
+    )
+
+
+def free_memory() -> float | None:
+    """Bytes that are free on the fullest GPU; None where there is none, or the driver does not answer."""
+    return _answer(
+        lambda: min(float(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in _handles()), None
+    )
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None without one."""
+    return _answer(lambda: str(pynvml.nvmlSystemGetDriverVersion()), None)
+
+
+def _answer(question: Callable[[], T], otherwise: T) -> T:
+    """What NVIDIA's library answers; `otherwise` where it has no driver or no GPU to ask."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return {}
+        return otherwise
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return {
-            str(index): _slices(handle) or [pynvml.nvmlDeviceGetUUID(handle)]
-            for index, handle in enumerate(handles)
-        }
-    except pynvml.NVMLError:
-        return {}
+        return question()
+    except (pynvml.NVMLError, ValueError):  # ValueError: the least of nothing
+        return otherwise
     finally:
         pynvml.nvmlShutdown()
+
+
+def _handles() -> list[Any]:
+    return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
 
 
 def _slices(handle: Any) -> list[str]:
@@ -85,17 +110,3 @@ def _why() -> str:
         f"its CUDA {torch.version.cuda} may need a newer driver than {driver() or 'the one here'}. Install a"
         " build of torch for an older CUDA"
     )
-
-
-def driver() -> str | None:
-    """The version of NVIDIA's driver; None without one."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()

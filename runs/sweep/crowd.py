@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pynvml
-
 from runs import gpus
 from runs.config import Run
 from runs.config.launch import Launcher, Local
@@ -31,7 +29,7 @@ PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
     """How many of these runs fit on each device at once: by the memory that is free on the fullest one, and
     by the machine's cores. 1 where a run's memory is not known."""
-    free, needs = free_memory(), [training_bytes(run, sources) for run in runs]
+    free, needs = gpus.free_memory(), [training_bytes(run, sources) for run in runs]
     if free is None or not needs or any(need is None for need in needs):
         return 1
     by_memory = int(free / max(need for need in needs if need))
@@ -72,21 +70,6 @@ def pinned(place: int, places: int) -> dict[str, Any]:
         os.sched_setaffinity(0, share)
 
     return how | {"preexec_fn": begin}
-
-
-def free_memory() -> float | None:
-    """Bytes that are free on the fullest GPU; None where NVIDIA's driver does not say."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return min((float(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles), default=None)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def advice(runs: Sequence[Run], sources: Sources, launcher: Launcher) -> str | None:

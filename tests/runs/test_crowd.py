@@ -60,14 +60,14 @@ def test_the_micro_batch_of_a_llama_follows_the_memory(gigabytes, given, rows):
     ],
 )
 def test_what_fits_is_bounded_by_memory_and_cores(gigabytes, cores, devices, fits, monkeypatch):
-    monkeypatch.setattr(crowd, "free_memory", lambda: gigabytes and gigabytes * 1e9)
+    monkeypatch.setattr(gpus, "free_memory", lambda: gigabytes and gigabytes * 1e9)
     monkeypatch.setattr(crowd, "cores", lambda: list(range(cores)))
     monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: 3.5e9)
     assert crowd.room([None, None], Sources(), devices) == fits
 
 
 def test_a_run_whose_memory_is_not_known_has_a_device_to_itself(monkeypatch):
-    monkeypatch.setattr(crowd, "free_memory", lambda: 80e9)
+    monkeypatch.setattr(gpus, "free_memory", lambda: 80e9)
     monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: None)
     assert crowd.room([None], Sources(), 1) == 1
     assert crowd.room([], Sources(), 1) == 1

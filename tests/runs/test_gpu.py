@@ -55,6 +55,9 @@ class Nvml:
     def nvmlDeviceGetUUID(self, handle):  # noqa: N802
         return handle if isinstance(handle, str) else "GPU-parent"
 
+    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+        return SimpleNamespace(free=8 * 2**30 if handle == "GPU-aaaa" else 2**30)
+
     def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
         if isinstance(handle, str):
             raise self.NVMLError("Not Supported")
@@ -118,6 +121,12 @@ def test_a_card_in_slices_is_as_many_devices(machine):
     assert devices.devices("auto") == ["MIG-1", "MIG-2", "GPU-bbbb"]
     machine.visible("0")
     assert devices.devices("auto") == ["MIG-1", "MIG-2"]
+
+
+def test_memory_is_that_of_the_fullest_gpu_and_a_driver_is_asked_and_let_go(machine):
+    assert (gpus.free_memory(), gpus.driver(), gpus.pynvml.open) == (2**30, "550.54", 0)
+    machine.cards()
+    assert (gpus.free_memory(), gpus.driver(), gpus.uuids()) == (None, None, {})
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
