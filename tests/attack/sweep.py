@@ -379,7 +379,7 @@ def start(words: list[str], printed: Path) -> multiprocessing.Process:
         for stream, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(file, stream)
             setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
-        sweep.start_fork_server = lambda: None
+        sweep.start_fork_server = lambda several=True: None
         multiprocessing.get_context = lambda _: ForkNow()
         sys.argv = ["runs", *words]
         from runs.__main__ import main
