@@ -79,6 +79,8 @@ def run_part(part: str, device: str, folder: Path) -> str:
     command = [sys.executable, "-W", "ignore", "-m", "gpu_check.part", part, device, str(folder)]
     places = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = os.environ | {"PYTHONPATH": places, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    if part == "families":  # it forks, and OpenMP's threads do not survive that
+        environment |= {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         code = process.wait(LIMITS[device])
