@@ -18,9 +18,9 @@ ENVIRONMENT = {
     "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN plans each shape of a batch anew, some 50 ms
     "TOKENIZERS_PARALLELISM": "false",  # or tokenizers warn in every forked process
 }
-#: A thread that has no work waits in a loop, by default for long, on a core that another process may need:
-#: beside two busy processes a run took ten times as long. So many turns of the loop cost nothing on an idle
-#: machine.
+#: A thread without work waits in a loop, by default for long, on a core that another process may need. Beside
+#: two busy processes on 2 cores a run took 3.7 times as long by default, and 2.3 times with so few turns,
+#: which cost 4% on an idle machine (make bench-contention, docs/bench).
 SPINNING = {"GOMP_SPINCOUNT": "10000"}
 
 if sys.stderr is None or not sys.stderr.isatty():  # a bar in a file or a pipe is noise
