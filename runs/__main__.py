@@ -18,8 +18,9 @@ import pickle
 import sys
 
 from runs.command import entry_point
-from runs.config import Command, answered, read_command, with_starts
+from runs.config import Command, answered, read_command
 from runs.errors import rank
+from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 

@@ -18,10 +18,11 @@ import numpy as np
 
 import tasks
 from runs.command import OfRecords, entry_point, open_ledger, read
-from runs.config import Run, as_word, choices, expand
+from runs.config import as_word, choices, expand
 from runs.errors import UserError
 from runs.record import Record, record_path, run_folder, study_folders, write_record
 from runs.record.text import describe
+from runs.run import Run
 from tasks.base import Decoding
 
 if TYPE_CHECKING:

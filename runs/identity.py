@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 import tasks
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.file_hash import MISSING, digest, file_hash, stamp
 from runs.record import (
@@ -27,6 +26,7 @@ from runs.record import (
     run_folder,
     write_atomically,
 )
+from runs.run import Run
 from tasks.fetch.hub import content
 
 #: The contents of the models and data sets that were read, by their settings.

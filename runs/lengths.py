@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runs.config import Run
 from runs.errors import UserError
 from runs.identity import Contents, data_of, hash_of, model_content
 from runs.record import cache_folder, defining, write_atomically
+from runs.run import Run
 
 if TYPE_CHECKING:
     from tasks import Task

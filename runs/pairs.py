@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.methods import make_method
 from runs.rates import patterns_of
+from runs.run import Run
 
 #: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
 CHECKED = ("peft", "ssf", "lora_xs")

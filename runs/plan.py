@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
-from runs.config import Run, read_command, starts
+from runs.config import read_command
 from runs.config.launch import Launch
 from runs.errors import UserError
 from runs.forecast import Left, estimate, unknown
@@ -25,6 +25,7 @@ from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
 from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, plural
+from runs.run import Run, starts
 from runs.sweep.crowd import advice
 from runs.sweep.jobs import check_ids
 from runs.sweep.leases import lease_seconds, leases_folder

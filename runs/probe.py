@@ -13,7 +13,6 @@ from torch import nn
 
 import vera
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.cost import PROBE_SECONDS, PROBE_STEPS, cell_key, cell_row
 from runs.forecast.outline import padded_length
@@ -22,6 +21,7 @@ from runs.forecast.rows import Sources
 from runs.methods import make_method
 from runs.record import Record
 from runs.record.text import describe, duration, plural
+from runs.run import Run
 from runs.training.build import (
     checkpoint_gradients,
     make_accelerator,

@@ -27,8 +27,8 @@ SPINE = (
         for n in ("contract", "layers", "adapted", "settings", "vera", "vera_layer", "lora")
     ),
     *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
-    *("runs/record/", "runs/identity.py"),
-    *(f"runs/config/{n}.py" for n in ("__init__", "schema", "run", "files", "expand")),
+    *("runs/record/", "runs/run.py", "runs/identity.py"),
+    *(f"runs/config/{n}.py" for n in ("__init__", "schema", "files", "expand")),
     *(f"runs/training/{n}.py" for n in ("context", "build", "loop", "state", "train", "result")),
     *("analysis/cells.py", "analysis/paper.py", "analysis/compare.py", "analysis/table.py"),
     "analysis/tables/glue.py",

@@ -23,10 +23,10 @@ from runs.config.flags import read_flags
 from runs.config.launch import Launch
 from runs.config.names import first_line
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
-from runs.config.run import Run, run_from
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.record import cache_folder, write_atomically
+from runs.run import Run, run_from
 
 OWN = [field.name for field in dataclasses.fields(Config)]
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.

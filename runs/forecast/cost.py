@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runs.config import Run
 from runs.forecast.outline import Outline, outline
 from runs.forecast.pace import pace_key
 from runs.forecast.rows import Sources
 from runs.record import Ledger, Record, run_folder
 from runs.record.text import duration, megabytes, plural
+from runs.run import Run
 from runs.training.state import Plan
 
 

@@ -3,9 +3,9 @@ and the activations of a micro-batch."""
 
 from dataclasses import replace
 
-from runs.config import Run
 from runs.forecast.outline import padded_length, shape_of_run
 from runs.forecast.rows import Sources
+from runs.run import Run
 
 #: Bytes that a forward pass keeps for each token, layer and unit of width, in float32: `make bench` counts 45
 #: for LoRA and 47 for VeRA on RoBERTa-base without dropout, whose masks add a byte for each of five.

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.flops import Shape, Work, shape_of, work
 from runs.forecast.pace import Pace, architecture_of, pace_of
 from runs.forecast.rows import Data, Sources, known_data
 from runs.lengths import GRID, Lengths
+from runs.run import Run
 from runs.training.state import Plan
 from tasks.base import block
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import cache_folder, write_atomically
+from runs.run import Run
 
 #: What gpu-check has measured, where a card was had.
 GPU_CHECK = Path(__file__).parents[2] / "docs" / "gpu.json"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from runs.config import CONF, Run
+from runs.config import CONF
 from runs.errors import UserError
 from runs.identity import Contents, data_content, data_of, hash_of
 from runs.lengths import Lengths, from_plain, kept_lengths
 from runs.record import Record, cache_folder, read_study, study_folders, write_atomically
+from runs.run import Run
 
 #: Larger files are not read to count their rows, and larger folders of images are not listed.
 QUICK_BYTES, QUICK_IMAGES = 16_000_000, 20_000

@@ -18,10 +18,10 @@ from types import FrameType
 from typing import Any
 
 from runs import SEVERAL
-from runs.config import Run
 from runs.errors import DeviceError, is_users
 from runs.record import run_folder
 from runs.record.text import describe
+from runs.run import Run
 from runs.sweep import progress
 from runs.sweep.display import Event
 from runs.sweep.leases import Heart, Lease, LostLeaseError

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from runs import gpus
-from runs.config import Run
 from runs.config.launch import Launcher, Local
 from runs.forecast.memory import training_bytes
 from runs.forecast.rows import Sources
+from runs.run import Run
 from tasks.parent import tied
 
 #: More runs on a device were not expected to help; each keeps a core or two busy.

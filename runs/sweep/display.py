@@ -7,10 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from runs.config import Run
 from runs.errors import rank
 from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
+from runs.run import Run
 from runs.sources import changed_words
 
 Event = dict[str, Any]

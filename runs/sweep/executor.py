@@ -15,13 +15,13 @@ from types import FrameType
 from typing import Any
 
 from runs.command import entry_point
-from runs.config import Run
 from runs.errors import UserError
 from runs.forecast.memory import fitting
 from runs.gpus import free_memory
 from runs.identity import hash_of
 from runs.record import SCHEMA, run_folder
 from runs.record.text import describe, duration
+from runs.run import Run
 from runs.sweep import progress
 from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
 from runs.sweep.devices import lease_device

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from runs.config import Run, run_from
 from runs.errors import UserError
 from runs.identity import hash_of, identify
 from runs.record import FINISHED, Record, read_record, record_path, run_folder, write_atomically
+from runs.run import Run, run_from
 from runs.sweep import progress
 from runs.sweep.display import Display
 from runs.sweep.leases import Watcher

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from runs.config import Run
 from runs.config import launch as settings
 from runs.errors import UserError
 from runs.forecast.rows import Sources
+from runs.run import Run
 from runs.sweep.crowd import MOST, MPS, cores, measured, pinned, room
 from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import tasks
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.identity import hash_of, start_file
 from runs.methods import make_method
 from runs.pairs import refusal
 from runs.record import run_folder
+from runs.run import Run
 from runs.sweep.jobs import Job
 from tasks.images import preprocessing
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from runs.config import Run
 from runs.config.launch import Launch, Serial
 from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.identity import identify
 from runs.record import Record, is_trial, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
+from runs.run import Run
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.devices import take_device
 from runs.sweep.display import Board, Display

@@ -11,7 +11,7 @@ LONGEST_TAG, LONGEST_NAME = 64, 128
 
 
 class Run(Protocol):
-    """The parts of runs.config.Run that tracking reads."""
+    """The parts of runs.run.Run that tracking reads."""
 
     @property
     def row(self) -> str: ...

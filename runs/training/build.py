@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 import tasks
 import vera
 from runs import models
-from runs.config import Run
 from runs.errors import UserError
 from runs.gpus import check_usable
 from runs.identity import start_file
 from runs.methods import make_method
 from runs.rates import patterns_of
+from runs.run import Run
 from runs.training.flags import set_flags
 
 

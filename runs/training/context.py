@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.config import Run
 from runs.record import Metric, Record, run_folder
+from runs.run import Run
 from runs.training.build import build, make_accelerator
 
 Report = Callable[[dict[str, Any]], None]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from runs.config import Run
+from runs.run import Run
 
 #: Of peft's methods, those that allocate ranks by torch.kthvalue.
 ALLOCATES = ("AdaLoraConfig", "AdamssConfig")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import tasks
 import vera
-from runs.config import Run
 from runs.errors import UserError, rank
+from runs.run import Run
 from runs.sources import sources
 from runs.training.build import (
     checkpoint_gradients,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from runs.config import Run
 from runs.gpus import driver
 from runs.record import run_folder, write_atomically
+from runs.run import Run
 from runs.sources import git
 
 #: The folders of the checkout that a result depends on.

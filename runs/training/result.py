@@ -10,7 +10,6 @@ import torch
 
 import tasks
 import vera
-from runs.config import Run
 from runs.identity import data_content, hash_of, model_content, start_id
 from runs.record import (
     COMPUTED,
@@ -24,6 +23,7 @@ from runs.record import (
     lora_scaling,
     row_label,
 )
+from runs.run import Run
 from runs.training.build import count
 from runs.training.flags import flags
 from runs.training.loop import Training

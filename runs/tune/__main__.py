@@ -18,9 +18,10 @@ import re
 from dataclasses import dataclass
 
 from runs.command import COMPOSING, Common, entry_point, read, setting
-from runs.config import WHERE, as_word, with_starts
+from runs.config import WHERE, as_word
 from runs.errors import UserError
 from runs.record import Metric
+from runs.run import with_starts
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.jobs import check_ids
 from runs.sweep.preflight import preflight

@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runs.config import CONF, GROUPS, Run, as_word, expand
+from runs.config import CONF, GROUPS, as_word, expand
 from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Record
+from runs.run import Run
 from runs.sweep.jobs import final_ids, finished_record
 
 #: Overrides of a trial that the command for the best setting does not have.

@@ -10,10 +10,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from runs.config import Launch, with_starts
+from runs.config import Launch
 from runs.errors import UserError
 from runs.record import Metric, Record, best_and_last
 from runs.record.text import duration, plural
+from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import Tracking
 from runs.tune.cells import Cell, Point

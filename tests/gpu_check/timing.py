@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from runs import probe
-from runs.config import Run, expand
+from runs.config import expand
+from runs.run import Run
 from runs.training.build import make_accelerator
 
 #: Rows and tokens of each: SST-2's batches of 16 and of 64, and QNLI's of 64.

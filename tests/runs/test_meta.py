@@ -11,6 +11,7 @@ from gpu_check.watch import Watch, on_meta
 from running import ROOT
 from tiers import sample
 
+from runs import SEVERAL
 from runs.config import expand
 from runs.training.loop import Training
 
@@ -122,3 +123,25 @@ print(asked)
         [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().splitlines()[-1] == "[]", done.stdout
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.usefixtures("process")
+def test_a_run_by_itself_waits_for_nothing_that_its_first_step_does_not_need(several, monkeypatch):
+    """Several share what each of them needs later: it is imported once."""
+    monkeypatch.delenv(SEVERAL, raising=False)
+    if several:
+        monkeypatch.setenv(SEVERAL, "1")
+    script = """
+import gc, sys
+import runs.preload
+print(*sys.modules)
+assert gc.isenabled() and gc.get_freeze_count()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.split())
+    assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
+    assert not imported & {"hydra", "omegaconf", "runs.config"}
+    assert several == ("sklearn.metrics" in imported) == ("evaluate" in imported)

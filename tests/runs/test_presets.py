@@ -4,8 +4,9 @@ the preset's own architecture and rows of our own."""
 import pytest
 from tiers import sample
 
-from runs.config import expand, with_starts
+from runs.config import expand
 from runs.identity import run_id
+from runs.run import with_starts
 from runs.training.loop import Training
 from runs.training.train import train
 

@@ -7,10 +7,11 @@ from running import call_here, trained
 from safetensors.torch import load_file
 
 from runs import plan
-from runs.config import expand, starts, with_starts
+from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
+from runs.run import starts, with_starts
 from runs.sweep import sweep
 from runs.training.loop import Training
 from runs.training.train import train

@@ -12,9 +12,10 @@ from running import ROOT, output_of
 from wandb_runs import offline_runs, record_of, runs_of
 from wandb_server import good, refusing
 
-from runs.config import expand, with_starts
+from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path
+from runs.run import with_starts
 from runs.tracking import Tracker, Tracking, agent_note
 
 KEY = "a" * 40
