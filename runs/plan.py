@@ -55,7 +55,7 @@ Identity = tuple[str | None, str]
 class Planned:
     """A run and its state (see STATES); `why` in one line.
 
-    progress: of a running one, the last event of its training (runs/training/loop.py), and its host.
+    progress: of one that has begun, the last event of its training (runs/training/loop.py), and its host.
     """
 
     run: Run
@@ -115,17 +115,20 @@ def _planned(run: Run, identity: Identity, ledger: Ledger, leased: set[str], con
     record = ledger.records.get(run_id)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
+    output = run.config["output"]
     if run_id in leased:
-        return Planned(run, "running", progress=read_progress(run.config["output"], run_id))
+        return Planned(run, "running", progress=read_progress(output, run_id))
     if run.config["init_from"]:
         try:
             start_file(run, contents)
         except UserError as error:
             return Planned(run, "blocked", str(error))
-    folder = run_folder(run.config["output"], run_id)
+    folder = run_folder(output, run_id)
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
-    return Planned(run, "partial" if (folder / "checkpoint.safetensors").is_file() else "missing")
+    if (folder / "checkpoint.safetensors").is_file():
+        return Planned(run, "partial", progress=read_progress(output, run_id))
+    return Planned(run, "missing")
 
 
 def text(
@@ -240,7 +243,7 @@ def progress_words(event: dict[str, Any]) -> str:
 
 def cost(planned: list[Planned], ledger: Ledger) -> str:
     """Time and disk that the runs which are left take: from finished runs of the same model and task, from
-    the progress of running ones, or else a forecast."""
+    the progress of those that have begun, or else a forecast."""
     if left := _left(planned):
         return estimate(left, ledger)
     blocked = any(p.state == "blocked" for p in planned)

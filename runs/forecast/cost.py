@@ -28,7 +28,7 @@ class Left:
 
 def estimate(left: Sequence[Left], ledger: Ledger) -> str:
     """What these runs still take, in one line or more: time and disk from finished runs and from the progress
-    of running ones; a forecast of the others."""
+    of those that have begun; a forecast of the others."""
     done = [record for record in ledger if record["status"] == "done"]
     likes = [_like(one.run, done) for one in left]
     times = [_time_left(one, like) for one, like in zip(left, likes, strict=True)]
@@ -147,7 +147,7 @@ COUNT_UNITS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 
 
 def _time_left(left: Left, like: list[Record]) -> float | None:
-    """Seconds, by a running run's own estimate or from finished runs; None where neither is there."""
+    """Seconds, by the run's own estimate or from finished runs; None where neither is there."""
     if left.seconds is not None or not like:
         return left.seconds
     return statistics.median(_seconds(left.run, record) for record in like)

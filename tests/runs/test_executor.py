@@ -773,6 +773,10 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
         )
         assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
     assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
+    (run_folder(output, run_id(runs[0])) / "checkpoint.safetensors").touch()
+    shown = plan.text(plan.plan(runs, Ledger()), Ledger())
+    assert "0/2 r" in shown
+    assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown  # it goes on from there
 
     def finish(_):
         for run in runs:
@@ -782,7 +786,7 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     monkeypatch.setattr(plan.time, "sleep", finish)
     assert plan.main([*words, "seed=0,1", "watch=true", "redo=true"]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("missing 2") < printed.index("done 2")
+    assert printed.index("partial 1 · missing 1") < printed.index("done 2")
     assert "redo=true: also 2 runs that are done, beyond that estimate" in printed
 
 
