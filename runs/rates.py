@@ -3,11 +3,32 @@
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from runs.errors import UserError
 
 #: Names in an error message, at most.
 SHOWN = 12
+
+
+def rates_of(lr_by: Any, lr: float) -> dict[str, float] | None:
+    """train.lr_by with numbers alone, where 16x is 16 times train.lr; None for an empty one, as if it were
+    not there. Raises UserError for what is no mapping of names to rates."""
+    rates = lr_by or {}
+    if not isinstance(rates, dict):
+        raise UserError(f"train.lr_by={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}")
+    numbers = dict[str, float]()
+    for pattern, rate in rates.items():
+        number = rate
+        if isinstance(rate, str) and (times := re.fullmatch(r"(\d+(?:\.\d+)?)x", rate)):
+            number = float(times[1]) * lr
+        if type(number) not in (int, float) or not 0 <= number < float("inf"):
+            raise UserError(
+                f"train.lr_by.{pattern}={rate}: should be a number that is not negative, or such as 16x, 16"
+                " times train.lr"
+            )
+        numbers[str(pattern)] = float(number)  # `1` and `1.0` are one run
+    return numbers or None
 
 
 def patterns_of(names: Iterable[str], lr_by: Mapping[str, float]) -> dict[str, str]:

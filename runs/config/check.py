@@ -6,10 +6,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import tasks
-from runs.config.files import Files, alpha_of
+from runs.config.files import Files, alpha_of, plain
 from runs.config.names import as_word
 from runs.config.schema import Config
 from runs.errors import UserError
+from runs.rates import rates_of
 from runs.record import from_recipe
 
 #: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
@@ -66,11 +67,6 @@ def check_types(
     return changed
 
 
-def plain(node: Any) -> Any:
-    """A part of the configuration as plain values, resolved."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
 def check_values(config: dict[str, Any], files: Files) -> None:
     """Raises UserError for a value that is not allowed."""
     _check_choices(config)
@@ -105,7 +101,8 @@ def _check_numbers(config: dict[str, Any]) -> None:
     for key in ("lr", "lr_head", "weight_decay", "warmup_ratio", "adam_eps"):
         if not 0 <= train[key] < float("inf"):
             raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
-    _check_rates(train)
+    # Whether the model has such parameters is seen where it is at hand (runs/pairs.py)
+    train["lr_by"] = rates_of(train["lr_by"], train["lr"])
     if train["warmup_ratio"] > 1:
         raise UserError(f"train.warmup_ratio={train['warmup_ratio']}: should be between 0 and 1")
     if train["clip"] is not None and not 0 < train["clip"] < float("inf"):
@@ -119,18 +116,6 @@ def _check_numbers(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={config[key]}: should be at least 1")
     if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
         raise UserError("seed and data_seed should be in [0, 2^63)")
-
-
-def _check_rates(train: dict[str, Any]) -> None:
-    """train.lr_by; whether the model has such parameters is seen where it is at hand (runs/pairs.py)."""
-    rates = train["lr_by"] or {}
-    if not isinstance(rates, dict):
-        raise UserError(f"train.lr_by={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}")
-    for pattern, rate in rates.items():
-        if type(rate) not in (int, float) or not 0 <= rate < float("inf"):
-            raise UserError(f"train.lr_by.{pattern}={rate}: should be a number that is not negative")
-    # Empty it is as if it were not there; and `1` and `1.0` are one run
-    train["lr_by"] = {str(pattern): float(rate) for pattern, rate in rates.items()} or None
 
 
 def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:

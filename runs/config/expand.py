@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch as launches
-from runs.config.check import check_followed, check_types, check_values, check_whole, plain
-from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of
+from runs.config.check import check_followed, check_types, check_values, check_whole
+from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
 from runs.config.flags import read_flags
 from runs.config.launch import Launch
 from runs.config.names import first_line

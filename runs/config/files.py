@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
-from runs.config.names import did_you_mean, dotted, first_line
+from runs.config.names import as_word, did_you_mean, dotted, first_line
 from runs.errors import UserError
 from runs.record import NOT_SETTINGS, from_recipe
 
@@ -133,8 +133,8 @@ class Files:
 
     def compose_with_recipe(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
         """The configuration, and the overrides that compose it: a row without a recipe for this model takes
-        the recipe of the row that its file names. Raises UserError for a key of the recipe that nothing
-        reads."""
+        the recipe of the row that its file names, and its own part (by_row) of a recipe that rows share
+        takes the place of what all have. Raises UserError for a key of the recipe that nothing reads."""
         self._check_added(overrides)
         cfg = self.compose(overrides)
         if "method" in cfg:
@@ -148,6 +148,13 @@ class Files:
                 cfg = self.compose(overrides)
         if cfg.get("recipe"):
             self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
+        if "by_row" in (cfg.get("recipe") or {}):
+            part = cfg.recipe.by_row.get(row_word(cfg)) or {}
+            # A value for one task would stand before the row's own for all tasks
+            others = (f"~recipe.by_task.{key}" for key in part if key in (cfg.recipe.get("by_task") or {}))
+            own = (f"++recipe.{key}={as_word(plain(value))}" for key, value in part.items())
+            overrides = (*overrides, "~recipe.by_row", *others, *own)
+            cfg = self.compose(overrides)
         return overrides, cfg
 
     def _check_method(self, row: str, method: DictConfig) -> None:
@@ -228,13 +235,33 @@ class Files:
         misspelt key would leave the default value in effect, under the recipe's name.
 
         name: ROW/MODEL. The keys of method settings are those that ROW's file, and the files in its defaults,
-        read."""
+        read. A recipe with by_row is shared: only the parts of its rows have settings of methods."""
         if name in self._checked:
             return
         row, where = name.partition("/")[0], f"conf/recipe/{name}.yaml"
+        if shared := "by_row" in recipe:
+            by_row = recipe.pop("by_row")
+            if not isinstance(by_row, dict) or not all(isinstance(part, dict) for part in by_row.values()):
+                raise UserError(f"{where}: by_row should be a mapping, such as {{lora: {{lr: ...}}}}")
+            for word, part in by_row.items():
+                file = "peft" if re.fullmatch(r"peft:\w+", word) else word
+                self._check_keys(f"{where}, by_row: {word}", part, self._known(file, where), file)
+        known = self._known(None if shared else row, where)
+        self._check_keys(where, recipe, known, row, ("source", "chosen"))
+        self._checked.add(name)
+
+    def _known(self, row: str | None, where: str) -> list[str]:
+        """The keys of a recipe that something reads; without a row, those that every row reads."""
         tasks = [path for path in self.all() if path.parent.name in ("task", "shared")]
-        texts = [path.read_text() for path in [CONF / "config.yaml", *tasks, *self._method_files(row, where)]]
-        known = sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
+        rows = self._method_files(row, where) if row else []
+        texts = [path.read_text() for path in [CONF / "config.yaml", *tasks, *rows]]
+        return sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
+
+    def _check_keys(
+        self, where: str, recipe: dict[str, Any], known: list[str], row: str, more: tuple[str, ...] = ()
+    ) -> None:
+        """Raises UserError for a key of a recipe, or of a row's part of one, that is neither known nor one of
+        `more`."""
 
         def check(keys: Any, allowed: list[str], part: str, what: str = "key") -> None:
             for key in keys:
@@ -242,7 +269,7 @@ class Files:
                     close = did_you_mean(str(key), allowed) or f" Known: {', '.join(allowed)}"
                     raise UserError(f"{where}: no {what} {str(key)!r}{part}.{close}")
 
-        check(recipe, [*known, "source", "chosen", "by_task"], f" for the row {row}")
+        check(recipe, [*known, *more, "by_task"], f" for the row {row}")
         for part in ("chosen", "by_task"):
             inner = recipe.get(part) or {}
             if not isinstance(inner, dict):
@@ -252,7 +279,6 @@ class Files:
             if not isinstance(by_task, dict):
                 raise UserError(f"{where}: by_task: {key} should be a mapping, such as {{rte: ...}}")
             check(by_task, self.choices("task"), f", in by_task: {key}", "task")
-        self._checked.add(name)
 
     def _method_files(self, row: str, where: str) -> list[Path]:
         """A row's file, and the files of methods in its defaults."""
@@ -298,8 +324,20 @@ TYPES = {"to Float": "a number", "to Integer": "a whole number", "valid bool": "
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The overrides that choose files."""
-    return tuple(line for line in overrides if line.lstrip("~+").partition("=")[0] in GROUPS)
+    """The overrides that choose files, or a row's part of a recipe."""
+    keys = {line: line.lstrip("~+").partition("=")[0] for line in overrides}
+    return tuple(line for line, key in keys.items() if key in GROUPS or key.startswith("recipe."))
+
+
+def plain(node: Any) -> Any:
+    """A part of the configuration as plain values, resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def row_word(cfg: DictConfig) -> str:
+    """The word that chooses a configuration's row: lora, or peft:IA3Config."""
+    row = str(cfg.hydra.runtime.choices["method"])
+    return f"peft:{cfg.method.config_class}" if row == "peft" else row
 
 
 def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
@@ -312,6 +350,12 @@ def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 def choices(group: str) -> list[str]:
     """The names of the files of a group of conf/."""
     return Files().choices(group)
+
+
+def recipe_by_row(name: str, config_dir: str | None = None) -> dict[str, Any] | None:
+    """The parts of the rows that share a recipe; None for a recipe of one row, and where there is none."""
+    files = Files(config_dir)
+    return files.read("recipe", name).get("by_row") if name in files.choices("recipe") else None
 
 
 def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,7 @@ import orjson
 from runs.record.schema import Record
 
 #: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
-NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "scaling", "redrawn")
+NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "lr_by", "scaling", "redrawn")
 #: Settings of a method that change how it is computed: the result is the same up to rounding.
 COMPUTED = ("path", "weights")
 #: Settings of a task that do not change the result: names, places of files, how rows are read, and what

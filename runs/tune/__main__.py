@@ -26,7 +26,7 @@ from runs.sweep.attempt import start_fork_server
 from runs.sweep.jobs import check_ids
 from runs.sweep.preflight import preflight
 from runs.tune.cells import cells
-from runs.tune.report import report
+from runs.tune.report import best_point, report, shared_recipes
 from runs.tune.study import open_study, search
 
 
@@ -53,12 +53,14 @@ def main(arguments: list[str]) -> int:
         start_fork_server()
     tasks = preflight(with_starts(runs))
     check_ids(runs, [run_id for cell in of_search for ids in cell.ids.values() for run_id in ids])
-    failed, reports = [], []
+    failed, reports, best = [], [], []
     for cell in of_search:
         task = tasks[cell.first.task]
         study = open_study(cell, Metric.of_task(task))
         failed += search(cell, study)
         reports.append(report(cell, study, task))
+        best += [(cell, point) for point in best_point(cell, study, task)]
+    reports += filter(None, [shared_recipes(best)])
     print("".join(f"\n{text}\n" for text in reports))
     for text in failed:
         print(f"failed, and tried again by the same command: {text}")

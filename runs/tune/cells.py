@@ -98,7 +98,7 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         unused = {"train.lr"} if kind == "head" else set()
         if kind != "head" and task["modality"] == "text generation":
             unused = {"train.lr_head"}
-        axes = grids.get(kind, {}) | own_grid
+        axes = _grid_of(run, grids) | own_grid
         axes = {key: values for key, values in axes.items() if key not in given | unused}
         if not axes or kind == "none":
             known = f"conf/tune.yaml has grids for {', '.join(grids)}; grid= gives another"
@@ -114,6 +114,18 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         kept = [word for word in kept if not word.startswith("task.holdout=")]
         of_command.append(Cell(kept, axes, trials, options))
     return of_command
+
+
+def _grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[str]]:
+    """The grid of conf/tune.yaml for a run: of a recipe that rows share, there by the row's name, its class
+    of peft or its kind; else by its kind."""
+    method, shared = run.config["method"], grids.get(run.recipe.partition("/")[0], {})
+    groups = [group for group in shared.values() if "rows" in group]
+    for name in (run.row, method.get("config_class"), method["kind"]):
+        for group in groups:
+            if name in group["rows"]:
+                return {key: values for key, values in group.items() if key != "rows"}
+    return dict(grids.get(method["kind"], {}))
 
 
 def _grid(text: str) -> dict[str, list[str]]:

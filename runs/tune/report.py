@@ -5,12 +5,13 @@ import io
 import math
 import shlex
 import statistics
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 import tasks
-from runs.config import CONF
+from runs.config import CONF, as_word, read_flags, recipe_by_row
 from runs.record import Metric, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
@@ -62,6 +63,13 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     return "\n".join([*lines, *recipe(cell, point, judged), f"trials: {cell.folder / 'trials.csv'}"])
 
 
+def best_point(cell: Cell, study: optuna.Study, task: tasks.Task) -> list[Point]:
+    """The best point, if any trial has a value."""
+    return [
+        point for point, trial in ranked(cell, study, Metric.of_task(task))[:1] if trial.value is not None
+    ]
+
+
 def best_command(cell: Cell, point: Point) -> str:
     """The command that does a point's run on the real dev set."""
     return f"python -m runs {shlex.join([*cell.options, *cell.overrides, *cell.overrides_of(point)])}"
@@ -91,13 +99,46 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
             by_task.append(f"    {key}: {{{task}: {value}}}")
             how = f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
             chosen.append(f"    {key}: on {task} {how}, on {judged}")
-    if not by_task:
+    if not by_task or shared_parts(cell) is not None:
         return []
     method = cell.overrides[0].partition("=")[2]
     own = method != "peft"  # all classes of peft have one file
     name = f"{method if own else cell.first.row}/{cell.first.model}"
     title = f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:"
     return [title, "  by_task:", *by_task, "  chosen:", *chosen]
+
+
+def shared_parts(cell: Cell) -> dict[str, Any] | None:
+    """by_row of a cell's recipe, if rows share it."""
+    return recipe_by_row(cell.first.recipe, read_flags(cell.options).config_dir)
+
+
+def shared_recipes(best: list[tuple[Cell, Point]]) -> str:
+    """The parts (by_row) of the rows that were searched, with the best settings, for each recipe that rows
+    share."""
+    by_recipe: dict[str, dict[str, Any]] = {}
+    for cell, point in best:
+        parts = shared_parts(cell)
+        if parts is None:
+            continue
+        run, tuned = cell.first, by_recipe.setdefault(cell.first.recipe, {})
+        word = cell.overrides[0].partition("=")[2]
+        word = f"peft:{run.config['method']['config_class']}" if word == "peft" else word
+        by_task = tuned.setdefault(word, dict(parts.get(word) or {})).setdefault("by_task", {})
+        for path, value in zip(cell.axes, point, strict=True):
+            by_task.setdefault(path.rpartition(".")[2], {})[run.config["task"]["name"]] = value
+    lines = []
+    for name, rows in by_recipe.items():
+        lines += [f"for conf/recipe/{name}.yaml, in by_row:"]
+        lines += [f"  {word}: {_flow(part)}" for word, part in rows.items()]
+    return "\n".join(lines)
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(of)}" for key, of in value.items()) + "}"
+    return as_word(value)
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
