@@ -189,12 +189,12 @@ def notes(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def follows(printed: str, value: float) -> bool:
-    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB and GB are powers
-    of 1024."""
-    number, unit = re.fullmatch(r"([\d.]+)([KMG])B?", printed).groups()  # type: ignore[union-attr]
+    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB, GB and TB are
+    powers of 1024."""
+    number, unit = re.fullmatch(r"([\d.]+)([KMGT])B?", printed).groups()  # type: ignore[union-attr]
     base = 1024 if printed.endswith("B") else 1000
     scale = 10 ** len(number.partition(".")[2])
-    exact = value / base ** " KMG".index(unit) * scale
+    exact = value / base ** " KMGT".index(unit) * scale
     return round(float(number) * scale) in (round(exact), math.floor(exact))
 
 

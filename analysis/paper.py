@@ -1,5 +1,5 @@
-"""What the VeRA paper prints (analysis/printed/tables.yaml and recipes.yaml), under the names that its tasks,
-models and rows have in conf/ (analysis/printed/names.yaml)."""
+"""What the VeRA paper prints (analysis/printed: tables, recipes, claims), under the names that its tasks,
+models and rows have in conf/ (names.yaml there)."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -35,6 +35,11 @@ FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 def paper() -> dict[str, Any]:
     """The content of printed/tables.yaml, with the formulas and findings beside the numbers."""
     return _printed("tables.yaml")
+
+
+def claims() -> dict[str, Any]:
+    """Numbers of the paper's text."""
+    return _printed("claims.yaml")
 
 
 def recipes() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2                    (table1 to table13, demo)
+    python -m analysis.tables table2                    (table1 to table13, claims, demo)
     python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
     python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
     python -m analysis.tables task=mine                 the same of a task (model=, method=)
@@ -15,7 +15,8 @@ settings are nearest to yours.
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
 epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
 seeds than the protocol's says so and enters no average. runs=true lists the run ids behind each cell. Table 1
-is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record.
+is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has the
+numbers of the paper's text; files and latency in it come from make bench-serving.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from analysis.own import early_stops, failures, split
 from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
 from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, write_atomically
+from runs.record import Ledger, read_serving, write_atomically
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         )
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
-    ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
+    ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
     models, tasks, of_sweep = words(settings.model), words(settings.task), bool(settings.sweep)
     tables = make(name, ledger, settings.select, settings.seeds, models, tasks, settings.all, of_sweep)
     if not tables:
@@ -69,6 +70,14 @@ def main(arguments: list[str]) -> int:
         write_atomically(path, text + "\n")
         print(f"\nTable: {path}")
     return 0
+
+
+def _without_records(name: str, settings: Settings) -> Ledger:
+    """A ledger without records; for claims with the benchmark of serving."""
+    try:
+        return Ledger(serving=read_serving(settings.output) if name == "claims" else None)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:

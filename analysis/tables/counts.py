@@ -36,7 +36,7 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         ]
         whole = exact["vera"] + exact["frozen"]
         status = ", ".join(_differences(printed, differing, whole)) or "as printed"
-        shown = [f"{values[0]:,}", _binary(values[1]), f"{values[2]:,}", _binary(values[3])]
+        shown = [f"{values[0]:,}", binary(values[1]), f"{values[2]:,}", binary(values[3])]
         marked = [text + ("*" if i in differing else "") for i, text in enumerate(printed)]
         pairs = [cell for pair in zip(shown, marked, strict=True) for cell in pair]
         rows.append(make_row(MODELS[model], str(rank), *pairs, status))
@@ -65,7 +65,9 @@ def _differences(printed: list[str], differing: list[int], whole: int) -> list[s
     return words
 
 
-def _binary(size: float) -> str:
+def binary(size: float) -> str:
     """Bytes in powers of 1024."""
-    unit, scale = next((u, s) for u, s in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)) if size >= s)
+    unit, scale = next(
+        (u, s) for u, s in (("TB", 2**40), ("GB", 2**30), ("MB", 2**20), ("KB", 2**10)) if size >= s
+    )
     return f"{size / scale:.1f} {unit}"

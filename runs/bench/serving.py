@@ -1,5 +1,6 @@
 """Many adapters in one batch."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import vera
 from runs.bench.models import DEVICE, SHAPES, Row, base_model, sharing
@@ -25,6 +26,19 @@ def split(model: Any, ids: Tensor) -> None:
         model(ids[i : i + 1])
 
 
+def _file(label: str, variant: str, model: nn.Module, method: vera.Method, path: Path) -> Row:
+    """Writes an adapter's file: its bytes, and how many parameters it is of."""
+    size, count = vera.save(model, method, path), method.count(model)
+    return {"part": "adapter file", "model": label, "variant": variant, "bytes": size, "parameters": count}
+
+
+def _lora_file(base: nn.Module, label: str, path: Path) -> Row:
+    """That of LoRA at table 2's rank."""
+    method, model = vera.LoRA(rank=8), sharing(base)
+    method.adapt(model)
+    return _file(label, f"LoRA r={method.rank}", model, method, path)
+
+
 def serving(full: bool) -> list[Row]:
     """Short requests in a batch of 64, each for another adapter, beside the base model."""
     import peft
@@ -37,6 +51,8 @@ def serving(full: bool) -> list[Row]:
         for change in changes(one):
             for vector in change.parameters():
                 vector.normal_(0, 0.1)
+    merged = copy.deepcopy(one)  # with weights of its own, for the others share theirs
+    method.merge(merged)
     many = sharing(base)
     adapters = vera.Adapters(many)
     # Without a task type: peft's mixed batch fails with RoBERTa's head
@@ -51,7 +67,10 @@ def serving(full: bool) -> list[Row]:
     names = [str(i) for i in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
-        vera.save(one, method, path)
+        rows += [
+            _file(shape.label, f"VeRA r={method.rank}", one, method, path),
+            _lora_file(base, shape.label, Path(folder) / "lora"),
+        ]
         for name in names:
             adapters.add(name, path)
         lengths = (16, 32, 64) if full else (32,)
@@ -67,6 +86,7 @@ def serving(full: bool) -> list[Row]:
                 if resident == count:
                     mixed = partial(of_peft["LoRA"], ids, adapter_names=names)
                     work |= {
+                        "VeRA, one adapter, merged": partial(merged, ids),
                         "VeRA, one adapter, not merged": partial(one, ids),
                         f"peft LoRA r=8, mixed batch of {count}": mixed,
                         f"peft VeRA, batch split over {count}": partial(split, of_peft["VeRA"], ids),

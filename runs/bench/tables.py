@@ -2,7 +2,7 @@
 
 import statistics
 
-from runs.bench.models import REFERENCE, Row
+from runs.bench.models import REFERENCE, SHAPES, Row
 
 
 def median(row: Row) -> float:
@@ -48,6 +48,8 @@ def markdown(rows: list[Row]) -> str:
         blocks.append(_ratios(title, of_model))
     if "serving" in parts:
         blocks.append(_serving(parts["serving"], parts["resident"]))
+        files = [[r["variant"], f"{r['bytes']:,}", f"{r['parameters']:,}"] for r in parts["adapter file"]]
+        blocks.append(table([f"an adapter's file ({SHAPES[0].label})", "bytes", "parameters"], files))
     return "\n\n".join(blocks)
 
 

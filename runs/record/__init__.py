@@ -36,6 +36,7 @@ from runs.record.ledger import (
     read_ledger,
     read_measure,
     read_record,
+    read_serving,
     read_study,
     study_folders,
 )
@@ -50,7 +51,7 @@ __all__ = ["COMPUTED", "NOT_SETTINGS", "READS_LENGTH_GROUPED", "cell_id", "defin
 __all__ += ["cache_folder", "check_regular", "link_or_fail", "read_regular", "record_path", "record_text"]
 __all__ += ["records_folder", "run_folder", "sweep_up_dead", "without_paths", "write_atomically"]
 __all__ += ["write_measure", "write_record"]
-__all__ += ["PUBLISHED", "Ledger", "read_ledger", "read_measure", "read_record", "read_study"]
-__all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "study_folders"]
+__all__ += ["PUBLISHED", "Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
+__all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "read_study", "study_folders"]
 __all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
 __all__ += ["read_sweep", "sweep_names", "write_sweep"]

@@ -69,6 +69,8 @@ class Ledger:
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
     #: Of runs that were done here and are published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
+    #: What `make bench-serving` has measured on this machine.
+    serving: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -133,10 +135,29 @@ def read_ledger(
     files = _json_files(ours) if wanted is None else _some_files(ours, wanted)
     _read_records(ledger, shared, "ours", files, output)
     _read_measures(ledger, "ours", Path(output) / "measures")
+    try:
+        ledger.serving = read_serving(output)
+    except ValueError as error:
+        ledger.problems.append(_printable(error))
     for folder in study_folders() if published else []:
         _read_records(ledger, shared, folder.name, _json_files(folder), output)
         _read_measures(ledger, folder.name, folder / "measures")
     return ledger
+
+
+def read_serving(output: str | Path) -> dict[str, Any] | None:
+    """What `make bench-serving` wrote to an output folder; None where it has not run. Raises ValueError,
+    naming the file, for a damaged one."""
+    path = Path(output) / "bench" / "serving.json"
+    if not path.exists():
+        return None
+    try:
+        bench: dict[str, Any] = orjson.loads(read_regular(path))
+        if all(row["part"] and row["variant"] for row in bench["rows"]) and bench["machine"]["name"]:
+            return bench
+    except (TypeError, KeyError, orjson.JSONDecodeError):
+        pass
+    raise ValueError(f"{path}: not a benchmark of serving")
 
 
 def read_study(folder: Path) -> Ledger:

@@ -74,7 +74,7 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 
 
 def test_a_row_of_another_size_is_not_judged():
-    """method=lora_fa on RoBERTa-large is of rank 8, with 393,216 parameters; the paper's row has 3.7M."""
+    """method=lora_fa method.rank=8 on RoBERTa-large has 393,216 parameters; the paper's row has 3.7M."""
     made = ledger(*sized("lora_fa", 393216))
     table = tables.table2(made, "paper")[1]
     assert status_of(table) == ["ours, another size: not compared"]

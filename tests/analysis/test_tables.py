@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import json
 import re
 import statistics
 
@@ -21,6 +22,7 @@ from analysis.tables import recipes
 from analysis.tables.__main__ import main
 from analysis.tables.counts import memory
 from runs.errors import UserError
+from runs.record import Ledger, read_ledger, read_serving
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
@@ -972,3 +974,78 @@ def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
 )
 def test_a_number_stays_one_in_a_spreadsheet(number):
     assert spreadsheet(number) == number
+
+
+# --- claims
+
+BENCH = {
+    "machine": {"name": "a CPU"},
+    "threads": 2,
+    "date": "2026-11-27",
+    "rows": [
+        {
+            "part": "serving",
+            "variant": variant,
+            "tokens": 32,
+            "resident": 64,
+            "seconds": [seconds, 9.0, seconds / 2],
+        }
+        for variant, seconds in (
+            ("base model", 2.0),
+            ("VeRA, one adapter, merged", 2.02),
+            ("VeRA, one adapter, not merged", 2.5),
+        )
+    ]
+    + [{"part": "adapter file", "model": "M", "variant": "VeRA r=2", "bytes": 2**20, "parameters": 250_000}],
+}
+
+
+def test_claims_of_the_text_follow_from_formulas_and_exact_counts():
+    (table,) = tables.make("claims", Ledger())
+    rows_ = {row[0]: row[1:] for row in table.texts}
+    assert rows_["GPT-3, LoRA r=16: an adapter"] == ["288MB", "288.0 MB", "as printed"]
+    assert 4 * 2 * 12288 * 16 * 192 == 288 * 2**20
+    assert rows_["GPT-3, LoRA r=16: 1,000,000 users"] == ["275TB", "274.7 TB", "as printed"]
+    vera = 4 * (12288 + 16) * 192 * 10**6
+    assert rows_["GPT-3, VeRA r=16: 1,000,000 users"] == ["-", f"{vera / 2**40:.1f} TB", "not printed"]
+    assert rows_["RoBERTa-base, d_90"] == ["896", "-", "quoted"]
+    of = rows_["RoBERTa-base, VeRA r=1024: parameters"]
+    assert of == ["0.043M", f"43,008 = {43008 // 896} x d_90", "as printed"]
+    assert rows_["RoBERTa-base, Adapter D: parameters"][0] == "0.3M"
+
+
+def test_claims_name_the_command_that_measures_what_no_formula_gives():
+    (table,) = tables.make("claims", Ledger())
+    missing = [row[0] for row in table.texts if row[2:] == ["make bench-serving", "not measured"]]
+    assert missing == [
+        "an adapter's file",
+        "RoBERTa-base, VeRA merged: time",
+        "RoBERTa-base, VeRA not merged: time",
+    ]
+    assert "make bench-serving measures files and time." in table.notes
+
+
+def test_claims_show_what_the_benchmark_of_serving_measured():
+    (table,) = tables.make("claims", Ledger(serving=BENCH))
+    rows_ = {row[0]: row[1:] for row in table.texts}
+    assert rows_["RoBERTa-base, VeRA merged: time at 32 tokens"] == ["none", "1.01 x (2,020 ms)", "measured"]
+    assert rows_["RoBERTa-base, VeRA not merged: time at 32 tokens"] == ["-", "1.25 x (2,500 ms)", "measured"]
+    assert rows_["M, VeRA r=2: an adapter's file"] == ["-", "1,048,576 bytes (250,000 parameters)", "written"]
+    assert rows_["M, VeRA r=2: 1,000,000 files"] == ["-", "976.6 GB", "written"]
+    assert not any("make bench-serving" in row for row in table.texts)
+
+
+def test_claims_read_the_benchmark_of_an_output_folder(tmp_path, capsys):
+    assert read_serving(tmp_path) is None
+    (tmp_path / "bench").mkdir()
+    path = tmp_path / "bench" / "serving.json"
+    path.write_text(json.dumps(BENCH))
+    assert main(["claims", f"output={tmp_path}"]) == 0
+    assert "1.01 x (2,020 ms)" in capsys.readouterr().out
+    assert read_ledger(tmp_path, published=False).serving == BENCH
+    for damaged in ("{", "[]", '{"rows": [{}]}', '{"rows": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"serving\.json: not a benchmark of serving"):
+            main(["claims", f"output={tmp_path}"])
+        assert "serving.json" in " ".join(read_ledger(tmp_path, published=False).problems)
+        assert main(["table1", f"output={tmp_path}"]) == 0

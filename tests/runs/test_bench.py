@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from analysis import tables
+from analysis.tables.claims import COMMAND
 from runs.bench import __main__ as command
 from runs.bench import contention, decoding, models, serving, training
 from runs.bench.__main__ import main
@@ -21,6 +23,7 @@ from runs.bench.models import (
     variant,
 )
 from runs.errors import UserError
+from runs.record import Ledger, read_serving
 
 SMALL = {
     "hidden_size": 32,
@@ -92,11 +95,45 @@ def test_serving_writes_its_table(small, tmp_path, monkeypatch):
         "VeRA, 64 of 70 adapters",
         "peft VeRA, batch split",
         "mixed batch",
+        "VeRA, one adapter, merged",
+        "| VeRA r=48 | ",
     ):
         assert words in text
     rows = json.loads((tmp_path / "bench" / "serving.json").read_text())["rows"]
     held = next(row for row in rows if row["part"] == "resident")
     assert held["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
+    files = {row["variant"]: row for row in rows if row["part"] == "adapter file"}
+    assert {name: row["parameters"] for name, row in files.items()} == {
+        "VeRA r=48": 4 * (32 + 48),
+        "LoRA r=8": 4 * 8 * 64,
+    }
+    for row in files.values():
+        assert 0 < row["bytes"] - 4 * row["parameters"] < 4_000  # the header
+    (claims,) = tables.make("claims", Ledger(serving=read_serving(tmp_path)))
+    here = {row[0]: row[2] for row in claims.texts}
+    name = f"{ROBERTA.label}, VeRA r=48: an adapter's file"
+    assert here[name] == f"{files['VeRA r=48']['bytes']:,} bytes (320 parameters)"
+    assert here["RoBERTa-base, VeRA merged: time at 32 tokens"].endswith(" ms)")
+    assert COMMAND not in str(claims.texts)
+
+
+@pytest.mark.slow  # loads peft
+def test_a_merged_adapter_leaves_the_shared_base_weights_alone(small, monkeypatch):
+    monkeypatch.setattr(serving, "RESIDENT", (64, 65))
+    outputs: dict[str, list[torch.Tensor]] = {}
+
+    def timed(work, rounds, title, about):
+        for name in ("base model", "VeRA, one adapter, merged", "VeRA, one adapter, not merged"):
+            if name in work:
+                outputs.setdefault(name, []).append(work[name]().logits)
+        return []
+
+    monkeypatch.setattr(serving, "timed", timed)
+    torch.manual_seed(0)
+    serving.serving(False)
+    base, merged, unmerged = (of[0] for of in outputs.values())
+    assert torch.allclose(merged, unmerged, atol=1e-5)
+    assert not torch.allclose(merged, base, atol=1e-3)
 
 
 @pytest.mark.slow  # two models, every way

@@ -262,7 +262,10 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     base, large = expand(["experiment=table2_base"]), expand(["experiment=table2_large"])
     rows = {
         "base": ("full", "bitfit", "adapter_drop_300k", "adapter_drop_900k", "lora", "vera"),
-        "large": ("adapter_p_3m", "adapter_p_800k", "adapter_h_6m", "adapter_h_800k", "lora", "vera"),
+        "large": (
+            *("adapter_p_3m", "adapter_p_800k", "adapter_h_6m", "adapter_h_800k"),
+            *("lora_fa", "lora", "vera"),
+        ),
     }
     assert {(r.row, r.task, r.seed) for r in base} == {
         (m, t, s) for m in rows["base"] for t in GLUE for s in range(5)
@@ -277,8 +280,11 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     }
     assert len(expand(["experiment=demo"])) == 15
     medium, large = expand(["experiment=table3_medium"]), expand(["experiment=table3_large"])
-    adapters = (("adapter_l_370k", "adapter_l_11m", "adapter_h_11m"), ("adapter_l_880k", "adapter_l_23m"))
-    for runs, rows_ in ((medium, adapters[0]), (large, adapters[1])):
+    others = (
+        ("adapter_l_370k", "adapter_l_11m", "adapter_h_11m", "dylora"),
+        ("adapter_l_880k", "adapter_l_23m"),
+    )
+    for runs, rows_ in ((medium, others[0]), (large, others[1])):
         assert {(r.row, r.task, r.seed) for r in runs} == {
             (m, "e2e", s) for m in ("full", *rows_, "lora", "vera") for s in range(3)
         }
