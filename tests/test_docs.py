@@ -18,7 +18,7 @@ from tiny import answer, shake, tiny
 
 import runs.command
 import vera
-from analysis.figures import FIGURES
+from analysis.figures import NAMES
 from analysis.tables import TABLES
 from runs.config import expand
 from runs.config.flags import read_flags
@@ -98,7 +98,7 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
         assert importlib.util.find_spec(name), name
     else:
         line = read_line(name, words, monkeypatch)
-        known = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*FIGURES, "all"]}
+        known = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*NAMES, "all"]}
         known |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
         if line.names and name in known:
             assert line.names[0] in known[name], line.names

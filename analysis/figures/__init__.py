@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
+from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters, pareto
 from analysis.figures.figure import Figure, save, svg, svg_and_points
 from analysis.own import early_stops, hidden_variants, published, split, with_variants
 from runs.record import Ledger
 
-__all__ = ["FIGURES", "Figure", "make", "save", "svg", "svg_and_points"]
+__all__ = ["FIGURES", "NAMES", "Figure", "make", "save", "svg", "svg_and_points"]
 
 FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "figure2": figure2.make,
@@ -23,31 +23,42 @@ FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "parameters": parameters.make,
     "demo": parameters.demo,
 }
+#: The names of all: "pareto", whose axes a user chooses, is in no report.
+NAMES = (*FIGURES, "pareto")
 
 
-def make(name: str, ledger: Ledger, tasks: Collection[str] = (), every: bool = False) -> list[Figure]:
+def make(
+    name: str,
+    ledger: Ledger,
+    tasks: Collection[str] = (),
+    every: bool = False,
+    axes: tuple[str, str] = pareto.USUAL,
+) -> list[Figure]:
     """A figure's parts by its name: first of what ran on this machine, then of what the project has
     published, each with a note of how much.
 
-    tasks: of `parameters` these alone, whatever they are. every: each variant of a row."""
+    tasks: of `parameters` and `pareto` these alone, whatever they are. every: each variant of a row. axes: of
+    `pareto`, x and y."""
     own, others = split(ledger)
     figures = list[Figure]()
     if own.records or own.measures:
         shown = with_variants(own, paper=False) if every else own
-        figures = _of_part(name, shown, tasks)
+        figures = _of_part(name, shown, tasks, axes)
         for figure in figures:
             figure.notes += _own_notes(figure, shown)
     if others.records or others.measures or not figures:
         shown = with_variants(others, paper=False) if every else others
         names = {figure.name for figure in figures if figure.rows}
-        figures += [_as_published(figure, names, shown) for figure in _of_part(name, shown, tasks)]
+        figures += [_as_published(figure, names, shown) for figure in _of_part(name, shown, tasks, axes)]
     drawn = {figure.name.removesuffix("_published") for figure in figures if figure.rows}
     # A figure that nothing has run for is named once.
     empty = {figure.name: figure for figure in reversed(figures) if figure.name not in drawn}
     return [figure for figure in figures if figure.rows or empty.get(figure.name) is figure]
 
 
-def _of_part(name: str, ledger: Ledger, tasks: Collection[str]) -> list[Figure]:
+def _of_part(name: str, ledger: Ledger, tasks: Collection[str], axes: tuple[str, str]) -> list[Figure]:
+    if name == "pareto":
+        return pareto.make(ledger, tasks, axes)
     return parameters.make(ledger, tasks) if name == "parameters" else FIGURES[name](ledger)
 
 

@@ -2,34 +2,42 @@
 
     python -m analysis.figures figure2               (to figure6, parameters, demo; all: what there is)
     python -m analysis.figures parameters task=mine  (of any task; model=, method=, sweep=, published=false)
+    python -m analysis.figures pareto x=seconds y=metric  (two numbers of each row, with the frontier)
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run
 ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.command import OfVariants, open_chosen, words
-from analysis.figures import FIGURES, make, save
-from runs.command import entry_point, one_of, read
+from analysis.figures import FIGURES, NAMES, make, save
+from analysis.figures.pareto import AXES, USUAL
+from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
 
 
+@dataclass(frozen=True)
 class Settings(OfVariants):
-    """None of its own."""
+    """Of `pareto`: what is drawn against what."""
+
+    x: str | None = setting(None, f"of pareto: {', '.join(AXES)} (null: {USUAL[0]})")
+    y: str | None = setting(None, f"of pareto: one of these, too (null: {USUAL[1]})")
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="FIGURE")
-    chosen, output = one_of("figure", line.names[0], [*FIGURES, "all"]), line.settings.output
+    chosen, output = one_of("figure", line.names[0], [*NAMES, "all"]), line.settings.output
+    axes = _axes(chosen, line.settings)
     ledger = open_chosen(line.settings)
     tasks, every = words(line.settings.task), line.settings.all or bool(line.settings.sweep)
     if line.settings.sweep:
         tasks = tasks or tuple({str(record["cell"]["task"]) for record in ledger})
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, tasks, every):
+        for figure in make(name, ledger, tasks, every, axes):
             notes = [f"  {note}" for note in figure.notes]
             if figure.rows:
                 paths = save(figure, Path(output) / name)
@@ -41,6 +49,25 @@ def main(arguments: list[str]) -> int:
     if not drawn:
         raise UserError(f"no records of {chosen} in {output}/records yet (make help lists what runs them)")
     return 0
+
+
+def _axes(figure: str, settings: Settings) -> tuple[str, str]:
+    """The names of pareto's axes. Raises UserError for a name that is none, for one name twice, and for axes
+    of another figure."""
+    given = {key: value for key in "xy" if (value := getattr(settings, key)) is not None}
+    if given and figure != "pareto":
+        raise UserError(f"{next(iter(given))}=: the axes of {figure} are fixed; pareto has x= and y=")
+    for key, name in given.items():
+        one_of(f"axis {key}=", name, AXES)
+    usual = dict(zip("xy", USUAL, strict=True))
+    if len(given) == 1:  # the other one is the usual, or what is left of the usual two
+        ((key, name),) = given.items()
+        other = "y" if key == "x" else "x"
+        usual[other] = next(n for n in (usual[other], *reversed(USUAL)) if n != name)
+    x, y = (given.get(key, usual[key]) for key in "xy")
+    if x == y:
+        raise UserError(f"x={x} y={y}: two different ones of {', '.join(AXES)}")
+    return x, y
 
 
 if __name__ == "__main__":

@@ -462,7 +462,7 @@ def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
     assert "figure4.png" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^no records of figure3"):
         main(["figure3", f"output={tmp_path}"])
-    known = "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, all"
+    known = "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, pareto, all"
     with pytest.raises(UserError, match=f"no figure 'figure7'. Did you mean figure6\\? {known}"):
         main(["figure7"])
 

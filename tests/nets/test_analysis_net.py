@@ -63,7 +63,7 @@ def test_tables_by_the_other_protocol(name, ledger):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", figures.NAMES)
 def test_figures(name, ledger, tmp_path):
     """The CSV behind each, with its title and notes."""
     lines = []
@@ -78,7 +78,7 @@ def test_figures(name, ledger, tmp_path):
 
 
 @pytest.mark.slow  # a picture in three forms takes two seconds
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", figures.NAMES)
 def test_every_figure_is_drawn(name, ledger, tmp_path):
     for figure in figures.make(name, ledger):
         paths = figures.save(figure, tmp_path)
