@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from analysis.cells import Cell
-from analysis.inference import LEVEL, Difference, Estimate, difference, mean_difference, outside_by_chance
+from analysis.inference import Difference, Estimate, difference, mean_difference, outside_by_chance
 from analysis.series import series
+from runs.record import LEVEL
 
 #: Seeds that a verdict needs, and that the paper's medians and means are over.
 VERDICT_SEEDS = 5

@@ -7,7 +7,17 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from runs.record import Metric, Record, best_and_last, cell_id, is_trial, lora_scaling, protocol, row_label
+from runs.record import (
+    Record,
+    cell_id,
+    is_trial,
+    lora_scaling,
+    one_each,
+    protocol,
+    row_label,
+    seed_value,
+    text_score,
+)
 
 Key = tuple[str, str, str]  # model, row, task
 
@@ -73,15 +83,8 @@ class Cell:
 
         epoch: best or last; by default the one that the task's table reports. select: paper or crossfit; by
         default the cell's own."""
-        metric, epoch = Metric.of_record(self.records[0]), epoch or self.records[0]["result"]["reported"]
-        values = []
-        for record in self.records:
-            value = best_and_last(record, select or self.select).get(epoch)
-            if value is not None and math.isfinite(value):
-                values.append(metric.scale * value)
-            else:
-                values.append(metric.worst if record["status"] == "diverged" else math.nan)
-        return values
+        scale, epoch = self.records[0]["result"]["scale"], epoch or self.records[0]["result"]["reported"]
+        return [scale * seed_value(record, epoch, select or self.select) for record in self.records]
 
     def median(self, epoch: str | None = None) -> float:
         """Of the seeds' values; NaN where one of them is not known."""
@@ -102,16 +105,8 @@ class Cell:
 
         which: the last or the best epoch. variant: of decoding; by default the protocol's, which is the
         first."""
-        scores = {}
-        for record in self.records:
-            entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == which]
-            if variant is not None:
-                entries = [e for e in entries if e["variant"] == variant]
-            diverged = 0.0 if record["status"] == "diverged" else None
-            score = entries[0].get(key) if entries else diverged
-            if score is not None:
-                scores[record["cell"]["seed"]] = float(score)
-        return scores
+        scores = {r["cell"]["seed"]: text_score(r, key, which, variant) for r in self.records}
+        return {seed: score for seed, score in scores.items() if score is not None}
 
     def cost(self, key: str) -> float:
         """The median over its seeds of a number of their cost; 0 where a record lacks it."""
@@ -161,17 +156,6 @@ def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
     """The same cells, one or more, with the seeds that all of them have, which may be none."""
     seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in cells))
     return [replace(cell, records=[r for r in cell.records if r["cell"]["seed"] in seeds]) for cell in cells]
-
-
-def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """One record for each seed, of several the one with the fewest deviations and then of the first id; and
-    the others."""
-    kept: dict[int, Record] = {}
-    again = []
-    for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
-        if kept.setdefault(record["cell"]["seed"], record) is not record:
-            again.append(record)
-    return list(kept.values()), again
 
 
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit  # scipy.stats takes a second to import: where it is needed
 
-LEVEL = 0.95
+from runs.record import LEVEL
+
 #: Pairs from which on a finding's word is bold: with fewer, one more seed often changes it.
 FIRM_PAIRS = 5
 
@@ -126,26 +127,8 @@ def outside_by_chance(seeds: int) -> float:
 
 # --- over seeds and tasks
 
-RESAMPLES = 9999
 #: For probabilities of improvement: they take a resample of both sides in each task.
 IMPROVEMENT_RESAMPLES = 2000
-
-
-@cache
-def _draws(n: int) -> Any:
-    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-
-
-def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
-
-    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is
-    infinite, as the perplexity of a diverged run is."""
-    if len(values) < 2:
-        return None
-    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
-    low, high = np.percentile(medians, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
 
 
 def sign_test(differences: Iterable[float]) -> float:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.cells import Cell, Key
-from analysis.inference import improvement, improvement_interval, median_interval, sign_test
-from runs.record import Metric
+from analysis.inference import improvement, improvement_interval, sign_test
+from runs.record import Metric, median_interval
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from analysis.beside import summary
 from analysis.cells import Cell, Key
 from analysis.compare import CROSSFIT, diverged_mark
-from analysis.inference import median_interval, smallest_p
+from analysis.inference import smallest_p
 from analysis.series import Comparison, Series, compare, series
 from analysis.table import Table, TableCell, make_row
 from analysis.verdicts import MODELS, all_cells, verdicts
-from runs.record import Ledger, crossfit_of
+from runs.record import Ledger, crossfit_of, median_interval
 from runs.record.text import megabytes
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from analysis import verdicts
 from analysis.beside import summary
-from analysis.cells import Cell, Key, label_of, one_each, row_of
+from analysis.cells import Cell, Key, label_of, row_of
 from analysis.report.html import MARKS
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
-from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, protocol
+from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, one_each, protocol
 from runs.record.text import megabytes, one_line
 
 #: Parts of a record that the view of a cell shows as keys and values, beside its configuration.

@@ -2,8 +2,9 @@
 
 schema.py: what a record holds, and its check; metric.py: what its number means; cell.py: which settings
 define a result; ledger.py reads records, files.py writes them; selection.py: which epoch a protocol chooses;
-rows.py: the row of a table that a run belongs to; sweeps.py: which runs a sweep has; measure.py: what figures
-are drawn from. No torch and no Hydra: analysis/ reads records through this package.
+rows.py: the row of a table that a run belongs to; seeds.py: a cell's seeds and their median's interval;
+sweeps.py: which runs a sweep has; measure.py: what figures are drawn from. No torch and no Hydra: analysis/
+reads records through this package.
 """
 
 from runs.record.cell import (
@@ -44,6 +45,7 @@ from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
 from runs.record.rows import from_recipe, lora_scaling, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
+from runs.record.seeds import LEVEL, median_interval, one_each, seed_value, text_score
 from runs.record.selection import best_and_last, crossfit, crossfit_of
 from runs.record.sweeps import read_sweep, sweep_names, write_sweep
 
@@ -54,4 +56,5 @@ __all__ += ["write_measure", "write_record"]
 __all__ += ["PUBLISHED", "Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
 __all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "read_study", "study_folders"]
 __all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
+__all__ += ["LEVEL", "median_interval", "one_each", "seed_value", "text_score"]
 __all__ += ["read_sweep", "sweep_names", "write_sweep"]

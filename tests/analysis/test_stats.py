@@ -16,7 +16,8 @@ from analysis.paper import GLUE
 from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
-from runs.record import write_record, write_sweep
+from runs.record import median_interval, write_record, write_sweep
+from runs.record.seeds import RESAMPLES
 
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
@@ -29,23 +30,23 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
     expected = scipy.stats.bootstrap(
         (VALUES,),
         np.median,
-        n_resamples=inference.RESAMPLES,
+        n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    assert inference.median_interval(VALUES) == pytest.approx((expected.low, expected.high))
-    wider = inference.median_interval(VALUES, 0.99)
-    assert wider[0] <= inference.median_interval(VALUES)[0] < inference.median_interval(VALUES)[1] <= wider[1]
+    assert median_interval(VALUES) == pytest.approx((expected.low, expected.high))
+    wider = median_interval(VALUES, 0.99)
+    assert wider[0] <= median_interval(VALUES)[0] < median_interval(VALUES)[1] <= wider[1]
 
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_over_few_seeds_the_interval_is_their_range(n):
     """The least and the largest value are the median of a resample in (n choose more than half) cases: over
     2.5%."""
-    assert inference.median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
+    assert median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
     k = sum(math.comb(n, i) * (n - 1) ** (n - i) for i in range(n // 2 + 1, n + 1)) / n**n
     assert k > 0.025
-    assert inference.median_interval(VALUES[:1]) is None
+    assert median_interval(VALUES[:1]) is None
 
 
 def test_the_sign_test_is_scipys_and_has_a_floor():

@@ -1,0 +1,64 @@
+"""The seeds of one cell: one record for each, the number of each, and the interval of their median. Tables,
+statistics and the card of a published adapter read the same ones."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from runs.record.metric import Metric
+from runs.record.schema import Record
+from runs.record.selection import best_and_last
+
+LEVEL, RESAMPLES = 0.95, 9999
+
+
+def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """One record for each seed, of several the one with the fewest deviations and then of the first id; and
+    the others."""
+    kept: dict[int, Record] = {}
+    again = []
+    for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
+        if kept.setdefault(record["cell"]["seed"], record) is not record:
+            again.append(record)
+    return list(kept.values()), again
+
+
+def seed_value(record: Record, epoch: str | None = None, select: str = "paper") -> float:
+    """The metric of a finished record, unscaled; NaN for a run that finished without it. epoch: best or last;
+    by default the one that the task's table reports."""
+    value = best_and_last(record, select).get(epoch or record["result"]["reported"])
+    if value is not None and math.isfinite(value):
+        return float(value)
+    return Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+
+
+def text_score(record: Record, key: str, which: str = "last", variant: str | None = None) -> float | None:
+    """A score of a record's texts; None where it has no such score (no Java), and 0 where it diverged before
+    it had texts. variant: of decoding; by default the protocol's, which is the first."""
+    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == which]
+    if variant is not None:
+        entries = [e for e in entries if e["variant"] == variant]
+    score = entries[0].get(key) if entries else 0.0 if record["status"] == "diverged" else None
+    return None if score is None else float(score)
+
+
+@cache
+def _draws(n: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
+
+    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is
+    infinite, as the perplexity of a diverged run is."""
+    import numpy as np
+
+    if len(values) < 2:
+        return None
+    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
+    low, high = np.percentile(medians, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
