@@ -8,6 +8,7 @@ jupytext opens the scripts as notebooks; only the scripts are committed.
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,14 @@ def build(name: str, output: Path) -> Path:
     more = {"VERA_OUTPUT": str(output.resolve())}
     more["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     more["PYTHONWARNINGS"] = "ignore"
-    # To the kernel by files of this user: no port is opened
-    files = Config({"KernelManager": {"transport": "ipc"}})
-    client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": root}})
-    client.execute(env=os.environ | more)
+    with tempfile.TemporaryDirectory() as folder:
+        # To the kernel by files of this user: no port is opened. Their folder is named, or it would be the
+        # working directory of either
+        kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        files, resources = Config({"KernelManager": kernel}), {"metadata": {"path": folder}}
+        NotebookClient(notebook, config=files, timeout=600, resources=resources).execute(
+            env=os.environ | more
+        )
     path = output / "notebooks" / f"{name}.ipynb"
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
