@@ -71,7 +71,7 @@ def main(words: list[str]) -> int:
         print("" if same == len(found) + len(missing) else ": make constraints writes what is installed")
         return 0
     if missing:
-        print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[dev,ray]'")
+        print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[bench,dev,ray]'")
         return 2
     python = ".".join(map(str, sys.version_info[:2]))
     lines = [f"{name}=={version}\n" for name, version in found.items()]

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +15,7 @@ import yaml
 from analysis.cells import Cell
 from analysis.inference import Difference, Estimate, difference, mean_difference, outside_by_chance
 from analysis.series import series
-from runs.record import LEVEL
+from runs.record import CONF, LEVEL
 
 #: Seeds that a verdict needs, and that the paper's medians and means are over.
 VERDICT_SEEDS = 5
@@ -203,8 +202,7 @@ def follows(printed: str, value: float) -> bool:
 def exact_counts() -> list[dict[str, Any]]:
     """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
     not that."""
-    path = Path(__file__).parent.parent / "conf" / "counts.yaml"
-    counts: list[dict[str, Any]] = yaml.safe_load(path.read_text())
+    counts: list[dict[str, Any]] = yaml.safe_load((CONF / "counts.yaml").read_text())
     return counts
 
 

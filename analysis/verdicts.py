@@ -5,7 +5,6 @@ formulas, figures and the cost on the authors' device."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from analysis import tables
@@ -19,9 +18,9 @@ from analysis.tables.images import few_shot
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
 from runs.command import did_you_mean
 from runs.errors import UserError
-from runs.record import Ledger, Record
+from runs.record import CONF, Ledger, Record
 
-PRESETS = Path(__file__).parent.parent / "conf" / "experiment"
+PRESETS = CONF / "experiment"
 #: Words of a verdict, in the order of the page.
 WORDS = (
     *WITH_SPREAD,

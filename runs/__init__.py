@@ -5,6 +5,10 @@ import logging
 import os
 import sys
 
+from runs.installed import check
+
+check()
+
 #: No progress bars.
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 

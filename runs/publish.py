@@ -14,7 +14,15 @@ from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
 from runs.config import only_runs
 from runs.errors import UserError
 from runs.identity import identify
-from runs.record import FINISHED, PUBLISHED, read_ledger, without_paths, write_atomically, write_measure
+from runs.record import (
+    FINISHED,
+    INSTALLED,
+    PUBLISHED,
+    read_ledger,
+    without_paths,
+    write_atomically,
+    write_measure,
+)
 from runs.record.text import plural
 
 
@@ -25,6 +33,8 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, "STUDY", "the runs, as for python -m runs", COMPOSING)
     (study,), output = line.names, line.settings.output
+    if INSTALLED:
+        raise UserError("runs.publish writes into runs/records of a clone, which an installed package is not")
     if not re.fullmatch(r"[a-z0-9_]+", study):
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin

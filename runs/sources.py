@@ -15,13 +15,13 @@ from typing import Any
 
 from runs.file_hash import digest, stamp
 from runs.methods import source_file
-from runs.record import Record
-
-ROOT = Path(__file__).parent.parent
+from runs.record import INSTALLED, ROOT, Record
 
 
 def git(*words: str) -> str | None:
     """The output of a git command in this checkout; None outside of one."""
+    if INSTALLED:  # the repository around it, if any, is another project's
+        return None
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

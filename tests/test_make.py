@@ -152,7 +152,7 @@ def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(mak
         venv, pip, _ = make("setup", "PYTHON=.venv/bin/python", *words)
         assert venv == ["-m", "venv", ".venv"]
         assert pip[:3] == ["-m", "pip", "install"]
-        assert pip[-2 - len(versions) :] == [*versions, "-e", ".[dev]"]
+        assert pip[-2 - len(versions) :] == [*versions, "-e", ".[bench,dev]"]
         assert installed.exists()
     installed.unlink()
     (tmp_path / "a place" / "offline").touch()

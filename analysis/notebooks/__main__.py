@@ -8,34 +8,42 @@ jupytext opens the scripts as notebooks; only the scripts are committed.
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from runs.command import OfRecords, entry_point, one_of, read
-from runs.record import write_atomically
+from runs.record import ROOT, write_atomically
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def build(name: str, output: Path) -> Path:
-    """Runs one notebook on the records in `output`; its .ipynb. Raises nbclient's CellExecutionError where a
+def execute(notebook: Any, variables: dict[str, str]) -> None:
+    """Runs a notebook's cells, with these environment variables. Raises nbclient's CellExecutionError where a
     cell fails."""
-    import jupytext
     from nbclient import NotebookClient
-    from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    notebook = jupytext.read(FOLDER / f"{name}.py")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    root = str(FOLDER.parents[1])
-    more = {"VERA_OUTPUT": str(output.resolve())}
-    more["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    more["PYTHONWARNINGS"] = "ignore"
-    # To the kernel by files of this user: no port is opened
-    files = Config({"KernelManager": {"transport": "ipc"}})
-    client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": root}})
-    client.execute(env=os.environ | more)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
+    with tempfile.TemporaryDirectory() as folder:
+        # To the kernel by files of this user: no port is opened. Their folder is named, or it would be the
+        # working directory of either
+        kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        files, resources = Config({"KernelManager": kernel}), {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, config=files, timeout=600, resources=resources)
+        client.execute(env=os.environ | variables)
+
+
+def build(name: str, output: Path) -> Path:
+    """Runs one notebook on the records in `output`; its .ipynb."""
+    import jupytext
+    from nbconvert import HTMLExporter
+
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
     path = output / "notebooks" / f"{name}.ipynb"
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.

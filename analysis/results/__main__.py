@@ -16,9 +16,9 @@ from analysis.results import claims, pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, read_study, study_folders, write_atomically
+from runs.record import INSTALLED, ROOT, Ledger, read_study, study_folders, write_atomically
 
-README = Path(__file__).parent.parent.parent / "README.md"
+README = ROOT / "README.md"
 #: The study whose table the README shows.
 FRONT = "glue_minilm"
 
@@ -34,6 +34,8 @@ class Settings(Common):
 
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
+    if INSTALLED and settings.readme == README:
+        raise UserError("the pages are a clone's, and this is none: docs= and readme= name others")
     folders = study_folders()
     if not folders:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")

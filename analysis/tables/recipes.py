@@ -8,9 +8,8 @@ import yaml
 
 from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, recipes
 from analysis.table import Table, make_row
-from runs.record import Ledger
+from runs.record import CONF, Ledger
 
-CONF = Path(__file__).parents[2] / "conf"
 #: Keys of a recipe as tables call them.
 KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs"}
 KEYS |= {"lr": "learning rate", "lr_head": "learning rate, head", "schedule": "schedule"}

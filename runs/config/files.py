@@ -24,11 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.config import launch, schema
 from runs.config.names import as_word, did_you_mean, dotted, first_line
 from runs.errors import UserError
-from runs.record import NOT_SETTINGS, from_recipe
+from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 
-CONF = Path(__file__).parents[2] / "conf"
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
-PEFT_SITES = Path(__file__).parents[2] / "vera" / "methods" / "peft_sites.json"
+PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 #: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add keys to: they go to other libraries as they are.

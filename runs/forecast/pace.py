@@ -15,11 +15,11 @@ from typing import Any
 from runs import models
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import cache_folder, write_atomically
+from runs.record import ROOT, cache_folder, write_atomically
 from runs.run import Run
 
 #: What gpu-check has measured, where a card was had.
-GPU_CHECK = Path(__file__).parents[2] / "docs" / "gpu.json"
+GPU_CHECK = ROOT / "docs" / "gpu.json"
 
 
 @dataclass(frozen=True)

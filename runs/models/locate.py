@@ -10,6 +10,7 @@ from typing import Any
 
 from runs.errors import UserError
 from runs.file_hash import file_hash
+from runs.installed import INSTALL
 from runs.models.wheels import SUMS, convert, converted, is_ready, sums
 from runs.record.text import megabytes
 from tasks.fetch.hub import cached, snapshot
@@ -67,9 +68,7 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         package, _, inner = model["package"].partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"the package {package} that holds {model['label']} is not installed (make setup)"
-            )
+            raise UserError(f"the package {package} that holds {model['label']} is not installed: {INSTALL}")
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
         folder = converted(model)

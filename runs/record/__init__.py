@@ -3,8 +3,8 @@
 schema.py: what a record holds, and its check; metric.py: what its number means; cell.py: which settings
 define a result; ledger.py reads records, files.py writes them; selection.py: which epoch a protocol chooses;
 rows.py: the row of a table that a run belongs to; seeds.py: a cell's seeds and their median's interval;
-sweeps.py: which runs a sweep has; measure.py: what figures are drawn from. No torch and no Hydra: analysis/
-reads records through this package.
+sweeps.py: which runs a sweep has; measure.py: what figures are drawn from; place.py: where the project's own
+files are. No torch and no Hydra: analysis/ reads records through this package.
 """
 
 from runs.record.cell import (
@@ -32,7 +32,6 @@ from runs.record.files import (
     write_record,
 )
 from runs.record.ledger import (
-    PUBLISHED,
     Ledger,
     read_ledger,
     read_measure,
@@ -43,6 +42,7 @@ from runs.record.ledger import (
 )
 from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
+from runs.record.place import CONF, INSTALLED, PUBLISHED, ROOT, built_from
 from runs.record.rows import from_recipe, lora_scaling, row_label
 from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.seeds import LEVEL, median_interval, one_each, seed_value, text_score
@@ -53,7 +53,8 @@ __all__ = ["COMPUTED", "NOT_SETTINGS", "READS_LENGTH_GROUPED", "cell_id", "defin
 __all__ += ["cache_folder", "check_regular", "link_or_fail", "read_regular", "record_path", "record_text"]
 __all__ += ["records_folder", "run_folder", "sweep_up_dead", "without_paths", "write_atomically"]
 __all__ += ["write_measure", "write_record"]
-__all__ += ["PUBLISHED", "Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
+__all__ += ["CONF", "INSTALLED", "PUBLISHED", "ROOT", "built_from"]
+__all__ += ["Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
 __all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "read_study", "study_folders"]
 __all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
 __all__ += ["LEVEL", "median_interval", "one_each", "seed_value", "text_score"]

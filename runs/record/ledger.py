@@ -14,10 +14,8 @@ import orjson
 from runs.record.cell import cell_id, protocol
 from runs.record.files import read_regular, records_folder, run_folder
 from runs.record.measure import MEASURE_SCHEMA, check_measure
+from runs.record.place import PUBLISHED
 from runs.record.schema import FINISHED, MIGRATIONS, SCHEMA, Record, check
-
-#: Studies that the project publishes.
-PUBLISHED = Path(__file__).parent.parent / "records"
 
 
 def read_record(path: str | Path) -> Record:

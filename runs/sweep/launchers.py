@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from runs.config import launch as settings
 from runs.errors import UserError
 from runs.forecast.rows import Sources
+from runs.record import ROOT
 from runs.run import Run
 from runs.sweep.crowd import MOST, MPS, cores, measured, pinned, room
 from runs.sweep.devices import devices, waiting_note
@@ -30,7 +31,6 @@ from runs.sweep.progress import append
 from runs.sweep.signals import handling
 from tasks.parent import tied
 
-ROOT = Path(__file__).parent.parent.parent
 #: Seconds that executors have to end, or to save after they were asked to stop.
 GRACE = 60
 #: The most executors of a sweep where `executors` is null.

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from runs.gpus import driver
-from runs.record import run_folder, write_atomically
+from runs.record import built_from, run_folder, write_atomically
 from runs.run import Run
 from runs.sources import git
 
@@ -49,10 +49,11 @@ def write_configuration(run: Run, run_id: str) -> None:
 @cache
 def code_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
-    folder of MAKING holds a file that is neither tracked nor ignored. None outside a git checkout."""
+    folder of MAKING holds a file that is neither tracked nor ignored. Of an installed wheel, as it was built;
+    None where there was no git checkout."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
-        return {"commit": None, "dirty": None}
+        return built_from()
     changed = git("status", "--porcelain", "--untracked-files=no")
     # Records are not code
     new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
