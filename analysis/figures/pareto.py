@@ -16,11 +16,10 @@ from analysis.cells import Cell
 from analysis.figures.figure import Figure, colour, marker, parameter_count, with_runs
 from analysis.figures.labels import Label, place_labels
 from analysis.figures.seeds import metric_label
-from analysis.inference import median_interval
 from analysis.series import Series, series
 from analysis.table import TableCell, make_row
 from analysis.verdicts import all_cells
-from runs.record import Ledger, Record
+from runs.record import Ledger, Record, median_interval
 from runs.record.text import megabytes
 
 Numbers = dict[int, float]

@@ -1,11 +1,12 @@
 """From the files of conf/ and the overrides of a command line to runs."""
 
 from runs.config.expand import WHERE, Command, expand, only_runs, read_command
-from runs.config.files import CONF, GROUPS, choices, parts, recipe_by_row
+from runs.config.files import GROUPS, choices, parts, recipe_by_row
 from runs.config.flags import read_flags
 from runs.config.help import answered
 from runs.config.launch import Launch, Launcher, Local, Ray, Serial, Slurm
 from runs.config.names import as_word
+from runs.record import CONF
 
 __all__ = ["CONF", "GROUPS", "WHERE", "Command", "choices", "expand", "only_runs", "parts", "read_command"]
 __all__ += ["answered", "as_word", "read_flags", "recipe_by_row"]
