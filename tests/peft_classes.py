@@ -27,6 +27,7 @@ SMALL = {
     "C3AConfig": {"block_size": 8},
     "FourierFTConfig": {"n_frequency": 50},
     "MissConfig": {"r": 4},
+    "PsoftConfig": {"r": 8},
     "RoadConfig": {"group_size": 16},
     "ShiraConfig": {"r": 4},
     "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},

@@ -131,6 +131,7 @@ def merge(architecture: str, method: vera.Method) -> None:
     check(torch.allclose(answer(model), expected, rtol=0, atol=tolerance), "merged, it answers otherwise")
     method.unmerge(model)
     check(all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "unmerged, a weight differs")
+    check(torch.equal(answer(model), expected), "unmerged, it answers otherwise")
 
 
 def save(architecture: str, method: vera.Method) -> None:

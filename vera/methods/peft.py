@@ -150,17 +150,22 @@ class Peft(AllocatesRanks, kind="peft"):
             raise AdapterError(
                 "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
             )
+        model._peft_unmerged = kept  # type: ignore[assignment]
         try:
             tuner_of(model).merge_adapter()
-        except Exception as error:
+        except Exception as error:  # perhaps half way
+            self.unmerge(model)
             raise AdapterError(f"peft cannot merge {self.config_class}: {first_line(error)}") from None
-        model._peft_unmerged = kept  # type: ignore[assignment]
 
     def unmerge(self, model: nn.Module) -> None:
         if not hasattr(model, "_peft_unmerged"):
             return
         try:
             tuner_of(model).unmerge_adapter()
+        except NotImplementedError:  # such as OSF's: its merge changes no more than the weights kept here
+            for module in model.modules():
+                if hasattr(module, "merged_adapters"):
+                    module.merged_adapters.clear()  # type: ignore[operator, union-attr]
         except Exception as error:
             raise AdapterError(f"peft cannot unmerge {self.config_class}: {first_line(error)}") from None
         with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
