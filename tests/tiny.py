@@ -148,6 +148,20 @@ def quantise(model):
     return model
 
 
+def dequantised(architecture: str):
+    """A tiny model with the values that its 4-bit copy stands for."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    from vera.sites import find_sites, is_transposed
+
+    model, four = tiny(architecture), quantise(tiny(architecture))
+    for path in find_sites(model, ("all-linear",)):
+        packed, layer = four.get_submodule(path).weight, model.get_submodule(path)
+        values = dequantize_4bit(packed.data, packed.quant_state)
+        layer.weight.data = values.T.contiguous() if is_transposed(layer) else values
+    return model
+
+
 def shake(model, size: float = 0.3) -> None:
     """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
     generator = torch.Generator().manual_seed(2)

@@ -11,3 +11,9 @@ class AdapterError(ValueError):
         # Names inside a file may hold anything, and be of any length
         line = re.sub(r"\s*[\r\n]+\s*", " ", message[:100_000])
         super().__init__(line if len(line) <= 1000 else f"{line[:1000]}...")
+
+
+def first_line(error: BaseException) -> str:
+    """Another library's message in one line; the name of its class where it says nothing."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return re.sub(r"\s+", " ", line) or type(error).__name__

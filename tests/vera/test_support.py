@@ -1,28 +1,111 @@
 """docs/methods.md says what is so: every pair is tried again, and compared with the page."""
 
+import peft
+import peft_classes
 import pytest
 import support
+from peft_classes import classes, of_class
 from tiers import pairs
-from tiny import ARCHITECTURES
+from tiny import ARCHITECTURES, shake, tiny
+
+import vera
 
 PAGE = support.PAGE.read_text(encoding="utf-8")
-HEAD, _, *ROWS = [
-    [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("|")
-]
+#: Of each table, the rows of cells: this library's methods and peft's classes by architecture, and the facts.
+OWN, THEIRS, FACTS = (
+    [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for i, line in enumerate(block.splitlines())
+        if i != 1  # the rule below the head
+    ]
+    for block in PAGE.split("\n\n")
+    if block.startswith("|")
+)
+#: Classes tried on every architecture in the slow tests, and on this one in the fast ones.
+FAST = "RoBERTa"
 
 
 def test_the_page_has_every_method_and_every_architecture():
-    assert ["", *ARCHITECTURES] == HEAD
-    assert [row[0] for row in ROWS] == [*support.METHODS]
+    assert ["", *ARCHITECTURES] == OWN[0] == THEIRS[0]
+    assert [row[0] for row in OWN[1:]] == [*support.METHODS]
+
+
+def test_the_page_has_every_class_of_the_installed_peft():
+    known, here = {row[0] for row in THEIRS[1:]}, set(classes())
+    hint = f"docs/methods.md is not of peft {peft.__version__} (make methods)."
+    assert here == known, f"{hint} It lacks {sorted(here - known)}, and has {sorted(known - here)} too many"
+    assert f"peft {peft.__version__}," in PAGE, hint
+    works = [row[0] for row in THEIRS[1:] if any(cell.startswith("T") for cell in row[1:])]
+    assert [row[0] for row in FACTS[1:]] == works, hint
+
+
+def letters_of(rows: list[list[str]], name: str, architecture: str) -> str:
+    return {row[0]: row for row in rows}[name][rows[0].index(architecture)]
+
+
+def refusals(title: str) -> list[str]:
+    return [line for line in PAGE.partition(title)[2].splitlines() if line.startswith("- **")]
 
 
 @pytest.mark.parametrize(("name", "architecture"), pairs(support.METHODS, ARCHITECTURES))
 def test_the_page_tells_what_works_and_why_the_rest_does_not(name, architecture):
-    letters, refusals = support.cell(architecture, name)
-    assert {row[0]: row[HEAD.index(architecture)] for row in ROWS}[name] == letters
-    for letter, reason in refusals.items():
-        lines = [
-            line for line in PAGE.splitlines() if line.startswith("- **") and line.endswith(f": {reason}")
-        ]
+    letters, refused = support.cell(architecture, name)
+    assert letters_of(OWN, name, architecture) == letters
+    for letter, reason in refused.items():
+        lines = [line for line in refusals("## What is refused") if line.endswith(f": {reason}")]
         said = any(letter in line.split("**")[1] and name in line for line in lines)
         assert said, f"make methods: the page lacks {letter} {name}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        pytest.param(name, architecture, marks=() if architecture == FAST else pytest.mark.slow)
+        for name in classes()
+        for architecture in ARCHITECTURES
+    ],
+)
+def test_the_page_tells_what_a_class_of_peft_does(name, architecture):
+    letters, refused = support.cell(architecture, name)
+    assert letters_of(THEIRS, name, architecture) == letters
+    told = refusals("What is refused of them:")
+    for letter, reason in refused.items():
+        lines = [line for line in told if letter in line.split("**")[1] and f" {name}" in line]
+        said = any(support.plain(line).endswith(support.plain(f": {reason}")) for line in lines)
+        assert said, f"make methods: the page lacks {letter} {name}: {reason}"
+    if architecture == FAST and "T" in letters:
+        method, model = of_class(name)(FAST), tiny(FAST)
+        method.adapt(model)
+        _, sites, *_, drawn = {row[0]: row for row in FACTS}[name]
+        assert (sites, drawn) == (peft_classes.site_words(name), peft_classes.redrawn(method, model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", FACTS[1:], ids=lambda row: row[0])
+def test_the_page_has_the_count_and_the_bytes_of_each_class_on_roberta_base(row):
+    fact = peft_classes.facts(row[0])
+    assert row[1:] == [fact.sites, f"{fact.count:,}", f"{fact.file:,}", fact.redrawn]
+
+
+def test_an_adapter_that_changes_next_to_nothing_proves_nothing():
+    model, method = tiny(FAST), vera.LoRA(rank=4)
+    method.adapt(model)
+    with pytest.raises(support.WrongError, match=r"the adapter changes the answer by 0\.0 only"):
+        support.near(model, method)
+    shake(model)
+    assert 1e-6 < support.near(model, method) < 1e-2
+
+
+def test_a_class_that_peft_brings_anew_is_on_the_page_by_itself(monkeypatch):
+    """It is tried as the others are, at its defaults."""
+
+    class BrandNewConfig(peft.LoraConfig):
+        pass
+
+    monkeypatch.setitem(peft.PEFT_TYPE_TO_CONFIG_MAPPING, "BRAND_NEW", BrandNewConfig)
+    monkeypatch.setattr(peft, "BrandNewConfig", BrandNewConfig, raising=False)
+    monkeypatch.setitem(peft.PEFT_TYPE_TO_TUNER_MAPPING, "BRAND_NEW", peft.LoraModel)
+    assert "BrandNewConfig" in classes()
+    with pytest.raises(AssertionError, match=r"It lacks \['BrandNewConfig'\]"):
+        test_the_page_has_every_class_of_the_installed_peft()
+    assert support.cell(FAST, "BrandNewConfig")[0].startswith("TM")

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vera.base_weights import base_fingerprint, base_names, fingerprint
-from vera.errors import AdapterError
+from vera.errors import AdapterError, first_line
 from vera.methods.adapted import frozen_extra, plain_names
 from vera.methods.peft_drawn import digest, drawn, one_thread
+from vera.methods.peft_quantised import check_quantised, is_quantised
 from vera.methods.peft_ranks import AllocatesRanks, tuner_of
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
 from vera.sites import head_parameters, head_prefixes
@@ -48,12 +48,11 @@ class Peft(AllocatesRanks, kind="peft"):
 
     def install(self, model: nn.Module) -> None:
         import peft
-        from peft.tuners.tuners_utils import BaseTuner
 
         owner = f"peft's {self.config_class}"
         config_class = config_class_of(self.config_class)
         config = complete(self.config_class, self.config, self.sites, model)
-        blank = any(p.is_meta for p in model.parameters())
+        blank, quantised = any(p.is_meta for p in model.parameters()), is_quantised(model)
         # Before installing: some methods move a part of the base weights into the adapter
         base = {} if blank else base_fingerprint(model)
         names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
@@ -67,21 +66,21 @@ class Peft(AllocatesRanks, kind="peft"):
             with one_thread():
                 wrapper = peft.get_peft_model(model, config_class(**config))
         except Exception as error:
-            raise AdapterError(f"{owner} on a {type(model).__name__}: {_first_line(error)}") from None
+            on = "over the quantised weights of" if quantised else "on"
+            raise AdapterError(f"{owner} {on} a {type(model).__name__}: {first_line(error)}") from None
         plain = plain_names(model)
         now = {plain[name]: p for name, p in model.named_parameters() if plain[name] in weights}
         if not blank and fingerprint(model, now) != base:
             for data, value in before:  # Method.adapt puts back what was not written in place
                 data.copy_(value)
             raise AdapterError(f"{owner} rewrites base weights with these settings: not supported")
-        tuner = wrapper.base_model
-        if type(tuner).forward is not BaseTuner.forward and not hasattr(tuner, "rankallocator"):
-            raise AdapterError(f"{owner} needs a forward pass of its own: not supported")
         head = head_prefixes(model)
         if not any(
             p.requires_grad and p.numel() for n, p in model.named_parameters() if not n.startswith(head)
         ):
             raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
+        if quantised:
+            check_quantised(owner, model)
 
         def again() -> Any:
             """Installs the same on the copy, with adapted layers of its own."""
@@ -151,19 +150,24 @@ class Peft(AllocatesRanks, kind="peft"):
             raise AdapterError(
                 "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
             )
+        model._peft_unmerged = kept  # type: ignore[assignment]
         try:
             tuner_of(model).merge_adapter()
-        except Exception as error:
-            raise AdapterError(f"peft cannot merge {self.config_class}: {_first_line(error)}") from None
-        model._peft_unmerged = kept  # type: ignore[assignment]
+        except Exception as error:  # perhaps half way
+            self.unmerge(model)
+            raise AdapterError(f"peft cannot merge {self.config_class}: {first_line(error)}") from None
 
     def unmerge(self, model: nn.Module) -> None:
         if not hasattr(model, "_peft_unmerged"):
             return
         try:
             tuner_of(model).unmerge_adapter()
+        except NotImplementedError:  # such as OSF's: its merge changes no more than the weights kept here
+            for module in model.modules():
+                if hasattr(module, "merged_adapters"):
+                    module.merged_adapters.clear()  # type: ignore[operator, union-attr]
         except Exception as error:
-            raise AdapterError(f"peft cannot unmerge {self.config_class}: {_first_line(error)}") from None
+            raise AdapterError(f"peft cannot unmerge {self.config_class}: {first_line(error)}") from None
         with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
             for parameter, weight in self._unmerged(model):
                 parameter.copy_(weight)
@@ -186,8 +190,3 @@ class Peft(AllocatesRanks, kind="peft"):
             self.unmerge(model)
         tuner = tuner_of(model)
         (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [""])[0]
-    return re.sub(r"\s+", " ", line) or type(error).__name__

@@ -76,8 +76,10 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
 
 
 def config_class_of(name: str) -> Any:
-    """The configuration class of peft. Raises AdapterError, with a hint, for a name that it lacks."""
+    """The configuration class of peft. Raises AdapterError, with a hint, for a name that it lacks, and for a
+    class that does more than change a model's layers."""
     import peft
+    from peft.tuners.tuners_utils import BaseTuner
 
     base = (peft.PeftConfig, peft.PromptLearningConfig)
     classes: dict[str, Any] = {
@@ -89,6 +91,12 @@ def config_class_of(name: str) -> Any:
         raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
     if issubclass(classes[name], peft.PromptLearningConfig):
         raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
+    kinds = [k for k, c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items() if c is classes[name]]
+    tuner: Any = peft.PEFT_TYPE_TO_TUNER_MAPPING[kinds[0]] if kinds else None
+    own = getattr(tuner, "forward", None) is not BaseTuner.forward
+    # AdaLoRA's own forward pass adds a penalty, which peft_ranks adds here
+    if own and not hasattr(tuner, "update_and_allocate"):
+        raise AdapterError(f"peft's {name} needs a forward pass of its own: not supported")
     return classes[name]
 
 
@@ -117,17 +125,21 @@ def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: n
     own_fields = config_class_of(name).__dataclass_fields__
     _check_settings(name, config, own_fields)
     full, feed_forward = dict(config), []
+    paths = full.get("target_modules")
     if "target_modules" in own_fields and "target_modules" not in full:
-        full["target_modules"] = _targets(name, sites, model)
-        feed_forward = list(filter(is_feed_forward_out, full["target_modules"]))
+        paths = _targets(name, sites, model)
+        full["target_modules"] = _exactly(paths, model)
+        feed_forward = list(filter(is_feed_forward_out, paths))
     if "feedforward_modules" in own_fields:  # IA3 scales the inputs of these and the outputs of the rest
         full.setdefault("feedforward_modules", feed_forward)
     # Weights stored transposed, as GPT-2's
-    if "fan_in_fan_out" in own_fields and isinstance(full.get("target_modules"), list):
-        targets = [m for n, m in model.named_modules() if n in full["target_modules"]]
+    if "fan_in_fan_out" in own_fields and isinstance(paths, list):
+        targets = [m for n, m in model.named_modules() if n in paths]
         full.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
     if "total_step" in own_fields:  # AdaLoRA's schedule; before_training sets the number
         full["total_step"] = 2**31
+    if "progressbar" in own_fields:  # FRoD's, while it is installed
+        full.setdefault("progressbar", False)
     return full
 
 
@@ -151,3 +163,12 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
                 f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]"
             )
     return [*layers, *norms]
+
+
+def _exactly(paths: list[str], model: nn.Module) -> list[str] | str:
+    """target_modules that are these paths alone. peft takes a name in a list for the end of a path, too, as
+    timm's "norm" for "blocks.0.attn.norm": then a pattern."""
+    ends = tuple(f".{path}" for path in paths)
+    if any(path.endswith(ends) and path not in paths for path, _ in model.named_modules()):
+        return "|".join(map(re.escape, paths))
+    return paths

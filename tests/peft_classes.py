@@ -1,0 +1,118 @@
+"""Every class of the installed peft: what docs/methods.md says of it beside what support.py tries."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import peft
+import torch
+from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+import vera
+from vera.methods.peft_settings import SITES
+
+#: The layer that holds query, key and value, where one does.
+FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers": "qkv"}
+EMBEDDINGS = {
+    "BERT": "word_embeddings",
+    "RoBERTa": "word_embeddings",
+    "GPT-2": "wte",
+    "Llama": "embed_tokens",
+}
+#: Settings without which a class does not fit 32 x 32 matrices.
+SMALL = {
+    "C3AConfig": {"block_size": 8},
+    "FourierFTConfig": {"n_frequency": 50},
+    "MissConfig": {"r": 4},
+    "PsoftConfig": {"r": 8},
+    "RoadConfig": {"group_size": 16},
+    "ShiraConfig": {"r": 4},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},
+    "WaveFTConfig": {"n_frequency": 64},
+}
+
+
+def classes() -> list[str]:
+    """The names of all configuration classes, also of those that are refused here."""
+    return sorted({c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}, key=str.lower)
+
+
+def sites_on(name: str, architecture: str) -> tuple[str, ...]:
+    """A class's own sites; a fused projection as a whole, since peft adapts no part of it."""
+    fused = FUSED.get(architecture)
+    own = SITES.get(name, SITES["others"])
+    return tuple(
+        dict.fromkeys(fused if fused and site in ("query", "key", "value") else site for site in own)
+    )
+
+
+def of_peft(name: str, **config) -> Callable[[str], vera.Method]:
+    """A method of peft's for each architecture."""
+    return lambda a: vera.Peft(name, config, sites_on(name, a))
+
+
+def of_class(name: str) -> Callable[[str], vera.Method]:
+    """A class at its defaults, where these fit a tiny model."""
+    if name != "TrainableTokensConfig":
+        return of_peft(name, **SMALL.get(name, {}))
+
+    def two_tokens(architecture: str) -> vera.Method:
+        named = {"target_modules": [EMBEDDINGS[architecture]]} if architecture in EMBEDDINGS else {}
+        return vera.Peft(name, {**named, "token_indices": [3, 4]})
+
+    return two_tokens
+
+
+def roberta_base(layers: int = 12, vocabulary: int = 50_265) -> nn.Module:
+    """Its matrices, with random values."""
+    sizes = {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 514,
+    }
+    return RobertaForSequenceClassification(
+        RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocabulary, type_vocab_size=1)
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a class at its defaults on RoBERTa-base."""
+
+    sites: str
+    count: int  # of parameters that train, without the head
+    file: int  # bytes of the adapter file
+    redrawn: str  # frozen tensors that are not in the file
+
+
+def facts(name: str) -> Facts:
+    """Raises AdapterError for a class that is refused."""
+    method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
+    torch.manual_seed(0)
+    model = roberta_base(vocabulary=64)  # no class but TrainableTokens looks at the embeddings
+    method.adapt(model)
+    with tempfile.TemporaryDirectory() as folder:
+        vera.save(model, method, f"{folder}/adapter")
+        size = os.path.getsize(f"{folder}/adapter")
+    return Facts(site_words(name), method.count(model), size, redrawn(method, model))
+
+
+def site_words(name: str) -> str:
+    return ", ".join(SITES.get(name, SITES["others"])) or "named in config"
+
+
+def redrawn(method: vera.Method, model: nn.Module) -> str:
+    """The last names of the frozen tensors that peft draws again and the file lacks."""
+    _, hidden = model._peft_drawn
+    names = {*method.redrawn(model), *hidden}
+    return ", ".join(sorted({_last(name) for name in names})) or "nothing"
+
+
+def _last(name: str) -> str:
+    """Such as vera_A of ...query.vera_A.default; peft also names tensors by their module."""
+    parts = re.sub(r"\.default\b", "", name).split(".")
+    return parts[-1]
