@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
     "Tied-LoRA": lambda a: vera.TiedLoRA(rank=4),
     "NoLA": lambda a: vera.NoLA(rank=4, bases=6),
     "DyLoRA": lambda a: vera.DyLoRA(rank=4),
+    "AdaLoRA": lambda a: vera.AdaLoRA(rank=2, init_rank=4),
     "SSF": lambda a: vera.SSF(),
     "DoRA (peft)": of_peft("LoraConfig", use_dora=True, r=4),
     "AdaLoRA (peft)": of_peft("AdaLoraConfig", init_r=6, target_r=2),

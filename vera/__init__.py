@@ -29,6 +29,7 @@ from vera.base_weights import base_fingerprint
 from vera.errors import AdapterError
 from vera.kernels import unchanged
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
+from vera.methods.adalora import AdaLoRA
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
 from vera.methods.dylora import DyLoRA
@@ -50,6 +51,7 @@ from vera.serving import Adapters
 __all__ = [
     "METHODS",
     "SSF",
+    "AdaLoRA",
     "Adapter",
     "AdapterError",
     "Adapters",

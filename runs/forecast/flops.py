@@ -124,7 +124,8 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
     LoRA's pair of matrices and a bottleneck's have P weights: 2 P a token forward; in training as much again
     for the gradient of their input, and for that of the weights which train (shapes: Hu et al. 2022, section
     4.2); FROZEN_PAIRS train neither matrix. VeRA takes the cheapest of three ways, see `vera_flops`. The
-    other methods count as LoRA of their rank (DyLoRA: the largest), or not at all where they have none."""
+    other methods count as LoRA of their rank (DyLoRA: the largest; AdaLoRA: the first, half as large again as
+    the last unless it is given), or not at all where they have none."""
     kind, hidden = method["kind"], shape.hidden
     if kind == "adapter":
         adapters = shape.layers * (2 if method.get("placement") == "houlsby" else 1)
@@ -133,6 +134,8 @@ def added(shape: Shape, method: Mapping[str, Any], length: float, rows: int, tra
     rank = method.get("rank") or inner.get("r") or inner.get("init_r") or 0
     if not isinstance(rank, int) or not rank:
         return 0.0
+    if kind == "adalora":
+        rank = method.get("init_rank") or -(-3 * rank // 2)
     groups = adapted(shape, method.get("sites") or ())
     if kind == "vera":
         pairs = method.get("projections") == "unique"

@@ -66,7 +66,7 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     told = [
         note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.off_formula(model)
     ]
-    assert len(told) == sum("note" in of for of in COUNTS) == 5
+    assert len(told) == sum("note" in of for of in COUNTS) == 6
     assert beside.off_formula("gpt2_large") == [
         "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow"
         " from rank 4."

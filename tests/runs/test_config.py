@@ -281,7 +281,7 @@ def test_presets_are_the_tables_rows_tasks_and_seeds():
     assert len(expand(["experiment=demo"])) == 15
     medium, large = expand(["experiment=table3_medium"]), expand(["experiment=table3_large"])
     others = (
-        ("adapter_l_370k", "adapter_l_11m", "adapter_h_11m", "dylora"),
+        ("adapter_l_370k", "adapter_l_11m", "adapter_h_11m", "dylora", "adalora"),
         ("adapter_l_880k", "adapter_l_23m"),
     )
     for runs, rows_ in ((medium, others[0]), (large, others[1])):

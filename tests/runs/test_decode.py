@@ -137,14 +137,19 @@ def test_the_untrained_model_is_a_row(e2e_words, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-OTHERS = [["adalora"], ["peft", "method.config_class=IA3Config"], ["bitfit"]]
+OTHERS = [
+    ["adalora"],
+    ["peft", "method.config_class=AdaLoraConfig"],
+    ["peft", "method.config_class=IA3Config"],
+    ["bitfit"],
+]
 
 
-@pytest.mark.parametrize("row", sample(OTHERS, ["bitfit"]), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", sample(OTHERS, ["bitfit"]), ids=lambda row: row[-1])
 def test_other_methods_decode_too(row, e2e_words):
     """peft's adapt a fused projection as a whole, and merge in ways of their own."""
     plain = [w for w in e2e_words if not w.startswith("method.")]
-    sites = [] if row[0] == "bitfit" else ["method.sites=[c_attn]"]
+    sites = [] if row[0] in ("adalora", "bitfit") else ["method.sites=[c_attn]"]
     record = do([*plain, f"method={row[0]}", *row[1:], *sites, "train.epochs=3"])
     assert record["texts"]["items"] == 3
     assert evaluate.main([record["id"], f"output={record['config']['output']}"]) == 0

@@ -219,6 +219,7 @@ METHODS = {
     "lora_xs": ({"kind": "lora_xs", "rank": 8, "sites": QV}, 0.04),
     "tied_lora": ({"kind": "tied_lora", "rank": 4, "sites": QV}, 0.04),
     "dylora": ({"kind": "dylora", "rank": 4, "sites": QV}, 0.04),
+    "adalora": ({"kind": "adalora", "rank": 4, "sites": QV}, 0.04),
     "adapter_h": ({"kind": "adapter", "placement": "houlsby", "bottleneck": 8}, 0.07),
     "adapter_p": ({"kind": "adapter", "bottleneck": 8}, 0.12),
 }

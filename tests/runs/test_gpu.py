@@ -251,7 +251,11 @@ def test_tf32_is_a_precision_of_its_own_that_a_cpu_does_not_have(words):
     [
         (["model=roberta_base", "task=rte", "method=vera"], None),
         (["model=roberta_base", "task=rte", "method=full"], None),
-        (["model=roberta_base", "task=rte", "method=adalora"], "kthvalue"),
+        (["model=roberta_base", "task=rte", "method=adalora"], None),
+        (
+            ["model=roberta_base", "task=rte", "method=peft", "method.config_class=AdaLoraConfig"],
+            "kthvalue",
+        ),
         (["model=vit_base", "task=cifar100", "method=full", "task.image_size=384"], "bicubic"),
         (["model=vit_base", "task=cifar100", "method=full"], None),
         (["model=vit_base", "task=cifar100", "method=vera", "task.image_size=384"], None),

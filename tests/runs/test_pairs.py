@@ -25,14 +25,14 @@ FUSED = (
 
 
 def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(decoder_words):
-    runs = expand([*decoder_words, "method=lora,adalora"])
+    runs = expand([*decoder_words, "method=lora,peft"])
     planned = plan(runs, Ledger())
     assert [(p.state, p.why) for p in planned] == [("missing", ""), ("blocked", FUSED)]
     with pytest.raises(UserError, match=re.escape(f"{FUSED}. Nothing was started.")) as error:
         sweep.sweep(runs)
     assert "\n" not in str(error.value)
     assert not (Path(runs[0].config["output"]) / "runs").exists()
-    (run,) = expand([*decoder_words, "method=adalora", "method.sites=[c_attn]"])
+    (run,) = expand([*decoder_words, "method=peft", "method.sites=[c_attn]"])
     assert pairs.refusal(run) is None
 
 
@@ -69,9 +69,9 @@ def test_a_refusal_of_pefts_own_is_told(decoder_words):
 
 
 def test_a_model_that_is_not_here_is_judged_by_the_files_word_or_not_at_all():
-    (run,) = expand(["model=gpt2_medium", "task=e2e", "method=adalora"])
+    (run,) = expand(["model=gpt2_medium", "task=e2e", "method=peft"])
     assert pairs.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
-    (run,) = expand(["model=decoder", "model.hub=owner/name", "task=e2e", "method=adalora"])
+    (run,) = expand(["model=decoder", "model.hub=owner/name", "task=e2e", "method=peft"])
     assert pairs.refusal(run) is None
 
 

@@ -414,7 +414,7 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
 
 
 KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
-FROZEN = ("lora_fa", "vera_unique", "adalora", "lora_xs", "nola")
+FROZEN = ("lora_fa", "vera_unique", "lora_xs", "nola")
 
 
 @pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))

@@ -54,6 +54,7 @@ LOSSES = {
     "tied_lora": (0.1, [0.6976132, 0.7245679, 0.6927209, 0.6931936, 0.687456]),
     "nola": (0.1, [0.6976132, 0.7244819, 0.6918293, 0.6931778, 0.6893024]),
     "dylora": (0.1, [0.6976132, 0.7244921, 0.6921597, 0.6931917, 0.690346]),
+    "adalora": (0.1, [2.4074574, 1.793972, 1.8067327, 1.2749357, 1.0678819]),
 }
 
 
@@ -529,7 +530,8 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
             ["train.schedule=cosine"],
             ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
             # Allocates ranks as it goes
-            ["method=adalora", "method.config.tinit=2", "method.config.deltaT=2"],
+            ["method=adalora", "method.initial_share=0.1", "method.interval=2"],
+            ["method=peft", "method.config_class=AdaLoraConfig", "method.config={tinit: 2, deltaT: 2}"],
             ["method=dylora", "method.rank=8"],  # draws a rank for each step
             ["train.lr_by={b:3e-2}"],  # more groups of parameters
             ["method=lora_fa"],  # has a frozen A, which the seed draws
@@ -538,7 +540,7 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
         ],
         ["train.schedule=linear"],
         ["method=adapter_drop", "method.bottleneck=4"],
-        ["method=dylora", "method.rank=8"],
+        ["method=adalora", "method.initial_share=0.1", "method.interval=2"],
     ),
     ids=lambda change: change[0],
 )

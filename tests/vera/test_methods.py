@@ -42,8 +42,9 @@ METHODS = {
     "nola": vera.NoLA(rank=4, bases=6),
     "dylora": vera.DyLoRA(rank=4),
     "dylora_frozen": vera.DyLoRA(rank=4, frozen=True),
+    "adalora": vera.AdaLoRA(rank=2, init_rank=6),
     "dora": vera.Peft("LoraConfig", {"use_dora": True, "r": 4}),
-    "adalora": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
+    "adalora_peft": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
     "ia3": vera.Peft("IA3Config"),
 }
 LOW_RANK = [
@@ -60,6 +61,7 @@ LOW_RANK = [
     "tied_lora",
     "nola",
     "dylora",
+    "adalora",
 ]
 PARITY = ["lora", "vera"]
 
@@ -314,6 +316,7 @@ def test_counts_of_a_small_model():
     assert counts["tied_lora"] == 4 * (32 + 32) + 4 * (4 + 32)
     assert counts["nola"] == 4 * 2 * 6
     assert counts["dylora"] == counts["lora"]
+    assert counts["adalora"] == counts["adalora_peft"] == 4 * 6 * (32 + 32 + 1)
     assert counts["head"] == 0
     # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its
     # LayerNorm.

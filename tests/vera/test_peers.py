@@ -103,6 +103,13 @@ def dylora(change, method, m):
     return s * b @ a, {"A": s * trains[:, None] * (b.T @ m), "B": s * (m @ a.T) * trains}
 
 
+def adalora(change, method, m):
+    p, s = parts(change), method.alpha / (method.init_rank + 1e-5)
+    a, e, b = p["A"], p["E"], p["B"]
+    of = b.T @ m  # (r, in)
+    return s * b @ (e * a), {"A": s * e * of, "E": s * (of * a).sum(1, keepdims=True), "B": s * m @ (e * a).T}
+
+
 FORMULAS = {
     "vera_plus": (vera.VeRAPlus(rank=12, alpha=3.0, sites=("query", "dense")), vera_plus),
     "lora_xs": (vera.LoRAXS(rank=4, alpha=6.0, sites=("query", "dense")), lora_xs),
@@ -110,6 +117,7 @@ FORMULAS = {
     "nola": (vera.NoLA(rank=3, bases=5, alpha=2.0, sites=("query", "dense"), basis_seed=7), nola),
     "dylora": (vera.DyLoRA(rank=4, alpha=6.0, sites=("query", "dense")), dylora),
     "dylora_frozen": (vera.DyLoRA(rank=4, alpha=6.0, sites=("query", "dense"), frozen=True), dylora),
+    "adalora": (vera.AdaLoRA(rank=2, init_rank=4, alpha=6.0, sites=("query", "dense")), adalora),
 }
 
 
@@ -145,7 +153,7 @@ def test_outputs_gradients_and_merged_weights_are_the_formulas(name):
     assert shapes == {(32, 32), (64, 32), (32, 64)}
 
 
-@pytest.mark.parametrize("name", ["vera_plus", "tied_lora", "nola", "dylora"])
+@pytest.mark.parametrize("name", ["vera_plus", "tied_lora", "nola", "dylora", "adalora"])
 def test_these_start_as_the_base_model(name):
     model = tiny_model().double()
     FORMULAS[name][0].adapt(model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
+from vera.methods.allocation import off_orthogonal
 from vera.methods.contract import Method
 
 
@@ -36,19 +37,16 @@ class AllocatesRanks(Method):
             allocator.set_total_step(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """AdaLoRA's: the mean distance of P^T P and Q Q^T from the identity (Zhang et al. 2023, equation 4),
-        times its weight."""
+        """AdaLoRA's, times its weight."""
         allocator = _allocator(model)
         if allocator is None:
             return None
-        distances = []
-        for name, p in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                gram = p @ p.T if "lora_A" in name else p.T @ p
-                distances.append(
-                    torch.linalg.norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype))
-                )
-        return torch.stack(distances).mean() * float(allocator.peft_config.orth_reg_weight)
+        factors = [
+            p if "lora_A" in name else p.T
+            for name, p in model.named_parameters()
+            if "lora_A" in name or "lora_B" in name
+        ]
+        return off_orthogonal(factors) * float(allocator.peft_config.orth_reg_weight)
 
     def after_step(self, model: nn.Module, step: int) -> None:
         tuner = tuner_of(model)

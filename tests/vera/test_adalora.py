@@ -1,0 +1,225 @@
+"""AdaLoRA of this library: its formula, peft's own loop step by step, and its allocation's state."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from peft import AdaLoraConfig, get_peft_model
+from peft.tuners.adalora import RankAllocator
+from tiny import answer, tiny, tiny_model
+from torch import nn
+
+import vera
+from vera.methods.adapted import plain_names
+from vera.methods.allocation import Budget, off_orthogonal
+from vera.methods.layers import adapted_layers, changes
+from vera.sites import find_sites
+
+STEPS = 12
+#: peft's names for the schedule, and ours over STEPS steps.
+THEIRS = {"init_r": 6, "target_r": 2, "lora_alpha": 10, "tinit": 2, "tfinal": 3, "deltaT": 2}
+OURS = vera.AdaLoRA(
+    rank=2, init_rank=6, alpha=10.0, initial_share=2 / STEPS, final_share=3 / STEPS, interval=2
+)
+
+
+def batch():
+    ids = torch.randint(3, 30, (4, 9), generator=torch.Generator().manual_seed(1))
+    return ids, torch.tensor([0, 1, 1, 0])
+
+
+def steps(model, method, first, last, optimizer=None):
+    """Losses with the penalty, of a loop as the contract asks for."""
+    ids, labels = batch()
+    optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for step in range(first, last + 1):
+        loss = nn.functional.cross_entropy(model(input_ids=ids).logits, labels) + method.penalty(model)
+        loss.backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_it_trains_as_pefts_own_loop():
+    """From the same start: outputs, losses with the penalty, every value, and which triplets are left."""
+    base = tiny_model().double()
+    ours = copy.deepcopy(base)
+    OURS.adapt(ours)
+    OURS.before_training(ours, STEPS)
+    # Without a task type, peft leaves the penalty out
+    config = AdaLoraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", total_step=STEPS, **THEIRS)
+    theirs = get_peft_model(copy.deepcopy(base), config)
+    layers = {n: m for n, m in theirs.base_model.model.named_modules() if hasattr(m, "lora_E")}
+    mine = {p: m for p, m in ours.named_modules() if hasattr(m, "changes")}
+    assert list(layers) == list(mine)
+    pairs = [
+        (getattr(layers[path], f"lora_{name}").default, getattr(mine[path].changes["whole"], name))
+        for path in layers
+        for name in "AEB"
+    ]
+    with torch.no_grad():
+        for their, our in pairs:
+            assert their.shape == our.shape
+            if not our.any():  # E: so that the first forward pass tells something, too
+                our.normal_(std=0.1)
+            their.data = our.detach().clone()
+        for layer in layers.values():
+            layer.ranknum.default.data = layer.ranknum.default.double()
+    for part in (theirs.base_model.model.bert.pooler, theirs.base_model.model.classifier):
+        part.requires_grad_(True)
+    ids, labels = batch()
+    assert torch.allclose(answer(ours), theirs(input_ids=ids).logits, rtol=0, atol=1e-12)
+    optimizers = [
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
+        for model in (ours, theirs)
+    ]
+    left = []
+    for step in range(1, STEPS + 1):
+        (loss,) = steps(ours, OURS, step, step, optimizers[0])
+        output = theirs(input_ids=ids, labels=labels).loss
+        output.backward()
+        optimizers[1].step()
+        theirs.base_model.update_and_allocate(step - 1)
+        optimizers[1].zero_grad()
+        assert loss == pytest.approx(output.item(), abs=1e-10)
+        for their, our in pairs:
+            assert torch.allclose(their, our, rtol=0, atol=1e-9)
+            assert torch.equal(their == 0, our == 0)
+        left.append(sum(int((change.E != 0).sum()) for change in changes(ours)))
+    assert left[:4] == [24] * 4
+    assert left[4] < 24
+    assert left[-1] == OURS.rank * 4
+
+
+@pytest.mark.parametrize("shares", [(0, 0), (0, 5), (3, 0), (3, 4), (10, 9)])
+def test_the_budget_is_pefts(shares):
+    model = get_peft_model(
+        tiny_model(),
+        AdaLoraConfig(
+            init_r=6, target_r=2, total_step=20, target_modules=["query"], tinit=shares[0], tfinal=shares[1]
+        ),
+    )
+    for total, interval in itertools.product((20, 33, 101), (1, 3)):
+        allocator = RankAllocator(model, model.peft_config["default"], "default")
+        allocator.peft_config.deltaT, allocator.peft_config.total_step = interval, total
+        of_all = (share / total for share in shares)
+        ours = Budget(allocator.init_bgt, allocator.target_bgt, *of_all, interval)
+        for step in range(total):
+            budget, masks = allocator.budget_schedule(step)
+            masks |= step == total - shares[1]  # AdaLoraModel.update_and_allocate forces it
+            assert ours.after(step, total) == (budget if masks else None), (total, interval, step)
+
+
+def test_the_penalty_is_zero_for_orthogonal_factors_and_the_distance_otherwise():
+    rows = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64))[0].T
+    assert float(off_orthogonal([rows])) == pytest.approx(0, abs=1e-12)
+    assert float(off_orthogonal([2 * rows, rows])) == pytest.approx(3 * 4**0.5 / 2)  # ||4 I - I||, and 0
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "ViT of timm"])
+def test_query_and_value_of_a_fused_projection_are_pruned_apart_and_the_key_stays(architecture):
+    method, model = vera.AdaLoRA(rank=1, init_rank=3), tiny(architecture)
+    before = [model.get_submodule(path).weight.clone() for path in find_sites(model, ("query",))]
+    method.adapt(model)
+    assert {tuple(layer.changes) for layer in adapted_layers(model)} == {("query", "value")}
+    assert method.count(model) == sum(3 * (c.inputs + c.outputs + 1) for c in changes(model))
+    method.before_training(model, 9)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(1, 10):
+        (answer(model).float().square().mean() + method.penalty(model)).backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
+    of_each = [int((change.E != 0).sum()) for change in changes(model)]
+    assert sum(of_each) == len(of_each)
+    assert len(set(of_each)) > 1  # allocated, and not the same for all
+    method.merge(model)
+    for layer, old in zip(adapted_layers(model), before, strict=True):
+        weight, query, value = layer.weight(), layer.blocks["query"], layer.blocks["value"]
+        base = old.T if weight.shape != old.shape else old
+        assert torch.equal(weight[query.stop : value.start], base[query.stop : value.start])
+        assert not torch.equal(weight, base)
+
+
+def test_its_allocation_goes_on_from_its_state_bit_for_bit():
+    """Stopped in the middle and put together again, it ends as if it had run through."""
+    whole = tiny_model()
+    OURS.adapt(whole)
+    OURS.before_training(whole, STEPS)
+    halves = copy.deepcopy(whole)
+    steps(whole, OURS, 1, STEPS)
+    steps(halves, OURS, 1, 6)
+    state = {name: tensor.clone() for name, tensor in OURS.training_state(halves).items()}
+    assert {key.partition("/")[0] for key in state} == {"sensitivity", "uncertainty"}
+    assert len(state) == 2 * 3 * 4  # of A, E and B of each matrix
+    resumed = tiny_model()
+    torch.manual_seed(99)
+    OURS.adapt(resumed)
+    OURS.before_training(resumed, STEPS)
+    resumed.load_state_dict(halves.state_dict())
+    OURS.load_training_state(resumed, state)
+    assert all(torch.equal(t, state[name]) for name, t in OURS.training_state(resumed).items())
+    steps(resumed, OURS, 7, STEPS)
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert all(torch.equal(t, OURS.training_state(whole)[n]) for n, t in OURS.training_state(resumed).items())
+    # Without it, importance would begin anew
+    OURS.before_training(resumed, STEPS)
+    assert not OURS.training_state(resumed)
+
+
+def test_nothing_is_pruned_where_the_first_rank_is_the_last():
+    """peft asks for the zeroth smallest there."""
+    method, model = vera.AdaLoRA(rank=3, init_rank=3), tiny_model()
+    method.adapt(model)
+    method.before_training(model, 6)
+    steps(model, method, 1, 6)
+    assert all(change.E.all() for change in changes(model))
+
+
+def test_a_pruned_adapter_is_saved_and_loaded_with_its_zeros(tmp_path):
+    model = tiny_model()
+    OURS.adapt(model)
+    OURS.before_training(model, STEPS)
+    steps(model, OURS, 1, STEPS)
+    vera.save(model, OURS, tmp_path / "a")
+    vera.save_head(model, tmp_path / "h")
+    fresh = tiny_model()
+    assert vera.load(fresh, tmp_path / "a") == OURS
+    vera.load_head(fresh, tmp_path / "h")
+    assert torch.equal(answer(fresh), answer(model))
+    assert sum(int((change.E == 0).sum()) for change in changes(fresh)) == 4 * (6 - 2)
+    names = {n.rpartition(".")[2] for n in plain_names(fresh).values()}
+    assert {"A", "E", "B"} <= names
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"init_rank": 1}, "init_rank 1 is below rank 2"),
+        ({"initial_share": 0.5, "final_share": 0.5}, "initial_share and final_share are parts of all steps"),
+        ({"initial_share": 2000.0}, "parts of all steps"),
+        ({"final_share": -0.1}, "parts of all steps"),
+        ({"interval": 0}, "interval is a number of steps"),
+        ({"beta1": 1.0}, "beta1 and beta2"),
+        ({"orthogonality": -1.0}, "orthogonality is a weight"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings, what):
+    with pytest.raises(vera.AdapterError, match=what):
+        vera.AdaLoRA(rank=2, **settings)
+
+
+def test_the_first_rank_is_half_as_large_again():
+    assert [vera.AdaLoRA(rank=r).first_rank for r in (1, 2, 4, 7, 8)] == [2, 3, 6, 11, 12]
+
+
+def test_without_the_number_of_steps_it_does_not_train():
+    method, model = vera.AdaLoRA(rank=2), tiny_model()
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match="before_training, with the number of steps, comes first"):
+        steps(model, method, 1, 1)
