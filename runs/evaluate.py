@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
         return 0 if same else 1
     for best in (False, True) if keep == "both" else (False,):
-        recorded, again = _kept_result(record, best), restore(record, output, best).score()
+        recorded, again = kept_result(record, best), restore(record, output, best).score()
         equal = bool(np.isclose(again, recorded, atol=1e-9))
         which = " (the best epoch's)" if best else ""
         print(
@@ -215,10 +215,10 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _kept_result(record: Record, best: bool) -> float:
+def kept_result(record: Record, best: bool) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept; best: at the best one, of two."""
     curve = record["curve"]
-    if record["config"]["keep"] in ("last", "both") and not best:
+    if record["config"].get("keep") in ("last", "both") and not best:
         return float(curve["metric"][-1])
     return float(curve["metric"][curve["epoch"].index(record["result"]["best_epoch"])])
 

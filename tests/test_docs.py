@@ -23,7 +23,7 @@ from analysis.tables import TABLES
 from runs.config import expand
 from runs.config.flags import read_flags
 from runs.errors import UserError
-from runs.export import FORMATS
+from runs.export.__main__ import FORMATS
 from runs.plan import main as plan
 from runs.tune.cells import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser

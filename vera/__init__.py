@@ -45,6 +45,7 @@ from vera.methods.tied_lora import TiedLoRA
 from vera.methods.vera import VeRA
 from vera.methods.vera_plus import VeRAPlus
 from vera.peft_format import export_peft, import_peft
+from vera.peft_lora import export_lora
 from vera.projections import ProjectionSpec, fingerprint
 from vera.serving import Adapters
 
@@ -72,6 +73,7 @@ __all__ = [
     "base_fingerprint",
     "check_start",
     "disable",
+    "export_lora",
     "export_peft",
     "fingerprint",
     "frozen_extra",

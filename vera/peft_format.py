@@ -74,12 +74,31 @@ def export_peft(
             f"peft's format has no place for method {kind}: it takes vera, lora and peft's own"
         )
     config, tensors = _parts(model, adapted.method)
+    write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
+
+
+def write_peft(
+    model: nn.Module,
+    folder: str | Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: str | None,
+    revision: str | None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes an adapter's configuration and tensors with the model's head, and what peft's AutoPeftModel
+    loads them by. base, revision: as for `export_peft`. settings: this project's own, of the method."""
     head = head_parameters(model)
     head_modules = [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)]
-    tensors |= {PREFIX + name: p for name, p in head.items()}
-    task = next((task for name, task in TASKS.items() if type(model).__name__.endswith(name)), None)
+    kind = type(model)
+    task = next((task for name, task in TASKS.items() if kind.__name__.endswith(name)), None)
+    of_transformers = task is None and kind.__module__.startswith("transformers.")
     config |= {
         "task_type": task,
+        # Without a task, AutoPeftModel makes the base model by this
+        "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        if of_transformers
+        else None,
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
         "modules_to_save": head_modules or None,
@@ -87,8 +106,9 @@ def export_peft(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "vera_bench": json.dumps(adapted.method.settings())}
-    stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt"} | ({"vera_bench": json.dumps(settings)} if settings else {})
+    whole = {**tensors, **{PREFIX + name: p for name, p in head.items()}}
+    stored = {name: tensor.detach().clone().contiguous() for name, tensor in whole.items()}
     try:
         save_file(stored, folder / WEIGHTS, metadata)
     except SafetensorError as error:
@@ -164,9 +184,13 @@ def _peft_parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     wrapper: Any = model._peft_wrapper[0]  # type: ignore[index]
     tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
-    config = wrapper.peft_config["default"].to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
-    return plain, tensors
+    return plain(wrapper.peft_config["default"]), tensors
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration of peft as JSON has it."""
+    settings = config.to_dict().items()
+    return {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in settings}
 
 
 def _blocks(layers: Mapping[str, AdaptedLinear]) -> int:

@@ -6,5 +6,6 @@ torch and transformers are imported in functions, since the plan only asks where
 from runs.models.load import load, skeleton
 from runs.models.locate import fetch, files, locate
 from runs.models.memory import check_memory, free_memory
+from runs.models.origin import Origin, origin
 
-__all__ = ["check_memory", "fetch", "files", "free_memory", "load", "locate", "skeleton"]
+__all__ = ["Origin", "check_memory", "fetch", "files", "free_memory", "load", "locate", "origin", "skeleton"]

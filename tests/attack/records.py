@@ -255,7 +255,7 @@ class Ledger:
             ),
             Command(
                 "export",
-                "runs.export",
+                "runs.export.__main__",
                 lambda f: [self.own["id"], "peft", f"{f / 'out'}", f"output={f}"],
                 False,
                 self._exported,

@@ -612,7 +612,7 @@ def test_texts_of_e2e_go_the_same_way(e2e_words, monkeypatch):
 
 
 def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(alpaca_words, tmp_path):
-    from runs import export
+    from runs.export import __main__ as export
 
     record = do([*alpaca_words, "model.quantise=nf4"])
     output, folder = tmp_path / "outputs", tmp_path / "merged"

@@ -1,23 +1,18 @@
 """The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub
 does."""
 
-import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub_server import COMMIT, serving
 from PIL import Image
 from tiny import RESTAURANTS, picture
 
@@ -25,77 +20,6 @@ import tasks
 from runs.record import read_record
 
 ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What snapshot_download asks for: a repository's information, its tree, and files with ETag and
-    commit."""
-
-    repositories: ClassVar[dict[str, Path]] = {}
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = unquote(urlparse(self.path).path).strip("/")
-        for name, folder in self.repositories.items():
-            kind, _, repo = name.partition("/")
-            files = sorted(p for p in folder.rglob("*") if p.is_file())
-            if path.startswith(f"api/{kind}/{repo}/tree/"):
-                return self.json(
-                    [
-                        {
-                            "type": "file",
-                            "path": p.relative_to(folder).as_posix(),
-                            "size": p.stat().st_size,
-                            "oid": self.tag(p),
-                        }
-                        for p in files
-                    ]
-                )
-            if path in (
-                f"api/{kind}/{repo}",
-                f"api/{kind}/{repo}/revision/main",
-                f"api/{kind}/{repo}/revision/{COMMIT}",
-            ):
-                return self.json(
-                    {
-                        "id": repo,
-                        "sha": COMMIT,
-                        "siblings": [{"rfilename": p.relative_to(folder).as_posix()} for p in files],
-                    }
-                )
-            prefix = repo if kind == "models" else f"{kind}/{repo}"
-            for revision in ("main", COMMIT):
-                if path.startswith(f"{prefix}/resolve/{revision}/"):
-                    return self.file(folder / path.removeprefix(f"{prefix}/resolve/{revision}/"))
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-        return None
-
-    @staticmethod
-    def tag(path):
-        return hashlib.sha1(path.read_bytes()).hexdigest()
-
-    def json(self, value):
-        self.answer(json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def file(self, path):
-        self.answer(path.read_bytes(), {"ETag": f'"{self.tag(path)}"', "X-Repo-Commit": COMMIT})
-
-    def answer(self, body, headers):
-        self.send_response(200)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -115,8 +39,8 @@ def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_b
         mrs, references = zip(*RESTAURANTS[split], strict=True)
         table = pyarrow.table({"meaning_representation": mrs, "human_reference": references})
         pyarrow.parquet.write_table(table, e2e / "default" / name / "0000.parquet")
-    Hub.repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
-    Hub.repositories |= {"models/own/gpt2": tiny_gpt2, "datasets/tuetschek/e2e_nlg": e2e}
+    repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
+    repositories |= {"models/own/gpt2": tiny_gpt2, "datasets/tuetschek/e2e_nlg": e2e}
     cifar, rng = tmp_path / "served_cifar" / "cifar100", np.random.default_rng(0)
     cifar.mkdir(parents=True)
     for split in ("train", "test"):
@@ -129,18 +53,16 @@ def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_b
             {"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12}
         )
         pyarrow.parquet.write_table(table, cifar / f"{split}-00000-of-00001.parquet")
-    Hub.repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
+    repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
     space = tmp_path / "served_space"
     shutil.copytree(mt_bench, space / "data")
-    Hub.repositories |= {
+    repositories |= {
         "models/own/llama": tiny_llama,
         "datasets/yahma/alpaca-cleaned": alpaca,
         "spaces/lmsys/mt-bench": space,
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(tmp_path / "pushed", **repositories) as address:
+        yield address
 
 
 def call(address, home, *words, module="runs", **more):

@@ -31,7 +31,7 @@ import tasks.fetch.pip
 from runs import evaluate, models
 from runs.config import expand, parts
 from runs.errors import UserError
-from runs.export import main as export
+from runs.export.__main__ import main as export
 from runs.identity import run_id
 from runs.models import wheels
 from runs.record import cache_folder, run_folder

@@ -14,8 +14,9 @@ from analysis import dashboard, stats
 from analysis.figures.__main__ import main as figures_main
 from analysis.report.__main__ import main as report_main
 from analysis.tables.__main__ import main as tables_main
-from runs import evaluate, export, plan, publish
+from runs import evaluate, plan, publish
 from runs.errors import UserError
+from runs.export import __main__ as export
 from runs.record import (
     FINISHED,
     read_ledger,

@@ -434,7 +434,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     from tiny import answer
     from transformers import AutoModelForSequenceClassification
 
-    from runs import export
+    from runs.export import __main__ as export
 
     found, output = trained([*words, "train.lr=1"])["id"], f"output={output_of(words)}"
     for form in ("peft", "merged", "fp16", "bf16"):
@@ -463,11 +463,14 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     assert torch.allclose(answer(theirs.base_model.model), expected, atol=1e-4)
     assert 2 * (tmp_path / "fp16").stat().st_size < 2 * 4 * 8 * (32 + 8) + 2 * 160 * 8 + 2048
     for words_, message in (
-        ([found, "gguf", str(tmp_path / "x")], "no format 'gguf'. Known: peft, merged, fp16, bf16"),
+        (
+            [found, "gguf", str(tmp_path / "x")],
+            "no format 'gguf'. Known: peft, hub, lora, merged, fp16, bf16",
+        ),
         ([found, "peft", str(tmp_path / "peft")], "is there already"),
         (["zzz", "peft", str(tmp_path / "x")], "no records begin with 'zzz'"),
     ):
-        done = call_here("runs.export", *words_, output, check=2)
+        done = call_here("runs.export.__main__", *words_, output, check=2)
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
 

@@ -1,0 +1,191 @@
+"""Writes a finished run's adapter for use elsewhere, or publishes it.
+
+python -m runs.export RUN peft FOLDER      adapter and head in peft's format, with tokenizer and model card:
+                                           peft.PeftModel.from_pretrained(base, FOLDER)
+python -m runs.export RUN hub OWNER/NAME   the same folder, pushed to the Hugging Face hub (private=true: only
+                                           its owner sees it)
+python -m runs.export RUN lora FOLDER rank=8
+                                           converted to LoRA by peft, for servers that know only LoRA; prints
+                                           what that loses
+python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
+                                           AutoModel...from_pretrained(FOLDER)
+python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16); prints the metric
+                                           before and after
+
+RUN is a run id (or its beginning), as in outputs/records.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runs import models
+from runs.command import OfRecords, entry_point, one_of, read, setting
+from runs.errors import UserError
+from runs.evaluate import find, restore
+from runs.record import Record, read_ledger
+from runs.record.text import megabytes
+from tasks.images import ImageTask, write_preprocessing
+
+if TYPE_CHECKING:
+    from runs.training.context import Context
+
+FORMATS = ("peft", "hub", "lora", "merged", "fp16", "bf16")
+#: Settings that belong to some formats alone.
+BELONGS = {
+    "private": ("hub",),
+    "rank": ("lora",),
+    "base": ("peft", "hub", "lora"),
+    "license": ("peft", "hub", "lora"),
+}
+
+
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    """Settings of the command."""
+
+    private: bool = setting(False, "hub: a repository that is made is private")
+    rank: int | float | None = setting(
+        None, "lora: the rank of every layer, or below 1 the share of each layer's squared singular values"
+    )
+    base: str | None = setting(
+        None, "the base model on the hub, where the run's is not known: OWNER/NAME or OWNER/NAME@REVISION"
+    )
+    license: str | None = setting(
+        None, "the adapter's licence as the hub abbreviates it; by default the base model's"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    line = read(arguments, Settings, names="RUN FORMAT PATH")
+    name, form, target = line.names[0], one_of("format", line.names[1], FORMATS), line.names[2]
+    settings, output = line.settings, line.settings.output
+    _check(form, settings, line.given)
+    path = Path(target)
+    if form == "hub":
+        from runs.export.push import check_name
+
+        check_name(target)
+    elif path.exists() and (form.endswith("16") or any(path.iterdir())):
+        raise UserError(f"{path}: is there already. Name another, or remove it")
+    record = find(name, output)
+    if not record["parameters"]["adapter"] and form != "merged":
+        raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
+    if form == "hub":
+        path = Path(output) / "exports" / record["id"]
+    if form in BELONGS["base"]:
+        _travel(record, form, path, target, settings, ["python", "-m", "runs.export", *arguments])
+    elif form == "merged":
+        _merge(record, path, output)
+    else:
+        _round(record, path, output, form)
+    if form != "hub":
+        files = [path] if path.is_file() else list(path.iterdir())
+        print(f"{path}: {megabytes(sum(file.stat().st_size for file in files))}")
+    return 0
+
+
+def _check(form: str, settings: Settings, given: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that do not belong to the format, or are none."""
+    for key, forms in BELONGS.items():
+        if key in given and form not in forms:
+            raise UserError(f"{key}= belongs to {', '.join(forms)}, not to {form}")
+    rank = settings.rank
+    if form == "lora" and rank is None:
+        raise UserError("rank is missing: runs.export RUN lora FOLDER rank=8")
+    if rank is not None and (rank <= 0 or (isinstance(rank, float) and rank > 1)):
+        raise UserError(f"rank={rank}: should be a whole number from 1 on, or a share above 0 and up to 1")
+    if settings.base and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", settings.base):
+        raise UserError(f"base={settings.base}: should be OWNER/NAME or OWNER/NAME@REVISION on the hub")
+
+
+def _travel(
+    record: Record, form: str, path: Path, target: str, settings: Settings, command: list[str]
+) -> None:
+    """Writes a folder in peft's format, and pushes it for hub."""
+    model = record["config"]["model"]
+    origin = models.origin(model, record["model"], settings.base)
+    if origin is None:
+        if form == "hub":
+            raise UserError(
+                f"run {record['id']}: which model of the hub its base is, is not known: name it,"
+                " base=OWNER/NAME"
+            )
+        print("which model of the hub the base is, is not known: AutoPeftModel needs it (base=OWNER/NAME)")
+    elif origin.note and not settings.base:
+        print(f"base model: {origin.name}. Note: {origin.note}")
+    licence = settings.license or (origin.licence if origin else None)
+    if licence is None:
+        print("no licence is known, and the card names none (license=mit)")
+    named = target if form == "hub" else path.resolve().name  # no path of this machine in the card
+    records = list(read_ledger(settings.output))
+    context = restore(record, settings.output)
+
+    from runs.export.folder import write_beside, write_folder
+
+    if form == "lora":
+        from runs.export.lora import write_lora
+
+        assert settings.rank is not None
+        loss = write_lora(context, settings.rank, path, origin).text(context.task.metric, context.task.scale)
+        print(loss)
+        write_beside(context, record, records, path, named, origin, licence, loss)
+    else:
+        write_folder(context, record, records, path, named, origin, licence)
+    if form == "hub":
+        from runs.export.push import push
+
+        message = f"Run {record['id']} of vera-bench"
+        print(push(path, target, settings.private, message, shlex.join(command)))
+    else:
+        base = models.fetch(model)
+        print(f"for peft.PeftModel.from_pretrained(base, '{path}'), where base is the model of {base}")
+
+
+def _merge(record: Record, path: Path, output: str) -> None:
+    """Writes the whole model with the adapter merged in."""
+    from transformers import AutoTokenizer
+
+    import vera
+    from vera.checked_file import share
+
+    settings = record["config"]["model"]
+    if settings.get("quantise"):
+        # Whole weights take the adapter in; 4-bit ones would round it away
+        record = {**record, "config": {**record["config"], "model": {**settings, "quantise": None}}}
+        print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
+    context: Context = restore(record, output)
+    model = context.raw_model
+    vera.unload(model, merge=True)
+    classes, base = getattr(context.task, "classes", None), models.fetch(settings)
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {c: i for i, c in enumerate(classes)}
+    model.save_pretrained(path)
+    for weights in path.glob("*.safetensors"):
+        share(weights)
+    if isinstance(context.task, ImageTask):
+        write_preprocessing(base, path, context.task.wanted)
+    else:
+        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(path)
+
+
+def _round(record: Record, path: Path, output: str, form: str) -> None:
+    """Writes the adapter file in half precision."""
+    import torch
+
+    import vera
+
+    context = restore(record, output)
+    before = context.score()
+    vera.save(context.raw_model, context.method, path, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
+    vera.load(context.raw_model, path)
+    after, scale = context.score(), context.task.scale
+    print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
+
+
+if __name__ == "__main__":
+    entry_point(main)

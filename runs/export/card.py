@@ -1,0 +1,241 @@
+"""The model card of a run's adapter, written from its record: what it is, how well it does, how it was
+made."""
+
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runs.evaluate import kept_result, overrides_of
+from runs.models import Origin
+from runs.record import (
+    FINISHED,
+    Metric,
+    Record,
+    cell_id,
+    median_interval,
+    one_each,
+    row_label,
+    seed_value,
+    text_score,
+    without_paths,
+)
+
+#: By modality: the hub's name of the task, and peft's and transformers' classes that load such a model.
+KINDS = {
+    "text": ("text-classification", "AutoPeftModelForSequenceClassification", "AutoTokenizer"),
+    "text generation": ("text-generation", "AutoPeftModelForCausalLM", "AutoTokenizer"),
+    "image": ("image-classification", "AutoPeftModel", "AutoImageProcessor"),
+}
+#: The hub's names of metrics, where they are others.
+METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "nist": "nist_mt",
+    "rouge_l": "rouge",
+}
+TEXT_SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric of the run and of its cell. own: of the adapter that is exported; None where it is not known.
+    values: of each seed that has it, by seed."""
+
+    name: str
+    own: float | None
+    values: dict[int, float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values.values())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%; None for a single seed."""
+        return median_interval(list(self.values.values()))
+
+
+def numbers(record: Record, records: Iterable[Record]) -> list[Number]:
+    """The numbers of a run beside those of the other seeds of its cell: its metric, and the scores of its
+    texts. Without those that a seed lacks, or that are infinite."""
+    cell = cell_id(record), record["cell"]["row"]
+    same = [r for r in records if r["status"] in FINISHED and (cell_id(r), r["cell"]["row"]) == cell]
+    seeds = {r["cell"]["seed"]: r for r in one_each([r for r in same if r["id"] != record["id"]])[0]}
+    seeds[record["cell"]["seed"]] = record
+    values = {seed: seed_value(r) for seed, r in seeds.items()}
+    columns = [Number(record["result"]["metric"], kept_result(record, best=False), values)]
+    for key in TEXT_SCORES:
+        scores = {seed: text_score(r, key) for seed, r in seeds.items()}
+        known = {seed: score for seed, score in scores.items() if score is not None}
+        if known:
+            columns.append(Number(key, scores[record["cell"]["seed"]], known))
+    return [c for c in columns if all(map(math.isfinite, c.values.values()))]
+
+
+def metadata(
+    record: Record, name: str, origin: Origin | None, licence: str | None, own: list[Number], tags: list[str]
+) -> Any:
+    """The card's metadata (huggingface_hub.ModelCardData). own: the numbers of its model-index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, kind = record["config"]["task"], KINDS[record["config"]["model"]["modality"]][0]
+    data, commit = _data(record)
+    results = [
+        EvalResult(
+            task_type=kind,
+            dataset_type=data or task["name"],
+            dataset_name=record["label"]["task"],
+            dataset_config=task["name"] if task.get("family") == "glue" else None,
+            dataset_split=_split(record, number),
+            dataset_revision=commit,
+            metric_type=METRICS.get(number.name, number.name),
+            metric_name=_metric_name(number),
+            metric_value=round(number.median, 6),
+            metric_args={"seeds": sorted(number.values), "interval": _ends(number)},
+        )
+        for number in own
+    ]
+    return ModelCardData(
+        model_name=name.rpartition("/")[2],
+        base_model=origin.name if origin else None,
+        base_model_relation="adapter" if origin else None,
+        library_name="peft",
+        pipeline_tag=kind,
+        license=licence,
+        datasets=[data] if data else None,
+        tags=[*tags, "vera-bench"],
+        eval_results=results or None,
+    )
+
+
+def card(
+    record: Record,
+    records: Iterable[Record],
+    name: str,
+    origin: Origin | None,
+    licence: str | None,
+    loads: Mapping[str, Any],
+    converted: str = "",
+) -> Any:
+    """The card (huggingface_hub.ModelCard) of an adapter that is to be called `name`. loads: the settings
+    that load its base model as the run had it. converted: what a conversion to LoRA lost, in words; the
+    numbers of the seeds are then of the adapters before it, and none of this one's."""
+    from huggingface_hub import ModelCard
+
+    record = without_paths(record)
+    own = numbers(record, records)
+    base = origin.name if origin else "a local model"
+    seed, kind = f" (seed {record['cell']['seed']})", record["config"]["method"]["kind"]
+    what = f"{row_label(record['config'])} on {record['label']['task']}"
+    parts = [
+        f"# {name.rpartition('/')[2]}",
+        f"An adapter of {base} in peft's format: {what}, trained with vera-bench.",
+        f"Note on the base model: {origin.note}." if origin and origin.note else "",
+        converted,
+        "## Results",
+        _results(record, own, f"before conversion{seed}" if converted else f"this adapter{seed}"),
+        "## Use",
+        _use(record, name, loads),
+        "## How it was made",
+        _making(record, origin, licence),
+    ]
+    shown, tags = ([], ["lora", kind]) if converted else (own, [kind])
+    header = metadata(record, name, origin, licence, shown, tags).to_yaml()
+    return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _split(record: Record, number: Number) -> str | None:
+    """The split on the hub that a number is of, where it is known."""
+    if number.name in TEXT_SCORES:
+        return str(record["texts"]["split"])
+    return "validation" if record["config"]["task"].get("family") == "glue" else None
+
+
+def _metric_name(number: Number) -> str:
+    """As "accuracy, median of 5 seeds, 95% interval 0.84 to 0.86": the model-index has no field for it."""
+    seeds, ends = len(number.values), _ends(number)
+    if ends is None:
+        return f"{number.name}, one seed"
+    return f"{number.name}, median of {seeds} seeds, 95% interval {ends[0]:g} to {ends[1]:g}"
+
+
+def _ends(number: Number) -> list[float] | None:
+    return [round(end, 6) for end in number.interval] if number.interval else None
+
+
+def _data(record: Record) -> tuple[str | None, str | None]:
+    """The data set's name on the hub, and the commit that was read; of a local copy no commit."""
+    hub, (name, _, commit) = record["config"]["task"].get("hub"), record["data"]["content"].partition("@")
+    return hub, commit.partition(" ")[0] or None if hub == name else None
+
+
+def _results(record: Record, own: list[Number], title: str) -> str:
+    """A table of the numbers as tables print them, and what they are of. title: of the run's own column."""
+    metric = Metric.of_record(record)
+    lines = [
+        f"| | {title} | median | 95% interval | seeds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for number in own:
+        text = metric.text if number.name == metric.name else "{:.2f}".format
+        ends = " to ".join(map(text, number.interval)) if number.interval else "-"
+        mine = "-" if number.own is None else text(number.own)
+        lines.append(f"| {number.name} | {mine} | {text(number.median)} | {ends} | {len(number.values)} |")
+    data, reported = record["data"], record["result"]["reported"]
+    rows = f"{data['train_rows']:,} training rows, {data['dev_rows']:,} dev rows."
+    scale = f" {metric.name} x {metric.scale:g}." if metric.scale != 1 else ""
+    texts = " Scores of texts are those of the last epoch." if len(own) > 1 else ""
+    table = "\n".join(lines) if own else "A seed ended without a number."
+    of = f"The median is over each seed's {reported} epoch on dev, the interval a bootstrap of it."
+    return f"{table}\n\n{rows} {of}{scale}{texts}"
+
+
+def _use(record: Record, name: str, loads: Mapping[str, Any]) -> str:
+    _, auto, reader = KINDS[record["config"]["model"]["modality"]]
+    given = "".join(f", {key}={value!r}" for key, value in loads.items())
+    four_bit = record["config"]["model"].get("quantise")
+    note = "\n\nIt was trained over base weights in 4 bit (NF4, double quantisation)." if four_bit else ""
+    return (
+        f"```python\nfrom peft import {auto}\nfrom transformers import {reader}\n\n"
+        f"model = {auto}.from_pretrained({name!r}{given}).eval()\n"
+        f"{'processor' if 'Image' in reader else 'tokenizer'} = {reader}.from_pretrained({name!r})\n```{note}"
+    )
+
+
+def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
+    """The parameters, settings, command and code of the run, its deviations and the licence."""
+    count, config, code = record["parameters"], record["config"], record["code"]
+    total = f"; the model has {count['total']:,}" if count.get("total") else ""
+    method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
+    settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in method.items() if value is not None)
+    head = f" (head {config['train']['lr_head']:g})" if count["head"] else ""
+    dirty = " with uncommitted changes" if code["dirty"] else ""
+    recipe = record["recipe"].get("source")
+    model = f"{origin.name} at {origin.revision}" if origin and origin.revision else ""
+    data, commit = _data(record)
+    where = f" at {commit}" if commit else ", a local copy"
+    as_base = ", as the base model" if origin and origin.licence == licence else ""
+    facts = [
+        f"Trained parameters: {count['adapter']:,} in the adapter, {count['head']:,} in the head{total}.",
+        f"Method: {row_label(config)}" + (f" ({settings})." if settings else "."),
+        f"Base model: {model}." if model else "",
+        f"Data: {data}, {config['task']['name']}{where}." if data else "",
+        f"Training: {record['steps']:,} steps of {record['effective_batch']} rows, seed {config['seed']},"
+        f" learning rate {config['train']['lr']:g}{head}.",
+        f"Recipe: {recipe}." if recipe else "",
+        f"Code: vera-bench at commit {code['commit']}{dirty}." if code["commit"] else "",
+        f"Run: {record['id']} on {record['device']['name']}; {_versions(record)}.",
+        *(f"Deviation: {deviation}." for deviation in record["deviations"]),
+        f"Licence: {licence}{as_base}." if licence else "",
+    ]
+    command = f"```sh\npython -m runs {shlex.join(overrides_of(record))}\n```"
+    return "\n".join(f"- {fact}" for fact in facts if fact) + f"\n\n{command}"
+
+
+def _versions(record: Record) -> str:
+    versions = {key: record["versions"].get(key) for key in ("torch", "transformers", "peft")}
+    return ", ".join(f"{key} {value}" for key, value in versions.items() if value)

@@ -1,0 +1,74 @@
+"""An adapter's folder in peft's format: adapter and head, tokenizer or image preprocessing, and a card."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import vera
+from runs import models
+from runs.export.card import card
+from runs.models import Origin
+from runs.record import Record
+from runs.training.context import Context
+from tasks.images import ImageTask, write_preprocessing
+
+
+def write_folder(
+    context: Context,
+    record: Record,
+    records: Iterable[Record],
+    folder: Path,
+    name: str,
+    origin: Origin | None,
+    licence: str | None,
+) -> None:
+    """Writes the folder of a restored run. records: a ledger's, for the other seeds of its cell. name: what
+    the card calls it: OWNER/NAME or a folder.
+
+    Raises AdapterError where peft has no such adapter, before anything is written."""
+    vera.export_peft(context.raw_model, folder, *_named(origin))
+    write_beside(context, record, records, folder, name, origin, licence)
+
+
+def write_beside(
+    context: Context,
+    record: Record,
+    records: Iterable[Record],
+    folder: Path,
+    name: str,
+    origin: Origin | None,
+    licence: str | None,
+    converted: str = "",
+) -> None:
+    """Writes what belongs beside an adapter: the tokenizer, or how images are prepared, and the card.
+    converted: see `card`."""
+    from transformers import AutoTokenizer
+
+    base = models.fetch(record["config"]["model"])
+    if not isinstance(context.task, ImageTask):
+        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
+    elif (base / "preprocessor_config.json").is_file():  # timm's models have it in their own config.json
+        write_preprocessing(base, folder, context.task.wanted)
+    written = card(record, records, name, origin, licence, loads(context, record), converted)
+    (folder / "README.md").write_text(str(written), encoding="utf-8")
+
+
+def loads(context: Context, record: Record) -> dict[str, Any]:
+    """The settings with which transformers loads the base model as the run had it."""
+    classes = getattr(context.task, "classes", None)
+    given: dict[str, Any] = {} if record["config"]["model"].get("quantise") else {"dtype": "float32"}
+    if context.task.num_labels:
+        given["num_labels"] = context.task.num_labels
+    config = context.raw_model.config
+    of_timm = config.model_type == "timm_wrapper"
+    if of_timm:  # its own file has the number of classes here as well
+        given["model_args"] = config.model_args or {}
+    if of_timm or (config.architectures or [""])[0].endswith("Classification"):
+        given["ignore_mismatched_sizes"] = True  # the base has a head of other classes
+    if classes:
+        given["id2label"] = dict(enumerate(classes))
+    return given
+
+
+def _named(origin: Origin | None) -> tuple[str | None, str | None]:
+    return (origin.name, origin.revision) if origin else (None, None)

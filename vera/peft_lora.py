@@ -1,0 +1,69 @@
+"""Adapters converted to LoRA by huggingface/peft's own conversion, for servers that know only LoRA.
+
+Of each layer's change the best approximation at a rank, by SVD: exact from the rank of the change on."""
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vera.errors import AdapterError
+from vera.methods.adapted import adaptation, unload
+from vera.peft_format import CONFIG, PREFIX, export_peft, plain, write_peft
+from vera.sites import is_transposed
+
+
+@torch.no_grad()
+def export_lora(
+    model: nn.Module,
+    folder: str | Path,
+    rank: int | float,
+    base: str | None = None,
+    revision: str | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Writes an adapted model's adapter, converted to LoRA, and its head as peft does. The model is the plain
+    base model afterwards, with its head, as after `unload`.
+
+    rank: an int, of every layer; or a float up to 1, the share of each layer's squared singular values that
+    is kept, which gives each layer a rank of its own. base, revision: as for `export_peft`. Returns for each
+    layer the Frobenius norms of what the LoRA lacks of the change, and of the change.
+
+    Raises AdapterError, and writes nothing, where peft has no such adapter or cannot convert it."""
+    import peft
+    from peft.tuners.lora.conversion import convert_to_lora
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = adaptation(model)
+    if adapted and adapted.method.kind == "lora":
+        raise AdapterError("this adapter is a LoRA already: export_peft writes it without loss")
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
+        export_peft(model, place)
+        unload(model)
+        # The head stays the model's own: peft takes only wrappers of single layers off again
+        settings = json.loads((Path(place) / CONFIG).read_text(encoding="utf-8"))
+        bare = settings | {"modules_to_save": None, "task_type": None}
+        (Path(place) / CONFIG).write_text(json.dumps(bare), encoding="utf-8")
+        wrapped = peft.PeftModel.from_pretrained(model, place)
+    try:
+        config, tensors = convert_to_lora(wrapped, rank=rank)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise AdapterError(f"peft converts this adapter to no LoRA of rank {rank}: {reason}") from None
+    layers: dict[str, Any] = {n: m for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)}
+    norms, transposed = {}, False
+    for name, layer in layers.items():
+        change = layer.get_delta_weight("default").double()
+        if is_transposed(layer.get_base_layer()):
+            change, transposed = change.T, True
+        a, b = (tensors[f"{name}.lora_{part}.weight"].double() for part in "AB")
+        norms[name.removeprefix(PREFIX)] = float((change - b @ a).norm()), float(change.norm())
+    wrapped.unload()
+    # Of a head of several layers peft's conversion keeps one tensor: the head is written from the model
+    own = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    write_peft(model, folder, plain(config) | {"fan_in_fan_out": transposed}, own, base, revision)
+    return norms
