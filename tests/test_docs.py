@@ -42,7 +42,7 @@ VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEF
 #: Pages of the site that .ci/pages.py writes.
 API = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
 #: Programs that are not this project's.
-OTHERS = {"git", "cd", "curl", "wandb", "eval", "."}
+OTHERS = {"git", "cd", "curl", "docker", "wandb", "eval", "."}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -1,0 +1,106 @@
+"""The Dockerfile, which no machine of this project has built: that its lines are instructions, and that its
+make setup is make setup."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from running import ROOT
+
+#: One instruction a line, without comments.
+LINES = [
+    line.split(maxsplit=1)
+    for line in re.sub(
+        r"\\\n\s*", "", re.sub(r"(?m)^#.*\n", "", (ROOT / "Dockerfile").read_text())
+    ).splitlines()
+    if line
+]
+COMMANDS = [rest for name, rest in LINES if name == "RUN"]
+
+
+def test_each_line_is_an_instruction_and_every_argument_is_used():
+    names = [name for name, _ in LINES]
+    assert set(names) == {"ARG", "FROM", "RUN", "USER", "WORKDIR", "COPY", "ENV", "CMD"}
+    assert names[:2] == ["ARG", "FROM"]
+    for name, rest in LINES:
+        if name == "ARG":
+            assert sum(bool(re.search(rf"\${{?{rest.partition('=')[0]}\b", text)) for _, text in LINES) == 1
+    assert json.loads(LINES[-1][1]) == ["make", "help"]
+
+
+def test_the_python_is_the_one_that_ci_ran():
+    version = re.search(r"\(Python ([\d.]+) on linux\)", (ROOT / "constraints.txt").read_text())[1]
+    assert ["ARG", f"PYTHON={version}"] in LINES
+
+
+def test_nothing_of_the_project_runs_as_root():
+    at = LINES.index(["USER", "vera"])
+    assert [rest for name, rest in LINES[:at] if name == "COPY" or "make setup" in rest] == []
+    assert not any(name == "USER" for name, _ in LINES[at + 1 :])
+    assert all(rest.startswith("--chown=vera:vera ") for name, rest in LINES if name == "COPY")
+    (folder,) = (rest for name, rest in LINES if name == "WORKDIR")
+    assert folder in COMMANDS[0].split()
+    assert ["ENV", f'PATH="{folder}/.venv/bin:$PATH"'] in LINES
+
+
+def test_what_git_ignores_stays_outside_and_nothing_else():
+    """A file that is tracked and missing in the image would make each record's code differ from its commit."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    outside = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line.removeprefix("**/") for line in outside] == ignored
+
+
+def test_what_setup_reads_is_copied_before_it():
+    first, *_, everything = (rest.split()[1:] for name, rest in LINES if name == "COPY")
+    assert first.pop() == "./"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (rule,) = re.findall(r"^\.venv/\.installed: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(first) == {
+        "Makefile",
+        "hatch_build.py",
+        project["readme"],
+        *project["license-files"],
+        *rule.split(),
+    }
+    assert everything == [".", "."]
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("index", ["", "an index"])
+def test_its_steps_are_those_of_make_setup(index, tmp_path):
+    """With a python that writes down what it is asked for."""
+    first = next(rest.split()[1:-1] for name, rest in LINES if name == "COPY")
+    program = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-c":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+if "venv" in sys.argv:
+    os.makedirs(".venv/bin"), os.symlink(os.path.abspath(__file__), ".venv/bin/python")
+with open("calls", "a") as file:
+    file.write(json.dumps([sys.argv[1:], os.environ.get("PIP_EXTRA_INDEX_URL") or ""]) + "\\n")
+"""
+
+    def calls(command: str, name: str) -> list:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in first:
+            shutil.copy(ROOT / file, folder)
+        (folder / "python3").write_text(program)
+        (folder / "python3").chmod(0o755)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "TORCH_INDEX": index, "CONSTRAINTS": "constraints.txt"}
+        subprocess.run(
+            ["sh", "-c", command], cwd=folder, env=env, check=True, capture_output=True, timeout=60
+        )
+        return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+    (setup,) = (command for command in COMMANDS if "make setup" in command)
+    image, clone = calls(setup, "image"), calls("make setup", "clone")
+    assert [words for words, _ in image] == [words for words, _ in clone]
+    assert image[1][0][-4:] == ["-c", "constraints.txt", "-e", ".[bench,dev]"]
+    assert {given for _, given in image} == {index}
