@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     context = restore(record, output)
     model, method = context.raw_model, context.method
     if form == "peft":
-        package = settings["package"] or (settings.get("wheel") or "").partition("==")[0]
+        package = models.packages(settings)
         hub = None if settings["path"] or package else settings["hub"]
         base_name = None if settings["path"] else package or hub  # None: the folder that it was loaded from
         vera.export_peft(model, path, base_name, settings["revision"] if hub else None)

@@ -1,4 +1,4 @@
-"""Pretrained backbones from the hub, a local folder, an installed package, or a wheel.
+"""Pretrained backbones from the hub, a local folder, an installed package, or wheels.
 
 torch and transformers are imported in functions, since the plan only asks where a model lies.
 """
@@ -6,5 +6,16 @@ torch and transformers are imported in functions, since the plan only asks where
 from runs.models.load import load, skeleton
 from runs.models.locate import fetch, files, locate
 from runs.models.memory import check_memory, free_memory
+from runs.models.wheels import content, packages
 
-__all__ = ["check_memory", "fetch", "files", "free_memory", "load", "locate", "skeleton"]
+__all__ = [
+    "check_memory",
+    "content",
+    "fetch",
+    "files",
+    "free_memory",
+    "load",
+    "locate",
+    "packages",
+    "skeleton",
+]
