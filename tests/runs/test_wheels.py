@@ -22,6 +22,7 @@ from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
 from runs.models.locate import PATTERNS
+from runs.training.build import build
 from tasks import DataError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -300,7 +301,7 @@ def test_the_published_model_has_five_parts_with_their_hashes(tmp_path):
 
 
 def test_a_row_is_the_same_with_padding_behind_it(parted, asked):
-    """Positions begin behind the padding index, and what is padded has no say."""
+    """What is padded has no say."""
     model, tokenizer = models.load(models.fetch(parted), 2, "single_label_classification")
     model.eval()
     texts = ["good film", "a good film with a plot that is very bad and very good"]
@@ -309,3 +310,23 @@ def test_a_row_is_the_same_with_padding_behind_it(parted, asked):
         alone = [model(**tokenizer([text], return_tensors="pt")).logits for text in texts]
     assert torch.allclose(both, torch.cat(alone), atol=1e-6)
     assert not torch.allclose(both[0], both[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
+    kind, parted, asked, tiny_roberta, tmp_path
+):
+    folder = models.fetch(parted) if kind == "mpnet" else tiny_roberta
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    (tmp_path / "rows.csv").write_text("text,label\n" + 8 * (f"{600 * 'good '},a\n" + "bad,b\n"))
+    words = [
+        f"task.train_file={tmp_path / 'rows.csv'}",
+        f"task.dev_file={tmp_path / 'rows.csv'}",
+        "method.rank=4",
+    ]
+    words += ["task=text", "task.name=long", "model=encoder", f"model.path={folder}", "train.max_length=600"]
+    (run,) = expand([*words, f"output={tmp_path}"])
+    task, model, _ = build(run, torch.device("cpu"))
+    assert max(task.lengths("train")) == positions - 2
+    batch = {key: torch.from_numpy(values) for key, values in task.collate("train", [0, 1]).items()}
+    assert task.loss(model, batch).isfinite()
