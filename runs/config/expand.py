@@ -166,7 +166,7 @@ def _runs_of(
     """A run of a cell for each seed. with_recipe: the overrides, with the choice of another row's recipe."""
     choices, preset = cfg.hydra.runtime.choices, grid.preset
     if preset and not cfg.get("recipe"):
-        wanted = f"{choices['method']}/{choices['model']}"
+        wanted = choices.get("recipe") or f"{choices['method']}/{choices['model']}"
         raise UserError(
             f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
             "or choose one of its models or methods (METHODS=, MODEL=)"

