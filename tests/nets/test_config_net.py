@@ -23,6 +23,9 @@ FAST = [
     "images_dinov2",
 ]
 
+#: Of a preset of a thousand runs a part.
+PARTS = {"peers_base": ["task=mrpc,rte", "seed=0"]}
+
 
 def flat(name, value):
     if isinstance(value, dict) and value:
@@ -40,7 +43,7 @@ def test_a_presets_configurations_and_ids(preset, monkeypatch):
     monkeypatch.setattr(identity, "data_content", lambda task: f"content of {task['name']}")
     monkeypatch.chdir("/")  # paths that are relative stay so
     lines, before = [], {}
-    for run in config.expand([f"experiment={preset}"]):
+    for run in config.expand([f"experiment={preset}", *PARTS.get(preset, [])]):
         now = dict(flat("", run.config))
         lines.append(
             f"{identity.run_id(run)} {run.row} {run.model} {run.config['task']['name']} seed {run.seed}:"

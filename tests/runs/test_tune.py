@@ -340,6 +340,61 @@ def test_the_grids_are_values_that_the_papers_print():
             assert ours - set(values(printed, kind, key)) == chosen.get((kind, key), set())
 
 
+SHARED = """source: ours
+epochs: 2
+effective_batch: 8
+max_length: 32
+lr_head: 1e-3
+by_row:
+  lora: {lr: 5e-3, rank: 2}
+  peft:IA3Config: {lr: 4e-3, by_task: {epochs: {rte: 1}}}
+"""
+
+
+@pytest.mark.usefixtures("process")
+def test_of_a_recipe_that_rows_share_their_parts_are_printed_with_what_was_found(
+    tiny_words, capsys, tmp_path
+):
+    """As lines that can take the place of those in the file: the same rows then have the best rates."""
+    path = tmp_path / "conf" / "recipe" / "ours" / "encoder.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(SHARED)
+    words = [word for word in tiny_words if not word.startswith(("method.", "train."))]
+    words += [
+        "recipe=ours/encoder",
+        "method=lora,peft:IA3Config,bitfit",
+        "--config-dir",
+        str(tmp_path / "conf"),
+    ]
+    assert tune_main([*words, "tracking=off", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]) == 0
+    text = capsys.readouterr().out
+    assert "chosen:" not in text
+    block = text[text.index("for conf/recipe/ours/encoder.yaml, in by_row:") :].strip().splitlines()[1:]
+    assert block[0] == "  lora: {lr: 0.005, rank: 2, by_task: {lr: {rte: 1e-09}, lr_head: {rte: 1e-09}}}"
+    assert block[1].startswith("  peft:IA3Config: {lr: 0.004, by_task: {epochs: {rte: 1}, lr: {rte: 1e-09}")
+    path.write_text(SHARED.partition("  lora:")[0] + "\n".join(block) + "\n")
+    runs = expand(words)
+    assert [run.config["train"]["lr"] for run in runs] == [1e-9] * 3
+    assert [run.config["train"]["epochs"] for run in runs] == [2, 1, 2]
+    assert runs[0].method["rank"] == 2
+
+
+def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
+    grids = {
+        "lora": {"train.lr": ["1"], "train.lr_head": ["2"]},
+        "ours": {
+            "a": {"rows": ["lora", "IA3Config"], "train.lr": ["3"]},
+            "b": {"rows": ["lora_r2"], "train.lr": ["4"]},
+        },
+    }
+    words = ["model=minilm", "task=reviews", "method=lora,lora_r2,lora_r4,peft:IA3Config,peft:OFTConfig"]
+    runs = expand([*words, "recipe=peers/minilm"])
+    of_ours = {**grids, "peers": grids["ours"]}
+    found = [lists._grid_of(run, of_ours).get("train.lr") for run in runs]
+    assert found == [["3"], ["4"], ["3"], ["3"], None]
+    assert lists._grid_of(expand(["method=lora"])[0], of_ours) == grids["lora"]
+
+
 def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
     def name(*words, grid="{train.lr: [1e-2, 3e-2]}"):
         (cell,) = cells_of([*tiny_words, "train.lr_head=1e-2", f"grid={grid}", *words])

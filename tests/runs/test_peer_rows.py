@@ -1,0 +1,293 @@
+"""The rows of VeRA's peers: their counts and sizes, their recipes, and one budget of tuning."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import save_tiny
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+from runs import models, pairs
+from runs.config import CONF, expand
+from runs.errors import UserError
+from runs.identity import run_id
+from runs.methods import make_method
+from runs.rates import rates_of
+from runs.training.loop import Training
+from runs.training.train import train
+from runs.tune import cells
+
+BASE, MINILM = (768, 24, 43_008), (384, 12, 7_680)  # width, adapted matrices, VeRA's count
+#: Of each row with a size: its count by the method's own formula (width d, matrices n, size s), and the sizes
+#: that there are.
+SIZED = {
+    "pvera": (lambda d, n, s: n * (2 * s + d), range(1, 2000)),
+    "randlora": (lambda d, n, s: n * math.ceil(d / s) * (s + d), range(1, 2000)),
+    "waveft": (lambda d, n, s: n * s, range(1, 4000)),
+    "fourierft_matched": (lambda d, n, s: n * s, range(1, 4000)),
+    "boft": (lambda d, n, s: n * (d * s + d), [2, 3, 4, 6, 8]),
+    "oft": (lambda d, n, s: n * d * (s - 1) // 2, [2, 3, 4, 6, 8, 12, 16, 24, 32]),
+    "c3a": (lambda d, n, s: n * d * d // s, [48, 64, 96, 128, 192, 384, 768]),
+    "road": (lambda d, n, s: n * d * int(s[-1]), ["road_1", "road_2", "road_4"]),
+    "psoft": (lambda d, n, s: n * (s * (s - 1) // 2 + 2 * s), range(2, 200)),
+    "lokr": (lambda d, n, s: n * (16 * 16 + 2 * s * d // 16), range(1, 24)),
+    "supertuning": (lambda d, n, s: n * int(d * d * (1 - s)), [1 - k / 1e6 for k in range(1, 9999)]),
+    "hra": (lambda d, n, s: n * s * d, range(1, 9)),
+    "miss": (lambda d, n, s: n * s * d, range(1, 9)),
+    "deft": (lambda d, n, s: n * s * 2 * d, range(1, 9)),
+    "delora": (lambda d, n, s: n * (s * 2 * d + 1), range(1, 9)),
+    "hira": (lambda d, n, s: n * s * 2 * d, range(1, 9)),
+    "shira": (lambda d, n, s: n * s * 2 * d, range(1, 9)),
+    "peanut": (lambda d, n, s: n * s * 2 * d, range(1, 9)),
+    "unilora_matched": (lambda d, n, s: s, range(1, 50_000)),
+    "vblora_matched": (lambda d, n, s: s * (d // 3 + n * 4 * 2 * 3), range(1, 200)),
+    "nola_matched": (lambda d, n, s: n * 2 * s, range(1, 2000)),
+    "tied_lora_matched": (lambda d, n, s: n * (s + d) + s * 2 * d, range(1, 99)),
+    "vera_plus_matched": (lambda d, n, s: n * (2 * d + s), range(1, 2000)),
+}
+#: The counts on RoBERTa-base and on MiniLM.
+COUNTS = {
+    "vera": (43_008, 7_680),
+    "lora_r1": (36_864, 9_216),
+    "lora_xs_matched": (43_200, 7_500),
+    "pvera": (43_008, 7_680),
+    "randlora": (43_008, 9_216),
+    "waveft": (43_008, 7_680),
+    "ia3": (55_296, 13_824),
+    "boft": (55_296, 13_824),
+    "oft": (46_080, 6_912),
+    "c3a": (36_864, 9_216),
+    "road": (36_864, 9_216),
+    "psoft": (42_456, 7_548),
+    "beft": (9_216, 2_304),
+    "lokr": (43_008, 7_680),
+    "supertuning": (43_008, 7_680),
+    "hra": (36_864, 9_216),
+    "deft": (36_864, 9_216),
+    "delora": (36_888, 9_228),
+    "hira": (36_864, 9_216),
+    "miss": (36_864, 9_216),
+    "shira": (36_864, 9_216),
+    "peanut": (36_864, 9_216),
+    "unilora": (23_040, 23_040),
+    "unilora_matched": (43_008, 7_680),
+    "fourierft": (24_000, 12_000),
+    "fourierft_matched": (43_008, 7_680),
+    "vblora_matched": (43_264, 7_488),
+    "nola_matched": (43_008, 7_680),
+    "tied_lora_matched": (43_392, 7_728),
+    "vera_plus_matched": (43_008, 9_228),
+}
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A run of each row of peers_minilm."""
+    return {run.row: run for run in expand(["experiment=peers_minilm", "seed=0"])}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A run of each row of peers_base, on one task."""
+    return {run.row: run for run in expand(["experiment=peers_base", "seed=0", "task=rte"])}
+
+
+def count_of(run) -> int:
+    """What a run's method trains, from its model's outline."""
+    words = {key: run.config["model"][key] for key in ("architecture", "settings", "modality", "label")}
+    outline, method = models.skeleton(words, 2, None), make_method(run.method)
+    if run.row == "shira":  # which draws its entries as it is installed
+        width, layers = words["architecture"]["hidden_size"], words["architecture"]["num_hidden_layers"]
+        sizes = {"hidden_size": width, "num_attention_heads": 12, "intermediate_size": 8, "vocab_size": 9}
+        outline = RobertaForSequenceClassification(RobertaConfig(**sizes, num_hidden_layers=1))
+        method.adapt(outline)
+        return layers * method.count(outline)
+    method.adapt(outline)
+    return method.count(outline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["base", "study"])
+def test_each_row_has_its_count_at_the_size_nearest_veras(where, request):
+    runs, (width, matrices, target) = request.getfixturevalue(where), BASE if where == "base" else MINILM
+    for row, counts in COUNTS.items():
+        if row not in runs:
+            assert where == "study"
+            assert row in {"ia3", "boft", "beft", "lokr", "unilora", "fourierft"}
+            continue
+        run = runs[row]
+        count = counts[0] if where == "base" else counts[1]
+        assert count_of(run) == count, row
+        if row in SIZED:
+            formula, sizes = SIZED[row]
+            apart = [abs(formula(width, matrices, size) - target) for size in sizes]
+            assert abs(count - target) == min(apart), row
+    sized = {row: counts[where == "study"] for row, counts in COUNTS.items() if row in runs}
+    far = {row for row, count in sized.items() if not 0.75 < count / target < 1.25}
+    assert far == ({"ia3", "boft", "beft", "unilora", "fourierft"} if where == "base" else set())
+
+
+@pytest.mark.slow
+def test_every_row_of_both_presets_has_four_rates_over_the_same_range(study, base):
+    """Where rates are to be tuned: rows of peers_base with published recipes have those."""
+    grids = cells._read((CONF / "tune.yaml").read_text())
+    searched = [*study.values(), *(run for run in base.values() if run.recipe.startswith("peers/"))]
+    for run in searched:
+        ((key, rates),) = cells._grid_of(run, grids).items()
+        assert key == ("train.lr_head" if run.row == "head" else "train.lr")
+        assert len(rates) == 4, run.row
+        assert 60 <= float(rates[-1]) / float(rates[0]) <= 67, run.row
+    published = {run.recipe.partition("/")[0] for run in base.values()} - {"peers"}
+    assert published == {"vera", "lora", "lora_plus", "lora_xs", "unilora", "fourierft", "vblora"}
+    classes = {name for group in grids["peers"].values() for name in group["rows"] if name.endswith("Config")}
+    run_by = {run.config["method"].get("config_class") for run in study.values()} - {None}
+    assert run_by == classes
+
+
+@pytest.mark.slow
+def test_nothing_is_selected_on_the_rows_that_peers_minilm_reports(study):
+    for run in study.values():
+        train, task = run.config["train"], run.config["task"]
+        assert (train["epochs"], train["evaluate_every"]) == (3, 3)
+        assert (task["train_rows"], task["dev_rows"], task["holdout"]) == (1000, 2000, None)
+        assert {key: train[key] for key in ("effective_batch", "weight_decay", "clip", "schedule")} == {
+            "effective_batch": 32,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+            "schedule": "linear",
+        }
+        assert run.row == "head" or train["lr_head"] == 1e-3
+
+
+def test_rates_by_the_row():
+    """LoRA+ and VB-LoRA: as many times the run's own rate, whatever it is."""
+    vblora, plus, lora = expand(["model=roberta_base", "task=rte", "method=vblora,lora_plus_r1,lora_r1"])
+    assert vblora.config["train"]["lr_by"] == {"vblora_logits*": 1e-2}
+    assert plus.config["train"]["lr_by"] == {"B": pytest.approx(2e-3)}
+    assert (plus.config["train"]["lr"], lora.config["train"]["lr"]) == (1e-4, 5e-4)
+    (run,) = expand(["method=lora_plus", "train.lr=1e-2"])
+    assert run.config["train"]["lr_by"] == {"B": pytest.approx(0.2)}
+    assert "lr_by" not in run.method
+    (other,) = expand(["method=lora_plus", "train.lr_by={B: 5e-1}"])
+    assert other.config["train"]["lr_by"] == {"B": 0.5}
+    assert rates_of({"B": "2.5x", "A": 0}, 1e-2) == {"B": 0.025, "A": 0.0}
+    for wrong in ("x", "-2x", "2 x", "1e400x", None):
+        with pytest.raises(UserError, match=r"train\.lr_by\.B=.*or such as 16x"):
+            rates_of({"B": wrong}, 1e-2)
+
+
+def test_an_unknown_pattern_names_the_class_own_parameters():
+    words = ["method=vblora_matched", "experiment=peers_minilm", "seed=0"]
+    (run,) = expand([*words, "train.lr_by={bank: 1e-2}"])
+    assert re.search(r"no trained parameter's name ends with 'bank'. There are: .*vblora", pairs.refusal(run))
+    for row in ("vblora_matched", "lora_plus"):
+        (run,) = expand([f"method={row}", *words[1:]])
+        assert pairs.refusal(run) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "kind", "width", "rows"),
+    [("peers_base", "roberta", 768, 33), ("peers_minilm", "bert", 384, 65)],
+)
+def test_every_row_trains_for_two_steps(preset, kind, width, rows, glue, tmp_path):
+    """On a layer of the model's own width, which the sizes are made for."""
+    model = save_tiny(
+        tmp_path / "model", kind, hidden_size=width, num_hidden_layers=1, num_attention_heads=12
+    )
+    words = [f"experiment={preset}", "task=rte", "seed=0", f"model.path={model}", "model.architecture=null"]
+    words += [f"task.data_dir={glue}", "train.max_steps=2", "device=cpu", f"output={tmp_path}"]
+    runs = expand([*words, *(["model.sha256=null", "task.dev_rows=null"] if kind == "bert" else [])])
+    assert len(runs) == rows
+    for run in runs:
+        record = train(Training(run, run_id(run), lambda event: None))
+        assert record["status"] == "done", run.label
+        assert record["steps"] == 2
+        assert record["parameters"]["adapter"] == record["parameters"]["formula"]
+        assert (record["parameters"]["adapter"] > 0) == (run.row != "head")
+        if run.recipe.startswith("peers/"):  # the row's part is the recipe, and nothing differs from it
+            assert not [words for words in record["deviations"] if "recipe" in words], run.label
+
+
+# --- recipes that rows share
+
+
+def shared(folder: Path, text: str) -> list[str]:
+    """The words for a recipe of this text, which MiniLM's rows share."""
+    path = folder / "recipe" / "ours" / "minilm.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return ["--config-dir", str(folder), "recipe=ours/minilm", "model=minilm", "task=reviews"]
+
+
+def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
+    words = shared(
+        tmp_path,
+        "source: ours\nlr: 1e-3\nlr_head: 2e-3\nby_task: {epochs: {reviews: 5}, lr_head: {reviews: 3e-3}}\n"
+        "by_row:\n  lora: {lr: 5e-3, rank: 2}\n  vera: {epochs: 7, by_task: {lr: {reviews: 9e-3}}}\n"
+        "  peft:IA3Config: {lr: 4e-3, lr_head: 1e-4, lr_by: {ia3_l*: 2x}}\n",
+    )
+    runs = expand([*words, "method=lora,vera,peft:IA3Config,peft:OFTConfig"])
+    rates = [(run.config["train"]["lr"], run.config["train"]["lr_head"]) for run in runs]
+    assert rates == [(5e-3, 3e-3), (9e-3, 3e-3), (4e-3, 1e-4), (1e-3, 3e-3)]
+    assert [run.config["train"]["epochs"] for run in runs] == [5, 7, 5, 5]
+    assert runs[0].method["rank"] == 2
+    assert runs[2].config["train"]["lr_by"] == {"ia3_l*": 8e-3}
+    # A record has the recipe that its row has, and a key that is given is a deviation from that
+    assert all("by_row" not in run.config["recipe"] for run in runs)
+    assert [run.recipe for run in runs] == ["ours/minilm"] * 4
+    (same,) = expand([*words, "method=lora", "train.lr=5e-3"])
+    (other,) = expand([*words, "method=lora", "train.lr=1e-3"])
+    assert (same.changed, other.changed) == ([], ["train.lr=1e-3"])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("lorra: {lr: 1}", "no method of the name 'lorra'. Did you mean lora?"),
+        ("lora: {size: 1}", "by_row: lora: no key 'size' for the row lora."),
+        ("lora: {chosen: {lr: x}}", "by_row: lora: no key 'chosen' for the row lora."),
+        ("lora: {by_task: {lr: {reviewz: 1}}}", "no task 'reviewz', in by_task: lr. Did you mean reviews?"),
+        ("lora: 3", "by_row should be a mapping, such as {lora: {lr: ...}}"),
+    ],
+)
+def test_a_part_that_nothing_reads_is_refused(part, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        expand([*shared(tmp_path, f"lr: 1e-3\nby_row:\n  {part}\n"), "method=lora"])
+    with pytest.raises(UserError, match="no key 'rank'"):  # what only some rows read stands in their parts
+        expand([*shared(tmp_path, "rank: 2\nby_row: {}\n"), "method=lora"])
+
+
+def test_published_recipes_are_those_of_the_scripts():
+    """Their numbers, once more from the sources: the sum over tasks shows a slip."""
+    sums = {
+        "vblora": {"epochs": 465, "lr_head": 0.078},
+        "unilora": {"epochs": 465, "lr_head": 0.0308},
+        "fourierft": {"epochs": 360, "lr_head": 0.041, "lr": 0.5, "scaling": 563.0},
+    }
+    for row, of_keys in sums.items():
+        recipe = yaml.safe_load((CONF / "recipe" / row / "roberta_base.yaml").read_text())["by_task"]
+        assert {key: pytest.approx(sum(map(float, recipe[key].values()))) for key in recipe} == of_keys
+    configs = expand(["model=roberta_base", "task=rte", "method=fourierft,fourierft_matched"])
+    assert [run.method["config"] for run in configs] == [
+        {"n_frequency": n, "scaling": 110.0} for n in (1000, 1792)
+    ]
+
+
+def test_a_rank_above_the_width_is_one_basis_of_randlora():
+    """RoBERTa-base's row: that it computes, not only counts."""
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 8, "vocab_size": 9}
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(RobertaConfig(**sizes, num_hidden_layers=1)).eval()
+    (run,) = expand(["model=roberta_base", "task=rte", "method=randlora"])
+    method, ids = make_method(run.method), torch.tensor([[0, 4, 5, 2]])
+    method.adapt(model)
+    before = model(ids).logits
+    with torch.no_grad():
+        for parameter in method.adapter_parameters(model).values():
+            parameter.add_(0.1)
+    assert method.count(model) == 2 * (1024 + 768)
+    assert not torch.allclose(before, model(ids).logits)
