@@ -9,6 +9,7 @@ from analysis.paper import NAMES, claims
 from analysis.table import Table, TableCell, make_row
 from analysis.tables.counts import binary, memory
 from runs.record import Ledger
+from runs.record.text import plural
 
 #: What measures the rows that no formula gives.
 COMMAND = "make bench-serving"
@@ -99,4 +100,5 @@ def _latency(bench: dict[str, Any]) -> list[list[TableCell]]:
 
 def _origin(bench: dict[str, Any]) -> str:
     """Where the benchmark ran."""
-    return f"{bench['machine']['name']}, {bench['threads']} threads, {bench['date']}; 64 requests in a batch."
+    threads = plural(bench["threads"], "thread")
+    return f"{bench['machine']['name']}, {threads}, {bench['date']}; 64 requests in a batch."

@@ -1031,6 +1031,7 @@ def test_claims_show_what_the_benchmark_of_serving_measured():
     assert rows_["RoBERTa-base, VeRA merged: time at 32 tokens"] == ["none", "1.01 x (2,020 ms)", "measured"]
     assert rows_["RoBERTa-base, VeRA not merged: time at 32 tokens"] == ["-", "1.25 x (2,500 ms)", "measured"]
     assert rows_["M, VeRA r=2: an adapter's file"] == ["-", "1,048,576 bytes (250,000 parameters)", "written"]
+    assert "bench-serving: a CPU, 2 threads, 2026-11-27; 64 requests in a batch." in table.notes
     assert rows_["M, VeRA r=2: 1,000,000 files"] == ["-", "976.6 GB", "written"]
     assert not any("make bench-serving" in row for row in table.texts)
 
