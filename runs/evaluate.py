@@ -3,7 +3,7 @@
 python -m runs.evaluate RUN                 a run id (or its beginning), as in outputs/records
 
 Texts that the run has decoded are scored again, too. A score that the record lacks (where there was no Java)
-is added to it.
+is added to it, and so is the forgetting of a language model (task.forgetting_text).
 """
 
 import json
@@ -24,12 +24,16 @@ from runs.record import Record, record_path, run_folder, study_folders, write_re
 from runs.record.text import describe
 from runs.run import Run
 from tasks.base import Decoding
+from tasks.forgetting import is_path
 
 if TYPE_CHECKING:
     from runs.training.context import Context
 
 #: Settings that name local files. Published records have the last parts of these paths only.
-PATHS = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.template")
+PATHS = (
+    *("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.template"),
+    "task.forgetting_text",
+)
 #: Settings of one machine or command, and those that a file of conf/ brings along.
 NOT_COMPOSED = [
     *("output", "debug", "device", "micro_batch", "eval_batch", "checkpoint_minutes", "keep", "seed"),
@@ -52,8 +56,10 @@ def main(arguments: list[str]) -> int:
     if record.get("texts") and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
         return 0 if same else 1
+    before = list[float | None]()  # of the base model, for each of the kept adapters
     for best in (False, True) if keep == "both" else (False,):
-        recorded, again = kept_result(record, best), restore(record, output, best).score()
+        context = restore(record, output, best, fresh=lambda base: before.append(_base_loss(base)))
+        recorded, again = kept_result(record, best), context.score()
         equal = bool(np.isclose(again, recorded, atol=1e-9))
         which = " (the best epoch's)" if best else ""
         print(
@@ -61,7 +67,42 @@ def main(arguments: list[str]) -> int:
             f" {result['scale'] * recorded:.2f}: {'the same' if equal else 'NOT the same'}"
         )
         same = same and equal
+        if not best:
+            same = _forgetting_again(record, context, before[0], output) and same
     return 0 if same else 1
+
+
+def _base_loss(context: "Context") -> float | None:
+    from runs.training.forgetting import base_loss
+
+    return base_loss(context)
+
+
+def _forgetting_again(record: Record, context: "Context", before: float | None, output: str) -> bool:
+    """Measures the forgetting of a run again, where its kept adapter is the last epoch's. Returns whether it
+    is as recorded; a record that lacks it gets it."""
+    from runs.training.forgetting import forgetting
+
+    curve, keep = record["curve"]["epoch"], record["config"]["keep"]
+    last = keep in ("last", "both", "none") or record["result"]["best_epoch"] == curve[-1]
+    again = forgetting(context, before) if last else {}
+    if not again:
+        return True
+    recorded = record["result"].get("forgetting")
+    if recorded is None:
+        if record_path(output, record["id"]).is_file():  # and not a published one
+            record["result"]["forgetting"] = again
+            write_record(output, record)
+            print("forgetting added to the record")
+        return True
+    if recorded["sha256"] != again["sha256"]:
+        print(f"forgetting: recorded on another text ({recorded['text']}), not compared")
+        return True
+    pairs = [(recorded[key], again[key]) for key in ("before", "after")]
+    # Rounded values (adapter_precision) and another device give nearly the same
+    equal = all(a == b or (a and b and np.isclose(a, b, rtol=1e-3)) for a, b in pairs)
+    print(f"forgetting as recorded: {'the same' if equal else 'NOT the same'}")
+    return bool(equal)
 
 
 def score_again(record: Record, output: str, name: str) -> bool:
@@ -103,12 +144,16 @@ def score_again(record: Record, output: str, name: str) -> bool:
 
 
 def restore(
-    record: Record, output: str, best: bool = False, report: Callable[[dict[str, Any]], None] = lambda _: None
+    record: Record,
+    output: str,
+    best: bool = False,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    fresh: Callable[["Context"], None] = lambda _: None,
 ) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
-    best: the best epoch's adapter, of a run that kept both. Raises UserError where a file is missing,
-    AdapterError where one is damaged or does not fit."""
+    best: the best epoch's adapter, of a run that kept both. fresh: called before these are loaded. Raises
+    UserError where a file is missing, AdapterError where one is damaged or does not fit."""
     import vera
     from runs.training.context import Context
 
@@ -126,6 +171,7 @@ def restore(
                 f" {command_of(record, output)}"
             )
     context = Context(as_run(record), record["id"], report, start=False)
+    fresh(context)
     if "adapter" in files:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers', of copying a model
@@ -175,7 +221,7 @@ def overrides_of(record: Record) -> list[str]:
     label = "" if has_file else "method.label"  # the name of a row of peft's
     recipe, wanted = record["recipe"]["name"], dict(_leaves(config))
     for key in PATHS:  # some models and tasks compose nothing without them
-        if wanted.get(key):
+        if wanted.get(key) and is_path(wanted[key]):
             overrides.append(f"{key}={_local_path(wanted.pop(key))}")
     try:
         runs = expand(overrides)

@@ -127,6 +127,7 @@ class Task(ABC):
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     unreadable: rows left out because they cannot be read, by name, with the reason.
+    fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
     """
 
     name: str
@@ -144,6 +145,7 @@ class Task(ABC):
     unit: str = "tok"
     selection: str | None = None
     unreadable: Mapping[str, str] = {}
+    fixed_text: Any = None
 
     def hold_out(self, share: float) -> None:
         """Replaces the dev rows by a random share in (0, 1) of the training rows, the same for every seed.

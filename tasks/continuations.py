@@ -29,6 +29,11 @@ class Continuations(Task):
     label_smoothing = 0.0
     _rows: dict[str, list[Row]]
 
+    def prepare_text(self, tokenizer: Any, positions: int | None) -> None:
+        """Tokenises the text that forgetting is measured on, where there is one."""
+        if self.fixed_text:
+            self.fixed_text.prepare(tokenizer, positions)
+
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids, _ in self._rows[split]]
 

@@ -21,6 +21,7 @@ from tasks.continuations import Continuations
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.fetch.hub import content, data_folder
+from tasks.forgetting import fixed_text
 
 PROTOCOL = 1
 
@@ -46,6 +47,7 @@ class E2ETask(Continuations, Decoding):
         self.label_smoothing = settings["label_smoothing"]
         self.variants = [f"{penalty:g}" for penalty in settings["length_penalty"]]
         self.notes: list[str] = []
+        self.fixed_text = fixed_text(settings)
         self._rows = {}
         self._prompts: list[list[int]] = []
 
@@ -70,6 +72,7 @@ class E2ETask(Continuations, Decoding):
             raise DataError(f"{self.name}: {needed}")
         end = tokenizer.convert_tokens_to_ids(self._end)
         self._tokenizer = tokenizer
+        self.prepare_text(tokenizer, positions)
 
         def ids(texts: list[str]) -> list[list[int]]:
             return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -18,6 +18,7 @@ from typing import Any
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out, listed, parse_json, quoted
 from tasks.continuations import Continuations
 from tasks.fetch.hub import content, data_folder
+from tasks.forgetting import fixed_text
 from tasks.mt_bench import BENCHES
 from tasks.text import open_text
 
@@ -122,6 +123,7 @@ class InstructTask(Continuations):
         self.name, self.template, self.splits = settings["name"], template, splits
         self.block = block(settings)
         self.notes: list[str] = []
+        self.fixed_text = fixed_text(settings)
         self._rows = {}
 
     def hold_out(self, share: float) -> None:
@@ -137,6 +139,7 @@ class InstructTask(Continuations):
             needed = "the model's tokenizer has no end-of-text token, which ends a response"
             raise DataError(f"{self.name}: {needed}")
         self.tokenizer, self.positions = tokenizer, positions
+        self.prepare_text(tokenizer, positions)
         left_out = 0
         for split, rows in self.splits.items():
             texts = [self.template.prompt(row.instruction, row.input) for row in rows]

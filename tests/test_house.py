@@ -43,7 +43,10 @@ BESIDE_THE_SPINE = {
         for n in ("models", "errors", "sources", "file_hash", "lengths", "methods", "gpus", "rates")
     ),
     *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides")),
-    *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "flags", "provenance")),
+    *(
+        f"runs.training.{n}"
+        for n in ("checkpoint", "decode", "features", "flags", "forgetting", "provenance")
+    ),
     "analysis.beside",
 }
 

@@ -16,6 +16,7 @@ from analysis.cells import Cell
 from analysis.figures.figure import Figure, colour, marker, parameter_count, with_runs
 from analysis.figures.labels import Label, place_labels
 from analysis.figures.seeds import metric_label
+from analysis.forgetting import change, texts_of
 from analysis.series import Series, series
 from analysis.table import TableCell, make_row
 from analysis.verdicts import all_cells
@@ -70,6 +71,7 @@ AXES = {
     "bytes": Axis("adapter file", _of_records(lambda r: r["cost"].get("adapter_bytes")), ".0f", _size),
     "seconds": Axis("seconds of a run: training, evaluation and decoding", _of_records(_seconds), ".1f"),
     "memory": Axis("peak memory", _of_records(lambda r: r["cost"].get("peak_memory_bytes")), ".0f", _size),
+    "forgetting": Axis("forgetting on a fixed text, nats a token", _of_records(change), ".4f", linear=True),
 }
 USUAL = ("parameters", "metric")
 #: What depends on the machine.
@@ -126,6 +128,8 @@ def _of_one(cells: Sequence[Cell], names: tuple[str, str], suffix: str) -> Figur
         notes.append(f"{devices}: seconds and memory of different machines do not compare.")
     if "memory" in names and any(cell.records[0]["device"]["type"] == "cpu" for cell in cells):
         notes.append("memory on a CPU: the largest of the process, the libraries included.")
+    if "forgetting" in names and len(texts_of(r for cell in cells for r in cell.records)) > 1:
+        notes.append("forgetting was measured on several texts, which do not compare.")
     axes = (_axis(names[0], number), _axis(names[1], number))
     label = cells[0].records[0]["label"]
     words = [axes[i].label.partition(",")[0] if name == "metric" else name for i, name in enumerate(names)]

@@ -25,6 +25,7 @@ SHOWN = (
 )
 #: Keys that hold a local path; only its last part is shown.
 PATHS = {"path", "data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template", "output"}
+PATHS |= {"forgetting_text"}
 PATHS |= {"init_from", "from"}
 COSTS = {"train_seconds": "training, s", "evaluate_seconds": "evaluation, s", "decode_seconds": "decoding, s"}
 COSTS |= {"tokens_per_second": "tokens/s", "images_per_second": "images/s"}

@@ -6,6 +6,7 @@ from typing import Any
 from analysis import beside, compare
 from analysis.beside import MARGIN, MARGIN_OF_10, Beside, off_formula, status
 from analysis.cells import Cell, Key, cells
+from analysis.forgetting import with_forgetting
 from analysis.paper import SCORES, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
@@ -37,7 +38,8 @@ def _of_model(model: str, by_key: Mapping[Key, Cell], select: str) -> Table:
     title = f"Table 3, {MODELS[model]}: E2E NLG" if printed else compare.other_model("Table 3", model)
     header = ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"]
     notes = [*_notes(rows, list(ours.values()), model, select), *compare.about(by_key)]
-    return Table(title, header, rows, notes, model, {"e2e": "E2E"}, tuple(SCORES))
+    table = Table(title, header, rows, notes, model, {"e2e": "E2E"}, tuple(SCORES))
+    return with_forgetting(table, by_key.values())
 
 
 def _score_rows(cell: Cell, printed: Sequence[Printed] = ()) -> list[list[TableCell]]:

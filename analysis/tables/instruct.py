@@ -9,6 +9,7 @@ from typing import Any
 from analysis import beside, compare
 from analysis.beside import MARGIN_OF_JUDGES, Beside, status
 from analysis.cells import Cell, Key, cells
+from analysis.forgetting import with_forgetting
 from analysis.paper import BENCHES, LLAMAS, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
@@ -60,7 +61,8 @@ def _judged_table(table: str, bench: str, by_key: Mapping[Key, Cell], model: str
     title = f"{table}, {LLAMAS[model]}" if model in LLAMAS else compare.other_model(table, model)
     header = ["method", "source", "params", "score", "95%", "by turn", "valid", "judge", "status"]
     notes = [*_notes(rows), *compare.about(by_key), *_answering_notes(by_key.values(), bench)]
-    return Table(f"{title}: {BENCHES[bench]}", header, rows, notes, model, _instructions(by_key))
+    judged = Table(f"{title}: {BENCHES[bench]}", header, rows, notes, model, _instructions(by_key))
+    return with_forgetting(judged, by_key.values())
 
 
 def _judgements(records: Iterable[Record], bench: str) -> list[tuple[Record, dict[str, Any]]]:

@@ -16,7 +16,10 @@ from runs.record import from_recipe
 #: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
 SCALINGS = ("constant", "proportional")
 #: Keys of a task that hold a path or a name, or null, and no number.
-NAMES = ("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template")
+NAMES = (
+    *("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template"),
+    "forgetting_text",
+)
 #: Types in a user's words.
 TYPES: dict[type, str] = {
     int: "a whole number",

@@ -17,6 +17,7 @@ COMPUTED = ("path", "weights")
 PLACES = (
     *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
     *("workers", "bad_images", "template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),
+    "forgetting_text",
 )
 #: Keys that were added after records had been written, with the value that was fixed before. At that value
 #: they are left out of identities and comparisons, so that older records still count.

@@ -145,12 +145,17 @@ def without_paths(record: Record) -> Record:
     config = {**record["config"], "output": "outputs"}
     for part in ("model", "task"):
         paths = LocalPaths.__annotations__
-        config[part] = {k: Path(v).name if k in paths and v else v for k, v in config[part].items()}
+        config[part] = {k: _name(v) if k in paths and v else v for k, v in config[part].items()}
     start = record.get("start")
     if start:
         config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
     return {**record, "config": config, "start": start}
+
+
+def _name(where: str) -> str:
+    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its name."""
+    return where if where.startswith("hub:") else Path(where).name
 
 
 def record_text(record: Record) -> str:

@@ -67,6 +67,7 @@ class LocalPaths(TypedDict, total=False):
     cache_dir: str | None
     mt_bench_dir: str | None
     template: str | None
+    forgetting_text: str | None
 
 
 class Part(LocalPaths):
@@ -219,6 +220,16 @@ class Selected(TypedDict):
     optimism: NotRequired[Number]
 
 
+class Forgetting(TypedDict):
+    """A language model's cross-entropy on a text that it is not trained on, in nats a token."""
+
+    text: str
+    sha256: str
+    tokens: Count  # that are predicted
+    before: Number  # of the base model; None where it is not finite
+    after: Number  # of the last epoch
+
+
 class Result(TypedDict):
     """The numbers that tables show."""
 
@@ -230,6 +241,7 @@ class Result(TypedDict):
     best: Number
     best_epoch: Number | list[float]
     last: Number
+    forgetting: NotRequired[Forgetting]
     # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
     protocols: NotRequired[dict[str, Selected | None]]
 

@@ -109,6 +109,7 @@ def summary_of(record: Record) -> dict[str, Any]:
     numbers |= {f"cost/{key}": value for key, value in cost.items()}
     of_cell = {key: result.get(key) for key in ("best", "last")}
     of_cell |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
+    numbers |= {f"forgetting/{key}": (result.get("forgetting") or {}).get(key) for key in ("before", "after")}
     for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
         if entry["variant"] == texts["scores"][0]["variant"]:
             scores = {

@@ -36,6 +36,7 @@ from runs.training.context import Context, Owner, Report, Stop, StoppedError
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
 from runs.training.flags import not_deterministic
+from runs.training.forgetting import base_loss, forgetting
 from runs.training.provenance import code_state, provenance, write_configuration
 from runs.training.state import Plan, State
 
@@ -81,9 +82,9 @@ class Training(Context):
         self.scheduler = make_schedule(optimizer, self.settings, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
-        self.notes = large_share(self.method, self.raw_model)
-        self.notes += not_deterministic(run, device)
+        self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
+        self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
         self.state = State(self.config["keep"])
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
@@ -109,10 +110,11 @@ class Training(Context):
         self.stop.listens = False
         # Also a request of this moment: everything is saved, and decoding may take as long as training.
         self.stop.check()
-        # The texts of a diverged model are no result.
-        if not self.task.decodes or self.state.status != "done":
+        if self.state.status != "done":  # the texts of a diverged model are no result
             return None
-        return decode_epochs(self, self.state.curve["epoch"], self.best(), self.state.seconds)
+        self.forgetting = forgetting(self, self.base_loss)  # decoding ends with the best epoch's values
+        epochs, best, seconds = self.state.curve["epoch"], self.best(), self.state.seconds
+        return decode_epochs(self, epochs, best, seconds) if self.task.decodes else None
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
@@ -122,8 +124,7 @@ class Training(Context):
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # They depend on seed and epoch alone, so a checkpoint needs nothing about batches.
             batches = epoch_batches(self.lengths, size, self.config["data_seed"], epoch, self.task.block)
-            # A resumed run continues with the batches that are left of its epoch. train.max_steps may end
-            # within an epoch, which is then evaluated like a complete one.
+            # What is left of the epoch. train.max_steps may end within one, evaluated like a whole one.
             done = self.state.step - epoch * self.plan.steps_per_epoch
             coming = batches[done : done + self.plan.total_steps - self.state.step]
             # The task can read images ahead of the step that needs them.
@@ -293,8 +294,7 @@ class Training(Context):
 
     def _resume(self) -> bool:
         """Continues from the checkpoint of an earlier attempt, if there is one. Returns whether there is."""
-        saved = self.checkpoint.load()
-        if not saved:
+        if not (saved := self.checkpoint.load()):
             return False
         state, of_method = saved
         self.state = State(**state)

@@ -86,7 +86,8 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "micro_batch": config["micro_batch"],
         "steps": state.step,
         "curve": state.curve,
-        "result": summarise(state.curve, dev_rows, metric, task.reported, config["select"]),
+        "result": summarise(state.curve, dev_rows, metric, task.reported, config["select"])
+        | ({"forgetting": training.forgetting} if training.forgetting else {}),
         "texts": texts,
         "cost": _cost(training, decoded=bool(texts)),
         "predictions": {

@@ -110,8 +110,10 @@ def test_the_direction_is_the_metrics_own():
 @pytest.mark.parametrize("x", pareto.AXES)
 @pytest.mark.parametrize("y", pareto.AXES)
 def test_any_two_are_drawn(x, y):
+    forgets = {"forgetting": {"text": "t", "sha256": "s", "tokens": 9, "before": 3.0, "after": 3.1}}
+    rows = [row | {"result": row["result"] | forgets} for row in ROWS]
     if x != y:
-        (figure,) = pareto.make(ledger(*ROWS), axes=(x, y))
+        (figure,) = pareto.make(ledger(*rows), axes=(x, y))
         assert len(figure.rows) == 4
         assert "nan" not in figures.svg(figure)
 
@@ -204,7 +206,7 @@ def output(tmp_path):
 def test_the_command_draws_it_and_refuses_other_axes_in_one_line(output, capsys):
     assert main(["pareto", "x=bytes", "y=metric", "task=rte", f"output={output}"]) == 0
     assert "pareto_metric_by_bytes_rte_minilm.png" in capsys.readouterr().out
-    known = "Known: metric, parameters, bytes, seconds, memory"
+    known = "Known: metric, parameters, bytes, seconds, memory, forgetting"
     with pytest.raises(UserError, match=f"^no axis x= 'params'. Did you mean parameters\\? {known}$"):
         main(["pareto", "x=params"])
     with pytest.raises(UserError, match=r"^x=bytes y=bytes: two different ones of metric, "):

@@ -1,6 +1,7 @@
 """The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub
 does."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -163,8 +164,10 @@ def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
     assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (6, 12)
 
 
-def test_instructions_and_questions_come_from_the_hub(hub, tmp_path):
+def test_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):
+    (file,) = alpaca.glob("*.json")
     words = [
+        f"task.forgetting_text=hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}",
         "model=decoder",
         "model.hub=own/llama",
         f"model.revision={COMMIT}",
@@ -183,6 +186,9 @@ def test_instructions_and_questions_come_from_the_hub(hub, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
     assert record["data"]["content"].startswith(f"yahma/alpaca-cleaned@{COMMIT} template:")
+    text = record["result"]["forgetting"]
+    assert text["text"] == f"hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}"
+    assert text["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     words = [record["id"], "task.answer_tokens=2", f"output={tmp_path / 'out'}"]
     answered = call(hub, tmp_path / "home", *words, module="runs.answer")
     assert answered.returncode == 0, answered.stdout + answered.stderr

@@ -173,7 +173,7 @@ def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e, loaded):
         def convert_tokens_to_ids(self, token):
             return self.get_vocab()[token]
 
-    task = load(e2e)
+    task = load(e2e, forgetting_text="none")
     task.prepare(Other(), 64)
     assert task.ends == (7,)  # a blank line is two tokens there
     mr, reference = "name : Blue Door | customer rating : 5 out of 5", " Blue Door has a 5-star rating ."

@@ -1,0 +1,64 @@
+"""What a language model forgets: its cross-entropy on the task's fixed text (tasks/forgetting.py), as the
+base model and as it is after training."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import vera
+from runs.training.context import Context
+
+
+def text_loss(context: Context) -> float | None:
+    """The cross-entropy of the model's current values on the fixed text, in nats a token; None where it is
+    not finite."""
+    model = context.raw_model
+    model.eval()
+    with torch.no_grad(), vera.unchanged(model), context.accelerator.autocast():
+        loss = float(context.task.fixed_text.loss(model))
+    return loss if math.isfinite(loss) else None
+
+
+def base_loss(context: Context) -> float | None:
+    """The same of the base model: with the adapter switched off. Values that a method trains in place are not
+    switched off, so that it is measured before they train. None for a task without such a text."""
+    if not context.task.fixed_text:
+        return None
+    context.report({"phase": "reading the fixed text"})
+    with _switched_off(context.raw_model):
+        return text_loss(context)
+
+
+def forgetting(context: Context, before: float | None) -> dict[str, Any]:
+    """The record's `forgetting`, with the model's values of now after training. before: of `base_loss`. Empty
+    for a task without such a text."""
+    if not context.task.fixed_text:
+        return {}
+    found = {**context.task.fixed_text.about(), "before": before, "after": text_loss(context)}
+    print(words(found), flush=True)
+    return found
+
+
+def words(found: dict[str, Any]) -> str:
+    """A record's `forgetting` in a line."""
+    before, after = (found[key] for key in ("before", "after"))
+    if before is None or after is None:
+        return f"forgetting: not a finite number, before {before}, after {after}"
+    change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
+    return f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}"
+
+
+@contextlib.contextmanager
+def _switched_off(model: torch.nn.Module) -> Iterator[None]:
+    # peft's switch also takes the gradients away, and gives them back to all adapters
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    vera.disable(model)
+    try:
+        yield
+    finally:
+        vera.disable(model, False)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
