@@ -49,7 +49,7 @@ def test_nothing_of_the_project_runs_as_root():
 
 
 def test_what_git_ignores_stays_outside_and_nothing_else():
-    """A file that is tracked and missing in the image would make a record's code differ from its commit."""
+    """A tracked file that is missing in the image would make each record's code differ from its commit."""
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     outside = (ROOT / ".dockerignore").read_text().splitlines()
     assert [line.removeprefix("**/") for line in outside] == ignored
