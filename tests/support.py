@@ -215,23 +215,35 @@ def matrix(names: Iterable[str], tried: Cells) -> list[str]:
 
 
 def plain(reason: str) -> str:
-    """A reason without what differs from class to class and from model to model."""
-    return re.sub(
-        r"\d+", "N", re.sub(r" (on|of) an? \w+|peft's \w+Config|peft cannot|\b\w+Config\b", "", reason)
-    )
+    """A reason of peft's without the names of the class and the model."""
+    return re.sub(r"^peft's \w+ (on an? \w+: )?| of an? \w+(?=:)", "", reason)
 
 
-def refusals(tried: Cells, key: Callable[[str], str] = str) -> list[str]:
-    """A line for each reason; of those with one key, the first is told."""
-    reasons: dict[str, list[tuple[str, str, str, str]]] = {}
+def alike(reason: str) -> str:
+    """What reasons that differ in sizes and in the names of layers have in common."""
+    return re.sub(r"adapter of [\w.]+|bias=\w+|\w+Config|\d+", "", plain(reason))
+
+
+def refusals(tried: Cells, key: Callable[[str], str], shown: Callable[[str], str]) -> list[str]:
+    """A line for each reason and the pairs that have it in the same letters; of reasons with one key, the
+    first."""
+    reasons: dict[str, dict[str, dict[str, str]]] = {}  # by key, method and architecture: the letters
+    first: dict[str, str] = {}
     for (name, a), (_, refused) in tried.items():
         for letter, reason in refused.items():
-            reasons.setdefault(key(reason), []).append((letter, name, a, reason))
+            letters = reasons.setdefault(key(reason), {}).setdefault(name, {})
+            letters[a] = letters.get(a, "") + letter
+            first.setdefault(key(reason), shown(reason))
     lines = []
-    for found in reasons.values():
-        letters, names, where = (dict.fromkeys(case[i] for case in found) for i in range(3))
-        on = "" if len(where) == len(ARCHITECTURES) else f" on {', '.join(where)}"
-        lines.append(f"- **{''.join(letters)}** {', '.join(names)}{on}: {found[0][3]}")
+    for reason, methods in reasons.items():
+        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for name, where in methods.items():
+            for letters in dict.fromkeys(where.values()):
+                same = tuple(a for a in where if where[a] == letters)
+                groups.setdefault((letters, same), []).append(name)
+        for (letters, where), names in groups.items():
+            on = "" if len(where) == len(ARCHITECTURES) else f" on {', '.join(where)}"
+            lines.append(f"- **{letters}** {', '.join(names)}{on}: {first[reason]}")
     return lines
 
 
@@ -275,10 +287,10 @@ def page() -> str:
     for name in works:
         fact = facts(name)
         rows.append([name, fact.sites, f"{fact.count:,}", f"{fact.file:,}", fact.redrawn])
-    lines = [HEAD, *matrix(METHODS, own), OWN, *refusals(own)]
+    lines = [HEAD, *matrix(METHODS, own), OWN, *refusals(own, str, str)]
     lines += [CLASSES, *matrix(classes(), theirs)]
     lines += [FACTS, *table(["", "sites", "trains", "file", "drawn again"], rows)]
-    lines += ["", "What is refused of them:", "", *refusals(theirs, plain)]
+    lines += ["", "What is refused of them:", "", *refusals(theirs, alike, plain)]
     return "\n".join(lines) + "\n"
 
 

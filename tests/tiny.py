@@ -149,16 +149,17 @@ def quantise(model):
 
 
 def dequantised(architecture: str):
-    """A tiny model with the values that its 4-bit copy stands for."""
+    """A tiny model with the values that its 4-bit copy stands for, in linear layers as its own."""
     from bitsandbytes.functional import dequantize_4bit
 
-    from vera.sites import find_sites, is_transposed
-
-    model, four = tiny(architecture), quantise(tiny(architecture))
-    for path in find_sites(model, ("all-linear",)):
-        packed, layer = four.get_submodule(path).weight, model.get_submodule(path)
-        values = dequantize_4bit(packed.data, packed.quant_state)
-        layer.weight.data = values.T.contiguous() if is_transposed(layer) else values
+    model = quantise(tiny(architecture))
+    for path, four in [(n, m) for n, m in model.named_modules() if hasattr(m, "quant_state")]:
+        layer = torch.nn.Linear(four.in_features, four.out_features, bias=four.bias is not None)
+        layer.weight.data = dequantize_4bit(four.weight.data, four.weight.quant_state)
+        if four.bias is not None:
+            layer.bias.data = four.bias.data
+        model.set_submodule(path, layer.eval())
+    del model.is_loaded_in_4bit
     return model
 
 
