@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 
+from analysis.cost_score import with_score
 from analysis.own import (
     as_published,
     early_stops,
@@ -46,12 +47,15 @@ def make(
     tasks: Collection[str] = (),
     every: bool = False,
     every_own: bool = False,
+    cost: str = "none",
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of what ran on this
     machine, then of what the project has published.
 
     models, tasks: what parts and columns are shown of it (empty: all). every: each variant of a row.
-    every_own: each variant of own rows, and of a published row the variant that is nearest to an own run."""
+    every_own: each variant of own rows, and of a published row the variant that is nearest to an own run.
+    cost: a column with the cost score by the constants of its paper, or of the table's model (cost_score.py).
+    """
     if name in WITHOUT_RECORDS:
         return _of_part(name, ledger, select, seeds, models, tasks)
     own, others = split(ledger)
@@ -63,6 +67,8 @@ def make(
         for table in tables:
             table.notes += _own_notes(table, shown)
             told |= {record["id"] for record in _near(table, shown)}
+        if cost != "none":
+            tables = [with_score(table, shown.records, cost) for table in tables]
     if others.records:
         shown = with_variants(others, paper=name != "") if every else others
         if every_own and not every:
@@ -73,7 +79,8 @@ def make(
             runs = (run for runs in table.runs.values() for run in runs)
             table.notes += [*hidden, *published(others, runs)]
             if table.runs or no_own:
-                tables.append(as_published(table))
+                scored = table if cost == "none" else with_score(table, shown.records, cost)
+                tables.append(as_published(scored))
     if tables:
         tables[0].notes += early_stops(r for r in stopped(name, own, models, tasks) if r["id"] not in told)
     return tables

@@ -6,6 +6,7 @@
     python -m analysis.tables task=mine                 the same of a task (model=, method=)
     python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
     python -m analysis.tables table2 select=crossfit save=true
+    python -m analysis.tables table2 cost=model         a column with one score of metric and cost
 
 Your own runs come first, also those that deviate from the recipe; below them, what the project has published
 (published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
@@ -38,6 +39,7 @@ class Settings(OfVariants):
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
+    cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
     runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
 
@@ -55,11 +57,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
         )
+    if settings.cost != "none" and name in (*WITHOUT_RECORDS, "demo"):
+        raise UserError(f"cost={settings.cost}: {name} has no row with a cost score")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
     models, tasks, of_sweep = words(settings.model), words(settings.task), bool(settings.sweep)
-    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, settings.all, of_sweep)
+    shown = (settings.all, of_sweep, settings.cost)
+    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, *shown)
     if not tables:
         raise _nothing(name, ledger, settings)
     text = "\n\n".join(table.render(settings.format, settings.runs) for table in tables)

@@ -1,0 +1,134 @@
+"""The cost score: PEFT-Bench's printed table from its numbers, and the column of a table by hand."""
+
+import statistics
+
+import pytest
+from ledgers import ledger, of_metric, record, seeds
+
+from analysis import tables
+from analysis.cost_score import PUBLISHED, Costs, added_flops, pscp
+from analysis.tables.__main__ import main
+from runs.errors import UserError
+
+#: Table 3 of PEFT-Bench: the mean metric, parameters, TFLOPs beyond the base model's and GB, and the PSCP.
+PRINTED = {
+    "IA3": (74.7, 196_608, 8.69 - 8.38, 28.41, 55.62),
+    "Prompt Tuning": (50.0, 409_600, 10.05 - 8.38, 42.47, 29.49),
+    "Prefix Tuning": (45.9, 34_177_536, 8.39 - 8.38, 27.61, 33.18),
+    "P-Tuning": (51.7, 53_130_752, 10.06 - 8.38, 34.53, 29.26),
+    "LoRA": (80.1, 14_680_064, 0.0, 27.75, 60.08),
+    "LNTuning": (77.8, 266_240, 0.0, 27.43, 60.19),
+}
+
+
+@pytest.mark.parametrize("method", PRINTED)
+def test_the_papers_table_comes_of_its_numbers(method):
+    points, parameters, tera, giga, printed = PRINTED[method]
+    assert pscp(points, Costs(parameters, tera * 1e12, giga * 1e9), PUBLISHED) == pytest.approx(
+        printed, abs=0.006
+    )
+
+
+def of_kind(row, kind, parameters, memory, bests=(0.8, 0.82, 0.81, 0.8, 0.8), **changes):
+    found = seeds(row, bests=bests, model="minilm", **changes)
+    for one in found:
+        one["config"]["method"] = {"kind": kind, "rank": 8}
+        one["parameters"] |= {"adapter": parameters, "total": 20_000_000 + parameters}
+        one["cost"]["peak_memory_bytes"] = memory
+    return found
+
+
+def column(table):
+    at = table.header.index("cost score")
+    return {row[0]: row[at] for row in table.texts if row[0]}
+
+
+ROWS = [
+    *of_kind("vera", "vera", 7_680, 10**9),
+    *of_kind("adapter_p", "adapter", 76_128, 2 * 10**9, bests=(0.9, 0.9, 0.8)),
+    *of_kind("vera", "vera", 7_680, 3 * 10**9, bests=(0.7, 0.7, 0.7, 0.7, 0.7), task="mrpc"),
+]
+
+
+def test_a_table_has_it_over_the_tasks_that_all_rows_have():
+    (table,) = (t for t in tables.make("table2", ledger(*ROWS), cost="paper") if t.model == "minilm")
+    assert table.header[-2:] == ["cost score", "status"]
+    vera = 80.0 / ((1 + 7_680 / 5e8) * (1 + 1 / 94))
+    adapter = 90.0 / ((1 + 76_128 / 5e8) * (1 + 2 * 512 * 76_128 / 10e12) * (1 + 2 / 94))
+    assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
+    assert "cost score: PSCP of PEFT-Bench over RTE; its constants are 5e+08 parameters" in table.notes[-1]
+    behind = table.runs[[r[0] for r in table.texts].index("VeRA r=1024"), table.header.index("cost score")]
+    assert set(behind) == {r["id"] for r in ROWS[:5]}
+
+
+def test_the_constants_of_the_model():
+    (table,) = (t for t in tables.make("table2", ledger(*ROWS), cost="model") if t.model == "minilm")
+    total = 20_000_000 + 7_680
+    vera = 80.0 / ((1 + 7_680 / total) * (1 + 1 / 2))
+    adapter = 90.0 / ((1 + 76_128 / total) * (1 + 76_128 / total) * (1 + 1))
+    assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
+    assert table.notes[-1].endswith("and 2 GB.")
+
+
+def test_over_several_tasks_points_and_memory_are_means():
+    rows = [r for r in ROWS if r["cell"]["row"] == "vera"]
+    (table,) = (t for t in tables.make("table2", ledger(*rows), cost="paper") if t.model == "minilm")
+    wanted = statistics.fmean([80.0, 70.0]) / ((1 + 7_680 / 5e8) * (1 + 2 / 94))
+    assert column(table)["VeRA r=1024"] == f"{wanted:.1f}"
+    assert "over MRPC, RTE;" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "flops"),
+    [
+        ({"kind": "lora"}, 0.0),
+        ({"kind": "full"}, 0.0),
+        ({"kind": "adapter"}, 2 * 512 * 100),
+        ({"kind": "peft", "config_class": "LoraConfig"}, 0.0),
+        ({"kind": "peft", "config_class": "LilyConfig"}, None),
+        ({"kind": "my_own"}, None),
+    ],
+    ids=str,
+)
+def test_what_inference_costs_more(method, flops):
+    assert added_flops({"config": {"method": method}, "parameters": {"adapter": 100}}) == flops
+
+
+def test_what_is_not_known_is_a_dash():
+    rows = of_kind("vera", "vera", 7_680, 10**9)
+    rows += of_kind("mine", "my_own", 100, 10**9) + of_kind("lora", "lora", 73_728, None)
+    for one in rows[-5:]:
+        del one["cost"]["peak_memory_bytes"]
+    (table,) = (t for t in tables.make("table2", ledger(*rows), cost="paper") if t.model == "minilm")
+    found = column(table)
+    assert (found["mine"], found["LoRA r=8"]) == ("-", "-")
+    assert found["VeRA r=1024"] not in ("-", "")
+
+
+def test_a_perplexity_has_none_and_the_note_says_so():
+    one = record("vera", "alpaca", values=[5.0], model="smollm2")
+    one["config"]["task"]["family"] = "instruct"
+    one["result"] |= of_metric("perplexity")
+    (table,) = tables.make("", ledger(one), cost="model")
+    assert column(table) == {"VeRA r=1024": "-"}
+    assert table.notes[-1].startswith("cost score: no row has one (the metric is no percentage")
+
+
+def test_published_rows_have_it_too_and_without_it_the_table_is_as_it_was():
+    published = ledger(*ROWS)
+    published.origin.update(dict.fromkeys(published.origin, "study"))
+    (table,) = (t for t in tables.make("table2", published, cost="paper") if t.model == "minilm")
+    assert column(table)["VeRA r=1024"] != ""
+    (plain,) = (t for t in tables.make("table2", published) if t.model == "minilm")
+    assert "cost score" not in plain.header
+
+
+@pytest.mark.parametrize("name", ["table1", "table8", "demo"])
+def test_a_table_without_it_is_refused_in_one_line(name, tmp_path):
+    with pytest.raises(UserError, match=f"^cost=model: {name} has no row with a cost score$"):
+        main([name, "cost=model", f"output={tmp_path}"])
+
+
+def test_another_value_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^cost=true: should be one of none, paper, model"):
+        main(["table2", "cost=true", f"output={tmp_path}"])
