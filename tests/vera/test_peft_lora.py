@@ -1,0 +1,122 @@
+"""Converted to LoRA: exact at the rank of the change, the best approximation below it, and refused where
+there is no such LoRA."""
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiers import pairs, sample
+from tiny import ARCHITECTURES, answer, quantise, shake, tiny
+
+import vera
+from vera.sites import head_parameters, is_transposed
+
+METHODS = {
+    "vera": vera.VeRA(rank=6),
+    "vera on all linear layers": vera.VeRA(rank=6, sites=("all-linear",)),
+    "vera_only_d": vera.VeRA(rank=6, vectors=("d",), d_init=0.0),
+}
+
+
+def moved(architecture, method):
+    model = tiny(architecture).double()
+    method.adapt(model)
+    shake(model)
+    return model
+
+
+def changes_of(model, architecture):
+    """The change of each adapted weight (outputs, inputs), by merging."""
+    head = head_parameters(model)
+    whole = tiny(architecture).double().named_parameters()
+    before = {name: parameter for name, parameter in whole if name not in head}
+    vera.unload(model, merge=True)
+    found = {}
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if f"{path}.weight" in before and weight.ndim == 2 and "norm" not in path:
+            change = (weight - before[f"{path}.weight"]).detach()
+            if change.any():
+                found[path] = change.T if is_transposed(module) else change
+    return found
+
+
+@pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
+def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path):
+    model = moved(architecture, METHODS[name])
+    expected, base = answer(model), dict(tiny(architecture).double().named_parameters())
+    norms = vera.export_lora(model, tmp_path, 12, "owner/base", "abc")
+    assert max(lost / whole for lost, whole in norms.values()) < 1e-6
+    left = dict(model.named_parameters())  # the plain base model, with the head
+    assert left.keys() == base.keys()
+    head = head_parameters(model)
+    assert all(torch.equal(left[name], base[name]) for name in base if name not in head)
+    fresh = tiny(architecture).double()
+    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        assert torch.allclose(answer(theirs.eval().double().base_model.model), expected, atol=1e-5)
+    again = tiny(architecture).double()  # and this project reads it as any LoRA of peft's
+    assert vera.import_peft(again, tmp_path).kind == "lora"
+    assert torch.allclose(answer(again), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", sample(["BERT", "GPT-2"], "GPT-2"))
+@pytest.mark.parametrize("rank", [2, 0.5])
+def test_below_it_the_largest_singular_values_stay(architecture, rank, tmp_path):
+    norms = vera.export_lora(moved(architecture, METHODS["vera"]), tmp_path, rank)
+    changes = changes_of(moved(architecture, METHODS["vera"]), architecture)
+    assert norms.keys() == changes.keys()
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for path, change in changes.items():
+        values = torch.linalg.svdvals(change)
+        kept = len(tensors[f"base_model.model.{path}.lora_A.weight"])
+        if rank == 2:
+            assert kept == 2
+        else:
+            shares = values.square().cumsum(0) / values.square().sum()
+            assert kept == int((shares < rank).sum()) + 1
+        lost, whole = norms[path]
+        assert whole == pytest.approx(float(values.norm()), rel=1e-5)
+        assert lost == pytest.approx(float(values[kept:].norm()), rel=1e-4)
+
+
+def test_a_method_of_pefts_is_converted_as_well(tmp_path):
+    model = moved("BERT", vera.Peft("FourierFTConfig", {"n_frequency": 50}))
+    expected = answer(model)
+    vera.export_lora(model, tmp_path, 32)
+    theirs = peft.PeftModel.from_pretrained(tiny("BERT").double(), tmp_path, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        assert torch.allclose(answer(theirs.eval().double().base_model.model), expected, atol=1e-5)
+
+
+def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
+    model = quantise(tiny("Llama"))
+    method = vera.VeRA(rank=6)
+    method.adapt(model)
+    shake(model)
+    norms = vera.export_lora(model, tmp_path, 12)
+    assert norms
+    assert max(lost / whole for lost, whole in norms.values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "message"),
+    [
+        (vera.LoRA(rank=2), 2, "this adapter is a LoRA already"),
+        (vera.NoLA(rank=4, bases=6), 2, "peft's format has no place for method nola"),
+        (vera.VeRA(rank=6), 33, "no LoRA of rank 33: The chosen rank 33 is larger than the weight shape"),
+        (vera.Peft("IA3Config"), 2, "peft converts this adapter to no LoRA of rank 2"),
+    ],
+)
+def test_what_is_no_lora_is_refused_and_nothing_is_written(method, rank, message, tmp_path):
+    model = tiny("BERT")
+    method.adapt(model)
+    shake(model)
+    with pytest.raises(vera.AdapterError, match=message):
+        vera.export_lora(model, tmp_path / "out", rank)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_untouched_model_is_refused(tmp_path):
+    with pytest.raises(vera.AdapterError, match="peft's format has no place for method none"):
+        vera.export_lora(tiny("BERT"), tmp_path / "out", 2)
