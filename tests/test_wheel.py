@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,7 +214,8 @@ def test_a_run_and_the_tables_work_without_a_clone(outside, project, words):
     assert record["code"]["sources"]["method"]["uncommitted"] is None
     assert "0 done, 1 already there" in outside(*run)
     assert "52 of glue_minilm" in outside("-m", "analysis.tables", "table2")
-    assert "on MiniLM" in outside("-m", "analysis.tables", "table2", "output=nothing")
+    published = outside("-m", "analysis.tables", "table2", "model=minilm", "output=nothing")
+    assert re.search(r"protocol on minilm[^\0]*\| VeRA r=256 ", published)
     assert "from conf/recipe" in outside("-m", "analysis.tables", "table8")
     assert "15 runs" in outside("-m", "runs.plan", "experiment=demo")
 
