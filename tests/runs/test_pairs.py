@@ -40,7 +40,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     ("name", "why"),
     [
         ("TrainableTokensConfig", "needs to be told what it trains: name target_modules in config"),
-        ("XLoraConfig", "`use_cache` must be False"),
+        ("XLoraConfig", "needs a forward pass of its own"),
         ("LoraKonfig", "Did you mean LoraConfig?"),
         ("FrodConfig", None),  # which computes with the weights: what they alone could tell is not told
         ("AdamssConfig", None),
