@@ -113,6 +113,19 @@ def test_without_a_known_base_the_folder_says_so_and_the_hub_refuses(words, tmp_
         export.main([record["id"], "hub", "me/films", output])
 
 
+def test_a_run_that_no_words_make_any_more_is_exported_without_a_command(words, tmp_path, monkeypatch):
+    record, output = trained(words), f"output={output_of(words)}"
+
+    def gone(record):
+        raise UserError("no method of that name")
+
+    monkeypatch.setattr(card, "overrides_of", gone)
+    assert export.main([record["id"], "peft", str(tmp_path / "films"), output]) == 0
+    text = (tmp_path / "films" / "README.md").read_text()
+    assert "python -m runs" not in text
+    assert "learning rate 0.01 (head 0.01)" in text
+
+
 HUB = {"hub": "FacebookAI/roberta-base", "revision": None, "path": None, "package": None, "wheel": None}
 
 
