@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runs.errors import UserError
 from runs.evaluate import kept_result, overrides_of
 from runs.models import Origin
 from runs.record import (
@@ -212,7 +213,8 @@ def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
     total = f"; the model has {count['total']:,}" if count.get("total") else ""
     method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
     settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in method.items() if value is not None)
-    head = f" (head {config['train']['lr_head']:g})" if count["head"] else ""
+    rate = config["train"].get("lr_head")
+    head = f" (head {rate:g})" if count["head"] and rate is not None else ""
     dirty = " with uncommitted changes" if code["dirty"] else ""
     recipe = record["recipe"].get("source")
     model = f"{origin.name} at {origin.revision}" if origin and origin.revision else ""
@@ -232,8 +234,15 @@ def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
         *(f"Deviation: {deviation}." for deviation in record["deviations"]),
         f"Licence: {licence}{as_base}." if licence else "",
     ]
-    command = f"```sh\npython -m runs {shlex.join(overrides_of(record))}\n```"
-    return "\n".join(f"- {fact}" for fact in facts if fact) + f"\n\n{command}"
+    return "\n".join(f"- {fact}" for fact in facts if fact) + _command(record)
+
+
+def _command(record: Record) -> str:
+    """The command that makes the run; nothing where no words do any more, or files of its own are gone."""
+    try:
+        return f"\n\n```sh\npython -m runs {shlex.join(overrides_of(record))}\n```"
+    except UserError:
+        return ""
 
 
 def _versions(record: Record) -> str:

@@ -113,6 +113,19 @@ def test_without_a_known_base_the_folder_says_so_and_the_hub_refuses(words, tmp_
         export.main([record["id"], "hub", "me/films", output])
 
 
+def test_a_run_that_no_words_make_any_more_is_exported_without_a_command(words, tmp_path, monkeypatch):
+    record, output = trained(words), f"output={output_of(words)}"
+
+    def gone(record):
+        raise UserError("no method of that name")
+
+    monkeypatch.setattr(card, "overrides_of", gone)
+    assert export.main([record["id"], "peft", str(tmp_path / "films"), output]) == 0
+    text = (tmp_path / "films" / "README.md").read_text()
+    assert "python -m runs" not in text
+    assert "learning rate 0.01 (head 0.01)" in text
+
+
 HUB = {"hub": "FacebookAI/roberta-base", "revision": None, "path": None, "package": None, "wheel": None}
 
 
@@ -448,3 +461,14 @@ def test_what_is_no_change_of_weights_or_a_lora_already_is_not_converted(words, 
         with pytest.raises(AdapterError, match=message):
             export.main([record["id"], "lora", str(tmp_path / "x"), f"rank={rank}", output])
         assert not (tmp_path / "x").exists()
+
+
+def test_an_adapter_over_4_bit_weights_travels_and_the_card_says_so(alpaca_words, tmp_path, capsys):
+    record, output = trained([*alpaca_words, "model.quantise=nf4"]), f"output={output_of(alpaca_words)}"
+    for form in (["peft"], ["lora", "rank=16"]):
+        folder = tmp_path / form[0]
+        assert export.main([record["id"], form[0], str(folder), "base=own/llama", output, *form[1:]]) == 0
+        text = (folder / "README.md").read_text()
+        assert "It was trained over base weights in 4 bit (NF4, double quantisation)." in text
+        assert "dtype=" not in text
+    assert "loses 0.0" in capsys.readouterr().out
