@@ -66,6 +66,7 @@ class Training(Context):
         report({"phase": "loading", "provenance": provenance(self.code, self.accelerator.device)})
         if self.config.get("gradient_checkpointing"):
             checkpoint_gradients(self.raw_model)
+        self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # A head that trains alone may have the same inputs in every epoch.
         self.features = compute(self, self.parameters) if run.method["kind"] == "head" else None
@@ -84,7 +85,6 @@ class Training(Context):
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
-        self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
         self.state = State(self.config["keep"])
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
