@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,6 +68,16 @@ def _keep(*, _root_: DictConfig) -> str:
 def _peft_sites(config_class: str) -> Any:
     sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
     return _node(sites.get(config_class, sites["others"]))
+
+
+def _peft_classes() -> dict[str, str]:
+    """The configuration classes of peft that is installed, by their names in small letters and without
+    "config": read from its files, since it takes seconds to import."""
+    spec = find_spec("peft")
+    folders = (spec and spec.submodule_search_locations) or []
+    files = [path for folder in folders for path in Path(folder).glob("tuners/*/config.py")]
+    names = [name for file in files for name in re.findall(r"^class (\w+Config)\(", file.read_text(), re.M)]
+    return {name.lower().removesuffix("config"): name for name in names}
 
 
 OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
@@ -217,8 +228,7 @@ class Files:
             return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
         near = did_you_mean(name, names)
         if group == "method" and not near:
-            classes = {of.lower().removesuffix("config"): of for of in json.loads(PEFT_SITES.read_text())}
-            of_peft = classes.get(name.lower().removesuffix("config"))
+            of_peft = _peft_classes().get(name.lower().removesuffix("config"))
             near = f" Did you mean peft:{of_peft}?" if of_peft else ""
         raise UserError(f"no {group} {name!r}.{near} Known: {', '.join(names)} (python -m runs --help)")
 

@@ -59,9 +59,9 @@ def requirements(model: Mapping[str, Any]) -> dict[str, str]:
 
 def packages(model: Mapping[str, Any]) -> str:
     """The names of the packages that hold a model; empty where none does."""
-    if not model.get("wheel"):
-        return str(model["package"] or "")
-    return ", ".join(requirement.partition("==")[0] for requirement in requirements(model))
+    wheels = model.get("wheel") or []
+    names = [wheel.partition("==")[0] for wheel in ([wheels] if isinstance(wheels, str) else wheels)]
+    return ", ".join(names) or str(model["package"] or "")
 
 
 def content(model: Mapping[str, Any]) -> str:

@@ -500,14 +500,11 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
     assert tables(["table4", f"output={output}"]) == 0
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| VeRA r=8"))
-    assert [cell.strip() for cell in line.split("|")[4:10]] == [
-        "6.50",
-        f"{found['low']:.2f} to {found['high']:.2f}",
-        "6.50 / 6.50",
-        "8 of 8",
-        "own-judge",
-        "ours",
-    ]
+    *cells, forgetting, verdict = [cell.strip() for cell in line.split("|")[4:-1]]
+    interval = f"{found['low']:.2f} to {found['high']:.2f}"
+    assert cells == ["6.50", interval, "6.50 / 6.50", "8 of 8", "own-judge"]
+    text = again["result"]["forgetting"]
+    assert (forgetting, verdict) == (f"{text['after'] - text['before']:+.3f}", "ours")
     assert "A judge that is no GPT-4" in printed
 
 

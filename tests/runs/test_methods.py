@@ -64,7 +64,8 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
         (["method=LoRA"], "no method 'LoRA'. Did you mean lora?"),
         (["method=VeRA(r=4)"], "Did you mean method=vera method.rank=4?"),
         (["method=LoRA(r=4, lora_alpha=8)"], "Did you mean method=lora method.rank=4 method.alpha=8?"),
-        (["method=IA3"], "Did you mean peft:IA3Config?"),
+        (["method=OSF"], "Did you mean peft:OSFConfig?"),
+        (["method=IA3"], "Did you mean ia3?"),  # a row of its own
         (["method=peft", "method.r=4"], "A class of peft takes method.config='{r: 4}'"),
         (["method=vera", "method.kind=a.b"], "a class is named by a file"),
     ],
