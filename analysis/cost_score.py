@@ -21,11 +21,10 @@ from runs.record import Record
 #: Tokens of the text whose forward pass is counted.
 TOKENS = 512
 #: Methods of this project whose change merges into the weights of the base model, so that inference costs
-#: nothing more (docs/methods.md), and peft's classes of which that is known.
+#: nothing more (docs/methods.md). Of peft's classes there, one does not merge.
 MERGE = {"none", "head", "full", "bitfit", "ssf", "lora", "dylora", "lora_xs", "tied_lora", "nola"}
-MERGE |= {"vera", "vera_plus"}
-PEFT_MERGES = {"LoraConfig", "AdaLoraConfig", "IA3Config", "VeraConfig", "VBLoRAConfig", "RandLoraConfig"}
-PEFT_MERGES |= {"FourierFTConfig", "PveraConfig", "LNTuningConfig"}
+MERGE |= {"adalora", "vera", "vera_plus"}
+PEFT_STAYS = {"LilyConfig"}
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ def added_flops(record: Record) -> float | None:
     method = record["config"]["method"]
     if method["kind"] == "adapter":
         return 2.0 * TOKENS * float(record["parameters"]["adapter"])
-    merges = method["kind"] in MERGE or (
-        method["kind"] == "peft" and method.get("config_class") in PEFT_MERGES
-    )
-    return 0.0 if merges else None
+    of_peft = method["kind"] == "peft" and method["config_class"] not in PEFT_STAYS
+    return 0.0 if of_peft or method["kind"] in MERGE else None
 
 
 @dataclass(frozen=True)

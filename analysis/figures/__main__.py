@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
                 drawn += 1
             else:
                 print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
+    if not drawn and ledger.records:
+        raise UserError(f"{chosen}: nothing could be drawn of the {len(ledger.records)} records")
     if not drawn:
         raise UserError(f"no records of {chosen} in {output}/records yet (make help lists what runs them)")
     return 0

@@ -17,6 +17,7 @@ from analysis.figures.figure import Figure, colour, marker, parameter_count, wit
 from analysis.figures.labels import Label, place_labels
 from analysis.figures.seeds import metric_label
 from analysis.forgetting import change, texts_of
+from analysis.own import parts_of_data
 from analysis.series import Series, series
 from analysis.table import TableCell, make_row
 from analysis.verdicts import all_cells
@@ -126,6 +127,7 @@ def _of_one(cells: Sequence[Cell], names: tuple[str, str], suffix: str) -> Figur
     best = frontier([(row.x.value, row.y.value) for row in rows], better)
     if devices := _devices(cells, names):
         notes.append(f"{devices}: seconds and memory of different machines do not compare.")
+    notes += parts_of_data(record for cell in cells for record in cell.records)
     if "memory" in names and any(cell.records[0]["device"]["type"] == "cpu" for cell in cells):
         notes.append("memory on a CPU: the largest of the process, the libraries included.")
     if "forgetting" in names and len(texts_of(r for cell in cells for r in cell.records)) > 1:

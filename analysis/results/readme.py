@@ -62,7 +62,7 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
         if claim.claim == "VeRA is near LoRA with fewer parameters":
             by_word[WORDS[claim.agrees]].append(", ".join(claim.where.split(", ")[:2]))
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
-    bounds = "By the bounds of [Statistics](docs/statistics.md)"
+    bounds = "By the [bounds of a finding](docs/results.md#how-a-finding-is-decided)"
     return (
         f"{bounds} VeRA is near LoRA on {'; '.join(agrees) or 'no task'},"
         f"\nand not near it on {'; '.join(differs) or 'any'}. Undecided: {len(undecided)} comparisons."

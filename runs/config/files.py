@@ -310,7 +310,11 @@ class Files:
         for line in overrides:
             key, _, value = line.lstrip("+~").partition("=")
             if "method.config" in known and key not in known and key.startswith("method."):
-                return f"no key {key!r}. A class of peft takes method.config='{{{key[7:]}: {value}}}'"
+                name = key.removeprefix("method.").removeprefix("config.")
+                return (
+                    f"no key {key!r}. A class of peft takes its own settings (peft's names) in one:"
+                    f" method.config='{{{name}: {value}}}'"
+                )
             if known and key not in known and key not in GROUPS:
                 return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
         cause = error.__cause__ or error.__context__ or error

@@ -132,6 +132,7 @@ def card(
     base = origin.name if origin else "a local model"
     seed, kind = f" (seed {record['cell']['seed']})", record["config"]["method"]["kind"]
     what = f"{row_label(record['config'])} on {record['label']['task']}"
+    what = f"a LoRA converted from {what}" if converted else what
     parts = [
         f"# {name.rpartition('/')[2]}",
         f"An adapter of {base} in peft's format: {what}, trained with vera-bench.",

@@ -18,12 +18,14 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Loss:
-    """What a conversion loses. sites: for each adapted layer |change - LoRA| / |change| in Frobenius' norm;
-    overall: the same over all layers together. before, after: the metric of the dev set. difference: the
-    largest of an output (a logit, or a row's loss) over some dev rows; largest: the largest output."""
+    """What a conversion at a rank loses. sites: for each adapted layer |change - LoRA| / |change| in Frobenius'
+    norm; overall: the same over all layers together, None where the adapter changes no weight. before, after:
+    the metric of the dev set. difference: the largest of an output (a logit, or a row's loss) over some dev
+    rows; largest: the largest output."""
 
+    rank: int | float
     sites: dict[str, float]
-    overall: float
+    overall: float | None
     before: float
     after: float
     difference: float
@@ -31,11 +33,14 @@ class Loss:
 
     def text(self, metric: str, scale: float) -> str:
         """In words, for the screen and the card."""
+        if self.overall is None:
+            return "The adapter changes no weight: its kept epoch is one before its values had moved."
         worst = max(self.sites, key=lambda site: self.sites[site])
         return (
-            f"The conversion to LoRA loses {self.overall:.2%} of the change of the weights (Frobenius norm),"
-            f" at worst {self.sites[worst]:.2%}, in {worst}. {metric}: {scale * self.before:.2f} before,"
-            f" {scale * self.after:.2f} after. Outputs differ by at most {self.difference:.2g};"
+            f"The conversion to LoRA (rank={self.rank:g}) loses {self.overall:.2%} of the change of the weights"
+            f" (Frobenius norm), at worst {self.sites[worst]:.2%}, in {worst}."
+            f" {metric}: {scale * self.before:.2f} before, {scale * self.after:.2f} after."
+            f" Outputs of {ROWS} dev rows differ by at most {self.difference:.2g};"
             f" the largest is {self.largest:.2g}."
         )
 
@@ -56,8 +61,9 @@ def write_lora(context: Context, rank: int | float, folder: Path, origin: Origin
     after, again = context.score(), _outputs(context)
     lost, whole = (math.hypot(*(norm[i] for norm in norms.values())) for i in (0, 1))
     return Loss(
+        rank,
         {site: of_site / norm if norm else 0.0 for site, (of_site, norm) in norms.items()},
-        lost / whole if whole else 0.0,
+        lost / whole if whole else None,
         before,
         after,
         float(np.abs(again - outputs).max()),

@@ -1,12 +1,14 @@
 """The cost score: PEFT-Bench's printed table from its numbers, and the column of a table by hand."""
 
+import re
 import statistics
 
 import pytest
 from ledgers import ledger, of_metric, record, seeds
+from running import ROOT
 
 from analysis import tables
-from analysis.cost_score import PUBLISHED, Costs, added_flops, pscp
+from analysis.cost_score import PEFT_STAYS, PUBLISHED, Costs, added_flops, pscp
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 
@@ -92,6 +94,13 @@ def test_over_several_tasks_points_and_memory_are_means():
 )
 def test_what_inference_costs_more(method, flops):
     assert added_flops({"config": {"method": method}, "parameters": {"adapter": 100}}) == flops
+
+
+def test_classes_of_peft_merge_as_the_page_of_methods_says():
+    page = (ROOT / "docs" / "methods.md").read_text().partition("## Classes of peft")[2]
+    letters = dict(re.findall(r"^\| (\w+Config) +\| \S+ +\| (\S+)", page, re.M))  # on RoBERTa
+    assert len(letters) > 40
+    assert {name for name, of in letters.items() if of[0] == "T" and of[1] != "M"} == PEFT_STAYS
 
 
 def test_what_is_not_known_is_a_dash():

@@ -66,7 +66,11 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
         (["method=LoRA(r=4, lora_alpha=8)"], "Did you mean method=lora method.rank=4 method.alpha=8?"),
         (["method=OSF"], "Did you mean peft:OSFConfig?"),
         (["method=IA3"], "Did you mean ia3?"),  # a row of its own
-        (["method=peft", "method.r=4"], "A class of peft takes method.config='{r: 4}'"),
+        (
+            ["method=peft", "method.r=4"],
+            "takes its own settings (peft's names) in one: method.config='{r: 4}'",
+        ),
+        (["method=peft", "method.config.r=4"], "in one: method.config='{r: 4}'"),
         (["method=vera", "method.kind=a.b"], "a class is named by a file"),
     ],
 )

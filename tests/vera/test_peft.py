@@ -390,6 +390,7 @@ def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
     ("settings", "words"),
     [
         ({"config_class": "LoraKonfig"}, "has no method 'LoraKonfig'. Did you mean LoraConfig?"),
+        ({"config_class": "loraconfig"}, "has no method 'loraconfig'. Did you mean LoraConfig?"),
         ({"config_class": "get_peft_model"}, "has no method 'get_peft_model'"),
         ({"config_class": "PromptTuningConfig"}, "changes the input, not the model: not supported"),
         (

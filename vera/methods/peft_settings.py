@@ -86,8 +86,9 @@ def config_class_of(name: str) -> Any:
         n: c for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base
     }
     if name not in classes:
-        close = difflib.get_close_matches(name, classes, 1)
-        hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(sorted(classes))}"
+        by_small = {of.lower(): of for of in classes}
+        close = difflib.get_close_matches(name.lower(), by_small, 1)
+        hint = f"Did you mean {by_small[close[0]]}?" if close else f"It has: {', '.join(sorted(classes))}"
         raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
     if issubclass(classes[name], peft.PromptLearningConfig):
         raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
