@@ -18,10 +18,10 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Loss:
-    """What a conversion at a rank loses. sites: for each adapted layer |change - LoRA| / |change| in Frobenius'
-    norm; overall: the same over all layers together, None where the adapter changes no weight. before, after:
-    the metric of the dev set. difference: the largest of an output (a logit, or a row's loss) over some dev
-    rows; largest: the largest output."""
+    """What a conversion at a rank loses. sites: for each adapted layer |change - LoRA| / |change| in
+    Frobenius' norm; overall: the same over all layers together, None where the adapter changes no weight.
+    before, after: the metric of the dev set. difference: the largest of an output (a logit, or a row's loss)
+    over some dev rows; largest: the largest output."""
 
     rank: int | float
     sites: dict[str, float]
@@ -37,8 +37,8 @@ class Loss:
             return "The adapter changes no weight: its kept epoch is one before its values had moved."
         worst = max(self.sites, key=lambda site: self.sites[site])
         return (
-            f"The conversion to LoRA (rank={self.rank:g}) loses {self.overall:.2%} of the change of the weights"
-            f" (Frobenius norm), at worst {self.sites[worst]:.2%}, in {worst}."
+            f"The conversion to LoRA (rank={self.rank:g}) loses {self.overall:.2%} of the change of the"
+            f" weights (Frobenius norm), at worst {self.sites[worst]:.2%}, in {worst}."
             f" {metric}: {scale * self.before:.2f} before, {scale * self.after:.2f} after."
             f" Outputs of {ROWS} dev rows differ by at most {self.difference:.2g};"
             f" the largest is {self.largest:.2g}."
