@@ -302,6 +302,7 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(hub, push):
     assert metadata(Hub.repositories["models/me/films"])["license"] == "mit"
 
 
+@pytest.mark.slow  # it takes seconds
 def test_a_private_repository_is_made_private_and_a_public_one_is_not_taken_for_it(push, monkeypatch):
     push("me/secret", "private=true")
     assert "models/me/secret" in Hub.private
@@ -320,6 +321,7 @@ def test_a_private_repository_is_made_private_and_a_public_one_is_not_taken_for_
     assert len(Hub.asked) == asked
 
 
+@pytest.mark.slow  # it takes seconds
 @pytest.mark.parametrize(
     ("repo", "token", "message"),
     [
@@ -348,6 +350,7 @@ def stays_and_repeats(folder, refused):
     assert refused.error.endswith(" ".join(refused.line))
 
 
+@pytest.mark.slow  # it takes seconds
 @pytest.mark.parametrize(
     "breaks_at",
     sample(["api/models/me", "repos/create", "preupload", "lfs/", "commit"], "api/models/me", "commit"),
@@ -393,6 +396,7 @@ def test_a_wrong_line_is_refused_before_anything_is_read(words_, message):
 # --- converted to LoRA
 
 
+@pytest.mark.slow  # it takes seconds
 @pytest.mark.parametrize("fixture", sample(["words", "e2e_words", "image_words"], "words"))
 def test_converted_to_lora_it_prints_what_is_lost(fixture, request, tmp_path, capsys):
     """At the full rank nothing is lost; at a small one as much as the singular values say."""
@@ -435,6 +439,7 @@ def test_converted_to_lora_it_prints_what_is_lost(fixture, request, tmp_path, ca
     assert f"{context.task.metric}: " in printed["1"]
 
 
+@pytest.mark.slow  # it takes seconds
 def test_a_head_of_several_layers_is_converted_whole(words, tiny_roberta, tmp_path):
     """Of RoBERTa's head peft's conversion keeps one tensor for two layers."""
     line = [f"model.path={tiny_roberta}" if word.startswith("model.path=") else word for word in words]
@@ -448,6 +453,7 @@ def test_a_head_of_several_layers_is_converted_whole(words, tiny_roberta, tmp_pa
         assert torch.allclose(theirs(**batch).logits, context.raw_model.eval()(**batch).logits, atol=1e-4)
 
 
+@pytest.mark.slow  # it takes seconds
 def test_what_is_no_change_of_weights_or_a_lora_already_is_not_converted(words, tmp_path):
     output = f"output={output_of(words)}"
     for method, rank, message in (
@@ -463,6 +469,7 @@ def test_what_is_no_change_of_weights_or_a_lora_already_is_not_converted(words, 
         assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow  # it takes seconds
 def test_an_adapter_over_4_bit_weights_travels_and_the_card_says_so(alpaca_words, tmp_path, capsys):
     record, output = trained([*alpaca_words, "model.quantise=nf4"]), f"output={output_of(alpaca_words)}"
     for form in (["peft"], ["lora", "rank=16"]):

@@ -66,6 +66,7 @@ def test_a_model_that_is_not_trained_forgets_nothing(e2e_words):
     assert record["result"]["forgetting"]["before"] == record["result"]["forgetting"]["after"]
 
 
+@pytest.mark.slow  # it takes seconds
 @pytest.mark.parametrize(
     "change",
     [
@@ -88,6 +89,7 @@ def test_to_measure_it_changes_nothing_of_the_training(change, e2e_words, tmp_pa
     assert comparable(with_it) == comparable(without)
 
 
+@pytest.mark.slow  # it takes seconds
 def test_a_resumed_run_has_the_same_forgetting(e2e_words, tmp_path):
     words = [*of_method(e2e_words, "method=full"), "task.decode=none"]  # whose base is gone once it trains
     straight = do(elsewhere(words, output=tmp_path / "straight"))
@@ -148,6 +150,7 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     assert without_paths(hub)["config"]["task"]["forgetting_text"] == "hub:a/b/c.txt"
 
 
+@pytest.mark.slow  # it takes seconds
 def test_the_command_that_repeats_a_run_has_its_text(e2e_words, tmp_path):
     (tmp_path / "t.txt").write_text("Another text.")
     for value, wanted in (
@@ -177,6 +180,7 @@ def test_a_missing_file_is_told_before_training(e2e_words):
 # --- python -m runs.evaluate
 
 
+@pytest.mark.slow  # it takes seconds
 @pytest.mark.parametrize("change", [["method=vera", "method.rank=8"], ["method=none"]], ids=str)
 def test_a_record_that_lacks_it_gets_it_and_one_that_has_it_is_checked(change, e2e_words, capsys):
     record = trained([*of_method(e2e_words, *change), "task.decode=none", "keep=last"])

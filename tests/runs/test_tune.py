@@ -279,6 +279,7 @@ def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     assert [trial["train.lr"] for trial in trials] == ["0.01", "1e-09"]
 
 
+@pytest.mark.slow  # it takes seconds
 def test_what_the_words_search(tiny_words, e2e_words):
     def axes(*words):
         return {
@@ -395,6 +396,7 @@ def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
     assert lists._grid_of(expand(["method=lora"])[0], of_ours) == grids["lora"]
 
 
+@pytest.mark.slow  # it takes seconds
 def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
     def name(*words, grid="{train.lr: [1e-2, 3e-2]}"):
         (cell,) = cells_of([*tiny_words, "train.lr_head=1e-2", f"grid={grid}", *words])
