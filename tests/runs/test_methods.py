@@ -1,6 +1,8 @@
 """Methods as a command line names them: several of peft beside others, other spellings, and a class outside
 of the clone."""
 
+import sys
+
 import pytest
 from running import call_here, do, output_of
 
@@ -37,6 +39,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "conf" / "method").mkdir(parents=True)
     file = tmp_path / "conf" / "method" / "biases.yaml"
     file.write_text("kind: own_method_of_a_test.Biases\nlabel: own biases\nkeep: best\nrecipe: bitfit\n")
+    monkeypatch.delitem(sys.modules, "own_method_of_a_test", raising=False)  # another test's file
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"), prepend=":")
     return tmp_path
