@@ -124,6 +124,11 @@ class Cell:
         return int(self.records[0]["parameters"]["adapter"])
 
     @property
+    def head_parameters(self) -> int:
+        """Trained parameters of the head."""
+        return int(self.records[0]["parameters"]["head"])
+
+    @property
     def kind(self) -> str:
         """The method, whatever its row is called."""
         return str(self.records[0]["config"]["method"]["kind"])

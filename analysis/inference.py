@@ -176,6 +176,36 @@ def _above(x: Any, y: Any) -> Any:
     return u / (np.shape(x)[-1] * np.shape(y)[-1])
 
 
+# --- several rows at once
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rows ranked within blocks: the mean rank of each (1 is the highest value, ties share theirs), the p of
+    Friedman's test that all rows are alike, and the critical difference of two mean ranks (Nemenyi)."""
+
+    mean: list[float]
+    p: float
+    critical: float
+
+
+def friedman(values: Sequence[Sequence[float]]) -> Ranks:
+    """Friedman's test with Nemenyi's critical difference at 5% (Demsar 2006, "Statistical Comparisons of
+    Classifiers over Multiple Data Sets", section 3.2.2). values: for each row, three at least, its value in
+    each block. The p is chi-squared's, corrected for ties; 1 where every block ties all rows."""
+    from scipy import stats
+
+    of, blocks = np.asarray(values, dtype=float), len(values[0])
+    rows = len(values)
+    same = bool((of == of[0]).all())
+    studentised = stats.studentized_range.ppf(LEVEL, rows, np.inf) / math.sqrt(2)
+    return Ranks(
+        stats.rankdata(-of, axis=0).mean(axis=1).tolist(),
+        1.0 if same else float(stats.friedmanchisquare(*of).pvalue),
+        float(studentised * math.sqrt(rows * (rows + 1) / (6 * blocks))),
+    )
+
+
 # --- findings
 
 

@@ -190,16 +190,17 @@ def _enumeration(names: list[str]) -> str:
 
 def parts_of_data(records: Iterable[Record]) -> list[str]:
     """A note for each size of a part of the data (task.train_rows, task.dev_rows) that runs were trained and
-    evaluated on, where their deviations do not name it."""
+    evaluated on, where their deviations do not name it. It names the rows, unless all have that part."""
     sizes: dict[str, set[str]] = defaultdict(set)
     for record in records:
         task = record["config"]["task"]
         named = any("subset of" in word for word in record.get("deviations", []))
-        if record["status"] in FINISHED and not named and (task.get("train_rows") or task.get("dev_rows")):
-            data, cell = record["data"], record["cell"]
-            words = f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows"
-            sizes[words].add(f"{row_of(record)} on {cell['task']}")
-    return [f"a part of the data: {words} ({', '.join(sorted(of))})" for words, of in sorted(sizes.items())]
+        if record["status"] in FINISHED:
+            part, data = not named and (task.get("train_rows") or task.get("dev_rows")), record["data"]
+            words = f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows" if part else ""
+            sizes[words].add(f"{row_of(record)} on {record['cell']['task']}")
+    named_rows = {words: f" ({', '.join(sorted(of))})" * (len(sizes) > 1) for words, of in sizes.items()}
+    return [f"a part of the data: {words}{rows}" for words, rows in sorted(named_rows.items()) if words]
 
 
 # --- tables

@@ -17,6 +17,9 @@ Everything is seeded: the same records give the same numbers.
 - Probability of improvement P(X > Y) + P(X = Y) / 2, the mean over tasks; its interval resamples the runs of
   each task (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
   sections 4.1 and 4.3).
+- Mean ranks over seeds of all rows of a task, Friedman's test that they are alike, and Nemenyi's critical
+  difference of two of them (Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets",
+  section 3.2.2). Its blocks are seeds, not data sets: it says nothing of other tasks.
 """
 
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from analysis import verdicts
 from analysis.cells import row_of
 from analysis.command import Chosen, open_chosen
 from analysis.own import as_published, early_stops, split
+from analysis.ranks import ranks
 from analysis.statistics import statistics_tables
 from runs.command import entry_point, read, setting
 from runs.errors import UserError
@@ -55,7 +59,7 @@ def main(arguments: list[str]) -> int:
     rows = sorted({row_of(record) for record in part})
     if settings.row and row not in rows:
         raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
-    own, others = (statistics_tables(one, row) for one in split(part))
+    own, others = ([*statistics_tables(one, row), *ranks(one)] for one in split(part))
     tables = [*own, *map(as_published, others)]
     if not tables:
         notes = "".join(f": {note}" for note in early_stops(part))

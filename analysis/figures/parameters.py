@@ -8,7 +8,15 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis.cells import Cell, Key, cells
 from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
-from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
+from analysis.figures.pareto import CROWDED, of_cells
+from analysis.figures.seeds import (
+    draw_point,
+    drawable,
+    median_and_range,
+    metric_label,
+    parameters_label,
+    seed_notes,
+)
 from analysis.paper import GLUE
 from analysis.table import make_row
 from runs.record import Ledger, Record
@@ -43,11 +51,17 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
 
 
 def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
-    """A picture for each model, of one task's cells. usual: the model that the name needs no word for."""
+    """A picture for each model, of one task's cells; of very many rows a picture for each of COSTS, with the
+    frontier. usual: the model that the name needs no word for."""
     header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
     figures = []
     for model in sorted({key[0] for key in by_key}):
         by_row = {key[1]: cell for key, cell in by_key.items() if key[0] == model}
+        whole = name if model == usual else f"{name}_{model}"
+        if len(by_row) > CROWDED:
+            of_model = list(by_row.values())
+            figures += [of_cells(of_model, (x, "metric"), whole.replace("parameters", x)) for x in COSTS]
+            continue
         rows = []
         for _, cell in sorted(by_row.items(), key=lambda item: item[1].parameters):
             numbers = with_runs([str(cell.parameters), *median_and_range(cell)], cell.ids)
@@ -58,11 +72,12 @@ def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[
         over, span = (f"median of {most} seeds", "; lines span the seeds") if most > 1 else ("one seed", "")
         title = f"{label['model']} on {label['task']}: {over}, {epoch} epoch{span}"
         draw = partial(_draw_parameters, drawable(by_row), title)
-        whole = name if model == usual else f"{name}_{model}"
         figures.append(Figure(whole, title, header, rows, seed_notes(by_row), draw, (7, 4)))
     return figures
 
 
+#: The axes of the pictures of very many rows.
+COSTS = ("parameters", "bytes", "seconds", "memory")
 #: Counts of parameters that are so near each other, by their ratio, that labels above both would meet.
 CLOSE = 1.5
 
@@ -89,6 +104,6 @@ def _draw_parameters(by_row: dict[str, Cell], title: str, canvas: Canvas) -> Non
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
     metric = next((cell.records[0]["result"]["metric"] for cell in by_row.values()), "metric")
-    axes.set_xlabel("trainable parameters, without the classification head")
+    axes.set_xlabel(parameters_label(by_row.values()))
     axes.set_ylabel(f"dev {metric_label(metric)}")
     axes.set_title(title)

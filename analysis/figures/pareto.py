@@ -4,7 +4,7 @@ both."""
 import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.cells import Cell
-from analysis.figures.figure import Figure, colour, marker, parameter_count, with_runs
+from analysis.figures.figure import COLOURS, Figure, colour, marker, parameter_count, with_runs
 from analysis.figures.labels import Label, place_labels
-from analysis.figures.seeds import metric_label
+from analysis.figures.seeds import metric_label, parameters_label
 from analysis.forgetting import change, texts_of
 from analysis.own import parts_of_data
 from analysis.series import Series, series
@@ -63,12 +63,11 @@ def _size(value: float, _: Any) -> str:
     return megabytes(value)
 
 
-#: The axes by the names that x= and y= take. The metric's label, direction and decimals are the records'.
+#: The axes by the names that x= and y= take. The labels of the first two, and the metric's direction and
+#: decimals, are the records'.
 AXES = {
     "metric": Axis("", lambda cell: series(cell).values, ""),
-    "parameters": Axis(
-        "trainable parameters, without the classification head", _parameters, ".0f", parameter_count
-    ),
+    "parameters": Axis("", _parameters, ".0f", parameter_count),
     "bytes": Axis("adapter file", _of_records(lambda r: r["cost"].get("adapter_bytes")), ".0f", _size),
     "seconds": Axis("seconds of a run: training, evaluation and decoding", _of_records(_seconds), ".1f"),
     "memory": Axis("peak memory", _of_records(lambda r: r["cost"].get("peak_memory_bytes")), ".0f", _size),
@@ -79,6 +78,8 @@ USUAL = ("parameters", "metric")
 OF_DEVICES = {"seconds", "memory"}
 #: Values whose ratio is larger have a logarithmic axis.
 WIDE = 10.0
+#: Of more rows than these, labels stand at the frontier and at the paper's methods alone.
+CROWDED = 25
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,17 @@ def make(ledger: Ledger, tasks: Collection[str] = (), axes: tuple[str, str] = US
         return [Figure("pareto", f"{axes[1]} against {axes[0]}", [], [], why, lambda _: None)]
     pairs = sorted({(task, model) for model, _, task in by_key})
     return [
-        _of_one([by_key[key] for key in sorted(by_key) if (key[2], key[0]) == pair], axes, "_".join(pair))
+        of_cells(
+            [by_key[key] for key in sorted(by_key) if (key[2], key[0]) == pair],
+            axes,
+            f"pareto_{axes[1]}_by_{axes[0]}_{'_'.join(pair)}",
+        )
         for pair in pairs
     ]
 
 
-def _of_one(cells: Sequence[Cell], names: tuple[str, str], suffix: str) -> Figure:
-    """The picture of the cells of a model and task."""
+def of_cells(cells: Sequence[Cell], names: tuple[str, str], file: str) -> Figure:
+    """The picture of the cells of a model and task. names: of its axes. file: the name of the figure."""
     number = _common_number(cells)
     rows, notes = _rows(cells, names, number.name)
     better = (_sign(names[0], number), _sign(names[1], number))
@@ -132,7 +137,7 @@ def _of_one(cells: Sequence[Cell], names: tuple[str, str], suffix: str) -> Figur
         notes.append("memory on a CPU: the largest of the process, the libraries included.")
     if "forgetting" in names and len(texts_of(r for cell in cells for r in cell.records)) > 1:
         notes.append("forgetting was measured on several texts, which do not compare.")
-    axes = (_axis(names[0], number), _axis(names[1], number))
+    axes = (_axis(names[0], number, cells), _axis(names[1], number, cells))
     label = cells[0].records[0]["label"]
     words = [axes[i].label.partition(",")[0] if name == "metric" else name for i, name in enumerate(names)]
     title = f"{label['model']} on {label['task']}: {words[1]} against {words[0]}"
@@ -144,8 +149,10 @@ def _of_one(cells: Sequence[Cell], names: tuple[str, str], suffix: str) -> Figur
     lines = [_line(row, axes, i in best) for i, row in enumerate(rows)]
     if not lines:
         notes.insert(0, "no row has both numbers.")
+    if len(rows) > CROWDED:
+        notes.append("Labels: the frontier, and the methods of the paper. Every row is in the data.")
     draw = partial(_draw, rows, best, axes, better, title)
-    return Figure(f"pareto_{names[1]}_by_{names[0]}_{suffix}", title, header, lines, notes, draw, (7, 4.4))
+    return Figure(file, title, header, lines, notes, draw, (7, 4.4))
 
 
 def _common_number(cells: Sequence[Cell]) -> Series:
@@ -193,9 +200,11 @@ def _sign(name: str, number: Series) -> int:
     return 1 if name == "metric" and not number.less else -1
 
 
-def _axis(name: str, number: Series) -> Axis:
+def _axis(name: str, number: Series, cells: Sequence[Cell]) -> Axis:
     """The axis of this name; the metric's has the words of the number that the rows report."""
     axis = AXES[name]
+    if name == "parameters":
+        return replace(axis, label=parameters_label(cells))
     if name != "metric":
         return axis
     metric, comma, epoch = number.name.partition(", ")
@@ -269,7 +278,9 @@ def _draw(
     plot.set_ylabel(axes[1].label)
     plot.set_title(f"{title}\n{_words(rows)}")
     labels = [
-        Label(row.cell.label, row.x.value, row.y.value, colour(_name(row), row.cell.kind)) for row in rows
+        Label(row.cell.label, row.x.value, row.y.value, colour(_name(row), row.cell.kind))
+        for i, row in enumerate(rows)
+        if len(rows) <= CROWDED or i in best or _name(row) in COLOURS
     ]
     bars = [((r.x.low, r.y.value), (r.x.high, r.y.value)) for r in rows]
     bars += [((r.x.value, r.y.low), (r.x.value, r.y.high)) for r in rows]

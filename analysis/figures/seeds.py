@@ -2,6 +2,7 @@
 them."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from analysis.cells import Cell
@@ -51,6 +52,15 @@ def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = No
     face = tint if cell.complete else "white"
     marker = figure.marker(row, cell.kind)
     axes.plot(x, cell.median(), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
+
+
+def parameters_label(cells: Iterable[Cell]) -> str:
+    """What an axis of trained parameters is called, with the count of the head where these cells share it."""
+    heads = {cell.head_parameters for cell in cells}
+    if heads == {0}:
+        return "trainable parameters"
+    more = f" ({heads.pop():,} more)" if len(heads) == 1 else ""
+    return f"trainable parameters, without the classification head{more}"
 
 
 def metric_label(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from analysis import figures
 from analysis.cells import Cell, label_of
 from analysis.inference import FIRM_PAIRS
+from analysis.ranks import ranks
 from analysis.results.claim import WORDS, Claim
 from analysis.results.findings import MARGIN, claims
 from analysis.results.of_figures import FITTED
@@ -196,7 +197,7 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
                 pictures[f"results/{path}"] = figures.svg(figure)
                 parts.append("\n".join(lines).strip())
     cells = [table for table in statistics_tables(finished) if table.title.endswith(": cells")]
-    parts += [_table(table, shown) for table in [*cells, costs(finished)] if table.rows]
+    parts += [_table(table, shown) for table in [*cells, *ranks(finished), costs(finished)] if table.rows]
     parts += [_trials(finished), _runs(finished)]
     return {f"results/{folder.name}.md": "\n\n".join(part for part in parts if part) + "\n"} | pictures
 
@@ -276,14 +277,17 @@ def _trials(ledger: Ledger) -> str:
         medians = {rates: statistics.median(of) if of else math.nan for rates, of in values.items()}
         best = sorted(medians, key=lambda rates: (math.isnan(medians[rates]), sign * medians[rates]))
         texts = [f"({rates}): {medians[rates]:.1f}".replace("nan", "-") for rates in best]
-        rows.append((*group, "; ".join(texts)))
+        near = sum(abs(medians[rates] - medians[best[0]]) <= PLATEAU for rates in best)
+        rows.append((*group, f"{near} of {len(best)}", "; ".join(texts)))
     if not rows:
         return ""
-    header = ("model", "task", "method", "epochs", "rows trained on and judged on")
-    last = "(rate of the adapter, of the head): value"
-    return f"{TRIALS}\n\n{_grid((*header, last), rows, header[3:])}"
+    right = ("epochs", "rows trained on and judged on", f"within {PLATEAU:g} points of the best")
+    header = ("model", "task", "method", *right, "(rate of the adapter, of the head): value")
+    return f"{TRIALS}\n\n{_grid(header, rows, right)}"
 
 
+#: How far below the best of its trials a rate's value may be, in points, to count as about as good.
+PLATEAU = 2.0
 TRIALS = """## Tuning
 
 Every trial on held-out training rows, by the epoch that the table reports: medians over seeds, best first."""

@@ -6,7 +6,7 @@ from ledgers import ledger, record, seeds
 
 from analysis import figures, stats, tables
 from analysis.figures.figure import colour, marker
-from analysis.own import having, split, with_variants
+from analysis.own import having, parts_of_data, split, with_variants
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import write_record, write_sweep
@@ -150,6 +150,15 @@ def _image(task):
     one = record("vera", task, 0, 0.8, model="dinov2_small")
     one["config"]["task"]["family"] = "images"
     return one
+
+
+def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
+    few = seeds("vera", "mrpc", bests=(0.8, 0.7))
+    for one in few:
+        one["config"]["task"]["train_rows"] = 10
+    told = "a part of the data: 10 training and 10 dev rows"
+    assert parts_of_data(few) == [told]
+    assert parts_of_data([*few, *seeds("lora", "mrpc")]) == [f"{told} (vera on mrpc)"]
 
 
 def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The frontier by brute force, the picture's data by hand, labels apart, and what is said of odd records."""
 
+import copy
 import json
 import random
 
@@ -190,6 +191,23 @@ def test_each_row_of_a_picture_is_labelled():
     (figure,) = pareto.make(ledger(*ROWS))
     (axes,) = canvas(figure).axes
     assert {text.get_text() for text in axes.texts} == {"head", "VeRA r=1024", "bitfit", "full"}
+
+
+def test_of_very_many_rows_the_frontier_and_the_papers_methods_are_labelled():
+    """On the demo's picture, too: 26 rows of peft between VeRA and the head, all below both."""
+    peers = [sized(f"peer{i:02}", 20_000 + i, 0.5) for i in range(pareto.CROWDED + 1)]
+    of_all = ledger(*(one for row in [*peers, copy.deepcopy(ROWS)] for one in row))
+    for one in of_all:
+        one["cell"]["task"], one["parameters"]["head"] = "reviews", 148_610
+    (figure,), (demo, *others) = pareto.make(of_all), figures.FIGURES["demo"](of_all)
+    names = [of.name.removeprefix("accuracy_vs_") for of in (demo, *others)]
+    assert names == ["parameters", "bytes", "seconds", "memory"]
+    for picture in (figure, demo):
+        (axes,) = canvas(picture).axes
+        assert {text.get_text() for text in axes.texts} == {"head", "VeRA r=1024", "bitfit", "full"}
+        assert axes.get_xlabel().endswith("without the classification head (148,610 more)")
+        assert "Every row is in the data." in picture.notes[-1]
+        assert len(picture.rows) == pareto.CROWDED + 5
 
 
 # --- the command

@@ -13,6 +13,7 @@ from analysis import inference, series, stats, tables, verdicts
 from analysis.beside import Beside
 from analysis.cells import Cell, cells
 from analysis.paper import GLUE
+from analysis.ranks import ranks
 from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
@@ -370,3 +371,30 @@ def test_the_command_takes_a_sweep_and_filters_as_the_tables_do(tmp_path, capsys
         printed("sweep=other")
     with pytest.raises(UserError, match=r"no finished run .* for that: stopped early by train.max_steps"):
         printed("task=mrpc")
+
+
+def test_rows_are_ranked_over_the_seeds_of_most():
+    """In each seed VeRA is first, LoRA second and the head last; full has one seed, and is not ranked."""
+    made = [*seeds("head", bests=[0.5] * 5), *seeds("vera"), *seeds("lora", bests=[0.7] * 5)]
+    (table,) = ranks(ledger(*made, record("full", best=0.9)))
+    lines = [dict(zip(table.header, row, strict=True)) for row in table.texts]
+    told = [[line[key] for key in ("method", "mean rank", "near the first")] for line in lines]
+    # Nemenyi's of 3 rows and 5 blocks: 2.343 * sqrt(3 * 4 / (6 * 5)) = 1.48 (Demsar 2006, table 5)
+    assert told == [["VeRA r=1024", "1.0", "yes"], ["LoRA r=8", "2.0", "yes"], ["head", "3.0", "no"]]
+    assert "Critical difference (Nemenyi, 5%): 1.5 ranks." in table.notes[1]
+    assert table.notes[2] == "Without all of these seeds, and not ranked: full."
+
+
+def test_ranks_need_three_rows_and_two_seeds_and_put_the_least_perplexity_first():
+    assert ranks(ledger(*seeds("vera"), *seeds("lora"))) == []
+    assert ranks(ledger(record("vera"), record("lora"), record("head"))) == []
+    rows = {"vera": 20.0, "lora": 10.0, "head": 30.0}
+    made = [
+        record(row, seed=seed, values=[value, value + seed])
+        for row, value in rows.items()
+        for seed in range(2)
+    ]
+    for of in made:
+        of["result"] |= of_metric("perplexity")
+    (table,) = ranks(ledger(*made))
+    assert [row[0] for row in table.texts] == ["LoRA r=8", "VeRA r=1024", "head"]

@@ -9,6 +9,7 @@ from ledgers import record, seeds
 
 from analysis import figures, report, results, tables
 from analysis.command import open_ledger
+from analysis.ranks import ranks
 from analysis.statistics import costs, statistics_tables
 from nets.golden import FOLDER, same_text
 from runs.record import read_study
@@ -87,7 +88,7 @@ def test_every_figure_is_drawn(name, ledger, tmp_path):
 
 
 def test_statistics(ledger):
-    made = [*statistics_tables(ledger), costs(ledger)]
+    made = [*statistics_tables(ledger), *ranks(ledger), costs(ledger)]
     same_text("statistics.md", "\n\n".join(table.render("md", True) for table in made) + "\n")
 
 
