@@ -242,10 +242,12 @@ def main() -> None:
         help="folders of runs; NAME: under which the adapter is served (otherwise the folder's)",
     )
     parser.add_argument("--model", required=True, help="the base model's folder, or its name on the hub")
-    parser.add_argument("--labels", type=int, default=2)
+    parser.add_argument("--labels", type=int, default=2, help="classes of the head, 1 for a regression (2)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="the port to listen at (8000; 0: a free one)")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()

@@ -167,8 +167,11 @@ def _runs_of(
     choices, preset = cfg.hydra.runtime.choices, grid.preset
     if preset and not cfg.get("recipe"):
         wanted = choices.get("recipe") or f"{choices['method']}/{choices['model']}"
+        names = [name for name in files.choices("recipe") if name.partition("/")[2] == choices["model"]]
+        shared = [name for name in names if choices["method"] in files.read("recipe", name).get("by_row", {})]
+        take = f"Take recipe={shared[0]}, write" if shared else "Write"
         raise UserError(
-            f"preset {preset} has no recipe for {wanted}. Write conf/recipe/{wanted}.yaml, "
+            f"preset {preset} has no recipe for {wanted}. {take} conf/recipe/{wanted}.yaml, "
             "or choose one of its models or methods (METHODS=, MODEL=)"
         )
     # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone, and

@@ -67,12 +67,15 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
     outlines = {key: outline(run, sources) for key, run in by_cell.items()}
     known = [each for run in runs if (each := outlines[cell_key(run)])]
     if not known:
-        return ["no estimate: no finished run is like these, and how many rows they have is not known here"]
+        unknown = "how many rows of data they have is not known here"
+        return [f"no estimate: no finished run is like these, and {unknown}"]
     sized = [each for each in known if each.flops is not None]
     timed = [each.seconds for each in known if each.seconds is not None]
     lines = [f"forecast for {plural(len(known), 'run')}: {_amounts(known)}", f"  ({_basis(known)})"]
     if len(known) < len(runs):
-        lines.append(f"no forecast for {len(runs) - len(known)}: how many rows they have is not known here")
+        lines.append(
+            f"no forecast for {len(runs) - len(known)}: how many rows of data they have is not known here"
+        )
     if timed:
         words = f"est. {duration(sum(timed))} left on one device{_of(timed, runs)}"
         paces = dict.fromkeys(each.pace for each in known if each.seconds is not None)
@@ -85,7 +88,9 @@ def forecast(runs: Sequence[Run], done: Sequence[Record]) -> list[str]:
             f" {PROBE_SECONDS}s{f' each, {duration(rows * PROBE_SECONDS)} in all' if rows > 1 else ''})"
         )
     elif not sized:
-        lines.append("no estimate of time: the model's architecture or the rows' lengths are not known here")
+        lines.append(
+            "no estimate of time: the model's architecture or the lengths of the data are not known here"
+        )
     return lines
 
 
@@ -126,7 +131,11 @@ def _of(values: Sequence[Any], every: Sequence[Any]) -> str:
 def _basis(known: Sequence[Outline]) -> str:
     """How the numbers of rows and their lengths are known."""
     exact = all(each.exact for each in known)
-    rows = "rows are known" if exact else "rows are about right: not counted here, or some may be left out"
+    rows = (
+        "rows of data are known"
+        if exact
+        else "rows of data are about right: not counted here, or some may be left out"
+    )
     return "; ".join([rows, *dict.fromkeys(words for each in known for words in each.lengths)])
 
 

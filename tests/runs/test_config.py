@@ -569,6 +569,9 @@ def test_a_preset_may_take_the_recipes_of_another_model():
     assert {run.model for run in runs.values()} == {"mpnet_base"}
     assert runs["vera"].config["train"]["epochs"] == PAPER["vera"]["roberta-base"]["epochs"][4]
     assert "preset table2_mpnet has no recipe for ssf/roberta_base." in error_of([*words, "method=ssf"])
+    shared = ["experiment=peers_base", "task=rte", "seed=0", "model=minilm", "method=unilora_matched"]
+    said = "has no recipe for unilora_matched/minilm. Take recipe=peers/minilm, write conf/recipe/unilora_m"
+    assert said in error_of(shared)
     (own,) = expand(["model=mpnet_base", "task=rte"])
     assert own.recipe == "vera/mpnet_base"
 

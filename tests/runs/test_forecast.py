@@ -356,7 +356,7 @@ def test_the_plan_of_table_2_says_what_it_takes_and_needs_no_torch(tmp_path):
     assert f"forecast for 180 runs: {total:,} steps, " in text
     assert "tokens, " in text
     assert "FLOP\n" in text
-    assert "rows are known; lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)" in text
+    assert "rows of data are known; lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)" in text
     assert "no estimate of time: probe=true measures this device" in text
     assert "6 rows" in text
     assert "est. " not in text
@@ -369,7 +369,7 @@ def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert):
         ["model=minilm", "task=text", "task.hub=nobody/knows", "task.revision=" + "0" * 40, "task.name=mine"]
     )
     assert cost.forecast(runs, []) == [
-        "no estimate: no finished run is like these, and how many rows they have is not known here"
+        "no estimate: no finished run is like these, and how many rows of data they have is not known here"
     ]
     # Rows, and no lengths
     (mnli,) = expand(["model=roberta_base", "task=mnli", "method=lora"])
@@ -382,7 +382,7 @@ def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert):
     lines = cost.forecast([mnli], [])
     assert "tokens" not in lines[0]
     assert "FLOP" not in lines[0]
-    assert lines[-1].startswith("no estimate of time: the model's architecture or the rows' lengths")
+    assert lines[-1].startswith("no estimate of time: the model's architecture or the lengths of the data")
     # Lengths, and no architecture that is known
     folder = tmp_path / "odd"
     folder.mkdir()
@@ -400,7 +400,7 @@ def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert):
     rows_before, rows.QUICK_BYTES = rows.QUICK_BYTES, 0
     try:
         assert not outline(run, Sources()).exact
-        assert "rows are about right: not counted here" in "\n".join(cost.forecast([run], []))
+        assert "rows of data are about right: not counted here" in "\n".join(cost.forecast([run], []))
     finally:
         rows.QUICK_BYTES = rows_before
 
