@@ -10,7 +10,7 @@ beyond the base model, in FLOPs. Mm: the largest memory in training, in bytes. E
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from analysis.cells import Cell
@@ -98,9 +98,9 @@ def with_score(table: Table, records: dict[str, Record], which: str) -> Table:
         ids = tuple(run for task in tasks for run in rows[i].cells[task].ids) if i in known else ()
         lines.append([*line[:at], TableCell(text, ids), *line[at:]])
     header = [*table.header[:at], "cost score", *table.header[at:]]
-    return replace(
-        table, header=header, rows=lines, notes=[*table.notes, _note(tasks, constants, table, bool(known))]
-    )
+    every = {task for row in rows.values() for task in row.cells}
+    note = _note(tasks, every, constants, table, bool(known))
+    return replace(table, header=header, rows=lines, notes=[*table.notes, note])
 
 
 def _row_of(table: Table, line: Sequence[TableCell], records: dict[str, Record]) -> _Row:
@@ -122,11 +122,13 @@ def _of_model(rows: Iterable[_Row], known: "Iterable[tuple[float, Costs]]") -> C
     return Costs(parameters or math.inf, 2 * TOKENS * parameters or math.inf, memory or math.inf)
 
 
-def _note(tasks: Sequence[str], constants: Costs, table: Table, known: bool) -> str:
+def _note(tasks: Sequence[str], every: Collection[str], constants: Costs, table: Table, known: bool) -> str:
     if not known:
         why = "the metric is no percentage, memory or FLOPs are not known, or the rows share no task"
         return f"cost score: no row has one ({why})."
     over = ", ".join(table.tasks.get(task, task) for task in tasks)
+    if len(tasks) < len(every):
+        over += " (the tasks that every row here has)"
     values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs"
     memory = f"{constants.memory / 1e9:.3g} GB"
     return f"cost score: PSCP of PEFT-Bench over {over}; its constants are {values} and {memory}."
