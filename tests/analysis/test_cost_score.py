@@ -58,7 +58,10 @@ def test_a_table_has_it_over_the_tasks_that_all_rows_have():
     vera = 80.0 / ((1 + 7_680 / 5e8) * (1 + 1 / 94))
     adapter = 90.0 / ((1 + 76_128 / 5e8) * (1 + 2 * 512 * 76_128 / 10e12) * (1 + 2 / 94))
     assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
-    assert "cost score: PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08" in table.notes[-1]
+    said = (
+        "cost score: PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08"
+    )
+    assert said in table.notes[-1]
     behind = table.runs[[r[0] for r in table.texts].index("VeRA r=1024"), table.header.index("cost score")]
     assert set(behind) == {r["id"] for r in ROWS[:5]}
 
