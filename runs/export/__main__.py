@@ -124,25 +124,28 @@ def _travel(
     records = list(read_ledger(settings.output))
     context = restore(record, settings.output)
 
-    from runs.export.folder import write_beside, write_folder
+    from runs.export.folder import write_beside
 
+    base, lost = (origin.name, origin.revision) if origin else (None, None), ""
     if form == "lora":
         from runs.export.lora import write_lora
 
         assert settings.rank is not None
-        loss = write_lora(context, settings.rank, path, origin).text(context.task.metric, context.task.scale)
-        print(loss)
-        write_beside(context, record, records, path, named, origin, licence, loss)
+        lost = write_lora(context, settings.rank, path, *base).text(context.task.metric, context.task.scale)
+        print(lost)
     else:
-        write_folder(context, record, records, path, named, origin, licence)
+        import vera
+
+        vera.export_peft(context.raw_model, path, *base)
+    write_beside(context, record, records, path, named, origin, licence, lost)
     if form == "hub":
         from runs.export.push import push
 
         message = f"Run {record['id']} of vera-bench"
         print(push(path, target, settings.private, message, shlex.join(command)))
     else:
-        base = models.fetch(model)
-        print(f"for peft.PeftModel.from_pretrained(base, '{path}'), where base is the model of {base}")
+        where = models.fetch(model)
+        print(f"for peft.PeftModel.from_pretrained(base, '{path}'), where base is the model of {where}")
 
 
 def _merge(record: Record, path: Path, output: str) -> None:

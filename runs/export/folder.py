@@ -1,33 +1,15 @@
-"""An adapter's folder in peft's format: adapter and head, tokenizer or image preprocessing, and a card."""
+"""What belongs beside an adapter in peft's format: tokenizer or image preprocessing, and a card."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import vera
 from runs import models
 from runs.export.card import card
 from runs.models import Origin
 from runs.record import Record
 from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
-
-
-def write_folder(
-    context: Context,
-    record: Record,
-    records: Iterable[Record],
-    folder: Path,
-    name: str,
-    origin: Origin | None,
-    licence: str | None,
-) -> None:
-    """Writes the folder of a restored run. records: a ledger's, for the other seeds of its cell. name: what
-    the card calls it: OWNER/NAME or a folder.
-
-    Raises AdapterError where peft has no such adapter, before anything is written."""
-    vera.export_peft(context.raw_model, folder, *_named(origin))
-    write_beside(context, record, records, folder, name, origin, licence)
 
 
 def write_beside(
@@ -40,8 +22,8 @@ def write_beside(
     licence: str | None,
     converted: str = "",
 ) -> None:
-    """Writes what belongs beside an adapter: the tokenizer, or how images are prepared, and the card.
-    converted: see `card`."""
+    """Writes the tokenizer, or how images are prepared, and the card. records: a ledger's, for the other
+    seeds of the run's cell. name: what the card calls it: OWNER/NAME or a folder. converted: see `card`."""
     from transformers import AutoTokenizer
 
     base = models.fetch(record["config"]["model"])
@@ -68,7 +50,3 @@ def loads(context: Context, record: Record) -> dict[str, Any]:
     if classes:
         given["id2label"] = dict(enumerate(classes))
     return given
-
-
-def _named(origin: Origin | None) -> tuple[str | None, str | None]:
-    return (origin.name, origin.revision) if origin else (None, None)

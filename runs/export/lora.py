@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import vera
-from runs.models import Origin
 from runs.training.context import Context
 
 #: Dev rows whose outputs are compared.
@@ -45,16 +44,17 @@ class Loss:
         )
 
 
-def write_lora(context: Context, rank: int | float, folder: Path, origin: Origin | None) -> Loss:
+def write_lora(
+    context: Context, rank: int | float, folder: Path, base: str | None, revision: str | None
+) -> Loss:
     """Writes the adapter of a restored run as a LoRA in peft's format, with its head, loads that file onto
-    the run's model and compares. rank: see `vera.export_lora`.
+    the run's model and compares. rank, base, revision: see `vera.export_lora`.
 
     Raises AdapterError where it cannot be converted; nothing is written then."""
     import peft
 
     before, outputs = context.score(), _outputs(context)
-    named = (origin.name, origin.revision) if origin else (None, None)
-    norms = vera.export_lora(context.raw_model, folder, rank, *named)
+    norms = vera.export_lora(context.raw_model, folder, rank, base, revision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
         peft.PeftModel.from_pretrained(context.raw_model, folder)  # in place
