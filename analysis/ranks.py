@@ -39,12 +39,10 @@ def _of_task(model: str, task: str, by_row: Mapping[str, Cell]) -> Table | None:
     lines = []
     for mean, row in order:
         cell, facts = by_row[row], cell_facts(by_row[row])
-        head = f"{cell.parameters + cell.head_parameters:,}"
         near = "yes" if mean - order[0][0] < found.critical else "no"
-        numbers_of = [
-            of_cells(text, cell) for text in (head, facts["median"], facts["interval"], f"{mean:.1f}")
-        ]
-        lines.append(make_row(cell.label, size_of(cell), *numbers_of, near))
+        texts = [f"{cell.parameters + cell.head_parameters:,}", facts["median"], facts["interval"]]
+        shown = [of_cells(text, cell) for text in (*texts, f"{mean:.1f}")]
+        lines.append(make_row(cell.label, size_of(cell), *shown, near))
     header = ["method", "params", "with the head", most.name, "95%", "mean rank", "near the first"]
     notes = _notes(found, len(ranked), most, [by_row[row].label for row in by_row if row not in ranked])
     return Table(f"{model}: {task}, ranks over {plural(len(most.values), 'seed')}", header, lines, notes)
@@ -63,7 +61,6 @@ def _notes(found: Ranks, rows: int, most: Series, others: list[str]) -> list[str
         f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks. near the first: the mean rank is"
         " within it of the first one's, so the test does not tell them apart.",
     ]
-    return [
-        *notes,
-        *([f"Without all of these seeds, and not ranked: {', '.join(others)}."] if others else []),
-    ]
+    if others:
+        notes.append(f"Without all of these seeds, and not ranked: {', '.join(others)}.")
+    return notes
