@@ -14,12 +14,11 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from runs.alone import alone
 from runs.errors import UserError
 from runs.file_hash import digest
 from runs.record import cache_folder
@@ -95,28 +94,12 @@ def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
     harm."""
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, model["label"]):
+    with alone(cache_folder() / "locks" / folder.name, f"fetching {model['label']}") as locked:
+        # By a process that was killed. Without locks another one may be making it; the first folder is kept.
+        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():
+            shutil.rmtree(left, ignore_errors=True)
         if not is_ready(folder):
             _make(folder, model, patterns)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, label: str) -> Iterator[None]:
-    """Waits while another process makes this folder. Where the file system has no locks nobody waits, and the
-    first folder is kept."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        lock = FileLock(locks / folder.name, thread_local=False)
-        with contextlib.suppress(NotImplementedError):
-            try:
-                stack.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                print(f"waiting for another process, which is fetching {label}", flush=True)
-                stack.enter_context(lock.acquire())
-            for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        yield
 
 
 def _make(folder: Path, model: Mapping[str, Any], patterns: Sequence[str]) -> None:

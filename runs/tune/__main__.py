@@ -9,14 +9,15 @@ python -m runs.tune method=lora train.lr=1e-3                       a key with a
 python -m runs.tune task.holdout=0.3                                the share of held-out training rows (0.2)
 
 The overrides are those of python -m runs. Each trial is one run for each seed; their records enter no table.
-The same command continues a search, and repeats failed trials. output/tune/STUDY holds the journal and
-trials.csv.
+The same command continues a search, and repeats failed trials; of two at once the second waits where both
+search one cell. output/tune/STUDY holds the journal and trials.csv.
 """
 
 import os
 import re
 from dataclasses import dataclass
 
+from runs.alone import alone
 from runs.command import COMPOSING, Common, entry_point, read, setting
 from runs.config import WHERE, as_word
 from runs.errors import UserError
@@ -56,9 +57,10 @@ def main(arguments: list[str]) -> int:
     failed, reports, best = [], [], []
     for cell in of_search:
         task = tasks[cell.first.task]
-        study = open_study(cell, Metric.of_task(task))
-        failed += search(cell, study)
-        reports.append(report(cell, study, task))
+        with alone(cell.folder / "lock", f"searching {cell.name}"):
+            study = open_study(cell, Metric.of_task(task))
+            failed += search(cell, study)
+            reports.append(report(cell, study, task))
         best += [(cell, point) for point in best_point(cell, study, task)]
     reports += filter(None, [shared_recipes(best)])
     print("".join(f"\n{text}\n" for text in reports))

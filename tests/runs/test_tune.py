@@ -197,6 +197,25 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
 
 
 @pytest.mark.usefixtures("process")
+def test_the_second_of_two_searches_waits_for_the_first(tiny_words, capsys):
+    command = [*tiny_words, "train.epochs=10", "grid={train.lr: [1e-2, 2e-2], train.lr_head: [1e-2]}"]
+    first = [sys.executable, "-m", "runs.tune", *command]
+    process = subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not stamps(tiny_words):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    assert tune_main(command) == 0
+    text = capsys.readouterr().out
+    assert "waiting for another process, which is searching vera@" in text
+    assert "2 trials of 1 run, 2 done before" in text
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "2 trials of 1 run, 0 done before" in said
+    (study,) = studies(command)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+
+
+@pytest.mark.usefixtures("process")
 def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatch, capsys):
     command = [*tiny_words, "train.max_steps=1", "grid={train.lr: [1e-2, 2e-2, 3e-2], train.lr_head: [1e-2]}"]
     real, calls = search.sweep, []
