@@ -16,6 +16,7 @@ from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
 from analysis.tables.images import few_shot
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
+from analysis.wanted import with_wanted
 from runs.command import did_you_mean
 from runs.errors import UserError
 from runs.record import CONF, Ledger, Record
@@ -135,17 +136,9 @@ def _scores(record: Record, bench: str) -> list[float]:
 # --- cells and parts of a ledger
 
 
-def wanted(key: Key) -> int:
-    """How many seeds the protocol of a task has."""
-    return {"alpaca": 1, "e2e": 3, "reviews": 3}.get(key[2], VERDICT_SEEDS)
-
-
 def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
     """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
-    by_key = cells(records, VERDICT_SEEDS, select)
-    for key, cell in by_key.items():
-        cell.wanted = wanted(key)
-    return by_key
+    return with_wanted(cells(records, VERDICT_SEEDS, select))
 
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:

@@ -19,12 +19,14 @@ from analysis.figures.seeds import (
 )
 from analysis.paper import GLUE
 from analysis.table import make_row
+from analysis.wanted import with_wanted
 from runs.record import Ledger, Record
 
 
 def demo(ledger: Ledger) -> list[Figure]:
     """The demo's: one picture a model; bars span the seeds."""
-    by_key, name = cells([r for r in ledger if r["cell"]["task"] == "reviews"], 3), "accuracy_vs_parameters"
+    by_key = with_wanted(cells([r for r in ledger if r["cell"]["task"] == "reviews"], 3))
+    name = "accuracy_vs_parameters"
     if not by_key:
         title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
         return [Figure(name, title, [], [], why, draw_nothing, (7, 4))]

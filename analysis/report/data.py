@@ -14,6 +14,7 @@ from analysis.cells import Cell, Key, label_of, row_of
 from analysis.report.html import MARKS
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
+from analysis.wanted import wanted
 from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, one_each, protocol
 from runs.record.text import megabytes, one_line
 
@@ -49,7 +50,7 @@ class Entry:
     def cell(self) -> Cell | None:
         """Its finished runs, one of each seed, as in the tables; None where there is none."""
         done, _ = one_each(record for record in self.records if record["status"] in FINISHED)
-        return Cell(done, verdicts.wanted(self.key)) if done else None
+        return Cell(done, wanted(self.key, done)) if done else None
 
 
 def entries(ledger: Ledger) -> list[Entry]:
@@ -158,7 +159,7 @@ def _entry(
         "t": task,
         **{f"l{key}": one_line(label) for key, label in labels.items()},
         "kind": entry.kind,
-        "seeds": f"{cell.seeds if cell else 0}/{verdicts.wanted(entry.key)}"
+        "seeds": f"{cell.seeds if cell else 0}/{wanted(entry.key, entry.records)}"
         + (f" {cell.diverged}d" if cell and cell.diverged else ""),
         "params": f"{int((first.get('parameters') or {}).get('adapter') or 0):,}",
         "metric": metric,

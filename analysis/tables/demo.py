@@ -3,6 +3,7 @@
 from analysis.cells import Cell, Key, cells
 from analysis.compare import CROSSFIT, about, diverged_mark, of_cells, of_model, size_of
 from analysis.table import Table, TableCell, make_row
+from analysis.wanted import with_wanted
 from runs.record import Ledger
 from runs.record.text import megabytes, plural
 
@@ -10,6 +11,7 @@ from runs.record.text import megabytes, plural
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Every method on the demo's task, with what it costs."""
     by_key = cells([r for r in ledger if r["cell"]["task"] == "reviews"], seeds or 3, select)
+    by_key = by_key if seeds else with_wanted(by_key)
     models = sorted({model for model, _, _ in by_key})
     return [_of_model(of_model(by_key, model), select) for model in models]
 
@@ -26,6 +28,8 @@ def _of_model(by_key: dict[Key, Cell], select: str) -> Table:
     title = f"{label['task']} ({label['model']}, {over}): dev {first['result']['metric']}"
     header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]
     chosen = CROSSFIT if select == "crossfit" else "The best epoch is chosen on the rows reported."
+    if all(len(r["curve"]["epoch"]) == 1 for cell in ours.values() for r in cell.records):
+        chosen = "The last epoch alone is evaluated: nothing is chosen on the rows reported."
     notes = [
         (
             "trainable: without the classification head, which every method trains. spread: sample standard"

@@ -16,6 +16,7 @@ from analysis.paper import GLUE
 from analysis.ranks import ranks
 from analysis.results.findings import claims
 from analysis.statistics import statistics_tables
+from analysis.wanted import wanted
 from runs.errors import UserError
 from runs.record import median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES
@@ -398,3 +399,14 @@ def test_ranks_need_three_rows_and_two_seeds_and_put_the_least_perplexity_first(
         of["result"] |= of_metric("perplexity")
     (table,) = ranks(ledger(*made))
     assert [row[0] for row in table.texts] == ["LoRA r=8", "VeRA r=1024", "head"]
+
+
+def test_a_cell_wants_the_seeds_of_its_protocol_or_of_the_preset_that_ran_it():
+    assert [wanted(("m", "vera", task), []) for task in ("rte", "e2e", "alpaca", "reviews")] == [5, 3, 1, 3]
+    for preset, seeds_of in {"demo": 3, "peers_minilm": 5, "randomness_minilm": 6, "of a user": 3}.items():
+        one = record(task="reviews")
+        one["cell"]["paper"] = preset
+        assert wanted(("m", "vera", "reviews"), [one]) == seeds_of
+    one["cell"]["paper"] = "peers_minilm"
+    (cell_of,) = verdicts.all_cells(ledger(one)).values()
+    assert cell_of.count == "1/5"

@@ -1,0 +1,38 @@
+"""How many seeds a cell should have: those of its table's protocol, or of the preset that ran it."""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import yaml
+
+from analysis.cells import Cell, Key
+from runs.record import CONF, Record
+
+#: Where it is not 5. The demo's data are every study's: there the preset says it.
+PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
+
+
+def wanted(key: Key, records: Iterable[Record]) -> int:
+    """For a cell of these records."""
+    of_protocol = PROTOCOLS.get(key[2], 5)
+    if key[2] != "reviews":
+        return of_protocol
+    return max((_seeds(str(record["cell"]["paper"])) for record in records), default=0) or of_protocol
+
+
+def with_wanted(by_key: dict[Key, Cell]) -> dict[Key, Cell]:
+    """The same cells, which then want so many seeds."""
+    for key, cell in by_key.items():
+        cell.wanted = wanted(key, cell.records)
+    return by_key
+
+
+@cache
+def _seeds(preset: str) -> int:
+    """How many seeds a preset has; 0 where it is none, or says nothing of them."""
+    path = CONF / "experiment" / f"{preset}.yaml"
+    node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    for key in ("hydra", "sweeper", "params", "seed"):
+        node = node.get(key, {})
+    return len(str(node).split(",")) if node != {} else 0
