@@ -276,6 +276,9 @@ def test_the_demo_table_and_plot(tmp_path):
         for row in ("vera", "lora", "head")
         for s in range(3)
     ]
+    more = [record(row, "reviews", s, model="minilm") for row in ("vera", "lora", "head") for s in (3, 4, 5)]
+    for r in [*records, *more]:
+        r["cell"]["paper"] = "demo"
     for r in records:
         r["parameters"]["adapter"] = {"vera": 7680, "lora": 73728, "head": 0}[r["cell"]["row"]]
     (table,) = tables.demo_table(ledger(*records), "paper")
@@ -294,7 +297,6 @@ def test_the_demo_table_and_plot(tmp_path):
     assert "The best epoch is chosen on the rows reported." in table.notes[2]
     assert CROSSFIT.removesuffix(".") in tables.demo_table(ledger(*records), "crossfit")[0].notes[2]
     assert table.title.startswith("reviews (MiniLM, median of 3 seeds)")
-    more = [record(row, "reviews", s, model="minilm") for row in ("vera", "lora", "head") for s in (3, 4, 5)]
     (table,) = tables.demo_table(ledger(*records, *more), "paper")
     assert table.title.startswith("reviews (MiniLM, median of 6 seeds)")
     (table,) = tables.demo_table(ledger(*records, more[0]), "paper")  # three and four
