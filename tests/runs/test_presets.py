@@ -32,7 +32,6 @@ PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
 PRESETS |= {"glue_minilm": 12, "glue_more_minilm": 18, "rank_scaling_minilm": 13, "ablations_minilm": 8}
 PRESETS |= {"table2_mpnet": 36, "glue_mpnet": 8}
 PRESETS |= {"figure2_proportional": 6, "rank_scaling_minilm_proportional": 6}
-PRESETS |= {"rank_scaling_sst2": 11, "rank_scaling_sst2_proportional": 3}
 PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
 #: One of each family of text is fast; so is a run on images, in tests/nets.
 FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
