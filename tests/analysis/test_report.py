@@ -47,7 +47,7 @@ class Page(HTMLParser):
 def demo(row, n, bests, **changes):
     found = seeds(row, "reviews", bests, model="minilm", **changes)
     for r in found:
-        r["parameters"]["adapter"] = n
+        r["parameters"]["adapter"], r["cell"]["paper"] = n, "demo"
     return found
 
 
