@@ -190,7 +190,8 @@ def _enumeration(names: list[str]) -> str:
 
 def parts_of_data(records: Iterable[Record]) -> list[str]:
     """A note for each size of a part of the data (task.train_rows, task.dev_rows) that runs were trained and
-    evaluated on, where their deviations do not name it. It names the rows, unless all have that part."""
+    evaluated on, where their deviations do not name it. It names the rows, unless all have that part or it is
+    the part of most."""
     sizes: dict[str, set[str]] = defaultdict(set)
     for record in records:
         task = record["config"]["task"]
@@ -200,6 +201,9 @@ def parts_of_data(records: Iterable[Record]) -> list[str]:
             words = f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows" if part else ""
             sizes[words].add(f"{row_of(record)} on {record['cell']['task']}")
     named_rows = {words: f" ({', '.join(sorted(of))})" * (len(sizes) > 1) for words, of in sizes.items()}
+    most = max(sizes, key=lambda words: len(sizes[words]), default="")
+    if "" not in sizes and len(sizes[most]) > NAMED and len(sizes) > 1:
+        named_rows[most] = " (all others)"
     return [f"a part of the data: {words}{rows}" for words, rows in sorted(named_rows.items()) if words]
 
 

@@ -122,7 +122,7 @@ def distinguishing_words(runs: Sequence[Run]) -> list[str]:
     """For each run the overrides that the others lack, without those that a line shows anyway: row, model,
     task and seed."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    groups = ("method", "model", "task", "recipe", "seed")
+    groups = ("method", "method.config_class", "model", "task", "recipe", "seed")
     return [
         " ".join(w for w in run.overrides if w not in common and w.partition("=")[0] not in groups)
         for run in runs

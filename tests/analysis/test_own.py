@@ -159,6 +159,14 @@ def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
     told = "a part of the data: 10 training and 10 dev rows"
     assert parts_of_data(few) == [told]
     assert parts_of_data([*few, *seeds("lora", "mrpc")]) == [f"{told} (vera on mrpc)"]
+    most = [one for row in ("lora", "full", "head", "bitfit") for one in seeds(row, "mrpc")]
+    assert parts_of_data([*few, *most]) == [f"{told} (vera on mrpc)"]
+    for one in most:
+        one["config"]["task"]["train_rows"], one["data"]["train_rows"] = 20, 20
+    assert parts_of_data([*few, *most]) == [
+        f"{told} (vera on mrpc)",
+        "a part of the data: 20 training and 10 dev rows (all others)",
+    ]
 
 
 def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):

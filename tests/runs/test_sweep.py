@@ -85,6 +85,13 @@ def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monke
     assert capsys.readouterr().out == line * 2
 
 
+def test_a_line_has_the_words_that_tell_its_run_from_the_others_and_no_word_twice():
+    words = ["model=roberta_base", "task=rte", "method=lora,peft:IA3Config,peft:LNTuningConfig"]
+    assert set(jobs.distinguishing_words(expand([*words, "seed=0,1"]))) == {""}  # labels and seeds do
+    rates = jobs.distinguishing_words(expand([*words, "train.lr=1e-3,1e-2"]))
+    assert set(rates) == {"train.lr=0.001", "train.lr=0.01"}
+
+
 def test_a_log_names_once_a_minute_who_else_does_a_run(words, monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr("runs.sweep.executor.time.monotonic", lambda: now[0])
