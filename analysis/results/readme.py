@@ -11,7 +11,7 @@ from analysis.series import series
 from analysis.verdicts import all_cells
 from runs.errors import UserError
 from runs.record import Ledger
-from runs.record.text import megabytes
+from runs.record.text import megabytes, plural
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
@@ -60,12 +60,14 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
     by_word: dict[str, list[str]] = defaultdict(list)
     for claim in comparisons:
         if claim.claim == "VeRA is near LoRA with fewer parameters":
-            by_word[WORDS[claim.agrees]].append(", ".join(claim.where.split(", ")[:2]))
+            model, task, *_, seeds = claim.where.split(", ")
+            by_word[WORDS[claim.agrees]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     bounds = "By the [bounds of a finding](docs/results.md#how-a-finding-is-decided)"
     return (
-        f"{bounds} VeRA is near LoRA on {'; '.join(agrees) or 'no task'},"
-        f"\nand not near it on {'; '.join(differs) or 'any'}. Undecided: {len(undecided)} comparisons."
+        f"{bounds} VeRA is shown to be near LoRA on"
+        f"\n{'; '.join(agrees) or 'no task'}, and not to be near it on {'; '.join(differs) or 'any'}."
+        f" Undecided: {plural(len(undecided), 'comparison')}."
     )
 
 

@@ -167,7 +167,7 @@ def _speed(folder: Path) -> str:
 
 
 BENCH = """`make bench`, `make bench-serving`, `make bench-decoding` and `make bench-contention` measure
-these: ratios of interleaved medians. The numbers behind them, with versions and commit, are in
+these: ratios of interleaved medians; contention is timed once. The numbers behind them, with versions and commit, are in
 `docs/bench`."""
 
 
