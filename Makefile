@@ -78,7 +78,7 @@ test: setup ## the fast tests, about 5 minutes on 2 cores
 test-all: test ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
 	@$(PYTEST) -m slow
 
-chaos: setup ## a fault campaign over sweeps of tiny runs, about 10 minutes: N=100 kills, SEED=; its counts go to docs/chaos.md
+chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
 attack: setup ## hostile files, overrides and requests, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two or three minutes

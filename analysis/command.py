@@ -39,6 +39,12 @@ def words(text: str | None) -> tuple[str, ...]:
     return tuple(name for name in (text or "").split(",") if name)
 
 
+def row_name(word: str) -> str:
+    """The name that records have for the row of a word: peft_ia3 for peft:IA3Config."""
+    name = word.removeprefix("peft:")
+    return word if name == word else f"peft_{name.removesuffix('Config').lower()}"
+
+
 def open_ledger(output: str, published: bool = True) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings about unreadable
     records, and about a folder without records, go to stderr."""
@@ -55,6 +61,7 @@ def open_chosen(settings: Chosen) -> Ledger:
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
     chosen = {key: words(getattr(settings, key)) for key in ("model", "task", "method", "seed")}
+    chosen["method"] = tuple(map(row_name, chosen["method"]))
     for key, names in chosen.items():
         part = "row" if key == "method" else key
         existing = sorted({str(record["cell"][part]) for record in ledger})

@@ -27,7 +27,7 @@ from typing import Literal
 
 from analysis import verdicts
 from analysis.cells import row_of
-from analysis.command import Chosen, open_chosen
+from analysis.command import Chosen, open_chosen, row_name
 from analysis.own import as_published, early_stops, split
 from analysis.ranks import ranks
 from analysis.statistics import statistics_tables
@@ -46,7 +46,7 @@ class Settings(Chosen):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    settings, row = line.settings, line.settings.row or "vera"
+    settings, row = line.settings, row_name(line.settings.row or "vera")
     parts = [*line.names, *([f"experiment={settings.experiment}"] if settings.experiment else [])]
     if len(parts) > 1:
         raise UserError(f"{' and '.join(parts)}: name one of them")

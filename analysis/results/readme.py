@@ -65,8 +65,8 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     bounds = "By the [bounds of a finding](docs/results.md#how-a-finding-is-decided)"
     return (
-        f"{bounds} VeRA is shown to be near LoRA on"
-        f"\n{'; '.join(agrees) or 'no task'}, and not to be near it on {'; '.join(differs) or 'any'}."
+        f"{bounds} VeRA is shown to be near"
+        f"\nLoRA on {'; '.join(agrees) or 'no task'}, and not to be near it on {'; '.join(differs) or 'any'}."
         f" Undecided: {plural(len(undecided), 'comparison')}."
     )
 

@@ -167,8 +167,8 @@ def _speed(folder: Path) -> str:
 
 
 BENCH = """`make bench`, `make bench-serving`, `make bench-decoding` and `make bench-contention` measure
-these: ratios of interleaved medians; contention is timed once. The numbers behind them, with versions and commit, are in
-`docs/bench`."""
+these: ratios of interleaved medians; contention is timed once. The numbers behind them, with versions and
+commit, are in `docs/bench`."""
 
 
 # --- the page of a study

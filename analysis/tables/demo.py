@@ -1,22 +1,33 @@
 """The demo: every method on a small task, with what it costs."""
 
+from collections import defaultdict
+
 from analysis.cells import Cell, Key, cells
 from analysis.compare import CROSSFIT, about, diverged_mark, of_cells, of_model, size_of
 from analysis.table import Table, TableCell, make_row
 from analysis.wanted import with_wanted
-from runs.record import Ledger
+from runs.record import Ledger, Record
 from runs.record.text import megabytes, plural
 
 
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
-    """Every method on the demo's task, with what it costs."""
-    by_key = cells([r for r in ledger if r["cell"]["task"] == "reviews"], seeds or 3, select)
-    by_key = by_key if seeds else with_wanted(by_key)
-    models = sorted({model for model, _, _ in by_key})
-    return [_of_model(of_model(by_key, model), select) for model in models]
+    """Every method on the demo's task, with what it costs: a table for each model and number of rows."""
+    by_size: dict[tuple[int, ...], list[Record]] = defaultdict(list)
+    for record in ledger:
+        if record["cell"]["task"] == "reviews":
+            task = record["config"]["task"]
+            by_size[task.get("train_rows") or 0, task.get("dev_rows") or 0].append(record)
+    tables = []
+    for _, records in sorted(by_size.items()):
+        by_key = cells(records, seeds or 3, select)
+        by_key = by_key if seeds else with_wanted(by_key)
+        models = sorted({model for model, _, _ in by_key})
+        tables += [_of_model(of_model(by_key, model), select, len(by_size) > 1) for model in models]
+    return tables
 
 
-def _of_model(by_key: dict[Key, Cell], select: str) -> Table:
+def _of_model(by_key: dict[Key, Cell], select: str, with_size: bool) -> Table:
+    """with_size: whether its title has the number of rows, as there are tables of others."""
     ours = {row: cell for (_, row, _), cell in by_key.items()}
     best_first = sorted(ours.values(), key=lambda cell: (cell.unknown, -cell.median()))
     rows = [_row(cell, ours.get("lora")) for cell in best_first]
@@ -25,7 +36,8 @@ def _of_model(by_key: dict[Key, Cell], select: str) -> Table:
     counts = {cell.seeds for cell in ours.values()}
     one_count = all(cell.complete for cell in ours.values()) and len(counts) == 1
     over = f"median of {plural(max(counts), 'seed')}" if one_count else "median over the seeds there are"
-    title = f"{label['task']} ({label['model']}, {over}): dev {first['result']['metric']}"
+    size = f", {data['train_rows']:,} training and {data['dev_rows']:,} dev rows" if with_size else ""
+    title = f"{label['task']} ({label['model']}, {over}{size}): dev {first['result']['metric']}"
     header = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]
     chosen = CROSSFIT if select == "crossfit" else "The best epoch is chosen on the rows reported."
     if all(len(r["curve"]["epoch"]) == 1 for cell in ours.values() for r in cell.records):
@@ -36,7 +48,7 @@ def _of_model(by_key: dict[Key, Cell], select: str) -> Table:
             " deviation."
         ),
         "adapter, head: the size of the two files that a run keeps (full keeps none, unless keep=best).",
-        f"{data['train_rows']} training and {data['dev_rows']} dev rows. {chosen}",
+        f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows. {chosen}",
         *about(by_key),
     ]
     model = first["cell"]["model"]

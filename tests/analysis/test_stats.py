@@ -339,6 +339,7 @@ def test_the_command_prints_intervals_verdicts_and_comparisons(tmp_path, capsys,
         (["table2_base"], "no table 'table2_base'. A preset's: experiment=table2_base. Known: "),
         (["table2", "experiment=table2_base"], "table2 and experiment=table2_base: name one of them"),
         (["row=verra"], "no records of row 'verra'. There are: lora, vera"),
+        (["row=peft:IA3Config"], "no records of row 'peft_ia3'. There are: lora, vera"),
         (["table8"], "table8 is of formulas or recipes, and has no records"),
     ):
         with pytest.raises(UserError, match=message):

@@ -301,6 +301,13 @@ def test_the_demo_table_and_plot(tmp_path):
     assert table.title.startswith("reviews (MiniLM, median of 6 seeds)")
     (table,) = tables.demo_table(ledger(*records, more[0]), "paper")  # three and four
     assert table.title.startswith("reviews (MiniLM, median over the seeds there are)")
+    larger = copy.deepcopy(records)
+    for r in larger:
+        r["id"] += "2000"
+        r["config"]["task"]["dev_rows"] = r["data"]["dev_rows"] = 2000
+    two = tables.demo_table(ledger(*records, *larger), "paper")
+    assert ["2,000 dev rows" in table.title for table in two] == [False, True]
+    assert [len(table.texts) for table in two] == [3, 3]
     short = copy.deepcopy(records[:2])
     (table,) = tables.demo_table(ledger(*short), "paper")
     assert table.texts[0][0] == "VeRA r=1024 (2/3 seeds)"
@@ -318,6 +325,8 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     capsys.readouterr()
     assert main(["table2", f"output={tmp_path}"]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no records of method 'peft_ia33'"):
+        main(["demo", "method=peft:IA33Config"])
     with pytest.raises(UserError, match="seeds=0: should be at least 1"):
         main(["table2", "seeds=0"])
 
