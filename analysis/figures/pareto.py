@@ -152,7 +152,7 @@ def of_cells(cells: Sequence[Cell], names: tuple[str, str], file: str) -> Figure
     if len(rows) > CROWDED:
         notes.append("Labels: the frontier, and the methods of the paper. Every row is in the data.")
     draw = partial(_draw, rows, best, axes, better, title)
-    return Figure(file, title, header, lines, notes, draw, (7, 4.4))
+    return Figure(file, title, header, lines, notes, draw, (7, 6.4 if len(rows) > CROWDED else 4.4))
 
 
 def _common_number(cells: Sequence[Cell]) -> Series:
