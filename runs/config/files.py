@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,6 +81,11 @@ def _peft_classes() -> dict[str, str]:
     return {name.lower().removesuffix("config"): name for name in names}
 
 
+def _recipe_keys(path: Path) -> set[str]:
+    """The keys of a recipe that a file reads."""
+    return set(re.findall(r"\$\{recipe:([a-z_]+)", path.read_text()))
+
+
 OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
@@ -117,6 +123,7 @@ class Files:
             self.folders.append(folder)
         self._defaults: dict[tuple[str, ...], DictConfig] = {}
         self._checked: set[str] = set()
+        self._choices: dict[str, list[str]] = {}
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
@@ -213,13 +220,15 @@ class Files:
 
     def choices(self, group: str) -> list[str]:
         """The names of a group's files."""
-        return sorted(
-            {
-                path.relative_to(folder / group).with_suffix("").as_posix()
+        if group not in self._choices:
+            paths = [
+                (folder / group, path)
                 for folder in self.folders
-                for path in (folder / group).rglob("*.yaml")
-            }
-        )
+                for path in folder.glob(f"{group}/**/*.yaml")
+            ]
+            names = {path.relative_to(folder).with_suffix("").as_posix() for folder, path in paths}
+            self._choices[group] = sorted(names)
+        return self._choices[group]
 
     def path(self, group: str, name: str) -> Path:
         """A group's file. Raises UserError, with the nearest right name, where there is none."""
@@ -261,10 +270,13 @@ class Files:
 
     def _known(self, row: str | None, where: str) -> list[str]:
         """The keys of a recipe that something reads; without a row, those that every row reads."""
-        tasks = [path for path in self.all() if path.parent.name in ("task", "shared")]
         rows = self._method_files(row, where) if row else []
-        texts = [path.read_text() for path in [CONF / "config.yaml", *tasks, *rows]]
-        return sorted({key for text in texts for key in re.findall(r"\$\{recipe:([a-z_]+)", text)})
+        return sorted(self._keys_of_every_row.union(*map(_recipe_keys, rows)))
+
+    @cached_property
+    def _keys_of_every_row(self) -> set[str]:
+        tasks = [path for path in self.all() if path.parent.name in ("task", "shared")]
+        return set[str]().union(*map(_recipe_keys, [CONF / "config.yaml", *tasks]))
 
     def _check_keys(
         self, where: str, recipe: dict[str, Any], known: list[str], row: str, more: tuple[str, ...] = ()
