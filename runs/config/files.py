@@ -221,13 +221,13 @@ class Files:
     def choices(self, group: str) -> list[str]:
         """The names of a group's files."""
         if group not in self._choices:
-            paths = [
-                (folder / group, path)
-                for folder in self.folders
-                for path in folder.glob(f"{group}/**/*.yaml")
-            ]
-            names = {path.relative_to(folder).with_suffix("").as_posix() for folder, path in paths}
-            self._choices[group] = sorted(names)
+            self._choices[group] = sorted(
+                {
+                    path.relative_to(folder / group).with_suffix("").as_posix()
+                    for folder in self.folders
+                    for path in (folder / group).rglob("*.yaml")
+                }
+            )
         return self._choices[group]
 
     def path(self, group: str, name: str) -> Path:

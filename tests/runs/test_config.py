@@ -459,7 +459,7 @@ def test_alpha_follows_the_rank_from_what_the_recipe_says_of_the_task():
 
 
 #: A row of each recipe that rows share.
-SHARED = {"peers": "pvera", "ranks": "vera"}  # recipes that the rows of a preset share, and one of the rows
+SHARED = {"peers": "pvera", "ranks": "vera"}
 
 
 @pytest.mark.parametrize(
