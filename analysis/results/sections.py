@@ -12,6 +12,7 @@ from pathlib import Path
 from analysis import figures
 from analysis.cells import Cell, label_of
 from analysis.inference import FIRM_PAIRS
+from analysis.own import with_variants
 from analysis.ranks import ranks
 from analysis.results.claim import WORDS, Claim
 from analysis.results.findings import MARGIN, claims
@@ -179,12 +180,14 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
     notes = folder / "NOTES.md"
     parts = [f"# {folder.name}", HEAD, notes.read_text().strip() if notes.is_file() else ""]
     pictures = dict[str, str]()
-    finished = Ledger(
-        {r["id"]: r for r in ledger if r["status"] in FINISHED}, ledger.origin, [], ledger.measures
-    )
+    records = {r["id"]: r for r in ledger if r["status"] in FINISHED}
+    finished = Ledger(records, ledger.origin, [], ledger.measures)
+    # A study may compare settings of one row, such as epochs. A figure, where they would stand on top of each
+    # other, has one of them.
+    every = with_variants(finished, paper=True)
     shown = set[str]()  # a note stands once on a page
     for name in (name for name in TABLES if name not in WITHOUT_RECORDS):
-        for table in TABLES[name](finished, "paper", None):
+        for table in TABLES[name](every, "paper", None):
             # A number of ours, beside the counts
             if {table.header[column] for _, column in table.runs} - {"params"}:
                 parts.append(_table(table, shown))
@@ -196,9 +199,9 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
                 lines += [f"![{one_line(figure.title)}]({path})", "", *_new(figure.notes, shown)]
                 pictures[f"results/{path}"] = figures.svg(figure)
                 parts.append("\n".join(lines).strip())
-    cells = [table for table in statistics_tables(finished) if table.title.endswith(": cells")]
-    parts += [_table(table, shown) for table in [*cells, *ranks(finished), costs(finished)] if table.rows]
-    parts += [_trials(finished), _runs(finished)]
+    cells = [table for table in statistics_tables(every) if table.title.endswith(": cells")]
+    parts += [_table(table, shown) for table in [*cells, *ranks(every), costs(every)] if table.rows]
+    parts += [_trials(every), _runs(every)]
     return {f"results/{folder.name}.md": "\n\n".join(part for part in parts if part) + "\n"} | pictures
 
 
