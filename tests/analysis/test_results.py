@@ -668,6 +668,27 @@ def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
     assert "## smollm2: cells\n" in text
 
 
+def test_a_page_has_every_setting_of_a_row_and_a_picture_one_of_them(study):
+    words, folder = study
+    other = folder / "records" / "rates"
+    other.mkdir()
+    nearest = small("vera", "cola", (0.41, 0.42, 0.43), lr=1e-2)
+    further = small("vera", "cola", (0.31, 0.32, 0.33), lr=4e-2, deviations=("another rate",))
+    for one in (*nearest, *further):
+        (other / f"{one['id']}.json").write_text(json.dumps(one))
+    assert main(words) == 0
+    text = (folder / "docs" / "results" / "rates.md").read_text()
+    for rate, made, median in (("0.01", nearest, "42.0"), ("0.04", further, "32.0")):
+        name = f"VeRA r=1024, lr {rate}"
+        assert re.search(rf"^\| {name} +\| +cola \|.*\| +{median} \|", text, re.M)
+        ids = " ".join(f"{seed}: `{one['id']}`" for seed, one in enumerate(made))
+        assert f"| {name} | MiniLM | cola | {ids} |" in text
+    picture = (folder / "docs" / "results" / "rates_parameters_cola_minilm.svg").read_text()
+    assert "42.0" in picture
+    assert "32.0" not in picture
+    assert "- VeRA r=1024: 3 records with other settings are left out." in text
+
+
 def test_a_picture_that_no_study_has_any_more_goes(study):
     words, folder = study
     old = folder / "docs" / "results" / "gone.svg"
