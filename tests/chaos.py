@@ -243,7 +243,7 @@ class Campaign:
         self.aims.remove(
             aim if aim in self.aims else next((a for a in self.aims if a[0] == target), self.aims[0])
         )
-        self.tally.kills[target, phase] += 1
+        self.tally.kills[target, phase or "not known"] += 1
         seconds = time.monotonic() - self.begun
         print(
             f"{seconds:4.0f} s  kill {self.tally.kills.total():3d}/{self.number}: {target}, {phase}",
