@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from runs.record import (
     Record,
@@ -27,8 +28,9 @@ class Cell:
     """The records of one cell, one for each seed, and how many seeds a complete cell has.
 
     Values are as tables print them, most of them in percent. A collapsed or diverged seed counts like any
-    other: a diverged one by its best epoch before it diverged, or by the metric's worst value where it had no
-    epoch. The value of a seed that finished without its metric is NaN, and so are statistics over it."""
+    other: a diverged one by the epoch that the table reports of those before it diverged, or by the metric's
+    worst value where it had none. The value of a seed that finished without its metric is NaN, and so are
+    statistics over it."""
 
     records: list[Record]
     wanted: int
@@ -67,11 +69,10 @@ class Cell:
 
     @property
     def collapsed(self) -> list[int]:
-        """Seeds whose metric is the same at every epoch, to the bit: the model predicts one class for every
-        row. Of fewer than three epochs it may be chance."""
-        curves = {r["cell"]["seed"]: r["curve"].get("metric") for r in self.records if r["status"] == "done"}
-        several = {seed: curve for seed, curve in curves.items() if curve and len(curve) > 2}
-        return sorted(seed for seed, curve in several.items() if len(set(curve)) == 1)
+        """Seeds whose metric is the same at every epoch, to the bit, as where the model predicts one class
+        for every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the
+        predictions of the best and the last epoch, are not the same."""
+        return sorted(r["cell"]["seed"] for r in self.records if r["status"] == "done" and _answers_once(r))
 
     @property
     def diverged(self) -> int:
@@ -108,15 +109,19 @@ class Cell:
         scores = {r["cell"]["seed"]: text_score(r, key, which, variant) for r in self.records}
         return {seed: score for seed, score in scores.items() if score is not None}
 
-    def cost(self, key: str) -> float:
-        """The median over its seeds of a number of their cost; 0 where a record lacks it."""
-        return statistics.median(record["cost"].get(key, 0.0) for record in self.records)
+    def cost(self, key: str) -> float | None:
+        """The median of a number of the cost, over its seeds whose record has it; None where none has. A
+        diverged seed stopped early, and counts only where all diverged."""
+        done = [r for r in self.records if r["status"] == "done"] or self.records
+        known = [r["cost"][key] for r in done if r["cost"].get(key) is not None]
+        return statistics.median(known) if known else None
 
     @property
     def seconds(self) -> float:
-        """Of a run's training, evaluation and decoding; the median over the seeds."""
+        """Of a run's training, evaluation and decoding; the median over the seeds, as of `cost`."""
         parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
-        return statistics.median(sum(r["cost"].get(part, 0.0) for part in parts) for r in self.records)
+        done = [r for r in self.records if r["status"] == "done"] or self.records
+        return statistics.median(sum(r["cost"].get(part, 0.0) for part in parts) for r in done)
 
     @property
     def parameters(self) -> int:
@@ -138,6 +143,14 @@ class Cell:
         return label_of(self.records[0])
 
 
+def _answers_once(record: Record) -> bool:
+    """Whether a run's curve, that of each half of dev, and its predictions stay as they were at first."""
+    curve, predictions = record["curve"], record.get("predictions") or {}
+    kept = [curve.get(key) or [] for key in ("metric", "metric_select", "metric_report")]
+    kept.append([predictions[key] for key in ("best", "last") if predictions.get(key)])
+    return len(kept[0]) > 2 and all(len(set(values)) <= 1 for values in kept)
+
+
 def label_of(record: Record) -> str:
     """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
     records do not."""
@@ -157,10 +170,31 @@ def sample_deviation(values: Collection[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
+def reported_epoch(record: Record) -> str:
+    """best or last: the epoch that the task's table reports. Of a run that evaluates one epoch, none is
+    chosen: it is the last."""
+    train = record["config"]["train"]
+    several = train["epochs"] > (train.get("evaluate_every") or 1)
+    return str(record["result"]["reported"]) if several else "last"
+
+
+def measured_on(record: Record) -> tuple[Any, ...]:
+    """What a record's number was measured on, and how: the data, how many rows of them, the texts that were
+    decoded, the protocol, and whether an epoch was chosen. Numbers that differ in it are not compared."""
+    items, chosen = record["config"]["task"].get("items"), reported_epoch(record) == "best"
+    return protocol(record), chosen, items, *sorted(record["data"].items())
+
+
 def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
-    """The same cells, one or more, with the seeds that all of them have, which may be none."""
-    seeds = set.intersection(*({record["cell"]["seed"] for record in cell.records} for cell in cells))
-    return [replace(cell, records=[r for r in cell.records if r["cell"]["seed"] in seeds]) for cell in cells]
+    """The same cells, one or more, with the seeds that all of them have, measured on the same; which may be
+    none."""
+    seeds = set.intersection(
+        *({(record["cell"]["seed"], measured_on(record)) for record in cell.records} for cell in cells)
+    )
+    return [
+        replace(cell, records=[r for r in cell.records if (r["cell"]["seed"], measured_on(r)) in seeds])
+        for cell in cells
+    ]
 
 
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:

@@ -159,18 +159,24 @@ def other_model(table: str, model: str) -> str:
     return f"{table}'s protocol on {model}, a model that the paper does not use"
 
 
-def about(cells: Mapping[Key, Cell]) -> list[str]:
-    """Notes on what is not in a table's cells, and on what deviates in those that are."""
+def left_out(cells: Mapping[Key, Cell]) -> list[str]:
+    """Notes on the finished records of these cells' rows that are not in them."""
     notes = []
-    if left_out := sum(cell.left_out for cell in cells.values()):
-        subject = "record with other settings is" if left_out == 1 else "records with other settings are"
+    if others := sum(cell.left_out for cell in cells.values()):
+        subject = "record with other settings is" if others == 1 else "records with other settings are"
         notes.append(
-            f"{left_out} {subject} left out: a row shows the settings that deviate least from its recipe."
+            f"{others} {subject} left out: a row shows the settings that deviate least from its recipe."
         )
     notes += [problem for cell in cells.values() for problem in cell.problems]
     if again := ", ".join(run for cell in cells.values() for run in cell.again):
         why = "more than one record of the same settings and seed; not counted twice"
         notes.append(f"{why}, left out: {again}.")
+    return notes
+
+
+def about(cells: Mapping[Key, Cell]) -> list[str]:
+    """Notes on what is not in a table's cells, and on what deviates in those that are."""
+    notes = left_out(cells)
     if unknown := sum(cell.unknown for cell in cells.values()):
         notes.append(f"nan: {unknown} of the runs finished without that number.")
     for (_, row, task), cell in cells.items():

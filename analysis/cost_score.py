@@ -48,12 +48,21 @@ def pscp(points: float, costs: Costs, constants: Costs) -> float:
 
 def added_flops(record: Record) -> float | None:
     """FLOPs of a forward pass over TOKENS tokens beyond the base model's: 0 where the method merges, two for
-    each weight of a bottleneck adapter and token, None where that is not known."""
+    each weight of a bottleneck adapter and token, in each block that shares it; None where that is not
+    known."""
     method = record["config"]["method"]
     if method["kind"] == "adapter":
-        return 2.0 * TOKENS * float(record["parameters"]["adapter"])
+        blocks = _blocks(record) if method.get("share") else 1
+        return 2.0 * TOKENS * float(record["parameters"]["adapter"]) * blocks if blocks else None
     of_peft = method["kind"] == "peft" and method["config_class"] not in PEFT_STAYS
     return 0.0 if of_peft or method["kind"] in MERGE else None
+
+
+def _blocks(record: Record) -> int | None:
+    """How many blocks of the model have an adapter; None where the record does not say it."""
+    architecture = record["config"]["model"].get("architecture") or {}
+    layers = architecture.get("num_hidden_layers") or architecture.get("n_layer")
+    return int(layers) - int(record["config"]["method"].get("drop_layers") or 0) if layers else None
 
 
 @dataclass(frozen=True)

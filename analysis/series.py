@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.cells import Cell, Key
+from analysis.cells import Cell, Key, over_shared_seeds, reported_epoch
 from analysis.inference import improvement, improvement_interval, sign_test
 from runs.record import Metric, median_interval
 
@@ -35,7 +35,7 @@ def series(cell: Cell, which: str | None = None, select: str | None = None) -> S
     if which is None and any(record.get("texts") for record in cell.records):
         name, metric, values = "BLEU, last epoch", Metric("BLEU"), cell.scores("bleu")
     else:
-        metric, which = Metric.of_record(cell.records[0]), which or cell.records[0]["result"]["reported"]
+        metric, which = Metric.of_record(cell.records[0]), which or reported_epoch(cell.records[0])
         name = f"{metric.name}, {which} epoch"
         values = dict(zip(cell.seed_numbers, cell.values(which, select), strict=True))
     known = {seed: value for seed, value in values.items() if not math.isnan(value)}
@@ -77,9 +77,10 @@ def compare(by_key: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
     """A row against every other of the same model: on each task where both have runs, and over these tasks
     together.
 
-    Differences are paired by task and seed; a seed that one side lacks counts nowhere. Tasks are pooled where
-    each row has one size on them, and their metrics one direction. The pooled sign test takes the pairs of
-    all tasks as independent: runs of one seed on two tasks share no draw but the seed's number."""
+    Differences are paired by task and seed; a seed that one side lacks, or that was measured on other data,
+    counts nowhere. Tasks are pooled where each row has one size on them, and their metrics one direction. The
+    pooled sign test takes the pairs of all tasks as independent: runs of one seed on two tasks share no draw
+    but the seed's number."""
     comparisons = []
     for model in sorted({key[0] for key in by_key}):
         tasks = [key[2] for key in by_key if key[:2] == (model, row)]
@@ -96,17 +97,18 @@ def compare(by_key: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
 
 
 class _Pair:
-    """Two cells of a task over the seeds that both have: the values of each side, such that more is better,
-    and their differences. Without seeds where the cells report unlike numbers: one has texts scored, the
-    other has not."""
+    """Two cells of a task over the seeds that both have, measured on the same (`measured_on`): the values of
+    each side, such that more is better, and their differences. Without seeds where the cells report unlike
+    numbers: one has texts scored, the other has not."""
 
     def __init__(self, task: str, cell: Cell, other: Cell) -> None:
         self.task, self.cell, self.other = task, cell, other
-        ours, others = series(cell), series(other)
-        shared = sorted(set(ours.values) & set(others.values)) if ours.name == others.name else []
-        sign = -1.0 if ours.less else 1.0
-        values = [[sign * of.values[seed] for seed in shared] for of in (ours, others)]
-        self.sides = (values[0], values[1])
+        numbers = [series(one) for one in over_shared_seeds([cell, other]) if one.records]
+        shared = list[int]()
+        if len({of.name for of in numbers}) == 1:
+            shared = sorted(set.intersection(*({*of.values} for of in numbers)))
+        values = [[-of.values[seed] if of.less else of.values[seed] for seed in shared] for of in numbers]
+        self.sides = (values[0], values[1]) if shared else ([], [])
         # Equal values first: two diverged runs may both be infinite.
         self.differences = [0.0 if a == b else a - b for a, b in zip(*self.sides, strict=True)]
 

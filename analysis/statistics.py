@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from analysis.beside import summary
-from analysis.cells import Cell, Key
-from analysis.compare import CROSSFIT, diverged_mark
+from analysis.cells import Cell, Key, reported_epoch
+from analysis.compare import CROSSFIT, diverged_mark, left_out
 from analysis.inference import smallest_p
 from analysis.series import Comparison, Series, compare, series
 from analysis.table import Table, TableCell, make_row
@@ -55,15 +55,16 @@ def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, 
     of_few = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
     notes = [
         f"95%: percentile bootstrap of the median over seeds.{of_few if few else ''}",
-        f"best, last: the median at the best and the last epoch. {CROSSFIT.lower()}",
-        (
+        "best, last: the median at the best and the last epoch.",
+    ]
+    if any(reported_epoch(cell.records[0]) == "best" for cell in by_key.values()):
+        notes[-1] += f" {CROSSFIT.lower()}"
+        notes.append(
             "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median"
             " over seeds (best and cross-fitted are medians of their own). An upper estimate: halves choose"
             " worse."
-        ),
-        *dict.fromkeys(other),
-        *unknown,
-    ]
+        )
+    notes += [*dict.fromkeys(other), *unknown, *left_out(by_key)]
     header = [*("method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last")]
     header += ["cross-fitted", "optimism", "verdict"]
     return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in by_key})
@@ -72,10 +73,12 @@ def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, 
 def cell_facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
     """The statistics of a cell as text (FACTS): metric, median, its interval, best, last, best less last,
     cross-fitted, and what choosing the epoch adds to a run (optimism)."""
-    main, epoch = series(cell), cell.records[0]["result"]["reported"]
+    main, epoch = series(cell), reported_epoch(cell.records[0])
     curve = series(cell, epoch)  # of the dev metric, also where the table reports scores of texts
     best, last = (_median(series(cell, which)) for which in ("best", "last"))
     gain = None if best is None or last is None else best - last
+    # Where the last epoch is reported, none is chosen
+    fitted_median = _median(series(cell, epoch, "crossfit")) if epoch == "best" else None
     fitted = (crossfit_of(record) for record in cell.records if record["status"] == "done")
     scale = cell.records[0]["result"]["scale"]
     optimism = [scale * one["optimism"] for one in fitted if one and epoch == "best"]
@@ -88,7 +91,7 @@ def cell_facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
         "best": number(best, "", curve.decimals),
         "last": number(last, "", curve.decimals),
         "gain": number(gain, "+", curve.decimals),
-        "crossfit": number(_median(series(cell, epoch, "crossfit")), "", curve.decimals),
+        "crossfit": number(fitted_median, "", curve.decimals),
         "optimism": number(statistics.median(optimism) if optimism else None, "+", curve.decimals),
     }
 
@@ -111,6 +114,12 @@ def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Ta
     lines = compare(by_key, row)
     if not lines:
         return []
+    compared = {(line.other, line.task) for line in lines}
+    others = [
+        f"{cell.label} on {task}"
+        for (_, other, task), cell in sorted(by_key.items())
+        if other != row and (other, task) not in compared and (model, row, task) in by_key
+    ]
     sizes = {line.task: line.labels[0] for line in lines if line.task != "all"}
     whose = " and ".join(f"{label} on {task}" for task, label in sizes.items())
     if len(set(sizes.values())) == 1:
@@ -134,6 +143,9 @@ def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Ta
             " independent: its p is too small."
         )
     notes.append("No p is corrected for the number of comparisons.")
+    if others:
+        same = "no seed of theirs was measured on the same data, by the same protocol"
+        notes.append(f"Not compared, as {same}: {', '.join(others)}.")
     title = f"{model}: {whose} against the other methods"
     header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
     return [Table(title, header, rows, notes, model, {task: task for task in sizes})]
@@ -161,15 +173,17 @@ def costs(ledger: Ledger) -> Table:
     """What each cell cost: medians over seeds."""
     rows = []
     for (model, _, task), cell in sorted(all_cells(ledger).items()):
-        seconds = [f"{cell.cost(f'{kind}_seconds'):,.1f}" for kind in ("train", "evaluate", "decode")]
+        taken = (cell.cost(f"{kind}_seconds") for kind in ("train", "evaluate", "decode"))
+        seconds = ["-" if of is None else f"{of:,.1f}" for of in taken]
         sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
         devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
         numbers = [TableCell(text, cell.ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
-        rows.append(make_row(cell.label, model, task, str(cell.seeds), *numbers, " or ".join(devices)))
+        seeds = f"{cell.seeds}{diverged_mark(cell)}"
+        rows.append(make_row(cell.label, model, task, seeds, *numbers, " or ".join(devices)))
     header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s"]
     header += ["memory", "adapter", "device"]
     notes = [
-        "Medians over seeds. Memory: the device's largest, on a CPU the process's. Compare runs of one device"
-        " only."
+        "Medians over the seeds that did not diverge. Memory: the device's largest, on a CPU the process's."
+        " Compare runs of one device only."
     ]
     return Table("Cost of each cell", header, rows, notes)

@@ -85,14 +85,15 @@ class Table:
 
 def grid(table: Table) -> list[str]:
     """The lines of a Markdown table, without its title and notes."""
-    first, *others = (max(map(len, column)) for column in zip(table.header, *table.texts, strict=True))
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in [table.header, *table.texts])
+    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
 
     def line(row: list[str]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], others, strict=True)]
         return f"| {' | '.join([row[0].ljust(first), *cells])} |"
 
     rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
-    return [line(table.header), f"|{rule}|", *map(line, table.texts)]
+    return [line(header), f"|{rule}|", *map(line, rows)]
 
 
 def _markdown(table: Table) -> str:
@@ -101,14 +102,14 @@ def _markdown(table: Table) -> str:
 
 # --- LaTeX
 
-#: Characters that LaTeX reads as its own, and +-.
+#: Characters that LaTeX reads as its own (a [ after the end of a row begins an option), and +-.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$"}
-_LATEX |= {"<": "$<$", ">": "$>$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
+_LATEX |= {"<": "$<$", ">": "$>$", "[": "{[}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 
 
 def escape(text: str) -> str:
     """A text as LaTeX."""
-    return re.sub(r"\+-|[\\~^<>&%$#_{}]", lambda match: _LATEX[match[0]], text)
+    return re.sub(r"\+-|[\\~^<>[&%$#_{}]", lambda match: _LATEX[match[0]], text)
 
 
 def _latex(table: Table) -> str:
@@ -125,6 +126,12 @@ def _latex(table: Table) -> str:
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( \+-[\d.,]+)?( \(\d+(/\d+)?\))?\*?")
 
 
+#: A number with its spread or its count of seeds, which have columns of their own.
+_PARTS = re.compile(r"[+-]?[\d.,]+( \+-[\d.,]+| \(\d+(/\d+)?\))")
+#: A count with commas between the thousands.
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?x?")
+
+
 def spreadsheet(cell: str) -> str:
     """A cell of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it;
     numbers, and the dash of an empty cell, stay as they are."""
@@ -137,7 +144,7 @@ def _csv(table: Table) -> str:
     three. The table's title is the first column, the run ids are the last."""
     lines = [["table"], *([table.title] for _ in table.rows)]
     for name, *column in zip(table.header, *table.texts, strict=True):
-        if any(re.search(r"\+-| \(\d+(/\d+)?\)$", cell) for cell in column):
+        if any(_PARTS.match(cell) for cell in column):
             columns = [[name, f"{name} spread", f"{name} mark"], *map(_split, column)]
         else:
             columns = [[name], *([_plain(cell)] for cell in column)]
@@ -160,4 +167,4 @@ def _split(text: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """Counts without commas between the thousands."""
-    return text.replace(",", "") if text[:1].isdigit() else text
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text

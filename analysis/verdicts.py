@@ -143,8 +143,8 @@ def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cel
 
 def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
     """The records of a table, of a preset (experiment=NAME), or all of them. A preset's are those that ran
-    for it and those of `row`, with which the others are compared: they may have run for another preset first.
-    Raises UserError for an unknown table or preset."""
+    for it and, where none of them is of `row`, with which the others are compared, those of `row`: they may
+    have run for another preset first. Raises UserError for an unknown table or preset."""
     if not what:
         return ledger
     preset = what.removeprefix("experiment=")
@@ -163,9 +163,16 @@ def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
         hint = f" A preset's: experiment={what}." if what in presets else ""
         raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
 
+    with_row = {
+        (r["cell"]["model"], r["cell"]["task"])
+        for r in ledger
+        if r["cell"]["paper"] == preset and r["cell"]["row"] == row
+    }
+
     def belongs(cell: dict[str, Any]) -> bool:
-        is_of_preset = cell["row"] == row or cell["paper"] == preset
-        return (is_of_preset or preset == what) and (cell["model"], cell["task"]) in shown
+        where = cell["model"], cell["task"]
+        is_of_preset = cell["paper"] == preset or (cell["row"] == row and where not in with_row)
+        return (is_of_preset or preset == what) and where in shown
 
     records = {i: record for i, record in ledger.records.items() if belongs(record["cell"])}
     published = {i: one for i, one in ledger.published.items() if i in records}

@@ -10,14 +10,16 @@ from analysis.beside import VERDICT_SEEDS
 from analysis.cells import Cell, Key
 from runs.record import CONF, Record
 
-#: Where it is not VERDICT_SEEDS. The demo's data are every study's: there the preset says it.
+#: Where it is not VERDICT_SEEDS.
 PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
+#: Tasks of studies that have more seeds than the protocol: there the preset says it.
+OF_STUDIES = {"alpaca", "reviews"}
 
 
 def wanted(key: Key, records: Iterable[Record]) -> int:
     """For a cell of these records."""
     of_protocol = PROTOCOLS.get(key[2], VERDICT_SEEDS)
-    if key[2] != "reviews":
+    if key[2] not in OF_STUDIES:
         return of_protocol
     return max((_seeds(str(record["cell"]["paper"])) for record in records), default=0) or of_protocol
 

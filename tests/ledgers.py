@@ -87,7 +87,7 @@ def record(
             "model": {"name": model, "path": f"/somebody/models/{model}"},
             "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
             "method": {"kind": row, "rank": 8},
-            "train": {"lr": lr, "epochs": len(values), "max_steps": None},
+            "train": {"lr": lr, "epochs": len(values) or 3, "max_steps": None},
             "seed": seed,
         },
         "recipe": {"name": "r", "source": "s"},

@@ -42,6 +42,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a $ in a user's label is a $
     "svg.hashsalt": "vera-bench",  # the same data give the same file
 }
 

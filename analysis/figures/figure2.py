@@ -27,6 +27,7 @@ from analysis.figures.figure import (
 from analysis.figures.seeds import draw_point, drawable, median_and_range, metric_label, seed_notes
 from analysis.inference import smallest_p
 from analysis.paper import GLUE, NAMES, paper
+from analysis.series import series
 from analysis.table import TableCell, make_row
 from runs.record import Ledger, Record, lora_scaling
 
@@ -158,5 +159,6 @@ def _draw_ranks(
     # The range of n seeds misses the median of such runs where all lie on one side: a sign test's smallest p.
     which = f"of {most} " if counts[0] < most else ""
     lines = f"lowest to highest ({which}a {100 * (1 - smallest_p(most)):.0f}% interval)"
-    axes.set_title(f"{title}\nmedian of {of} seeds, best epoch; lines: {lines}" if most > 1 else title)
+    epoch = next((series(cell).name.partition(", ")[2] for cell in by_row.values()), "")
+    axes.set_title(f"{title}\nmedian of {of} seeds, {epoch}; lines: {lines}" if most > 1 else title)
     axes.legend(loc="best")

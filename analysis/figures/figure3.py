@@ -74,7 +74,7 @@ def _draw_layers(lines: dict[str, list[Point]], title: str, runs: int, canvas: C
         draw_band(axes, points, SITES.get(site) or (next(spare), ":", "o"), site)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(r"$\|d - d_{init}\|_2$")
+    axes.set_ylabel("‖d - d_init‖₂")
     axes.set_ylim(bottom=0)
     several = f"median of {runs} runs, bands from the lowest to the highest"
     axes.set_title(f"{title}\n{several if runs > 1 else 'one run'}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.cells import cells
 from analysis.figures.figure import (
@@ -117,6 +118,8 @@ def _draw_gains(
     axes.set_xticks(range(len(order)), names, rotation=20 * many, ha="right" if many else "center")
     axes.grid(visible=False, axis="x")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.15)
     axes.set_ylabel("gain per 1K parameters, % (log)")
     axes.set_title(title)

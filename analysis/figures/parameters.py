@@ -1,11 +1,13 @@
 """The dev metric by trainable parameters: of the demo, and of the tasks of tables 2 and 5."""
 
+import statistics
 from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
+from analysis.beside import VERDICT_SEEDS
 from analysis.cells import Cell, Key, cells
 from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
 from analysis.figures.pareto import CROWDED, of_cells
@@ -16,8 +18,10 @@ from analysis.figures.seeds import (
     metric_label,
     parameters_label,
     seed_notes,
+    values_of,
 )
 from analysis.paper import GLUE
+from analysis.series import series
 from analysis.table import make_row
 from analysis.wanted import with_wanted
 from runs.record import Ledger, Record
@@ -44,7 +48,7 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
         varied = config["method"]["kind"] in ("vera", "lora") and cell["row"].startswith(("vera_", "lora_"))
         return not varied and (not tasks or cell["task"] in tasks)
 
-    by_key = cells(filter(shown, ledger), wanted=1 if tasks else 5)
+    by_key = with_wanted(cells(filter(shown, ledger), VERDICT_SEEDS))
     figures = []
     for task in sorted({key[2] for key in by_key}):
         of_task = {key: cell for key, cell in by_key.items() if key[2] == task}
@@ -68,11 +72,13 @@ def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[
         for _, cell in sorted(by_row.items(), key=lambda item: item[1].parameters):
             numbers = with_runs([str(cell.parameters), *median_and_range(cell)], cell.ids)
             rows.append(make_row(cell.label, *numbers))
-        first = next(iter(by_row.values())).records[0]
-        label, epoch = first["label"], first["result"]["reported"]
-        most = max(cell.seeds for cell in by_row.values())
-        over, span = (f"median of {most} seeds", "; lines span the seeds") if most > 1 else ("one seed", "")
-        title = f"{label['model']} on {label['task']}: {over}, {epoch} epoch{span}"
+        first = next(iter(by_row.values()))
+        label, number = first.records[0]["label"], series(first)
+        epoch = number.name.partition(", ")[2]
+        seeds = sorted({cell.seeds for cell in by_row.values()})
+        over = f"median of {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
+        over, span = (over, "; lines span the seeds") if seeds[-1] > 1 else ("one seed", "")
+        title = f"{label['model']} on {label['task']}: {over}, {epoch}{span}"
         draw = partial(_draw_parameters, drawable(by_row), title)
         figures.append(Figure(whole, title, header, rows, seed_notes(by_row), draw, (7, 4)))
     return figures
@@ -89,23 +95,27 @@ def _draw_parameters(by_row: dict[str, Cell], title: str, canvas: Canvas) -> Non
     ordered = sorted(by_row.items(), key=lambda item: item[1].parameters)
     counts = [cell.parameters for _, cell in ordered]
     for i, (row, cell) in enumerate(ordered):
-        values, x, tint = cell.values(), cell.parameters, colour(row, cell.kind)
+        values, x, tint = values_of(cell), cell.parameters, colour(row, cell.kind)
+        middle = statistics.median(values)
         look_: Any = {"color": tint, "markersize": 5, "alpha": 0.6, "label": cell.label}
         axes.plot([x] * len(values), values, ".", **look_)
         draw_point(axes, x, cell, row, cell.label)
         # Above the seeds, in two short lines: neighbours on the axis are often equal in height. To the right
         # of the point where the one before has nearly the same count.
         beside = i > 0 and x < CLOSE * counts[i - 1]
-        place, shift = ((x, cell.median()), (7, 0)) if beside else ((x, max(values)), (0, 7))
+        place, shift = ((x, middle), (7, 0)) if beside else ((x, max(values)), (0, 7))
         look: Any = {"ha": "left", "va": "center"} if beside else {"ha": "center", "va": "bottom"}
-        label = f"{cell.label}\n{cell.median():.1f}"
+        label = f"{cell.label}\n{middle:.{series(cell).decimals}f}"
         axes.annotate(label, place, shift, textcoords="offset points", color=tint, fontsize=8, **look)
     axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
     axes.set_xlim(left=-400)
     axes.margins(y=0.18)
     axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6, 1e7], ["0", "1K", "10K", "100K", "1M", "10M"])
     axes.minorticks_off()
-    metric = next((cell.records[0]["result"]["metric"] for cell in by_row.values()), "metric")
     axes.set_xlabel(parameters_label(by_row.values()))
-    axes.set_ylabel(f"dev {metric_label(metric)}")
+    if ordered:
+        number = series(ordered[0][1])
+        name = number.name.partition(",")[0]
+        of_dev = "" if name == "BLEU" else "dev "  # texts are those of the test set
+        axes.set_ylabel(f"{of_dev}{metric_label(name, number.decimals)}")
     axes.set_title(title)

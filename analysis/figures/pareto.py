@@ -208,8 +208,7 @@ def _axis(name: str, number: Series, cells: Sequence[Cell]) -> Axis:
     if name != "metric":
         return axis
     metric, comma, epoch = number.name.partition(", ")
-    fraction = number.decimals == 1 and metric != "BLEU"
-    words = metric_label(metric) if fraction else metric
+    words = metric_label(metric, number.decimals)
     return Axis(f"{words}{comma}{epoch}", axis.values, f".{number.decimals}f", linear=not number.less)
 
 

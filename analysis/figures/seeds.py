@@ -2,22 +2,31 @@
 them."""
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
 from analysis.cells import Cell
 from analysis.figures import figure
+from analysis.series import series
+
+
+def values_of(cell: Cell) -> list[float]:
+    """The number of each seed that the cell's table reports; NaN alone where a seed has none."""
+    of = series(cell)
+    return [math.nan] if of.unknown or not of.values else list(of.values.values())
 
 
 def median_and_range(cell: Cell) -> list[str]:
     """A cell's median, lowest and highest seed, NaN where a seed has no value, and its count of seeds."""
-    values = [math.nan] if cell.unknown else cell.values()
-    return [*(f"{value:.1f}" for value in (cell.median(), min(values), max(values))), cell.count]
+    values, digits = values_of(cell), series(cell).decimals
+    numbers = (statistics.median(values), min(values), max(values))
+    return [*(f"{value:.{digits}f}" for value in numbers), cell.count]
 
 
 def drawable(cells: dict[str, Cell]) -> dict[str, Cell]:
-    """The cells whose every seed has a value."""
-    return {row: cell for row, cell in cells.items() if not cell.unknown}
+    """The cells whose every seed has a finite value."""
+    return {row: cell for row, cell in cells.items() if all(map(math.isfinite, values_of(cell)))}
 
 
 def seed_notes(cells: dict[str, Cell]) -> list[str]:
@@ -35,9 +44,10 @@ def seed_notes(cells: dict[str, Cell]) -> list[str]:
             more = "more than one record of the same settings and seed; not counted twice, left out"
             notes.append(f"{cell.label}: {more}: {', '.join(cell.again)}.")
         if cell.diverged:
+            epoch = cell.records[0]["result"]["reported"]
             notes.append(
-                f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by their best epoch"
-                " before."
+                f"{cell.label}: {cell.diverged} of {cell.seeds} seeds diverged, and count by the {epoch}"
+                " epoch before or, where there is none, by the worst value."
             )
         if cell.left_out:
             notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
@@ -47,11 +57,11 @@ def seed_notes(cells: dict[str, Cell]) -> list[str]:
 
 def draw_point(axes: Any, x: float, cell: Cell, row: str, label: str | None = None) -> None:
     """A cell's median and the range of its seeds; hollow where seeds are missing."""
-    values, tint = cell.values(), figure.colour(row, cell.kind)
+    values, tint = values_of(cell), figure.colour(row, cell.kind)
     axes.plot([x, x], [min(values), max(values)], color=tint, alpha=0.6)
     face = tint if cell.complete else "white"
     marker = figure.marker(row, cell.kind)
-    axes.plot(x, cell.median(), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
+    axes.plot(x, statistics.median(values), marker, color=tint, markerfacecolor=face, label=label, zorder=3)
 
 
 def parameters_label(cells: Iterable[Cell]) -> str:
@@ -63,6 +73,8 @@ def parameters_label(cells: Iterable[Cell]) -> str:
     return f"trainable parameters, without the classification head{more}"
 
 
-def metric_label(name: str) -> str:
-    """A metric as an axis calls it."""
+def metric_label(name: str, decimals: int = 1) -> str:
+    """A metric as an axis calls it. decimals: a fraction in percent has one, and a BLEU."""
+    if name == "BLEU" or decimals != 1:
+        return name
     return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"

@@ -108,7 +108,7 @@ def _claims(report: Report) -> str:
     comparisons = report.attempt("the findings could not be made", lambda: claims(report.ledger))
     rows, lines = list[str](), list[str]()
     for name, group in by_finding(comparisons).items():
-        counts = [sum(claim.agrees is word for claim in group) for word in WORDS]
+        counts = [sum(claim.verdict is word for claim in group) for word in WORDS]
         cells = "".join(f"<td>{n or '·'}</td>" for n in (len(group), *counts))
         lines.append(f'<tr><th scope="row" class="words">{escape(name)}</th>{cells}</tr>')
         for claim in group:

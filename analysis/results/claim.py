@@ -44,8 +44,8 @@ class Claim:
 
     source: its table or figure, with the paper's numbers. where: our model, task, epochs and seeds. here: our
     numbers in words. holds: whether it holds in each run, or in each pair of runs of one seed. agrees:
-    whether our runs agree (None: undecided). firm: of at least FIRM_PAIRS pairs or runs. trained: our epochs,
-    the paper's, and the rows still rising at the last epoch.
+    whether our runs agree by the epoch that the table reports (None: undecided). firm: of at least FIRM_PAIRS
+    pairs or runs. trained: our epochs, the paper's, and the rows still rising at the last epoch.
     """
 
     claim: str
@@ -60,10 +60,18 @@ class Claim:
     crossfit: "Claim | None" = None  # the same, with each run's epoch chosen by cross-fitting
 
     @property
+    def verdict(self) -> bool | None:
+        """Whether our runs agree however the epoch is chosen. None: undecided, also where the reported and
+        the cross-fitted epoch say different things."""
+        return self.agrees if self.crossfit is None or self.crossfit.agrees is self.agrees else None
+
+    @property
     def word(self) -> str:
         """The verdict, bold where it is firm and decided."""
-        word = WORDS[self.agrees]
-        return f"**{word}**" if self.firm and self.agrees is not None else word
+        if self.verdict is not None:
+            return f"**{WORDS[self.verdict]}**" if self.firm else WORDS[self.verdict]
+        hangs = "" if self.agrees is None else f" ({WORDS[self.agrees]} by the best epoch)"
+        return f"{WORDS[None]}{hangs}"
 
 
 def claim_of(

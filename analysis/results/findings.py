@@ -111,25 +111,44 @@ def _near(cells: dict[Key, Cell]) -> Iterator[Claim]:
                 share += f", {(vera.parameters + head) / (other.parameters + head):.2g} with the head"
             here = f"{', '.join(medians)}{_pairs_text(line, near=True)}; {share}"
             holds, agrees = _hold_near(line), is_near(line.differences, MARGIN)
-            if (larger := _by_chance(rows)) is not None:
-                here, holds, agrees = f"{here}; both may be chance: the larger class is {larger}", (), None
             claim = f"VeRA is near {name} with fewer parameters"
-            yield claim_of(claim, source, _where(rows), here, holds, agrees, line.pairs, rows)
+            yield _of_pairs(claim, source, here, holds, agrees, line.pairs, rows)
+
+
+def _of_pairs(
+    claim: str,
+    source: str,
+    here: str,
+    holds: Sequence[bool],
+    agrees: bool | None,
+    pairs: int,
+    rows: Sequence[Cell],
+) -> Claim:
+    """A claim on rows that were compared by pairs: undecided where all of them may be chance."""
+    if chance := _by_chance(rows):
+        here, holds, agrees = f"{here}; all may be chance: {chance}", (), None
+    return claim_of(claim, source, _where(rows), here, holds, agrees, pairs, rows)
 
 
 #: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent.
 LARGER_CLASS = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7}
+#: Tasks of GLUE whose metric is a correlation: chance gives 0.
+CORRELATED = {"cola", "stsb"}
 
 
-def _by_chance(rows: Sequence[Cell]) -> float | None:
-    """The share of the larger class, if no row's median is two standard errors of the dev set above it: then
-    no row has learned anything that could be compared. None otherwise."""
+def _by_chance(rows: Sequence[Cell]) -> str:
+    """What chance gives on a task of GLUE, in words, if no row's median is two standard errors of the dev set
+    above it: then no row has learned anything that could be compared. Empty otherwise."""
     record = rows[0].records[0]
-    share = LARGER_CLASS.get(record["cell"]["task"])
-    if share is None:
-        return None
-    most = share + 2 * math.sqrt(share * (100 - share) / record["data"]["dev_rows"])
-    return share if all(statistics.median(series(row).values.values()) <= most for row in rows) else None
+    task, dev_rows = record["cell"]["task"], record["data"]["dev_rows"]
+    if task in CORRELATED:
+        words, most = "the metric of chance is 0", 200 / math.sqrt(dev_rows)
+    elif task in LARGER_CLASS:
+        share = LARGER_CLASS[task]
+        words, most = f"the larger class is {share}", share + 2 * math.sqrt(share * (100 - share) / dev_rows)
+    else:
+        return ""
+    return words if all(statistics.median(series(row).values.values()) <= most for row in rows) else ""
 
 
 #: Findings of table 6: the rows that each compares, the better one first, and their names beside the numbers.
@@ -153,7 +172,7 @@ def _ablations(cells: dict[Key, Cell]) -> Iterator[Claim]:
             holds = [min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True)]
             words = [is_above(line.differences) for line in lines]
             agrees = False if False in words else None if None in words else True
-            yield claim_of(claim, "table 6", _where(rows), here, holds, agrees, lines[0].pairs, rows)
+            yield _of_pairs(claim, "table 6", here, holds, agrees, lines[0].pairs, rows)
 
 
 def _shared(cells: dict[Key, Cell]) -> Iterator[Claim]:
@@ -164,7 +183,7 @@ def _shared(cells: dict[Key, Cell]) -> Iterator[Claim]:
         shared, unique = (cell.mean() for cell in rows)
         here = f"shared {shared:.1f}; unique {unique:.1f}{_pairs_text(line, near=True)}"
         agrees = is_near(line.differences, MARGIN)
-        yield claim_of(claim, "table 7", _where(rows), here, _hold_near(line), agrees, line.pairs, rows)
+        yield _of_pairs(claim, "table 7", here, _hold_near(line), agrees, line.pairs, rows)
 
 
 #: LoRA's rows by how alpha follows the rank; the recipe's own rank is of both.
@@ -204,7 +223,7 @@ def _ranks(cells: dict[Key, Cell]) -> Iterator[Claim]:
             agrees = words[0] if len(set(words)) == 1 else None
             pairs = min(line.pairs for line in lines)
             here = "; ".join(texts)
-            yield claim_of(claim, "figure 2", _where(shown), here, holds, agrees, pairs, shown)
+            yield _of_pairs(claim, "figure 2", here, holds, agrees, pairs, shown)
 
 
 def _nearest(high: Cell, lora: list[Cell]) -> list[Cell] | None:

@@ -62,24 +62,31 @@ def _magnitudes(ledger: Ledger) -> Iterator[Claim]:
             [statistics.fmean(d for n, _, d in run if (n >= middle) is late) for late in (False, True)]
             for run in changes
         ]
+        ends = [
+            [statistics.fmean(d for n, _, d in run if n == layer) for layer in (layers[0], layers[-1])]
+            for run in changes
+        ]
         query, value = map(statistics.median, zip(*sites, strict=True))
         early, late = map(statistics.median, zip(*halves, strict=True))
+        first, last = map(statistics.median, zip(*ends, strict=True))
         where = _where(group.measures, plural(len(changes), "run"))
-        for claim, here, apart in (
+        for claim, here, readings in (
             (
                 "d changes more in query than in value",
                 f"mean over layers, median of the runs: query {query:.3g}, value {value:.3g}",
-                [of_query - of_value for of_query, of_value in sites],
+                [[of_query - of_value for of_query, of_value in sites]],
             ),
             (
                 "d changes more in later layers",
                 f"mean of the first half of the layers, median of the runs: {early:.3g}, of the second"
-                f" {late:.3g}",
-                [second - first for first, second in halves],
+                f" {late:.3g}; of the first layer {first:.3g}, of the last {last:.3g}",
+                [[after - before for before, after in parts] for parts in (halves, ends)],
             ),
         ):
-            holds, agrees, cells = [d > 0 for d in apart], is_above(apart), _cells(ledger, group.measures)
-            yield claim_of(claim, "figure 3", where, here, holds, agrees, len(apart), cells)
+            holds = [min(of_run) > 0 for of_run in zip(*readings, strict=True)]
+            words, cells = {is_above(apart) for apart in readings}, _cells(ledger, group.measures)
+            agrees = words.pop() if len(words) == 1 else None
+            yield claim_of(claim, "figure 3", where, here, holds, agrees, len(holds), cells)
 
 
 def _similarities(ledger: Ledger) -> Iterator[Claim]:

@@ -61,7 +61,7 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
     for claim in comparisons:
         if claim.claim == "VeRA is near LoRA with fewer parameters":
             model, task, *_, seeds = claim.where.split(", ")
-            by_word[WORDS[claim.agrees]].append(f"{model}, {task} ({seeds})")
+            by_word[WORDS[claim.verdict]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     bounds = "By the [bounds of a finding](docs/results.md#how-a-finding-is-decided)"
     return (

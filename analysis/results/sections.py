@@ -19,7 +19,7 @@ from analysis.results.findings import MARGIN, claims
 from analysis.results.of_figures import FITTED
 from analysis.series import series
 from analysis.statistics import costs, statistics_tables
-from analysis.table import Table
+from analysis.table import Table, grid
 from analysis.tables import TABLES, WITHOUT_RECORDS
 from runs.record import FINISHED, Ledger, Record, is_trial, read_study
 from runs.record.text import one_line, plural
@@ -42,7 +42,13 @@ def pages(studies: Sequence[Path], docs: Path) -> dict[str, str]:
 def _grid(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Collection[str] = ()) -> str:
     """A Markdown table. numbers: the columns that stand to the right."""
     rule = ["---:" if name in numbers else "---" for name in header]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, rule, *rows))
+    lines = ([_in_cell(cell) for cell in cells] for cells in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _in_cell(text: object) -> str:
+    """A text of a Markdown table, in which a label's sign begins neither a column nor HTML."""
+    return str(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 # --- results.md
@@ -51,15 +57,16 @@ def _grid(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: Coll
 def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
     rows = []
     for folder, ledger in ledgers.items():
-        trials = sum(is_trial(record["config"]) for record in ledger)
-        diverged = sum(record["status"] == "diverged" for record in ledger)
+        finished = [record for record in ledger if record["status"] in FINISHED]
+        trials = sum(is_trial(record["config"]) for record in finished)
+        diverged = sum(record["status"] == "diverged" for record in finished)
         seconds = sum(
             float(record["cost"].get(f"{part}_seconds") or 0)
-            for record in ledger
+            for record in finished
             for part in ("train", "evaluate", "decode")
         )
-        name, devices = folder.name, "; ".join(sorted({_device(record) for record in ledger}))
-        runs = len(ledger.records) - trials
+        name, devices = folder.name, "; ".join(sorted({_device(record) for record in finished}))
+        runs = len(finished) - trials
         rows.append(
             (f"[{name}](results/{name}.md)", runs, trials, diverged, f"{seconds / 3600:.1f}", devices)
         )
@@ -139,7 +146,7 @@ def tally(comparisons: list[Claim]) -> str:
     header += (f"with at least {FIRM_PAIRS} pairs or runs", "holds in pairs, runs or counts")
     rows = []
     for number, (name, group) in enumerate(by_finding(comparisons).items(), 1):
-        words = [sum(claim.agrees is word for claim in group) for word in WORDS]
+        words = [sum(claim.verdict is word for claim in group) for word in WORDS]
         holds = [answer for claim in group for answer in claim.holds]
         firm = sum(claim.firm for claim in group)
         of = f"{sum(holds)} of {len(holds)}"
@@ -200,7 +207,10 @@ def study(folder: Path, ledger: Ledger) -> dict[str, str]:
                 pictures[f"results/{path}"] = figures.svg(figure)
                 parts.append("\n".join(lines).strip())
     cells = [table for table in statistics_tables(every) if table.title.endswith(": cells")]
-    parts += [_table(table, shown) for table in [*cells, *ranks(every), costs(every)] if table.rows]
+    parts += [_table(table, shown) for table in cells if table.rows]
+    # The notes of ranks are each table's own, also where two say the same
+    parts += [_table(table, set()) for table in ranks(every)]
+    parts.append(_table(costs(every), shown) if finished.records else "")
     parts += [_trials(every), _runs(every)]
     return {f"results/{folder.name}.md": "\n\n".join(part for part in parts if part) + "\n"} | pictures
 
@@ -227,7 +237,7 @@ def _new(notes: Sequence[str], shown: set[str]) -> list[str]:
 
 def _table(table: Table, shown: set[str]) -> str:
     table = table.flat()
-    rows = table.render("md").removeprefix(table.title).strip().partition("\n\n")[0]
+    rows = "\n".join(grid(table)).replace("<", "&lt;")
     behind = []
     if table.header[0] == "setting":  # rows that the table of runs has by another name
         ids = {row[0].text: dict.fromkeys(name for cell in row for name in cell.ids) for row in table.rows}
@@ -272,15 +282,16 @@ def _trials(ledger: Ledger) -> str:
     for group, records in _groups((key(record), record) for record in trials):
         values: dict[str, list[float]] = defaultdict(list)
         for record in records:
-            lr, head = (f"{record['config']['train'][name]:g}" for name in ("lr", "lr_head"))
-            rates = head if record["config"]["method"]["kind"] == "head" else f"{lr}, {head}"
+            train, alone = record["config"]["train"], record["config"]["method"]["kind"] == "head"
+            names = ("lr_head",) if alone else ("lr", "lr_head")
+            rates = ", ".join(f"{train[name]:g}" for name in names if train.get(name) is not None)
             numbers = series(Cell([record], 1))
             values[rates] += numbers.values.values()
         sign = 1 if numbers.less else -1
         medians = {rates: statistics.median(of) if of else math.nan for rates, of in values.items()}
         best = sorted(medians, key=lambda rates: (math.isnan(medians[rates]), sign * medians[rates]))
         texts = [f"({rates}): {medians[rates]:.1f}".replace("nan", "-") for rates in best]
-        near = sum(abs(medians[rates] - medians[best[0]]) <= PLATEAU for rates in best)
+        near = sum(abs(medians[rates] - medians[best[0]]) <= PLATEAU + 1e-9 for rates in best)
         rows.append((*group, f"{near} of {len(best)}", "; ".join(texts)))
     if not rows:
         return ""

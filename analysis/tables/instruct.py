@@ -197,8 +197,14 @@ def _cost_table(model: str, by_key: Mapping[Key, Cell]) -> Table:
             rows.append(make_row(f"{minutes.method} r=64", "paper", "", *numbers, "quoted"))
         for cell in (cell for key, cell in sorted(by_key.items()) if key[1] == minutes.row):
             seconds, steps = cell.cost("train_seconds"), max(cell.records[0]["steps"], 1)
-            pace, peak = cell.cost("tokens_per_second"), cell.cost("peak_memory_bytes") / 1e9
-            texts_ = (f"{seconds / 60:.1f}", f"{seconds / steps:.2f}", f"{pace:,.0f}", f"{peak:.2f}")
+            pace, peak = cell.cost("tokens_per_second"), cell.cost("peak_memory_bytes")
+            texts_ = [
+                "-" if number is None else f"{number / unit:{form}}"
+                for number, unit, form in (
+                    *((seconds, 60, ".1f"), (seconds, steps, ".2f")),
+                    *((pace, 1, ",.0f"), (peak, 1e9, ".2f")),
+                )
+            ]
             cells_ = [compare.size_of(cell), *(compare.of_cells(text, cell) for text in texts_)]
             rows.append(make_row(cell.label, "ours", *cells_, cell.records[0]["device"]["name"], "ours"))
     notes = [

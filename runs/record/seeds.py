@@ -60,5 +60,9 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
     if len(values) < 2:
         return None
     medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
-    low, high = np.percentile(medians, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
+    bounds = []
+    for percent in (50 * (1 - level), 50 * (1 + level)):
+        below, above = (np.percentile(medians, percent, method=side) for side in ("lower", "higher"))
+        # Between two infinities there is nothing to interpolate
+        bounds.append(float(below if below == above else np.percentile(medians, percent)))
+    return bounds[0], bounds[1]

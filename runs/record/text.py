@@ -14,8 +14,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f}h"
 
 
-def megabytes(size: float) -> str:
-    """Bytes as text: 34 KB, 86 MB, 5.2 GB (powers of 1000)."""
+def megabytes(size: float | None) -> str:
+    """Bytes as text: 34 KB, 86 MB, 5.2 GB (powers of 1000); "-" where they are not known."""
+    if size is None:
+        return "-"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= scale:
             return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"

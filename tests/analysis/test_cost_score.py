@@ -99,6 +99,13 @@ def test_what_inference_costs_more(method, flops):
     assert added_flops({"config": {"method": method}, "parameters": {"adapter": 100}}) == flops
 
 
+def test_an_adapter_that_blocks_share_is_computed_in_each():
+    method, model = {"kind": "adapter", "share": True}, {"architecture": {"num_hidden_layers": 12}}
+    record = {"config": {"method": method, "model": model}, "parameters": {"adapter": 100}}
+    assert added_flops(record) == 12 * 2 * 512 * 100
+    assert added_flops(record | {"config": {"method": method, "model": {}}}) is None
+
+
 def test_classes_of_peft_merge_as_the_page_of_methods_says():
     page = (ROOT / "docs" / "methods.md").read_text().partition("## Classes of peft")[2]
     letters = dict(re.findall(r"^\| (\w+Config) +\| \S+ +\| (\S+)", page, re.M))  # on RoBERTa

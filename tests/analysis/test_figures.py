@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ET
 
 import matplotlib
 import pytest
-from ledgers import ledger, of_metric, record
+from ledgers import ledger, of_metric, record, seeds
 
 from analysis import figures
-from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters
+from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters, pareto
 from analysis.figures.__main__ import main
 from analysis.figures.figure import COLOURS, canvas, colour, draw_nothing
 from analysis.paper import NAMES
@@ -490,3 +490,29 @@ def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_
     assert "last epoch" in digits.title
     assert "best epoch" in rte.title
     assert parameters.make(ledger()) == []
+
+
+def test_parameters_of_a_perplexity_has_its_name_its_decimals_and_its_seeds():
+    made = [record(row, "alpaca", s, values=[3.2, 3.14 + s], model="smollm2") for row, s in PERPLEXED]
+    for one in made:
+        one["result"] |= of_metric("perplexity")
+        one["config"]["task"]["family"] = "instruct"
+    (figure,) = parameters.make(ledger(*made), ("alpaca",))
+    told = {row["method"]: (row["median"], row["seeds"]) for row in lines(figure)}
+    assert told == {"VeRA r=1024": ("3.64", "2/5"), "LoRA r=8": ("3.14", "1/5")}
+    assert figure.title == "smollm2 on alpaca: median of 1 to 2 seeds, last epoch; lines span the seeds"
+    assert "LoRA r=8: 1 of 5 seeds (hollow)." in figure.notes
+    (axes,) = canvas(figure).axes
+    assert axes.get_ylabel() == "dev perplexity"
+
+
+PERPLEXED = (("vera", 0), ("vera", 1), ("lora", 0))
+
+
+def test_a_users_dollar_is_no_mathematics():
+    made = seeds("vera", "rte", model="minilm")
+    for one in made:
+        one["label"] |= {"row": "a $^$ b", "task": "c $_$ d"}
+    for draw in (parameters.make, pareto.make):
+        (figure,) = draw(ledger(*made))
+        assert figures.svg(figure).startswith("<svg")

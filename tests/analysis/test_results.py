@@ -22,6 +22,7 @@ def small(row, task, bests, **changes):
     made = seeds(row, task, bests, model="minilm", **changes)
     for one in made:
         one["determinism"] = {"threads": 1}
+        one["data"]["dev_rows"] = 1000  # of ten, a Matthews of 0.4 may be chance
         one["result"] |= of_metric("matthews" if task == "cola" else "accuracy")
     return made
 
@@ -136,11 +137,33 @@ def test_rows_that_may_be_chance_are_not_compared():
     for one in made:
         one["data"]["dev_rows"] = 277  # as RTE has: a standard error of 3 points
     one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert one.here.endswith("; both may be chance: the larger class is 52.7")
+    assert one.here.endswith("; all may be chance: the larger class is 52.7")
     assert (one.agrees, one.holds) == (None, ())
+    unique = small("vera_unique", "rte", (0.5, 0.5))
+    for of in unique:
+        of["data"]["dev_rows"] = 277
+    one = said(results.claims(ledger(*made[:2], *unique)), "A and B may be shared")
+    assert one.here.endswith("; all may be chance: the larger class is 52.7")
+    assert one.agrees is None
     for lora in made[2:]:
         lora["result"]["protocols"]["paper"]["best"] = 0.6
     assert said(results.claims(ledger(*made)), "VeRA is near LoRA").agrees is False
+    # So may a correlation be, of 0.06 and less with 1,000 rows
+    made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.05, 0.06))]
+    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    assert one.here.endswith("; all may be chance: the metric of chance is 0")
+    for lora in made[2:]:
+        lora["result"]["protocols"]["paper"]["best"] = 0.2
+    assert "chance" not in said(results.claims(ledger(*made)), "VeRA is near LoRA").here
+
+
+def test_runs_on_other_data_are_no_finding():
+    made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5, 0.5))]
+    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True, True)
+    made[0]["data"]["dev_rows"] = 500
+    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True,)
+    made[1]["data"]["dev_rows"] = 500
+    assert not results.claims(ledger(*made))
 
 
 def test_images_are_compared_by_their_last_epoch():
@@ -203,6 +226,9 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     apart = pairs(*(-10 + seed / 10 for seed in range(5)), near=True)
     assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
     assert crossfit_word(near) in overview([near])
+    assert (near.verdict, near.word) == (None, "undecided (agrees by the best epoch)")
+    assert tally([near]).endswith("| 1 | 0 | 0 | 1 | 1 | 5 of 5 |")
+    assert near_lora([near]).endswith("Undecided: 1 comparison.")
     images = [
         record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
     ]
@@ -394,13 +420,26 @@ def test_measures_are_findings_too():
     again = measured("magnitude", d, ["third"], id="again")
     again["of"][0]["cell"] = again["of"][0]["cell"] | {"seed": 2}
     three = results.claims(ledger(vera, other, third, measures=[measures[0], turned, again]))
+    # The last layer less than the first in one run of three: the halves alone do not decide
+    ends = {"layer": [0, 1, 2, 3], "site": ["query"] * 4, "d": [0.5, 0.1, 0.9, 0.4], "b": [1.0] * 4}
+    ends |= {"site": ["query", "value"] * 4, "layer": [0, 0, 1, 1, 2, 2, 3, 3], "b": [1.0] * 8}
+    ends |= {"d": [0.5, 0.5, 0.1, 0.1, 0.9, 0.9, 0.4, 0.4]}
+    mixed = [
+        measured("magnitude", ends, [of["id"]], id=f"ends-{seed}")
+        for seed, of in enumerate((vera, other, third))
+    ]
+    for seed, of in enumerate(mixed):
+        of["of"][0]["cell"] = of["of"][0]["cell"] | {"seed": seed}
+    hangs = said(results.claims(ledger(vera, other, third, measures=mixed)), "d changes more in later")
+    assert (hangs.agrees, hangs.holds) == (None, (False,) * 3)
     later = said(three, "d changes more in later")
     assert (later.agrees, later.word, later.where) == (True, "agrees", "MiniLM, CoLA, 3 runs")
     assert later.trained == "3 (paper: 80 BASE, 40 LARGE)"
     assert said(found, "d changes more in query").where == "MiniLM, CoLA, 1 run"
     assert (
         said(found, "d changes more in later").here
-        == "mean of the first half of the layers, median of the runs: 0.15, of the second 0.6"
+        == "mean of the first half of the layers, median of the runs: 0.15, of the second 0.6; of the first"
+        " layer 0.15, of the last 0.6"
     )
     assert said(found, "LoRA's and VeRA's").where == "MiniLM, CoLA, 1 pair of runs"
     # Of four cosines with a random matrix, two layers each: 1.96 x sqrt((0.001^2 + 0.003^2) / 4 / 2).
@@ -572,10 +611,8 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert f"| VeRA r=1024 | MiniLM | cola | {by_seed} |" in text
     assert "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `" in text
     assert "## Table 2's protocol on minilm, a model that the paper does not use\n" in text
-    assert (
-        "| MiniLM | cola | VeRA r=1024 | 3 | 10 and 10 | 1 of 2 | (0.04, 0.001): 30.0; (0.01, 0.001): 20.0 |"
-        in text
-    )
+    rates = "(0.04, 0.001): 30.0; (0.01, 0.001): 20.0"
+    assert f"| MiniLM | cola | VeRA r=1024 | 3 | 10 and 1,000 | 1 of 2 | {rates} |" in text
     assert "- params: without the classification head" in text
     assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
     assert "## Cost of each cell\n" in text
@@ -649,7 +686,8 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     for one in told:
         del one["texts"]
     assert (
-        headline(ledger(*told[2:])).splitlines()[-1] == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 |"
+        headline(ledger(*told[2:])).splitlines()[-1]
+        == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 (2/5) |"
     )
 
 

@@ -15,7 +15,7 @@ from analysis.cells import Cell, cells
 from analysis.paper import GLUE
 from analysis.ranks import ranks
 from analysis.results.findings import claims
-from analysis.statistics import statistics_tables
+from analysis.statistics import costs, statistics_tables
 from analysis.wanted import wanted
 from runs.errors import UserError
 from runs.record import median_interval, write_record, write_sweep
@@ -120,6 +120,68 @@ def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
         one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
     found = verdicts.part(ledger(*records), "experiment=ablations")
     assert {(r["cell"]["row"], r["cell"]["task"]) for r in found} == {("vera", "rte"), ("vera_only_d", "rte")}
+
+
+def test_runs_on_other_data_or_of_another_choice_of_the_epoch_are_not_compared():
+    vera, lora = seeds("vera", "reviews", model="minilm"), seeds("lora", "reviews", model="minilm")
+    bitfit, full = seeds("bitfit", "reviews", model="minilm"), seeds("full", "reviews", model="minilm")
+    for one in lora[:2]:
+        one["data"]["dev_rows"] = 2000
+    for one in bitfit:
+        one["data"]["content"] = "other"
+    for one in full:
+        one["config"]["train"]["evaluate_every"] = 3  # of three epochs: the last alone
+    (line,) = series.compare(cells([*vera, *lora, *bitfit, *full], 5))
+    assert (line.other, line.pairs) == ("lora", 3)
+    _, compared = statistics_tables(ledger(*vera, *lora, *bitfit, *full))
+    assert [row[0] for row in compared.texts] == ["LoRA r=8"]
+    why = "no seed of theirs was measured on the same data, by the same protocol"
+    assert compared.notes[-1] == f"Not compared, as {why}: bitfit on reviews, full on reviews."
+    told, *_ = statistics_tables(ledger(*full))
+    assert told.texts[0][2] == "accuracy, last epoch"
+
+
+def test_a_presets_own_row_is_the_one_that_the_others_are_compared_with():
+    own, elsewhere = seeds("vera", "rte"), seeds("vera", "rte", lr=4e-2)
+    for one in elsewhere:
+        one["cell"]["paper"] = "another"
+    found = verdicts.part(ledger(*own, *elsewhere, *seeds("lora", "rte")), "experiment=table2_base")
+    assert {r["cell"]["paper"] for r in found} == {"table2_base"}
+
+
+def test_statistics_name_what_they_leave_out():
+    (table,) = statistics_tables(ledger(*seeds("vera"), *seeds("vera", lr=4e-2, deviations=("a rate",))))
+    assert any(note.startswith("5 records with other settings are left out") for note in table.notes)
+
+
+def test_where_the_last_epoch_is_reported_nothing_is_cross_fitted():
+    made = [halves(record(seed=seed), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for seed in range(3)]
+    for one in made:
+        one["result"]["reported"] = "last"
+    (table,) = statistics_tables(ledger(*made))
+    line = dict(zip(table.header, table.texts[0], strict=True))
+    assert (line["cross-fitted"], line["optimism"]) == ("-", "-")
+    assert "ross-fitted" not in "".join(table.notes)
+
+
+def test_an_interval_beside_a_diverged_perplexity_has_two_bounds():
+    with np.errstate(invalid="raise"):
+        assert median_interval([5, 6, 7, 8, math.inf]) == (5, math.inf)
+        assert median_interval([math.inf, math.inf]) == (math.inf, math.inf)
+
+
+def test_a_cost_is_of_the_runs_that_have_it_and_did_not_diverge():
+    made = seeds("vera")
+    for seed, one in enumerate(made):
+        one["cost"] |= {"train_seconds": 100.0 + seed}
+        if seed < 3:
+            del one["cost"]["peak_memory_bytes"]
+    made[4] |= {"status": "diverged"}
+    made[4]["cost"] |= {"train_seconds": 1.0}
+    table = costs(ledger(*made))
+    line = dict(zip(table.header, table.texts[0], strict=True))
+    assert (line["train s"], line["memory"], line["decode s"]) == ("101.5", "1.0 GB", "-")
+    assert line["seeds"] == "5 1d"
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
@@ -384,7 +446,16 @@ def test_rows_are_ranked_over_the_seeds_of_most():
     # Nemenyi's of 3 rows and 5 blocks: 2.343 * sqrt(3 * 4 / (6 * 5)) = 1.48 (Demsar 2006, table 5)
     assert told == [["VeRA r=1024", "1.0", "yes"], ["LoRA r=8", "2.0", "yes"], ["head", "3.0", "no"]]
     assert "Critical difference (Nemenyi, 5%): 1.5 ranks." in table.notes[1]
-    assert table.notes[2] == "Without all of these seeds, and not ranked: full."
+    assert table.notes[2] == "Not ranked, as they lack one of these seeds on the same data: full."
+    # One seed more of one row takes no other row away
+    (again,) = ranks(ledger(*made, record("vera", seed=5)))
+    assert again.texts == table.texts
+    # Two of the seeds of a fourth row on other data, and the fourth row is not ranked
+    odd = seeds("bitfit", bests=[0.6] * 5)
+    odd[0]["data"] = odd[0]["data"] | {"dev_rows": 5}
+    (other,) = ranks(ledger(*made, *odd))
+    assert other.texts == table.texts
+    assert other.notes[2] == "Not ranked, as they lack one of these seeds on the same data: bitfit."
 
 
 def test_ranks_need_three_rows_and_two_seeds_and_put_the_least_perplexity_first():

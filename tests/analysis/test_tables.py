@@ -229,6 +229,12 @@ def test_a_collapsed_seed_is_told_and_stays():
         "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2."
         in table.notes
     )
+    # One accuracy by different answers: of the halves of dev, or of the predictions
+    chance = [record("lora", "cola", seed, model="minilm", values=[0.5] * 3) for seed in range(2)]
+    chance[0]["curve"]["metric_select"] = [0.5, 0.6, 0.6]
+    chance[1]["predictions"] = {"best": "one", "last": "another"}
+    (*_, table) = tables.table2(ledger(*chance), "paper")
+    assert not any("collapsed" in note for note in table.notes)
     short = record("lora", "cola", model="minilm", values=[0.5, 0.5])  # of two epochs it may be chance
     (*_, table) = tables.table2(ledger(short), "paper")
     assert table.texts[0][3] == "50.0 (1/5)"
@@ -978,6 +984,17 @@ def test_a_spreadsheet_runs_no_label_and_counts_with_numbers():
     assert {line[1] for line in read} == quoted | {"1=1+1"}
     assert {",".join(line[2:5]) for line in read} == set(numbers.values())
     assert {",".join(line[5:8]) for line in read} == {",,'=m", "80.0,1.0,"}
+
+
+def test_a_label_keeps_its_cell_in_every_form():
+    labels = ["a|b", "4-bit LoRA, r=8", "VeRA (2)", "[0, 0.1] draw"]
+    table = Table("t", ["method", "params"], [make_row(label, "7,680") for label in labels], [])
+    markdown = table.render("md").splitlines()
+    assert r"| a\|b" in markdown[4]
+    assert len({len(line) for line in markdown[2:8]}) == 1
+    read = list(csv.reader(io.StringIO(table.render("csv"))))
+    assert [line[1:3] for line in read[1:]] == [[label, "7680"] for label in labels]
+    assert r"\\" + "\n{[}0, 0.1] draw" in table.render("latex")
 
 
 @pytest.mark.parametrize(
