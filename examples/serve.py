@@ -56,8 +56,9 @@ class Question(BaseModel):
 
 class Answer(BaseModel):
     adapter: str | None = Field(description="who answered; null: the base model")
-    label: str | int = Field(description="the class's name, or its number where it has none")
-    probabilities: dict[str, float] | list[float] = Field(description="by name, or in order")
+    label: str | int | None = Field(None, description="the class's name, or its number where it has none")
+    probabilities: dict[str, float] | list[float] | None = Field(None, description="by name, or in order")
+    score: float | None = Field(None, description="the number of a regression, in place of a class")
 
 
 class Health(BaseModel):
@@ -84,13 +85,19 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     waiting: dict[asyncio.Future[Answer], Question] = {}  # the oldest first
     arrived = asyncio.Event()
 
-    positions = model.config.max_position_embeddings - 2 * ("roberta" in model.config.model_type)
-    limit = min(tokenizer.model_max_length, positions)
+    # RoBERTa's and MPNet's positions begin after the padding index
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = getattr(tables[0], "padding_idx", None) if tables else None
+    first = 0 if padding is None else padding + 1
+    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings - first)
     labels = model.config.id2label
     # transformers calls a class without a name LABEL_1
     base_classes = None if labels.get(0) == "LABEL_0" else [labels[i] for i in range(len(labels))]
 
-    def answer(name: str | None, row: list[float]) -> Answer:
+    def answer(name: str | None, outputs: torch.Tensor) -> Answer:
+        if len(outputs) == 1:
+            return Answer(adapter=name, score=float(outputs))
+        row = outputs.softmax(-1).tolist()
         best = max(range(len(row)), key=row.__getitem__)
         own = name in adapters.heads
         classes = adapters.classes.get(name) if own else base_classes
@@ -106,8 +113,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         )
         with torch.inference_mode():
             logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
-        rows = logits.float().softmax(-1).tolist()
-        return [answer(question.adapter, row) for question, row in zip(questions, rows, strict=True)]
+        return [answer(q.adapter, row) for q, row in zip(questions, logits.float(), strict=True)]
 
     def compute_each(questions: list[Question]) -> list[Answer | Exception]:
         """One question that cannot be computed fails alone."""
@@ -174,7 +180,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     async def names() -> list[str]:
         return list(adapters)
 
-    @app.post("/classify")
+    @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question, http: Request) -> Answer:
         if question.adapter is None and not own_head:
             raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
@@ -255,6 +261,8 @@ def main() -> None:
         model, tokenizer, own_head = load(options.model, options.labels)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
+    except RuntimeError:  # the sizes of a head in the file
+        sys.exit(f"error: {options.model}: its head has not --labels {options.labels} outputs")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model.to(device)

@@ -141,9 +141,13 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
     for folder in (data_dir, data_dir / spec.folder, data_dir / name):
         files = {}
         for split, names in patterns.items():
-            paths = (path for pattern in names for path in sorted(folder.glob(pattern)) if path.is_file())
-            if (first := next(paths, None)) is not None:
-                files[split] = first
+            found = (sorted(path for path in folder.glob(n) if path.is_file()) for n in names)
+            paths = next(filter(None, found), [])
+            if len(paths) > 1:
+                listing = ", ".join(path.name for path in paths)
+                raise DataError(f"{folder}: {len(paths)} files for {split}, one is expected: {listing}")
+            if paths:
+                files[split] = paths[0]
         if len(files) == 2:
             return files
         # A folder with one of the two files, or with the task's name, is the right one

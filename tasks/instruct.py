@@ -257,11 +257,10 @@ def read_rows(path: Path) -> list[Example]:
     lines. Rows are numbered from 0."""
     with open_text(path) as file:
         if path.suffix == ".jsonl":
-            lines = [(number, line) for number, line in enumerate(file) if line.strip()]
-            rows = [parse_json(line, f"{path} row {number}") for number, line in lines]
-        else:
-            instead = "Give JSON lines: an object a line, in a file named .jsonl"
-            rows = parse_json(file.read(instead), str(path))
+            lines = [(f"{path} row {number}", line) for number, line in enumerate(file) if line.strip()]
+            return [_example(parse_json(line, where), where) for where, line in lines]
+        instead = "Give JSON lines: an object a line, in a file named .jsonl"
+        rows = parse_json(file.read(instead), str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: not a list of rows with instruction, input and output")
     return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]

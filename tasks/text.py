@@ -106,6 +106,8 @@ def load(settings: Any) -> TextTask:
     columns, tables, notes = [c for c in (text, pair, label) if c], _read(settings), []
     if "dev" not in tables:
         where, rows = tables["train"]
+        if len(rows) == 1:
+            raise DataError(f"{where}: one row, and without a dev file (task.dev_file) two are the least")
         tables = {"train": (where, [row for i, row in enumerate(rows) if i % 10]), "dev": (where, rows[::10])}
         notes.append(f"no dev file: {len(rows[::10])} of the {len(rows)} training rows are held out for it")
     for where, rows in tables.values():
@@ -115,12 +117,15 @@ def load(settings: Any) -> TextTask:
         for line, row in rows:
             require_columns(f"{where} line {line}" if own_columns else where, row, columns)
             for column in columns:
-                if row[column] is None:
+                if row[column] is None or (column == label and not str(row[column]).strip()):
                     raise DataError(f"{where} line {line}: nothing in column {column!r}")
     classes = _classes(tables["train"], label, settings.get("regression"))
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
+    if classes is None and metric != "pearson":
+        where = tables["train"][0]
+        raise DataError(f"{where}: its labels are numbers, and task.metric={metric} is of classes: pearson")
     splits = {}
     for split, (where, rows) in tables.items():
         labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows]

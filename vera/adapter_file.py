@@ -20,7 +20,15 @@ from vera.budget import Budget
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header, write_file
 from vera.errors import AdapterError
 from vera.methods import METHODS, Method, make_method
-from vera.methods.adapted import adaptation, disable, frozen_extra, plain_names, refuse_many, unload
+from vera.methods.adapted import (
+    adaptation,
+    disable,
+    frozen_extra,
+    plain_names,
+    refuse_many,
+    taken_back,
+    unload,
+)
 from vera.sites import head_parameters
 
 FORMAT = "vera-bench adapter 2"
@@ -39,6 +47,11 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
         raise AdapterError(f"this model carries {own}, not {method.kind} with {method.settings()}: not saved")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
+    with taken_back(model, method):
+        return _save(model, method, path, dtype)
+
+
+def _save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype | None) -> int:
     left_out = method.redrawn(model)
     tensors = {}
     for name, tensor in _file_tensors(model, method).items():
@@ -100,6 +113,7 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
         method.adapt(model)
     else:
         method.unmerge(model)
+        method.reset(model)
     disable(model, False)
     _fill(_file_tensors(model, method), tensors)
     return method

@@ -24,7 +24,7 @@ from vera.base_weights import without_weights
 from vera.checked_file import check_tensors, share, system_error
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
-from vera.methods.adapted import adaptation, unload
+from vera.methods.adapted import adaptation, taken_back, unload
 from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.peft_settings import rewrites_base
@@ -73,8 +73,9 @@ def export_peft(
         raise AdapterError(
             f"peft's format has no place for method {kind}: it takes vera, lora and peft's own"
         )
-    config, tensors = _parts(model, adapted.method)
-    write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
+    with taken_back(model, adapted.method):
+        config, tensors = _parts(model, adapted.method)
+        write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
 
 
 def write_peft(
@@ -357,7 +358,9 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
             " imported"
         )
     linear = {path for path, m in model.named_modules() if is_linear(m)}
-    lacking = next((path for path in paths if path not in linear), "what it adapts")
+    lacking = next((path for path in paths if path not in linear), None)
+    if lacking is None:  # find_sites leaves out a language model's output layer
+        raise AdapterError(f"{folder}: adapts {', '.join(paths)}, which no sites name: cannot be imported")
     raise AdapterError(f"{folder}: this model lacks a linear layer {lacking}. Same base model?")
 
 

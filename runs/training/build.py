@@ -68,15 +68,20 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     if modality == "image":
         task.prepare(tokenizer, 0)
     else:
-        # RoBERTa's and MPNet's positions begin after the padding index.
-        padding = 2 * any(kind in model.config.model_type for kind in ("roberta", "mpnet"))
-        positions = getattr(model.config, "max_position_embeddings", 512) - padding
+        positions = getattr(model.config, "max_position_embeddings", 512) - _first_position(model)
         length = min(config["train"]["max_length"], positions, tokenizer.model_max_length)
         task.prepare(tokenizer, length, positions)
     method.adapt(model)
     if start and config["init_from"]:
         vera.start_from(model, start_file(run))
     return task, model, method
+
+
+def _first_position(model: Any) -> int:
+    """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the padding index."""
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = getattr(tables[0], "padding_idx", None) if tables else None
+    return 0 if padding is None else padding + 1
 
 
 def seed_everything(seed: int) -> None:

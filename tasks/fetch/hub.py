@@ -1,10 +1,13 @@
 """Files from the Hugging Face hub, for tasks and models: downloaded once, then read from the local cache."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: str, instead: str) -> Path:
@@ -45,9 +48,10 @@ def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
 
 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:
-    """A hub repository's name and commit, which pin its content. None if the commit is not known here."""
-    folder = None if revision else cached(repo, None, repo_type)
-    commit = revision or (folder and folder.name)
+    """A hub repository's name and commit, which pin its content; of a branch or tag the commit that it was
+    at when it was fetched. None if the commit is not known here."""
+    folder = cached(repo, revision, repo_type)
+    commit = revision if revision and COMMIT.fullmatch(revision) else folder and folder.name
     return f"{repo}@{commit}" if commit else None
 
 
@@ -56,8 +60,8 @@ def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
-    reference = folder / "refs" / "main"
-    if revision is None and reference.is_file():
+    reference = folder / "refs" / (revision or "main")  # a branch or a tag
+    if reference.is_file():
         revision = reference.read_text().strip()
     snapshot_folder = folder / "snapshots" / revision if revision else None
     return snapshot_folder if snapshot_folder and snapshot_folder.is_dir() else None

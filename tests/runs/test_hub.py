@@ -19,6 +19,7 @@ from tiny import RESTAURANTS, picture
 
 import tasks
 from runs.record import read_record
+from tasks.fetch.hub import cached, content
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,3 +210,17 @@ def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):
     assert "the hub refuses own/secret" in done.stderr
     assert "hf auth login" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_branch_or_tag_is_the_commit_that_it_was_fetched_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    other, folder = "b" * 40, tmp_path / "datasets--me--set"
+    for commit, reference in ((COMMIT, "main"), (other, "v2")):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / reference).write_text(commit)
+    for revision, commit in ((None, COMMIT), ("main", COMMIT), ("v2", other), (other, other)):
+        assert content("me/set", revision, "dataset") == f"me/set@{commit}"
+        assert cached("me/set", revision, "dataset") == folder / "snapshots" / commit
+    assert content("me/set", "v3", "dataset") is None
+    assert content("me/set", "c" * 40, "dataset") == f"me/set@{'c' * 40}"  # not here, and pinned all the same

@@ -73,6 +73,17 @@ def test_the_hubs_parquet_files_give_the_same_rows(name, glue, tmp_path):
     assert tasks.load(settings(name, tmp_path)).splits == tsv.splits
 
 
+def test_a_split_in_several_files_is_refused(glue, tmp_path):
+    rows = tasks.load(settings("cola", glue)).splits["train"]
+    table = pyarrow.table({"sentence": rows.texts, "label": rows.labels})
+    for i in range(2):
+        pyarrow.parquet.write_table(table, tmp_path / f"train-0000{i}-of-00002.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "validation-00000-of-00001.parquet")
+    words = r"2 files for train, one is expected: train-00000-of-00002.parquet, "
+    with pytest.raises(tasks.DataError, match=words):
+        tasks.load(settings("cola", tmp_path))
+
+
 def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
     some = [tasks.load(settings("rte", glue, train_rows=10)) for _ in range(2)]
     assert some[0].splits["train"] == some[1].splits["train"]

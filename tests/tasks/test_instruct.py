@@ -195,6 +195,9 @@ def test_a_file_or_a_line_without_end_is_refused(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr("tasks.text.LONGEST_TEXT", 200)
     assert len(read_rows(tmp_path / "rows.jsonl")) == 3
+    (tmp_path / "blank.jsonl").write_text("\n\n" + json.dumps({"instruction": "x", "output": ""}))
+    with pytest.raises(DataError, match=r"blank.jsonl row 2: an empty output"):
+        read_rows(tmp_path / "blank.jsonl")
     too_long = (
         r"rows.json: more than 200 characters in a file that is read as a whole. Give JSON lines: .*\.jsonl"
     )

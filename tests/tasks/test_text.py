@@ -136,6 +136,13 @@ def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path)
             "a.jsonl line 2: no column 'text'. It has: words",
         ),
         ("a.jsonl", '{"text": "x", "label": null}', {}, "a.jsonl line 1: nothing in column 'label'"),
+        ("a.csv", "text,label\nx,1\ny,2\nlost,\n", {}, "a.csv line 4: nothing in column 'label'"),
+        (
+            "a.csv",
+            "text,label\nx,0.5\ny,1.5\n",
+            {"metric": "accuracy"},
+            "and task.metric=accuracy is of classes: pearson",
+        ),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": ', {}, "a.jsonl line 2: not JSON"),
         ("a.jsonl", "[1]", {}, "line 1: not a JSON object"),
         ("a.csv", "text,label\n", {}, "no rows"),
@@ -171,6 +178,13 @@ def test_wrong_files_are_named(name, text, changes, words, tmp_path):
     assert len(str(error.value)) < 400
 
 
+def test_one_row_is_too_few_without_a_dev_file(tmp_path):
+    with pytest.raises(
+        DataError, match=r"one row, and without a dev file \(task.dev_file\) two are the least"
+    ):
+        tasks.load(settings(write(tmp_path / "a.csv", ROWS[:1])))
+
+
 SCORES = [(f"text {i}", i / 7) for i in range(20)]
 
 
@@ -190,7 +204,7 @@ def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, lab
         assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("label", ["n/a", "", "nan"])
+@pytest.mark.parametrize("label", ["n/a", "nan"])
 def test_words_among_scores_are_asked_about(label, tmp_path):
     train = write(tmp_path / "train.csv", [*SCORES, ("x", label)])
     said = (

@@ -223,3 +223,10 @@ def test_without_the_number_of_steps_it_does_not_train():
     method.adapt(model)
     with pytest.raises(vera.AdapterError, match="before_training, with the number of steps, comes first"):
         steps(model, method, 1, 1)
+
+
+def test_a_schedule_without_a_step_to_gather_in_is_refused():
+    method, model = vera.AdaLoRA(rank=2, initial_share=0.2, final_share=0.75), tiny_model()
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match=r"of 4 steps, initial_share=0\.2 and final_share=0\.75"):
+        method.before_training(model, 4)

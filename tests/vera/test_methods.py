@@ -1013,6 +1013,18 @@ def test_switching_off_takes_a_merge_back_and_a_merge_needs_the_adapter_on(name)
             METHODS[name].merge(model)
 
 
+def test_a_start_at_which_nothing_can_train_is_refused():
+    """b starts at zero, and so do all gradients where another factor is zero, too."""
+    for make in (
+        lambda: vera.VeRA(rank=4, d_init=0.0),
+        lambda: vera.VeRA(rank=4, d_init=0.0, vectors=("b",)),
+        lambda: vera.VeRAPlus(rank=4, d_init=0.0),
+        lambda: vera.VeRAPlus(rank=4, c_init=0.0),
+    ):
+        with pytest.raises(vera.AdapterError, match="b starts at 0"):
+            make()
+
+
 def test_modules_that_were_in_evaluation_stay_so():
     model = tiny_model().train()
     model.bert.embeddings.eval()

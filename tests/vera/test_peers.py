@@ -388,6 +388,16 @@ def test_a_trained_pair_can_be_cut():
             method.use_rank(model, wrong)
 
 
+def test_a_file_is_loaded_with_all_its_ranks(tmp_path):
+    method = vera.DyLoRA(rank=8)
+    model = adapted(method).float()
+    vera.save(model, method, tmp_path / "adapter")
+    expected = answer(model)
+    method.use_rank(model, 1)
+    vera.load(model, tmp_path / "adapter")
+    assert torch.equal(answer(model), expected)
+
+
 def test_an_evaluation_uses_all_ranks():
     method = vera.DyLoRA(rank=8)
     model = adapted(method)
@@ -439,6 +449,15 @@ def test_ssf_is_its_formula_with_gradients_and_when_merged(architecture):
     for path, module in [(path, model.get_submodule(path)) for path, _ in inside]:
         assert torch.allclose(module(inputs[path]), outputs[path], rtol=0, atol=1e-12)
     assert torch.allclose(answer(model), whole, rtol=0, atol=1e-12)
+
+
+def test_ssf_over_a_norm_without_a_bias_is_not_merged():
+    model = tiny("ViT")
+    for path in [path for path, m in model.named_modules() if isinstance(m, nn.LayerNorm)]:
+        model.set_submodule(path, nn.RMSNorm(model.get_submodule(path).normalized_shape))
+    vera.SSF().adapt(model)
+    with pytest.raises(vera.AdapterError, match="a RMSNorm of this model has no bias to take the shift"):
+        vera.SSF().merge(model)
 
 
 def test_ssf_counts_by_hand():

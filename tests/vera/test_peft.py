@@ -256,6 +256,65 @@ def test_a_merge_that_fails_half_way_is_taken_back():
     vera.unload(model)
 
 
+@pytest.mark.parametrize("name", ["LoraConfig", "LNTuningConfig", "DeftConfig"])
+def test_a_merged_model_is_saved_as_it_was_before(name, tmp_path):
+    """LNTuning's merge swaps tensors, DEFT's adds one."""
+    model, method = tiny_model(), method_of(name)
+    method.adapt(model)
+    shake(model)
+    expected = answer(model)
+    vera.save(model, method, tmp_path / "before")
+    method.merge(model)
+    merged = answer(model)
+    vera.save(model, method, tmp_path / "merged")
+    vera.export_peft(model, tmp_path / "peft")
+    assert torch.equal(answer(model), merged)  # it is so still
+    copy.deepcopy(model)
+    one, other = (load_file(tmp_path / name) for name in ("before", "merged"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    fresh = tiny_model()
+    vera.load(fresh, tmp_path / "merged")
+    vera.save_head(model, tmp_path / "head")
+    vera.load_head(fresh, tmp_path / "head")
+    assert torch.equal(answer(fresh), expected)
+
+
+@pytest.mark.parametrize("name", ["LoraConfig", "LNTuningConfig", "IA3Config"])
+def test_what_is_switched_off_is_not_merged(name):
+    model, method = tiny_model(), method_of(name)
+    method.adapt(model)
+    shake(model)
+    expected = answer(model)
+    vera.disable(model)
+    for merge in (method.merge, lambda model: vera.unload(model, merge=True)):
+        with pytest.raises(vera.AdapterError, match="switched off"):
+            merge(model)
+    vera.disable(model, False)
+    vera.unload(model, merge=True)
+    assert torch.allclose(answer(model), expected, atol=1e-5)
+
+
+def test_a_weight_that_another_layer_shares_takes_no_merge_but_that_of_tokens():
+    """GPT-2's output layer has the weight of its embeddings."""
+    model, method = tiny("GPT-2"), vera.Peft("LoraConfig", {"r": 4, "target_modules": ["wte"]})
+    method.adapt(model)
+    with pytest.raises(vera.AdapterError, match="shares its weight"):
+        method.merge(model)
+    model = tiny("GPT-2")
+    method = vera.Peft("TrainableTokensConfig", {"target_modules": ["wte"], "token_indices": [3, 4]})
+    method.adapt(model)
+    shake(model)
+    expected = answer(model)
+    method.merge(model)
+    assert torch.allclose(answer(model), expected, atol=1e-5)
+
+
+def test_tokens_beside_another_method_are_refused():
+    with pytest.raises(vera.AdapterError, match=r"trainable_token_indices: tokens train by TrainableTokensC"):
+        vera.Peft("LoraConfig", {"trainable_token_indices": [1, 2]}).adapt(tiny_model())
+
+
 # --- quantised weights
 
 

@@ -94,6 +94,13 @@ class AdaLoRA(Method, kind="adalora"):
         return sum(self.first_rank * (change.inputs + change.outputs + 1) for change in changes(model))
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
+        begins, ends = round(self.initial_share * total_steps), round(self.final_share * total_steps)
+        if begins + ends >= total_steps:
+            raise AdapterError(
+                f"AdaLoRA: of {total_steps} steps, initial_share={self.initial_share:g} and"
+                f" final_share={self.final_share:g} leave none to gather importance in: lower them, or train"
+                " longer"
+            )
         _of(model)[0].allocation = Allocation(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:

@@ -1,6 +1,7 @@
 """An adapted model: what it remembers, and how it becomes one and the base model again."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +127,27 @@ def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
     """On processors with avx512_bf16, bitsandbytes repacks 4-bit weights in an evaluation, and no gradient
-    passes through them any more, without an error. Switched off here, and undone where it has happened."""
+    passes through them any more, without an error. Switched off here. Where it has happened the weights are
+    unpacked; their scales stay as they were rounded, to bfloat16: a fresh copy has the base model's own."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
                 module.state_dict()  # bitsandbytes unpacks to save, in place
+
+
+@contextlib.contextmanager
+def taken_back(model: nn.Module, method: Any) -> Iterator[None]:
+    """Takes the merge of a method of peft back for a while: merged, some of peft's classes (LNTuning, DEFT)
+    keep the adapter in other tensors."""
+    merged = method.kind == "peft" and bool(method.unmerged(model))
+    if merged:
+        method.unmerge(model)
+    try:
+        yield
+    finally:
+        if merged:
+            method.merge(model)
 
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ model in place, and every later call reads what it needs from the model. lora.py
 method, on the layers of layers.py."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import adapt_with, adaptation
-from vera.methods.layers import AdaptedLinear, Added, adapted_layers
+from vera.methods.layers import AdaptedLinear, Added, adapted_layers, check_mergeable
 from vera.methods.settings import check_settings
 from vera.sites import head_parameters
 
@@ -136,6 +135,9 @@ class Method(ABC):
         whole copy of the model, once its names and shapes are known to fit."""
         return False
 
+    def reset(self, model: nn.Module) -> None:  # noqa: B027 - most methods have nothing of the kind
+        """Undoes what a user has set on the adapted model, before a file's values are put into it."""
+
     def merge(self, model: nn.Module) -> None:
         """Folds the adapter into the base weights: inference costs what the base model costs.
 
@@ -144,20 +146,7 @@ class Method(ABC):
         if adaptation(model) is None:
             raise AdapterError("this model carries no adapter: nothing to merge")
         layers = list(adapted_layers(model))
-        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-        for layer in layers:
-            if not layer.enabled:
-                raise AdapterError(
-                    "this adapter is switched off: vera.disable(model, False) comes before a merge"
-                )
-            if not layer.base.weight.is_floating_point():
-                raise AdapterError(
-                    "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-                )
-            if uses[id(layer.base.weight)] > 1:
-                raise AdapterError(
-                    "an adapted layer shares its weight with another layer: merged, both would change"
-                )
+        check_mergeable(model, ((layer.base, layer.enabled) for layer in layers))
         for layer in layers:
             layer.merge()
 

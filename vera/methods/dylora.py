@@ -91,6 +91,9 @@ class DyLoRA(Method, kind="dylora"):
         for change in _of(model):
             change.used = rank
 
+    def reset(self, model: nn.Module) -> None:
+        self.use_rank(model, self.rank)
+
     def before_training(self, model: nn.Module, total_steps: int) -> None:
         _draw(model, _of(model)[0].seed, 1)
 

@@ -1,6 +1,7 @@
 """The layer that low-rank methods share, and how layers and hooks get into a model and out of it."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from typing import Any, cast
 
@@ -9,6 +10,25 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.sites import WHOLE, Blocks, is_transposed, size
+
+
+def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Raises AdapterError unless a change can be folded into the weight of each of these layers of a model.
+    With each layer: whether its adapter is switched on."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for layer, enabled in layers:
+        if not enabled:
+            raise AdapterError(
+                "this adapter is switched off: vera.disable(model, False) comes before a merge"
+            )
+        if not layer.weight.is_floating_point():  # type: ignore[operator]
+            raise AdapterError(
+                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
+            )
+        if uses[id(layer.weight)] > 1:
+            raise AdapterError(
+                "an adapted layer shares its weight with another layer: merged, both would change"
+            )
 
 
 class Change(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vera.base_weights import base_fingerprint, base_names, fingerprint
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import frozen_extra, plain_names
+from vera.methods.layers import check_mergeable
 from vera.methods.peft_drawn import digest, drawn, one_thread
 from vera.methods.peft_quantised import check_quantised, is_quantised
 from vera.methods.peft_ranks import AllocatesRanks, tuner_of
@@ -145,14 +146,20 @@ class Peft(AllocatesRanks, kind="peft"):
     def merge(self, model: nn.Module) -> None:
         if hasattr(model, "_peft_unmerged"):
             return
+        # TrainableTokens changes rows that a tied layer has, too, merged or not
+        layers: list[tuple[Any, bool]] = [
+            (m.base_layer, not getattr(m, "disable_adapters", False))
+            for m in model.modules()
+            if "base_layer" in m._modules
+            and hasattr(m.base_layer, "weight")
+            and type(m).__name__ != "TrainableTokensLayer"
+        ]
+        check_mergeable(model, layers)
         kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
-        if any(not p.is_floating_point() for p in kept.values()):
-            raise AdapterError(
-                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-            )
         model._peft_unmerged = kept  # type: ignore[assignment]
         try:
-            tuner_of(model).merge_adapter()
+            with torch.no_grad():
+                tuner_of(model).merge_adapter()
         except Exception as error:  # perhaps half way
             self.unmerge(model)
             raise AdapterError(f"peft cannot merge {self.config_class}: {first_line(error)}") from None

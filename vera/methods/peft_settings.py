@@ -26,6 +26,7 @@ OUTSIDE = {
     "modules_to_save": "the head trains with every method here: leave it out",
     "total_step": "it is the run's own number of steps: leave it out",
     "inference_mode": "leave it out",
+    "trainable_token_indices": "tokens train by TrainableTokensConfig: not supported beside another method",
     "layer_replication": "it makes another model of the base: not supported",
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",

@@ -5,7 +5,6 @@ gamma starts from N(1, 0.02^2) and beta from N(0, 0.02^2), as in that code, so t
 base model, and not on it. Both fold into the layer before them: W' = gamma * W by rows, and
 b' = gamma * b + beta."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import adaptation
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype, remove_hooks
+from vera.methods.layers import Added, adapter_dtype, check_mergeable, remove_hooks
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
 
@@ -89,22 +88,10 @@ class SSF(Method, kind="ssf"):
     def merge(self, model: nn.Module) -> None:
         if adaptation(model) is None:
             raise AdapterError("this model carries no adapter: nothing to merge")
-        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-        for module, ssf in _scaled(model):
-            if not ssf.enabled:
-                raise AdapterError(
-                    "this adapter is switched off: vera.disable(model, False) comes before a merge"
-                )
-            if not module.weight.is_floating_point():
-                raise AdapterError(
-                    "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-                )
-            if module.bias is None:
+        check_mergeable(model, ((module, ssf.enabled) for module, ssf in _scaled(model)))
+        for module, _ in _scaled(model):
+            if getattr(module, "bias", None) is None:
                 raise AdapterError(f"a {type(module).__name__} of this model has no bias to take the shift")
-            if uses[id(module.weight)] > 1:
-                raise AdapterError(
-                    "an adapted layer shares its weight with another layer: merged, both would change"
-                )
         for module, ssf in _scaled(model):
             if ssf.unmerged is None:
                 ssf.unmerged = module.weight.detach().clone(), module.bias.detach().clone()

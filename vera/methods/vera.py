@@ -58,6 +58,8 @@ class VeRA(Method, kind="vera"):
                 "without b, d must start at 0 (d_init=0), for the model to start as the base; got"
                 f" {self.d_init}"
             )
+        if "b" in self.vectors and self.d_init == 0:
+            raise AdapterError("b starts at 0: with d_init=0, too, no gradient would ever leave it")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise AdapterError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
