@@ -92,5 +92,5 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     models, tasks, rows = ({str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row"))
     others = having(published, models, tasks, rows) if sweep.records else having(published, ids=())
     both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}
-    origin = others.origin | sweep.origin
+    origin = others.origin | {i: sweep.origin[i] for i in sweep.records}
     return replace(sweep, records=others.records | sweep.records, origin=origin, published=both)

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.cells import label_of, nearest, row_of, variants_of
 from analysis.table import Table
-from runs.record import FINISHED, Ledger, Record, defining, protocol
+from runs.record import FINISHED, Ledger, Record, defining, other_data_seed, protocol
 from runs.record.text import plural
 
 #: How many runs a note names; of more it gives the number, too.
@@ -136,6 +136,7 @@ def _facts(record: Record) -> dict[str, Any]:
         facts |= {key: value for key, value in of_group.items() if key != "draw_seed"}
     facts |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
     return facts | {
+        "data_seed": other_data_seed(record),
         "protocol": protocol(record),
         "data": record["data"]["content"].rpartition(":")[2][:8],
         "model": record["model"].rpartition(":")[2][:8],

@@ -29,4 +29,5 @@ def interrupted_words() -> str:
 
 def rank() -> int:
     """This process's number among torchrun's; 0 for the first, which prints for all, and without torchrun."""
-    return int(os.environ.get("RANK") or 0)
+    # Some clusters set RANK alone, for other purposes
+    return int(os.environ.get("RANK") or 0) if "LOCAL_RANK" in os.environ else 0

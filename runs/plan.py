@@ -43,10 +43,7 @@ STATES = {
     "unknown": ("?", "not known without the network"),
 }
 #: Why a run may be missing although there is a record of its cell.
-OTHER_DATA = (
-    "have finished on data of other content: task.data_dir= names a folder, and without it the data are the"
-    " hub's"
-)
+OTHER_DATA = "the cell has finished on data of other content"
 #: A run's id, and why it has none.
 Identity = tuple[str | None, str]
 
@@ -211,7 +208,9 @@ def _remarks(planned: list[Planned], first: list[Planned]) -> list[str]:
     failed or wait."""
     lines = [f"running: {p.run.label}: {progress_words(p.progress)}" for p in planned if p.state == "running"]
     if other := sum(p.why == OTHER_DATA for p in planned):
-        lines.append(f"missing: {other} of them {OTHER_DATA}")
+        folder = any(p.why == OTHER_DATA and "data_dir" in p.run.config["task"] for p in planned)
+        hint = ": task.data_dir= names a folder, and without it the data are the hub's" if folder else ""
+        lines.append(f"missing: {plural(other, 'run')} of which {OTHER_DATA}{hint}")
     coming = [p.run for p in first if p.state not in ("done", "diverged", "blocked")]
     for state in ("failed", "blocked", "unknown"):
         reasons: Counter[str] = Counter()
@@ -278,12 +277,12 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False, launch: Laun
                 with contextlib.suppress(ValueError):
                     record = read_record(path)
                     ledger.records[record["id"]] = record
-        planned = plan(runs, ledger)
-        now, probe = text(planned, ledger, probe=probe, launch=launch), False
+        planned, first = plan(runs, ledger), plan(before(runs), ledger)
+        now, probe = text(planned, ledger, first=first, probe=probe, launch=launch), False
         if now != shown:
             shown = now
             print(f"{clear}{now}{note}", flush=True)
-        if not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}:
+        if not {p.state for p in [*first, *planned]} & {"running", "partial", "missing", "unknown"}:
             return
         time.sleep(every)
 

@@ -144,14 +144,15 @@ def transformers_search(
     model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
 ) -> list[list[list[int]]]:
     """transformers' own beam search. It bans the prompt's n-grams too, and replaces beams that have ended."""
+    from transformers import GenerationConfig
+
     from tasks.beam import left_padded
 
     ids, mask = left_padded(prompts, next(model.parameters()).device)
-    by_penalty = []
+    by_penalty, own = [], model.generation_config
     for penalty in how["length_penalty"]:
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+        # In place of the model's own, whose file is no part of a run's id
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             num_beams=how["beams"],
             length_penalty=float(penalty),
             no_repeat_ngram_size=how["no_repeat_ngram"],
@@ -160,6 +161,10 @@ def transformers_search(
             pad_token_id=0,
             do_sample=False,
         )
+        try:
+            output = model.generate(input_ids=ids, attention_mask=mask)
+        finally:
+            model.generation_config = own
         by_penalty.append(output[:, ids.shape[1] :].tolist())
     return [list(texts) for texts in zip(*by_penalty, strict=True)]
 

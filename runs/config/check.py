@@ -45,11 +45,16 @@ def check_types(
     the type of the file's value. In `config`, a whole number for a key with a fraction becomes a float.
 
     groups: the overrides that choose files. Returns the overrides that set the method, the training or the
-    model's settings differently from their files. Raises UserError for a value of another type."""
+    model's settings differently from their files. Raises UserError for a value of another type, and for own
+    data with the name of another task."""
     own = ("task.", "method.", "train.", "model.settings")
     given = [line for line in overrides if line.lstrip("+").startswith(own)]
     if not given:
         return []
+    # In tables, recipes and counts of rows a task is known by its name alone
+    name, renamed = config["task"]["name"], any(line.lstrip("+").startswith("task.name=") for line in given)
+    if renamed and name in files.choices("task") and f"task={name}" not in groups:
+        raise UserError(f"task.name={name}: conf/task has another task of that name. Give your data their own")
     default, changed = files.defaults(groups), []
     for line in given:
         key, node = line.lstrip("+").partition("=")[0], config

@@ -33,6 +33,9 @@ OWN = [field.name for field in dataclasses.fields(Config)]
 WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
 #: The code that turns the files of conf/ into runs.
 CODE = (Path(__file__).parent, Path(__file__).parents[1] / "record")
+CODE_FILES = [Path(__file__).parents[1] / name for name in ("rates.py", "run.py")]
+#: Resolvers whose value may be another one at the next call.
+CHANGING = re.compile(rb"oc\.env|\$\{(now|hydra|random)\b")
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def read_command(arguments: Sequence[str]) -> Command:
     flags = read_flags(arguments)
     files, overrides = Files(flags.config_dir), flags.overrides
     texts = {path: path.read_bytes() for path in files.all()}
-    code = [PEFT_SITES, *sorted(path for room in CODE for path in room.glob("*.py"))]
-    # An environment variable may change between two calls: what reads one is not cached.
-    cacheable = not any(b"oc.env" in text for text in [*texts.values(), *map(str.encode, overrides)])
+    code = [PEFT_SITES, *CODE_FILES, *sorted(path for room in CODE for path in room.glob("*.py"))]
+    # What an environment variable or a clock says may change between two calls: it is not cached.
+    cacheable = not any(CHANGING.search(text) for text in [*texts.values(), *map(str.encode, overrides)])
     texts |= {path: path.read_bytes() for path in code}
     contents = [(str(path), text) for path, text in texts.items()]
     digest = hashlib.sha256(repr((overrides, files.folders, contents)).encode())

@@ -49,6 +49,8 @@ def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         key = override.key_or_group
         if key in lists or (key in fixed and (key in GROUPS or override.is_sweep_override())):
             raise UserError(f"{key} is given twice: {argument} comes after another one")
+        if key == "train" and isinstance(override.value(), dict):
+            raise UserError(f"{argument}: name each setting by itself, such as train.epochs=3")
         if override.is_sweep_override():
             lists[key] = [f"{override.get_key_element()}={value}" for value in _values(override)]
         else:

@@ -163,7 +163,9 @@ def _draw_images(task: Mapping[str, Any], classes: int, images: int, test: int) 
 
     images: of training. test: of evaluation; 0: those that training leaves."""
     shots, share = task["shots"], task.get("holdout")
-    held = classes * max(1, math.ceil(shots * share)) if shots and share else 0
+    held = 0
+    if share:
+        held = classes * max(1, math.ceil(shots * share)) if shots else max(round(share * images), 2)
     drawn = classes * shots if shots else images
     rest = held or test or images - drawn
     dev = rest if held else min(task.get("dev_rows") or rest, rest)

@@ -30,6 +30,9 @@ PATTERNS = [
     "*.model",  # SentencePiece's
 ]
 
+#: Of these, the files that a tokenizer is read from.
+TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "*.model")
+
 #: Models in installed packages: the requirement for pip, and the SHA-256 of each file except the weights,
 #: whose hash is in conf/model.
 PACKAGED = {
@@ -135,6 +138,11 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         pickled = "It holds pickled weights (pytorch_model.bin): save them as safetensors"
         mend = pickled if any(folder.glob("*.bin")) else "Put model.safetensors beside config.json"
         raise UserError(f"{folder}: no weights (model*.safetensors). {mend}")
+    # transformers would make an empty one from config.json, to which every word is unknown
+    if model["modality"] != "image" and not any(any(folder.glob(name)) for name in TOKENIZERS):
+        raise UserError(
+            f"{folder}: no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it"
+        )
     if (folder / "adapter_config.json").exists():
         raise UserError(
             f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"

@@ -14,11 +14,13 @@ from runs.record.cell import (
     cell_id,
     defining,
     is_trial,
+    other_data_seed,
     protocol,
 )
 from runs.record.files import (
     cache_folder,
     check_regular,
+    hide_paths,
     link_or_fail,
     read_regular,
     record_path,
@@ -51,7 +53,15 @@ from runs.record.sweeps import read_sweep, sweep_names, write_sweep
 
 __all__ = ["COMPUTED", "NOT_SETTINGS", "READS_LENGTH_GROUPED", "cell_id", "defining", "is_trial", "protocol"]
 __all__ += ["cache_folder", "check_regular", "link_or_fail", "read_regular", "record_path", "record_text"]
-__all__ += ["records_folder", "run_folder", "sweep_up_dead", "without_paths", "write_atomically"]
+__all__ += [
+    "hide_paths",
+    "other_data_seed",
+    "records_folder",
+    "run_folder",
+    "sweep_up_dead",
+    "without_paths",
+    "write_atomically",
+]
 __all__ += ["write_measure", "write_record"]
 __all__ += ["CONF", "INSTALLED", "PUBLISHED", "ROOT", "built_from"]
 __all__ += ["Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]

@@ -65,6 +65,12 @@ def protocol(record: Record) -> int:
     return int(record.get("protocol") or 1)
 
 
+def other_data_seed(record: Record) -> int | None:
+    """The seed of the order of the rows, where it is not the run's own."""
+    data_seed = record["config"].get("data_seed")
+    return None if data_seed in (None, record["config"].get("seed")) else int(data_seed)
+
+
 def cell_id(record: Record) -> str:
     """A hash of everything that defines a finished record's result but the seed; of a ledger's records, the
     one that was computed when they were read."""
@@ -76,4 +82,6 @@ def cell_id(record: Record) -> str:
         settings["method"].pop("projection_seed")
     recipe, start = record["recipe"]["name"], (record.get("start") or {}).get("id")
     parts = [settings, record["model"], record["data"]["content"], recipe, start, protocol(record)]
+    if (data_seed := other_data_seed(record)) is not None:
+        parts.append(data_seed)
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -150,7 +151,17 @@ def without_paths(record: Record) -> Record:
     if start:
         config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
-    return {**record, "config": config, "start": start}
+    told = {"error": hide_paths(record.get("error")), "tries": [*map(hide_paths, record.get("tries", []))]}
+    return {**record, "config": config, "start": start, **told}
+
+
+#: A path in an error: an absolute one, or one that begins with . or ~.
+_PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
+
+
+def hide_paths(words: str | None) -> str | None:
+    """An error with only the last part of each local path."""
+    return words and _PATH.sub(r"\1", words)
 
 
 def _name(where: str) -> str:

@@ -4,6 +4,7 @@ A finished run is skipped and an interrupted one resumed. A failed one does not 
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shlex
@@ -105,6 +106,8 @@ def _begin(
             f"launcher={launch.launcher.name} has processes of its own: leave out torchrun and debug=true"
         )
     output, ids = runs[0].config["output"], identify(runs)
+    if len({run.config["output"] for run in runs}) > 1:
+        raise UserError("output= differs from run to run: the runs of a command go to one folder")
     check_ids(runs, ids)
     finished, left, replaced = set[str](), list[Run](), list[Record]()
     for run, run_id in zip(runs, ids, strict=True):
@@ -156,7 +159,9 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
             alone = "LOCAL_RANK" not in os.environ
             if alone and settle(job, plan, outcome, display, watcher, None):  # another executor did it
                 continue
-            train(Training(job.run, job.id, display.show, lease, attempts=attempts))
+            # A micro-batch that was halved, since memory ran out
+            run = dataclasses.replace(job.run, config=job.run.config | attempts["settings"])
+            train(Training(run, job.id, display.show, lease, attempts=attempts))
         settle(job, plan, outcome, display, watcher, time.monotonic() - start)
     display.close()
     return outcome
@@ -185,4 +190,4 @@ def _show_table(output: str, name: str, table: bool) -> None:
     if table:
         done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True)
         print(f"\n{done.stdout or done.stderr}".rstrip())
-    print(f"This table: python {shlex.join(words)}")
+    print(f"{'This' if table else 'Its'} table: python {shlex.join(words)}")

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Protocol
 
-from runs.record import Record, is_trial, without_paths
+from runs.record import Record, hide_paths, is_trial, without_paths
 from runs.tracking.account import cell_key
 
 #: W&B's limits.
@@ -103,7 +103,7 @@ def summary_of(record: Record) -> dict[str, Any]:
     """The summary of a finished run: status, result, parameters, cost, and the scores of its texts by the
     protocol. The numbers of tables are there twice: once more under the name of the cell."""
     result, cost, texts = record.get("result") or {}, record.get("cost") or {}, record.get("texts") or {}
-    numbers = {"status": record["status"], "error": record["error"]}
+    numbers = {"status": record["status"], "error": hide_paths(record["error"])}
     numbers |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
     numbers |= {f"parameters/{key}": value for key, value in (record.get("parameters") or {}).items()}
     numbers |= {f"cost/{key}": value for key, value in cost.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,6 +32,11 @@ def make_accelerator(run: Run) -> Accelerator:
     on_gpu = device in ("auto", "cuda") and check_usable(device)
     if precision == "tf32" and not on_gpu:
         raise UserError("train.precision=tf32: only a GPU computes so. Here it would be fp32")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: torch sees no GPU of Apple's here")
+    on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
+    if precision == "fp16" and on_cpu:
+        raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
     # Accelerate's settings hold for the whole process; a run before may have had another precision.
     AcceleratorState._reset_state()
     # AdapterDrop leaves other adapters without a gradient in each batch.
@@ -42,6 +47,8 @@ def make_accelerator(run: Run) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision),
         cpu=device == "cpu",
+        # Or a variable of the environment would divide every loss
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[parallel],
     )
     set_flags(run, accelerator.device)

@@ -99,6 +99,9 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         if kind != "head" and task["modality"] == "text generation":
             unused = {"train.lr_head"}
         axes = _grid_of(run, grids) | own_grid
+        if twice := sorted(own_grid.keys() & (given | unused)):
+            why = "has no such rate" if twice[0] in unused else "has it as an override, too"
+            raise UserError(f"{run.row}: grid= searches {twice[0]}, and the run {why}")
         axes = {key: values for key, values in axes.items() if key not in given | unused}
         if not axes or kind == "none":
             known = f"conf/tune.yaml has grids for {', '.join(grids)}; grid= gives another"

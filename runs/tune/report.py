@@ -19,12 +19,18 @@ from runs.tune.study import latest
 
 
 def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point, FrozenTrial]]:
-    """Points and their trials, the best first and equal ones in grid order; then those without a value."""
+    """Points and their trials, the best first and equal ones in grid order; after them those with a run that
+    diverged, and then those without a value."""
     trials = latest(cell, study)
     pairs = [(point, trials[point]) for point in cell.trials if point in trials]
     done = [pair for pair in pairs if pair[1].state == TrialState.COMPLETE]
-    done.sort(key=lambda pair: pair[1].value or 0.0, reverse=metric.higher_is_better)
+    sign = -1.0 if metric.higher_is_better else 1.0
+    done.sort(key=lambda pair: (_diverged(pair[1]), sign * (pair[1].value or 0.0)))
     return done + [pair for pair in pairs if pair[1].state != TrialState.COMPLETE]
+
+
+def _diverged(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("diverged"))
 
 
 def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
@@ -55,7 +61,9 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     which = f"{task.reported} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric.name} on {judged}", "", *trial_table, ""]
-    equal = sum(trial.value == best.value for _, trial in trials)
+    if _diverged(best):
+        return "\n".join([f"{title}: in each trial a run diverged", "", *trial_table])
+    equal = sum(trial.value == best.value and not _diverged(trial) for _, trial in trials)
     if equal > 1:
         lines += [f"{equal} settings have the best value: which of them comes first says nothing"]
     lines += [f"{override} is the {end} tried" for override, end in edges(cell, point)]
@@ -64,10 +72,9 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
 
 
 def best_point(cell: Cell, study: optuna.Study, task: tasks.Task) -> list[Point]:
-    """The best point, if any trial has a value."""
-    return [
-        point for point, trial in ranked(cell, study, Metric.of_task(task))[:1] if trial.value is not None
-    ]
+    """The best point, if any trial has a value and no run of it diverged."""
+    first = ranked(cell, study, Metric.of_task(task))[:1]
+    return [point for point, trial in first if trial.value is not None and not _diverged(trial)]
 
 
 def best_command(cell: Cell, point: Point) -> str:

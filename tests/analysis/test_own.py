@@ -1,6 +1,8 @@
 """A user's own runs in tables and figures: before the published ones, with their deviations, each variant on
 request."""
 
+import shutil
+
 import pytest
 from ledgers import ledger, record, seeds
 
@@ -123,6 +125,23 @@ def test_the_command_shows_a_sweep_with_the_nearest_published_variants(tmp_path,
         shown.append([line for line in capsys.readouterr().out.splitlines() if " published |" in line])
     assert [len(lines) for lines in shown] == [1, 2]
     assert "90.0 (1)" in shown[0][0]
+
+
+def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, monkeypatch, capsys):
+    """A run that was done here for another sweep, and is published, too."""
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
+    both = seeds("vera", "mine", (0.9,), lr=0.1)[0]
+    (tmp_path / "studies" / "a_study").mkdir(parents=True)
+    write_record(tmp_path, both)
+    shutil.copy(tmp_path / "records" / f"{both['id']}.json", tmp_path / "studies" / "a_study")
+    (own,) = seeds("vera", "mine", (0.6,), lr=0.2)
+    write_record(tmp_path, own)
+    write_sweep(tmp_path, "mine", [own["id"]])
+    assert main(["sweep=mine", f"output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split("|")[2].strip() for line in printed.splitlines() if "VeRA" in line] == [
+        *("ours", "published")
+    ]
 
 
 def test_variants_keep_their_ids_and_leave_the_ledger_as_it_was():

@@ -157,6 +157,8 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["device=gpu"], "device=gpu: should be one of auto, cpu, cuda, mps"),
         (["micro_batch=0"], "micro_batch=0: should be at least 1"),
         (["model=encoder"], "model=encoder names no weights. Give model.path="),
+        (["task=text", "task.name=rte"], "task.name=rte: conf/task has another task of that name"),
+        (["train={adam_eps: 1e-4}"], "name each setting by itself, such as train.epochs=3"),
         (["rank"], "'rank' is not KEY=VALUE"),
         (
             ["model=roberta_base", "task=rte", "task.data_dir=99"],

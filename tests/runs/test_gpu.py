@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
-from runs.errors import DeviceError, UserError
+from runs.errors import DeviceError, UserError, rank
 from runs.identity import run_id
 from runs.sweep import devices, launchers
 from runs.training import build, context, flags
@@ -439,3 +439,28 @@ def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it()
     assert environment() == ENVIRONMENT | SPINNING
     assert environment(OMP_WAIT_POLICY="ACTIVE")["GOMP_SPINCOUNT"] is None
     assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+def test_a_precision_or_device_that_is_not_here_is_refused(words, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for changes, message in (
+        (["train.precision=fp16", "device=cpu"], r"train\.precision=fp16: a CPU computes fp32 all the same"),
+        (["device=mps"], "device=mps: torch sees no GPU of Apple's here"),
+    ):
+        (run,) = expand([*[word for word in words if not word.startswith("device=")], *changes])
+        with pytest.raises(UserError, match=message):
+            build.make_accelerator(run)
+
+
+def test_accelerates_variables_change_no_loss(words, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
+    (run,) = expand(words)
+    assert build.make_accelerator(run).gradient_accumulation_steps == 1
+
+
+def test_a_rank_without_torchrun_is_none(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert rank() == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert rank() == 1

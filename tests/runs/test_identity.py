@@ -166,6 +166,7 @@ def test_hub_revisions_identify_without_the_network():
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), r"no weights \(model\*.safetensors\)"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: [p.unlink() for p in folder.glob("[tv]o[kc]*")], "no tokenizer beside config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
         (shutil.rmtree, "no such folder"),
     ],

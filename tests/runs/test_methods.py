@@ -120,7 +120,7 @@ def test_processes_of_a_sweep_find_it_by_the_path(own, words):
     assert again.strip() in printed
     quiet = call_here("runs", *mine, "table=false", check=0).stdout
     assert "| own biases | " not in quiet
-    assert f"This table: python -m analysis.tables sweep={name}" in quiet
+    assert f"Its table: python -m analysis.tables sweep={name}" in quiet
 
 
 @pytest.mark.parametrize(

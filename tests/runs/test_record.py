@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from ledgers import of_metric, record
 
-from runs.record import SCHEMA, Metric, best_and_last, crossfit, read_record, read_regular
+from runs.record import (
+    SCHEMA,
+    Metric,
+    best_and_last,
+    cell_id,
+    crossfit,
+    read_record,
+    read_regular,
+    without_paths,
+)
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
 
@@ -175,3 +184,22 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):
         for read in (read_regular, read_record):
             with pytest.raises(ValueError, match=f"^{tmp_path / name}: {words}$"):
                 read(tmp_path / name)
+
+
+def test_an_error_is_published_without_the_places_of_this_machine():
+    made = record() | {"error": "/home/alice/bad/model.st: cannot be read (see ~/notes/x.txt, 5 tokens/s)"}
+    made |= {"tries": ["../up/checkpoint.safetensors: No space left on device. https://a.org/b/c"]}
+    made["config"] |= {"output": "/home/alice/outputs", "init_from": None}
+    clean = without_paths(made)
+    assert clean["error"] == "model.st: cannot be read (see x.txt, 5 tokens/s)"
+    assert clean["tries"] == ["checkpoint.safetensors: No space left on device. https://a.org/b/c"]
+    assert without_paths(record())["error"] is None
+
+
+def test_another_order_of_the_rows_is_another_cell():
+    one, other = record(), record()
+    same = cell_id(one)
+    other["config"]["data_seed"] = other["config"]["seed"]
+    assert cell_id(other) == same
+    other["config"]["data_seed"] = 7
+    assert cell_id(other) != same

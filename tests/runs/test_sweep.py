@@ -310,12 +310,8 @@ def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
     for place, told in ((record["config"]["task"]["data_dir"], 0), (folder.parent, 1)):
         runs = expand([*elsewhere(words, **{"task.data_dir": place}), "train.epochs=2"])
         text = plan.text(plan.plan(runs, ledger), ledger)
-        assert (
-            text.count(
-                "missing: 1 of them have finished on data of other content: task.data_dir= names a folder"
-            )
-            == told
-        )
+        said = "missing: 1 run of which the cell has finished on data of other content: task.data_dir= names"
+        assert text.count(said) == told
 
 
 #: Presets, their cells and their seeds.

@@ -127,6 +127,7 @@ def test_nothing_starts_before_a_run_nor_where_it_is_off(output, monkeypatch):
 
 def rank_1(output, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     return Tracker(Tracking("online"), output)
 
 

@@ -9,7 +9,9 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
 from ledgers import of_metric
@@ -427,6 +429,22 @@ def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
     assert len(names) == len(others) + 2
 
 
+def test_a_trial_that_diverged_is_never_the_best(tiny_words):
+    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1], train.lr_head: [1e-3]}"])
+    points, trials = list(cell.trials), []
+    for value, diverged in ((0.0, 1), (-0.2, 0)):
+        attrs = {"point": list(points[len(trials)]), "diverged": diverged, "values": [value]}
+        trials.append(optuna.trial.create_trial(value=value, user_attrs=attrs))
+    metric = Metric("matthews")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "latest", lambda cell, study: dict(zip(points, trials, strict=True)))
+        assert [point for point, _ in report.ranked(cell, None, metric)] == points[::-1]
+        trials[1].user_attrs["diverged"] = 1
+        task = SimpleNamespace(metric="matthews", family="glue")
+        patch.setattr(report.Metric, "of_task", lambda task: metric)
+        assert report.best_point(cell, None, task) == []
+
+
 def test_the_best_at_an_end_of_an_axis(tiny_words):
     (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-2], train.lr_head: [1e-3]}"])
     assert report.edges(cell, ("0.03", "0.001")) == []
@@ -457,6 +475,10 @@ def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
         (["grid={train.lr"], "should be a mapping of keys to lists"),
         (["grid={seed: [0, 1]}"], "seed is a word of its own, seed=..."),
         (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
+        (
+            ["train.lr=1", "grid={train.lr: [1, 2]}"],
+            "vera: grid= searches train.lr, and the run has it",
+        ),
         (
             ["task.holdout=null"],
             "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set",

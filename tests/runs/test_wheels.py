@@ -317,7 +317,8 @@ def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
     kind, parted, asked, tiny_roberta, tmp_path
 ):
     folder = models.fetch(parted) if kind == "mpnet" else tiny_roberta
-    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    config = json.loads((folder / "config.json").read_text())
+    positions, padding = config["max_position_embeddings"], config["pad_token_id"]
     (tmp_path / "rows.csv").write_text("text,label\n" + 8 * (f"{600 * 'good '},a\n" + "bad,b\n"))
     words = [
         f"task.train_file={tmp_path / 'rows.csv'}",
@@ -327,6 +328,6 @@ def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
     words += ["task=text", "task.name=long", "model=encoder", f"model.path={folder}", "train.max_length=600"]
     (run,) = expand([*words, f"output={tmp_path}"])
     task, model, _ = build(run, torch.device("cpu"))
-    assert max(task.lengths("train")) == positions - 2
+    assert max(task.lengths("train")) == positions - padding - 1
     batch = {key: torch.from_numpy(values) for key, values in task.collate("train", [0, 1]).items()}
     assert task.loss(model, batch).isfinite()

@@ -9,6 +9,7 @@ from tiers import pairs
 from tiny import tiny
 
 from tasks.beam import Search, ban_repeats, beam_search
+from tasks.e2e import transformers_search
 
 
 def sharp(architecture, scale=6):
@@ -169,3 +170,14 @@ def test_it_says_what_the_prompt_said_and_transformers_search_does_not():
         pad_token_id=0,
     )
     assert theirs[0, 4:].tolist() != ours
+
+
+def test_transformers_search_reads_no_configuration_of_the_models_own():
+    """generation_config.json is no part of a run's id."""
+    model, prompts = sharp("GPT-2"), [[5, 6, 7, 8]]
+    how = {"beams": 2, "length_penalty": (0.9,), "no_repeat_ngram": 0, "max_new_tokens": 6}
+    before = transformers_search(model, prompts, how, (2,))
+    model.generation_config.repetition_penalty = 3.0
+    own = model.generation_config
+    assert transformers_search(model, prompts, how, (2,)) == before
+    assert model.generation_config is own
