@@ -54,7 +54,7 @@ def check_types(
     # In tables, recipes and counts of rows a task is known by its name alone
     name, renamed = config["task"]["name"], any(line.lstrip("+").startswith("task.name=") for line in given)
     if renamed and name in files.choices("task") and f"task={name}" not in groups:
-        raise UserError(f"task.name={name}: conf/task has another task of that name. Give your data their own")
+        raise UserError(f"task.name={name}: conf/task has another task of that name: give your data another")
     default, changed = files.defaults(groups), []
     for line in given:
         key, node = line.lstrip("+").partition("=")[0], config
