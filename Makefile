@@ -66,8 +66,8 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 	@$(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH)
 	@echo
 	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) published=false save=true
-	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT)
-	@echo "Next: make glue-base (needs roberta-base: from the hub, or MODEL_PATH=), make help"
+	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT) published=false
+	@echo "Next: python -m analysis.figures demo (beside it what the project has published), make glue-base, make help"
 
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10

@@ -197,6 +197,15 @@ def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
     ]
 
 
+def by_rows(records: Iterable[Record]) -> dict[tuple[int, int], list[Record]]:
+    """Records by their numbers of training and dev rows (task.train_rows and dev_rows; 0: all), in order."""
+    groups: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    for record in records:
+        task = record["config"]["task"]
+        groups[task.get("train_rows") or 0, task.get("dev_rows") or 0].append(record)
+    return dict(sorted(groups.items()))
+
+
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:
     """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, and then
     with the most runs."""

@@ -198,7 +198,9 @@ def parts_of_data(records: Iterable[Record]) -> list[str]:
         task = record["config"]["task"]
         named = any("subset of" in word for word in record.get("deviations", []))
         if record["status"] in FINISHED:
-            part, data = not named and (task.get("train_rows") or task.get("dev_rows")), record["data"]
+            data, keys = record["data"], ("train_rows", "dev_rows")
+            # With fewer rows than the setting says, the data are whole
+            part = not named and any(task.get(key) and task[key] == data[key] for key in keys)
             words = f"{data['train_rows']:,} training and {data['dev_rows']:,} dev rows" if part else ""
             sizes[words].add(f"{row_of(record)} on {record['cell']['task']}")
     named_rows = {words: f" ({', '.join(sorted(of))})" * (len(sizes) > 1) for words, of in sizes.items()}

@@ -119,7 +119,7 @@ class Task(ABC):
     num_labels: outputs of the model; 0 for a language model, which has no head.
     problem: transformers' problem_type.
     notes: differences from the published data or protocol, in words, for the record.
-    advice: what this machine lacks; printed before a run and not recorded.
+    advice: what is printed before a run and not recorded, such as what this machine lacks.
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, which
     saves padding; 1 for plain random batches.
     decodes: whether the trained model writes texts that are scored (the class Decoding).

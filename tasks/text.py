@@ -33,6 +33,10 @@ from tasks.fetch.hub import content
 
 PROTOCOL = 1
 
+#: The settings that name columns.
+SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=")
+#: How many classes a note names.
+SHOWN = 12
 METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 
 #: The number of a row's line in its file, and the row's values by column.
@@ -96,7 +100,8 @@ def source(settings: Any) -> Source:
         files["dev"] = Path(settings["dev_file"])
     for path in files.values():
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            problem = "a folder, and a file is wanted" if path.is_dir() else "no such file"
+            raise DataError(f"{path}: {problem}")
     return Source(files=files)
 
 
@@ -115,7 +120,8 @@ def load(settings: Any) -> TextTask:
             raise DataError(f"{where}: no rows")
         own_columns = str(where).endswith((".jsonl", ".json"))  # each row names its own
         for line, row in rows:
-            require_columns(f"{where} line {line}" if own_columns else where, row, columns)
+            place = f"{where} line {line}" if own_columns else where
+            require_columns(place, row, columns, f". They are named by {', '.join(SETTINGS)}")
             for column in columns:
                 if row[column] is None or (column == label and not str(row[column]).strip()):
                     raise DataError(f"{where} line {line}: nothing in column {column!r}")
@@ -134,6 +140,9 @@ def load(settings: Any) -> TextTask:
         splits[split] = every.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
+    if classes and not settings.get("prepare"):
+        more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+        task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:SHOWN]))}{more}"]
     return task
 
 

@@ -120,7 +120,7 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
     assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "published=false", "save=true"]
-    assert figure == ["-m", "analysis.figures", "demo", "output=my outputs"]
+    assert figure == ["-m", "analysis.figures", "demo", "output=my outputs", "published=false"]
     (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
     assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]
     assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]]

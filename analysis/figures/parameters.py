@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 
 from analysis.beside import VERDICT_SEEDS
-from analysis.cells import Cell, Key, cells
+from analysis.cells import Cell, Key, by_rows, cells
 from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
 from analysis.figures.pareto import CROWDED, of_cells
 from analysis.figures.seeds import (
@@ -28,13 +28,28 @@ from runs.record import Ledger, Record
 
 
 def demo(ledger: Ledger) -> list[Figure]:
-    """The demo's: one picture a model; bars span the seeds."""
-    by_key = with_wanted(cells([r for r in ledger if r["cell"]["task"] == "reviews"], 3))
-    name = "accuracy_vs_parameters"
-    if not by_key:
+    """The demo's: a picture for each model and number of rows; bars span the seeds."""
+    sizes = by_rows(record for record in ledger if record["cell"]["task"] == "reviews")
+    figures, name = list[Figure](), "accuracy_vs_parameters"
+    for size, records in sizes.items():
+        # The demo's own size has the plain name, where there are others
+        plain = len(sizes) == 1 or size == DEMO
+        of_size = name if plain else f"{name}_{size[0]}_{size[1]}"
+        by_key = with_wanted(cells(records, 3))
+        figures += _by_parameters(by_key, of_size, "minilm", "" if len(sizes) == 1 else _size(records[0]))
+    if not figures:
         title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
         return [Figure(name, title, [], [], why, draw_nothing, (7, 4))]
-    return _by_parameters(by_key, name, "minilm")
+    return figures
+
+
+#: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
+DEMO = (1000, 500)
+
+
+def _size(record: Record) -> str:
+    data = record["data"]
+    return f", {data['train_rows']:,} training and {data['dev_rows']:,} dev rows"
 
 
 def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
@@ -56,9 +71,9 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
     return figures
 
 
-def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[Figure]:
+def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "", size: str = "") -> list[Figure]:
     """A picture for each model, of one task's cells; of very many rows a picture for each of COSTS, with the
-    frontier. usual: the model that the name needs no word for."""
+    frontier. usual: the model that the name needs no word for. size: the numbers of rows, for the title."""
     header = ["method", "parameters", "median", "low", "high", "seeds", "runs"]
     figures = []
     for model in sorted({key[0] for key in by_key}):
@@ -78,7 +93,7 @@ def _by_parameters(by_key: dict[Key, Cell], name: str, usual: str = "") -> list[
         seeds = sorted({cell.seeds for cell in by_row.values()})
         over = f"median of {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
         over, span = (over, "; lines span the seeds") if seeds[-1] > 1 else ("one seed", "")
-        title = f"{label['model']} on {label['task']}: {over}, {epoch}{span}"
+        title = f"{label['model']} on {label['task']}{size}: {over}, {epoch}{span}"
         draw = partial(_draw_parameters, drawable(by_row), title)
         figures.append(Figure(whole, title, header, rows, seed_notes(by_row), draw, (7, 4)))
     return figures

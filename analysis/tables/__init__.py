@@ -76,8 +76,9 @@ def make(
         no_own = not tables  # then the paper's rows alone are worth showing
         for table in _of_part(name, shown, select, seeds, models, tasks):
             hidden = hidden_variants(_near(table, others)) if every_own and not every else []
-            runs = (run for runs in table.runs.values() for run in runs)
-            table.notes += [*hidden, *published(others, runs)]
+            runs = {run for runs in table.runs.values() for run in runs}
+            parts = parts_of_data(others.records[run] for run in sorted(runs & others.records.keys()))
+            table.notes += [*hidden, *parts, *published(others, runs)]
             if table.runs or no_own:
                 scored = table if cost == "none" else with_score(table, shown.records, cost)
                 tables.append(as_published(scored))

@@ -1,24 +1,18 @@
 """The demo: every method on a small task, with what it costs."""
 
-from collections import defaultdict
-
-from analysis.cells import Cell, Key, cells
+from analysis.cells import Cell, Key, by_rows, cells
 from analysis.compare import CROSSFIT, about, diverged_mark, of_cells, of_model, size_of
 from analysis.table import Table, TableCell, make_row
 from analysis.wanted import with_wanted
-from runs.record import Ledger, Record
+from runs.record import Ledger
 from runs.record.text import megabytes, plural
 
 
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Every method on the demo's task, with what it costs: a table for each model and number of rows."""
-    by_size: dict[tuple[int, ...], list[Record]] = defaultdict(list)
-    for record in ledger:
-        if record["cell"]["task"] == "reviews":
-            task = record["config"]["task"]
-            by_size[task.get("train_rows") or 0, task.get("dev_rows") or 0].append(record)
+    by_size = by_rows(record for record in ledger if record["cell"]["task"] == "reviews")
     tables = []
-    for _, records in sorted(by_size.items()):
+    for records in by_size.values():
         by_key = cells(records, seeds or 3, select)
         by_key = by_key if seeds else with_wanted(by_key)
         models = sorted({model for model, _, _ in by_key})

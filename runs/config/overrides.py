@@ -38,6 +38,10 @@ HYDRAS_OWN = {
 }
 
 
+#: Mappings of which a key may be taken away.
+MAPPINGS = ("method.config.", "model.settings.", "train.lr_by.")
+
+
 def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The overrides with one value by key, and by key those with a list: an override for each of its values.
 
@@ -49,6 +53,9 @@ def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         key = override.key_or_group
         if key in lists or (key in fixed and (key in GROUPS or override.is_sweep_override())):
             raise UserError(f"{key} is given twice: {argument} comes after another one")
+        own = key == "seed" or key.startswith(("task.", "train.", "model.", "method."))
+        if override.is_delete() and own and not key.startswith(MAPPINGS):
+            raise UserError(f"{argument}: every run has that key. {key}=null, where it may be left out")
         if key == "train" and isinstance(override.value(), dict):
             raise UserError(f"{argument}: name each setting by itself, such as train.epochs=3")
         if override.is_sweep_override():

@@ -516,3 +516,16 @@ def test_a_users_dollar_is_no_mathematics():
     for draw in (parameters.make, pareto.make):
         (figure,) = draw(ledger(*made))
         assert figures.svg(figure).startswith("<svg")
+
+
+def test_the_demos_picture_has_one_number_of_rows():
+    own, other = seeds("vera", "reviews", model="minilm"), seeds("lora", "reviews", model="minilm")
+    for one, size in [*((one, (1000, 500)) for one in own), *((one, (1000, 2000)) for one in other)]:
+        one["config"]["task"] |= {"train_rows": size[0], "dev_rows": size[1]}
+        one["data"] |= {"train_rows": size[0], "dev_rows": size[1]}
+    first, second = parameters.demo(ledger(*own, *other))
+    assert (first.name, second.name) == ("accuracy_vs_parameters", "accuracy_vs_parameters_1000_2000")
+    assert [len(figure.rows) for figure in (first, second)] == [1, 1]
+    assert "1,000 training and 2,000 dev rows" in second.title
+    (alone,) = parameters.demo(ledger(*other))
+    assert alone.name == "accuracy_vs_parameters"

@@ -196,7 +196,9 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
             ["method=vera_redrawn", "method.projection_seed=${data_seed}", "data_seed=1"],
             "with method.redrawn=true",
         ),
-        (["~train.lr"], "~train.lr: Train (DictConfig) does not support deletion"),
+        (["~train.lr"], "~train.lr: every run has that key. train.lr=null, where it may be left out"),
+        (["~train.max_steps"], "~train.max_steps: every run has that key"),
+        (["~seed"], "~seed: every run has that key"),
         (["method.rank=[1"], "'method.rank=[1' is not KEY=VALUE"),
         (
             ["experiment=table2_base", "model=encoder", "model.path=/x"],

@@ -381,3 +381,19 @@ def test_a_constant_prediction_scores_zero_correlation():
     labels = np.array([0, 1, 1, 0])
     assert score("matthews", np.ones(4, dtype=np.int64), labels) == 0.0
     assert score("pearson", np.ones(4, dtype=np.float32), labels.astype(np.float32)) == 0.0
+
+
+def test_own_classes_are_told_before_a_run(tmp_path):
+    """Or a typo, or another case, would be a class that nobody notices."""
+    rows = [("a", "Good"), ("b", "good"), ("c", "bad "), ("d", "bad")] * 3
+    task = tasks.load(settings(write(tmp_path / "a.csv", rows)))
+    assert task.advice == ["mine: 4 classes: 'Good', 'bad', 'bad ', 'good'"]
+    assert not any("classes" in note for note in task.notes)
+    many = [(f"text {i}", f"c{i // 3:02}") for i in range(60)]
+    assert tasks.load(settings(write(tmp_path / "b.csv", many))).advice[0].endswith("'c11' and 8 more")
+    with pytest.raises(
+        DataError, match=r"no column 'text'\. It has: words, label\. They are named by task.te"
+    ):
+        tasks.load(settings(write(tmp_path / "c.csv", rows, ("words", "label"))))
+    with pytest.raises(DataError, match="a folder, and a file is wanted"):
+        tasks.load(settings(tmp_path))
