@@ -85,7 +85,7 @@ class Training(Context):
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
-        self.state = State(self.config["keep"])
+        self.state = State(self.config["keep"], self.config["adapter_precision"])
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
@@ -298,11 +298,12 @@ class Training(Context):
             return False
         state, of_method = saved
         self.state = State(**state)
-        before, keep = self.state.keep, self.config["keep"]
-        # With another `keep` the adapter on disk would be of another epoch than the record says.
-        if before != keep:
-            anew = f"go on with that, or delete {self.checkpoint.path} to begin anew"
-            raise UserError(f"keep={keep}: this run was begun with keep={before}: {anew}")
+        # Or the adapter on disk would be of another epoch, or precision, than the record says.
+        for key in ("keep", "adapter_precision"):
+            before, now = getattr(self.state, key), self.config[key]
+            if before != now:
+                anew = f"go on with that, or delete {self.checkpoint.path} to begin anew"
+                raise UserError(f"{key}={now}: this run was begun with {key}={before}: {anew}")
         self.method.load_training_state(self.raw_model, of_method)
         set_rates(self.scheduler, self.state.step)
         if self.accelerator.scaler:

@@ -16,7 +16,8 @@ CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "
 class State:
     """The state of training, as plain values that a checkpoint keeps beside the tensors."""
 
-    keep: str  # the configuration's `keep` when the run began
+    keep: str  # this and the next as the configuration had them when the run began
+    adapter_precision: str = "fp32"
     epoch: int = 0  # the current one, from 0
     step: int = 0
     loss_sum: float = 0.0  # since the last evaluation

@@ -329,13 +329,13 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
 
 
 def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(e2e_words, monkeypatch):
-    """Another word would leave another epoch's adapter on disk than the record says."""
+    """Another word would leave another adapter on disk than the record says."""
     killed_while_decoding(e2e_words, 1, monkeypatch)
-    (run,) = expand([*e2e_words, "keep=best"])
-    with pytest.raises(
-        evaluate.UserError, match="keep=best: this run was begun with keep=both: go on with that, or delete"
-    ):
-        Training(run, run_id(run), lambda event: None).go()
+    for change, before in (("keep=best", "keep=both"), ("adapter_precision=fp16", "adapter_precision=fp32")):
+        (run,) = expand([*e2e_words, change])
+        begun = f"{change}: this run was begun with {before}: go on with that, or delete"
+        with pytest.raises(evaluate.UserError, match=begun):
+            Training(run, run_id(run), lambda event: None).go()
 
 
 def test_a_run_that_was_begun_with_another_select_goes_on(e2e_words, tmp_path, monkeypatch):
