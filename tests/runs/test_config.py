@@ -694,3 +694,17 @@ def test_dinov2_sees_digits_small_and_others_as_its_weights_want():
     )
     assert (digits.config["task"]["image_size"], other.config["task"]["image_size"]) == (56, None)
     assert expand(["task=digits", "model=vit_base"])[0].config["task"]["image_size"] is None
+
+
+def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
+    """As runs.tune prints it; under another name the same file is refused, and named where it is."""
+    folder = tmp_path / "recipe" / "vera"
+    folder.mkdir(parents=True)
+    recipe = yaml.safe_load((CONF / "recipe" / "vera" / "minilm.yaml").read_text())
+    (folder / "mine.yaml").write_text(yaml.safe_dump(recipe | {"by_task": {"lr": {"stars": 0.125}}}))
+    words = ["--config-dir", str(tmp_path), "recipe=vera/mine", "task=text", "task.train_file=a.csv"]
+    (run,) = expand([*words, "task.name=stars"])
+    assert run.config["train"]["lr"] == 0.125
+    with pytest.raises(UserError, match="no task 'stars'") as error:
+        expand([*words, "task.name=moons"])
+    assert str(folder / "mine.yaml") in str(error.value)
