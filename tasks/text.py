@@ -100,8 +100,9 @@ def source(settings: Any) -> Source:
         files["dev"] = Path(settings["dev_file"])
     for path in files.values():
         if not path.is_file():
-            problem = "a folder, and a file is wanted" if path.is_dir() else "no such file"
-            raise DataError(f"{path}: {problem}")
+            raise DataError(
+                f"{path}: {'a folder, and a file is wanted' if path.is_dir() else 'no such file'}"
+            )
     return Source(files=files)
 
 

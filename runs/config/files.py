@@ -122,7 +122,7 @@ class Files:
                 raise UserError(f"--config-dir {config_dir}: no such folder")
             self.folders.append(folder)
         self._defaults: dict[tuple[str, ...], DictConfig] = {}
-        self._checked: set[tuple[str, str]] = set()
+        self._checked, self._own_tasks = set[str](), set[str]()
         self._choices: dict[str, list[str]] = {}
 
     @contextmanager
@@ -164,8 +164,8 @@ class Files:
                 overrides = (*overrides, f"recipe={recipe}")
                 cfg = self.compose(overrides)
         if cfg.get("recipe"):
-            recipe = str(cfg.hydra.runtime.choices["recipe"])
-            self._check_recipe(recipe, OmegaConf.to_container(cfg.recipe), str(cfg.task.get("name")))
+            self._own_tasks.add(str(cfg.task.get("name")))
+            self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
         if "by_row" in (cfg.get("recipe") or {}):
             part = cfg.recipe.by_row.get(row_word(cfg)) or {}
             # A value for one task would stand before the row's own for all tasks
@@ -249,16 +249,14 @@ class Files:
 
     # --- recipes
 
-    def _check_recipe(self, name: str, recipe: Any, task: str) -> None:
+    def _check_recipe(self, name: str, recipe: Any) -> None:
         """Raises UserError for a key of a recipe that nothing reads, and for a task that does not exist: a
         misspelt key would leave the default value in effect, under the recipe's name.
 
-        name: ROW/MODEL. task: the run's own, which may be data without a file in conf/task. The keys of
-        method settings are those that ROW's file, and the files in its defaults, read. A recipe with by_row
-        is shared: only the parts of its rows have settings of methods."""
-        if (name, task) in self._checked:
+        name: ROW/MODEL. The keys of method settings are those that ROW's file, and the files in its defaults,
+        read. A recipe with by_row is shared: only the parts of its rows have settings of methods."""
+        if name in self._checked:
             return
-        tasks = sorted({*self.choices("task"), task})
         row, path = name.partition("/")[0], self.path("recipe", name)
         where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else str(path)
         if shared := "by_row" in recipe:
@@ -267,10 +265,10 @@ class Files:
                 raise UserError(f"{where}: by_row should be a mapping, such as {{lora: {{lr: ...}}}}")
             for word, part in by_row.items():
                 file = "peft" if re.fullmatch(r"peft:\w+", word) else word
-                self._check_keys(f"{where}, by_row: {word}", part, self._known(file, where), tasks, file)
+                self._check_keys(f"{where}, by_row: {word}", part, self._known(file, where), file)
         known = self._known(None if shared else row, where)
-        self._check_keys(where, recipe, known, tasks, row, ("source", "chosen"))
-        self._checked.add((name, task))
+        self._check_keys(where, recipe, known, row, ("source", "chosen"))
+        self._checked.add(name)
 
     def _known(self, row: str | None, where: str) -> list[str]:
         """The keys of a recipe that something reads; without a row, those that every row reads."""
@@ -283,13 +281,7 @@ class Files:
         return set[str]().union(*map(_recipe_keys, [CONF / "config.yaml", *tasks]))
 
     def _check_keys(
-        self,
-        where: str,
-        recipe: dict[str, Any],
-        known: list[str],
-        tasks: list[str],
-        row: str,
-        more: tuple[str, ...] = (),
+        self, where: str, recipe: dict[str, Any], known: list[str], row: str, more: tuple[str, ...] = ()
     ) -> None:
         """Raises UserError for a key of a recipe, or of a row's part of one, that is neither known nor one of
         `more`."""
@@ -309,7 +301,7 @@ class Files:
         for key, by_task in (recipe.get("by_task") or {}).items():
             if not isinstance(by_task, dict):
                 raise UserError(f"{where}: by_task: {key} should be a mapping, such as {{rte: ...}}")
-            check(by_task, tasks, f", in by_task: {key}", "task")
+            check(by_task, sorted({*self.choices("task"), *self._own_tasks}), f", in by_task: {key}", "task")
 
     def _method_files(self, row: str, where: str) -> list[Path]:
         """A row's file, and the files of methods in its defaults."""
