@@ -100,9 +100,8 @@ def source(settings: Any) -> Source:
         files["dev"] = Path(settings["dev_file"])
     for path in files.values():
         if not path.is_file():
-            raise DataError(
-                f"{path}: {'a folder, and a file is wanted' if path.is_dir() else 'no such file'}"
-            )
+            problem = "a folder, and a file is wanted" if path.is_dir() else "no such file"
+            raise DataError(f"{path}: {problem}")
     return Source(files=files)
 
 

@@ -34,7 +34,7 @@ SPINE = (
     "analysis/tables/glue.py",
 )
 #: Lines, to be 5,300 in the end.
-SPINE_LINES = 6_450
+SPINE_LINES = 6_455
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
