@@ -87,6 +87,8 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
     seeds = [word for word in overrides if word.startswith("seed=")] or ["seed=0"]
     words = [word for word in overrides if word not in seeds]
     given = {word.partition("=")[0] for word in words}
+    if left_out := sorted(own_grid.keys() & given):
+        print(f"note: {', '.join(left_out)}: an override takes a key out of grid=")
     grids = _read((CONF / "tune.yaml").read_text())
     of_trials = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
     of_command = []
@@ -99,9 +101,6 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         if kind != "head" and task["modality"] == "text generation":
             unused = {"train.lr_head"}
         axes = _grid_of(run, grids) | own_grid
-        if twice := sorted(own_grid.keys() & (given | unused)):
-            why = "has no such rate" if twice[0] in unused else "has it as an override, too"
-            raise UserError(f"{run.row}: grid= searches {twice[0]}, and the run {why}")
         axes = {key: values for key, values in axes.items() if key not in given | unused}
         if not axes or kind == "none":
             known = f"conf/tune.yaml has grids for {', '.join(grids)}; grid= gives another"

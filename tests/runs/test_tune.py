@@ -476,10 +476,6 @@ def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
         (["grid={seed: [0, 1]}"], "seed is a word of its own, seed=..."),
         (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
         (
-            ["train.lr=1", "grid={train.lr: [1, 2]}"],
-            "vera: grid= searches train.lr, and the run has it",
-        ),
-        (
             ["task.holdout=null"],
             "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set",
         ),
