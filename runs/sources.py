@@ -147,8 +147,4 @@ def changed_words(record: Record) -> str:
     """A sentence on `changed` for the line of a skipped run; empty where nothing has changed."""
     files = changed(record)
     verb = "have" if len(files) > 1 else "has"
-    return (
-        f"{' and '.join(files)} {verb} changed since this record was made; redo=true runs it again"
-        if files
-        else ""
-    )
+    return f"{' and '.join(files)} {verb} changed since this record was made" if files else ""

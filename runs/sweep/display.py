@@ -115,10 +115,16 @@ class Display:
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
         return "  ".join([*words, left])
 
-    def skipped(self, record: Record) -> None:
+    def skipped(self, record: Record, run: Run) -> None:
         """The line of a run that had a record before."""
         words = f"already done ({result_words(record)}, run {record['id']}), skipped"
-        self.line(": ".join(filter(None, [words, changed_words(record)])))
+        self.line(": ".join(filter(None, [words, "; ".join(self._differs(record, run))])))
+
+    @staticmethod
+    def _differs(record: Record, run: Run) -> list[str]:
+        """What is not as it would be if the run were done now: sources, and the adapter on disk."""
+        words = [changed_words(record), kept_words(record, run)]
+        return [*filter(None, words), "redo=true runs it again"] if any(words) else []
 
     def done(self, record: Record, seconds: float) -> None:
         """The line of a run that was done now. seconds: from its start to its end."""
@@ -145,10 +151,10 @@ class Board(Display):
         print(text, flush=True)
         self.due = time.monotonic() + LINES
 
-    def skipped(self, record: Record) -> None:
-        """A line for each run whose sources have changed since. The number of the others is shown anyway."""
-        if changed_words(record):
-            super().skipped(record)
+    def skipped(self, record: Record, run: Run) -> None:
+        """A line for each run that would differ now. The number of the others is shown anyway."""
+        if self._differs(record, run):
+            super().skipped(record, run)
 
     def done(self, record: Record, seconds: float) -> None:
         """With the time in the record: this command does not know when the run's executor began."""
@@ -168,6 +174,23 @@ class Board(Display):
         self._open_bar(self.total)
         self.bar.n, self.bar.unit = self.total - left, words
         self.bar.set_description_str(f"[{self.total - left}/{self.total}]")
+
+
+def kept_words(record: Record, run: Run) -> str:
+    """How a finished run kept its adapter, where the command asks for another; empty if that is there."""
+    if record["status"] != "done" or run.config["keep"] == "none":
+        return ""
+    # Records of old versions have no adapter_precision
+    had, asked = {"adapter_precision": "fp32"} | record["config"], run.config
+    keep, last = had["keep"], record["curve"]["epoch"][-1]
+    there = keep in (asked["keep"], "both")
+    if keep != "none" and asked["keep"] != "both":
+        there |= record["result"]["best_epoch"] == last  # best and last are one
+    keys = [] if there else ["keep"]
+    if keep != "none" and had["adapter_precision"] != asked["adapter_precision"]:
+        keys.append("adapter_precision")
+    words = (f"{key}={had[key]} (not {asked[key]})" for key in keys)
+    return f"its adapter was kept with {' and '.join(words)}" if keys else ""
 
 
 def result_words(record: Record) -> str:

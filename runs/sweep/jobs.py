@@ -153,7 +153,7 @@ def settle(
         _tidy(job, record, watcher)
     if seconds is None:
         outcome.skipped += 1
-        display.skipped(record)
+        display.skipped(record, job.run)
     elif record["status"] == "diverged":
         outcome.diverged.append((job.run, record["error"], job.log))
         display.line(f"DIVERGED: {record['error']}")

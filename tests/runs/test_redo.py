@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import ROOT, call_here, output_of, trained
@@ -15,7 +16,7 @@ from runs import evaluate, sources
 from runs.config import Launch, Local, expand
 from runs.errors import UserError
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-from runs.sweep import launchers, sweep
+from runs.sweep import display, launchers, sweep
 from runs.sweep.leases import Watcher, generations
 from runs.sweep.redo import put_back, set_aside
 from runs.training import provenance
@@ -206,6 +207,47 @@ def test_a_skipped_run_says_so_and_redo_runs_it_again_with_the_old_one_aside(wor
     assert [path.name for path in (Path(output) / "measures").iterdir()] == ["n.json"]
     assert not generations(Path(output) / "leases", old["id"])
     assert "1 already there" in call_here("runs", *few, check=0).stdout
+
+
+@pytest.mark.parametrize(
+    ("had", "best", "asked", "words"),
+    [
+        ({"keep": "best"}, 1, {"keep": "best"}, ""),
+        ({"keep": "best"}, 1, {"keep": "none"}, ""),
+        ({"keep": "best"}, 1, {"keep": "last"}, "keep=best (not last)"),
+        ({"keep": "best"}, 2, {"keep": "last"}, ""),
+        ({"keep": "both"}, 1, {"keep": "last"}, ""),
+        ({"keep": "best"}, 2, {"keep": "both"}, "keep=best (not both)"),
+        ({"keep": "none"}, 2, {"keep": "best", "adapter_precision": "fp16"}, "keep=none (not best)"),
+        (
+            {"keep": "best"},
+            1,
+            {"keep": "best", "adapter_precision": "fp16"},
+            "adapter_precision=fp32 (not fp16)",
+        ),
+        (
+            {"keep": "last", "adapter_precision": "bf16"},
+            1,
+            {"keep": "best"},
+            "keep=last (not best) and adapter_precision=bf16 (not fp32)",
+        ),
+    ],
+)
+def test_a_skipped_run_says_that_its_adapter_is_not_the_one_asked_for(had, best, asked, words):
+    record = {"status": "done", "config": had, "result": {"best_epoch": best}, "curve": {"epoch": [1, 2]}}
+    run = SimpleNamespace(config={"adapter_precision": "fp32"} | asked)
+    assert display.kept_words(record, run) == (f"its adapter was kept with {words}" if words else "")
+    assert display.kept_words({"status": "diverged"}, run) == ""
+
+
+@pytest.mark.usefixtures("process")
+def test_a_finished_run_without_the_adapter_that_is_asked_for_says_so(words):
+    few = [*words, "train.max_steps=1"]
+    call_here("runs", *few, "keep=none", check=0)
+    printed = call_here("runs", *few, check=0).stdout
+    assert "skipped: its adapter was kept with keep=none (not best); redo=true runs it again" in printed
+    assert "1 done" in call_here("runs", *few, "redo=true", check=0).stdout
+    assert call_here("runs", *few, check=0).stdout.rstrip().count("redo=true") == 0
 
 
 @pytest.mark.usefixtures("process")
