@@ -189,9 +189,8 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         if question.adapter is not None and question.adapter not in adapters:
             known = f"GET /adapters lists the {len(adapters)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
-        for _ in range(
-            5
-        ):  # the queue may be full of clients that have left: the server learns this in a moment
+        # The queue may be full of clients that have left: the server learns this in a moment
+        for _ in range(5):
             if len(waiting) >= LONGEST_QUEUE:
                 await asyncio.sleep(0.02)
         if len(waiting) >= LONGEST_QUEUE:

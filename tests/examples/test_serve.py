@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import uvicorn
+from fastapi.testclient import TestClient
 from tiny import save_tiny, shake
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -254,6 +255,25 @@ def test_what_json_cannot_repeat_is_refused_with_a_line_in_the_log(served, body)
     assert set(json.load(error.value)["detail"][0]) == {"loc", "msg", "type"}
     assert len(lines) == 1
     assert "\n" not in lines[0]
+
+
+def test_a_regression_answers_with_a_number(tmp_path):
+    place = save_tiny(tmp_path / "model", "bert")
+    model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1)
+    method = vera.VeRA(rank=12)
+    method.adapt(model)
+    shake(model, 0.3)
+    vera.save(model, method, tmp_path / "adapter")
+    vera.save_head(model, tmp_path / "head")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    with torch.inference_mode():
+        alone = model.eval()(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
+    base = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1).eval()
+    adapters = vera.Adapters(base)
+    adapters.add("stars", tmp_path / "adapter", tmp_path / "head")
+    with TestClient(example().build(base, tokenizer, adapters)) as client:
+        answer = client.post("/classify", json={"adapter": "stars", "text": TEXTS[0]}).json()
+    assert answer == {"adapter": "stars", "score": pytest.approx(alone, abs=1e-5)}
 
 
 @pytest.mark.usefixtures("process")

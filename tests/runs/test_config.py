@@ -670,6 +670,17 @@ def test_a_repeated_call_answers_from_the_cache_and_a_changed_conf_does_not(tmp_
         expand(words)
 
 
+@pytest.mark.parametrize("output", ["mine", "${oc.env:HOME}/mine", "${now:%H}/mine"])
+def test_what_the_clock_or_the_environment_says_is_read_at_each_call(output, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, cached = expand(["seed=0,1", f"output={output}"]), [*tmp_path.rglob("plans/*.json")]
+    assert len(cached) == (output == "mine")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    again = expand(["seed=0,1", f"output={output}"])
+    assert again[0].config["output"].startswith("/elsewhere") == ("HOME" in output)
+    assert "$" not in again[0].config["output"] + first[0].config["output"]
+
+
 @pytest.mark.usefixtures("process")
 def test_neither_configuration_nor_plan_nor_reading_imports_torch():
     import subprocess

@@ -51,10 +51,11 @@ SMALL = [
     ("e2e_words", ("task.decode=none", "task.train_rows=5")),
     ("image_words", ()),
     ("image_words", ("task.shots=3", "task.holdout=0.5", "train.epochs=3")),
+    ("image_words", ("task.shots=null", "task.holdout=0.5")),
 ]
 
 
-@pytest.mark.parametrize(("kind", "changes"), sample(SMALL, SMALL[0], SMALL[3], SMALL[4], SMALL[5], SMALL[7]))
+@pytest.mark.parametrize(("kind", "changes"), sample(SMALL, SMALL[0], SMALL[3], SMALL[4], SMALL[5], SMALL[8]))
 def test_steps_and_rows_are_those_of_the_run(kind, changes, request, monkeypatch, tmp_path):
     same_rows(
         [*without(request.getfixturevalue(kind), *(c.partition("=")[0] for c in changes)), *changes],

@@ -24,6 +24,7 @@ from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.sweep import attempt, display, executor, jobs, sweep
+from runs.sweep.progress import write_attempts
 from runs.tracking import Tracking
 
 
@@ -548,6 +549,17 @@ def test_a_debugged_run_names_what_is_no_file(words):
     path.mkdir(parents=True)
     outcome = sweep.sweep(expand([*words, "debug=true"]))
     assert (outcome.exit_code, outcome.failed[0][1].partition(",")[0]) == (1, f"{path}: a folder")
+
+
+def test_a_debugged_run_goes_on_with_the_micro_batch_that_memory_left(words):
+    (run,) = expand([*words, "debug=true"])
+    text = "micro-batch 2, since memory ran out at 4; the effective batch stays"
+    attempts = {"ended": ["out of memory"], "settings": {"micro_batch": 2}, "deviations": [text]}
+    write_attempts(output_of(words), run_id(run), attempts)
+    assert sweep.sweep([run]).done == 1
+    record = read_record(record_path(output_of(words), run_id(run)))
+    assert (record["config"]["micro_batch"], record["tries"]) == (2, ["out of memory"])
+    assert text in record["deviations"]
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
