@@ -37,7 +37,7 @@ from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
 from runs.training.flags import not_deterministic
 from runs.training.forgetting import base_loss, forgetting
-from runs.training.provenance import code_state, provenance, write_configuration
+from runs.training.provenance import changes, code_state, conditions, provenance, write_configuration
 from runs.training.state import Plan, State
 
 
@@ -85,7 +85,9 @@ class Training(Context):
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
-        self.state = State(self.config["keep"], self.config["adapter_precision"])
+        others = {"processes": self.accelerator.num_processes, "micro_batch": self.config["micro_batch"]}
+        now = conditions(self.code, device, **others)
+        self.state = State(self.config["keep"], self.config["adapter_precision"], conditions=now)
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
@@ -297,7 +299,7 @@ class Training(Context):
         if not (saved := self.checkpoint.load()):
             return False
         state, of_method = saved
-        self.state = State(**state)
+        here, self.state = self.state.conditions, State(**state)
         # Or the adapter on disk would be of another epoch, or precision, than the record says.
         for key in ("keep", "adapter_precision"):
             before, now = getattr(self.state, key), self.config[key]
@@ -309,7 +311,10 @@ class Training(Context):
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         at = f"at step {self.state.step} of {self.plan.total_steps}"
-        print(f"resumed {at}", flush=True)
+        if changed := changes(self.state.conditions, here):
+            self.state.resumed.append(f"{at}: {changed}")
+        self.state.conditions = here
+        print(f"resumed {at}{': ' * bool(changed)}{changed}", flush=True)
         self.report({"phase": f"resuming {at}"})
         return True
 

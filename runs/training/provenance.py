@@ -89,6 +89,19 @@ def provenance(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {"pid": os.getpid(), "code": code, "versions": versions(), "device": machine(device)}
 
 
+def conditions(code: dict[str, Any], device: torch.device, **others: Any) -> dict[str, Any]:
+    """What may change a run's numbers without being part of its identity, of one attempt."""
+    commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(code["dirty"])
+    name, threads = machine(device)["name"], torch.get_num_threads()
+    return {"commit": commit, **versions(), "device": name, "threads": threads, **others}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the conditions of two attempts, in words."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} {before.get(key)}, then {now.get(key)}" for key in keys)
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -71,6 +71,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             **flags(training.accelerator.device),
             "threads": torch.get_num_threads(),
             "processes": training.accelerator.num_processes,
+            **({"resumed": state.resumed} if state.resumed else {}),
         },
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),

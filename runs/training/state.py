@@ -29,6 +29,8 @@ class State:
     status: str = "done"
     error: str | None = None
     scaler: dict[str, Any] | None = None  # fp16's
+    conditions: dict[str, Any] = field(default_factory=dict)  # of the attempt that trains now
+    resumed: list[str] = field(default_factory=list)  # where an attempt had others than the one before
 
     def end_epoch(self, point: Mapping[str, Any], predictions: str) -> None:
         """Adds an evaluation to the curve, with the hash of its predictions."""

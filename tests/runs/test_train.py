@@ -21,6 +21,7 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, cell_id, read_record, record_path
+from runs.training import provenance
 from runs.training.build import dev_halves, epoch_batches, rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations, summarise
@@ -563,6 +564,19 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, w
         loop.go()
     resumed = do([*elsewhere(words, output=tmp_path / "resumed")])
     assert comparable(resumed) == comparable(straight)
+    assert "resumed" not in resumed["determinism"]
+
+
+def test_a_run_that_goes_on_under_other_conditions_says_so(words, monkeypatch, capfd):
+    (run,) = expand([*words, "micro_batch=4"])
+    loop = Training(run, run_id(run), lambda event: None)
+    loop._save()
+    newer = provenance.versions() | {"torch": "9.9"}
+    monkeypatch.setattr(provenance, "versions", lambda: newer)
+    record = do([*words, "micro_batch=2"])
+    words = f"torch {torch.__version__}, then 9.9; micro_batch 4, then 2"
+    assert record["determinism"]["resumed"] == [f"at step 0 of {loop.plan.total_steps}: {words}"]
+    assert words in capfd.readouterr().out
 
 
 def test_a_row_that_trains_much_of_the_model_says_so(words):
