@@ -11,6 +11,7 @@ from typing import Any
 from runs.record import (
     Record,
     cell_id,
+    epoch_of_table,
     is_trial,
     lora_scaling,
     one_each,
@@ -171,11 +172,8 @@ def sample_deviation(values: Collection[float]) -> float | None:
 
 
 def reported_epoch(record: Record) -> str:
-    """best or last: the epoch that the task's table reports. Of a run that evaluates one epoch, none is
-    chosen: it is the last."""
-    train = record["config"]["train"]
-    several = train["epochs"] > (train.get("evaluate_every") or 1)
-    return str(record["result"]["reported"]) if several else "last"
+    """best or last: the epoch that a table reports of a record."""
+    return epoch_of_table(record["config"]["train"], record["result"]["reported"])
 
 
 def measured_on(record: Record) -> tuple[Any, ...]:

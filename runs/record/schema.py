@@ -167,9 +167,7 @@ class Determinism(TypedDict):
     fused_attention: NotRequired[list[str]]  # the kernels that attention may take
     threads: Count
     processes: NotRequired[Count]
-    resumed: NotRequired[
-        list[str]
-    ]  # where an attempt had another device, code, versions or threads
+    resumed: NotRequired[list[str]]  # where an attempt had another device, code, versions or threads
 
 
 class Data(TypedDict):

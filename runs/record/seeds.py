@@ -2,7 +2,7 @@
 statistics and the card of a published adapter read the same ones."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,12 @@ def seed_value(record: Record, epoch: str | None = None, select: str = "paper") 
     if value is not None and math.isfinite(value):
         return float(value)
     return Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+
+
+def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
+    """best or last: the epoch that a table reports of runs with these settings, where their task's table
+    reports `reported`. Where one epoch is evaluated, none is chosen: it is the last."""
+    return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
 
 
 def text_score(record: Record, key: str, which: str = "last", variant: str | None = None) -> float | None:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import tasks
 from runs.config import CONF, as_word, read_flags, recipe_by_row
-from runs.record import Metric, write_atomically
+from runs.record import Metric, epoch_of_table, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
 from runs.tune.study import latest
@@ -58,7 +58,7 @@ def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
     if best.value is None:
         return "\n".join([f"{title}: no trial has a value", "", *trial_table])
     held, rest = best.user_attrs["rows"]
-    which = f"{task.reported} epoch"
+    which = f"{epoch_of_table(cell.first.config['train'], task.reported)} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric.name} on {judged}", "", *trial_table, ""]
     if _diverged(best):

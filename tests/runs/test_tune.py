@@ -288,6 +288,17 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
 
 
 @pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(("every", "which"), [(1, "best"), (2, "last")])
+def test_the_report_says_which_epoch_counts(every, which, words, capsys):
+    kept = [w for w in words if not w.startswith("train.lr")]
+    assert (
+        tune_main([*kept, "task.holdout=0.25", f"train.evaluate_every={every}", "grid={train.lr: [1e-2]}"])
+        == 0
+    )
+    assert f"trained on), {which} epoch, 1 seed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("process")
 def test_instructions_are_tuned_on_held_out_rows(alpaca_words, capsys):
     command = [w for w in alpaca_words if not w.startswith("train.lr")]
     assert tune_main([*command, "task.holdout=0.25", "grid={train.lr: [1e-9, 1e-2]}"]) == 0
