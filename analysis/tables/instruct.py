@@ -127,7 +127,7 @@ def _answering_notes(ours: Iterable[Cell], bench: str) -> list[str]:
     for cell in ours:
         own = [r for r in cell.records if not r["config"]["task"].get("template")]
         # Records from before prompts were among the deviations
-        if any(not any(word.startswith("prompts ") for word in r["deviations"]) for r in own):
+        if own and not any(word.startswith("prompts ") for r in own for word in r["deviations"]):
             labels["prompts in this project's own words, not Alpaca's"][cell.label] = None
         for _, judgement in _judgements(cell.records, bench):
             how = judgement["answering"]

@@ -611,6 +611,11 @@ def test_answers_of_another_way_are_told():
     # Alpaca's own: another one is a deviation of its record
     ours["config"]["task"]["template"] = "alpaca.json"
     assert not any("prompts" in note for note in llama(tables.table4(ledger(ours), "paper")).notes)
+    # An older record beside a newer one, which says it for both
+    older, newer = instructed(seed=0), instructed(seed=1)
+    newer["deviations"] = ["prompts in this project's own words, not Alpaca's"]
+    notes = llama(tables.table4(ledger(older, newer), "paper")).notes
+    assert len([note for note in notes if "prompts" in note]) == 1
 
 
 def test_what_is_not_judged_says_how_to_have_it_judged():
