@@ -180,8 +180,8 @@ def kept_words(record: Record, run: Run) -> str:
     """How a finished run kept its adapter, where the command asks for another; empty if that is there."""
     if record["status"] != "done" or run.config["keep"] == "none":
         return ""
-    # Records of old versions have no adapter_precision
-    had, asked = {"adapter_precision": "fp32"} | record["config"], run.config
+    # Records of old versions lack these keys
+    had, asked = {"keep": "best", "adapter_precision": "fp32"} | record["config"], run.config
     keep, last = had["keep"], record["curve"]["epoch"][-1]
     there = keep in (asked["keep"], "both")
     if keep != "none" and asked["keep"] != "both":
