@@ -1,8 +1,12 @@
-"""The GPUs of this machine: which ones NVIDIA's driver names, and whether torch can use them."""
+"""The devices of this machine: its cores, and its GPUs: which ones NVIDIA's driver names, and whether torch
+can use them."""
 
+import contextlib
 import glob
 import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pynvml
@@ -31,11 +35,44 @@ def uuids() -> dict[str, list[str]]:
     )
 
 
+def visible() -> list[str]:
+    """The UUIDs of NVIDIA's GPUs, or of their slices, that CUDA_VISIBLE_DEVICES names, in its order; without
+    it, of all."""
+    here, words = uuids(), named()
+    if words is None:
+        return [uuid for group in here.values() for uuid in group]
+    return [uuid for word in words for uuid in here.get(word, [word])]
+
+
 def free_memory() -> float | None:
-    """Bytes that are free on the fullest GPU; None where there is none, or the driver does not answer."""
-    return _answer(
-        lambda: min(float(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in _handles()), None
-    )
+    """Bytes that are free on the fullest of the visible GPUs; None where there is none, or the driver does
+    not answer."""
+
+    def free(uuid: str) -> float:
+        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).free)
+
+    return _answer(lambda: min(map(free, visible())), None)
+
+
+def names() -> list[str]:
+    """The names of NVIDIA's GPUs, visible or not."""
+    return _answer(lambda: [str(pynvml.nvmlDeviceGetName(handle)) for handle in _handles()], [])
+
+
+def cores() -> list[int]:
+    """The cores that this process may use, by their numbers."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def processor() -> str:
+    """The processor of this machine, as the system names it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def driver() -> str | None:
@@ -97,6 +134,10 @@ def check_usable(device: str) -> bool:
         return False
     if not here and not wanted:
         raise DeviceError(f"device={device}: no GPU is here that torch sees. device=auto takes what there is")
+    if wanted == []:
+        raise DeviceError(
+            f"device={device}: CUDA_VISIBLE_DEVICES hides every GPU. Unset it, or give device=cpu"
+        )
     which = f"CUDA_VISIBLE_DEVICES={','.join(wanted)}" if wanted else "this machine has a GPU"
     raise DeviceError(f"{which}, but torch {torch.__version__} cannot use it: {_why()}, or give device=cpu")
 

@@ -3,6 +3,7 @@ and the activations of a micro-batch."""
 
 from dataclasses import replace
 
+from runs.errors import UserError
 from runs.forecast.outline import padded_length, shape_of_run
 from runs.forecast.rows import Sources
 from runs.run import Run
@@ -19,8 +20,13 @@ BESIDE = 1.5e9
 
 
 def training_bytes(run: Run, sources: Sources) -> float | None:
-    """Of a run, in bytes; None where the model's architecture or its rows' lengths are not known."""
-    shape, length, config = shape_of_run(run), padded_length(run, sources), run.config
+    """Of a run, in bytes; None where the model's architecture or its rows' lengths are not known, or where
+    the dev set is too small, as the run itself says."""
+    shape, config = shape_of_run(run), run.config
+    try:
+        length = padded_length(run, sources)
+    except UserError:
+        return None
     if shape is None or length is None:
         return None
     vocabulary = shape.vocabulary or (0 if shape.patch else 50_000)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runs import models
+from runs import gpus, models
 from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import ROOT, cache_folder, write_atomically
@@ -116,8 +116,8 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "cards": [] if device == "cpu" else _cards(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": gpus.processor(),
+        "cores": len(gpus.cores()),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "torch": version("torch"),
     }
@@ -125,22 +125,4 @@ def machine(device: str) -> dict[str, Any]:
 
 def _cards() -> list[str]:
     """The names of NVIDIA's graphics cards, and which of them CUDA may use."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        names = [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
-    except Exception:  # no card, no driver, or no such package
-        return []
-    return [*names, os.environ.get("CUDA_VISIBLE_DEVICES", "all")]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    import platform
-
-    return platform.processor() or platform.machine()
+    return [*names, os.environ.get("CUDA_VISIBLE_DEVICES", "all")] if (names := gpus.names()) else []

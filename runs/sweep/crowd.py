@@ -33,7 +33,7 @@ def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
     if free is None or not needs or any(need is None for need in needs):
         return 1
     by_memory = int(free / max(need for need in needs if need))
-    return max(1, min(MOST, by_memory, len(cores()) // CORES // max(devices, 1)))
+    return max(1, min(MOST, by_memory, len(gpus.cores()) // CORES // max(devices, 1)))
 
 
 def measured(output: str) -> int:
@@ -47,18 +47,11 @@ def measured(output: str) -> int:
         return 1
 
 
-def cores() -> list[int]:
-    """The cores that this process may use, by their numbers."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def pinned(place: int, places: int) -> dict[str, Any]:
     """What subprocess.Popen is given for a program that ends with this process and keeps to its share of the
     cores, the first of `places` or a later one. Where there are fewer cores than places, or the system does
     not pin, all of them."""
-    how, mine = tied(), cores()
+    how, mine = tied(), gpus.cores()
     each = len(mine) // places
     if places == 1 or not each or not hasattr(os, "sched_setaffinity"):
         return how

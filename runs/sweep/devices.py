@@ -24,12 +24,7 @@ def devices(device: str) -> list[str]:
         return ["cpu"]
     import torch
 
-    uuids, named = gpus.uuids(), gpus.named()
-    if named is not None:
-        return [uuid for word in named for uuid in uuids.get(word, [word])]
-    return [uuid for group in uuids.values() for uuid in group] or [
-        str(index) for index in range(torch.cuda.device_count())
-    ]
+    return gpus.visible() or [str(index) for index in range(torch.cuda.device_count())]
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import Any, Protocol
 from runs.config import launch as settings
 from runs.errors import UserError
 from runs.forecast.rows import Sources
+from runs.gpus import cores
 from runs.record import ROOT
 from runs.run import Run
-from runs.sweep.crowd import MOST, MPS, cores, measured, pinned, room
+from runs.sweep.crowd import MOST, MPS, measured, pinned, room
 from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append
 from runs.sweep.signals import handling
@@ -66,8 +67,10 @@ def make_launcher(sweep: Path, launch: settings.Launch, runs: Sequence[Run]) -> 
     raise ValueError(f"launcher={launch.launcher.name} starts no executors")
 
 
-def check_launcher(launcher: settings.Launcher) -> None:
-    """Raises UserError for a launcher that can start nothing here."""
+def check_launcher(launcher: settings.Launcher, device: str) -> None:
+    """Raises UserError for a launcher that can start nothing here, or not on this `device=`."""
+    if isinstance(launcher, settings.Local):
+        devices(device)
     if isinstance(launcher, settings.Ray) and importlib.util.find_spec("ray") is None:
         raise UserError("launcher=ray is not installed: pip install 'vera-bench[ray]'")
     if isinstance(launcher, settings.Slurm):

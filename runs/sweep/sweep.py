@@ -23,7 +23,7 @@ from runs.record.text import duration, plural
 from runs.run import Run
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.devices import take_device
-from runs.sweep.display import Board, Display
+from runs.sweep.display import Board, Display, Event
 from runs.sweep.executor import Executor
 from runs.sweep.jobs import (
     Job,
@@ -43,6 +43,7 @@ from runs.sweep.preflight import check_folders, preflight
 from runs.sweep.progress import in_the_way, read_attempts
 from runs.sweep.redo import put_back, set_all_aside
 from runs.sweep.supervise import supervise
+from runs.tracking import Tracker
 
 
 def sweep(
@@ -72,23 +73,23 @@ def sweep(
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(output) / folder)
     aside = set_all_aside(replaced, output, launch.lease_seconds) if replaced and first else []
-    many = len(runs) == 1 or len({run.task for run in runs}) > 1
+    name_task = len(runs) == 1 or len({run.task for run in runs}) > 1
     plan = Sweep(jobs, _failed(jobs), launch.lease_seconds, launch.tracking)
     if first and not part and len(jobs) > 1:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for room
             write_sweep(output, name_of(jobs), [job.id for job in jobs])
     if here:
-        outcome = _do_here(plan, Display(len(runs), many), finished, first)
+        outcome = _do_here(plan, Display(len(runs), name_task), finished, first)
     elif isinstance(launch.launcher, Serial) or len(finished) == len(jobs):
-        outcome = Executor(plan, Display(len(runs), many), alone=len(runs) == 1 and not part).go()
+        outcome = Executor(plan, Display(len(runs), name_task), alone=len(runs) == 1 and not part).go()
     else:
         undo = functools.partial(put_back, aside, output)
-        outcome = supervise(plan, Board(len(runs), many), launch, undo)
+        outcome = supervise(plan, Board(len(runs), name_task), launch, undo)
     if not part:
         _summary(jobs, outcome, time.monotonic() - started)
     in_tables = not all(is_trial(run.config) for run in runs)
     if first and not part and len(jobs) > 1 and in_tables and not outcome.interrupted:
-        _show_table(str(output), name_of(jobs), launch.table)
+        _show_table(output, name_of(jobs), launch.table)
     if outcome.interrupted and part:
         raise SystemExit(outcome.exit_code)
     return outcome
@@ -118,7 +119,7 @@ def _begin(
         else:
             finished.add(record["id"])
     if left:
-        check_launcher(launch.launcher)
+        check_launcher(launch.launcher, left[0].config["device"])
         if not here and isinstance(launch.launcher, Serial):
             take_device(left[0].config["device"], launch.launcher.runs_per_device)
             start_fork_server(several=len(left) > 1)
@@ -143,27 +144,37 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
     from runs.training.loop import Training
     from runs.training.train import train
 
-    outcome = Outcome()
-    watcher = Watcher(plan.jobs[0].output, plan.lease_seconds) if first else None
-    for job in plan.jobs:
-        if job.id in finished:
-            settle(job, plan, outcome, display, watcher, None)
-            continue
-        display.start(job.position, job.run, job.words)
-        if obstacle := in_the_way(job.output, job.id):
-            outcome.failed.append((job.run, obstacle, job.log))
-            display.line(f"FAILED: {obstacle}")
-            continue
-        attempts, start = read_attempts(job.output, job.id, job.run.config), time.monotonic()
-        with held(job.output, job.id, plan.lease_seconds) if first else nullcontext() as lease:
-            alone = "LOCAL_RANK" not in os.environ
-            if alone and settle(job, plan, outcome, display, watcher, None):  # another executor did it
+    outcome, output = Outcome(), plan.jobs[0].output
+    tracker = Tracker(plan.tracking, output, runs=[job.run for job in plan.jobs])
+
+    def show(event: Event) -> None:
+        display.show(event)
+        tracker.event(event)
+
+    watcher = Watcher(output, plan.lease_seconds) if first else None
+    alone = "LOCAL_RANK" not in os.environ
+    with contextlib.closing(display), contextlib.closing(tracker):
+        for job in plan.jobs:
+            if job.id in finished:
+                settle(job, plan, outcome, display, watcher, None)
                 continue
-            # A micro-batch that was halved, since memory ran out
-            run = dataclasses.replace(job.run, config=job.run.config | attempts["settings"])
-            train(Training(run, job.id, display.show, lease, attempts=attempts))
-        settle(job, plan, outcome, display, watcher, time.monotonic() - start)
-    display.close()
+            display.start(job.position, job.run, job.words)
+            if obstacle := in_the_way(job.output, job.id):
+                outcome.failed.append((job.run, obstacle, job.log))
+                display.line(f"FAILED: {obstacle}")
+                continue
+            attempts, start = read_attempts(job.output, job.id, job.run.config), time.monotonic()
+            with held(job.output, job.id, plan.lease_seconds) if first else nullcontext() as lease:
+                if alone and settle(job, plan, outcome, display, watcher, None):  # another executor did it
+                    continue
+                if first and finished_record(job.output, job.id):  # the other processes do not know of it
+                    raise UserError(f"{job.run.label}: another command has finished it. Give this one again")
+                tracker.begin(job.run, job.id)
+                # A micro-batch that was halved, since memory ran out
+                run = dataclasses.replace(job.run, config=job.run.config | attempts["settings"])
+                train(Training(run, job.id, show, lease, attempts=attempts))
+            settle(job, plan, outcome, display, watcher, time.monotonic() - start)
+            tracker.end(settled_record(job, {}, quiet=True))
     return outcome
 
 
@@ -177,7 +188,7 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
         print("  all stopped early by train.max_steps: in no table")
     for status, runs in others.items():
         for run, error, log in runs:
-            words = next(job.words for job in jobs if job.run is run or job.run == run)
+            words = next(job.words for job in jobs if job.run == run)
             print(f"  {status}: {run.label}{' ' * bool(words)}{words}: {error} ({log})")
     if outcome.interrupted:
         print(interrupted_words(), file=sys.stderr)

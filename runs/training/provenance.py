@@ -4,13 +4,12 @@ import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from runs.gpus import driver
+from runs.gpus import driver, processor
 from runs.record import built_from, run_folder, write_atomically
 from runs.run import Run
 from runs.sources import git
@@ -75,7 +74,7 @@ def versions() -> dict[str, str]:
 def machine(device: torch.device) -> dict[str, Any]:
     """The device and the system; never the machine's name."""
     on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else _processor()
+    name = torch.cuda.get_device_name(device) if on_gpu else processor()
     described = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
     if not on_gpu:
         return described
@@ -100,13 +99,3 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between the conditions of two attempts, in words."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return "; ".join(f"{key} {before.get(key)}, then {now.get(key)}" for key in keys)
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

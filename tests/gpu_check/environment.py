@@ -49,11 +49,7 @@ def run(report: Report, home: Path) -> None:
 
 def cards(report: Report) -> None:
     """Compares UUIDs; of slices (MIG) their number, since torch names the card that they are of."""
-    by_number = gpus.uuids()
-    named = gpus.named()
-    driver = [uuid for group in by_number.values() for uuid in group]
-    if named is not None:
-        driver = [uuid for word in named for uuid in by_number.get(word, [word])]
+    driver = gpus.visible()
     seen = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     torchs = [f"GPU-{one.uuid}" for one in seen]
     sliced = any(uuid.startswith("MIG") for uuid in driver)

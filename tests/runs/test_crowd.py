@@ -38,6 +38,13 @@ def test_the_memory_of_a_run_grows_with_what_it_trains_and_holds_at_once():
     assert of("model.path=/nowhere", model="encoder") is None
 
 
+def test_a_dev_set_that_is_too_small_ends_no_forecast(words):
+    """The run itself raises it; an executor or a plan of others goes on."""
+    (run,) = expand([*words, "task.train_rows=16", "task.dev_rows=1"])
+    assert training_bytes(run, Sources()) is None
+    assert fitting(run, 1e9) == {}
+
+
 @pytest.mark.parametrize(
     ("gigabytes", "given", "rows"),
     [(80, "null", 16), (24, "null", 16), (12, "null", 4), (3, "null", 1), (3, "4", 16)],
@@ -61,7 +68,7 @@ def test_the_micro_batch_of_a_llama_follows_the_memory(gigabytes, given, rows):
 )
 def test_what_fits_is_bounded_by_memory_and_cores(gigabytes, cores, devices, fits, monkeypatch):
     monkeypatch.setattr(gpus, "free_memory", lambda: gigabytes and gigabytes * 1e9)
-    monkeypatch.setattr(crowd, "cores", lambda: list(range(cores)))
+    monkeypatch.setattr(gpus, "cores", lambda: list(range(cores)))
     monkeypatch.setattr(crowd, "training_bytes", lambda run, sources: 3.5e9)
     assert crowd.room([None, None], Sources(), devices) == fits
 
@@ -127,7 +134,7 @@ def test_without_mps_a_gain_that_gpu_check_has_measured_is_taken(rates, most, wo
 @pytest.mark.usefixtures("process")
 def test_a_process_keeps_to_its_share_of_the_cores(monkeypatch):
     own = sorted(os.sched_getaffinity(0))
-    monkeypatch.setattr(crowd, "cores", lambda: own[:2])
+    monkeypatch.setattr(gpus, "cores", lambda: own[:2])
 
     def cores_of(place, places):
         script = "import os; print(sorted(os.sched_getaffinity(0)))"

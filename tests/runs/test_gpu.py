@@ -52,6 +52,11 @@ class Nvml:
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         return self.cards[index]
 
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        if not any(uuid == card or uuid in card for card in self.cards):
+            raise self.NVMLError("Not Found")
+        return uuid
+
     def nvmlDeviceGetUUID(self, handle):  # noqa: N802
         return handle if isinstance(handle, str) else "GPU-parent"
 
@@ -125,6 +130,11 @@ def test_a_card_in_slices_is_as_many_devices(machine):
 
 def test_memory_is_that_of_the_fullest_gpu_and_a_driver_is_asked_and_let_go(machine):
     assert (gpus.free_memory(), gpus.driver(), gpus.pynvml.open) == (2**30, "550.54", 0)
+    # Of those that a run may use
+    for words, free in (("0", 8 * 2**30), ("GPU-aaaa", 8 * 2**30), ("1,0", 2**30), ("GPU-gone", None)):
+        machine.visible(words)
+        assert gpus.free_memory() == free
+    machine.visible(None)
     machine.cards()
     assert (gpus.free_memory(), gpus.driver(), gpus.uuids()) == (None, None, {})
 
@@ -182,6 +192,7 @@ def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch, capsys)
 
 
 def test_a_later_sweep_of_a_process_goes_on_with_its_device(machine, request):
+    devices.take_device.cache_clear()  # of a sweep that another test did in this process
     request.addfinalizer(devices.take_device.cache_clear)
     assert devices.take_device("cpu", 1) is None
     lease = devices.take_device("auto", 1)

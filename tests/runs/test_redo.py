@@ -14,7 +14,7 @@ from running import ROOT, call_here, output_of, trained
 import runs.__main__
 from runs import evaluate, sources
 from runs.config import Launch, Local, expand
-from runs.errors import UserError
+from runs.errors import DeviceError, UserError
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.sweep import display, launchers, sweep
 from runs.sweep.leases import Watcher, generations
@@ -355,6 +355,19 @@ def test_what_was_set_aside_comes_back_where_the_launcher_refuses(words, monkeyp
     assert sorted(path.name for path in run_folder(output, record["id"]).iterdir()) == files
     assert not list((Path(output) / "replaced").iterdir())
     assert "redo: 1 record put back" in capsys.readouterr().out
+
+
+def test_nothing_is_set_aside_where_no_device_can_be_used(words, monkeypatch):
+    few = [*words, "train.max_steps=1"]
+    record = trained(few)
+
+    def refuse(device):
+        raise DeviceError("torch cannot use it")
+
+    monkeypatch.setattr(launchers, "devices", refuse)
+    with pytest.raises(UserError, match=r"torch cannot use it\. Nothing was started"):
+        sweep.sweep(expand(few), launch=Launch(Local()), again=expand(few))
+    assert read_record(record_path(output_of(words), record["id"])) == record
 
 
 def test_a_measure_comes_back_and_a_run_that_another_command_has_begun_keeps_its_files(finished):
