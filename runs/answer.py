@@ -17,6 +17,7 @@ it only by rounding, in half precision.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ def main(arguments: list[str]) -> int:
     from runs.sweep.display import Display
 
     line = read_line(arguments, Settings)
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("answers are made by one process: python -m runs.answer, without torchrun")
     records = records_of(line)
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model

@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     keep, result = record["config"]["keep"], record["result"]
+    if keep != "none":
+        kept_files(record, output)
     same = score_again(record, output, name) if record.get("texts") else True
     if record.get("texts") and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
@@ -157,6 +159,20 @@ def restore(
     import vera
     from runs.training.context import Context
 
+    files = kept_files(record, output, best)
+    context = Context(as_run(record), record["id"], report, start=False)
+    fresh(context)
+    if "adapter" in files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers', of copying a model
+            vera.load(context.raw_model, files["adapter"])
+    if "head" in files:
+        vera.load_head(context.raw_model, files["head"])
+    return context
+
+
+def kept_files(record: Record, output: str, best: bool = False) -> dict[str, Path]:
+    """The files of a run's adapter and head, of those that it has. Raises UserError where one is missing."""
     folder = run_folder(output, record["id"])
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
@@ -170,15 +186,7 @@ def restore(
                 f"{path} is not there: {why} (its record is {_path(record, output)}). To have it here:"
                 f" {command_of(record, output)}"
             )
-    context = Context(as_run(record), record["id"], report, start=False)
-    fresh(context)
-    if "adapter" in files:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers', of copying a model
-            vera.load(context.raw_model, files["adapter"])
-    if "head" in files:
-        vera.load_head(context.raw_model, files["head"])
-    return context
+    return files
 
 
 def _path(record: Record, output: str) -> Path:
@@ -264,7 +272,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def kept_result(record: Record, best: bool) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept; best: at the best one, of two."""
     curve = record["curve"]
-    if record["config"].get("keep") in ("last", "both") and not best:
+    if record["config"]["keep"] in ("last", "both") and not best:
         return float(curve["metric"][-1])
     return float(curve["metric"][curve["epoch"].index(record["result"]["best_epoch"])])
 

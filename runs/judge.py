@@ -22,6 +22,7 @@ from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.record import Record, write_record
 from runs.record.text import describe
+from runs.sweep.jobs import finished_record
 from tasks.mt_bench import (
     Judge,
     JudgeError,
@@ -69,7 +70,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(str(error)) from None
     print(outcome.report(file))
     saved, rows = read_judgments(file), list[dict[str, Any]]()
-    for record, (bench, folder, answers) in zip(records, answered, strict=True):
+    for before_judging, (bench, folder, answers) in zip(records, answered, strict=True):
+        # Read again: judging takes hours, in which another judge's scores may have come
+        record = finished_record(output, before_judging["id"])
+        if record is None:
+            print(f"run {before_judging['id']}: its record is gone, and gets no scores")
+            continue
         entry = summary(folder, bench, answers, by, saved)
         entry["answering"] = _answering(output, record, bench)
         # What stays: of other benches, and of other judges that judged the same answers
@@ -86,7 +92,8 @@ def main(arguments: list[str]) -> int:
         if entry["judged"] == entry["n"]:  # a part of the scores is no result
             write_record(output, {**record, "judged": [*(j for j in judged if j is not before), entry]})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-    print(table(rows))
+    if rows:
+        print(table(rows))
     return 1 if outcome.failed else 0
 
 

@@ -270,13 +270,16 @@ def watch(runs: list[Run], every: float = 2.0, probe: bool = False, launch: Laun
     clear, note = ("\x1b[H\x1b[2J", "\n\nCtrl-C ends the watch, not the sweep") if live else ("", "\n")
     while True:
         # Each record is read once: there may be thousands
-        for path in records_folder(output).glob("*.json"):
-            stamp = path.stat().st_mtime_ns
-            if stamps.get(path.name) != stamp:
-                stamps[path.name] = stamp
-                with contextlib.suppress(ValueError):
-                    record = read_record(path)
-                    ledger.records[record["id"]] = record
+        paths = {path.stem: path for path in records_folder(output).glob("*.json")}
+        for run_id, path in paths.items():
+            with contextlib.suppress(OSError, ValueError):  # OSError: it was set aside meanwhile
+                stamp = path.stat().st_mtime_ns
+                if stamps.get(run_id) != stamp:
+                    stamps[run_id] = stamp
+                    ledger.records[run_id] = read_record(path)
+        for run_id in stamps.keys() - paths.keys():  # redo=true has set them aside
+            del stamps[run_id]
+            ledger.records.pop(run_id, None)
         planned, first = plan(runs, ledger), plan(before(runs), ledger)
         now, probe = text(planned, ledger, first=first, probe=probe, launch=launch), False
         if now != shown:

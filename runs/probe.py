@@ -33,8 +33,8 @@ from tasks.base import Array
 from tasks.continuations import Continuations
 
 
-def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
-    """Measures each row of each model once, and keeps its pace. Returns how many were measured.
+def probe(runs: Iterable[Run], records: Sequence[Record]) -> None:
+    """Measures each row of each model once, and keeps its pace.
 
     records: finished runs, from which the lengths of texts may be known. Rows that were measured on this
     machine before are left out; a line gives the reason for each that cannot be measured."""
@@ -50,7 +50,6 @@ def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
             f"probe: random weights and rows, at most {PROBE_STEPS} steps and {PROBE_SECONDS}s for each of"
             f" {plural(len(rows), 'row')}; nothing is kept but the pace"
         )
-    measured = 0
     for number, members in enumerate(rows.values(), 1):
         run, start = members[0], time.monotonic()
         row, model = run.config["method"]["label"], run.config["model"]["label"]
@@ -64,13 +63,11 @@ def probe(runs: Iterable[Run], records: Sequence[Record]) -> int:
             print(f"{name}: left out ({describe(error)})")
             continue
         keep_pace(run, pace, how)
-        measured += 1
         print(
             f"{name}: {how['steps']} steps of up to {how['tokens']:,} tokens in"
             f" {duration(time.monotonic() - start)}, {1 / max(pace.token, 1e-9):,.0f} tokens a second on"
             f" {how['device']['name']}"
         )
-    return measured
 
 
 def _measure(run: Run, length: int, limit: float) -> tuple[Pace, dict[str, Any]]:

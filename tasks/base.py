@@ -244,6 +244,12 @@ class Decoding(Task):
         """Writes named texts and their references as files for the metrics' published scripts."""
 
 
+def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
+    """How many prompts are searched together, each with its beams. A GPU needs many to be busy; on a CPU
+    eval_batch bounds the rows."""
+    return eval_batch if on_gpu else max(1, eval_batch // beams)
+
+
 def block(settings: Mapping[str, Any]) -> int:
     """Task.block by task.length_grouped. Records from before that key have batches of like lengths."""
     return Task.block if settings.get("length_grouped", True) else 1

@@ -1,5 +1,6 @@
 """A run on cores that others use, too: how OpenMP's threads wait decides how much it suffers."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -30,12 +31,13 @@ def contention(full: bool) -> list[Row]:
     idle otherwise, and beside busy processes, in turns."""
     seconds: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        _epoch(folder, -1, {})  # fetches model and data
-        for turn in range(3 if full else 1):
+        seeds = itertools.count()  # each run has its own: a finished one would not be done again
+        _epoch(folder, next(seeds), {})  # fetches model and data
+        for _ in range(3 if full else 1):
             for beside in ("idle", f"beside {BUSY} busy processes"):
                 for name, waits in WAITS.items():
                     with _busy(0 if beside == "idle" else BUSY):
-                        taken = _epoch(folder, len(seconds) + 100 * turn, waits)
+                        taken = _epoch(folder, next(seeds), waits)
                     seconds.setdefault((name, beside), []).append(taken)
     return [
         {"part": "contention", "variant": f"{name}, {beside}", "seconds": taken}
@@ -46,7 +48,7 @@ def contention(full: bool) -> list[Row]:
 def _epoch(folder: str, seed: int, waits: dict[str, str]) -> float:
     """The seconds that a run says it took to train and to evaluate."""
     command = ["-m", "runs", "task=reviews", "model=minilm", "method=full", "keep=none", "tracking=off"]
-    command += ["train.epochs=1", f"seed={seed % 2**31}", f"output={folder}", "table=false"]
+    command += ["train.epochs=1", f"seed={seed}", f"output={folder}", "table=false"]
     env = {name: value for name, value in os.environ.items() if name not in NAMES} | waits
     done = subprocess.run(
         [sys.executable, *command], env=env, capture_output=True, text=True, check=False, **tied()

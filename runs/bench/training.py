@@ -123,6 +123,7 @@ def start() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(4):  # the first one fetches
             command = [sys.executable, "-m", "runs", "train.max_steps=1", f"seed={i}", f"output={folder}"]
+            command.append("tracking=off")
             started = time.perf_counter()
             streams: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
             run = subprocess.Popen(command, text=True, **streams, **tied())

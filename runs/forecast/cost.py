@@ -170,8 +170,9 @@ def _bytes(record: Record) -> int:
 
 
 def _like(run: Run, done: list[Record]) -> list[Record]:
-    """Finished runs to judge this one by: of the same row, model and task, or else of other rows that train.
-    The task's settings that decide the amount of work are the same."""
+    """Finished runs to judge this one by: of the same row, model and task, or else of other rows. The task's
+    settings that decide the amount of work are the same. A head on its own trains on features that are
+    computed once, and a model as it is does not train: they are like no other row."""
     task = run.config["task"]
     same = [
         record
@@ -180,9 +181,13 @@ def _like(run: Run, done: list[Record]) -> list[Record]:
         and all(record["config"]["task"].get(key) == task.get(key) for key in AMOUNTS)
     ]
     of_row = [record for record in same if record["cell"]["row"] == run.row]
-    return of_row or [record for record in same if record["steps"]]
+    if of_row or run.method["kind"] in ALONE:
+        return of_row
+    return [record for record in same if record["config"]["method"]["kind"] not in ALONE]
 
 
+#: Methods whose runs take as long as no other's.
+ALONE = ("head", "none")
 #: Settings of a task that decide how much a run computes.
 AMOUNTS = (
     *("train_rows", "dev_rows", "holdout", "shots", "image_size"),

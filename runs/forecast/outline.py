@@ -7,12 +7,12 @@ from typing import Any
 
 from runs.errors import UserError
 from runs.forecast.flops import Shape, Work, shape_of, work
-from runs.forecast.pace import Pace, architecture_of, pace_of
+from runs.forecast.pace import Pace, architecture_of, machine, pace_of
 from runs.forecast.rows import Data, Sources, known_data
 from runs.lengths import GRID, Lengths
 from runs.run import Run
 from runs.training.state import Plan
-from tasks.base import block
+from tasks.base import block, prompts_at_once
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ def _decoding(amounts: Amounts) -> tuple[int, int]:
     epochs = 2 if amounts.plan.epochs > 1 else 1
     searches = epochs * (1 if task["search"] == "lora" else len(task["length_penalty"]))
     beams, new = task["beams"], task["max_new_tokens"]
-    batches = math.ceil(items / max(1, amounts.run.config["eval_batch"] // beams))
+    on_gpu = bool(machine(amounts.run.config["device"])["cards"])
+    batches = math.ceil(items / prompts_at_once(amounts.run.config["eval_batch"], beams, on_gpu))
     return searches * batches * new, searches * items * beams * new
 
 

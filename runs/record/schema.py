@@ -118,7 +118,7 @@ class Config(TypedDict):
     seed: int
     data_seed: NotRequired[int]
     output: NotRequired[str]
-    keep: NotRequired[str]
+    keep: str
     recipe: NotRequired[RecipePart | None]
     init_from: NotRequired[str | None]
 

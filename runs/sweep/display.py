@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.errors import rank
+from runs.forecast.cost import ALONE
 from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
 from runs.run import Run
@@ -180,8 +181,8 @@ def kept_words(record: Record, run: Run) -> str:
     """How a finished run kept its adapter, where the command asks for another; empty if that is there."""
     if record["status"] != "done" or run.config["keep"] == "none":
         return ""
-    # Records of old versions lack these keys
-    had, asked = {"keep": "best", "adapter_precision": "fp32"} | record["config"], run.config
+    # Records of old versions have no adapter_precision
+    had, asked = {"adapter_precision": "fp32"} | record["config"], run.config
     keep, last = had["keep"], record["curve"]["epoch"][-1]
     there = keep in (asked["keep"], "both")
     if keep != "none" and asked["keep"] != "both":
@@ -217,7 +218,7 @@ def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, in
             (done, seconds)
             for done, seconds in spent
             if (done.model, done.task) == (run.model, run.task)
-            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {"head", "none"})
+            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {*ALONE})
         ]
         of_row = [seconds for done, seconds in same if done.row == run.row]
         known = of_row or [seconds for _, seconds in same]

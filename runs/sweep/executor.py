@@ -252,10 +252,10 @@ def with_less_memory(config: dict[str, Any], phase: str) -> tuple[str, int, int]
 
     The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout draws.
     """
-    if phase.startswith("training"):
+    if phase.startswith(("training", "evaluated")):  # an epoch's first step tells of itself when it is done
         whole = config["train"]["effective_batch"]
         key, before = "micro_batch", min(config["micro_batch"] or whole, whole)
-    elif phase.startswith(("evaluat", "decoding")):
+    elif phase.startswith(("evaluating", "decoding")):
         key, before = "eval_batch", config["eval_batch"]
     else:
         return None

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 import vera
 from runs.record import read_regular, write_atomically
 from runs.training.context import Context
-from tasks.base import Decoding
+from tasks.base import Decoding, prompts_at_once
 
 #: Variant of decoding -> a text for each item.
 Texts = dict[str, list[str]]
@@ -145,7 +145,8 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
-    size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], context.accelerator.device)
+    on_gpu = context.accelerator.device.type == "cuda"
+    size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], on_gpu)
     by_item = write_down(
         context,
         context.folder / f"decoded_{which}.jsonl",
@@ -156,12 +157,6 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
         f"decoding ({which} epoch)",
     )
     return {variant: [by_item[i][variant] for i in range(len(task.items))] for variant in task.variants}
-
-
-def prompts_at_once(eval_batch: int, beams: int, device: torch.device) -> int:
-    """How many prompts are searched together, each with its beams. A GPU needs many to be busy; on a CPU
-    eval_batch bounds the rows."""
-    return eval_batch if device.type == "cuda" else max(1, eval_batch // beams)
 
 
 def write_down(

@@ -15,6 +15,7 @@ from runs.training.context import Context
 def text_loss(context: Context) -> float | None:
     """The cross-entropy of the model's current values on the fixed text, in nats a token; None where it is
     not finite."""
+    context.report({"phase": "reading the fixed text"})
     model = context.raw_model
     model.eval()
     with torch.no_grad(), vera.unchanged(model), context.accelerator.autocast():
@@ -27,7 +28,6 @@ def base_loss(context: Context) -> float | None:
     switched off, so that it is measured before they train. None for a task without such a text."""
     if not context.task.fixed_text:
         return None
-    context.report({"phase": "reading the fixed text"})
     with _switched_off(context.raw_model):
         return text_loss(context)
 

@@ -21,7 +21,7 @@ from runs.answer import draw, uniforms
 from runs.config import expand
 from runs.errors import UserError
 from runs.models import memory
-from runs.record import read_record, record_path, run_folder
+from runs.record import read_record, record_path, run_folder, write_record
 from runs.training import decode
 from runs.training.loop import Training
 from tasks import DataError
@@ -506,6 +506,32 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
     text = again["result"]["forgetting"]
     assert (forgetting, verdict) == (f"{text['after'] - text['before']:+.3f}", "ours")
     assert "A judge that is no GPT-4" in printed
+
+
+def test_scores_that_came_while_a_judge_judged_stay(done, key, monkeypatch, capsys):
+    record, output = done
+    asked(record, output)
+    real = judge.judge
+
+    def slow(*inputs, **how):
+        outcome = real(*inputs, **how)
+        mine = read_record(record_path(output, record["id"]))
+        write_record(output, {**mine, "deviations": [*mine["deviations"], "of somebody else"]})
+        return outcome
+
+    monkeypatch.setattr(judge, "judge", slow)
+    with JudgeServer(lambda prompt, nth: score(5)) as server:
+        assert judged(server, record["id"], f"output={output}") == 0
+        again = read_record(record_path(output, record["id"]))
+        assert (again["deviations"][-1], len(again["judged"])) == ("of somebody else", 1)
+
+        def gone(*inputs, **how):
+            record_path(output, record["id"]).unlink()
+            return real(*inputs, **how)
+
+        monkeypatch.setattr(judge, "judge", gone)
+        assert judged(server, record["id"], f"output={output}") == 0
+    assert f"run {record['id']}: its record is gone, and gets no scores" in capsys.readouterr().out
 
 
 def test_a_reply_without_a_score_enters_no_mean_and_a_part_of_the_judgments_no_record(done, key, capsys):

@@ -165,6 +165,8 @@ def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(tmp
     assert main(["contention", f"output={tmp_path}"]) == 0
     assert len({seed for seed, _ in epochs}) == 7  # each a run of its own
     assert [waits for _, waits in epochs[1:]] == [*contention.WAITS.values()] * 2
+    assert len(contention.contention(full=True)[0]["seconds"]) == 3
+    assert len({seed for seed, _ in epochs[7:]}) == 1 + 3 * 6
     text = (tmp_path / "bench" / "contention.md").read_text()
     assert "| OpenMP's default, idle | 2.0 s | 1.00 |" in text
     assert "| the harness's, beside 0 busy processes | 6.0 s | 3.00 |" in text

@@ -146,6 +146,7 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one():
     assert with_less_memory(config | {"micro_batch": 3}, "training") == ("micro_batch", 3, 1)
     assert with_less_memory(config | {"micro_batch": 64}, "training") == ("micro_batch", 24, 12)
     assert with_less_memory(config | {"micro_batch": 1}, "training") is None
+    assert with_less_memory(config, "evaluated") == ("micro_batch", 24, 12)  # an epoch's first step
     assert with_less_memory(config, "evaluating") == ("eval_batch", 64, 32)
     assert with_less_memory(config, "decoding (last epoch)") == ("eval_batch", 64, 32)
     assert with_less_memory(config, "loading") is None  # the model alone is too large

@@ -1,5 +1,6 @@
 """The commands, as a user types them: what they print, what they leave behind, and how they end."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -352,6 +353,15 @@ def test_a_run_without_steps_is_no_measure_of_others(words):
     assert "est. " in call_here("runs.plan", *plain, "method=none", "seed=1", check=0).stdout
 
 
+def test_a_head_that_trains_alone_is_no_measure_of_others(words):
+    """Its features may be computed once."""
+    head = trained([*(w for w in words if not w.startswith("method.")), "method=head"])
+    (run,) = expand(words)
+    assert cost._like(run, [head]) == []
+    (other,) = expand([*(w for w in words if not w.startswith("method.")), "method=head", "seed=1"])
+    assert cost._like(other, [head]) == [head]
+
+
 def test_an_estimate_goes_by_steps_not_by_runs(words):
     """A trial of 2 steps is no measure of a run of 10: its pace is."""
     (trial,) = expand([*words, "train.max_steps=2"])
@@ -549,6 +559,63 @@ def test_a_debugged_run_names_what_is_no_file(words):
     path.mkdir(parents=True)
     outcome = sweep.sweep(expand([*words, "debug=true"]))
     assert (outcome.exit_code, outcome.failed[0][1].partition(",")[0]) == (1, f"{path}: a folder")
+
+
+def test_a_debugged_run_is_tracked(words, monkeypatch):
+    told = []
+
+    class Tracker:
+        def __init__(self, settings, output, runs):
+            told.append(("for", [run.seed for run in runs]))
+
+        def begin(self, run, run_id):
+            told.append(("begin", run.seed))
+
+        def event(self, event):
+            told.extend([("epoch", event["epoch"])] if event["phase"] == "evaluated" else [])
+
+        def end(self, record):
+            told.append(("end", record["status"]))
+
+        def close(self):
+            told.append(("close",))
+
+    monkeypatch.setattr(sweep, "Tracker", Tracker)
+    assert sweep.sweep(expand([*words, "debug=true", "tracking=online"])).done == 1
+    assert told == [("for", [0]), ("begin", 0), ("epoch", 1), ("epoch", 2), ("end", "done"), ("close",)]
+
+
+def test_of_torchruns_processes_none_does_again_what_another_command_has_finished(words, monkeypatch):
+    """The others could not know of it."""
+    record = trained(words)
+    path = record_path(output_of(words), record["id"])
+    path.rename(path.with_suffix(".later"))
+
+    @contextlib.contextmanager
+    def held(output, name, seconds):
+        path.with_suffix(".later").rename(path)  # what a command that had the lease leaves
+        yield
+
+    monkeypatch.setattr(sweep, "held", held)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="another command has finished it"):
+        sweep.sweep(expand(words))
+
+
+def test_a_watch_forgets_a_record_that_was_set_aside(words, monkeypatch, capsys):
+    record = trained(words)
+    path = record_path(output_of(words), record["id"])
+
+    def sleep(seconds):
+        if not path.exists():
+            raise KeyboardInterrupt
+        path.rename(path.with_suffix(".aside"))
+
+    monkeypatch.setattr(plan.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        plan.watch(expand([*words, "seed=0,1"]))
+    printed = capsys.readouterr().out
+    assert printed.index("done 1 · missing 1") < printed.index("missing 2")
 
 
 def test_a_debugged_run_goes_on_with_the_micro_batch_that_memory_left(words):
