@@ -51,11 +51,11 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
 
 
 def source_file(kind: str) -> Path | None:
-    """The file of a class outside of the clone, without importing it; None where there is none, and for
-    vera's methods."""
+    """The file of a class outside of the clone, without importing it (its package is imported); None where
+    there is none, and for vera's methods."""
     path = kind.rpartition(".")[0]
     try:
         spec = importlib.util.find_spec(path) if path else None
-    except (ImportError, ValueError):
+    except Exception:  # of the package's own code: make_method says it in one line
         return None
     return Path(spec.origin) if spec and spec.origin else None

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
-from runs.config import read_command
-from runs.config.launch import Launch
+from runs.config import Launch, read_command
 from runs.errors import UserError
 from runs.forecast import Left, estimate, unknown
 from runs.forecast.rows import Sources

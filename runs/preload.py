@@ -36,5 +36,9 @@ with warnings.catch_warnings():  # the server's output is still the screen
     for name in PRELOADED:
         importlib.import_module(name)
 
+# Runs are this code, whatever is committed or installed while the sweep lasts
+provenance = importlib.import_module("runs.training.provenance")
+provenance.code_state()
+provenance.versions()
 gc.freeze()
 gc.enable()

@@ -5,6 +5,10 @@ from typing import Any
 
 from runs.record import NOT_SETTINGS, row_label
 
+#: Methods whose runs take as long as no other row's: a head on its own trains on features that are computed
+#: once, and a model as it is does not train.
+UNLIKE_OTHERS = ("head", "none")
+
 
 @dataclass(frozen=True)
 class Run:

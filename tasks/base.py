@@ -79,7 +79,8 @@ def require_columns(where: Path | str, row: Collection[Any], columns: Iterable[s
 def check(settings: Mapping[str, Any], key: str, fits: bool, should: str) -> None:
     """Raises DataError unless a setting of the task fits. should: what it should be."""
     if not fits:
-        raise DataError(f"task.{key}={settings[key]}: should be {should}")
+        value = "null" if settings[key] is None else settings[key]
+        raise DataError(f"task.{key}={value}: should be {should}")
 
 
 @dataclass(frozen=True)

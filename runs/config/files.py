@@ -37,8 +37,12 @@ OPEN = (
     *("method.config", "model.settings", "train.lr_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
-#: Keys that the file of every row has, with an example: its class, its name in tables, the adapter it keeps.
-METHOD_KEYS = {"kind": "lora", "label": "LoRA r=8", "keep": "best"}
+#: Keys that every file of these groups has, with an example.
+NEEDED = {
+    "model": {"name": "my_model", "label": "My model", "modality": "text"},
+    "task": {"name": "my_task", "label": "My task", "family": "text", "modality": "text"},
+    "method": {"kind": "lora", "label": "LoRA r=8", "keep": "best"},
+}
 
 
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -154,8 +158,9 @@ class Files:
         takes the place of what all have. Raises UserError for a key of the recipe that nothing reads."""
         self._check_added(overrides)
         cfg = self.compose(overrides)
-        if "method" in cfg:
-            self._check_method(cfg.hydra.runtime.choices["method"], cfg.method)
+        for group in NEEDED:
+            if group in cfg:
+                self._check_needed(group, cfg.hydra.runtime.choices[group], cfg[group])
         other = cfg.get("method", {}).get("recipe")
         chosen = any(re.match(r"~?recipe\b", line) for line in overrides)
         if not (cfg.get("recipe") or chosen or other is None):
@@ -175,18 +180,19 @@ class Files:
             cfg = self.compose(overrides)
         return overrides, cfg
 
-    def _check_method(self, row: str, method: DictConfig) -> None:
-        """Raises UserError where a row's file lacks a key that every method has, or names another row's
-        recipes that nobody has written."""
-        path = self.path("method", row)
-        for key, example in METHOD_KEYS.items():
-            if key not in method:
-                raise UserError(f"{path}: {key}: is missing, such as {key}: {example}")
+    def _check_needed(self, group: str, name: str, part: DictConfig) -> None:
+        """Raises UserError where a group's file lacks a key that each has, or a row's file names recipes that
+        nobody has written."""
+        for key, example in NEEDED[group].items():
+            if key not in part:
+                raise UserError(f"{self.path(group, name)}: {key}: is missing, such as {key}: {example}")
         rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
-        other = method.get("recipe")
-        if other is not None and other not in rows:
+        other = part.get("recipe")
+        if group == "method" and other is not None and other not in rows:
             near = did_you_mean(str(other), rows) or f" Known: {', '.join(rows)}"
-            raise UserError(f"{path}: recipe: {other}: no row with recipes has this name.{near}")
+            raise UserError(
+                f"{self.path(group, name)}: recipe: {other}: no row with recipes has this name.{near}"
+            )
 
     def _check_added(self, overrides: tuple[str, ...]) -> None:
         """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
@@ -335,7 +341,7 @@ class Files:
         for line in overrides:
             key = line.lstrip("+~").partition("=")[0]
             if re.search(rf"full_key: {re.escape(key)}$", f"{error}\n{cause}", re.MULTILINE):
-                for text, wanted in TYPES.items():
+                for text, wanted in TYPE_ERRORS.items():
                     if text in str(cause):
                         return f"{line}: should be {wanted}"
                 return f"{line}: {first_line(cause)}"
@@ -347,7 +353,7 @@ class Files:
 
 
 #: How OmegaConf says that a value has the wrong type.
-TYPES = {"to Float": "a number", "to Integer": "a whole number", "valid bool": "true or false"}
+TYPE_ERRORS = {"to Float": "a number", "to Integer": "a whole number", "valid bool": "true or false"}
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -370,8 +376,8 @@ def row_word(cfg: DictConfig) -> str:
 def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     """The configuration as plain values, without Hydra's part."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    plain: Any = OmegaConf.to_container(own, resolve=resolve)
-    return dict(plain)
+    values: Any = OmegaConf.to_container(own, resolve=resolve)
+    return dict(values)
 
 
 def choices(group: str) -> list[str]:
@@ -390,5 +396,4 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     files = Files()
     with files.hydra():
         cfg = files.compose((f"model={model}", f"method={method}"))
-    plain: list[Any] = [OmegaConf.to_container(part, resolve=True) for part in (cfg.model, cfg.method)]
-    return plain[0], {key: value for key, value in plain[1].items() if key not in NOT_SETTINGS}
+    return plain(cfg.model), {key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS}

@@ -40,9 +40,10 @@ def parser() -> argparse.ArgumentParser:
     add("-sc", "--shell-completion", action="store_true", help="install=bash (zsh, fish) or uninstall=bash")
     add("--hydra-help", action="store_true", help="Hydra's own help")
     add("--version", action="store_true", help="of this program and of Hydra")
-    for name in ("-r/--run", "-cn/--config-name", "-cp/--config-path", "--experimental-rerun"):
-        how = {"action": "store_true"} if "run" in name and "re" not in name else {"nargs": "?", "const": ""}
-        add(*name.split("/"), help="not taken here; says what is", **how)  # type: ignore[arg-type]
+    refused = "not taken here; says what is"
+    add("-r", "--run", action="store_true", help=refused)
+    for name in ("-cn/--config-name", "-cp/--config-path", "--experimental-rerun"):
+        add(*name.split("/"), nargs="?", const="", help=refused)
     return options
 
 

@@ -12,7 +12,7 @@ from runs.forecast.pace import pace_key
 from runs.forecast.rows import Sources
 from runs.record import Ledger, Record, run_folder
 from runs.record.text import duration, megabytes, plural
-from runs.run import Run
+from runs.run import UNLIKE_OTHERS, Run
 from runs.training.state import Plan
 
 
@@ -171,8 +171,7 @@ def _bytes(record: Record) -> int:
 
 def _like(run: Run, done: list[Record]) -> list[Record]:
     """Finished runs to judge this one by: of the same row, model and task, or else of other rows. The task's
-    settings that decide the amount of work are the same. A head on its own trains on features that are
-    computed once, and a model as it is does not train: they are like no other row."""
+    settings that decide the amount of work are the same."""
     task = run.config["task"]
     same = [
         record
@@ -181,13 +180,11 @@ def _like(run: Run, done: list[Record]) -> list[Record]:
         and all(record["config"]["task"].get(key) == task.get(key) for key in AMOUNTS)
     ]
     of_row = [record for record in same if record["cell"]["row"] == run.row]
-    if of_row or run.method["kind"] in ALONE:
+    if of_row or run.method["kind"] in UNLIKE_OTHERS:
         return of_row
-    return [record for record in same if record["config"]["method"]["kind"] not in ALONE]
+    return [record for record in same if record["config"]["method"]["kind"] not in UNLIKE_OTHERS]
 
 
-#: Methods whose runs take as long as no other's.
-ALONE = ("head", "none")
 #: Settings of a task that decide how much a run computes.
 AMOUNTS = (
     *("train_rows", "dev_rows", "holdout", "shots", "image_size"),

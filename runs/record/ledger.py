@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.cell import cell_id, protocol
+from runs.record.cell import cell_id, other_data_seed, protocol
 from runs.record.files import read_regular, records_folder, run_folder
 from runs.record.measure import MEASURE_SCHEMA, check_measure
 from runs.record.place import PUBLISHED
@@ -106,7 +106,8 @@ class _SharedParts:
             record["recipe"],
             *(config[key] for key in ("model", "task", "method", "train")),
         )
-        key = (*map(id, parts), record["model"], start.get("id"), protocol(record))
+        seed = other_data_seed(record)
+        key = (*map(id, parts), record["model"], start.get("id"), protocol(record), seed)
         if key not in self._cells:
             self._cells[key] = sys.intern(cell_id(record))
         return self._cells[key]

@@ -142,7 +142,9 @@ class Code(TypedDict):
 
     commit: str | None
     dirty: bool | None  # whether files differed from that commit
-    sources: NotRequired[dict[str, Any] | None]  # the files of method and task family, see runs/sources.py
+    sources: NotRequired[
+        dict[str, dict[str, Any]]
+    ]  # the files of method and task family, see runs/sources.py
 
 
 class Device(TypedDict):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import gpus
-from runs.config.launch import Launcher, Local
+from runs.config import Launcher, Local
 from runs.forecast.memory import training_bytes
 from runs.forecast.rows import Sources
 from runs.run import Run

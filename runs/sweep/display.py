@@ -8,10 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.errors import rank
-from runs.forecast.cost import ALONE
 from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
-from runs.run import Run
+from runs.run import UNLIKE_OTHERS, Run
 from runs.sources import changed_words
 
 Event = dict[str, Any]
@@ -210,15 +209,14 @@ def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, in
     """Seconds for the runs that are left, and the number of runs without an estimate.
 
     spent: finished runs with their seconds. A run takes the median of its row on its task, or else of the
-    other rows there. A head on its own trains on features that are computed once, and a model as it is does
-    not train: their times are compared with no other row's."""
+    other rows there."""
     total, unknown = 0.0, 0
     for run in left:
         same = [
             (done, seconds)
             for done, seconds in spent
             if (done.model, done.task) == (run.model, run.task)
-            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {*ALONE})
+            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {*UNLIKE_OTHERS})
         ]
         of_row = [seconds for done, seconds in same if done.row == run.row]
         known = of_row or [seconds for _, seconds in same]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runs.config.launch import Launch
+from runs.config import Launch
 from runs.errors import UserError
 from runs.record.text import plural
 from runs.sweep.display import Board

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from runs.config.launch import Launch, Serial
+from runs.config import Launch, Serial
 from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.identity import identify
 from runs.record import Record, is_trial, sweep_up_dead, write_sweep

@@ -2,7 +2,7 @@
 same record.
 
 Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
-the step, the scheduler, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
+the step, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
 all of it: a run that went on from a damaged file would end with a record like any other."""
 
 import hashlib
@@ -45,6 +45,8 @@ class Checkpoint:
         tensors["generator/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["generator/cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            tensors["generator/mps"] = torch.mps.get_rng_state()
         # Once: the file and its checksum are made from the same copy.
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         version, words, position, has_gauss, cached = tuple(np.random.get_state(legacy=True))
@@ -109,6 +111,8 @@ class Checkpoint:
         torch.set_rng_state(tensors["generator/cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"], self.device)
+        elif self.device.type == "mps":
+            torch.mps.set_rng_state(tensors["generator/mps"])
         random.setstate((python[0], tuple(python[1]), python[2]))
         np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
         return state, {

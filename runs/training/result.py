@@ -182,6 +182,13 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     settings = {**run.config["method"], **train} if trains else {key: train[key] for key in READS}
     by_task = recipe.get("by_task") or {}
     recipe_keys = {*recipe, *(key for key, values in by_task.items() if task["name"] in (values or {}))}
+    # A recipe may not know the task, such as one's own
+    rate = "lr_head" if run.method["kind"] == "head" else "lr"
+    lacking = {"epochs", rate} - recipe_keys - {key_of(line) for line in run.changed}
+    if run.recipe != "defaults" and trains and lacking:
+        words.append(
+            f"the recipe has no {' and '.join(sorted(lacking))} for this task: the harness's defaults"
+        )
     for key in sorted(recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
         if key == "lr_by":
@@ -198,14 +205,18 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
             whose = "harness" if run.recipe == "defaults" else "recipe"
             words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
     # Overrides of other keys, except those that name the row or do not change the result
-    covered = {*recipe_keys, *COMPUTED, "label", "max_steps", "config_class", "config", "scaling"}
+    covered = {*recipe_keys, *COMPUTED, "label", "max_steps", "scaling"}
+    covered |= {"config_class", "config"} if run.row.startswith("peft_") else set()
     covered |= set() if trains else set(train) - set(READS)
-    for line in run.changed:
-        if line.partition("=")[0].rpartition(".")[2] not in covered:
-            words.append(f"{line} given")
+    words += [f"{line} given" for line in run.changed if key_of(line) not in covered]
     if train["max_steps"] is not None and trains:
         words.append(f"stopped after {train['max_steps']} steps")
     return words
+
+
+def key_of(line: str) -> str:
+    """The last part of an override's key."""
+    return line.partition("=")[0].rpartition(".")[2]
 
 
 def peak_memory() -> int:

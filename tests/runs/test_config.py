@@ -147,6 +147,13 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["seed=abc"], "seed=abc: should be a whole number"),
         (["seed=0,x"], "seed=x: should be a whole number"),
         (["seed=-1"], "seed=-1: should be a whole number"),
+        (["seed=0,9223372036854775808"], "seed=9223372036854775808: should be a whole number in [0, 2^63)"),
+        (["data_seed=-1"], "data_seed=-1: should be a whole number in [0, 2^63)"),
+        (["task.train_rows=null"], "task.train_rows=null: the task reviews needs a value here"),
+        (["task=text", "task.train_file=a.csv", "task.text=null"], "task.text=null: the task text needs"),
+        (["model=vit_base", "task=digits", "task.crop_scale=null"], "task.crop_scale=null: the task digits"),
+        (["model=encoder", 'model.wheel="foo==1.0"'], "model.wheel=foo==1.0: needs the wheel's hash"),
+        (["model=encoder", "model.wheel=['foo==1.0']"], "should be name==version, or a list of pip's requir"),
         (["train.epochs=0"], "train.epochs=0: should be at least 1"),
         (["train.evaluate_every=0"], "train.evaluate_every=0: should be at least 1"),
         (["train.lr=-1"], "train.lr=-1.0: should be a number that is not negative"),
@@ -229,6 +236,10 @@ def test_a_mistake_is_one_clear_line(words, message):
 )
 def test_mistakes_about_texts(words, message):
     assert message in error_of(["model=gpt2_medium", "task=e2e", *words] if len(words) == 1 else words)
+
+
+def test_a_key_within_what_another_override_replaces_is_gone():
+    assert not expand(["+train.lr_by.B=1e-2", "train.lr_by=null"])[0].config["train"]["lr_by"]
 
 
 def test_a_whole_number_is_the_number_that_the_file_has():

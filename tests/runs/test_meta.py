@@ -138,6 +138,9 @@ import gc, sys
 import runs.preload
 print(*sys.modules)
 assert gc.isenabled() and gc.get_freeze_count()
+# Of the code that was imported: a later commit is not what runs
+from runs.training.provenance import code_state, versions
+assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True

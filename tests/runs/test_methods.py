@@ -9,7 +9,7 @@ from running import call_here, do, output_of
 import vera
 from runs.config import expand
 from runs.errors import UserError
-from runs.methods import make_method
+from runs.methods import make_method, source_file
 from runs.pairs import refusal
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.sources import changed
@@ -145,6 +145,33 @@ def test_a_file_without_a_key_that_every_method_has_is_one_line(key, own, words)
     file.write_text("".join(line for line in lines if not line.startswith(f"{key}:")))
     with pytest.raises(UserError, match=rf"{file}: {key}: is missing, such as {key}: "):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
+
+
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [("task", "modality"), ("task", "family"), ("task", "label"), ("model", "label"), ("model", "modality")],
+)
+def test_a_task_or_model_without_a_key_that_each_has_is_one_line(group, key, tmp_path):
+    whole = {
+        "task": "name: mine\nlabel: mine\nfamily: text\nmodality: text\ntrain_file: a.csv\n",
+        "model": "name: mine\nlabel: mine\nmodality: text\npath: /x\n",
+    }
+    for name, text in whole.items():
+        lines = [line for line in text.splitlines() if name != group or not line.startswith(f"{key}:")]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"{group}/mine.yaml: {key}: is missing, such as {key}: "):
+        expand(["task=mine", "model=mine", "--config-dir", str(tmp_path)])
+    # Nor does it end the message of another mistake
+    with pytest.raises(UserError, match="model vit_base takes image, task reviews is text"):
+        expand(["model=vit_base", "--config-dir", str(tmp_path)])
+
+
+def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(tmp_path, monkeypatch):
+    (tmp_path / "broken_package_of_a_test").mkdir()
+    (tmp_path / "broken_package_of_a_test" / "__init__.py").write_text("def x(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert source_file("broken_package_of_a_test.svft.SVFT") is None
 
 
 def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):

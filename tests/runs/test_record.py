@@ -14,9 +14,11 @@ from runs.record import (
     best_and_last,
     cell_id,
     crossfit,
+    read_ledger,
     read_record,
     read_regular,
     without_paths,
+    write_record,
 )
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
@@ -196,10 +198,13 @@ def test_an_error_is_published_without_the_places_of_this_machine():
     assert without_paths(record())["error"] is None
 
 
-def test_another_order_of_the_rows_is_another_cell():
+def test_another_order_of_the_rows_is_another_cell(tmp_path):
     one, other = record(), record()
     same = cell_id(one)
     other["config"]["data_seed"] = other["config"]["seed"]
     assert cell_id(other) == same
     other["config"]["data_seed"] = 7
     assert cell_id(other) != same
+    for number, each in enumerate((one, other)):
+        write_record(tmp_path, each | {"id": f"{number:012}"})
+    assert len({cell_id(each) for each in read_ledger(tmp_path, published=False)}) == 2

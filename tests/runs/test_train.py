@@ -291,8 +291,28 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
             ],
         ),
         (["model=gpt2_medium", "task=e2e", "task.length_grouped=true"], []),  # tasks/e2e.py says it
-        # Its recipe has rates for GLUE's tasks alone.
-        (["model=roberta_base", "task=reviews", "train.lr=0.5"], ["train.lr=0.5 given"]),
+        # Its recipe has rates and epochs for GLUE's tasks alone.
+        (
+            ["model=roberta_base", "task=reviews"],
+            ["the recipe has no epochs and lr for this task: the harness's defaults"],
+        ),
+        (
+            ["model=roberta_base", "task=reviews", "train.lr=0.5"],
+            ["the recipe has no epochs for this task: the harness's defaults", "train.lr=0.5 given"],
+        ),
+        (
+            ["model=roberta_base", "task=mnli", "method=head"],
+            ["the recipe has no epochs and lr_head for this task: the harness's defaults"],
+        ),
+        # Another method under the row's name
+        (["method=dora", "~method.config.use_dora"], ["~method.config.use_dora given"]),
+        (["method=dora", "method.config={use_dora: false}"], ["method.config={use_dora: false} given"]),
+        (["method=dora", "method.config_class=IA3Config"], ["method.config_class=IA3Config given"]),
+        (["method=lora_plus", "~train.lr_by.B"], ["~train.lr_by.B given"]),
+        (
+            ["method=peft:IA3Config", "method.config={fan_in_fan_out: true}"],
+            ["no recipe for this method and model: the harness's defaults"],  # its label has the setting
+        ),
         (["method=none", "train.lr=0.5", "train.max_length=8"], ["train.max_length=8 given"]),
     ],
 )
