@@ -35,10 +35,12 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import vera
+from vera.errors import first_line
 
 LARGEST_BATCH = 64  # requests
 LONGEST_BATCH = 64_000  # characters, padding included
@@ -70,7 +72,7 @@ class Health(BaseModel):
 def load(folder: str, labels: int) -> tuple[Any, Any, bool]:
     """The base model, its tokenizer, and whether it has a trained head of its own.
 
-    Raises OSError or ValueError where the folder holds no such model.
+    Raises OSError, ValueError or SafetensorError where the folder holds no such model.
     """
     from_pretrained = AutoModelForSequenceClassification.from_pretrained
     model, report = from_pretrained(folder, num_labels=labels, output_loading_info=True)
@@ -258,15 +260,15 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     try:
         model, tokenizer, own_head = load(options.model, options.labels)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {options.model}: {str(error).splitlines()[0]}")
+    except (OSError, ValueError, SafetensorError) as error:
+        sys.exit(f"error: {options.model}: {first_line(error)}")
     except RuntimeError:  # the sizes of a head in the file
         sys.exit(f"error: {options.model}: its head has not --labels {options.labels} outputs")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or one that torch cannot use
-        sys.exit(f"error: --device {device}: {str(error).splitlines()[0]}")
+        sys.exit(f"error: --device {device}: {first_line(error)}")
     adapters = vera.Adapters(model)
     named = [named_folder(word) for word in options.folders]
     kept = [(name, folder) for name, folder in named if (folder / "adapter.safetensors").is_file()]

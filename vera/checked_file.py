@@ -15,7 +15,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor
 
-from vera.errors import AdapterError
+from vera.errors import AdapterError, first_line
 
 #: A larger header is no adapter's, and is not parsed: parsed JSON takes some twenty times its own size.
 LARGEST_HEADER = 8 * 2**20
@@ -114,8 +114,9 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
             table = json.loads(head[8:])
             header = json.loads(table.pop("__metadata__")["header"])
             shapes = {name: entry["shape"] for name, entry in table.items()}
-            if any(not isinstance(shape, list) or len(shape) > 8 for shape in shapes.values()):
-                raise ValueError("a shape that is none")
+            for shape in shapes.values():
+                if not isinstance(shape, list) or len(shape) > 8 or any(type(n) is not int for n in shape):
+                    raise ValueError("a shape that is none")
             if size - end > 8 * sum(math.prod(shape) for shape in shapes.values()):
                 raise ValueError("more bytes than its tensors have")
             problem: Exception | None = None
@@ -137,8 +138,8 @@ def _read(path: str | Path, kind: str, whole: bool) -> tuple[dict[str, Any], dic
 
 
 def _no_tensors(path: str | Path, error: BaseException) -> AdapterError:
-    words = (str(error).splitlines() or [type(error).__name__])[0]
-    return AdapterError(f"{path}: damaged, or not a safetensors file ({words[:200]}). Get the file again")
+    words = first_line(error)[:200]
+    return AdapterError(f"{path}: damaged, or not a safetensors file ({words}). Get the file again")
 
 
 def check_shapes(

@@ -7,8 +7,7 @@ there, with zeros for the key:
     LoRA   A' = [A_q; A_v]    B' = [[B_q, 0], [0, 0], [0, B_v]]
     VeRA   A' = [A; A]        B' = [[B, 0], [0, 0], [0, B]]    d' = [d_q; d_v]    b' = [b_q; 0; b_v]
 
-A and B of VeRA are stored: peft cannot draw ours.
-"""
+A and B of VeRA are stored: peft cannot draw ours."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from vera.base_weights import without_weights
 from vera.checked_file import check_tensors, share, system_error
-from vera.errors import AdapterError
+from vera.errors import AdapterError, first_line
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, taken_back, unload
 from vera.methods.layers import AdaptedLinear
@@ -138,6 +137,8 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         raise AdapterError(
             f"{folder}: its {CONFIG} describes no adapter ({type(error).__name__}: {error})"
         ) from None
+    if not isinstance(method, VeRA | LoRA):
+        raise AdapterError(f"{folder}: an adapter of type {method.kind}; VERA and LORA are read here")
     trial = without_weights(model)
     method.adapt(trial)
     head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
@@ -292,8 +293,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
         if ours and ours.get("kind") == "peft":
             ours = None  # peft's own method, exported
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"{folder}: damaged ({line}). Get the adapter again") from None
+        raise AdapterError(f"{folder}: damaged ({first_line(error)}). Get the adapter again") from None
     return config, tensors, ours
 
 
@@ -368,7 +368,7 @@ def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outp
     if not PAIR & tensors.keys():
         return "peft"
     stored = [tensors.get(name, torch.zeros(0)) for name in sorted(PAIR)]
-    for init in ("peft", *INITS):
+    for init in reversed(INITS):  # peft's own is the last
         pair = map(torch.from_numpy, ProjectionSpec(seed, rank, inputs, outputs, init).make())
         if all(map(_alike, stored, pair)):
             return init

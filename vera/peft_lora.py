@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.adapted import adaptation, unload
+from vera.methods.adapted import unload
 from vera.peft_format import CONFIG, PREFIX, export_peft, plain, write_peft
 from vera.sites import is_transposed
 
@@ -26,7 +26,7 @@ def export_lora(
     revision: str | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Writes an adapted model's adapter, converted to LoRA, and its head as peft does. The model is the plain
-    base model afterwards, with its head, as after `unload`.
+    base model afterwards, with its head, as after `unload`: save the adapter first.
 
     rank: an int, of every layer; or a float up to 1, the share of each layer's squared singular values that
     is kept, which gives each layer a rank of its own. base, revision: as for `export_peft`. Returns for each
@@ -35,35 +35,45 @@ def export_lora(
     Raises AdapterError, and writes nothing, where peft has no such adapter or cannot convert it."""
     import peft
     from peft.tuners.lora.conversion import convert_to_lora
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = adaptation(model)
-    if adapted and adapted.method.kind == "lora":
-        raise AdapterError("this adapter is a LoRA already: export_peft writes it without loss")
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
         export_peft(model, place)
+        settings = json.loads((Path(place) / CONFIG).read_text(encoding="utf-8"))
+        if settings["peft_type"] == "LORA":  # DoRA too, whose magnitudes peft's conversion would drop
+            raise AdapterError("this adapter is a LoRA already: export_peft writes it without loss")
+        if settings["peft_type"] == "MISS":
+            raise AdapterError("peft converts MiSS to a LoRA of another rank than the one asked for")
         unload(model)
         # The head stays the model's own: peft takes only wrappers of single layers off again
-        settings = json.loads((Path(place) / CONFIG).read_text(encoding="utf-8"))
         bare = settings | {"modules_to_save": None, "task_type": None}
         (Path(place) / CONFIG).write_text(json.dumps(bare), encoding="utf-8")
         wrapped = peft.PeftModel.from_pretrained(model, place)
     try:
         config, tensors = convert_to_lora(wrapped, rank=rank)
+        norms, transposed = _norms(wrapped, tensors)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise AdapterError(f"peft converts this adapter to no LoRA of rank {rank}: {reason}") from None
-    layers: dict[str, Any] = {n: m for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)}
-    norms, transposed = {}, False
-    for name, layer in layers.items():
-        change = layer.get_delta_weight("default").double()
-        if is_transposed(layer.get_base_layer()):
-            change, transposed = change.T, True
-        a, b = (tensors[f"{name}.lora_{part}.weight"].double() for part in "AB")
-        norms[name.removeprefix(PREFIX)] = float((change - b @ a).norm()), float(change.norm())
-    wrapped.unload()
+        raise AdapterError(f"peft converts this adapter to no LoRA of rank {rank}: {error}") from None
+    finally:
+        wrapped.unload()
     # Of a head of several layers peft's conversion keeps one tensor: the head is written from the model
     own = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     write_peft(model, folder, plain(config) | {"fan_in_fan_out": transposed}, own, base, revision)
     return norms
+
+
+def _norms(wrapped: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[float, float]], bool]:
+    """What `export_lora` returns, and whether the layers store their weights transposed."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    norms, transposed = {}, False
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        of_peft: Any = layer
+        change = of_peft.get_delta_weight("default").double()
+        if is_transposed(of_peft.get_base_layer()):
+            change, transposed = change.T, True
+        a, b = (tensors[f"{name}.lora_{part}.weight"].double() for part in "AB")
+        norms[name.removeprefix(PREFIX)] = float((change - b @ a).norm()), float(change.norm())
+    return norms, transposed

@@ -2,8 +2,9 @@
 
 Philox4x64-10 (Salmon et al. 2011) is a counter-based generator: numpy exposes its raw 64-bit words, which
 have not changed since numpy 1.17. Each element takes the word at its own place in the counter, and plain IEEE
-arithmetic maps the word to a number. Nothing else is used: no log and no cos (their last bits differ between
-processors), no torch generator (not guaranteed across versions and devices).
+arithmetic maps the word to a number. The default scheme uses nothing else: no log and no cos (their last bits
+differ between processors), as kaiming_normal does, and no torch generator (not guaranteed across versions and
+devices), as init="peft" does.
 
 Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the leading slice of a larger
 one. Only the scale depends on the shape, so adapters of any rank and width can share one stored pair."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,12 @@ from torch.func import functional_call, vmap
 
 from vera.adapter_file import FORMAT, HEAD_FORMAT, check_same_settings, method_of, read_classes, try_adapter
 from vera.base_weights import base_fingerprint, same_base
-from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header
+from vera.checked_file import read_checked, read_header
 from vera.errors import AdapterError
 from vera.methods import disable
 from vera.methods.adapted import adaptation, plain_names, refuse_many, unload
 from vera.methods.layers import changes, remove_hooks
 from vera.methods.vera import VeRA
-from vera.methods.vera_layer import VeRAChange
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
@@ -94,7 +93,7 @@ class Adapters:
             try_adapter(path, method, shapes, self.model)
             self._adapt(method)
         try:
-            tensors = self._checked(path, method, header, shapes)
+            tensors = self._checked(path, method, header)
             heads = self._head(head) if head else None
             classes = read_classes(head) if head else None
         except BaseException:
@@ -161,7 +160,7 @@ class Adapters:
             rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
             lengths = [len(vector) for vector in self._parameters.values()]
             parts = iter(torch.split(rows, lengths, dim=1))
-        for change in self._changes():
+        for change in changes(self.model):
             change.rows, change.repeats = None, repeats
             if rows is not None:
                 b, d = (None if vector is None else next(parts) for vector in (change.b, change.d))
@@ -243,7 +242,7 @@ class Adapters:
                 module.register_forward_hook(self._own_heads)
         plain = plain_names(self.model)
         names = {id(p): plain[name] for name, p in self.model.named_parameters()}
-        vectors = (v for change in self._changes() for v in (change.b, change.d) if v is not None)
+        vectors = (v for change in changes(self.model) for v in (change.b, change.d) if v is not None)
         self._parameters = {names[id(v)]: v for v in vectors}
         self.method, self._fixed = method, method.fixed(self.model)
         if backbone := backbone_prefix(self.model):
@@ -251,21 +250,14 @@ class Adapters:
         self.model.__dict__["_adapters"] = self
         disable(self.model)
 
-    def _changes(self) -> Iterator[VeRAChange]:
-        return cast(Iterator[VeRAChange], changes(self.model))
-
-    def _checked(
-        self, path: str | Path, method: VeRA, header: Mapping[str, Any], shapes: dict[str, list[int]]
-    ) -> dict[str, Tensor]:
+    def _checked(self, path: str | Path, method: VeRA, header: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a file. Raises AdapterError where it does not fit the adapters here."""
         assert self.method is not None
         why = "adapters that share a batch share A and B"
         check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
         if header.get("fixed") != self._fixed:
             raise AdapterError(f"{path}: was trained with other projections than this model's")
-        check_shapes(path, self._parameters, shapes)
-        tensors = read_file(path, FORMAT)[1]
-        check_tensors(path, self._parameters, tensors)
+        tensors = read_checked(path, FORMAT, self._parameters, "Same base model and rank?")
         if not same_base(header.get("base"), self._base):
             raise AdapterError(f"{path}: trained on other base weights than this model's")
         return tensors

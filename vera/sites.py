@@ -232,13 +232,15 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the parameter names that belong to the classification head, for str.startswith.
 
     The head is everything outside the backbone, and BERT's pooler: it plays the part of the dense layer in
-    RoBERTa's head. A timm model names the layer that is its head. A language model's output layer is no head
-    (it is pretrained), and a plain module has none."""
+    RoBERTa's head. A timm model names the layers that are its head. A language model's output layer is no
+    head (it is pretrained), and a plain module has none."""
     for path, module in model.named_modules():
         # Timm, also inside TimmWrapper
         if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):
-            classifier = module.get_classifier()
-            return tuple(f"{name}." for name, m in module.named_modules(prefix=path) if m is classifier)
+            heads = module.get_classifier()
+            heads = heads if isinstance(heads, tuple) else (heads,)  # a distilled model has two
+            named = module.named_modules(prefix=path)
+            return tuple(f"{name}." for name, m in named if any(m is head for head in heads))
     if _output_embedding(model) is not None:
         return ()
     if backbone := backbone_prefix(model):

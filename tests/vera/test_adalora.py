@@ -12,7 +12,7 @@ from torch import nn
 
 import vera
 from vera.methods.adapted import plain_names
-from vera.methods.allocation import Budget, off_orthogonal
+from vera.methods.allocation import RankBudget, off_orthogonal
 from vera.methods.layers import adapted_layers, changes
 from vera.sites import find_sites
 
@@ -107,7 +107,7 @@ def test_the_budget_is_pefts(shares):
         allocator = RankAllocator(model, model.peft_config["default"], "default")
         allocator.peft_config.deltaT, allocator.peft_config.total_step = interval, total
         of_all = (share / total for share in shares)
-        ours = Budget(allocator.init_bgt, allocator.target_bgt, *of_all, interval)
+        ours = RankBudget(allocator.init_bgt, allocator.target_bgt, *of_all, interval)
         for step in range(total):
             budget, masks = allocator.budget_schedule(step)
             masks |= step == total - shares[1]  # AdaLoraModel.update_and_allocate forces it

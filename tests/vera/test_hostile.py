@@ -173,6 +173,7 @@ def by_hand(good):
     yield "a deep header", build(changed(table) | {"z": None}, data)
     yield "a large shape", build(table | {"big": tensor | {"shape": [2**62, 0]}}, data)
     yield "a long shape", build(table | {"big": tensor | {"shape": [10**4000] * 1000}}, data)
+    yield "a shape of words", build(table | {"big": tensor | {"shape": [["x"], 10**15]}}, data)
     yield "data beyond the tensors", build(table, data + bytes(2**26))
     yield "a name of 1 MB", build(table | {"a" * 2**20: tensor}, data)
     method = json.loads(table["__metadata__"]["header"])["method"]

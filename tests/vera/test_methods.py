@@ -1017,7 +1017,6 @@ def test_a_start_at_which_nothing_can_train_is_refused():
     """b starts at zero, and so do all gradients where another factor is zero, too."""
     for make in (
         lambda: vera.VeRA(rank=4, d_init=0.0),
-        lambda: vera.VeRA(rank=4, d_init=0.0, vectors=("b",)),
         lambda: vera.VeRAPlus(rank=4, d_init=0.0),
         lambda: vera.VeRAPlus(rank=4, c_init=0.0),
     ):
@@ -1044,6 +1043,31 @@ def test_a_model_of_pefts_is_told_apart():
         METHODS["vera"].merge(tiny_model())
     with pytest.raises(vera.AdapterError, match="no linear layer inside"):
         METHODS["vera"].adapt(nn.Linear(3, 3))
+
+
+def test_a_refused_merge_of_pefts_leaves_the_model_for_a_later_one():
+    method, model = vera.Peft("LoraConfig"), tiny_model()
+    with pytest.raises(vera.AdapterError, match="nothing to merge"):
+        method.merge(model)
+    method.adapt(model)
+    shake(model)
+    expected = answer(model)
+    vera.unload(model, merge=True)
+    assert torch.allclose(answer(model), expected, atol=1e-5)
+
+
+def test_both_heads_of_a_distilled_model_train():
+    import timm
+
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=3, depth=1, embed_dim=12, num_heads=3, img_size=32
+    )
+    vera.VeRA(rank=4, sites=("all-linear",)).adapt(model)
+    assert {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("head")} == {
+        *("head.weight", "head.bias"),
+        *("head_dist.weight", "head_dist.bias"),
+    }
+    assert isinstance(model.head, nn.Linear)
 
 
 def test_lists_are_as_good_as_tuples():

@@ -1,7 +1,9 @@
 """A low-rank method written after lora.py, whose frozen part comes back from the base weights: LoRA-XS
 (Balazy et al. 2024), which trains an r x r matrix between a weight's leading singular vectors."""
 
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -173,3 +175,37 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(metho
     lora.adapt(plain)
     vera.save(plain, lora, tmp_path / "lora.safetensors")
     assert "class" not in read_file(tmp_path / "lora.safetensors", FORMAT)[0]
+
+
+def test_a_settings_type_may_be_written_in_any_way():
+    """As in a module with postponed annotations, or of an older Python."""
+    code = """
+from __future__ import annotations
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Optional
+import vera
+
+@dataclass(frozen=True)
+class Postponed(vera.Method, kind="postponed_of_a_test"):
+    rank: Optional[int] = None
+    words: list[str] = ()
+    odd: bytes | None = None
+    def install(self, model): pass
+    def count(self, model): return 0
+"""
+    space: dict = {"__name__": "postponed_of_a_test"}
+    sys.modules["postponed_of_a_test"] = SimpleNamespace(**space)
+    try:
+        exec(compile(code, "postponed", "exec"), space)
+        sys.modules["postponed_of_a_test"].__dict__.update(space)
+        own = space["Postponed"]
+        assert own(rank=3, words=["a"]).words == ("a",)
+        with pytest.raises(vera.AdapterError, match="rank must be a whole number, got 'x'"):
+            own(rank="x")
+        with pytest.raises(vera.AdapterError, match=r"odd: a setting of type <class 'bytes'>; known: int"):
+            own(odd=b"x")
+    finally:
+        METHODS.pop("postponed_of_a_test", None)
+        del sys.modules["postponed_of_a_test"]

@@ -255,7 +255,12 @@ def test_a_hostile_configuration_is_one_line_and_changes_nothing(config, name, t
 
 
 @pytest.mark.parametrize(
-    "ours", [{"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]], ids=str
+    "ours",
+    [
+        *({"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]),
+        *({"kind": "tied_lora", "rank": 4}, {"kind": "full"}),
+    ],
+    ids=str,
 )
 def test_hostile_settings_of_our_own_are_one_line(ours, tmp_path):
     vera.export_peft(moved("BERT", METHODS["vera"]), tmp_path)

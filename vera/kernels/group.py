@@ -21,7 +21,7 @@ class Group:
     them, and `end` drops what is left. A layer that gets another input (the values of a cross-attention)
     computes alone, and leaves the group."""
 
-    def __init__(self, layers: Sequence[Layer], path: str = "auto", weights: str = "auto") -> None:
+    def __init__(self, layers: Sequence[Layer], path: str, weights: str) -> None:
         self.layers, self.path, self.weights = list(layers), path, weights
         #: The input of the call, its `mark`, and the outputs that no layer has taken yet.
         self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.allocation import Allocation, Budget, off_orthogonal
+from vera.methods.allocation import Allocation, RankBudget, off_orthogonal
 from vera.methods.contract import Method
 from vera.methods.layers import Change, adapter_dtype, changes, wrap
 from vera.methods.settings import check_rank
@@ -33,7 +33,7 @@ class TripletChange(Change):
         self.B = nn.Parameter(torch.empty(outputs, rank, **at).normal_(std=0.02))
         self.scale = method.alpha / (rank + 1e-5)  # as in the published code
         self.dropout = nn.Dropout(method.dropout)
-        #: In the first change that of all. Training begins with one of the run's steps.
+        #: Of all changes: the first one holds it. `before_training` replaces it.
         self.allocation = Allocation(0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ class AdaLoRA(Method, kind="adalora"):
     as many again, as in the paper. alpha: the change is scaled by alpha / init_rank. dropout: on the input of
     the adapter. initial_share, final_share: of the run's steps, before the budget begins to fall, and after
     it has fallen, when the same triplets stay pruned (the paper's t_i and t_f are these in steps). interval:
-    steps between two prunings. beta1, beta2: of sensitivity and uncertainty. orthogonality: the weight of the
+    steps between two prunings; above 1 it needs a final_share above 0, or what trains after the last pruning
+    stays. beta1, beta2: of sensitivity and uncertainty. orthogonality: the weight of the
     penalty."""
 
     rank: int
@@ -101,20 +102,20 @@ class AdaLoRA(Method, kind="adalora"):
                 f" final_share={self.final_share:g} leave none to gather importance in: lower them, or train"
                 " longer"
             )
-        _of(model)[0].allocation = Allocation(total_steps)
+        next(changes(model)).allocation = Allocation(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        factors = [factor for change in _of(model) for factor in (change.A, change.B.T)]
+        factors = [factor for change in changes(model) for factor in (change.A, change.B.T)]
         return off_orthogonal(factors) * self.orthogonality
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        of_model, now = _of(model), step - 1
+        of_model, now = list(changes(model)), step - 1
         of, total, count = of_model[0].allocation, of_model[0].allocation.total_steps, len(of_model)
         if not total:
             raise AdapterError("AdaLoRA: before_training, with the number of steps, comes first")
         shares = self.initial_share, self.final_share
-        budget = Budget(self.first_rank * count, self.rank * count, *shares, self.interval)
+        budget = RankBudget(self.first_rank * count, self.rank * count, *shares, self.interval)
         if now < budget.ends(total):
             of.gather(_parameters(model), self.beta1, self.beta2)
         left = budget.after(now, total)
@@ -130,15 +131,10 @@ class AdaLoRA(Method, kind="adalora"):
             change.E.masked_fill_((score <= pruned)[:, None], 0.0)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(_of(model)[0].allocation.state())
+        return dict(next(changes(model)).allocation.state())
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        _of(model)[0].allocation.load(state, _parameters(model))
-
-
-def _of(model: nn.Module) -> list[Any]:
-    """The changes of an adapted model, TripletChange all of them."""
-    return list(changes(model))
+        next(changes(model)).allocation.load(state, _parameters(model))
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

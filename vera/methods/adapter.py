@@ -44,7 +44,7 @@ class Bottleneck(Added):
             nn.init.zeros_(layer.bias)
         self.activation = method.activation
         self.block = block
-        self.dropped = block < method.drop_layers
+        self.dropped = False
 
     def forward(self, h: Tensor) -> Tensor:
         x = h.to(self.down.weight.dtype)

@@ -44,7 +44,7 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class Budget:
+class RankBudget:
     """How many ranks are left over a run: `first` in the beginning, `last` in the end.
 
     It falls with the cube of the steps left (equation 12), between shares of the run's steps at its beginning

@@ -143,8 +143,6 @@ class Method(ABC):
 
         Raises AdapterError, with the model unchanged, where that cannot be.
         """
-        if adaptation(model) is None:
-            raise AdapterError("this model carries no adapter: nothing to merge")
         layers = list(adapted_layers(model))
         check_mergeable(model, ((layer.base, layer.enabled) for layer in layers))
         for layer in layers:

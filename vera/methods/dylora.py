@@ -3,8 +3,8 @@ trained pair can be cut to any rank (Valipour et al. 2023, arXiv 2210.07558):
 
     h = W0 x + (alpha / b) B[:, :b] A[:b] x,   b uniform on 1 .. r
 
-`frozen` is the paper's cheaper mode: a step changes row b of A and column b of B alone. The published code
-scales A and B by sqrt(r / b) each and the product by alpha / r, which is the same."""
+`frozen` is the paper's cheaper mode: a step gives a gradient to row b of A and column b of B alone. The
+published code scales A and B by sqrt(r / b) each and the product by alpha / r, which is the same."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -60,9 +60,9 @@ class DyLoRAChange(LoRAChange):
 class DyLoRA(Method, kind="dylora"):
     """Trains a low-rank pair for each adapted matrix, of which every leading part is an adapter of its own.
 
-    rank: the largest. alpha: the change is scaled by alpha / b at b ranks. frozen: a step changes its last
-    rank alone. dropout: on the input of the adapter. The draws are a function of the step and of a seed that
-    torch's generator gives when the model is adapted; a checkpoint holds both."""
+    rank: the largest. alpha: the change is scaled by alpha / b at b ranks. frozen: a step gives a
+    gradient to its last rank alone. dropout: on the input of the adapter. The draws are a function of the
+    step and of a seed that torch's generator gives when the model is adapted; a checkpoint holds both."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -88,20 +88,20 @@ class DyLoRA(Method, kind="dylora"):
         if not 1 <= rank <= self.rank:
             raise AdapterError(f"rank {rank} is no part of a DyLoRA adapter of rank {self.rank}")
         self.unmerge(model)
-        for change in _of(model):
+        for change in changes(model):
             change.used = rank
 
     def reset(self, model: nn.Module) -> None:
         self.use_rank(model, self.rank)
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        _draw(model, _of(model)[0].seed, 1)
+        _draw(model, next(changes(model)).seed, 1)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        _draw(model, _of(model)[0].seed, step + 1)
+        _draw(model, next(changes(model)).seed, step + 1)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        first = _of(model)[0]
+        first = next(changes(model))
         return {DRAW: torch.tensor([first.seed, first.step])}
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -109,11 +109,6 @@ class DyLoRA(Method, kind="dylora"):
         _draw(model, seed, step)
 
 
-def _of(model: nn.Module) -> list[Any]:
-    """The changes of an adapted model, DyLoRAChange all of them."""
-    return list(changes(model))
-
-
 def _draw(model: nn.Module, seed: int, step: int) -> None:
-    for change in _of(model):
+    for change in changes(model):
         change.draw(seed, step)

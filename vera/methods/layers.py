@@ -13,8 +13,10 @@ from vera.sites import WHOLE, Blocks, is_transposed, size
 
 
 def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) -> None:
-    """Raises AdapterError unless a change can be folded into the weight of each of these layers of a model.
-    With each layer: whether its adapter is switched on."""
+    """Raises AdapterError unless the model is adapted, and a change can be folded into the weight of each of
+    these layers of it. With each layer: whether its adapter is switched on."""
+    if getattr(model, "_adaptation", None) is None:
+        raise AdapterError("this model carries no adapter: nothing to merge")
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for layer, enabled in layers:
         if not enabled:
@@ -151,8 +153,8 @@ def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
     return (m for m in model.modules() if isinstance(m, AdaptedLinear))
 
 
-def changes(model: nn.Module) -> Iterator[Change]:
-    """The changes of all adapted matrices of a model, in its order."""
+def changes(model: nn.Module) -> Iterator[Any]:
+    """The Change of each adapted matrix of a model, in its order."""
     return (change for layer in adapted_layers(model) for change in layer.changes.values())
 
 

@@ -30,7 +30,8 @@ def drawn(
     stored, hidden = _frozen(model, wrapper, names)
     if not (stored or hidden):
         return {}, {}
-    first = next(t for n, t in model.named_parameters() if n in names)
+    plain = plain_names(model)
+    first = next(t for n, t in model.named_parameters() if plain[n] in names)
     key = json.dumps([*key_of, str(first.dtype), str(first.device)])
     ours = {name: digest(tensor) for name, tensor in {**stored, **hidden}.items()}
     if key not in _REDRAWN:

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vera.errors import AdapterError
 
@@ -24,11 +24,12 @@ MOST_WORDS = 1_000
 
 def check_settings(method: Any) -> None:
     """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out of range."""
+    hints = get_type_hints(type(method))
     for field in fields(method):
         if isinstance(getattr(method, field.name), list):
             object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
-        value, annotation = getattr(method, field.name), field.type
-        if isinstance(annotation, UnionType):  # int | None
+        value, annotation = getattr(method, field.name), hints[field.name]
+        if get_origin(annotation) in (UnionType, Union):  # int | None, or Optional[int]
             if value is None:
                 continue
             annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
@@ -38,6 +39,10 @@ def check_settings(method: Any) -> None:
                 raise AdapterError(f"{field.name} must be one of {options}, got {value!r}")
             continue
         kind: Any = get_origin(annotation) or annotation
+        kind = tuple if kind is list else kind
+        if kind not in NAMES:
+            known = ", ".join(known.__name__ for known in NAMES)
+            raise AdapterError(f"{field.name}: a setting of type {annotation}; known: {known}")
         number = kind is float and isinstance(value, int)
         if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
             raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")

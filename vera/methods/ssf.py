@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.adapted import adaptation
 from vera.methods.contract import Method
 from vera.methods.layers import Added, adapter_dtype, check_mergeable, remove_hooks
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
@@ -86,8 +85,6 @@ class SSF(Method, kind="ssf"):
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:
-        if adaptation(model) is None:
-            raise AdapterError("this model carries no adapter: nothing to merge")
         check_mergeable(model, ((module, ssf.enabled) for module, ssf in _scaled(model)))
         for module, _ in _scaled(model):
             if getattr(module, "bias", None) is None:

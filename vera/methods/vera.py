@@ -9,11 +9,11 @@ from torch import nn
 from vera.errors import AdapterError
 from vera.kernels import PATHS, WEIGHTS, Group
 from vera.methods.contract import Method
-from vera.methods.layers import adapted_layers, adapter_dtype, changes, remove_hooks, wrap
+from vera.methods.layers import adapted_layers, adapter_dtype, changes, remove_hooks, widest, wrap
 from vera.methods.settings import check_rank
-from vera.methods.vera_layer import Projections, VeRAChange, projections
-from vera.projections import INITS, ProjectionSpec, fingerprint
-from vera.sites import find_sites, same_input, size
+from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
+from vera.projections import INITS, ProjectionSpec
+from vera.sites import find_sites, same_input
 
 VECTORS = (("b", "d"), ("b",), ("d",))
 CHOICES = {
@@ -58,7 +58,7 @@ class VeRA(Method, kind="vera"):
                 "without b, d must start at 0 (d_init=0), for the model to start as the base; got"
                 f" {self.d_init}"
             )
-        if "b" in self.vectors and self.d_init == 0:
+        if self.vectors == ("b", "d") and self.d_init == 0:
             raise AdapterError("b starts at 0: with d_init=0, too, no gradient would ever leave it")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -74,16 +74,13 @@ class VeRA(Method, kind="vera"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        widest = (
-            max(size(model.get_submodule(path))[0] for path in targets),
-            max(rows.stop - rows.start for blocks in targets.values() for rows in blocks.values()),
-        )
-        check_rank("rank", self.rank, max(widest))
+        largest = widest(model, targets)
+        check_rank("rank", self.rank, max(largest))
         first: Any = model.get_submodule(next(iter(targets)))
         pairs: dict[str, Projections] = {}
 
         def change(path: str, block: str, base: nn.Module, inputs: int, outputs: int) -> VeRAChange:
-            shape: tuple[int, int] = widest if self.projections == "shared" else (inputs, outputs)
+            shape: tuple[int, int] = largest if self.projections == "shared" else (inputs, outputs)
             names = {"shared": "", "by_shape": f"{outputs}x{inputs}", "unique": f"{path} {block}"}
             name = names[self.projections]
             if name not in pairs:
@@ -113,13 +110,4 @@ class VeRA(Method, kind="vera"):
         return sum(b * change.outputs + d * self.rank for change in changes(model))
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """Scheme, seed, the widest shape, and the fingerprint of all pairs."""
-        specs = [pair.spec for pair in projections(model)]
-        return {
-            "scheme": specs[0].scheme,
-            "seed": self.projection_seed,
-            "inputs": max(spec.inputs for spec in specs),
-            "outputs": max(spec.outputs for spec in specs),
-            # Of pairs drawn again: the model's may have been cast to another dtype.
-            "fingerprint": fingerprint(*(matrix for spec in specs for matrix in spec.make())),
-        }
+        return fixed_pairs(model)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.kernels import frozen_linear
 from vera.methods.layers import Change, adapter_dtype
-from vera.projections import ProjectionSpec
+from vera.projections import ProjectionSpec, fingerprint
 
 
 class Projections(nn.Module):
@@ -103,3 +103,16 @@ class VeRAChange(Change):
 def projections(model: nn.Module) -> list[Projections]:
     """The pairs of an adapted model."""
     return [m for m in model.modules() if isinstance(m, Projections)]
+
+
+def fixed_pairs(model: nn.Module) -> dict[str, Any]:
+    """What an adapter file says of the pairs: scheme, seed, the widest shape, and the fingerprint of all."""
+    specs = [pair.spec for pair in projections(model)]
+    return {
+        "scheme": specs[0].scheme,
+        "seed": specs[0].seed,
+        "inputs": max(spec.inputs for spec in specs),
+        "outputs": max(spec.outputs for spec in specs),
+        # Of pairs drawn again: the model's may have been cast to another dtype
+        "fingerprint": fingerprint(*(matrix for spec in specs for matrix in spec.make())),
+    }

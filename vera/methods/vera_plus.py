@@ -15,8 +15,8 @@ from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
 from vera.methods.settings import check_rank
-from vera.methods.vera_layer import Projections, VeRAChange, projections
-from vera.projections import ProjectionSpec, fingerprint
+from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
+from vera.projections import ProjectionSpec
 from vera.sites import find_sites
 
 
@@ -79,12 +79,4 @@ class VeRAPlus(Method, kind="vera_plus"):
         return sum(change.inputs + self.rank + change.outputs for change in changes(model))
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """Scheme, seed, shape and fingerprint of the pair."""
-        (pair,) = projections(model)
-        return {
-            "scheme": pair.spec.scheme,
-            "seed": self.projection_seed,
-            "inputs": pair.spec.inputs,
-            "outputs": pair.spec.outputs,
-            "fingerprint": fingerprint(*pair.spec.make()),
-        }
+        return fixed_pairs(model)
