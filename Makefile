@@ -63,11 +63,11 @@ constraints: setup ## constraints.txt from what .venv holds, once CI has passed 
 	@$(BIN)/python .ci/versions.py
 
 demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a plot in under 10 minutes
-	@$(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH)
-	@echo
-	@$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) published=false save=true
-	@$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT) published=false
-	@echo "Next: python -m analysis.figures demo (beside it what the project has published), make glue-base, make help"
+	@failed=0; $(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH) $(failed); echo; \
+	$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) published=false save=true $(failed); \
+	$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT) published=false $(failed); \
+	echo "Next: python -m analysis.figures demo (beside it what the project has published), make glue-base, make help"; \
+	exit $$failed
 
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
@@ -137,29 +137,31 @@ report: setup ## one HTML page from the records: verdicts, tables, figures, stat
 notebooks: setup ## the notebooks of analysis/notebooks on the records, as .ipynb and HTML
 	@$(BIN)/python -m analysis.notebooks $(call quoted,output=,OUTPUT)
 
+# Every preset runs and every table is printed, also after a failed run; then the exit code is that run's. A mistake, or a
+# stop, ends it.
+failed = || { failed=$$?; [ $$failed -lt 2 ] || exit $$failed; }
+reproduce = failed=0; \
+	for part in $(1); do $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) $(failed); done; \
+	for table in $(2); do $(BIN)/python -m analysis.tables $$table $(call quoted,output=,OUTPUT) save=true $(failed); done; \
+	exit $$failed
+
 glue-base: setup ## table 2, RoBERTa-base
-	@$(BIN)/python -m runs experiment=table2_base table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table2_base,table2)
 
 glue-large: setup ## table 2, RoBERTa-large
-	@$(BIN)/python -m runs experiment=table2_large table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table2 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table2_large,table2)
 
 e2e-medium: setup ## table 3, GPT-2 medium: E2E NLG (Java for three of the five scores)
-	@$(BIN)/python -m runs experiment=table3_medium table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table3_medium,table3)
 
 e2e-large: setup ## table 3, GPT-2 large
-	@$(BIN)/python -m runs experiment=table3_large table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table3 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table3_large,table3)
 
 vit-base: setup ## table 5, ViT-B/16: 10 images a class of CIFAR-100, Food-101, Flowers-102 and RESISC45
-	@$(BIN)/python -m runs experiment=table5_base table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table5_base,table5)
 
 vit-large: setup ## table 5, ViT-L/16
-	@$(BIN)/python -m runs experiment=table5_large table=false $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m analysis.tables table5 $(call quoted,output=,OUTPUT) save=true
+	@$(call reproduce,table5_large,table5)
 
 llama-7b: EXPERIMENT := table4_llama_7b
 llama-13b: EXPERIMENT := table4_llama_13b
@@ -171,24 +173,22 @@ llama-13b: setup ## table 4, Llama 13B
 llama2-7b: setup ## table 4, Llama 2 7B
 llama2-13b: setup ## table 4, Llama 2 13B
 llama-7b llama-13b llama2-7b llama2-13b:
-	@$(BIN)/python -m runs $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(LAUNCH)
-	@$(BIN)/python -m runs.answer $(call quoted,experiment=,EXPERIMENT) $(WORDS)
-	@if [ -n "$$OPENAI_API_KEY" ]; then $(BIN)/python -m runs.judge $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(call given,judge=,JUDGE); \
-	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi
-	@$(BIN)/python -m analysis.tables table4 $(call quoted,output=,OUTPUT) save=true
+	@failed=0; $(BIN)/python -m runs $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(LAUNCH) $(failed); \
+	$(BIN)/python -m runs.answer $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(failed); \
+	if [ -n "$$OPENAI_API_KEY" ]; then \
+	    $(BIN)/python -m runs.judge $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(call given,judge=,JUDGE) $(failed); \
+	else echo "not judged: set OPENAI_API_KEY and run the same command again"; fi; \
+	$(BIN)/python -m analysis.tables table4 $(call quoted,output=,OUTPUT) save=true $(failed); exit $$failed
 
-# Every part runs, also after a failed one; the exit code is that of a failed part.
 ablations: setup ## tables 6 and 7, RoBERTa-large: scaling vectors, initial values, shared or unique A and B
-	@failed=0; for part in table6_scaling_vectors table6_matrix_init table6_d_init table7; do \
-	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; \
-	for table in table6 table7; do $(BIN)/python -m analysis.tables $$table $(call quoted,output=,OUTPUT) save=true || failed=$$?; echo; done; exit $$failed
+	@$(call reproduce,table6_scaling_vectors table6_matrix_init table6_d_init table7,table6 table7)
 
 rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoRA by both conventions of alpha; and figure 5, of rank 64
 	@failed=0; for part in figure2 figure2_proportional; do \
-	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) || failed=$$?; [ $$failed -lt 2 ] || exit $$failed; done; exit $$failed
-	@$(BIN)/python -m analysis.figures figure2 $(call quoted,output=,OUTPUT)
-	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT)
-	@$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT)
+	    $(BIN)/python -m runs experiment=$$part table=false $(WORDS) $(LAUNCH) $(failed); done; \
+	$(BIN)/python -m analysis.figures figure2 $(call quoted,output=,OUTPUT) $(failed); \
+	$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) $(failed); \
+	$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT) $(failed); exit $$failed
 
 figures: setup ## figures 2 to 6 from the records, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
 	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)

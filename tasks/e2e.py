@@ -219,7 +219,7 @@ def load(settings: Any) -> E2ETask:
 def _deviations(settings: Any) -> list[str]:
     """Settings that differ from the published runs, in words."""
     if settings["decode"] == "none":  # the settings of decoding are not used
-        kept = {"length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
+        kept = {"search": "lora", "length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
         settings = {**settings, **PUBLISHED, **kept}
     changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
     words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]

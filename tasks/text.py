@@ -16,6 +16,7 @@ import numpy as np
 
 from tasks import reviews
 from tasks.base import (
+    LISTED,
     Array,
     DataError,
     Rows,
@@ -35,8 +36,6 @@ PROTOCOL = 1
 
 #: The settings that name columns.
 SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=")
-#: How many classes a note names.
-SHOWN = 12
 METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 
 #: The number of a row's line in its file, and the row's values by column.
@@ -141,8 +140,8 @@ def load(settings: Any) -> TextTask:
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
     if classes and not settings.get("prepare"):
-        more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
-        task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:SHOWN]))}{more}"]
+        more = f" and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
+        task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:LISTED]))}{more}"]
     return task
 
 

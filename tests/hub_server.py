@@ -27,13 +27,14 @@ class Hub(BaseHTTPRequestHandler):
 
     repositories: kind/OWNER/NAME to its folder. tokens: whose each token is; one that begins with "read" may
     not write. private: the repositories that only their owner sees. breaks_at: a part of a path, at which the
-    connection is dropped. asked: what was asked for, in order."""
+    connection is dropped. fails_with: the status of every answer. asked: what was asked for, in order."""
 
     repositories: ClassVar[dict[str, Path]] = {}
     tokens: ClassVar[dict[str, str]] = {}
     private: ClassVar[set[str]] = set()
     place: ClassVar[Path]
     breaks_at: ClassVar[str | None] = None
+    fails_with: ClassVar[int | None] = None
     asked: ClassVar[list[str]] = []
 
     def do_HEAD(self):
@@ -56,6 +57,8 @@ class Hub(BaseHTTPRequestHandler):
             self.connection.close()
             return
         try:
+            if self.fails_with:
+                raise Refusal(self.fails_with, "")
             answer(path)
         except Refusal as refusal:
             status, code = refusal.args

@@ -25,6 +25,8 @@ if sys.argv[1] == "-c":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("calls", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "runs" in sys.argv and os.path.exists("exits"):
+    sys.exit(int(open("exits").read()))
 sys.exit("pip" in sys.argv and os.path.exists("offline"))
 """
     (folder / ".venv" / "bin" / "python").write_text(program)
@@ -42,6 +44,34 @@ sys.exit("pip" in sys.argv and os.path.exists("offline"))
         )
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("target", "runs", "then"),
+    [
+        ("demo", 1, ["analysis.tables", "analysis.figures"]),
+        ("glue-base", 1, ["analysis.tables"]),
+        ("ablations", 4, ["analysis.tables", "analysis.tables"]),
+        ("llama-7b", 1, ["runs.answer", "analysis.tables"]),
+        ("rank-scaling", 2, ["analysis.figures", "runs.measure", "analysis.figures"]),
+    ],
+)
+def test_a_failed_run_costs_no_table_and_a_mistake_ends_the_command(
+    target, runs, then, make, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    folder = tmp_path / "a place"
+
+    def called(code):
+        (folder / "exits").write_text(str(code))
+        done = subprocess.run(["make", target], cwd=folder, capture_output=True, text=True, timeout=60)
+        lines = (folder / "calls").read_text().splitlines()
+        (folder / "calls").unlink()
+        return done.returncode, [json.loads(line)[1] for line in lines]
+
+    assert called(0) == (0, ["runs"] * runs + then)
+    assert called(1) == (2, ["runs"] * runs + then)  # make's own code for a recipe that failed
+    assert called(2) == called(130) == (2, ["runs"])
 
 
 EVIL = [

@@ -1,7 +1,11 @@
 """Files from the Hugging Face hub, for tasks and models: downloaded once, then read from the local cache."""
 
+import errno
+import hashlib
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +18,44 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     """The local folder of a hub repository with the files that match the patterns. Its name is the commit's
     hash. revision: None for the default branch. instead: the end of the error where the hub fails.
 
-    Raises DataError where the hub refuses, or cannot be reached and the cache lacks the repository."""
+    Raises DataError where the hub refuses, or cannot be reached and the cache lacks the files."""
     from huggingface_hub import HfApi, logging, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     # The base class belongs to httpx, or to what the installed hub library uses instead
     http_error: Any = HfHubHTTPError.__bases__[0]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # There while a download runs, and after one that broke off: the cache may then lack some of the files
+    marker = _repository(repo, repo_type) / f".unfinished-{_digest_of(revision, *patterns)}"
     try:
         # One request first: the download itself would try an unreachable hub six times, for half a minute
         HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
         if cached(repo, revision, repo_type) is None:
             print(f"fetching {repo} from the hub, once", flush=True)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type))
-    except HfHubHTTPError as error:
-        reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
-        raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
-    except (http_error, OSError):
-        folder = cached(repo, revision, repo_type)
-        if folder is None:
+        with suppress(PermissionError):  # a cache that several share
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type)
+        with suppress(PermissionError):
+            marker.unlink(missing_ok=True)
+        return Path(folder)
+    except (http_error, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if isinstance(error, HfHubHTTPError) and not (status >= 500 or status == 429):
+            reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
+            raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        here = cached(repo, revision, repo_type)
+        names = (path.relative_to(here).as_posix() for path in here.rglob("*")) if here else ()
+        if here is None or not any(filter_repo_objects(names, allow_patterns=patterns)):
             why = "is not on this machine and the hub cannot be reached"
             raise DataError(f"{repo} {why}. {instead}") from None
-        return folder
+        if marker.exists():
+            why = "its download is not finished and the hub cannot be reached: the same command goes on"
+            raise DataError(f"{repo}: {why}") from None
+        return here
 
 
 def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
@@ -57,11 +77,19 @@ def content(repo: str, revision: str | None, repo_type: str) -> str | None:
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
     """The cache's folder of a hub repository, which may lack files, or None. Uses no network."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
+    folder = _repository(repo, repo_type)
     reference = folder / "refs" / (revision or "main")  # a branch or a tag
     if reference.is_file():
         revision = reference.read_text().strip()
     snapshot_folder = folder / "snapshots" / revision if revision else None
     return snapshot_folder if snapshot_folder and snapshot_folder.is_dir() else None
+
+
+def _repository(repo: str, repo_type: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
+
+
+def _digest_of(*parts: str | None) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -46,7 +46,7 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
     """The file `name` of `project` in `folder`, which is fetched unless it is there already. Raises DataError
     where no index has the file with this sha256."""
     target = folder / name
-    if target.is_file() and _digest(target) == sha256:
+    if target.is_file() and digest(target) == sha256:
         return target
     mend = f"Name another index (PIP_INDEX_URL), or put the file with sha256 {sha256} into {folder}"
     try:
@@ -74,7 +74,7 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
             with open(partial, "wb") as file:
                 for part in reader.read(link.address, link.page):
                     file.write(part)
-            if _digest(partial) == sha256:
+            if digest(partial) == sha256:
                 os.replace(partial, target)
                 return target
             why.append(f"{shown(link.address)} is another file (its sha256 differs)")
@@ -288,6 +288,7 @@ def _local(address: str) -> Path | None:
     return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

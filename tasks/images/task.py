@@ -46,10 +46,9 @@ def load(settings: Any) -> "ImageTask":
     """See tasks.load. Decodes no image yet. Raises DataError for classes with too few images, and settings
     out of range."""
     _check(settings)
-    source(settings)
+    local = dict(source(settings).files)
     if settings.get("data_dir") or settings.get("hub"):
-        folder = Path(settings["data_dir"]) if settings.get("data_dir") else _fetched(settings)
-        files = _local(settings, folder)
+        files = local or _local(settings, _fetched(settings))
         images = sets.read(settings["name"], files, settings)
         stamps = [[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()]
         key = json.dumps([settings["image_column"], stamps])
@@ -64,7 +63,7 @@ def _local(settings: Any, folder: Path) -> dict[str, Path]:
 
 def _fetched(settings: Any) -> Path:
     splits = [*settings["train_splits"], *([settings["test_split"]] if settings["test_split"] else [])]
-    patterns = [f"*{split}-*.parquet" for split in splits]
+    patterns = [f"*{split}{end}" for split in splits for end in ("-*.parquet", ".parquet")]
     several = "or the folder that holds several sets by name (with make: DATA=)"
     instead = f"Give a local copy: task.data_dir=/its/folder, {several}"
     return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
@@ -125,8 +124,8 @@ class ImageTask(Task):
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
             few = f"class {named(self.classes[fewest])} has {counts[fewest]} training images"
-            mend = "Give a smaller task.shots, or more images"
-            raise DataError(f"{self.name}: {few}, fewer than task.shots={self.shots}. {mend}")
+            mend = f", fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
+            raise DataError(f"{self.name}: {few}{mend if self.shots else ''}")
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and whole and not self.settings["holdout"]:
             given = "task.shots=null" if self.shots is None else f"task.shots={self.shots}"

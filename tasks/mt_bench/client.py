@@ -39,7 +39,6 @@ def judge(
     file: Path,
     *,
     base_url: str | None = None,
-    api_key: str | None = None,
     concurrency: int = 8,
     retries: int = 10,
     timeout: float = 300.0,
@@ -59,7 +58,7 @@ def judge(
     outcome = Outcome(cached=len(requests) - len(todo))
     if not todo:
         return outcome
-    url, secret = _endpoint(base_url, api_key)
+    url, secret = _endpoint(base_url)
     append(file, b"")  # raises before anything is paid if the file cannot be written
 
     from openai import AsyncOpenAI, Timeout
@@ -80,9 +79,9 @@ def judge(
     return outcome
 
 
-def _endpoint(base_url: str | None, api_key: str | None) -> tuple[str, str]:
+def _endpoint(base_url: str | None) -> tuple[str, str]:
     """The judge's address and key, as given or from the environment. Raises JudgeError for invalid ones."""
-    secret = (api_key or os.environ.get("OPENAI_API_KEY", "")).strip()
+    secret = os.environ.get("OPENAI_API_KEY", "").strip()
     if not secret:
         raise JudgeError("no key for the judge. Set OPENAI_API_KEY; a local server takes any word")
     if not (secret.isascii() and secret.isprintable()):

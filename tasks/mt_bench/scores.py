@@ -61,16 +61,14 @@ def _mean(scores: Sequence[float]) -> float | None:
     return float(np.mean(scores)) if scores else None
 
 
-def _interval(
-    scores: Sequence[Sequence[float]], resamples: int = 10_000
-) -> tuple[float | None, float | None]:
-    """The 2.5th and 97.5th percentile of the mean of all scores, over bootstrap samples of the items. scores:
-    of each item."""
+def _interval(scores: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """The 2.5th and 97.5th percentile of the mean of all scores, over 10,000 bootstrap samples of the items.
+    scores: of each item."""
     scores = [item for item in scores if item]
     if not scores:
         return None, None
     sums, counts = np.array([sum(item) for item in scores]), np.array([len(item) for item in scores])
-    drawn = np.random.Generator(np.random.Philox(0)).integers(0, len(scores), (resamples, len(scores)))
+    drawn = np.random.Generator(np.random.Philox(0)).integers(0, len(scores), (10_000, len(scores)))
     low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)
 

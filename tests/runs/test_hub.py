@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import COMMIT, serving
+from hub_server import COMMIT, Hub, serving
 from PIL import Image
 from tiny import RESTAURANTS, picture
 
@@ -163,6 +163,29 @@ def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
     assert record["model"] == f"timm/tiny@{COMMIT}"
     assert record["data"]["content"] == f"uoft-cs/cifar100@{COMMIT}"
     assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (6, 12)
+
+
+def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_path, monkeypatch):
+    """A part of the files would be trained on as if it were the whole."""
+    home, gone = tmp_path / "home", "http://127.0.0.1:9"
+    words = ["model=vision", "model.hub=timm/tiny", f"model.revision={COMMIT}", "task=cifar100"]
+    words += [f"task.revision={COMMIT}", "task.shots=2", "train.max_steps=1", "method.rank=4", "device=cpu"]
+    words += [f"output={tmp_path / 'out'}"]
+    monkeypatch.setattr(Hub, "breaks_at", "cifar100/test-")
+    problem = "uoft-cs/cifar100: its download is not finished and the hub cannot be reached: the same command"
+    for address in (hub, gone):
+        done = call(address, home, *words)
+        assert done.returncode == 2
+        assert problem in done.stderr
+    monkeypatch.setattr(Hub, "breaks_at", None)
+    assert "1 done" in call(hub, home, *words).stdout
+    assert "1 done" in call(gone, home, *words, "seed=1").stdout
+    # Of the repository, yet not what is asked for
+    other = call(gone, home, *words, "seed=1", "task.train_splits=[validation]", "task.test_split=null")
+    assert "uoft-cs/cifar100 is not on this machine and the hub cannot be reached" in other.stderr
+    # A hub that has troubles of its own
+    monkeypatch.setattr(Hub, "fails_with", 503)
+    assert "1 done" in call(hub, home, *words, "seed=2").stdout
 
 
 def test_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):

@@ -547,7 +547,8 @@ def test_the_address_and_the_key_of_the_environment(data, answers, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         assert main(["judge", str(answers), "--data", str(data)]) == 0
         assert len(server.requests) == 8
-        outcome = judge([[{"role": "user", "content": "x"}]], Judge(), Path("f"), api_key="another")
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        outcome = judge([[{"role": "user", "content": "x"}]], Judge(), Path("f"))
     assert (outcome.asked, server.keys) == (1, {f"Bearer {KEY}", "Bearer another"})
 
 
