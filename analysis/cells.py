@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runs.record import (
+    FINISHED,
     Record,
     cell_id,
     epoch_of_table,
@@ -119,10 +120,9 @@ class Cell:
 
     @property
     def seconds(self) -> float:
-        """Of a run's training, evaluation and decoding; the median over the seeds, as of `cost`."""
-        parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
+        """Of a run; the median over the seeds, as of `cost`."""
         done = [r for r in self.records if r["status"] == "done"] or self.records
-        return statistics.median(sum(r["cost"].get(part, 0.0) for part in parts) for r in done)
+        return statistics.median(map(run_seconds, done))
 
     @property
     def parameters(self) -> int:
@@ -193,6 +193,17 @@ def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
         replace(cell, records=[r for r in cell.records if (r["cell"]["seed"], measured_on(r)) in seeds])
         for cell in cells
     ]
+
+
+def run_seconds(record: Record) -> float:
+    """The seconds that a run took to train, to evaluate and to decode."""
+    return float(sum(record["cost"].get(f"{part}_seconds", 0.0) for part in ("train", "evaluate", "decode")))
+
+
+def is_of_demo(record: Record) -> bool:
+    """Whether a record is a finished run of the demo's task, and no trial."""
+    finished = record["status"] in FINISHED and not is_trial(record["config"])
+    return finished and record["cell"]["task"] == "reviews"
 
 
 def by_rows(records: Iterable[Record]) -> dict[tuple[int, int], list[Record]]:

@@ -114,7 +114,10 @@ def with_score(table: Table, records: dict[str, Record], which: str) -> Table:
 
 def _row_of(table: Table, line: Sequence[TableCell], records: dict[str, Record]) -> _Row:
     """The cells behind a row; none for a row that is not ours, or continues the one above it."""
-    if not line[0].text or line[table.header.index("source")].text != "ours":
+    continues = (
+        not line[0].text and table.header[0] != "setting"
+    )  # in tables 6 and 7 ours is below the paper's
+    if continues or line[table.header.index("source")].text != "ours":
         return _Row({})
     by_task: dict[str, list[Record]] = defaultdict(list)
     for run in dict.fromkeys(run for cell in line for run in cell.ids if run in records):

@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> int:
             check_account()
         except ValueError as error:
             raise UserError(str(error)) from None
-    ledger = open_ledger(settings.output)
+    ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
         if file:
             whole = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)

@@ -21,7 +21,7 @@ from runs.record import Ledger, Metric, Record, without_paths
 #: Parts of a record that are compared as keys and values, by their titles.
 PARTS: dict[str, tuple[str, ...]] = {
     "configuration": (
-        *("cell", "config", "recipe", "seeds", "start"),
+        *("cell", "config", "recipe", "groups", "seeds", "start"),
         *("effective_batch", "micro_batch", "steps"),
     ),
     "model and data": ("model", "protocol", "data", "parameters"),
@@ -37,7 +37,7 @@ IGNORED = ("config.output", "config.recipe", "config.debug", "cell.paper")
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    """None of its own."""
+    """What the table shows, and how it is printed."""
 
     all: bool = setting(False, "what is the same, too")
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
@@ -100,6 +100,9 @@ def _leaves(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(value, Mapping) and value:
             for key, inner in value.items():
                 yield from walk(inner, f"{prefix}.{key}")
+        elif isinstance(value, list) and value:
+            for number, inner in enumerate(value):
+                yield from walk(inner, f"{prefix}.{number}")
         else:
             yield prefix, value
 

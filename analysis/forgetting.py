@@ -14,19 +14,19 @@ from runs.record import Record
 
 def measured(record: Record) -> dict[str, Any] | None:
     """A record's forgetting; None where it lacks one, or has no finite number."""
-    found = (record.get("result") or {}).get("forgetting")
-    return found if found and found["before"] is not None and found["after"] is not None else None
+    of = (record.get("result") or {}).get("forgetting")
+    return of if of and of["before"] is not None and of["after"] is not None else None
 
 
 def change(record: Record) -> float | None:
     """Nats a token that a run has lost on its text (above 0), or gained."""
-    found = measured(record)
-    return float(found["after"] - found["before"]) if found else None
+    of = measured(record)
+    return float(of["after"] - of["before"]) if of else None
 
 
 def texts_of(records: Iterable[Record]) -> list[str]:
     """The hashes of the texts that records measured their forgetting on, the most frequent first."""
-    counts = Counter(found["sha256"] for record in records if (found := measured(record)))
+    counts = Counter(of["sha256"] for record in records if (of := measured(record)))
     return [sha256 for sha256, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
@@ -45,12 +45,12 @@ def with_forgetting(table: Table, cells: Iterable[Cell]) -> Table:
             others.append(row[0].text)
             number = "-"
         rows.append([*row[:-1], TableCell(number, ids if number not in ("", "-") else ()), row[-1]])
-    found = [of for r in records.values() if (of := measured(r)) and of["sha256"] == texts[0]]
-    before = sorted({f"{of['before']:.3f}" for of in found})
+    alike = [of for r in records.values() if (of := measured(r)) and of["sha256"] == texts[0]]
+    before = sorted({f"{of['before']:.3f}" for of in alike})
     between = before[0] if len(before) == 1 else f"{before[0]} to {before[-1]}"
     notes = [
-        f"forgetting: cross-entropy on a text that is not trained on ({found[0]['text']},"
-        f" {found[0]['tokens']} tokens), after the last epoch less that of the base model ({between}); nats a"
+        f"forgetting: cross-entropy on a text that is not trained on ({alike[0]['text']},"
+        f" {alike[0]['tokens']} tokens), after the last epoch less that of the base model ({between}); nats a"
         " token, less is better."
     ]
     if others:
@@ -62,10 +62,10 @@ def with_forgetting(table: Table, cells: Iterable[Cell]) -> Table:
 def _number(records: Sequence[Record], sha256: str) -> str:
     """The median over these runs and its spread, with how many have it where some lack it; "-" where all
     do."""
-    found = [(r, of) for r in records if (of := measured(r))]
-    values = [value for r, of in found if of["sha256"] == sha256 and (value := change(r)) is not None]
+    every = [of for r in records if (of := measured(r))]
+    values = [of["after"] - of["before"] for of in every if of["sha256"] == sha256]
     if not values:
-        return "another text" if found else "-"
+        return "another text" if every else "-"
     deviation = sample_deviation(values)
     spread = f" +-{deviation:.3f}" if deviation is not None else ""
     missing = f" ({len(values)}/{len(records)})" if len(values) < len(records) else ""

@@ -151,7 +151,7 @@ def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> flo
 
 
 def improvement_interval(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> tuple[float, float] | None:
     """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has
     one run."""
@@ -163,7 +163,7 @@ def improvement_interval(
         means += _above(
             *(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both)
         )
-    low, high = np.percentile(means / len(pairs), [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(means / len(pairs), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 

@@ -3,12 +3,12 @@ tells the variants of a row apart."""
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from analysis.cells import label_of, nearest, row_of, variants_of
-from analysis.table import Table
+from analysis.table import Table, TableCell
 from runs.record import FINISHED, Ledger, Record, defining, other_data_seed, protocol
 from runs.record.text import plural
 
@@ -129,11 +129,13 @@ def distinctions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """What defines a record's result except its seed, as one mapping without groups."""
+    """What defines a record's result except its seed and what follows it, as one mapping without groups."""
     facts = dict[str, Any]()
     for group, settings in defining(record["config"]).items():
         of_group = settings if isinstance(settings, dict) else {group: settings}
         facts |= {key: value for key, value in of_group.items() if key != "draw_seed"}
+    if record["config"]["method"].get("redrawn"):
+        facts.pop("projection_seed", None)
     facts |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
     return facts | {
         "data_seed": other_data_seed(record),
@@ -215,10 +217,12 @@ def parts_of_data(records: Iterable[Record]) -> list[str]:
 
 def as_published(table: Table) -> Table:
     """The table with "published" in place of "ours"."""
-    rows = [
-        [replace(c, text=re.sub(r"^ours(?=$|, )", "published", c.text)) for c in row] for row in table.rows
-    ]
-    return replace(table, title=f"{table.title} (published)", rows=rows)
+    return replace(table, title=f"{table.title} (published)", rows=named_published(table.rows))
+
+
+def named_published(rows: Sequence[Sequence[TableCell]]) -> list[list[TableCell]]:
+    """Rows with "published" in place of "ours"."""
+    return [[replace(c, text=re.sub(r"^ours(?=$|, )", "published", c.text)) for c in row] for row in rows]
 
 
 def of_tasks(table: Table, tasks: Collection[str]) -> Table:

@@ -52,7 +52,6 @@ class Comparison:
     the first is better, also of metrics of which less is better. `p` cannot go below smallest_p(pairs)."""
 
     model: str
-    row: str
     other: str
     task: str
     labels: tuple[str, str]
@@ -89,10 +88,10 @@ def compare(by_key: Mapping[Key, Cell], row: str = "vera") -> list[Comparison]:
             for task in (task for task in tasks if (model, other, task) in by_key):
                 pair = _Pair(task, by_key[model, row, task], by_key[model, other, task])
                 if pair.differences:
-                    comparisons.append(_comparison(model, row, other, task, [pair]))
+                    comparisons.append(_comparison(model, other, task, [pair]))
                     alike[pair.cell.label, pair.other.label, series(pair.cell).less].append(pair)
             several = (pairs for pairs in alike.values() if len(pairs) > 1)
-            comparisons += [_comparison(model, row, other, "all", pairs) for pairs in several]
+            comparisons += [_comparison(model, other, "all", pairs) for pairs in several]
     return comparisons
 
 
@@ -113,13 +112,12 @@ class _Pair:
         self.differences = [0.0 if a == b else a - b for a, b in zip(*self.sides, strict=True)]
 
 
-def _comparison(model: str, row: str, other: str, task: str, pairs: Sequence[_Pair]) -> Comparison:
+def _comparison(model: str, other: str, task: str, pairs: Sequence[_Pair]) -> Comparison:
     differences = [difference for pair in pairs for difference in pair.differences]
     sides = [pair.sides for pair in pairs]
     cells = [cell for pair in pairs for cell in (pair.cell, pair.other)]
     return Comparison(
         model,
-        row,
         other,
         task,
         (pairs[0].cell.label, pairs[0].other.label),

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.figures import figure2, figure3, figure4, figure5, figure6, parameters, pareto
 from analysis.figures.figure import Figure, save, svg, svg_and_points
-from analysis.own import early_stops, hidden_variants, published, split, with_variants
+from analysis.own import early_stops, hidden_variants, named_published, published, split, with_variants
 from runs.record import Ledger
 
 __all__ = ["FIGURES", "NAMES", "Figure", "make", "save", "svg", "svg_and_points"]
@@ -23,6 +23,8 @@ FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "parameters": parameters.make,
     "demo": parameters.demo,
 }
+#: Figures whose points are known rows: a variant has no place in them.
+OF_ROWS = ("figure2", "figure4")
 #: The names of all: "pareto", whose axes a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
 
@@ -42,12 +44,12 @@ def make(
     own, others = split(ledger)
     figures = list[Figure]()
     if own.records or own.measures:
-        shown = with_variants(own, paper=False) if every else own
+        shown = with_variants(own, paper=name in OF_ROWS) if every else own
         figures = _of_part(name, shown, tasks, axes)
         for figure in figures:
-            figure.notes += _own_notes(figure, shown)
+            figure.notes += _own_notes(figure, shown, name in OF_ROWS)
     if others.records or others.measures or not figures:
-        shown = with_variants(others, paper=False) if every else others
+        shown = with_variants(others, paper=name in OF_ROWS) if every else others
         names = {figure.name for figure in figures if figure.rows}
         figures += [_as_published(figure, names, shown) for figure in _of_part(name, shown, tasks, axes)]
     drawn = {figure.name.removesuffix("_published") for figure in figures if figure.rows}
@@ -62,12 +64,13 @@ def _of_part(name: str, ledger: Ledger, tasks: Collection[str], axes: tuple[str,
     return parameters.make(ledger, tasks) if name == "parameters" else FIGURES[name](ledger)
 
 
-def _own_notes(figure: Figure, own: Ledger) -> list[str]:
-    """Notes on own runs of a figure's models and tasks that it does not show."""
+def _own_notes(figure: Figure, own: Ledger, of_rows: bool) -> list[str]:
+    """Notes on own runs of a figure's models and tasks that it does not show. of_rows: whether it draws no
+    variant beside a row."""
     ids = {run for row in figure.rows for run in row[-1].text.split()} & set(own.records)
     keys = {(own.records[i]["cell"]["model"], own.records[i]["cell"]["task"]) for i in ids}
     near = [r for r in own if (r["cell"]["model"], r["cell"]["task"]) in keys]
-    return [*hidden_variants(near), *early_stops(near)]
+    return [*([] if of_rows else hidden_variants(near)), *early_stops(near)]
 
 
 def _as_published(figure: Figure, names: set[str], ledger: Ledger) -> Figure:
@@ -82,6 +85,5 @@ def _as_published(figure: Figure, names: set[str], ledger: Ledger) -> Figure:
         figure.draw(canvas)
         canvas.suptitle("published by the project, not run here", fontsize=7, color="#777777")
 
-    return replace(
-        figure, name=name, title=f"{figure.title} (published)", notes=figure.notes + notes, draw=draw
-    )
+    rows, title = named_published(figure.rows), f"{figure.title} (published)"
+    return replace(figure, name=name, title=title, rows=rows, notes=figure.notes + notes, draw=draw)

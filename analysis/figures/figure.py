@@ -4,9 +4,10 @@ import csv
 import io
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Figure:
     rows: list[list[TableCell]]
     notes: list[str]
     draw: Callable[[Any], None]
-    size: tuple[float, float] = field(default=SIZE)
+    size: tuple[float, float] = SIZE
 
 
 def colour(row: str, kind: str | None = None) -> str:
@@ -200,6 +201,13 @@ LARGE, RTE = "roberta_large", "rte"
 def paper_first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Models and tasks in order, after those of the paper's figures, which are always there."""
     return [(LARGE, RTE), *sorted(set(pairs) - {(LARGE, RTE)})]
+
+
+def is_varied(row: str) -> bool:
+    """Whether a row is another rank, an ablation or another start, which have figures and tables of their
+    own."""
+    ablation = r"vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
+    return re.match(rf"\w+_r\d+|\w+_from_|{ablation}", row) is not None
 
 
 def not_in_the_paper(model: str, task: str) -> str:

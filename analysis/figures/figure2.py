@@ -1,7 +1,7 @@
 """Figure 2: the dev metric by trainable parameters, over the ranks of VeRA and LoRA."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -29,7 +29,8 @@ from analysis.inference import smallest_p
 from analysis.paper import GLUE, NAMES, paper
 from analysis.series import series
 from analysis.table import TableCell, make_row
-from runs.record import Ledger, Record, lora_scaling
+from runs.record import FINISHED, Ledger, Record, is_trial, lora_scaling
+from runs.record.text import plural
 
 #: The lines of figure 2: a name, a row's kind, and the rows on it. LoRA's has two, by how alpha follows the
 #: rank; the rank of the recipe is on both.
@@ -42,8 +43,9 @@ RANK_LINES = {
 
 def make(ledger: Ledger) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
-    and task, and for each model and task of GLUE on which ranks of both vary."""
-    by_key = cells(_by_rank(ledger), wanted=5)
+    and task, and for each model and task of GLUE on which ranks of either vary."""
+    ranks, left_out = _comparable(list(_by_rank(ledger)))
+    by_key = cells(ranks, wanted=5)
     points = Counter((model, task, row.partition("_")[0]) for model, row, task in by_key)
     several = {(model, task) for (model, task, _), count in points.items() if count > 1}
     figures = []
@@ -51,6 +53,10 @@ def make(ledger: Ledger) -> list[Figure]:
         by_row = {key[1]: cell for key, cell in sorted(by_key.items()) if (key[0], key[2]) == (model, task)}
         records = [record for cell in by_row.values() for record in cell.records]
         rows, notes = [_row(row, cell) for row, cell in by_row.items()], seed_notes(by_row)
+        if of_others := left_out[model, task]:
+            notes.append(
+                f"{plural(of_others, 'run')} on other data, or of other epochs, than most ranks: left out."
+            )
         quoted: list[tuple[str, int, float]] = []
         if any(row.startswith("lora") for row in by_row):
             notes.append(
@@ -79,9 +85,41 @@ def _by_rank(ledger: Ledger) -> Iterator[Record]:
     for record in ledger:
         method, row = record["config"]["method"], record["cell"]["row"]
         plain = row in ("vera", "lora") or row.removeprefix("vera_r").removeprefix("lora_r").isdecimal()
-        if record["cell"]["task"] in GLUE and plain and method.get("rank"):
+        of_table = record["status"] in FINISHED and not is_trial(record["config"])
+        if of_table and record["cell"]["task"] in GLUE and plain and method.get("rank"):
             # A rank set on the command line and a row of that rank are one point, so both get that row.
             yield record | {"cell": record["cell"] | {"row": f"{method['kind']}_r{method['rank']:04d}"}}
+
+
+def _comparable(records: list[Record]) -> tuple[list[Record], Counter[tuple[str, str]]]:
+    """The records of a model and task on the data that most of its rows have and, of each method, with the
+    number of epochs that most of its rows have; how many of each model and task are left out."""
+    kept, left_out = records, Counter[tuple[str, str]]()
+    for group, value in ((_place, _data), (_method, _epochs)):
+        votes: dict[Any, Counter[Any]] = defaultdict(Counter)
+        for of_group, of_value, _ in {(group(r), value(r), r["cell"]["row"]) for r in kept}:
+            votes[of_group][of_value] += 1
+        # Of equals, the most data or epochs
+        most = {of: max((n, v) for v, n in counts.items())[1] for of, counts in votes.items()}
+        left_out.update(_place(r) for r in kept if value(r) != most[group(r)])
+        kept = [r for r in kept if value(r) == most[group(r)]]
+    return kept, left_out
+
+
+def _place(record: Record) -> tuple[str, str]:
+    return record["cell"]["model"], record["cell"]["task"]
+
+
+def _method(record: Record) -> tuple[str, str, str]:
+    return *_place(record), record["config"]["method"]["kind"]
+
+
+def _data(record: Record) -> tuple[int, int]:
+    return record["data"]["train_rows"], record["data"]["dev_rows"]
+
+
+def _epochs(record: Record) -> int:
+    return int(record["config"]["train"]["epochs"])
 
 
 def _row(row: str, cell: Cell) -> list[TableCell]:

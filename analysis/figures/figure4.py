@@ -14,6 +14,7 @@ from analysis.figures.figure import (
     RTE,
     Figure,
     colour,
+    is_varied,
     model_name,
     not_in_the_paper,
     paper_first,
@@ -43,11 +44,7 @@ def make(ledger: Ledger) -> list[Figure]:
         by_row = {key[1]: cell for key, cell in by_key.items() if (key[0], key[2]) == (model, task)}
         head = by_row.pop("head", None)
         # Table 2's rows; ranks and ablations have figures and tables of their own.
-        by_row = {
-            row: cell
-            for row, cell in by_row.items()
-            if cell.parameters and not row.startswith(("vera_", "lora_"))
-        }
+        by_row = {row: cell for row, cell in by_row.items() if cell.parameters and not is_varied(row)}
         rows, ours, quoted = [], {}, {}
         notes = [GAIN, *seed_notes({**by_row, **({"head": head} if head else {})})]
         if (model, task) == (LARGE, RTE):

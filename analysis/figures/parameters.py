@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 
 from analysis.beside import VERDICT_SEEDS
-from analysis.cells import Cell, Key, by_rows, cells
-from analysis.figures.figure import Figure, colour, draw_nothing, with_runs
+from analysis.cells import Cell, Key, by_rows, cells, is_of_demo
+from analysis.figures.figure import Figure, colour, draw_nothing, is_varied, with_runs
 from analysis.figures.pareto import CROWDED, of_cells
 from analysis.figures.seeds import (
     draw_point,
@@ -29,7 +29,7 @@ from runs.record import Ledger, Record
 
 def demo(ledger: Ledger) -> list[Figure]:
     """The demo's: a picture for each model and number of rows; bars span the seeds."""
-    sizes = by_rows(record for record in ledger if record["cell"]["task"] == "reviews")
+    sizes = by_rows(record for record in ledger if is_of_demo(record))
     figures, name = list[Figure](), "accuracy_vs_parameters"
     for size, records in sizes.items():
         # The demo's own size has the plain name, where there are others
@@ -57,11 +57,10 @@ def make(ledger: Ledger, tasks: Collection[str] = ()) -> list[Figure]:
     other ranks and ablations. tasks: of these instead, whatever they are, there with every row."""
 
     def shown(record: Record) -> bool:
-        cell, config = record["cell"], record["config"]
-        if not (cell["task"] in GLUE or config["task"].get("family") == "images"):
+        cell, family = record["cell"], record["config"]["task"].get("family")
+        if tasks:
             return cell["task"] in tasks
-        varied = config["method"]["kind"] in ("vera", "lora") and cell["row"].startswith(("vera_", "lora_"))
-        return not varied and (not tasks or cell["task"] in tasks)
+        return (cell["task"] in GLUE or family == "images") and not is_varied(cell["row"])
 
     by_key = with_wanted(cells(filter(shown, ledger), VERDICT_SEEDS))
     figures = []

@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.cells import Cell
-from analysis.figures.figure import COLOURS, Figure, colour, marker, parameter_count, with_runs
+from analysis.cells import Cell, run_seconds
+from analysis.figures.figure import COLOURS, Figure, colour, draw_nothing, marker, parameter_count, with_runs
 from analysis.figures.labels import Label, place_labels
 from analysis.figures.seeds import metric_label, parameters_label
 from analysis.forgetting import change, texts_of
@@ -40,11 +40,6 @@ class Axis:
     linear: bool = False
 
 
-def _seconds(record: Record) -> float:
-    parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
-    return float(sum(record["cost"].get(part, 0.0) for part in parts))
-
-
 def _of_records(value: Callable[[Record], float | None]) -> Callable[[Cell], Numbers]:
     """The values of a cell's records by seed, without those of diverged runs, which ended early."""
 
@@ -69,7 +64,7 @@ AXES = {
     "metric": Axis("", lambda cell: series(cell).values, ""),
     "parameters": Axis("", _parameters, ".0f", parameter_count),
     "bytes": Axis("adapter file", _of_records(lambda r: r["cost"].get("adapter_bytes")), ".0f", _size),
-    "seconds": Axis("seconds of a run: training, evaluation and decoding", _of_records(_seconds), ".1f"),
+    "seconds": Axis("seconds of a run: training, evaluation and decoding", _of_records(run_seconds), ".1f"),
     "memory": Axis("peak memory", _of_records(lambda r: r["cost"].get("peak_memory_bytes")), ".0f", _size),
     "forgetting": Axis("forgetting on a fixed text, nats a token", _of_records(change), ".4f", linear=True),
 }
@@ -111,7 +106,7 @@ def make(ledger: Ledger, tasks: Collection[str] = (), axes: tuple[str, str] = US
     by_key = {key: cell for key, cell in all_cells(ledger).items() if not tasks or key[2] in tasks}
     if not by_key:
         why = ["Nothing has run: make demo."]
-        return [Figure("pareto", f"{axes[1]} against {axes[0]}", [], [], why, lambda _: None)]
+        return [Figure("pareto", f"{axes[1]} against {axes[0]}", [], [], why, draw_nothing)]
     pairs = sorted({(task, model) for model, _, task in by_key})
     return [
         of_cells(

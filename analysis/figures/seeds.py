@@ -3,6 +3,7 @@ them."""
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,9 +31,11 @@ def drawable(cells: dict[str, Cell]) -> dict[str, Cell]:
 
 
 def seed_notes(cells: dict[str, Cell]) -> list[str]:
-    """Notes on missing and diverged seeds, and on what cells() has left out."""
-    notes = []
+    """Notes on missing and diverged seeds, on unlike data, and on what cells() has left out."""
+    notes, rows = list[str](), defaultdict[tuple[int, int], list[str]](list)
     for cell in cells.values():
+        data = cell.records[0]["data"]
+        rows[data["train_rows"], data["dev_rows"]].append(cell.label)
         if not cell.complete:
             notes.append(f"{cell.label}: {cell.seeds - cell.unknown} of {cell.wanted} seeds (hollow).")
         if cell.unknown:
@@ -52,6 +55,10 @@ def seed_notes(cells: dict[str, Cell]) -> list[str]:
         if cell.left_out:
             notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
         notes += cell.problems
+    if len(rows) > 1:
+        notes += [
+            f"{t:,} training and {d:,} dev rows: {', '.join(of)}." for (t, d), of in sorted(rows.items())
+        ]
     return notes
 
 

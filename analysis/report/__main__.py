@@ -3,7 +3,8 @@
     python -m analysis.report       (make report)
 
 The page is OUTPUT/report.html. It holds its data, styles and script, and needs neither a server nor a
-network. The words and numbers of its tables are those of analysis.tables and analysis.stats.
+network. The words and numbers of its tables are those of analysis.tables; its verdicts and statistics are
+over your runs and the published ones together.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
 from analysis.wanted import wanted
 from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, one_each, protocol
+from runs.record.schema import LocalPaths
 from runs.record.text import megabytes, one_line
 
 #: Parts of a record that the view of a cell shows as keys and values, beside its configuration.
@@ -25,9 +26,7 @@ SHOWN = (
     *("tries", "schema", "judged"),
 )
 #: Keys that hold a local path; only its last part is shown.
-PATHS = {"path", "data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template", "output"}
-PATHS |= {"forgetting_text"}
-PATHS |= {"init_from", "from"}
+PATHS = {*LocalPaths.__annotations__, "output", "init_from", "from"}
 COSTS = {"train_seconds": "training, s", "evaluate_seconds": "evaluation, s", "decode_seconds": "decoding, s"}
 COSTS |= {"tokens_per_second": "tokens/s", "images_per_second": "images/s"}
 COSTS |= {"peak_memory_bytes": "memory", "adapter_bytes": "adapter"}
@@ -53,8 +52,9 @@ class Entry:
         return Cell(done, wanted(self.key, done)) if done else None
 
 
-def entries(ledger: Ledger) -> list[Entry]:
-    """The entries of a ledger; every record is in one of them."""
+def entries(ledger: Ledger, in_table: Collection[str]) -> list[Entry]:
+    """The entries of a ledger; every record is in one of them. in_table: the runs behind the page's
+    tables."""
     groups: dict[tuple[Key, str, bool], list[Record]] = defaultdict(list)
     for record in ledger:
         key = (record["cell"]["model"], row_of(record), record["cell"]["task"])
@@ -62,7 +62,7 @@ def entries(ledger: Ledger) -> list[Entry]:
         settings = cell_id(record) if record["status"] in FINISHED else ""
         groups[key, settings, is_trial(record["config"])].append(record)
     in_tables = verdicts.all_cells(ledger)
-    chosen = {record["id"] for cell in in_tables.values() for record in cell.records}
+    chosen = {record["id"] for cell in in_tables.values() for record in cell.records} | {*in_table}
     result = []
     for (key, _, trial), records in groups.items():
         records.sort(key=lambda r: (r["cell"]["seed"], r["id"]))

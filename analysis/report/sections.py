@@ -1,6 +1,7 @@
 """The page as HTML: a section for verdicts, tables, figures, statistics and what is left out, in the frame
 report.html."""
 
+import contextlib
 import html
 import json
 import math
@@ -80,6 +81,15 @@ def _tables(report: Report) -> str:
             about, title = _about(report, table, name), escape(table.title)
             parts.append(f"<div {about}><h3>{title}</h3>{table_html(table, report.position)}</div>")
     return "".join(parts) or "<p>No table has records.</p>"
+
+
+def _in_tables(ledger: Ledger) -> set[str]:
+    """The runs behind the page's tables."""
+    runs = set[str]()
+    for name in TABLES:
+        with contextlib.suppress(Exception):  # `_tables` says of what could not be made
+            runs |= {run for table in tables.make(name, ledger) for of in table.runs.values() for run in of}
+    return runs
 
 
 def _figures(report: Report) -> str:
@@ -303,7 +313,7 @@ def _left_out(report: Report) -> str:
 def page(ledger: Ledger, changed: Mapping[str, float] | None = None) -> str:
     """The whole page. changed: when each record was written (seconds), by id; of a large ledger the oldest
     are shown less."""
-    everything = entries(ledger)
+    everything = entries(ledger, _in_tables(ledger))
     report = Report(ledger, everything, limit(everything, changed or {}), verdicts.verdicts(ledger))
     if missing := len(everything) - len(report.shown):
         report.problems.append(f"Not listed: {plural(missing, 'cell')} of older runs, in no table.")

@@ -2,6 +2,6 @@
 the paper's findings with them, sections.py writes the pages, readme.py the README's table."""
 
 from analysis.results.findings import claims
-from analysis.results.sections import pages
+from analysis.results.sections import merged, pages
 
-__all__ = ["claims", "pages"]
+__all__ = ["claims", "merged", "pages"]

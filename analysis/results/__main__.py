@@ -12,11 +12,11 @@ with the records.
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results import claims, pages
+from analysis.results import claims, merged, pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
-from runs.record import INSTALLED, ROOT, Ledger, read_study, study_folders, write_atomically
+from runs.record import INSTALLED, ROOT, read_study, study_folders, write_atomically
 
 README = ROOT / "README.md"
 #: The study whose table the README shows.
@@ -36,18 +36,20 @@ def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
     if INSTALLED and settings.readme == README:
         raise UserError("the pages are a clone's, and this is none: docs= and readme= name others")
-    folders = study_folders()
-    if not folders:
+    studies = {folder: read_study(folder) for folder in study_folders()}
+    if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
-    files = {settings.docs / path: text for path, text in pages(folders, settings.docs).items()}
-    for folder in folders:
+    comparisons = claims(merged(studies.values()))
+    files = {settings.docs / path: text for path, text in pages(studies, comparisons, settings.docs).items()}
+    for folder, ledger in studies.items():
         if folder.name == FRONT:
-            text = readme(settings.readme.read_text(), FRONT, headline(read_study(folder)))
-            every = {i: record for one in folders for i, record in read_study(one).records.items()}
-            files[settings.readme] = readme(text, "all studies", near_lora(claims(Ledger(every))))
+            text = readme(settings.readme.read_text(), FRONT, headline(ledger))
+            files[settings.readme] = readme(text, "all studies", near_lora(comparisons))
+    gone = [path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg")]
+    gone = [path for path in gone if path not in files]  # of studies that are no more
     if settings.check:
         # A picture's bytes depend on matplotlib's version.
-        stale = [
+        stale = gone + [
             path
             for path, text in files.items()
             if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
@@ -57,9 +59,8 @@ def main(arguments: list[str]) -> int:
             or "every page is what the records give"
         )
         return 1 if stale else 0
-    for old in (settings.docs / "results").glob("*"):
-        if old.suffix in (".md", ".svg") and old not in files:
-            old.unlink()
+    for path in gone:
+        path.unlink()
     for path, text in files.items():
         write_atomically(path, text)
         if path.suffix == ".md":

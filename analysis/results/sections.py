@@ -10,31 +10,35 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from analysis import figures
-from analysis.cells import Cell, label_of
+from analysis.cells import Cell, label_of, run_seconds
 from analysis.inference import FIRM_PAIRS
 from analysis.own import with_variants
 from analysis.ranks import ranks
 from analysis.results.claim import WORDS, Claim
-from analysis.results.findings import MARGIN, claims
+from analysis.results.findings import MARGIN
 from analysis.results.of_figures import FITTED
 from analysis.series import series
 from analysis.statistics import costs, statistics_tables
 from analysis.table import Table, grid
 from analysis.tables import TABLES, WITHOUT_RECORDS
-from runs.record import FINISHED, Ledger, Record, is_trial, read_study
+from runs.record import FINISHED, Ledger, Record, is_trial
 from runs.record.text import one_line, plural
 
 
-def pages(studies: Sequence[Path], docs: Path) -> dict[str, str]:
-    """The pages of these folders of published records, and the pictures that they show, by their paths in
-    docs/. Benchmarks come from docs/bench."""
-    ledgers = {folder: read_study(folder) for folder in studies}
+def merged(studies: Iterable[Ledger]) -> Ledger:
+    """The records and measures of all studies."""
     whole = Ledger()
-    for ledger in ledgers.values():
+    for ledger in studies:
         whole.records |= ledger.records
         whole.measures |= ledger.measures
-    files = {"results.md": overview(claims(whole), _what_ran(ledgers), _speed(docs / "bench"))}
-    for folder, ledger in ledgers.items():
+    return whole
+
+
+def pages(studies: Mapping[Path, Ledger], comparisons: list[Claim], docs: Path) -> dict[str, str]:
+    """The pages of these studies (their folders, with their records), and the pictures that they show, by
+    their paths in docs/. comparisons: over all of them. Benchmarks come from docs/bench."""
+    files = {"results.md": overview(comparisons, _what_ran(studies), _speed(docs / "bench"))}
+    for folder, ledger in studies.items():
         files |= study(folder, ledger)
     return files
 
@@ -60,11 +64,7 @@ def _what_ran(ledgers: Mapping[Path, Ledger]) -> str:
         finished = [record for record in ledger if record["status"] in FINISHED]
         trials = sum(is_trial(record["config"]) for record in finished)
         diverged = sum(record["status"] == "diverged" for record in finished)
-        seconds = sum(
-            float(record["cost"].get(f"{part}_seconds") or 0)
-            for record in finished
-            for part in ("train", "evaluate", "decode")
-        )
+        seconds = sum(map(run_seconds, finished))
         name, devices = folder.name, "; ".join(sorted({_device(record) for record in finished}))
         runs = len(finished) - trials
         rows.append(

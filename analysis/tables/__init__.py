@@ -57,16 +57,16 @@ def make(
     cost: a column with the cost score by the constants of its paper, or of the table's model (cost_score.py).
     """
     if name in WITHOUT_RECORDS:
-        return _of_part(name, ledger, select, seeds, models, tasks)
+        return TABLES[name](ledger, select, seeds)
     own, others = split(ledger)
-    tables, told = list[Table](), set[str]()  # told: own runs whose table has the note on them
+    tables, noted = list[Table](), set[str]()  # noted: own runs whose table has the note on them
     if own.records or own.measures or not others.records:
         shown = with_variants(own, paper=name != "") if every or every_own else own
         tables = _of_part(name, shown, select, seeds, models, tasks)
         tables.sort(key=lambda table: not table.runs)  # the paper's rows alone come after those with runs
         for table in tables:
             table.notes += _own_notes(table, shown)
-            told |= {record["id"] for record in _near(table, shown)}
+            noted |= {record["id"] for record in _near(table, shown)}
         if cost != "none":
             tables = [with_score(table, shown.records, cost) for table in tables]
     if others.records:
@@ -83,7 +83,7 @@ def make(
                 scored = table if cost == "none" else with_score(table, shown.records, cost)
                 tables.append(as_published(scored))
     if tables:
-        tables[0].notes += early_stops(r for r in stopped(name, own, models, tasks) if r["id"] not in told)
+        tables[0].notes += early_stops(r for r in stopped(name, own, models, tasks) if r["id"] not in noted)
     return tables
 
 

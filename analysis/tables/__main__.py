@@ -59,6 +59,10 @@ def main(arguments: list[str]) -> int:
         )
     if settings.cost != "none" and name in (*WITHOUT_RECORDS, "demo"):
         raise UserError(f"cost={settings.cost}: {name} has no row with a cost score")
+    if name in WITHOUT_RECORDS and settings.chooses:
+        raise UserError(
+            f"{name} has no records: model=, task=, method=, seed= and sweep= choose nothing in it"
+        )
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
@@ -92,7 +96,9 @@ def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     of_table = early_stops(stopped(name, split(ledger)[0], models, tasks))
     if notes := of_table if name else [*early_stops(ledger), *failures(ledger)]:
         return UserError(f"no finished run in {records} for {name or 'that'}: {' '.join(notes)}")
-    return UserError(f"no records of {name or 'that'} in {records} yet{f' (make {name})' if name else ''}")
+    of_models = f"{', '.join(models)} for " if models and name else ""
+    hint = " (make demo)" if name == "demo" and not settings.chooses else ""
+    return UserError(f"no records of {of_models}{name or 'that'} in {records} yet{hint}")
 
 
 if __name__ == "__main__":

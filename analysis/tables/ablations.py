@@ -34,20 +34,20 @@ def table6(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     by_key = cells(ledger, seeds or 5, select)
     tables = []
     for part, (title, names) in PARTS.items():
-        tables += _ablation(f"Table 6, {title}", printed_rows("table6", part=part), names, by_key, select)
+        tables += _ablation(6, title, printed_rows("table6", part=part), names, by_key, select)
     return tables
 
 
 def table7(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Shared or unique random matrices, on RoBERTa-large, and on each other model that has such runs."""
     names, by_key = {"shared": "shared A, B", "unique": "unique A, B"}, cells(ledger, seeds or 5, select)
-    return _ablation("Table 7, random matrices", printed_rows("table7"), names, by_key, select)
+    return _ablation(7, "random matrices", printed_rows("table7"), names, by_key, select)
 
 
 def _ablation(
-    title: str, printed: Rows, names: dict[str, str], by_key: Mapping[Key, Cell], select: str
+    number: int, title: str, printed: Rows, names: dict[str, str], by_key: Mapping[Key, Cell], select: str
 ) -> list[Table]:
-    """names: how the table calls the paper's settings."""
+    """number: of the paper's table. names: how the table calls the paper's settings."""
     wanted = {row[0].row for row in printed}
     by_key = {key: cell for key, cell in by_key.items() if key[1] in wanted and key[2] in GLUE}
     varied = [key for key in by_key if key[1] != "vera"]
@@ -58,8 +58,8 @@ def _ablation(
         tasks = [n.task for n in printed[0]] if model == OF_PAPER else [task for task in GLUE if task in ran]
         ours = compare.by_row(by_key, model, tasks)
         rows = _rows(printed, names, tasks, ours, of_paper=model == OF_PAPER)
-        notes = [*_notes(title, rows, model, select), *_over_the_same_seeds(printed, names, tasks, ours)]
-        if title.startswith("Table 7"):
+        notes = [*_notes(number, rows, model, select), *_over_the_same_seeds(printed, names, tasks, ours)]
+        if number == 7:
             notes.append("The paper's shared row is not its table 6's row of the same settings.")
         if model != OF_PAPER:
             notes.append(f"{model} is a model that the paper does not use.")
@@ -67,7 +67,9 @@ def _ablation(
         whose = "RoBERTa-large" if model == OF_PAPER else model
         labels = {task: GLUE[task] for task in tasks}
         header = ["setting", "source", *labels.values(), "status"]
-        tables.append(Table(f"{title}, {whose}", header, rows, notes, model, labels, ("best",)))
+        tables.append(
+            Table(f"Table {number}, {title}, {whose}", header, rows, notes, model, labels, ("best",))
+        )
     return tables
 
 
@@ -104,9 +106,9 @@ def _mean(cell: Cell) -> TableCell:
     return compare.shown(cell, statistics.fmean)
 
 
-def _notes(title: str, rows: list[list[TableCell]], model: str, select: str) -> list[str]:
+def _notes(number: int, rows: list[list[TableCell]], model: str, select: str) -> list[str]:
     means = "Means over seeds of the best epoch on dev, +- sample standard deviation"
-    notes = [f"{means}, as the paper's table {title[6]}."]
+    notes = [f"{means}, as the paper's table {number}."]
     if select == "crossfit":
         notes[0] = f"Means over seeds. {compare.CROSSFIT}"
     notes += beside.notes(texts(rows))

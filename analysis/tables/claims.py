@@ -37,12 +37,12 @@ def claims_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[
 
 def _memory() -> list[list[TableCell]]:
     """An adapter of GPT-3, and those of a million users."""
-    said = claims()["memory"]
-    exact, users = memory(said["model"], said["rank"]), said["users"]
-    lora, vera = (f"GPT-3, {name} r={said['rank']}" for name in ("LoRA", "VeRA"))
+    printed = claims()["memory"]
+    exact, users = memory(printed["model"], printed["rank"]), printed["users"]
+    lora, vera = (f"GPT-3, {name} r={printed['rank']}" for name in ("LoRA", "VeRA"))
     return [
-        _formula(f"{lora}: an adapter", said["adapter"], 4 * exact["lora"]),
-        _formula(f"{lora}: {users:,} users", said["all"], 4 * exact["lora"] * users),
+        _formula(f"{lora}: an adapter", printed["adapter"], 4 * exact["lora"]),
+        _formula(f"{lora}: {users:,} users", printed["all"], 4 * exact["lora"] * users),
         _formula(f"{vera}: an adapter", "-", 4 * exact["vera"]),
         _formula(f"{vera}: {users:,} users", "-", 4 * exact["vera"] * users),
     ]
@@ -66,16 +66,16 @@ def _files(bench: dict[str, Any]) -> list[list[TableCell]]:
 
 def _counts() -> list[list[TableCell]]:
     """The exact counts of a model's rows, the largest first, beside d_90."""
-    said, rows = claims()["d_90"], []
-    entries = [of for of in exact_counts() if of["model"] == said["model"] and of["method"] != "full"]
+    d_90, rows = claims()["d_90"], []
+    entries = [of for of in exact_counts() if of["model"] == d_90["model"] and of["method"] != "full"]
     for of in sorted(entries, key=lambda of: -of["count"]):
         row, printed, rank = of["method"], of["printed"], of["settings"].get("rank")
         name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]  # adapter_drop_900k
         name += f" r={rank}" if rank else ""
-        times = f"{of['count']:,} = {of['count'] / said['value']:.0f} x d_90"
+        times = f"{of['count']:,} = {of['count'] / d_90['value']:.0f} x d_90"
         status = "as printed" if follows(printed, of["count"]) else "DIFFERS"
         rows.append(make_row(f"RoBERTa-base, {name}: parameters", printed, times, status))
-    return [make_row("RoBERTa-base, d_90", str(said["value"]), "-", "quoted"), *rows]
+    return [make_row("RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"), *rows]
 
 
 def _latency(bench: dict[str, Any]) -> list[list[TableCell]]:

@@ -1,6 +1,6 @@
 """The demo: every method on a small task, with what it costs."""
 
-from analysis.cells import Cell, Key, by_rows, cells
+from analysis.cells import Cell, Key, by_rows, cells, is_of_demo
 from analysis.compare import CROSSFIT, about, diverged_mark, of_cells, of_model, size_of
 from analysis.table import Table, TableCell, make_row
 from analysis.wanted import with_wanted
@@ -10,7 +10,7 @@ from runs.record.text import megabytes, plural
 
 def demo_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Every method on the demo's task, with what it costs: a table for each model and number of rows."""
-    by_size = by_rows(record for record in ledger if record["cell"]["task"] == "reviews")
+    by_size = by_rows(record for record in ledger if is_of_demo(record))
     tables = []
     for records in by_size.values():
         by_key = cells(records, seeds or 3, select)

@@ -36,6 +36,16 @@ def test_what_differs_is_listed_with_by_how_much_and_what_is_the_same_is_counted
     assert "train.epochs" in rows(compared(one, other, OURS, every=True))
 
 
+def test_scores_of_texts_and_groups_are_compared_one_by_one():
+    one, other = record(), record(seed=1)
+    for made, bleu in ((one, 60.0), (other, 62.5)):
+        made["texts"] = {"scores": [{"which": "last", "bleu": bleu}]}
+        made["groups"] = [{"name": "adapter", "lr": 0.1 * bleu}]
+    found = rows(compared(one, other, OURS))
+    assert found["texts.scores.0.bleu"] == ["60", "62.5", "+2.5"]
+    assert found["groups.0.lr"][2] == "+0.25"
+
+
 def test_equal_records_have_no_row_and_their_predictions_count():
     one = record() | {"predictions": {"best": "a", "last": "b"}}
     table = compared(one, copy.deepcopy(one), OURS)

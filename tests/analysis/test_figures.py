@@ -509,6 +509,61 @@ def test_parameters_of_a_perplexity_has_its_name_its_decimals_and_its_seeds():
 PERPLEXED = (("vera", 0), ("vera", 1), ("lora", 0))
 
 
+def test_ranks_on_other_data_or_of_other_epochs_are_no_points_of_a_line():
+    def of(kind, rank, rows, epochs, **more):
+        made = [ranked(kind, rank, seed, 0.8, model="minilm", **more) for seed in range(2)]
+        for one in made:
+            one["data"] |= {"train_rows": rows}
+            one["config"]["train"]["epochs"] = epochs
+            one["id"] += f"-{rows}-{epochs}"
+        return made
+
+    alike = [one for rank in (1, 16, 1024) for one in of("vera", rank, 2000, 15)]
+    alike += [one for rank in (1, 2) for one in of("lora", rank, 2000, 10)]  # a method's own recipe
+    others = [*of("vera", 256, 5000, 3), *of("lora", 8, 5000, 3), *of("lora", 4, 2000, 15)]
+    made = {figure.name: figure for figure in figure2.make(ledger(*alike, *others))}
+    figure = made["figure2_minilm_rte"]
+    assert [(row["method"], row["rank"]) for row in lines(figure)] == [
+        *(("LoRA", "1"), ("LoRA", "2")),
+        *(("VeRA", "1"), ("VeRA", "16"), ("VeRA", "1024")),
+    ]
+    assert "6 runs on other data, or of other epochs, than most ranks: left out." in figure.notes
+    # Nor does all=true lose a rank that has a variant
+    variant = of("vera", 16, 2000, 15, lr=0.5)
+    for one in variant:
+        one["deviations"] = ["another rate"]
+    several = {f.name: f for f in figures.make("figure2", ledger(*alike, *variant), every=True)}
+    assert [row["rank"] for row in lines(several["figure2_minilm_rte"])] == ["1", "2", "1", "16", "1024"]
+
+
+def test_a_picture_names_the_data_of_rows_that_have_not_the_same():
+    vera, lora = (seeds(row, "rte", model="minilm") for row in ("vera", "lora"))
+    for one in lora:
+        one["data"] |= {"train_rows": 5000}
+    (figure,) = parameters.make(ledger(*vera, *lora))
+    assert "10 training and 10 dev rows: VeRA r=1024." in figure.notes
+    assert "5,000 training and 10 dev rows: LoRA r=8." in figure.notes
+
+
+def test_a_task_that_is_named_has_every_row_and_figure_4_what_is_no_rank():
+    rows = ("vera", "pvera", "lora_r1", "lora_plus_r1", "lora_fa_r1", "vera_plus", "lora_fa", "vera_unique")
+    made = [record(row, "rte", s, 0.8, model="minilm", values=[0.8]) for row in rows for s in range(2)]
+    head = [record("head", "rte", s, 0.7, model="minilm") for s in range(2)]
+    for row, one in zip([row for row in rows for _ in range(2)], made, strict=True):
+        one["config"]["method"]["label"] = one["label"]["row"] = row
+
+    def shown(figure):
+        return {row["method"] for row in lines(figure)}
+
+    (named,) = parameters.make(ledger(*made), ("rte",))
+    assert shown(named) == {*rows}
+    (usual,) = parameters.make(ledger(*made))
+    of_table = {"vera", "pvera", "vera_plus", "lora_fa"}
+    assert shown(usual) == of_table
+    gains = {figure.name: figure for figure in figure4.make(ledger(*made, *head))}["figure4_minilm_rte"]
+    assert shown(gains) == of_table
+
+
 def test_a_users_dollar_is_no_mathematics():
     made = seeds("vera", "rte", model="minilm")
     for one in made:
@@ -527,5 +582,8 @@ def test_the_demos_picture_has_one_number_of_rows():
     assert (first.name, second.name) == ("accuracy_vs_parameters", "accuracy_vs_parameters_1000_2000")
     assert [len(figure.rows) for figure in (first, second)] == [1, 1]
     assert "1,000 training and 2,000 dev rows" in second.title
-    (alone,) = parameters.demo(ledger(*other))
+    failed = record("vera", "reviews", 9, status="failed", model="minilm")
+    failed["config"]["task"] |= {"train_rows": 50}
+    failed.pop("data"), failed.pop("result")
+    (alone,) = parameters.demo(ledger(*other, failed))
     assert alone.name == "accuracy_vs_parameters"

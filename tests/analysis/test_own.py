@@ -144,6 +144,14 @@ def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, mon
     ]
 
 
+def test_what_follows_the_seed_sets_no_variant_apart():
+    made = [record("vera_redrawn", "rte", seed, lr=lr) for seed, lr in ((0, 0.1), (1, 0.2), (2, 0.2))]
+    for one in made:
+        one["config"]["method"] |= {"redrawn": True, "projection_seed": one["cell"]["seed"]}
+    rows = {r["cell"]["row"] for r in with_variants(ledger(*made), paper=False)}
+    assert rows == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
+
+
 def test_variants_keep_their_ids_and_leave_the_ledger_as_it_was():
     both = ledger(*seeds(), *seeds(lr=0.5))
     named = with_variants(both, paper=False)
@@ -263,6 +271,17 @@ def test_a_custom_method_has_a_colour_and_a_marker_of_its_own():
     assert len(looks) == 5
     assert colour("lora_r4", "lora") == colour("lora") == colour("lora lr 0.1", "lora")
     assert colour("vera_r64") == colour("vera")
+
+
+def test_what_a_table_without_records_cannot_choose_and_what_has_not_run_is_one_line(tmp_path):
+    output = f"output={tmp_path}"
+    with pytest.raises(UserError, match=r"table8 has no records: model=, task=, .* choose nothing in it"):
+        main(["table8", "model=roberta_base", output])
+    with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
+        main(["demo", output, "published=false"])
+    write_record(tmp_path, record("vera", "rte", model="minilm"))
+    with pytest.raises(UserError, match=r"no records of minilm for table4 in .*records yet$"):
+        main(["table4", "model=minilm", output, "published=false"])
 
 
 def test_names_that_no_record_has_are_one_line(tmp_path):

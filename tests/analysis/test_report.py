@@ -134,6 +134,19 @@ def test_a_lora_rank_is_labelled_with_its_alpha_as_in_the_tables():
     assert [data["names"]["row"][row] for row in ("lora_r2", "lora_r2_proportional")] == labels
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_what_a_table_shows_is_never_called_left_out():
+    """Own runs stand in a table beside the published ones of other settings."""
+    published, own = seeds("vera", "mrpc"), seeds("vera", "mrpc", bests=(0.775,), lr=0.5)
+    for one in own:
+        one["deviations"] = ["another rate"]
+    both = ledger(*published, *own)
+    both.origin |= dict.fromkeys((one["id"] for one in published), "a_study")
+    page = Page(report.page(both))
+    assert "77.5" in " ".join(page.words)
+    assert "Other settings than the cell of the tables." not in " ".join(page.words)
+
+
 def test_what_is_left_out_is_said(page):
     text = " ".join(page.words)
     assert "records/bad.json: not a record" in text

@@ -727,13 +727,15 @@ def test_a_page_has_every_setting_of_a_row_and_a_picture_one_of_them(study):
     assert "- VeRA r=1024: 3 records with other settings are left out." in text
 
 
-def test_a_picture_that_no_study_has_any_more_goes(study):
+def test_a_picture_that_no_study_has_any_more_goes(study, capsys):
     words, folder = study
     old = folder / "docs" / "results" / "gone.svg"
     old.parent.mkdir(parents=True)
     old.write_text("<svg/>")
     page = old.with_suffix(".md")
     page.write_text("# gone\n")
+    assert main([*words, "check=true"]) == 1
+    assert f"{page} is not what the records give" in capsys.readouterr().out
     assert main(words) == 0
     assert not old.exists()
     assert not page.exists()

@@ -107,7 +107,8 @@ def test_the_report(ledger):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_results_page(output, ledger, tmp_path):
-    studies = sorted(path for path in (output / "studies").iterdir())
-    assert all(read_study(folder).records for folder in studies)
-    texts = {path: text for path, text in results.pages(studies, tmp_path).items() if path.endswith(".md")}
+    studies = {path: read_study(path) for path in sorted((output / "studies").iterdir())}
+    assert all(of.records for of in studies.values())
+    made = results.pages(studies, results.claims(results.merged(studies.values())), tmp_path)
+    texts = {path: text for path, text in made.items() if path.endswith(".md")}
     same_text("results.md", "\n".join(f"=== {path}\n\n{text}" for path, text in texts.items()))
