@@ -110,7 +110,7 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
     path = record_path(run.config["output"], other)
     config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
-    kept = config["keep"], config.get("select", "paper"), config.get("adapter_precision", "fp32")
+    kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
     usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
     return other if usual else f"{other} {' '.join(kept)}"
 

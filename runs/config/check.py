@@ -194,7 +194,7 @@ def _check_model(config: dict[str, Any], files: Files) -> None:
     if not all(isinstance(w, str) and HASH in w if listed else isinstance(w, str | None) for w in wheels):
         what = f"name==version, or a list of pip's requirements with hashes (name==version{HASH}...)"
         raise UserError(f"model.wheel={as_word(model['wheel'])}: should be {what}")
-    if isinstance(model["wheel"], str) and not model["sha256"]:
+    if isinstance(model["wheel"], str) and not (model["sha256"] or model["path"]):
         raise UserError(f"model.wheel={model['wheel']}: needs the wheel's hash, model.sha256=...")
     if not (model["path"] or model["hub"] or model["package"] or model["wheel"]):
         raise UserError(

@@ -59,7 +59,7 @@ def changed(path, value):
         ("data.dev_rows", 0, "data.dev_rows: input should be greater than or equal to 1"),
         ("deviations", "none", "deviations: input should be a valid list"),
         ("deviations", [1], "deviations.0: input should be a valid string"),
-        ("config", {}, "config.model: field required, and 4 more"),
+        ("config", {}, "config.model: field required, and 5 more"),
         ("config.train", None, "config.train: input should be a valid dictionary"),
         ("config.method.rank", "NaN", "config.method.rank: a rank of vera is a whole number"),
         ("config.task.data_dir", [[]], "config.task.data_dir: input should be a valid string"),
