@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
 from runs.config.names import as_word, did_you_mean, dotted, first_line
+from runs.config.recipes import check_recipe
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 
@@ -83,11 +83,6 @@ def _peft_classes() -> dict[str, str]:
     files = [path for folder in folders for path in Path(folder).glob("tuners/*/config.py")]
     names = [name for file in files for name in re.findall(r"^class (\w+Config)\(", file.read_text(), re.M)]
     return {name.lower().removesuffix("config"): name for name in names}
-
-
-def _recipe_keys(path: Path) -> set[str]:
-    """The keys of a recipe that a file reads."""
-    return set(re.findall(r"\$\{recipe:([a-z_]+)", path.read_text()))
 
 
 OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
@@ -170,7 +165,7 @@ class Files:
                 cfg = self.compose(overrides)
         if cfg.get("recipe"):
             self._own_tasks.add(str(cfg.task.get("name")))
-            self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), OmegaConf.to_container(cfg.recipe))
+            self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), cfg.recipe)
         if "by_row" in (cfg.get("recipe") or {}):
             part = cfg.recipe.by_row.get(row_word(cfg)) or {}
             # A value for one task would stand before the row's own for all tasks
@@ -253,72 +248,10 @@ class Files:
         content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
         return dict(content)
 
-    # --- recipes
-
-    def _check_recipe(self, name: str, recipe: Any) -> None:
-        """Raises UserError for a key of a recipe that nothing reads, and for a task that does not exist: a
-        misspelt key would leave the default value in effect, under the recipe's name.
-
-        name: ROW/MODEL. The keys of method settings are those that ROW's file, and the files in its defaults,
-        read. A recipe with by_row is shared: only the parts of its rows have settings of methods."""
-        if name in self._checked:
-            return
-        row, path = name.partition("/")[0], self.path("recipe", name)
-        where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else str(path)
-        if shared := "by_row" in recipe:
-            by_row = recipe.pop("by_row")
-            if not isinstance(by_row, dict) or not all(isinstance(part, dict) for part in by_row.values()):
-                raise UserError(f"{where}: by_row should be a mapping, such as {{lora: {{lr: ...}}}}")
-            for word, part in by_row.items():
-                file = "peft" if re.fullmatch(r"peft:\w+", word) else word
-                self._check_keys(f"{where}, by_row: {word}", part, self._known(file, where), file)
-        known = self._known(None if shared else row, where)
-        self._check_keys(where, recipe, known, row, ("source", "chosen"))
-        self._checked.add(name)
-
-    def _known(self, row: str | None, where: str) -> list[str]:
-        """The keys of a recipe that something reads; without a row, those that every row reads."""
-        rows = self._method_files(row, where) if row else []
-        return sorted(self._keys_of_every_row.union(*map(_recipe_keys, rows)))
-
-    @cached_property
-    def _keys_of_every_row(self) -> set[str]:
-        tasks = [path for path in self.all() if path.parent.name in ("task", "shared")]
-        return set[str]().union(*map(_recipe_keys, [CONF / "config.yaml", *tasks]))
-
-    def _check_keys(
-        self, where: str, recipe: dict[str, Any], known: list[str], row: str, more: tuple[str, ...] = ()
-    ) -> None:
-        """Raises UserError for a key of a recipe, or of a row's part of one, that is neither known nor one of
-        `more`."""
-
-        def check(keys: Any, allowed: list[str], part: str, what: str = "key") -> None:
-            for key in keys:
-                if key not in allowed:
-                    close = did_you_mean(str(key), allowed) or f" Known: {', '.join(allowed)}"
-                    raise UserError(f"{where}: no {what} {str(key)!r}{part}.{close}")
-
-        check(recipe, [*known, *more, "by_task"], f" for the row {row}")
-        for part in ("chosen", "by_task"):
-            inner = recipe.get(part) or {}
-            if not isinstance(inner, dict):
-                raise UserError(f"{where}: {part} should be a mapping, such as {{lr: ...}}")
-            check(inner, known, f" for the row {row}, in {part}")
-        for key, by_task in (recipe.get("by_task") or {}).items():
-            if not isinstance(by_task, dict):
-                raise UserError(f"{where}: by_task: {key} should be a mapping, such as {{rte: ...}}")
-            check(by_task, sorted({*self.choices("task"), *self._own_tasks}), f", in by_task: {key}", "task")
-
-    def _method_files(self, row: str, where: str) -> list[Path]:
-        """A row's file, and the files of methods in its defaults."""
-        rows = self.choices("method")
-        if row not in rows:
-            raise UserError(f"{where}: no method of the name {row!r}.{did_you_mean(row, rows)}")
-        paths = [self.path("method", row)]
-        for name in self.read("method", row).get("defaults", []):
-            if isinstance(name, str) and name != "_self_":
-                paths += self._method_files(name, where)
-        return paths
+    def _check_recipe(self, name: str, recipe: DictConfig) -> None:
+        if name not in self._checked:
+            check_recipe(self, name, OmegaConf.to_container(recipe), self._own_tasks)
+            self._checked.add(name)
 
     # --- errors
 
