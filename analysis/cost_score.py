@@ -114,9 +114,8 @@ def with_score(table: Table, records: dict[str, Record], which: str) -> Table:
 
 def _row_of(table: Table, line: Sequence[TableCell], records: dict[str, Record]) -> _Row:
     """The cells behind a row; none for a row that is not ours, or continues the one above it."""
-    continues = (
-        not line[0].text and table.header[0] != "setting"
-    )  # in tables 6 and 7 ours is below the paper's
+    # Tables 6 and 7 name a setting once, in the paper's row
+    continues = not line[0].text and table.header[0] != "setting"
     if continues or line[table.header.index("source")].text != "ours":
         return _Row({})
     by_task: dict[str, list[Record]] = defaultdict(list)

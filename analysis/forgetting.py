@@ -14,14 +14,15 @@ from runs.record import Record
 
 def measured(record: Record) -> dict[str, Any] | None:
     """A record's forgetting; None where it lacks one, or has no finite number."""
-    of = (record.get("result") or {}).get("forgetting")
-    return of if of and of["before"] is not None and of["after"] is not None else None
+    forgetting = (record.get("result") or {}).get("forgetting")
+    whole = forgetting and forgetting["before"] is not None and forgetting["after"] is not None
+    return forgetting if whole else None
 
 
 def change(record: Record) -> float | None:
     """Nats a token that a run has lost on its text (above 0), or gained."""
-    of = measured(record)
-    return float(of["after"] - of["before"]) if of else None
+    forgetting = measured(record)
+    return float(forgetting["after"] - forgetting["before"]) if forgetting else None
 
 
 def texts_of(records: Iterable[Record]) -> list[str]:

@@ -52,8 +52,9 @@ def main(arguments: list[str]) -> int:
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     keep, result = record["config"]["keep"], record["result"]
-    if keep != "none":
-        kept_files(record, output)
+    if record.get("texts"):
+        texts = run_folder(output, record["id"]) / "decoded_last.jsonl"
+        _check_file(texts, "the run decoded texts, where it was done", "file of texts", record, output)
     same = score_again(record, output, name) if record.get("texts") else True
     if record.get("texts") and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
@@ -177,16 +178,21 @@ def kept_files(record: Record, output: str, best: bool = False) -> dict[str, Pat
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
     for path in files.values():
-        if not path.is_file():
-            none = record["config"]["keep"] == "none"
-            why = "the run kept none" if none else "the run kept one, where it was done"
-            if not (none or record_path(output, record["id"]).is_file()):
-                why = "the run is a published one, whose adapter is not in this repository"
-            raise UserError(
-                f"{path} is not there: {why} (its record is {_path(record, output)}). To have it here:"
-                f" {command_of(record, output)}"
-            )
+        kept = "none" if record["config"]["keep"] == "none" else "one, where it was done"
+        _check_file(path, f"the run kept {kept}", "adapter", record, output)
     return files
+
+
+def _check_file(path: Path, why: str, what: str, record: Record, output: str) -> None:
+    """Raises UserError where a file of a run is missing. why: of a run that was done here."""
+    if path.is_file():
+        return
+    if not (record["config"]["keep"] == "none" or record_path(output, record["id"]).is_file()):
+        why = f"the run is a published one, whose {what} is not in this repository"
+    raise UserError(
+        f"{path} is not there: {why} (its record is {_path(record, output)}). To have it here:"
+        f" {command_of(record, output)}"
+    )
 
 
 def _path(record: Record, output: str) -> Path:

@@ -38,10 +38,13 @@ def uuids() -> dict[str, list[str]]:
 def visible() -> list[str]:
     """The UUIDs of NVIDIA's GPUs, or of their slices, that CUDA_VISIBLE_DEVICES names, in its order; without
     it, of all."""
-    here, words = uuids(), named()
+    by_number, words = uuids(), named()
+    every = [uuid for group in by_number.values() for uuid in group]
     if words is None:
-        return [uuid for group in here.values() for uuid in group]
-    return [uuid for word in words for uuid in here.get(word, [word])]
+        return every
+    # CUDA takes the beginning of a UUID, too
+    begun = {word: [uuid for uuid in every if uuid.startswith(word)] for word in words}
+    return [uuid for word in words for uuid in by_number.get(word) or begun[word] or [word]]
 
 
 def free_memory() -> float | None:
@@ -140,6 +143,16 @@ def check_usable(device: str) -> bool:
         )
     which = f"CUDA_VISIBLE_DEVICES={','.join(wanted)}" if wanted else "this machine has a GPU"
     raise DeviceError(f"{which}, but torch {torch.__version__} cannot use it: {_why()}, or give device=cpu")
+
+
+def check_mps() -> None:
+    """Raises DeviceError where torch sees no GPU of Apple's."""
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise DeviceError(
+            "device=mps: no GPU of Apple's is here that torch sees. device=auto takes what there is"
+        )
 
 
 def _why() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from runs.answer import Questions, answers_path, config_of, read_line, records_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
-from runs.record import Record, write_record
+from runs.record import Record, record_path, write_record
 from runs.record.text import describe
 from runs.sweep.jobs import finished_record
 from tasks.mt_bench import (
@@ -53,7 +53,8 @@ class Settings(Questions):
 def main(arguments: list[str]) -> int:
     line = read_line(arguments, Settings)
     settings, output = line.settings, line.settings.output
-    records = records_of(line)
+    records, gone = records_of(line), False
+    here = [record_path(output, record["id"]).is_file() for record in records]  # and not published alone
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
     answered = [_answers(record, config_of(record, line)) for record in records]
@@ -70,11 +71,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(str(error)) from None
     print(outcome.report(file))
     saved, rows = read_judgments(file), list[dict[str, Any]]()
-    for before_judging, (bench, folder, answers) in zip(records, answered, strict=True):
+    for before_judging, is_here, (bench, folder, answers) in zip(records, here, answered, strict=True):
         # Read again: judging takes hours, in which another judge's scores may have come
-        record = finished_record(output, before_judging["id"])
+        record = finished_record(output, before_judging["id"]) if is_here else before_judging
         if record is None:
             print(f"run {before_judging['id']}: its record is gone, and gets no scores")
+            gone = True
             continue
         entry = summary(folder, bench, answers, by, saved)
         entry["answering"] = _answering(output, record, bench)
@@ -94,7 +96,7 @@ def main(arguments: list[str]) -> int:
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
     if rows:
         print(table(rows))
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or gone else 0
 
 
 def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:

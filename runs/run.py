@@ -7,7 +7,7 @@ from runs.record import NOT_SETTINGS, row_label
 
 #: Methods whose runs take as long as no other row's: a head on its own trains on features that are computed
 #: once, and a model as it is does not train.
-UNLIKE_OTHERS = ("head", "none")
+UNLIKE_OTHERS = frozenset({"head", "none"})
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ def git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
+@cache
+def head() -> str | None:
+    """The commit of this checkout when a process first asks, or the one that it was forked from did."""
+    return git("rev-parse", "HEAD")
+
+
 def _digest(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
     files = tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
@@ -69,10 +75,9 @@ def _source(path: Path) -> dict[str, Any]:
     if not path.is_relative_to(ROOT):  # the commits of another project are not known here
         return source | {"uncommitted": None}
     # What was edited since this process started is in no commit that the record could name
-    return source | {
-        "file": _name(path),
-        "uncommitted": _are_uncommitted(files, now) if began == now else True,
-    }
+    commit = head()
+    edited = None if commit is None else began != now or _are_uncommitted(files, now, commit)
+    return source | {"file": _name(path), "uncommitted": edited}
 
 
 def _name(path: Path) -> str:
@@ -110,16 +115,20 @@ def _imported_names(path: Path, stamp: tuple[int, int]) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
 
 
-def _are_uncommitted(files: list[Path], digests: list[str]) -> bool | None:
-    return uncommitted(tuple(map(_name, files)), tuple(digests))
+def _are_uncommitted(files: list[Path], digests: list[str], commit: str = "HEAD") -> bool | None:
+    return uncommitted(tuple(map(_name, files)), tuple(digests), commit)
 
 
 @cache
-def uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
-    """Whether one of these files of the checkout, with these contents, is untracked or differs from the last
-    commit; None outside of a checkout."""
-    changes = git("status", "--porcelain", "--untracked-files=all", "--", *names)
-    return None if changes is None else bool(changes)
+def uncommitted(names: tuple[str, ...], digests: tuple[str, ...], commit: str) -> bool | None:
+    """Whether one of these files of the checkout, with these contents, is untracked or differs from a commit;
+    None outside of a checkout."""
+    changes = git("diff", "--name-only", commit, "--", *names)
+    return (
+        None
+        if changes is None
+        else bool(changes or git("ls-files", "--others", "--exclude-standard", "--", *names))
+    )
 
 
 def changed(record: Record) -> list[str]:

@@ -40,7 +40,9 @@ def export_lora(
         warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
         export_peft(model, place)
         settings = json.loads((Path(place) / CONFIG).read_text(encoding="utf-8"))
-        if settings["peft_type"] == "LORA":  # DoRA too, whose magnitudes peft's conversion would drop
+        if settings.get("use_dora"):
+            raise AdapterError("a LoRA cannot hold DoRA's magnitudes: export_peft writes it as it is")
+        if settings["peft_type"] == "LORA":
             raise AdapterError("this adapter is a LoRA already: export_peft writes it without loss")
         if settings["peft_type"] == "MISS":
             raise AdapterError("peft converts MiSS to a LoRA of another rank than the one asked for")

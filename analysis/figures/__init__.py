@@ -24,7 +24,7 @@ FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "demo": parameters.demo,
 }
 #: Figures whose points are known rows: a variant has no place in them.
-OF_ROWS = ("figure2", "figure4")
+OF_ROWS = ("figure2",)
 #: The names of all: "pareto", whose axes a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
 

@@ -206,8 +206,9 @@ def paper_first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def is_varied(row: str) -> bool:
     """Whether a row is another rank, an ablation or another start, which have figures and tables of their
     own."""
+    ranks, starts = r"(vera|lora|lora_plus|lora_fa)_r\d+", r"lora_mnli|\w+_from_"
     ablation = r"vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
-    return re.match(rf"\w+_r\d+|\w+_from_|{ablation}", row) is not None
+    return re.match(f"{ranks}|{starts}|{ablation}", row) is not None
 
 
 def not_in_the_paper(model: str, task: str) -> str:

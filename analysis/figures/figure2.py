@@ -95,23 +95,23 @@ def _comparable(records: list[Record]) -> tuple[list[Record], Counter[tuple[str,
     """The records of a model and task on the data that most of its rows have and, of each method, with the
     number of epochs that most of its rows have; how many of each model and task are left out."""
     kept, left_out = records, Counter[tuple[str, str]]()
-    for group, value in ((_place, _data), (_method, _epochs)):
+    for group, value in ((_model_and_task, _data), (_method, _epochs)):
         votes: dict[Any, Counter[Any]] = defaultdict(Counter)
         for of_group, of_value, _ in {(group(r), value(r), r["cell"]["row"]) for r in kept}:
             votes[of_group][of_value] += 1
         # Of equals, the most data or epochs
         most = {of: max((n, v) for v, n in counts.items())[1] for of, counts in votes.items()}
-        left_out.update(_place(r) for r in kept if value(r) != most[group(r)])
+        left_out.update(_model_and_task(r) for r in kept if value(r) != most[group(r)])
         kept = [r for r in kept if value(r) == most[group(r)]]
     return kept, left_out
 
 
-def _place(record: Record) -> tuple[str, str]:
+def _model_and_task(record: Record) -> tuple[str, str]:
     return record["cell"]["model"], record["cell"]["task"]
 
 
 def _method(record: Record) -> tuple[str, str, str]:
-    return *_place(record), record["config"]["method"]["kind"]
+    return *_model_and_task(record), record["config"]["method"]["kind"]
 
 
 def _data(record: Record) -> tuple[int, int]:

@@ -22,7 +22,7 @@ NAMES = (
     "forgetting_text",
 )
 #: Keys of a task that are never null; nor are the numbers of rows of one that prepares its files.
-NEEDED = ("text", "label_column", "image_column", "crop_scale", "cache_dir")
+NEVER_NULL = ("text", "label_column", "image_column", "crop_scale", "cache_dir")
 #: Types in a user's words.
 TYPES: dict[type, str] = {
     int: "a whole number",
@@ -143,7 +143,7 @@ def _check_task(task: dict[str, Any], method: dict[str, Any]) -> None:
             raise UserError(
                 f"task.{key}={task[key]}: should be a whole number of at least 1, or null for all"
             )
-    needed = (*NEEDED, *(("train_rows", "dev_rows") if task.get("prepare") else ()))
+    needed = (*NEVER_NULL, *(("train_rows", "dev_rows") if task.get("prepare") else ()))
     for key in needed:
         if key in task and task[key] is None:
             raise UserError(f"task.{key}=null: the task {task['name']} needs a value here")

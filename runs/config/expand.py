@@ -194,7 +194,7 @@ def _runs_of(
 
 
 def seed_of(line: str) -> int:
-    """The seed of an override. Raises UserError for a value that is none."""
+    """The seed of an override. Raises UserError for a value that is no seed."""
     text = line.partition("=")[2]
     if not text.isdecimal():
         raise UserError(f"seed={text}: should be a whole number")

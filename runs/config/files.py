@@ -38,7 +38,7 @@ OPEN = (
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
 #: Keys that every file of these groups has, with an example.
-NEEDED = {
+KEYS_OF_FILES = {
     "model": {"name": "my_model", "label": "My model", "modality": "text"},
     "task": {"name": "my_task", "label": "My task", "family": "text", "modality": "text"},
     "method": {"kind": "lora", "label": "LoRA r=8", "keep": "best"},
@@ -153,7 +153,7 @@ class Files:
         takes the place of what all have. Raises UserError for a key of the recipe that nothing reads."""
         self._check_added(overrides)
         cfg = self.compose(overrides)
-        for group in NEEDED:
+        for group in KEYS_OF_FILES:
             if group in cfg:
                 self._check_needed(group, cfg.hydra.runtime.choices[group], cfg[group])
         other = cfg.get("method", {}).get("recipe")
@@ -178,7 +178,7 @@ class Files:
     def _check_needed(self, group: str, name: str, part: DictConfig) -> None:
         """Raises UserError where a group's file lacks a key that each has, or a row's file names recipes that
         nobody has written."""
-        for key, example in NEEDED[group].items():
+        for key, example in KEYS_OF_FILES[group].items():
             if key not in part:
                 raise UserError(f"{self.path(group, name)}: {key}: is missing, such as {key}: {example}")
         rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})

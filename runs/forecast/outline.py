@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runs import gpus
 from runs.errors import UserError
 from runs.forecast.flops import Shape, Work, shape_of, work
-from runs.forecast.pace import Pace, architecture_of, machine, pace_of
+from runs.forecast.pace import Pace, architecture_of, pace_of
 from runs.forecast.rows import Data, Sources, known_data
 from runs.lengths import GRID, Lengths
 from runs.run import Run
@@ -163,7 +164,7 @@ def _decoding(amounts: Amounts) -> tuple[int, int]:
     epochs = 2 if amounts.plan.epochs > 1 else 1
     searches = epochs * (1 if task["search"] == "lora" else len(task["length_penalty"]))
     beams, new = task["beams"], task["max_new_tokens"]
-    on_gpu = bool(machine(amounts.run.config["device"])["cards"])
+    on_gpu = amounts.run.config["device"] in ("auto", "cuda") and bool(gpus.visible())
     batches = math.ceil(items / prompts_at_once(amounts.run.config["eval_batch"], beams, on_gpu))
     return searches * batches * new, searches * items * beams * new
 

@@ -142,9 +142,8 @@ class Code(TypedDict):
 
     commit: str | None
     dirty: bool | None  # whether files differed from that commit
-    sources: NotRequired[
-        dict[str, dict[str, Any]]
-    ]  # the files of method and task family, see runs/sources.py
+    # The files of method and task family: runs/sources.py
+    sources: NotRequired[dict[str, dict[str, Any]]]
 
 
 class Device(TypedDict):

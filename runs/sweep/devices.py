@@ -15,7 +15,9 @@ from runs import gpus
 
 def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
-    or cpu, or mps. Raises DeviceError where a GPU is here that torch cannot use."""
+    or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
+    if device == "mps":
+        gpus.check_mps()
     if device in ("cpu", "mps"):
         return [device]
     if device == "auto" and not gpus.may_be_here() and not gpus.named():

@@ -216,7 +216,7 @@ def estimate(left: list[Run], spent: list[tuple[Run, float]]) -> tuple[float, in
             (done, seconds)
             for done, seconds in spent
             if (done.model, done.task) == (run.model, run.task)
-            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & {*UNLIKE_OTHERS})
+            and (done.row == run.row or not {done.method["kind"], run.method["kind"]} & UNLIKE_OTHERS)
         ]
         of_row = [seconds for done, seconds in same if done.row == run.row]
         known = of_row or [seconds for _, seconds in same]

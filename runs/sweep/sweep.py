@@ -22,7 +22,7 @@ from runs.record import Record, is_trial, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
 from runs.sweep.attempt import start_fork_server
-from runs.sweep.devices import take_device
+from runs.sweep.devices import devices, take_device
 from runs.sweep.display import Board, Display, Event
 from runs.sweep.executor import Executor
 from runs.sweep.jobs import (
@@ -120,7 +120,9 @@ def _begin(
             finished.add(record["id"])
     if left:
         check_launcher(launch.launcher, left[0].config["device"])
-        if not here and isinstance(launch.launcher, Serial):
+        if here:
+            devices(left[0].config["device"])
+        elif isinstance(launch.launcher, Serial):
             take_device(left[0].config["device"], launch.launcher.runs_per_device)
             start_fork_server(several=len(left) > 1)
         if not checked:

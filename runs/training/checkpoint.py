@@ -111,7 +111,7 @@ class Checkpoint:
         torch.set_rng_state(tensors["generator/cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"], self.device)
-        elif self.device.type == "mps":
+        elif self.device.type == "mps" and "generator/mps" in tensors:  # older checkpoints lack it
             torch.mps.set_rng_state(tensors["generator/mps"])
         random.setstate((python[0], tuple(python[1]), python[2]))
         np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))

@@ -12,7 +12,7 @@ import yaml
 from runs.gpus import driver, processor
 from runs.record import built_from, run_folder, write_atomically
 from runs.run import Run
-from runs.sources import git
+from runs.sources import git, head
 
 #: The folders of the checkout that a result depends on.
 MAKING = ("vera", "tasks", "runs", "conf")
@@ -50,7 +50,7 @@ def code_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
     folder of MAKING holds a file that is neither tracked nor ignored. Of an installed wheel, as it was built;
     None where there was no git checkout."""
-    commit = git("rev-parse", "HEAD")
+    commit = head()
     if commit is None:
         return built_from()
     changed = git("status", "--porcelain", "--untracked-files=no")

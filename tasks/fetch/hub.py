@@ -5,12 +5,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
 
+#: The status of a hub that one has asked too often.
+TOO_MANY = 429
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -30,32 +31,37 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     marker = _repository(repo, repo_type) / f".unfinished-{_digest_of(revision, *patterns)}"
     try:
         # One request first: the download itself would try an unreachable hub six times, for half a minute
-        HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
-        if cached(repo, revision, repo_type) is None:
+        about: Any = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
+        here = cached(repo, revision, repo_type)
+        names = filter_repo_objects(
+            (file.rfilename for file in about.siblings or ()), allow_patterns=patterns
+        )
+        if here and here.name == about.sha and all((here / name).is_file() for name in names):
+            return here
+        if here is None:
             print(f"fetching {repo} from the hub, once", flush=True)
-        with suppress(PermissionError):  # a cache that several share
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
         folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type)
-        with suppress(PermissionError):
-            marker.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
         return Path(folder)
     except (http_error, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        if isinstance(error, HfHubHTTPError) and not (status >= 500 or status == 429):
-            reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
-            raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
+        refused = isinstance(error, HfHubHTTPError) and 400 <= status < 500 and status != TOO_MANY
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        here = cached(repo, revision, repo_type)
-        names = (path.relative_to(here).as_posix() for path in here.rglob("*")) if here else ()
-        if here is None or not any(filter_repo_objects(names, allow_patterns=patterns)):
-            why = "is not on this machine and the hub cannot be reached"
-            raise DataError(f"{repo} {why}. {instead}") from None
-        if marker.exists():
-            why = "its download is not finished and the hub cannot be reached: the same command goes on"
-            raise DataError(f"{repo}: {why}") from None
-        return here
+        here = None if refused else cached(repo, revision, repo_type)
+        present = (path.relative_to(here).as_posix() for path in here.rglob("*")) if here else ()
+        if here and any(filter_repo_objects(present, allow_patterns=patterns)):
+            if marker.exists():
+                why = "its download is not finished and the hub cannot be reached: the same command goes on"
+                raise DataError(f"{repo}: {why}") from None
+            return here
+        if status:
+            reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
+            raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
+        why = "is not on this machine and the hub cannot be reached"
+        raise DataError(f"{repo} {why}. {instead}") from None
 
 
 def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:

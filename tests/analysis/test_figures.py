@@ -547,6 +547,7 @@ def test_a_picture_names_the_data_of_rows_that_have_not_the_same():
 
 def test_a_task_that_is_named_has_every_row_and_figure_4_what_is_no_rank():
     rows = ("vera", "pvera", "lora_r1", "lora_plus_r1", "lora_fa_r1", "vera_plus", "lora_fa", "vera_unique")
+    rows += ("lora_mnli", "svft_r4")  # another start, and an own method
     made = [record(row, "rte", s, 0.8, model="minilm", values=[0.8]) for row in rows for s in range(2)]
     head = [record("head", "rte", s, 0.7, model="minilm") for s in range(2)]
     for row, one in zip([row for row in rows for _ in range(2)], made, strict=True):
@@ -558,7 +559,7 @@ def test_a_task_that_is_named_has_every_row_and_figure_4_what_is_no_rank():
     (named,) = parameters.make(ledger(*made), ("rte",))
     assert shown(named) == {*rows}
     (usual,) = parameters.make(ledger(*made))
-    of_table = {"vera", "pvera", "vera_plus", "lora_fa"}
+    of_table = {"vera", "pvera", "vera_plus", "lora_fa", "svft_r4"}
     assert shown(usual) == of_table
     gains = {figure.name: figure for figure in figure4.make(ledger(*made, *head))}["figure4_minilm_rte"]
     assert shown(gains) == of_table

@@ -530,7 +530,7 @@ def test_scores_that_came_while_a_judge_judged_stay(done, key, monkeypatch, caps
             return real(*inputs, **how)
 
         monkeypatch.setattr(judge, "judge", gone)
-        assert judged(server, record["id"], f"output={output}") == 0
+        assert judged(server, record["id"], f"output={output}") == 1
     assert f"run {record['id']}: its record is gone, and gets no scores" in capsys.readouterr().out
 
 

@@ -186,6 +186,9 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_
     # A hub that has troubles of its own
     monkeypatch.setattr(Hub, "fails_with", 503)
     assert "1 done" in call(hub, home, *words, "seed=2").stdout
+    other = call(hub, tmp_path / "empty", *words, "seed=3")
+    assert "the hub refuses timm/tiny (" in other.stderr
+    assert "503" in other.stderr
 
 
 def test_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):

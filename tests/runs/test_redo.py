@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from running import ROOT, call_here, output_of, trained
 
 import runs.__main__
@@ -35,9 +36,11 @@ def checkout(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(root), *names, *words], check=True, capture_output=True)
     monkeypatch.setattr(sources, "ROOT", root)
     monkeypatch.setattr(sources, "AT_START", {})
-    sources.uncommitted.cache_clear()
+    for cached in (sources.uncommitted, sources.head):
+        cached.cache_clear()
     yield root
-    sources.uncommitted.cache_clear()
+    for cached in (sources.uncommitted, sources.head):
+        cached.cache_clear()
 
 
 def commit(root):
@@ -152,6 +155,19 @@ def test_an_edit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch)
     path.write_text("two\n")
     source = sources._source(path)
     assert (source["sha256"], source["uncommitted"]) == (before, True)
+    assert sources.changed({"code": {"sources": {"method": source}}}) == ["vera/methods/mine.py"]
+
+
+def test_a_commit_while_a_sweep_goes_on_is_that_of_no_run_of_it(checkout):
+    """The record names the commit of the beginning, from which the file differed then."""
+    path = checkout / "vera/methods/mine.py"
+    path.write_text("edited\n")
+    began = sources.head()  # as the process does that runs are forked from
+    commit(checkout)
+    source = sources._source(path)
+    assert (sources.head(), source["uncommitted"]) == (began, True)
+    assert sources.git("rev-parse", "HEAD") != began
+    path.write_text("later\n")
     assert sources.changed({"code": {"sources": {"method": source}}}) == ["vera/methods/mine.py"]
 
 
@@ -357,16 +373,28 @@ def test_what_was_set_aside_comes_back_where_the_launcher_refuses(words, monkeyp
     assert "redo: 1 record put back" in capsys.readouterr().out
 
 
-def test_nothing_is_set_aside_where_no_device_can_be_used(words, monkeypatch):
+def refuse(device):
+    raise DeviceError("torch cannot use it")
+
+
+def another(how):
+    return [how] if "=" in how else []
+
+
+@pytest.mark.parametrize("how", ["local", "debug=true", "device=mps"])
+def test_nothing_is_set_aside_where_no_device_can_be_used(how, words, monkeypatch):
     few = [*words, "train.max_steps=1"]
     record = trained(few)
-
-    def refuse(device):
-        raise DeviceError("torch cannot use it")
-
-    monkeypatch.setattr(launchers, "devices", refuse)
-    with pytest.raises(UserError, match=r"torch cannot use it\. Nothing was started"):
-        sweep.sweep(expand(few), launch=Launch(Local()), again=expand(few))
+    if how == "device=mps":
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    else:
+        monkeypatch.setattr(sweep if how == "debug=true" else launchers, "devices", refuse)
+    runs = expand(
+        [*(word for word in few if "=mps" not in how or not word.startswith("device=")), *another(how)]
+    )
+    launch = Launch(Local()) if how == "local" else Launch()
+    with pytest.raises(UserError, match=r"(torch cannot use it|no GPU of Apple's .*)\. Nothing was started"):
+        sweep.sweep(runs, launch=launch, again=runs)
     assert read_record(record_path(output_of(words), record["id"])) == record
 
 

@@ -106,7 +106,7 @@ def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
         (vera.NoLA(rank=4, bases=6), 2, "peft's format has no place for method nola"),
         (vera.VeRA(rank=6), 33, "no LoRA of rank 33: The chosen rank 33 is larger than the weight shape"),
         (vera.Peft("IA3Config"), 2, "peft converts this adapter to no LoRA of rank 2"),
-        (vera.Peft("LoraConfig", {"use_dora": True}), 8, "this adapter is a LoRA already"),  # with magnitudes
+        (vera.Peft("LoraConfig", {"use_dora": True}), 8, "a LoRA cannot hold DoRA's magnitudes"),
         (vera.Peft("MissConfig", {"r": 8}), 8, "peft converts MiSS to a LoRA of another rank"),
     ],
 )
