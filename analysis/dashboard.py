@@ -5,7 +5,8 @@
 
 A section for each table: the table itself as the records give it, and for each of its columns the dev metric
 by epoch and the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved
-before. What a run is called in W&B, and under which names its numbers are there, is in runs/tracking.py.
+before. What a run is called in W&B, and under which names its numbers are there, is in
+runs/tracking/payload.py.
 """
 
 import json

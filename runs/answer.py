@@ -5,7 +5,7 @@ python -m runs.answer RUN [RUN ...]                                a run id (or 
 python -m runs.answer experiment=table4_llama2_7b                  every finished run of a preset, or of
                                                                    whatever else names runs
 python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
-python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \
+python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \\
                            eval_batch=8
 
 Answers are saved as they come; after a kill the same command continues. They lie in

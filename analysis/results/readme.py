@@ -63,11 +63,11 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
             model, task, *_, seeds = claim.where.split(", ")
             by_word[WORDS[claim.verdict]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
-    bounds = "By the [bounds of a finding](docs/results.md#how-a-finding-is-decided)"
+    near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
+    shown, refuted = ("; ".join(of) or "no task" for of in (agrees, differs))
     return (
-        f"{bounds} VeRA is shown to be near"
-        f"\nLoRA on {'; '.join(agrees) or 'no task'}, and not to be near it on {'; '.join(differs) or 'any'}."
-        f" Undecided: {plural(len(undecided), 'comparison')}."
+        f"{near} This is\nshown on {shown}, refuted on {refuted}, and undecided in"
+        f" {plural(len(undecided), 'comparison')}."
     )
 
 

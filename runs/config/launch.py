@@ -19,7 +19,7 @@ class Launcher:
 
 @dataclass
 class Serial(Launcher):
-    """One run after another, in this process."""
+    """One run after another, each in a process of its own."""
 
     name: str = "serial"
     runs_per_device: int = 1  # how many runs of several commands may share a device

@@ -10,7 +10,7 @@ python -m runs.tune task.holdout=0.3                                the share of
 
 The overrides are those of python -m runs. Each trial is one run for each seed; their records enter no table.
 The same command continues a search, and repeats failed trials; of two at once the second waits where both
-search one cell. output/tune/STUDY holds the journal and trials.csv.
+search one cell. outputs/tune/STUDY holds the journal and trials.csv.
 """
 
 import os
