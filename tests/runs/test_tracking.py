@@ -150,7 +150,7 @@ def test_the_mode_is_what_wandb_says(monkeypatch, tmp_path):
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=240,
         )
         return done.stdout.strip()
 
@@ -548,7 +548,7 @@ def test_sync_uploads_each_run_once(output, online):
 def sync(output):
     """make sync: its exit code, output and errors."""
     command = [sys.executable, "-m", "runs.tracking", "sync", f"output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     return done.returncode, done.stdout, done.stderr
 
 
