@@ -173,7 +173,7 @@ def restore(
 
 
 def kept_files(record: Record, output: str, best: bool = False) -> dict[str, Path]:
-    """The files of a run's adapter and head, of those that it has. Raises UserError where one is missing."""
+    """The files that a run has of its adapter and its head. Raises UserError where one is missing."""
     folder = run_folder(output, record["id"])
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     files = {part: folder / name for part, name in names.items() if record["parameters"][part]}

@@ -1,4 +1,4 @@
-"""The devices of this machine: its cores, and its GPUs: which ones NVIDIA's driver names, and whether torch
+"""The devices of this machine: its processor's cores, the GPUs that NVIDIA's driver names, and whether torch
 can use them."""
 
 import contextlib

@@ -124,11 +124,9 @@ def uncommitted(names: tuple[str, ...], digests: tuple[str, ...], commit: str) -
     """Whether one of these files of the checkout, with these contents, is untracked or differs from a commit;
     None outside of a checkout."""
     changes = git("diff", "--name-only", commit, "--", *names)
-    return (
-        None
-        if changes is None
-        else bool(changes or git("ls-files", "--others", "--exclude-standard", "--", *names))
-    )
+    if changes is None:
+        return None
+    return bool(changes or git("ls-files", "--others", "--exclude-standard", "--", *names))
 
 
 def changed(record: Record) -> list[str]:
