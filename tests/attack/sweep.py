@@ -154,6 +154,7 @@ def owner(**changes: object) -> dict:
         "pid": 5,
         "started": "77",
         "boot": "another",
+        "lease_seconds": 2.0,
     }
     return {key: value for key, value in (found | changes).items() if value is not ...}
 

@@ -313,6 +313,7 @@ def test_a_run_that_took_ten_executors_with_it_is_given_up(words, fork, tmp_path
         "pid": dead.pid,
         "started": "1",
         "boot": executor_boot(),
+        "lease_seconds": 30.0,
     }
     (folder / f"{run_id(run)}.10").write_text(json.dumps(owner))
     if owner["boot"] is None:
@@ -500,6 +501,7 @@ def test_a_launchers_executor_takes_over_what_nobody_holds(content, words, fork)
     """It does not leave before a lease in its way can have grown old: a damaged one, and one of another
     machine's."""
     owner = {"beat": "0" * 12, "token": "x", "host": "elsewhere", "pid": 7, "started": "1", "boot": "another"}
+    owner["lease_seconds"] = 1.0
     (run,) = expand([*words, "train.max_steps=1"])
     path = Path(output_of(words)) / "leases" / f"{run_id(run)}.1"
     path.parent.mkdir(parents=True)

@@ -98,6 +98,48 @@ def test_a_silent_owner_is_followed_and_one_that_lives_is_not(tmp_path, clock):
         owner.check()
 
 
+@pytest.mark.parametrize(("owners", "watchers"), [(LEASE, LEASE / 4), (LEASE / 4, LEASE)])
+def test_of_two_times_of_silence_the_longer_counts(owners, watchers, tmp_path, clock):
+    """The owner raises its counter as often as its own time asks for."""
+    Watcher(tmp_path, owners).take("run")
+    watcher = Watcher(tmp_path, watchers)
+    assert look(watcher, clock, LEASE - 2) is None
+    assert look(watcher, clock, 4).generation == 2
+
+
+def test_whoever_meets_a_higher_generation_withdraws(tmp_path, clock, monkeypatch):
+    """Two watchers follow the same silent owner; one was slow between its look and its lease."""
+    Watcher(tmp_path, LEASE).take("run")
+    slow, quick = Watcher(tmp_path, LEASE), Watcher(tmp_path, LEASE)
+    create, taken = slow._create, []
+
+    def late(path):
+        lease = create(path)
+        taken.append(quick._create(path.with_suffix(f".{int(path.suffix[1:]) + 1}")))
+        return lease
+
+    monkeypatch.setattr(slow, "_create", late)
+    assert look(slow, clock, LEASE + 2) is None
+    assert {lease.generation for lease in taken} == {3}
+    taken[0].check()
+
+
+def test_only_ones_own_lease_is_released(tmp_path):
+    """Another may have the same generation, after a release that this one slept through."""
+    owner = Watcher(tmp_path, LEASE).take("run")
+    owner.path.unlink()
+    other = Watcher(tmp_path, LEASE).take("run")
+    assert other.path == owner.path
+    owner.release()
+    other.check()
+
+
+def test_a_heart_beats_several_times_before_it_counts_as_silent(tmp_path):
+    """A look counts for a quarter of the time at most, so four looks must see a beat."""
+    heart = Heart(Watcher(tmp_path, LEASE).take("run"), LEASE)
+    assert heart._every <= LEASE / 4
+
+
 def test_wall_clocks_and_file_times_change_nothing(tmp_path, clock, monkeypatch):
     owner = Watcher(tmp_path, LEASE).take("run")
     watcher = Watcher(tmp_path, LEASE)
@@ -238,6 +280,7 @@ def lease_text(**changes):
         "pid": 2**22 + 1,
         "started": "7",
         "boot": leases._boot(),
+        "lease_seconds": LEASE,
     }
     return json.dumps({key: value for key, value in (owner | changes).items() if value is not ...}).encode()
 
@@ -246,6 +289,7 @@ DAMAGED = [
     *(b"", b"\xff\xfe garbage", b'{"beat": "000000000000"}', b"[1]", b"null", b"[" * 60_000, b"[" * 70_000),
     *(lease_text(pid=value) for value in (..., "x", "../zero", -1, 0, True, 1.5, 10**30)),
     *(lease_text(started=value) for value in (..., ["7"], 7)),
+    *(lease_text(lease_seconds=value) for value in (..., "20", 0, -1, leases.LONGEST + 1, float("nan"))),
     *(
         lease_text(**{key: value})
         for key in ("token", "host", "beat", "boot")
@@ -263,8 +307,20 @@ def test_a_damaged_lease_grows_old_like_any_other(content, tmp_path, monkeypatch
     (folder / "run.1").write_bytes(content)
     (folder / "run.x").write_bytes(content)
     watcher = Watcher(tmp_path, LEASE)
+    assert holder_words(watcher.holder("run")) == f"the owner of a damaged lease ({folder / 'run.1'})"
     assert look(watcher, clock, LEASE - 2) is None
     assert look(watcher, clock, 5).generation == 2
+
+
+@LINUX
+def test_the_same_lease_undamaged_is_followed_at_once(tmp_path):
+    """Or the damaged ones above would differ from it by more than their damage."""
+    path = tmp_path / "leases" / "run.1"
+    path.parent.mkdir()
+    path.write_bytes(lease_text())
+    watcher = Watcher(tmp_path, LEASE)
+    assert holder_words(watcher.holder("run")) == f"process {2**22 + 1} on here"
+    assert watcher.take("run").generation == 2
 
 
 @pytest.mark.usefixtures("no_hang")

@@ -75,31 +75,47 @@ def test_loss_sequence(method, words):
     assert [float(loop.step(rows)) for rows in batches[:5]] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(words):
-    """One step against plain torch: same loss, same parameters, whatever the micro-batch."""
-    results = []
-    for micro in (8, 3, 1):
-        loop = training([*words, f"micro_batch={micro}"])
-        rows = epoch_batches(loop.lengths, 8, seed=0, epoch=0)[0]
-        reference = copy.deepcopy(loop.raw_model)
-        loss = float(loop.step(rows))
-        results.append((loss, [p.detach().clone() for p in loop.parameters.values()]))
-    trainable = [p for p in reference.parameters() if p.requires_grad]
-    named = {n: p for n, p in reference.named_parameters() if p.requires_grad}
-    batch = {k: torch.from_numpy(v) for k, v in loop.task.collate("train", rows).items()}
-    expected = reference.train()(**batch).loss
+@torch.no_grad()
+def shake(parameters) -> None:
+    """Moves zeros away from 0: there a gradient would be 0 whatever its scale."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize(("micro", "clip"), [(8, "null"), (8, 0.1), (3, "null"), (3, 0.1), (1, "null")])
+def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(micro, clip, words):
+    """One step against plain torch, whatever the micro-batch. The rates and eps are so large that a gradient
+    of another scale would end elsewhere."""
+    settings = {"lr": 1.0, "lr_head": 0.5, "adam_eps": 1.0, "clip": clip, "weight_decay": 0.1}
+    chosen = [f"train.{key}={value}" for key, value in settings.items()]
+    kept = [word for word in words if word.partition("=")[0] not in {w.partition("=")[0] for w in chosen}]
+    loop = training([*kept, *chosen, "train.warmup_ratio=0", f"micro_batch={micro}"])
+    shake(loop.parameters.values())
+    reference = copy.deepcopy(loop.raw_model).train()
+    rows = epoch_batches(loop.lengths, 8, seed=0, epoch=0)[0]
+    loss = float(loop.step(rows))
+
+    expected = reference(**{k: torch.from_numpy(v) for k, v in loop.task.collate("train", rows).items()}).loss
     expected.backward()
-    nn.utils.clip_grad_norm_(trainable, 1.0)
-    decay = {n: 0.0 if n.endswith("bias") else 0.01 for n in named}
-    first_rate = loop.scheduler.lr_lambdas[0](0) * 1e-2
-    optimizer = torch.optim.AdamW(
-        [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()], lr=first_rate
-    )
-    optimizer.step()
-    for loss, parameters in results:
-        assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
-        for ours, theirs in zip(parameters, named.values(), strict=True):
-            assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+    named = {n: p for n, p in reference.named_parameters() if p.requires_grad}
+    if clip != "null":
+        assert nn.utils.clip_grad_norm_(named.values(), clip) > clip
+    head = loop.method.parameter_groups(loop.raw_model)["head"]
+    torch.optim.AdamW(
+        [
+            {
+                "params": [parameter],
+                "lr": 0.5 if name in head else 1.0,
+                "weight_decay": 0.0 if name.endswith("bias") else 0.1,
+            }
+            for name, parameter in named.items()
+        ],
+        eps=1.0,
+    ).step()
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
+    for name, parameter in loop.parameters.items():
+        torch.testing.assert_close(parameter, named[name], rtol=0, atol=1e-6)
 
 
 def test_the_schedule_warms_up_and_falls_to_zero(words):
