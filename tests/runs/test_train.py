@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from running import CONFIGURATION, ROOT, call, comparable, do, elsewhere, started, trained
+from safetensors.torch import load_file
 from tiers import sample
 from torch import nn
 
@@ -76,11 +77,11 @@ def test_loss_sequence(method, words):
 
 
 @torch.no_grad()
-def shake(parameters) -> None:
+def shake(parameters, size=0.1) -> None:
     """Moves zeros away from 0: there a gradient would be 0 whatever its scale."""
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:
-        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.mark.parametrize(("micro", "clip"), [(8, "null"), (8, 0.1), (3, "null"), (3, 0.1), (1, "null")])
@@ -484,6 +485,52 @@ def test_half_precision_trains(words):
     assert half["curve"]["train_loss"] != single["curve"]["train_loss"]
 
 
+@torch.no_grad()
+def test_the_dev_rows_are_evaluated_without_dropout_and_count_alike(dropout_words):
+    """By batches of 7, the last one of less; against each row by itself, in transformers alone."""
+    loop = training([*dropout_words, "eval_batch=7"])
+    shake(loop.parameters.values())
+    rows = range(len(loop.task.lengths("dev")))
+    assert len(rows) % 7
+    reference = copy.deepcopy(loop.raw_model).eval()
+
+    def answers():
+        batches = (loop.task.collate("dev", [row]) for row in rows)
+        return [reference(**{k: torch.from_numpy(v) for k, v in batch.items()}) for batch in batches]
+
+    margin = float(torch.stack([one.logits[0, 1] - one.logits[0, 0] for one in answers()]).median())
+    for model in (reference, loop.raw_model):
+        model.classifier.bias[1] -= margin  # or all rows would be of one class
+    loop.raw_model.train()
+    loss, predictions = loop.evaluate()
+    assert loss == pytest.approx(np.mean([float(one.loss) for one in answers()]), abs=1e-6)
+    assert predictions.tolist() == [int(one.logits.argmax()) for one in answers()]
+    assert len(set(predictions.tolist())) == 2
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize(
+    ("metrics", "best"), [([0.5, 0.9, 0.7], 2), ([0.9, 0.9, 0.7], 1), ([0.5, 0.6, 0.7], 3)]
+)
+def test_the_adapter_that_is_kept_is_that_of_its_epoch(keep, metrics, best, words, monkeypatch):
+    loop, values = training([*words, "train.epochs=3", f"keep={keep}"]), []
+    scores = iter([score for metric in metrics for score in (metric, 0.0, 0.0)])  # of dev and its halves
+    monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
+    end_epoch = loop.end_epoch
+
+    def end():
+        adapter = loop.method.adapter_parameters(loop.raw_model)
+        values.append({name.replace(".changes.whole", ""): p.detach().clone() for name, p in adapter.items()})
+        end_epoch()
+
+    loop.end_epoch = end
+    loop.go()
+    tensors = load_file(loop.folder / "adapter.safetensors")
+    expected = values[best - 1 if keep == "best" else 2]
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
 # --- the same record, however it is run
 
 
@@ -542,8 +589,21 @@ def test_a_run_killed_at_random_points_gives_the_record_of_the_straight_run(drop
     assert not (folder / "checkpoint.safetensors").exists()
 
 
+def one_bit_off(content: bytes) -> bytes:
+    """In the tensors, which are read whatever their values."""
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"garbage", lambda b: b[:40] + b"\0" * 40 + b[80:]]
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"garbage",
+        lambda b: b[:40] + b"\0" * 40 + b[80:],
+        one_bit_off,
+        lambda b: b.replace(b'\\"step\\": 2', b'\\"step\\": 3'),
+    ],
+    ids=["half", "garbage", "zeros", "a bit", "a step"],
 )
 def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, words, tmp_path, capfd):
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
@@ -554,9 +614,23 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, word
         loop.state.step += 1
     path = loop.folder / "checkpoint.safetensors"
     loop._save()
-    path.write_bytes(damage(path.read_bytes()))
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert path.read_bytes() != whole
     assert comparable(do(elsewhere(words, output=tmp_path / "damaged"))) == comparable(straight)
     assert "not usable" in capfd.readouterr().out
+
+
+def test_the_checkpoint_of_another_run_is_not_gone_on_from(words, tmp_path, capfd):
+    """Of another seed, with the same parameters: as where somebody copied a folder."""
+    straight = trained(elsewhere(words, output=tmp_path / "straight"))
+    other = training([*elsewhere(words, output=tmp_path / "copied"), "seed=1"])
+    other._save()
+    folder = tmp_path / "copied" / "runs" / straight["id"]
+    folder.mkdir()
+    (other.folder / "checkpoint.safetensors").rename(folder / "checkpoint.safetensors")
+    assert comparable(do(elsewhere(words, output=tmp_path / "copied"))) == comparable(straight)
+    assert "not usable (of another run): starting over" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
