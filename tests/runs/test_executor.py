@@ -215,6 +215,39 @@ def test_memory_that_one_row_exceeds_is_a_failure(words, fork, monkeypatch):
     assert record["tries"] == ["out of memory"] * 3  # 8, 4, 2
 
 
+@pytest.mark.parametrize(
+    ("endings", "attempts"),
+    [
+        ("killed " * 9, 4),  # the first, and three more
+        ("device " * 9, 3),
+        ("disk " * 9, 3),  # as many as there are pauses
+        ("error", 1),
+        ("killed killed killed device device killed", 6),  # each cause by itself
+        ("killed killed killed saves killed killed killed", 7),
+        ("device device saves device device device", 5),
+    ],
+)
+def test_a_cause_is_tried_again_so_often_and_anew_once_more_is_saved(endings, attempts, words, monkeypatch):
+    """saves: this attempt, killed like those around it, has saved more than there was."""
+    coming, made, saved = iter(endings.split()), [], [0]
+    (run,) = expand(words)
+
+    def end(self, attempt, heart):
+        made.append(word := next(coming))
+        saved[0] += word == "saves"
+        cause = endings.split()[0] if word == "saves" else word
+        return executor.Ending(cause, f"ended by {word}")
+
+    monkeypatch.setattr(executor.Executor, "_attempt", end)
+    monkeypatch.setattr(executor.progress, "saved", lambda *_: list(saved))
+    monkeypatch.setattr(executor, "ROOM", (0.0, 0.0))
+    outcome = sweep.sweep([run])
+    assert len(outcome.failed) == 1
+    assert len(made) == attempts
+    (record,) = records_of(words)
+    assert record["tries"] == [f"ended by {word}" for word in made[:-1]]
+
+
 def test_a_killed_process_goes_on_where_it_was(words, fork, monkeypatch, tmp_path, capsys):
     straight = do(elsewhere(words, output=tmp_path / "straight"))
     end_epoch, once = Training.end_epoch, tmp_path / "once"
