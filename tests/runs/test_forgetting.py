@@ -61,6 +61,19 @@ def test_before_is_the_base_model_and_after_the_last_epochs(change, e2e_words, t
     assert abs(found["after"] - found["before"]) > 1e-4
 
 
+def test_before_is_the_base_model_also_where_the_adapter_starts_elsewhere(e2e_words):
+    words = [*of_method(e2e_words, "method=vera", "method.rank=8"), "task.decode=none", "keep=last"]
+    first = trained(words)
+    start = run_folder(first["config"]["output"], first["id"]) / "adapter.safetensors"
+    (run,) = expand([*words, f"init_from={start}", "seed=1"])
+    loop = Training(run, run_id(run), lambda event: None)
+    found = first["result"]["forgetting"]
+    assert loop.base_loss == found["before"] != pytest.approx(found["after"], abs=1e-4)
+    assert all(parameter.requires_grad for parameter in loop.parameters.values())
+    # And the adapter is on again, with the values that it starts from.
+    assert float(loop.task.fixed_text.loss(loop.raw_model.eval())) == pytest.approx(found["after"], rel=1e-6)
+
+
 def test_a_model_that_is_not_trained_forgets_nothing(e2e_words):
     record = trained([*of_method(e2e_words, "method=none"), "task.decode=none"])
     assert record["result"]["forgetting"]["before"] == record["result"]["forgetting"]["after"]

@@ -407,6 +407,26 @@ def test_dtype_in_is_dtype_out(name, dtype):
     }
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, architecture, dtype):
+    """To the output, and to the weight that it is merged into. GPT-2's projection is fused."""
+    model, x = tiny(architecture).to(dtype), torch.randn(64, 32).to(dtype)
+    METHODS[name].adapt(model)
+    shake(model, 0.01)
+    layer = next(adapted_layers(model))
+    output, weight = layer.base(x), layer.weight().clone()
+    for block, rows in layer.blocks.items():
+        change = layer.changes[block]
+        output[:, rows] = (output[:, rows].float() + change(x.float())).to(dtype)
+        weight[rows] = (weight[rows].float() + change.weight()).to(dtype)
+    assert torch.equal(layer(x), output)
+    layer.merge()
+    assert torch.equal(layer.weight(), weight)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_give_the_method_back(name):
     assert vera.make_method(**METHODS[name].settings()) == METHODS[name]
@@ -506,13 +526,44 @@ def test_a_wrong_site_lists_the_models_own():
         vera.VeRA(rank=4, sites=()).adapt(tiny_model())
 
 
-def test_dropout_acts_on_the_adapters_input_in_training_only():
-    model = tiny_model()
-    vera.VeRA(rank=12, dropout=0.5).adapt(model)
+DROPPING = {
+    "lora": vera.LoRA(rank=4, dropout=0.5),
+    "vera": vera.VeRA(rank=12, dropout=0.5),
+    "vera_unique": vera.VeRA(rank=12, projections="unique", dropout=0.5),
+    "vera_plus": vera.VeRAPlus(rank=12, dropout=0.5),
+    "lora_xs": vera.LoRAXS(rank=4, dropout=0.5),
+    "tied_lora": vera.TiedLoRA(rank=4, dropout=0.5),
+    "nola": vera.NoLA(rank=4, bases=6, dropout=0.5),
+    "dylora": vera.DyLoRA(rank=4, dropout=0.5),
+    "adalora": vera.AdaLoRA(rank=2, init_rank=6, dropout=0.5),
+}
+
+
+def test_every_method_with_dropout_is_tested():
+    with_dropout = {kind for kind, made in vera.METHODS.items() if hasattr(made, "dropout")}
+    assert {method.kind for method in DROPPING.values()} == with_dropout
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_acts_on_the_adapters_input_in_training_only(name):
+    model, x, seen = tiny_model(), torch.randn(64, 32), []
+    DROPPING[name].adapt(model)
     shake(model)
-    layer, x = next(adapted_layers(model)), torch.randn(64, 32)
-    assert torch.equal(layer.eval()(x), layer(x))
-    assert not torch.equal(layer.train()(x), layer(x))
+    layer = next(adapted_layers(model))
+    (change,) = layer.changes.values()
+    expected = layer.base(x) + change.eval()(x)
+    torch.testing.assert_close(layer.eval()(x), expected, rtol=0, atol=1e-5)
+
+    change.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    output = layer.train()(x)
+    ((before, after),) = seen
+    assert torch.equal(before, x)
+    kept = after != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    assert torch.equal(after[kept], 2 * x[kept])
+    change.dropout = nn.Identity()
+    torch.testing.assert_close(output, layer.base(x) + change(after), rtol=0, atol=1e-5)
 
 
 def test_a_rank_beyond_sense_is_refused():
