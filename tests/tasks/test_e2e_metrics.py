@@ -48,6 +48,11 @@ def test_bleu_and_nist_are_those_of_the_challenge():
     assert nist(REFERENCES, HYPOTHESES) == pytest.approx(GOLDEN["nist"], abs=1e-6)
 
 
+def test_bleu_is_not_smoothed():
+    """Six of seven words, and no four in a row: the product of the four precisions is 0."""
+    assert bleu([["a b c d e f g"]], ["a b c x e f g"]) == 0
+
+
 def test_case_does_not_count():
     assert bleu(REFERENCES, [h.upper() for h in HYPOTHESES]) == pytest.approx(GOLDEN["bleu"], abs=1e-4)
     assert nist(REFERENCES, [h.upper() for h in HYPOTHESES]) == pytest.approx(GOLDEN["nist"], abs=1e-6)

@@ -346,6 +346,21 @@ def test_augmented_views_differ_from_epoch_to_epoch_and_not_with_the_workers(tmp
     assert any("augmented (crop)" in note for note in task.notes)
 
 
+def test_augmented_views_follow_the_draw(tmp_path, images):
+    """All six images of each class either way, so that only their views can differ."""
+
+    def views(seed):
+        words = [f"task.data_dir={images}", "task.shots=6", "task.augment=crop", f"data_seed={seed}"]
+        task = prepared("image_folder", tmp_path, *words)
+        pixels = task.collate("train", list(range(18)))["pixel_values"]
+        return dict(zip(names(task, "train"), pixels, strict=True))
+
+    first, same, other = views(7), views(7), views(8)
+    assert first.keys() == other.keys()
+    assert all((first[name] == same[name]).all() for name in first)
+    assert all((first[name] != other[name]).any() for name in first)
+
+
 # --- broken data
 
 
