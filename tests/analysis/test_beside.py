@@ -254,6 +254,10 @@ def test_fewer_seeds_than_a_verdict_needs_have_a_difference_without_an_interval(
     assert three.gap() == "+0.3"
     assert Beside(Cell(seeds(bests=(0.78, 0.79, 0.80)), 5), 78.7, 0.7).gap() == "-"
     assert three.verdict.word == "incomplete"
+    six = seeds(bests=(0.785, 0.786, 0.787, 0.788, 0.789, 0.787))
+    assert Beside(Cell(six, 5), 78.7, 0.3).verdict.word == "reproduced"
+    six[5]["result"]["protocols"]["paper"]["best"] = None  # five have their number, and a sixth has none
+    assert Beside(Cell(six, 5), 78.7, 0.3).verdict.word == "incomplete"
     by_mean = Beside(Cell(seeds(bests=(0.7, 0.78, 0.79, 0.8, 0.81)), 5), 78.7, 0.7, middle=statistics.fmean)
     assert by_mean.gap() == apart(([70.0, 78.0, 79.0, 80.0, 81.0], 78.7, 0.7), middle=statistics.fmean)
 

@@ -367,6 +367,57 @@ def test_ranks_with_other_counts_are_no_claim():
     assert not any(claim.claim.startswith("of like counts") for claim in results.claims(ledger(*made)))
 
 
+def of_counts(**counts):
+    """VeRA and LoRA rows by their counts of parameters; VeRA's highest rank is the best by far."""
+    made = []
+    for row, parameters in counts.items():
+        for one in small(row, "cola", (0.9, 0.91) if row == "vera_r1024" else (0.4, 0.41)):
+            one["parameters"]["adapter"] = parameters
+            one["label"] |= {"row": row}
+            made.append(one)
+    return [claim for claim in results.claims(ledger(*made)) if claim.claim.startswith("of like counts")]
+
+
+@pytest.mark.parametrize(
+    ("counts", "near"),
+    [
+        # 9,000 away by a factor of 1.8, and 10,000 away by one of 1.5
+        ({"lora_r1": 11_000, "lora_r2": 30_000}, "lora_r2"),
+        ({"lora_r1": 10_000, "lora_r2": 90_000}, "lora_r1"),  # half
+        ({"lora_r1": 9_999, "lora_r2": 90_000}, None),
+        ({"lora_r1": 1_000, "lora_r2": 40_000}, "lora_r2"),  # twice
+        ({"lora_r1": 1_000, "lora_r2": 40_001}, None),
+        ({"lora_r1": 20_000}, None),  # one rank alone
+    ],
+)
+def test_like_counts_are_within_a_factor_of_two(counts, near):
+    found = of_counts(vera=7_680, vera_r1024=20_000, **counts)
+    assert [near in claim.here for claim in found] == ([True] if near else [])
+    assert not of_counts(vera_r1024=20_000, **counts)  # of one rank of VeRA nothing follows
+
+
+def test_equal_is_not_better():
+    same = (0.5, 0.5, 0.5)
+    made = [one for row in ("vera_only_d", "vera_only_b", "vera") for one in small(row, "cola", same)]
+    for claim in ("d alone", "both vectors"):
+        found = said(results.claims(ledger(*made)), claim)
+        assert (found.agrees, found.holds) == (None, (False,) * 3)
+    found = said(results.claims(ranks(vera_r1024=same, vera=same, lora=same, lora_r2=same)), "of like counts")
+    assert (found.agrees, found.holds) == (None, (False,) * 3)
+
+
+@pytest.mark.parametrize(("task", "border"), [("cola", 10.0), ("rte", 52.7 + 2 * (52.7 * 47.3 / 400) ** 0.5)])
+def test_two_standard_errors_above_chance_are_learned(task, border):
+    """Of 400 dev rows; one row that has learned is enough."""
+    for above, chance in ((-0.01, True), (0.01, False)):
+        made = [*small("vera", task, (0.0, 0.0)), *small("lora", task, ((border + above) / 100,) * 2)]
+        for one in made:
+            one["data"]["dev_rows"] = 400
+        near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+        assert ("all may be chance" in near.here) is chance
+        assert near.agrees is (None if chance else False)
+
+
 def measured(kind, values, of, **changes):
     cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": 0}
     label = {"row": "VeRA", "model": "MiniLM", "task": "CoLA"}

@@ -11,7 +11,7 @@ from ledgers import apart, halves, ledger, of_metric, record, seeds
 
 from analysis import inference, series, stats, tables, verdicts
 from analysis.beside import Beside
-from analysis.cells import Cell, cells
+from analysis.cells import Cell, cells, over_shared_seeds
 from analysis.paper import GLUE
 from analysis.ranks import ranks
 from analysis.results.findings import claims
@@ -105,6 +105,7 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
         if (one["cell"]["row"], one["cell"]["task"]) == ("vera", "e2e"):
             one["label"] = one["label"] | {"row": "VeRA r=64"}
     assert [line.task for line in series.compare(cells(records, 1))] == ["e2e", "alpaca"]
+    assert [line.task for line in series.compare(cells(records, 1), "lora")] == ["e2e", "alpaca"]
     _, compared = statistics_tables(ledger(*records))
     assert compared.title.endswith("VeRA r=64 on e2e and VeRA r=1024 on alpaca against the other methods")
 
@@ -139,6 +140,31 @@ def test_runs_on_other_data_or_of_another_choice_of_the_epoch_are_not_compared()
     assert compared.notes[-1] == f"Not compared, as {why}: bitfit on reviews, full on reviews."
     told, *_ = statistics_tables(ledger(*full))
     assert told.texts[0][2] == "accuracy, last epoch"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: one | {"protocol": 2},
+        lambda one: one | {"data": one["data"] | {"content": "other"}},
+        lambda one: one | {"data": one["data"] | {"dev_rows": 9}},
+        # Texts of the first so many items alone
+        lambda one: one | {"config": one["config"] | {"task": one["config"]["task"] | {"items": 5}}},
+        lambda one: (
+            one | {"config": one["config"] | {"train": one["config"]["train"] | {"evaluate_every": 3}}}
+        ),
+    ],
+    ids=["protocol", "data", "rows", "items", "epochs"],
+)
+def test_what_a_number_was_measured_on_is_the_same_on_both_sides(change):
+    vera, lora = seeds("vera", "rte"), seeds("lora", "rte")
+    (line,) = series.compare(cells([*vera, *lora], 5))
+    assert line.pairs == 5
+    unlike = cells([*vera, *map(change, lora)], 5)
+    assert not series.compare(unlike)
+    assert not any(cell.records for cell in over_shared_seeds(unlike.values()))
+    (line,) = series.compare(cells([*map(change, vera), *map(change, lora)], 5))
+    assert line.pairs == 5
 
 
 def test_a_presets_own_row_is_the_one_that_the_others_are_compared_with():
@@ -195,9 +221,12 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     # The last epoch's, with two decimals: they lie close
     assert [row[4] for row in told.texts] == ["3.44", "3.04"]
     assert compared.texts[0][3] == "+0.40"
-    gone = record("vera", "alpaca", values=(), status="diverged")
-    gone["result"] |= of_metric("perplexity")
-    assert series.series(cell(gone)).values == {0: math.inf}
+    gone = [record(row, "alpaca", values=(), status="diverged") for row in ("vera", "lora")]
+    for r in gone:
+        r["result"] |= of_metric("perplexity")
+    assert series.series(cell(gone[0])).values == {0: math.inf}
+    (line,) = series.compare(cells(gone, 1))
+    assert (line.differences, line.wins, line.losses) == ((0.0,), 0, 0)
 
 
 def test_a_diverged_perplexity_among_others_has_a_median_and_no_spread():

@@ -12,7 +12,7 @@ from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import beside, figures, tables, verdicts
 from analysis.beside import follows
-from analysis.cells import cells
+from analysis.cells import cells, nearest
 from analysis.compare import CROSSFIT, shown
 from analysis.figures import parameters
 from analysis.figures.__main__ import main as figures_main
@@ -923,6 +923,21 @@ def test_a_run_without_a_finite_metric_is_shown_and_never_averaged(value):
     assert rows(table)["VeRA r=1024", "ours"]["RTE"] == "nan (5/6)"
     gone = lost | {"status": "diverged"}
     assert cells([gone], 1)["roberta_base", "vera", "rte"].median() == 0
+
+
+def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_and_then_runs():
+    def variant(seeds, protocol=1, deviations=(), name="a"):
+        made = [record(seed=seed, deviations=deviations) | {"protocol": protocol} for seed in range(seeds)]
+        return [one | {"id": f"{name}{seed}"} for seed, one in enumerate(made)]
+
+    newest = variant(1, protocol=2, deviations=["2 epochs", "lr 1"])
+    fewest = variant(2, deviations=["lr 1"])
+    most, least = variant(4, deviations=["2 epochs", "lr 1"]), variant(3, deviations=["2 epochs", "lr 1"])
+    last = variant(3, deviations=["2 epochs", "lr 1"], name="b")
+    order = [newest, fewest, most, last, least]
+    for first, variants in enumerate(order):
+        for left in (order[first:], order[first:][::-1]):
+            assert nearest(left) is variants
 
 
 def test_protocols_are_never_mixed():
