@@ -69,6 +69,13 @@ def test_a_difference_of_medians_has_the_variance_of_medians():
     assert found.half == pytest.approx((expected.high - expected.low) / 2)
 
 
+def test_two_seeds_have_a_variance_and_one_has_none():
+    two, printed = Estimate.of([1.0, 3.0]), Estimate.printed(2.0, math.sqrt(2), 2)
+    assert (two, two.variance, two.df) == (printed, pytest.approx(1.0), 1)
+    assert Estimate.of([1.0]) == Estimate(1.0, None, 0) == Estimate.printed(1.0, 0.5, 1)
+    assert Estimate.printed(1.0, None, 5) == Estimate(1.0, None, 0)
+
+
 def test_a_mean_over_tasks_is_by_hand():
     """Its variance is the sum of all sides' over the square of the number of tasks; Satterthwaite's degrees
     of freedom."""
