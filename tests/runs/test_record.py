@@ -198,13 +198,32 @@ def test_an_error_is_published_without_the_places_of_this_machine():
     assert without_paths(record())["error"] is None
 
 
+def test_what_follows_the_seed_is_no_other_cell():
+    """The draw of images, and A and B where they are drawn anew for each seed."""
+
+    def ids(redrawn, **task):
+        made = [record() for _ in range(2)]
+        for seed, one in enumerate(made):
+            one["config"]["method"] |= {"projection_seed": seed, "redrawn": redrawn}
+            one["config"]["task"] |= dict.fromkeys(task, seed)
+        return {cell_id(one) for one in made}
+
+    assert len(ids(redrawn=True)) == 1
+    assert len(ids(redrawn=True, draw_seed=True)) == 1
+    assert len(ids(redrawn=True, train_rows=True)) == 2
+    assert len(ids(redrawn=False)) == 2
+
+
 def test_another_order_of_the_rows_is_another_cell(tmp_path):
     one, other = record(), record()
     same = cell_id(one)
     other["config"]["data_seed"] = other["config"]["seed"]
     assert cell_id(other) == same
-    other["config"]["data_seed"] = 7
-    assert cell_id(other) != same
+    ids = {same}
+    for seed in (8, 7):
+        other["config"]["data_seed"] = seed
+        ids.add(cell_id(other))
+    assert len(ids) == 3
     for number, each in enumerate((one, other)):
         write_record(tmp_path, each | {"id": f"{number:012}"})
     assert len({cell_id(each) for each in read_ledger(tmp_path, published=False)}) == 2
