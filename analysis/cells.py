@@ -183,6 +183,19 @@ def measured_on(record: Record) -> tuple[Any, ...]:
     return protocol(record), chosen, items, *sorted(record["data"].items())
 
 
+def conditions(record: Record) -> dict[str, Any]:
+    """The same by names, for a reader; without what follows the seed (the draw of images)."""
+    data, items = record["data"], record["config"]["task"].get("items")
+    return {
+        "protocol": protocol(record),
+        "training rows": data["train_rows"],
+        "dev rows": data["dev_rows"],
+        "data": data["content"].rpartition(":")[2][:8],
+        "items": items,
+        "epoch": reported_epoch(record),
+    }
+
+
 def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
     """The same cells, one or more, with the seeds that all of them have, measured on the same; which may be
     none."""
@@ -216,12 +229,19 @@ def by_rows(records: Iterable[Record]) -> dict[tuple[int, int], list[Record]]:
 
 
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:
-    """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, and then
-    with the most runs."""
-    return max(
-        variants,
-        key=lambda v: (protocol(v[0]), -len(v[0]["deviations"]), len(v), max(r["id"] for r in v)),
-    )
+    """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, by the
+    row's own recipe, and then with the most runs."""
+
+    def order(variant: list[Record]) -> tuple[Any, ...]:
+        first, newest = variant[0], max(record["id"] for record in variant)
+        return protocol(first), -len(first["deviations"]), _of_own_recipe(first), len(variant), newest
+
+    return max(variants, key=order)
+
+
+def _of_own_recipe(record: Record) -> bool:
+    """Whether a run's recipe is that of its row and model, and not one that a study made for its rows."""
+    return bool(record["recipe"]["name"] == f"{record['cell']['row']}/{record['cell']['model']}")
 
 
 def variants_of(records: Iterable[Record]) -> dict[Key, dict[str, list[Record]]]:

@@ -45,7 +45,7 @@ def record(task="reviews", model="minilm", row="vera", seed=0):
             "model": {"name": model, "path": "m"},
             "task": {"name": task},
             "method": {"kind": row},
-            "train": {},
+            "train": {"epochs": 3},
             "seed": seed,
         },
         "recipe": {"name": "r"},

@@ -925,19 +925,42 @@ def test_a_run_without_a_finite_metric_is_shown_and_never_averaged(value):
     assert cells([gone], 1)["roberta_base", "vera", "rte"].median() == 0
 
 
-def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_and_then_runs():
-    def variant(seeds, protocol=1, deviations=(), name="a"):
+def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recipe_and_then_runs():
+    def variant(seeds, protocol=1, deviations=(), recipe="vera/roberta_base", name="a"):
         made = [record(seed=seed, deviations=deviations) | {"protocol": protocol} for seed in range(seeds)]
-        return [one | {"id": f"{name}{seed}"} for seed, one in enumerate(made)]
+        return [one | {"id": f"{name}{i}", "recipe": {"name": recipe}} for i, one in enumerate(made)]
 
-    newest = variant(1, protocol=2, deviations=["2 epochs", "lr 1"])
-    fewest = variant(2, deviations=["lr 1"])
-    most, least = variant(4, deviations=["2 epochs", "lr 1"]), variant(3, deviations=["2 epochs", "lr 1"])
-    last = variant(3, deviations=["2 epochs", "lr 1"], name="b")
-    order = [newest, fewest, most, last, least]
+    two = ["2 epochs", "lr 1"]
+    newest = variant(1, protocol=2, deviations=two, recipe="ranks/roberta_base")
+    fewest = variant(1, deviations=["lr 1"], recipe="ranks/roberta_base")
+    own_recipe, most = variant(2, deviations=two), variant(4, deviations=two, recipe="ranks/roberta_base")
+    last = variant(3, deviations=two, recipe="ranks/roberta_base", name="b")
+    least = variant(3, deviations=two, recipe="ranks/roberta_base")
+    order = [newest, fewest, own_recipe, most, last, least]
     for first, variants in enumerate(order):
         for left in (order[first:], order[first:][::-1]):
             assert nearest(left) is variants
+
+
+def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
+    made = [one for row in ("vera", "lora", "bitfit") for one in seeds(row, "rte")]
+    assert not any("alike" in note for note in tables.table2(ledger(*made), "paper")[0].notes)
+    for one in made:
+        if one["cell"]["row"] == "bitfit":
+            one["data"]["dev_rows"] = 20
+            one["config"]["train"]["evaluate_every"] = 3  # of three epochs
+    told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
+    for found in (tables.table2(ledger(*made), "paper"), tables.rows_table(ledger(*made), "paper")):
+        assert f"not measured alike on rte, so not to be compared: {told}." in found[0].notes
+    for one in made:
+        if one["cell"]["row"] == "bitfit":
+            one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
+            del one["config"]["train"]["evaluate_every"]
+    told = "data hash (lora, vera); data other (bitfit)"
+    assert (
+        f"not measured alike on rte, so not to be compared: {told}."
+        in tables.table2(ledger(*made), "paper")[0].notes
+    )
 
 
 def test_protocols_are_never_mixed():
