@@ -85,10 +85,11 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     except ValueError as error:
         raise UserError(str(error)) from None
     own, published = split(ledger)
+    here = having(own, ids=ids)
     # Where none of its runs has run here, the sweep consists of published records.
-    sweep = having(own if any(i in own.records for i in ids) else ledger, ids=ids)
-    if missing := len(ids) - len(sweep.records):
-        print(f"note: {missing} of the {len(ids)} runs of {name} have no record yet", file=sys.stderr)
+    sweep = here if here.records else having(ledger, ids=ids)
+    if missing := len(ids) - len(here.records):
+        print(f"note: {missing} of the {len(ids)} runs of {name} have no record here yet", file=sys.stderr)
     models, tasks, rows = ({str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row"))
     others = having(published, models, tasks, rows) if sweep.records else having(published, ids=())
     both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}

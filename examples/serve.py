@@ -278,6 +278,9 @@ def main() -> None:
             file=sys.stderr,
         )
     for name, folder in kept:
+        if (folder / "checkpoint.safetensors").is_file():
+            print(f"left out: {folder}: its run has not ended", file=sys.stderr)
+            continue
         head = folder / "head.safetensors"
         if not (own_head or head.is_file()):
             print(f"left out: {folder}: no head.safetensors, nor a head in the base model", file=sys.stderr)

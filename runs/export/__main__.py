@@ -121,7 +121,7 @@ def _travel(
     if licence is None:
         print("no licence is known, and the card names none (license=mit)")
     named = target if form == "hub" else path.resolve().name  # no path of this machine in the card
-    records = list(read_ledger(settings.output))
+    ledger = read_ledger(settings.output)
     context = restore(record, settings.output)
 
     from runs.export.folder import write_beside
@@ -137,7 +137,7 @@ def _travel(
         import vera
 
         vera.export_peft(context.raw_model, path, *base)
-    write_beside(context, record, records, path, named, origin, licence, lost)
+    write_beside(context, record, ledger, path, named, origin, licence, lost)
     if form == "hub":
         from runs.export.push import push
 

@@ -14,6 +14,7 @@ from runs.evaluate import kept_result, overrides_of
 from runs.models import Origin
 from runs.record import (
     FINISHED,
+    Ledger,
     Metric,
     Record,
     cell_id,
@@ -60,13 +61,17 @@ class Number:
         return median_interval(list(self.values.values()))
 
 
-def numbers(record: Record, records: Iterable[Record]) -> list[Number]:
-    """The numbers of a run beside those of the other seeds of its cell: its metric, and the scores of its
-    texts. Without those that a seed lacks, or that are infinite."""
+def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
+    """A run and the others of its cell, one for each seed."""
     cell = cell_id(record), record["cell"]["row"]
     same = [r for r in records if r["status"] in FINISHED and (cell_id(r), r["cell"]["row"]) == cell]
     seeds = {r["cell"]["seed"]: r for r in one_each([r for r in same if r["id"] != record["id"]])[0]}
-    seeds[record["cell"]["seed"]] = record
+    return seeds | {record["cell"]["seed"]: record}
+
+
+def numbers(record: Record, seeds: Mapping[int, Record]) -> list[Number]:
+    """The numbers of a run beside those of the other seeds of its cell (`seeds_of`): its metric, and the
+    scores of its texts. Without those that a seed lacks, or that are infinite."""
     values = {seed: seed_value(r) for seed, r in seeds.items()}
     columns = [Number(record["result"]["metric"], kept_result(record, best=False), values)]
     for key in TEXT_SCORES:
@@ -115,20 +120,22 @@ def metadata(
 
 def card(
     record: Record,
-    records: Iterable[Record],
+    ledger: Ledger,
     name: str,
     origin: Origin | None,
     licence: str | None,
     loads: Mapping[str, Any],
     converted: str = "",
 ) -> Any:
-    """The card (huggingface_hub.ModelCard) of an adapter that is to be called `name`. loads: the settings
-    that load its base model as the run had it. converted: what a conversion to LoRA lost, in words; the
-    numbers of the seeds are then of the adapters before it, and none of this one's."""
+    """The card (huggingface_hub.ModelCard) of an adapter that is to be called `name`. ledger: with the other
+    seeds of its cell, of which the card says who ran them. loads: the settings that load its base model as
+    the run had it. converted: what a conversion to LoRA lost, in words; the numbers of the seeds are then of
+    the adapters before it, and none of this one's."""
     from huggingface_hub import ModelCard
 
     record = without_paths(record)
-    own = numbers(record, records)
+    seeds = seeds_of(record, ledger)
+    own = numbers(record, seeds)
     base = origin.name if origin else "a local model"
     seed, kind = f" (seed {record['cell']['seed']})", record["config"]["method"]["kind"]
     what = f"{row_label(record['config'])} on {record['label']['task']}"
@@ -140,6 +147,7 @@ def card(
         converted,
         "## Results",
         _results(record, own, f"before conversion{seed}" if converted else f"this adapter{seed}"),
+        _whose(seeds, ledger),
         "## Use",
         _use(record, name, loads),
         "## How it was made",
@@ -194,6 +202,16 @@ def _results(record: Record, own: list[Number], title: str) -> str:
     table = "\n".join(lines) if own else "A seed ended without a number."
     of = f"The median is over each seed's {reported} epoch on dev, the interval a bootstrap of it."
     return f"{table}\n\n{rows} {of}{scale}{texts}"
+
+
+def _whose(seeds: Mapping[int, Record], ledger: Ledger) -> str:
+    """A sentence on the seeds that are not of this machine, but of the project's published records."""
+    published = [run["id"] for run in seeds.values() if ledger.origin.get(run["id"], "ours") != "ours"]
+    if not published:
+        return ""
+    studies = ", ".join(sorted({f"runs/records/{ledger.origin[run]}" for run in published}))
+    are = "is a run" if len(published) == 1 else "are runs"
+    return f"{len(published)} of the {len(seeds)} seeds {are} that vera-bench has published in {studies}."
 
 
 def _use(record: Record, name: str, loads: Mapping[str, Any]) -> str:

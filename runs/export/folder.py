@@ -1,13 +1,12 @@
 """What belongs beside an adapter in peft's format: tokenizer or image preprocessing, and a card."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from runs import models
 from runs.export.card import card
 from runs.models import Origin
-from runs.record import Record
+from runs.record import Ledger, Record
 from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
 
@@ -15,15 +14,15 @@ from tasks.images import ImageTask, write_preprocessing
 def write_beside(
     context: Context,
     record: Record,
-    records: Iterable[Record],
+    ledger: Ledger,
     folder: Path,
     name: str,
     origin: Origin | None,
     licence: str | None,
     converted: str = "",
 ) -> None:
-    """Writes the tokenizer, or how images are prepared, and the card. records: a ledger's, for the other
-    seeds of the run's cell. name: what the card calls it: OWNER/NAME or a folder. converted: see `card`."""
+    """Writes the tokenizer, or how images are prepared, and the card. ledger: for the other seeds of the
+    run's cell. name: what the card calls it: OWNER/NAME or a folder. converted: see `card`."""
     from transformers import AutoTokenizer
 
     base = models.fetch(record["config"]["model"])
@@ -31,7 +30,7 @@ def write_beside(
         AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
     elif (base / "preprocessor_config.json").is_file():  # timm's models have it in their own config.json
         write_preprocessing(base, folder, context.task.wanted)
-    written = card(record, records, name, origin, licence, loads(context, record), converted)
+    written = card(record, ledger, name, origin, licence, loads(context, record), converted)
     (folder / "README.md").write_text(str(written), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from analysis.figures.figure import colour, marker
 from analysis.own import having, parts_of_data, split, with_variants
 from analysis.tables.__main__ import main
 from runs.errors import UserError
-from runs.record import write_record, write_sweep
+from runs.record import run_folder, write_record, write_sweep
 
 
 def of_study(both, *records):
@@ -125,6 +125,28 @@ def test_the_command_shows_a_sweep_with_the_nearest_published_variants(tmp_path,
         shown.append([line for line in capsys.readouterr().out.splitlines() if " published |" in line])
     assert [len(lines) for lines in shown] == [1, 2]
     assert "90.0 (1)" in shown[0][0]
+
+
+def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, capsys):
+    """Though the project has published the same runs."""
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
+    made = seeds("vera", "mine", (0.7, 0.8, 0.9))
+    for one in made:
+        write_record(tmp_path, one)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
+    write_sweep(tmp_path, "mine", [one["id"] for one in made])
+    for done in range(3):
+        assert main(["sweep=mine", f"output={tmp_path}"]) == 0
+        told = capsys.readouterr()
+        assert f"note: {3 - done} of the 3 runs of mine have no record here yet" in told.err
+        assert ("ours" in told.out) is (done > 0)
+        write_record(tmp_path, made[done])
+        run_folder(tmp_path, made[done]["id"]).mkdir(
+            parents=True
+        )  # or it would be a copy of the published one
+    assert main(["sweep=mine", f"output={tmp_path}"]) == 0
+    assert "no record" not in capsys.readouterr().err
 
 
 def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, monkeypatch, capsys):

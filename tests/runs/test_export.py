@@ -23,7 +23,7 @@ from runs.errors import UserError
 from runs.evaluate import restore
 from runs.export import __main__ as export
 from runs.export import card
-from runs.record import cell_id, median_interval
+from runs.record import Ledger, cell_id, median_interval
 from vera import AdapterError
 
 TOKEN, ANOTHERS, READING = "own-token", "anothers-token", "read-token"
@@ -171,14 +171,27 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
         }
     other = made_record(seed=3, task="cola")
     assert cell_id(other) != cell_id(records[0])
-    accuracy, bleu = card.numbers(records[0], [*records, other])
+    accuracy, bleu = card.numbers(records[0], card.seeds_of(records[0], [*records, other]))
     assert list(accuracy.values) == [1, 2, 0]
     assert (bleu.name, bleu.own, bleu.median, len(bleu.values)) == ("bleu", 60.0, 61.0, 3)
     records[1] |= {"status": "diverged"}
     records[1]["result"] |= {"metric": "perplexity", "higher_is_better": False, "best": None, "protocols": {}}
-    assert [number.name for number in card.numbers(records[0], records)] == ["bleu"]
-    alone = card.numbers(records[0], records[:1])[0]
+    assert [n.name for n in card.numbers(records[0], card.seeds_of(records[0], records))] == ["bleu"]
+    alone = card.numbers(records[0], {0: records[0]})[0]
     assert (alone.interval, len(alone.values)) == (None, 1)
+
+
+def test_a_card_says_which_of_its_seeds_others_ran():
+    seeds = {seed: made_record(seed=seed) for seed in range(3)}
+    ledger = Ledger({one["id"]: one for one in seeds.values()}, {one["id"]: "ours" for one in seeds.values()})
+    assert card._whose(seeds, ledger) == ""
+    ledger.origin[seeds[2]["id"]] = "glue_minilm"
+    told = "1 of the 3 seeds is a run that vera-bench has published in runs/records/glue_minilm."
+    assert card._whose(seeds, ledger) == told
+    ledger.origin[seeds[1]["id"]] = "demo_minilm"
+    told = "2 of the 3 seeds are runs that vera-bench has published in runs/records/demo_minilm,"
+    assert card._whose(seeds, ledger) == f"{told} runs/records/glue_minilm."
+    assert card._whose({0: seeds[0]}, ledger) == ""
 
 
 @pytest.mark.usefixtures("process")
