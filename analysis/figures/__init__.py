@@ -50,12 +50,16 @@ def make(
             figure.notes += _own_notes(figure, shown, name in OF_ROWS)
     if others.records or others.measures or not figures:
         shown = with_variants(others, paper=name in OF_ROWS) if every else others
-        names = {figure.name for figure in figures if figure.rows}
+        names = {figure.name for figure in figures if _has_runs(figure)}
         figures += [_as_published(figure, names, shown) for figure in _of_part(name, shown, tasks, axes)]
-    drawn = {figure.name.removesuffix("_published") for figure in figures if figure.rows}
-    # A figure that nothing has run for is named once.
+    drawn = {figure.name.removesuffix("_published") for figure in figures if _has_runs(figure)}
+    # A figure that nothing has run for is there once, with what it quotes.
     empty = {figure.name: figure for figure in reversed(figures) if figure.name not in drawn}
-    return [figure for figure in figures if figure.rows or empty.get(figure.name) is figure]
+    return [figure for figure in figures if _has_runs(figure) or empty.get(figure.name) is figure]
+
+
+def _has_runs(figure: Figure) -> bool:
+    return any(row[-1].text for row in figure.rows)
 
 
 def _of_part(name: str, ledger: Ledger, tasks: Collection[str], axes: tuple[str, str]) -> list[Figure]:
@@ -77,7 +81,7 @@ def _as_published(figure: Figure, names: set[str], ledger: Ledger) -> Figure:
     """A figure of published records, marked as such where it has any. names: of other figures, which it must
     not share."""
     notes = published(ledger, (run for row in figure.rows for run in row[-1].text.split()))
-    if not figure.rows or not any(row[-1].text for row in figure.rows):
+    if not _has_runs(figure):
         return replace(figure, notes=figure.notes + notes)
     name = f"{figure.name}_published" if figure.name in names else figure.name
 

@@ -93,6 +93,18 @@ def lines(figure, **wanted):
 # --- figure 2
 
 
+def test_what_nothing_has_run_for_is_drawn_once_with_what_it_quotes():
+    """Neither an own run nor a published one is of a rank, and figure 2 has numbers of the paper."""
+    both = ledger(record("bitfit", "rte"), record("head", "rte"))
+    both.origin[record("head", "rte")["id"]] = "a_study"
+    assert [figure.name for figure in figures.make("figure2", both)] == ["figure2"]
+    ranks = [ranked("vera", rank, 0, 0.7, model="roberta_large") for rank in (64, 256)]
+    both = ledger(record("bitfit", "rte"), *ranks)
+    both.origin |= {one["id"]: "a_study" for one in ranks}
+    (figure,) = figures.make("figure2", both)
+    assert (figure.name, figure.title.endswith("(published)")) == ("figure2", True)
+
+
 def test_figure_2_is_the_median_and_range_of_each_rank_and_names_its_runs():
     values = [0.80, 0.75, 0.90, 0.70, 0.85]
     records = [ranked("vera", 4, s, v) for s, v in enumerate(values)] + [
