@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tasks
 from runs.config.files import Files, alpha_of, plain
-from runs.config.names import as_word
+from runs.config.names import as_sweep, as_word
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.models.wheels import HASH
@@ -72,9 +72,8 @@ def check_types(
             changed.append(line)
         if wanted is None or node is None or type(node) is type(wanted):
             continue
-        raise UserError(
-            f"{line}: should be {TYPES.get(type(wanted), type(wanted).__name__)}, such as {wanted}"
-        )
+        kind, several = TYPES.get(type(wanted), type(wanted).__name__), as_sweep(key, line.partition("=")[2])
+        raise UserError(f"{line}: should be {kind}, such as {wanted}{several}")
     return changed
 
 

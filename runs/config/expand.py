@@ -21,7 +21,7 @@ from runs.config.check import check_followed, check_seed, check_types, check_val
 from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
 from runs.config.flags import read_flags
 from runs.config.launch import Launch
-from runs.config.names import first_line
+from runs.config.names import as_sweep, first_line
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
 from runs.config.schema import Config
 from runs.errors import UserError
@@ -196,8 +196,9 @@ def _runs_of(
 def seed_of(line: str) -> int:
     """The seed of an override. Raises UserError for a value that is no seed."""
     text = line.partition("=")[2]
-    if not text.isdecimal():
-        raise UserError(f"seed={text}: should be a whole number")
+    if not text.removeprefix("-").isdecimal():
+        several = as_sweep("seed", text) or ". Several: seed=0,1,2"
+        raise UserError(f"seed={text}: should be a whole number{several}")
     check_seed("seed", int(text))
     return int(text)
 

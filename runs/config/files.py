@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
-from runs.config.names import as_word, did_you_mean, dotted, first_line
+from runs.config.names import as_sweep, as_word, did_you_mean, dotted, first_line
 from runs.config.recipes import check_recipe
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
@@ -237,6 +237,8 @@ class Files:
         names = self.choices(group)
         if name in names:
             return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
+        if sweep := as_sweep(group, name):
+            raise UserError(f"no {group} {name!r}{sweep}")
         near = did_you_mean(name, names)
         if group == "method" and not near:
             of_peft = _peft_classes().get(name.lower().removesuffix("config"))
@@ -272,11 +274,11 @@ class Files:
                 return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
         cause = error.__cause__ or error.__context__ or error
         for line in overrides:
-            key = line.lstrip("+~").partition("=")[0]
+            key, _, value = line.lstrip("+~").partition("=")
             if re.search(rf"full_key: {re.escape(key)}$", f"{error}\n{cause}", re.MULTILINE):
                 for text, wanted in TYPE_ERRORS.items():
                     if text in str(cause):
-                        return f"{line}: should be {wanted}"
+                        return f"{line}: should be {wanted}{as_sweep(key, value)}"
                 return f"{line}: {first_line(cause)}"
             if line.startswith("~") and line in str(error):
                 return f"{line}: every run has this key. {key}=VALUE sets it"
@@ -286,7 +288,12 @@ class Files:
 
 
 #: How OmegaConf says that a value has the wrong type.
-TYPE_ERRORS = {"to Float": "a number", "to Integer": "a whole number", "valid bool": "true or false"}
+TYPE_ERRORS = {
+    "to Float": "a number",
+    "to Integer": "a whole number",
+    "to string": "a word",
+    "valid bool": "true or false",
+}
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,22 @@ from typing import Any
 #: Settings of a method by peft's names.
 ALIASES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "sites"}
 
+#: Keys by the names that they have in transformers' TrainingArguments and elsewhere.
+HABITS = {
+    "learning_rate": "train.lr",
+    "batch_size": "train.effective_batch",
+    "train_batch_size": "train.effective_batch",
+    "per_device_train_batch_size": "micro_batch",
+    "per_device_eval_batch_size": "eval_batch",
+    "num_train_epochs": "train.epochs",
+    "max_seq_length": "train.max_length",
+    "lr_scheduler_type": "train.schedule",
+    "max_grad_norm": "train.clip",
+    "output_dir": "output",
+    "dataset": "task",
+    "wandb": "tracking",
+}
+
 
 def as_word(value: Any) -> str:
     """A value as it is written on the command line."""
@@ -26,6 +42,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
     known_as = f"{group}.{ALIASES.get(last, last)}" if group else last
     if (exact := {k.lower(): k for k in known}.get(known_as.lower())) is not None:
         return f" Did you mean {exact}?"
+    if HABITS.get(last) in known:
+        return f" Did you mean {HABITS[last]}?"
     close = [k for k in known if k.startswith(f"{name}_")][:4] or [
         k for k in known if k.endswith(f".{last}")
     ][:1]
@@ -34,6 +52,11 @@ def did_you_mean(name: str, known: list[str]) -> str:
         return f" Did you mean {' or '.join(close)}?"
     members = [key.rpartition(".")[2] for key in known if group and key.rpartition(".")[0] == group]
     return f" {group} has: {', '.join(members)}" if members else ""
+
+
+def as_sweep(key: str, value: str) -> str:
+    """How a message goes on where one value is wanted and a list is given, as for a sweep; else empty."""
+    return f". A sweep has no brackets: {key}={value[1:-1]}" if value[:1] + value[-1:] == "[]" else ""
 
 
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
