@@ -60,7 +60,7 @@ def make(ledger: Ledger) -> list[Figure]:
         quoted: list[tuple[str, int, float]] = []
         if any(row.startswith("lora") for row in by_row):
             notes.append(
-                "constant alpha: the recipe's at every rank (Hu et al. 2021). proportional: the recipe's"
+                "constant alpha: the recipe's at every rank (Hu et al. 2022). proportional: the recipe's"
                 " alpha / rank times the rank. Rates are the recipe's, tuned at its rank, where both are one."
             )
         if (model, task) == (LARGE, RTE):

@@ -11,7 +11,7 @@ from analysis.series import series
 from analysis.verdicts import all_cells
 from runs.errors import UserError
 from runs.record import Ledger
-from runs.record.text import megabytes, plural
+from runs.record.text import megabytes
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
@@ -64,11 +64,8 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
             by_word[WORDS[claim.verdict]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
-    shown, refuted = ("; ".join(of) or "no task" for of in (agrees, differs))
-    return (
-        f"{near} This is\nshown on {shown}, refuted on {refuted}, and undecided in"
-        f" {plural(len(undecided), 'comparison')}."
-    )
+    shown, refuted = ("; ".join(of) or "none" for of in (agrees, differs))
+    return f"{near}\nComparisons that agree: {shown}. That do not: {refuted}. Undecided: {len(undecided)}."
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -13,7 +13,7 @@ def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any
 
 
 def lora_scaling(config: dict[str, Any]) -> str | None:
-    """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in Hu et al. 2021),
+    """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in Hu et al. 2022),
     "proportional" (the recipe's alpha / rank, times this rank), or "given" (neither). None for other methods,
     and at the recipe's own rank and alpha, where "constant" and "proportional" are the same."""
     method = config["method"]
