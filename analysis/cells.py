@@ -183,19 +183,6 @@ def measured_on(record: Record) -> tuple[Any, ...]:
     return protocol(record), chosen, items, *sorted(record["data"].items())
 
 
-def conditions(record: Record) -> dict[str, Any]:
-    """The same by names, for a reader; without what follows the seed (the draw of images)."""
-    data, items = record["data"], record["config"]["task"].get("items")
-    return {
-        "protocol": protocol(record),
-        "training rows": data["train_rows"],
-        "dev rows": data["dev_rows"],
-        "data": data["content"].rpartition(":")[2][:8],
-        "items": items,
-        "epoch": reported_epoch(record),
-    }
-
-
 def over_shared_seeds(cells: Collection[Cell]) -> list[Cell]:
     """The same cells, one or more, with the seeds that all of them have, measured on the same; which may be
     none."""

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
-from analysis.cells import Cell, Key, conditions, sample_deviation
-from analysis.own import distinctions
+from analysis.cells import Cell, Key, sample_deviation
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
 
@@ -177,7 +176,7 @@ def left_out(cells: Mapping[Key, Cell]) -> list[str]:
 
 def about(cells: Mapping[Key, Cell]) -> list[str]:
     """Notes on what is not in a table's cells, and on what deviates in those that are."""
-    notes = [*left_out(cells), *unlike(cells)]
+    notes = left_out(cells)
     if unknown := sum(cell.unknown for cell in cells.values()):
         notes.append(f"nan: {unknown} of the runs finished without that number.")
     for (_, row, task), cell in cells.items():
@@ -197,23 +196,6 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
             if not deviation.startswith(rank):
                 where[deviation].add(f"{row} on {task}")
     return [*notes, *(f"deviation: {word} ({', '.join(sorted(of))})" for word, of in sorted(where.items()))]
-
-
-def unlike(cells: Mapping[Key, Cell]) -> list[str]:
-    """A note for each model and task whose rows were not measured alike: on other rows of data, or by the
-    best epoch and by the last."""
-    by_task: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
-    for (model, row, task), cell in cells.items():
-        by_task[model, task][row] = conditions(cell.records[0])
-    notes = []
-    for (_, task), of_rows in by_task.items():
-        rows: dict[str, list[str]] = defaultdict(list)
-        for row, words in distinctions(of_rows).items():
-            rows[words].append(row)
-        if len(rows) > 1:
-            each = "; ".join(f"{words} ({', '.join(sorted(of))})" for words, of in sorted(rows.items()))
-            notes.append(f"not measured alike on {task}, so not to be compared: {each}.")
-    return notes
 
 
 def _keeps_one_pair(cell: Cell) -> bool:

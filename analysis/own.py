@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis.cells import label_of, nearest, row_of, variants_of
+from analysis.cells import label_of, nearest, reported_epoch, row_of, variants_of
 from analysis.table import Table, TableCell
 from runs.record import FINISHED, Ledger, Record, defining, other_data_seed, protocol
 from runs.record.text import plural
@@ -210,6 +210,36 @@ def parts_of_data(records: Iterable[Record]) -> list[str]:
     if "" not in sizes and len(sizes[most]) > NAMED and len(sizes) > 1:
         named_rows[most] = " (all others)"
     return [f"a part of the data: {words}{rows}" for words, rows in sorted(named_rows.items()) if words]
+
+
+def measured_unlike(records: Iterable[Record]) -> list[str]:
+    """A note for each task whose rows were not measured alike: on other rows of data, or by the best epoch
+    and by the last. records: of one model's table."""
+    by_task: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for record in records:
+        by_task[record["cell"]["task"]].setdefault(row_of(record), _conditions(record))
+    notes = []
+    for task, of_rows in by_task.items():
+        rows: dict[str, list[str]] = defaultdict(list)
+        for row, words in distinctions(of_rows).items():
+            rows[words].append(row)
+        if len(rows) > 1:
+            each = "; ".join(f"{words} ({', '.join(sorted(of))})" for words, of in sorted(rows.items()))
+            notes.append(f"not measured alike on {task}, so not to be compared: {each}.")
+    return notes
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """What `measured_on` has, by names, without what follows the seed (the draw of images)."""
+    data = record["data"]
+    return {
+        "protocol": protocol(record),
+        "training rows": data["train_rows"],
+        "dev rows": data["dev_rows"],
+        "data": data["content"].rpartition(":")[2][:8],
+        "items": record["config"]["task"].get("items"),
+        "epoch": reported_epoch(record),
+    }
 
 
 # --- tables

@@ -10,6 +10,7 @@ from analysis.own import (
     failures,
     hidden_variants,
     is_stopped,
+    measured_unlike,
     nearest_variants,
     of_tasks,
     parts_of_data,
@@ -77,7 +78,8 @@ def make(
         for table in _of_part(name, shown, select, seeds, models, tasks):
             hidden = hidden_variants(_near(table, others)) if every_own and not every else []
             runs = {run for runs in table.runs.values() for run in runs}
-            parts = parts_of_data(others.records[run] for run in sorted(runs & others.records.keys()))
+            shown_records = [others.records[run] for run in sorted(runs & others.records.keys())]
+            parts = [*parts_of_data(shown_records), *measured_unlike(shown_records)]
             table.notes += [*hidden, *parts, *published(others, runs)]
             if table.runs or no_own:
                 scored = table if cost == "none" else with_score(table, shown.records, cost)
@@ -123,7 +125,8 @@ def _own_notes(table: Table, own: Ledger) -> list[str]:
     """Notes on own runs of a table's model and tasks that it does not show, and on parts of the data."""
     near = _near(table, own)
     shown = {run for runs in table.runs.values() for run in runs}
-    parts = parts_of_data(r for r in near if r["id"] in shown)
+    in_table = [r for r in near if r["id"] in shown]
+    parts = [*parts_of_data(in_table), *measured_unlike(in_table)]
     return [*hidden_variants(near), *parts, *early_stops(near), *failures(near)]
 
 

@@ -8,7 +8,7 @@ from ledgers import ledger, record, seeds
 
 from analysis import figures, stats, tables
 from analysis.figures.figure import colour, marker
-from analysis.own import having, parts_of_data, split, with_variants
+from analysis.own import having, measured_unlike, parts_of_data, split, with_variants
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import run_folder, write_record, write_sweep
@@ -216,6 +216,25 @@ def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
         f"{told} (vera on mrpc)",
         "a part of the data: 20 training and 10 dev rows (all others)",
     ]
+
+
+def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
+    made = [one for row in ("vera", "lora", "bitfit") for one in seeds(row, "rte")]
+    of_bitfit = [one for one in made if one["cell"]["row"] == "bitfit"]
+    assert measured_unlike(made) == []
+    for one in of_bitfit:
+        one["data"]["dev_rows"] = 20
+        one["config"]["train"]["evaluate_every"] = 3  # of three epochs
+    told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
+    assert measured_unlike(made) == [f"not measured alike on rte, so not to be compared: {told}."]
+    for name in ("table2", ""):
+        for of in (made, reversed(made)):
+            assert measured_unlike(made)[0] in tables.make(name, ledger(*of))[0].notes
+    for one in of_bitfit:
+        one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
+        del one["config"]["train"]["evaluate_every"]
+    told = "data hash (lora, vera); data other (bitfit)"
+    assert measured_unlike(made) == [f"not measured alike on rte, so not to be compared: {told}."]
 
 
 def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
