@@ -68,12 +68,10 @@ def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
     studies = Counter(origin for origin in origins if origin != "ours")
     if not studies:
         return []
-    count = f"{studies.total()} of the {len(origins)} runs"
+    several, every = studies.total(), len(origins)
+    which = f"{several} of the {plural(every, 'run')}" if several < every else f"all {plural(every, 'run')}"
     by_study = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
-    return [
-        f"{count} were not done here, but are records that the project has published in runs/records:"
-        f" {by_study}."
-    ]
+    return [f"Not done here, but published by the project in runs/records: {which} ({by_study})."]
 
 
 # --- variants

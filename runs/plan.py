@@ -150,7 +150,7 @@ def text(
     size = " x ".join(plural(len(values), word) for word, values in counts.items())
     models = ", ".join(dict.fromkeys(run.model for run in runs))
     others = f", and {len(first)} before them" if first else ""
-    lines = [f"{title}: {size} = {len(planned)} runs on {models}{others}", ""]
+    lines = [f"{title}: {size} = {plural(len(planned), 'run')} on {models}{others}", ""]
     for p in first:
         waiting = sum(run.start == p.run for run in runs)
         why = f" ({p.why})" if p.why else ""

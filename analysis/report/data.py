@@ -159,6 +159,7 @@ def _entry(
         "t": task,
         **{f"l{key}": one_line(label) for key, label in labels.items()},
         "kind": entry.kind,
+        "here": any(ledger.origin.get(record["id"]) == "ours" for record in entry.records),
         "seeds": f"{cell.seeds if cell else 0}/{wanted(entry.key, entry.records)}"
         + (f" {cell.diverged}d" if cell and cell.diverged else ""),
         "params": f"{int((first.get('parameters') or {}).get('adapter') or 0):,}",

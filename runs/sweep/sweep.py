@@ -184,6 +184,8 @@ def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:
     others = {"diverged": outcome.diverged, "failed": outcome.failed}
     counts = {"done": outcome.done, "already there": outcome.skipped}
     counts |= {status: len(runs) for status, runs in others.items() if runs}
+    if left := len(jobs) - sum(counts.values()):
+        counts["left"] = left
     words = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{plural(len(jobs), 'run')} in {duration(seconds)}: {words}. Records: {jobs[0].record.parent}")
     if all(job.run.config["train"].get("max_steps") is not None for job in jobs):

@@ -247,10 +247,9 @@ def test_published_records_are_told_from_ones_own():
     assert (
         "5 records (5 finished) in 1 cells, 1 of them published by the project and not run here." in page.text
     )
-    assert (
-        "1 of the 1 runs were not done here, but are records that the project has published in runs/records:"
-        " 1 of glue_minilm." in page.text
-    )
+    said = "Not done here, but published by the project in runs/records: all 1 run (1 of glue_minilm)."
+    assert said in page.text
+    assert [cell["here"] for cell in page.data["cells"]] == [True]
     assert "Table 2, RoBERTa-base: GLUE dev sets (published)" in page.text
 
 
@@ -353,7 +352,7 @@ def test_the_markup_is_readable_by_a_screen_reader(page):
     assert page.all("html")[0]["lang"] == "en"
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
-    assert page.text.count("<label>") == len(page.all("select")) == 4
+    assert page.text.count("<label>") == len(page.all("select")) == 5
     assert all(
         a.get("aria-label") and a.get("tabindex") == "0" for a in page.all("div") if a.get("class") == "wide"
     )
@@ -479,6 +478,10 @@ def test_filters_narrow_cells_verdicts_and_tables(opened):
     assert opened.execute_script(visible) == ["reviews (MiniLM, median of 3 seeds): dev accuracy"]
     choose(opened, model="", word="consistent, wide")
     assert listed(opened) == [("VeRA r=1024", "RTE", "RoBERTa-base")]
+    choose(opened, word="", here="no")
+    assert listed(opened) == []
+    choose(opened, here="yes")
+    assert len(listed(opened)) == 8
     opened.execute_script("document.querySelector('.filters button').click()")
     until(opened, f"return document.getElementById('found').textContent === {json.dumps(everything)}")
     assert len(listed(opened)) == 8

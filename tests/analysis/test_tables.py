@@ -201,10 +201,7 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     both = ledger(*mine, *theirs)
     for one in theirs:
         both.origin[one["id"]] = "a_study"
-    said = (
-        "5 of the 5 runs were not done here, but are records that the project has published in runs/records:"
-        " 5 of a_study."
-    )
+    said = "Not done here, but published by the project in runs/records: all 5 runs (5 of a_study)."
     first, *_, last = tables.make("table2", both)  # own ones before the paper's rows alone
     assert (first.model, first.texts[0][:2]) == ("minilm", ["VeRA r=1024", "ours"])
     assert last.title.endswith("(published)")
@@ -216,7 +213,7 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     assert said in other.notes
     assert said not in one.notes
     assert not any(
-        "not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes
+        "Not done here" in note for table in tables.make("table2", ledger(*mine)) for note in table.notes
     )
 
 

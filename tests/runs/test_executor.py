@@ -215,6 +215,13 @@ def test_memory_that_one_row_exceeds_is_a_failure(words, fork, monkeypatch):
     assert record["tries"] == ["out of memory"] * 3  # 8, 4, 2
 
 
+def test_the_summary_counts_what_is_left(words, capsys):
+    of_sweep = [jobs.Job(i, run, run_id(run)) for i, run in enumerate(expand([*words, "seed=0,1,2"]), 1)]
+    for done, told in ((1, "1 done, 1 already there, 1 left."), (2, "2 done, 1 already there.")):
+        sweep._summary(of_sweep, jobs.Outcome(done=done, skipped=1), 5.0)
+        assert f"3 runs in 5s: {told} Records: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("endings", "attempts"),
     [
