@@ -56,7 +56,7 @@ def plan_of(*words):
 def test_lists_and_the_grammar_of_overrides(words, count, rows, tmp_path):
     """-m or not: the same sweep."""
     counted, shown = plan_of(*words, f"output={tmp_path}")
-    assert f"= {count} runs on minilm" in counted
+    assert f"= {count} run{'s' * (count > 1)} on minilm" in counted
     assert shown == rows
     assert plan_of("-m", *words, f"output={tmp_path}") == (counted, shown)
     assert plan_of("--multirun", *words, f"output={tmp_path}") == (counted, shown)
