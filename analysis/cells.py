@@ -6,9 +6,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from runs.record import (
+    CONF,
     FINISHED,
     Record,
     cell_id,
@@ -216,19 +218,27 @@ def by_rows(records: Iterable[Record]) -> dict[tuple[int, int], list[Record]]:
 
 
 def nearest(variants: Iterable[list[Record]]) -> list[Record]:
-    """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, by the
-    row's own recipe, and then with the most runs."""
+    """The variant of a row that a table shows: of the newest protocol, with the fewest deviations, by a
+    method's recipe and not by a study's, and then with the most runs."""
 
     def order(variant: list[Record]) -> tuple[Any, ...]:
         first, newest = variant[0], max(record["id"] for record in variant)
-        return protocol(first), -len(first["deviations"]), _of_own_recipe(first), len(variant), newest
+        return (
+            protocol(first),
+            -len(first["deviations"]),
+            _of_method(first["recipe"]["name"]),
+            len(variant),
+            newest,
+        )
 
     return max(variants, key=order)
 
 
-def _of_own_recipe(record: Record) -> bool:
-    """Whether a run's recipe is that of its row and model, and not one that a study made for its rows."""
-    return bool(record["recipe"]["name"] == f"{record['cell']['row']}/{record['cell']['model']}")
+@cache
+def _of_method(recipe: str) -> bool:
+    """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its rows:
+    ranks/minilm."""
+    return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
 
 
 def variants_of(records: Iterable[Record]) -> dict[Key, dict[str, list[Record]]]:

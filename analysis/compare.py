@@ -164,9 +164,7 @@ def left_out(cells: Mapping[Key, Cell]) -> list[str]:
     notes = []
     if others := sum(cell.left_out for cell in cells.values()):
         subject = "record with other settings is" if others == 1 else "records with other settings are"
-        notes.append(
-            f"{others} {subject} left out: a row shows the settings that deviate least from its recipe."
-        )
+        notes.append(f"{others} {subject} left out: a row shows the settings nearest to its recipe.")
     notes += [problem for cell in cells.values() for problem in cell.problems]
     if again := ", ".join(run for cell in cells.values() for run in cell.again):
         why = "more than one record of the same settings and seed; not counted twice"

@@ -69,7 +69,7 @@ def published(ledger: Ledger, runs: Iterable[str]) -> list[str]:
     if not studies:
         return []
     several, every = studies.total(), len(origins)
-    which = f"{several} of the {plural(every, 'run')}" if several < every else f"all {plural(every, 'run')}"
+    which = f"{several} of the {every} runs" if several < every else "all runs"
     by_study = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
     return [f"Not done here, but published by the project in runs/records: {which} ({by_study})."]
 

@@ -279,7 +279,10 @@ def main() -> None:
         )
     for name, folder in kept:
         if (folder / "checkpoint.safetensors").is_file():
-            print(f"left out: {folder}: its run has not ended", file=sys.stderr)
+            print(
+                f"left out: {folder}: its run has not ended (the command that began it goes on)",
+                file=sys.stderr,
+            )
             continue
         head = folder / "head.safetensors"
         if not (own_head or head.is_file()):

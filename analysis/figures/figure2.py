@@ -61,7 +61,7 @@ def make(ledger: Ledger) -> list[Figure]:
         if any(row.startswith("lora") for row in by_row):
             notes.append(
                 "constant alpha: the recipe's at every rank (Hu et al. 2022). proportional: the recipe's"
-                " alpha / rank times the rank. Rates are the recipe's, tuned at its rank, where both are one."
+                " alpha / rank times the rank. Rates are the recipe's: one for all ranks, or one for each."
             )
         if (model, task) == (LARGE, RTE):
             papers = {kind: printed_rte()[kind] for kind in ("vera", "lora")}

@@ -78,8 +78,8 @@ def make(
         for table in _of_part(name, shown, select, seeds, models, tasks):
             hidden = hidden_variants(_near(table, others)) if every_own and not every else []
             runs = {run for runs in table.runs.values() for run in runs}
-            shown_records = [others.records[run] for run in sorted(runs & others.records.keys())]
-            parts = [*parts_of_data(shown_records), *measured_unlike(shown_records)]
+            in_table = [shown.records[run] for run in sorted(runs & shown.records.keys())]
+            parts = [*parts_of_data(in_table), *measured_unlike(in_table)]
             table.notes += [*hidden, *parts, *published(others, runs)]
             if table.runs or no_own:
                 scored = table if cost == "none" else with_score(table, shown.records, cost)

@@ -237,7 +237,7 @@ class Files:
         names = self.choices(group)
         if name in names:
             return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
-        if sweep := as_sweep(group, name):
+        if group in ("model", "task", "method") and (sweep := as_sweep(group, name)):
             raise UserError(f"no {group} {name!r}{sweep}")
         near = did_you_mean(name, names)
         if group == "method" and not near:
@@ -291,7 +291,7 @@ class Files:
 TYPE_ERRORS = {
     "to Float": "a number",
     "to Integer": "a whole number",
-    "to string": "a word",
+    "to string": "text",
     "valid bool": "true or false",
 }
 

@@ -56,7 +56,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def as_sweep(key: str, value: str) -> str:
     """How a message goes on where one value is wanted and a list is given, as for a sweep; else empty."""
-    return f". A sweep has no brackets: {key}={value[1:-1]}" if value[:1] + value[-1:] == "[]" else ""
+    items = value[1:-1] if value[:1] + value[-1:] == "[]" else ""
+    return f". A sweep has no brackets: {key}={items}" if items else ""
 
 
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

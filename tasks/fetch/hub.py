@@ -1,5 +1,6 @@
 """Files from the Hugging Face hub, for tasks and models: downloaded once, then read from the local cache."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,8 +13,8 @@ from tasks.base import DataError
 
 #: The status of a hub that one has asked too often.
 TOO_MANY = 429
-#: Errors of the cache's file system, and not of the network: a full disk, or one that cannot be written.
-OF_THE_CACHE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+#: Errors of the cache's file system, and not of the network: a full disk, and one that cannot be written.
+FULL, UNWRITABLE = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EROFS)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -39,7 +40,8 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
             (file.rfilename for file in about.siblings or ()), allow_patterns=patterns
         )
         if here and here.name == about.sha and all((here / name).is_file() for name in names):
-            marker.unlink(missing_ok=True)  # of a download that was killed once it had every file
+            with contextlib.suppress(OSError):  # as of a cache that is only read
+                marker.unlink()  # of a download that was killed once it had every file
             return here
         if here is None:
             print(f"fetching {repo} from the hub, once", flush=True)
@@ -51,9 +53,10 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     except (http_error, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         refused = isinstance(error, HfHubHTTPError) and 400 <= status < 500 and status != TOO_MANY
-        if isinstance(error, OSError) and error.errno in OF_THE_CACHE:
-            raise
         here = None if refused else cached(repo, revision, repo_type)
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or (number in UNWRITABLE and here is None):
+            raise
         present = (path.relative_to(here).as_posix() for path in here.rglob("*")) if here else ()
         if here and any(filter_repo_objects(present, allow_patterns=patterns)):
             if marker.exists():

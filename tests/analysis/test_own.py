@@ -142,9 +142,8 @@ def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, ca
         assert f"note: {3 - done} of the 3 runs of mine have no record here yet" in told.err
         assert ("ours" in told.out) is (done > 0)
         write_record(tmp_path, made[done])
-        run_folder(tmp_path, made[done]["id"]).mkdir(
-            parents=True
-        )  # or it would be a copy of the published one
+        # Or it would be a copy of the published one
+        run_folder(tmp_path, made[done]["id"]).mkdir(parents=True)
     assert main(["sweep=mine", f"output={tmp_path}"]) == 0
     assert "no record" not in capsys.readouterr().err
 
@@ -230,6 +229,18 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
     for name in ("table2", ""):
         for of in (made, reversed(made)):
             assert measured_unlike(made)[0] in tables.make(name, ledger(*of))[0].notes
+    # Each variant of a row is told apart, also of published runs
+    again = [one | {"id": f"{one['id']} again"} for one in seeds("vera", "rte", lr=0.5)]
+    for one in again:
+        one["data"]["dev_rows"] = 20
+    both = ledger(*made, *again)
+    both.origin |= dict.fromkeys(both.origin, "a_study")
+    ((note,),) = [
+        [note for note in table.notes if "alike" in note]
+        for table in tables.make("table2", both, every=True)
+        if table.runs
+    ]
+    assert "epoch best (lora, vera lr 0.01); dev rows 20, epoch best (vera); " in note
     for one in of_bitfit:
         one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
         del one["config"]["train"]["evaluate_every"]

@@ -201,7 +201,7 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     both = ledger(*mine, *theirs)
     for one in theirs:
         both.origin[one["id"]] = "a_study"
-    said = "Not done here, but published by the project in runs/records: all 5 runs (5 of a_study)."
+    said = "Not done here, but published by the project in runs/records: all runs (5 of a_study)."
     first, *_, last = tables.make("table2", both)  # own ones before the paper's rows alone
     assert (first.model, first.texts[0][:2]) == ("minilm", ["VeRA r=1024", "ours"])
     assert last.title.endswith("(published)")
@@ -928,6 +928,9 @@ def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recip
         return [one | {"id": f"{name}{i}", "recipe": {"name": recipe}} for i, one in enumerate(made)]
 
     two = ["2 epochs", "lr 1"]
+    # A row may take the recipe of another method
+    of_study, of_lora = variant(3, recipe="ranks/minilm"), variant(1, recipe="lora/minilm")
+    assert nearest([of_study, of_lora]) is of_lora
     newest = variant(1, protocol=2, deviations=two, recipe="ranks/roberta_base")
     fewest = variant(1, deviations=["lr 1"], recipe="ranks/roberta_base")
     own_recipe, most = variant(2, deviations=two), variant(4, deviations=two, recipe="ranks/roberta_base")

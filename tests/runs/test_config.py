@@ -141,7 +141,7 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["train.lr=[1e-2,1e-3]"], "should be a number. A sweep has no brackets: train.lr=1e-2,1e-3"),
         (
             ["train.schedule=[linear,cosine]"],
-            "should be a word. A sweep has no brackets: train.schedule=linear",
+            "should be text. A sweep has no brackets: train.schedule=linear",
         ),
         (["method.rank=[4,8]"], "such as 256. A sweep has no brackets: method.rank=4,8"),
         (["method=[vera,lora]"], "no method '[vera,lora]'. A sweep has no brackets: method=vera,lora"),

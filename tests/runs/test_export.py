@@ -192,6 +192,12 @@ def test_a_card_says_which_of_its_seeds_others_ran():
     told = "2 of the 3 seeds are runs that vera-bench has published in runs/records/demo_minilm,"
     assert card._whose(seeds, ledger) == f"{told} runs/records/glue_minilm."
     assert card._whose({0: seeds[0]}, ledger) == ""
+    for one in seeds.values():
+        one["config"]["method"]["label"] = "VeRA"
+        one["config"]["model"]["modality"] = "text"
+    text = str(card.card(seeds[0], ledger, "mine", None, "mit", {}))
+    assert f"{told} runs/records/glue_minilm.\n" in text
+    assert "| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |" in text
 
 
 @pytest.mark.usefixtures("process")

@@ -1,6 +1,7 @@
 """The hub's protocol for real: a small server on loopback serves a model and GLUE's parquet files as the hub
 does."""
 
+import errno
 import hashlib
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -19,7 +21,7 @@ from tiny import RESTAURANTS, picture
 
 import tasks
 from runs.record import read_record
-from tasks.fetch.hub import cached, content
+from tasks.fetch.hub import cached, content, snapshot
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,6 +191,30 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_
     other = call(hub, tmp_path / "empty", *words, "seed=3")
     assert "the hub refuses timm/tiny (" in other.stderr
     assert "503" in other.stderr
+
+
+def test_a_cache_that_is_only_read_serves_what_it_has(tmp_path, monkeypatch):
+    """As one that many share: neither the mark of a download nor a newer commit can be written."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "datasets--own--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    folder = repository / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (folder / "rows.csv").touch()
+    about = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="rows.csv")])
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: about)
+
+    def only_read(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("mkdir", "touch", "unlink"):
+        monkeypatch.setattr(Path, name, only_read)
+    assert snapshot("own/mine", None, ["*.csv"], "dataset", "") == folder
+    about.sha = "f" * 40
+    assert snapshot("own/mine", None, ["*.csv"], "dataset", "") == folder
+    with pytest.raises(OSError, match="Read-only file system"):
+        snapshot("own/other", None, ["*.csv"], "dataset", "")
 
 
 def test_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):

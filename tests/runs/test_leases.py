@@ -134,8 +134,8 @@ def test_only_ones_own_lease_is_released(tmp_path):
     other.check()
 
 
-def test_a_heart_beats_several_times_before_it_counts_as_silent(tmp_path):
-    """A look counts for a quarter of the time at most, so four looks must see a beat."""
+def test_a_heart_pauses_for_less_than_a_quarter_of_its_time(tmp_path):
+    """A look counts for a quarter at most: of the four that make a lease silent, each would see a beat."""
     heart = Heart(Watcher(tmp_path, LEASE).take("run"), LEASE)
     assert heart._every <= LEASE / 4
 
