@@ -223,13 +223,8 @@ def nearest(variants: Iterable[list[Record]]) -> list[Record]:
 
     def order(variant: list[Record]) -> tuple[Any, ...]:
         first, newest = variant[0], max(record["id"] for record in variant)
-        return (
-            protocol(first),
-            -len(first["deviations"]),
-            _of_method(first["recipe"]["name"]),
-            len(variant),
-            newest,
-        )
+        of_method = _of_method(str(first["recipe"]["name"]))
+        return protocol(first), -len(first["deviations"]), of_method, len(variant), newest
 
     return max(variants, key=order)
 

@@ -17,7 +17,7 @@ FILES = {
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 23_148
+CODE_LINES = 23_143
 
 #: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
 SPINE = (
@@ -34,7 +34,7 @@ SPINE = (
     "analysis/tables/glue.py",
 )
 #: Lines, to be 5,300 in the end.
-SPINE_LINES = 6_468
+SPINE_LINES = 6_471
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
