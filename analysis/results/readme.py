@@ -65,7 +65,7 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
     shown, refuted = ("; ".join(of) or "none" for of in (agrees, differs))
-    return f"{near}\nIt is so in: {shown}. It is not so in: {refuted}. Undecided: {len(undecided)} more."
+    return f"{near}\nShown: {shown}. Refuted: {refuted}. Undecided: {len(undecided)}."
 
 
 def readme(text: str, study: str, table: str) -> str:
