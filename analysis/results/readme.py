@@ -65,7 +65,7 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
     shown, refuted = ("; ".join(of) or "none" for of in (agrees, differs))
-    return f"{near}\nShown: {shown}. Refuted: {refuted}. Undecided: {len(undecided)}."
+    return f"{near}\nFor: {shown}. Against: {refuted}. Undecided: {len(undecided)}."
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -229,7 +229,7 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
     for name in ("table2", ""):
         for of in (made, reversed(made)):
             assert measured_unlike(made)[0] in tables.make(name, ledger(*of))[0].notes
-    # Each variant of a row is told apart, also of published runs
+    # The note names each variant of a row, also of published runs
     again = [one | {"id": f"{one['id']} again"} for one in seeds("vera", "rte", lr=0.5)]
     for one in again:
         one["data"]["dev_rows"] = 20

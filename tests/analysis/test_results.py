@@ -228,7 +228,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     assert crossfit_word(near) in overview([near])
     assert (near.verdict, near.word) == (None, "undecided (agrees by the best epoch)")
     assert tally([near]).endswith("| 1 | 0 | 0 | 1 | 1 | 5 of 5 |")
-    assert near_lora([near]).endswith("\nShown: none. Refuted: none. Undecided: 1.")
+    assert near_lora([near]).endswith("\nFor: none. Against: none. Undecided: 1.")
     images = [
         record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
     ]
@@ -690,7 +690,7 @@ def test_the_readmes_table_stands_between_its_marks(study):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("\nthe rest\n")
-    assert "Shown: MiniLM, cola (3 seeds). Refuted: none. Undecided: 0." in text
+    assert "For: MiniLM, cola (3 seeds). Against: none. Undecided: 0." in text
     assert "old" not in text
     assert "| VeRA r=1024 | 43,008 | 1.00x | 41.5 +-0.5 (3/5) |" in text
     assert "| head | 0 | - | 20.0 +-10.0 (3/5) |" in text
@@ -817,5 +817,5 @@ def test_the_readme_names_every_task_by_the_verdict_on_vera_beside_lora():
         Claim("d changes more", "figure 3", "MiniLM, RTE", "", (True,), True, firm=True),
     ]
     text = near_lora(made)
-    assert "Shown: none. Refuted: MiniLM, STS-B (3 seeds). Undecided: 1." in text
+    assert "For: none. Against: MiniLM, STS-B (3 seeds). Undecided: 1." in text
     assert "RTE" not in text
