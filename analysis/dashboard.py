@@ -22,6 +22,7 @@ from analysis.tables import TABLES
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
+from runs.record.text import first_line
 from runs.tracking import cell_key, check_account, project, quiet_settings
 
 #: Panels for the numbers that tables show.
@@ -203,8 +204,7 @@ def main(arguments: list[str]) -> int:
         else:
             text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the dashboard was not saved ({words})") from error
+        raise UserError(f"the dashboard was not saved ({first_line(error)})") from error
     if file and file != "-":
         write_atomically(Path(file), f"{text}\n")
         text = f"Dashboard: {file}"

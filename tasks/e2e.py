@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, block, check, fixed_subset, held_out, quoted
+from tasks.base import DataError, Decoding, Source, block, check, first_line, fixed_subset, held_out, quoted
 from tasks.continuations import Continuations
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
@@ -104,9 +104,9 @@ class E2ETask(Continuations, Decoding):
             self._search(model, self._prompts[:1], {**self.how, "max_new_tokens": 2})
         except Exception as error:
             # A model's own code raises anything, for lack of a cache or of an argument
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             mend = "task.decode=none trains without"
-            raise DataError(f"{self.name}: this model cannot be decoded ({reason}). {mend}") from None
+            reason = f"this model cannot be decoded ({first_line(error)})"
+            raise DataError(f"{self.name}: {reason}. {mend}") from None
 
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
         decoded = self._search(model, [self._prompts[i] for i in indices], self.how)

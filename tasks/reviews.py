@@ -9,12 +9,11 @@ keep the demo short.
 import csv
 import hashlib
 import io
-import os
 import tarfile
 import zipfile
 from pathlib import Path
 
-from tasks.base import DataError, Source
+from tasks.base import DataError, Source, whole
 from tasks.fetch import package_index
 
 PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
@@ -67,9 +66,5 @@ def _ratings(cache: Path) -> str:
 
 
 def _write(path: Path, rows: list[tuple[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([("text", "label"), *rows])
-    os.replace(partial, path)
+    with whole(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])

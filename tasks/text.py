@@ -23,6 +23,7 @@ from tasks.base import (
     Source,
     Task,
     block,
+    first_line,
     fixed_subset,
     held_out,
     listed,
@@ -246,7 +247,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
     yield from enumerate(rows, 1)
 
 
@@ -258,8 +259,8 @@ def _from_hub(settings: Any, split: str) -> Table:
     try:
         return where, list(enumerate(load_dataset(settings["hub"], settings.get("hub_config"), **choice), 1))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{where}: {reason}. Or give files: task.train_file= and task.dev_file=") from None
+        instead = "Or give files: task.train_file= and task.dev_file="
+        raise DataError(f"{where}: {first_line(error)}. {instead}") from None
 
 
 def _classes(train: Table, column: str, regression: bool | None) -> list[str] | None:

@@ -21,11 +21,12 @@ from runs.config.check import check_followed, check_seed, check_types, check_val
 from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
 from runs.config.flags import read_flags
 from runs.config.launch import Launch
-from runs.config.names import as_sweep, first_line
+from runs.config.names import as_sweep
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.record import cache_folder, write_atomically
+from runs.record.text import first_line
 from runs.run import Run, run_from
 
 OWN = [field.name for field in dataclasses.fields(Config)]

@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
-from runs.config.names import as_sweep, as_word, did_you_mean, dotted, first_line
+from runs.config.names import as_sweep, as_word, did_you_mean, dotted
 from runs.config.recipes import check_recipe
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
+from runs.record.text import first_line
 
 #: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
 PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"

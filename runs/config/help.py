@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.config.expand import read_grid, seed_of
 from runs.config.files import Files
 from runs.config.flags import parser, read_flags
-from runs.config.names import did_you_mean, first_line
+from runs.config.names import did_you_mean
 from runs.errors import UserError, rank
+from runs.record.text import first_line
 
 
 def answered(arguments: Sequence[str], about: str | None) -> bool:

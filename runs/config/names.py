@@ -68,8 +68,3 @@ def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{key}.")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

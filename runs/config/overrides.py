@@ -11,8 +11,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, 
 from hydra.errors import HydraException
 
 from runs.config.files import GROUPS
-from runs.config.names import ALIASES, first_line
+from runs.config.names import ALIASES
 from runs.errors import UserError
+from runs.record.text import first_line
 
 #: The most runs of one command: a range with a zero too many is refused before it takes memory.
 MOST_RUNS = 100_000

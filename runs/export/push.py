@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
+from runs.record.text import first_line
 
 #: What a new repository holds before anything is pushed.
 EMPTY = {".gitattributes", "README.md"}
@@ -84,11 +85,7 @@ def _reason(error: BaseException) -> str:
         if status == 403:
             return "taken by another, or this token may not write there"
         if status is not None:
-            return f"the hub refuses it ({_first_line(one)})"
+            return f"the hub refuses it ({first_line(one)})"
     if any(isinstance(one, http_error | OSError) for one in chain):
-        return f"the hub cannot be reached ({_first_line(chain[-1])})"
-    return f"not pushed ({type(error).__name__}: {_first_line(error)})"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return f"the hub cannot be reached ({first_line(chain[-1])})"
+    return f"not pushed ({type(error).__name__}: {first_line(error)})"

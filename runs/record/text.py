@@ -41,5 +41,9 @@ def describe(error: BaseException) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = ". Finished runs are kept; make room and run the same command again" if full else ""
         return f"{where}{error.strerror}{advice}"
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

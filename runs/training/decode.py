@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -273,10 +272,6 @@ def _lines(path: Path) -> list[Any]:
 
 def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
     """Writes the file again, since a kill may have cut its last line, and opens it at its end."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
-    partial.write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-    )
-    partial.replace(path)
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return open(path, "a", encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError
+from tasks.base import DataError, first_line
 
 #: The status of a hub that one has asked too often.
 TOO_MANY = 429
@@ -64,7 +64,7 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
                 raise DataError(f"{repo}: {why}") from None
             return here
         if status:
-            reason, mend = str(error).splitlines()[0], f"Is a token needed (hf auth login)? {instead}"
+            reason, mend = first_line(error), f"Is a token needed (hf auth login)? {instead}"
             raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
         why = "is not on this machine and the hub cannot be reached"
         raise DataError(f"{repo} {why}. {instead}") from None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
-from tasks.base import DataError
+from tasks.base import DataError, whole
 
 #: The most bytes of a page or an archive. The largest pages of an index have 30 MB.
 LARGEST = 100_000_000
@@ -67,21 +67,16 @@ def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
         if not fitting:
             why.append(f"{shown(page)} lists {'another file of that name' if named else 'no such file'}")
         links += fitting
-    folder.mkdir(parents=True, exist_ok=True)
     for link in sorted(links, key=lambda link: link.sha256 is None):  # those with a hash first
-        partial = folder / f".{name}.{os.getpid()}"
         try:
-            with open(partial, "wb") as file:
-                for part in reader.read(link.address, link.page):
-                    file.write(part)
-            if digest(partial) == sha256:
-                os.replace(partial, target)
-                return target
-            why.append(f"{shown(link.address)} is another file (its sha256 differs)")
+            with whole(target) as partial:
+                with open(partial, "wb") as file:
+                    file.writelines(reader.read(link.address, link.page))
+                if digest(partial) != sha256:
+                    raise _UnavailableError("is another file (its sha256 differs)")
+            return target
         except _UnavailableError as failure:
             why.append(f"{shown(link.address)} {failure}")
-        finally:
-            partial.unlink(missing_ok=True)
     raise DataError(f"{name} could not be fetched: {'; '.join(dict.fromkeys(why))}. {mend}")
 
 

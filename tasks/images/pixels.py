@@ -9,9 +9,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 import time
 import warnings
 from collections import deque
@@ -27,7 +25,7 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError, parse_json
+from tasks.base import Array, DataError, first_line, parse_json, whole
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array
@@ -225,7 +223,7 @@ def decode(item: Item) -> Image.Image:
     except PIL.UnidentifiedImageError:  # whose message holds a memory address
         raise BadImageError(f"not an image ({', '.join(_formats())})") from None
     except Exception as error:  # decoders raise any error for a broken file
-        raise BadImageError((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise BadImageError(first_line(error)) from None
 
 
 def _file(item: Path | bytes) -> Path | io.BytesIO:
@@ -312,8 +310,8 @@ def prepared(
         if time.time() - leftover.stat().st_mtime > 600:
             leftover.unlink(missing_ok=True)
     unreadable = dict[int, str]()
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    with whole(path) as partial:
+        with open(partial, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             images = parallel(wanted.read, items, workers)
@@ -322,11 +320,6 @@ def prepared(
                 if isinstance(image, BadImageError):
                     unreadable[index], image = str(image), np.zeros(shape[1:], np.uint8)
                 file.write(image.tobytes())
-            file.flush()
-            partial = Path(f"{file.name}.json")
-            partial.write_text(json.dumps(unreadable))
-            os.replace(partial, reasons)
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        with whole(reasons) as text:
+            text.write_text(json.dumps(unreadable))
     return np.load(path, mmap_mode="r"), unreadable

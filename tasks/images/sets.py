@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, listed, quoted, require_columns
+from tasks.base import Array, DataError, first_line, listed, quoted, require_columns
 from tasks.images.files import read_words
 from tasks.images.pixels import Item
 
@@ -190,7 +190,7 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[in
         require_columns(path, columns, sorted((image, label)), " (task.image_column, label_column)")
         labels = file.read([label]).column(label).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
     odd = next((row for row, x in enumerate(labels) if not isinstance(x, int | str)), None)
     if odd is not None:
         raise DataError(f"{path} row {odd}: label {quoted(labels[odd])} is neither a number nor a word")
@@ -221,7 +221,7 @@ def _rows(groups: list[tuple[Path, int, int]], column: str, indices: Sequence[in
             try:
                 values = parquet.ParquetFile(path).read_row_group(number, [column]).column(column).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+                raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             current = group
         value = values[index - int(starts[group])]
         value = value["bytes"] if isinstance(value, dict) else value

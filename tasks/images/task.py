@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Source, Task, check, fixed_subset, named
+from tasks.base import Array, DataError, Source, Task, check, first_line, fixed_subset, named
 from tasks.fetch.hub import content, snapshot
 from tasks.images import sets
 from tasks.images.files import local_files
@@ -259,7 +259,7 @@ class ImageTask(Task):
             if self.settings["image_size"] is None:
                 raise
             mend = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
-            problem = f"{str(error).splitlines()[0]} {mend}"
+            problem = f"{first_line(error)} {mend}"
             raise DataError(f"task.image_size={self.settings['image_size']}: {problem}") from None
 
     def _resampling(self, model: Any) -> dict[str, bool]:

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, parse_json, quoted
+from tasks.base import DataError, parse_json, quoted, whole
 from tasks.text import open_text
 
 #: The number of turns of each question.
@@ -107,22 +105,12 @@ def write_answers(
     questions, and OSError."""
     if {q.id: len(q.turns) for q in questions} != {number: len(turns) for number, turns in answers.items()}:
         raise ValueError("the answers do not fit the questions and their turns")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            for question in questions:
-                turns = list(answers[question.id])
-                row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
-                row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
-                file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
-            file.close()
-            os.chmod(file.name, 0o644)  # a temporary file can be read by its owner alone
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for question in questions:
+            turns = list(answers[question.id])
+            row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
+            row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
+            file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
 
 
 def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:

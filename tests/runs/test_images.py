@@ -320,6 +320,15 @@ def test_images_of_another_size_than_the_weights_saw(image_words):
     assert "images of 24 pixels, not the 16 of the weights" in record["deviations"]
 
 
+def test_a_model_that_refuses_a_size_without_a_word_is_named_by_its_error(image_words, monkeypatch):
+    def forward(self, pixel_values, interpolate_pos_encoding=False):
+        raise AssertionError
+
+    monkeypatch.setattr("transformers.ViTForImageClassification.forward", forward)
+    with pytest.raises(DataError, match=r"task.image_size=24: AssertionError timm's ViTs"):
+        do([*image_words, "task.image_size=24"])
+
+
 def test_a_timm_model_takes_images_of_another_size_when_it_is_told_to(image_words, tiny_timm):
     words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "task.image_size=24"]
     with pytest.raises(DataError, match=r"task.image_size=24: .*dynamic_img_size"):

@@ -392,6 +392,13 @@ def test_a_damaged_file_of_prepared_images_is_made_again(which, damage, tmp_path
     assert bad == {}
 
 
+def test_whoever_may_read_the_folder_may_read_the_prepared_images(tmp_path):
+    prepared([np.full((8, 8, 3), 10, np.uint8)], 1, "key", VIT, tmp_path, 1)
+    (tmp_path / "usual").write_text("")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json", ""}
+
+
 def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):
     items = [np.full((8, 8, 3), 10, np.uint8)] * 3
 
