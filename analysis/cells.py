@@ -20,6 +20,7 @@ from runs.record import (
     one_each,
     protocol,
     row_label,
+    sample_deviation,
     seed_value,
     text_score,
 )
@@ -165,12 +166,6 @@ def row_of(record: Record) -> str:
     constant alpha and another with a proportional one, however alpha was set."""
     row = str(record["cell"]["row"])
     return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
-
-
-def sample_deviation(values: Collection[float]) -> float | None:
-    """Sample standard deviation; None for a single value, and where a value is not finite: the perplexity of
-    a diverged run is infinite."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def reported_epoch(record: Record) -> str:

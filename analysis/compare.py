@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.beside import Beside, same_size
-from analysis.cells import Cell, Key, sample_deviation
+from analysis.cells import Cell, Key
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
+from runs.record import sample_deviation
 
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = (

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis.cells import Cell, sample_deviation
+from analysis.cells import Cell
 from analysis.table import Table, TableCell
-from runs.record import Record
+from runs.record import Record, sample_deviation
 
 
 def measured(record: Record) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ over paired runs.
 A cell is compared by the difference of two statistics, each with the variance of what it is: the mean of n
 normals has sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's
 degrees of freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval. A finding is compared by the mean
-of paired differences (Student's t)."""
+difference of two rows over the seeds of both, by pair (Student's t) and unpaired (Welch's)."""
 
 import math
 import statistics
@@ -208,30 +208,70 @@ def friedman(values: Sequence[Sequence[float]]) -> Ranks:
 
 # --- findings
 
+#: An interval of a mean difference; None where there are too few values for one.
+Interval = tuple[float, float] | None
 
-def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+
+def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
     """Two-sided interval of the mean of paired differences, by Student's t; None for fewer than two pairs and
     where a difference is not finite (a diverged run's perplexity is infinite)."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
-    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stdtrit(len(differences) - 1, (1 + level) / 2)) * spread / math.sqrt(len(differences))
+    return _interval(statistics.fmean(differences), [differences], level)
+
+
+def unpaired_interval(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> Interval:
+    """Two-sided interval of the mean of X less the mean of Y by Welch's t, as though no run of one had a seed
+    of the other. pairs: X and Y by seed. None where `paired_interval` is."""
+    sides: Any = tuple(zip(*pairs, strict=True))
+    if len(pairs) < 2 or not all(math.isfinite(value) for side in sides for value in side):
+        return None
+    return _interval(statistics.fmean(sides[0]) - statistics.fmean(sides[1]), sides, level)
+
+
+def _interval(mean: float, sides: Sequence[Sequence[float]], level: float) -> tuple[float, float]:
+    """Of a mean, or a difference of means, by Student's t with Welch's degrees of freedom."""
+    parts = [statistics.variance(side) / len(side) for side in sides]
+    total = sum(parts)
+    if total == 0:
+        return mean, mean
+    df = total**2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    half = float(stdtrit(df, (1 + level) / 2)) * math.sqrt(total)
     return mean - half, mean + half
 
 
-def is_near(differences: Sequence[float], margin: float) -> bool | None:
-    """Whether X is near Y, given X - Y by pair: True where the one-sided 95% bound of the mean is above
-    -margin, False where the other bound is below it, else None."""
-    bounds = paired_interval(differences, 2 * LEVEL - 1)
-    if bounds is None:
-        return None
-    return True if bounds[0] > -margin else False if bounds[1] < -margin else None
+def is_near(pairs: Sequence[tuple[float, float]], margin: float) -> bool | None:
+    """Whether X is near Y, by pair and unpaired: True where both one-sided 95% bounds of the mean difference
+    are above -margin, False where both other bounds are below it, else None. pairs: X and Y by seed."""
+    return _beyond(-margin, *both_intervals(pairs, 2 * LEVEL - 1))
 
 
-def is_above(differences: Sequence[float]) -> bool | None:
-    """Whether X is above Y, given X - Y by pair: True where the 95% interval of the mean is above 0, False
-    where it is below, else None."""
-    bounds = paired_interval(differences)
-    if bounds is None:
+def is_above(pairs: Sequence[tuple[float, float]]) -> bool | None:
+    """Whether X is above Y, by pair and unpaired: True where both 95% intervals of the mean difference are
+    above 0, False where both are below, else None. pairs: X and Y by seed."""
+    return _beyond(0.0, *both_intervals(pairs))
+
+
+def is_positive(values: Sequence[float]) -> bool | None:
+    """True where the 95% interval of the mean is above 0, False where it is below, else None."""
+    return _beyond(0.0, paired_interval(values))
+
+
+def both_intervals(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> tuple[Interval, Interval]:
+    """The interval of the mean difference by pair, and unpaired. That runs share a seed is worth little here
+    (their results hardly correlate), so what one of the two alone decides is not decided."""
+    return paired_interval([x - y for x, y in pairs], level), unpaired_interval(pairs, level)
+
+
+def _beyond(limit: float, *intervals: Interval) -> bool | None:
+    """True where all intervals are above the limit, False where all are below, else None."""
+    known = [interval for interval in intervals if interval]
+    if len(known) < len(intervals):
         return None
-    return True if bounds[0] > 0 else False if bounds[1] < 0 else None
+    return (
+        True
+        if all(low > limit for low, _ in known)
+        else False
+        if all(high < limit for _, high in known)
+        else None
+    )

@@ -55,7 +55,8 @@ class Comparison:
     other: str
     task: str
     labels: tuple[str, str]
-    differences: tuple[float, ...]  # of each pair, by task and seed
+    values: tuple[tuple[float, float], ...]  # of each pair, by task and seed; more is better
+    differences: tuple[float, ...]
     wins: int
     losses: int
     difference: float
@@ -121,6 +122,7 @@ def _comparison(model: str, other: str, task: str, pairs: Sequence[_Pair]) -> Co
         other,
         task,
         (pairs[0].cell.label, pairs[0].other.label),
+        tuple(values for pair in pairs for values in zip(*pair.sides, strict=True)),
         tuple(differences),
         sum(d > 0 for d in differences),
         sum(d < 0 for d in differences),

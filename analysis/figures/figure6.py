@@ -7,12 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
-from analysis.cells import sample_deviation
 from analysis.figures.bands import Point, draw_band
 from analysis.figures.figure import MARKERS, Figure, colour, finite, with_runs
 from analysis.paper import NAMES, paper
 from analysis.table import TableCell, make_row
-from runs.record import Ledger
+from runs.record import Ledger, sample_deviation
 
 
 def make(ledger: Ledger) -> list[Figure]:

@@ -6,8 +6,8 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 
-from analysis.cells import Cell, Key, over_shared_seeds
-from analysis.inference import is_above, is_near, paired_interval
+from analysis.cells import Cell, Key, over_shared_seeds, reported_epoch
+from analysis.inference import both_intervals, is_above, is_near
 from analysis.results.claim import WORDS, Claim, claim_of, table_of
 from analysis.results.of_figures import of_figures
 from analysis.series import Comparison, compare, series
@@ -22,8 +22,12 @@ def claims(ledger: Ledger) -> list[Claim]:
     texts = all_cells(
         r for r in ledger if table_of(r) == "e2e" and (r.get("texts") or r["status"] == "diverged")
     )
-    # Only table 2's protocol chooses an epoch.
-    fitted = all_cells((r for r in ledger if table_of(r) == "glue"), "crossfit")
+    # Only table 2's protocol chooses an epoch, and not where the last one alone is evaluated.
+    fitted = {
+        key: cell
+        for key, cell in all_cells((r for r in ledger if table_of(r) == "glue"), "crossfit").items()
+        if reported_epoch(cell.records[0]) == "best"
+    }
     crossfit = {(claim.claim, claim.where): claim for claim in _of_rows(fitted, {})}
     of_rows = [
         dataclasses.replace(claim, crossfit=crossfit.get((claim.claim, claim.where)))
@@ -68,10 +72,14 @@ def _paired(a: Cell, b: Cell) -> Comparison:
 
 
 def _pairs_text(line: Comparison, near: bool = False) -> str:
-    """The mean difference of the pairs, with an interval or, for "near", with one-sided bounds."""
-    bounds = paired_interval(line.differences, 0.9 if near else 0.95)
-    of = "one-sided 95% bounds {:+.1f} and {:+.1f}" if near else "95% interval {:+.1f} to {:+.1f}"
-    span = f", {of.format(*bounds)}" if bounds else ""
+    """The mean difference of the pairs, with its interval by pair and unpaired or, for "near", with one-sided
+    bounds."""
+    paired, unpaired = both_intervals(line.values, 0.9 if near else 0.95)
+    span = ""
+    if paired and unpaired:
+        name, between = ("one-sided 95% bounds", "and") if near else ("95% interval", "to")
+        bounds = (f"{low:+.1f} {between} {high:+.1f}" for low, high in (paired, unpaired))
+        span = f", {name} {', unpaired '.join(bounds)}"
     return f" ({plural(line.pairs, 'pair')} by seed: mean {statistics.fmean(line.differences):+.1f}{span})"
 
 
@@ -110,7 +118,7 @@ def _near(cells: dict[Key, Cell]) -> Iterator[Claim]:
             if head := vera.records[0]["parameters"]["head"]:
                 share += f", {(vera.parameters + head) / (other.parameters + head):.2g} with the head"
             here = f"{', '.join(medians)}{_pairs_text(line, near=True)}; {share}"
-            holds, agrees = _hold_near(line), is_near(line.differences, MARGIN)
+            holds, agrees = _hold_near(line), is_near(line.values, MARGIN)
             claim = f"VeRA is near {name} with fewer parameters"
             yield _of_pairs(claim, source, here, holds, agrees, line.pairs, rows)
 
@@ -170,7 +178,7 @@ def _ablations(cells: dict[Key, Cell]) -> Iterator[Claim]:
             others = [mean + _pairs_text(line) for mean, line in zip(means[1:], lines, strict=True)]
             here = f"{means[0]}; {', '.join(others)}"
             holds = [min(apart) > 0 for apart in zip(*(line.differences for line in lines), strict=True)]
-            words = [is_above(line.differences) for line in lines]
+            words = [is_above(line.values) for line in lines]
             agrees = False if False in words else None if None in words else True
             yield _of_pairs(claim, "table 6", here, holds, agrees, lines[0].pairs, rows)
 
@@ -182,7 +190,7 @@ def _shared(cells: dict[Key, Cell]) -> Iterator[Claim]:
         line = _paired(*rows)
         shared, unique = (cell.mean() for cell in rows)
         here = f"shared {shared:.1f}; unique {unique:.1f}{_pairs_text(line, near=True)}"
-        agrees = is_near(line.differences, MARGIN)
+        agrees = is_near(line.values, MARGIN)
         yield _of_pairs(claim, "table 7", here, _hold_near(line), agrees, line.pairs, rows)
 
 
@@ -212,7 +220,7 @@ def _ranks(cells: dict[Key, Cell]) -> Iterator[Claim]:
                 continue
             line = _paired(*both)
             numbers = "; ".join(f"{c.label} {c.median():.1f} ({c.parameters:,} parameters)" for c in both)
-            words.append(is_above(line.differences))
+            words.append(is_above(line.values))
             texts.append(f"with {convention}: {numbers}{_pairs_text(line)}: {WORDS[words[-1]]}")
             lines.append(line)
             rows |= {cell.label: cell for cell in both}

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.cells import Cell
 from analysis.figures import figure6
 from analysis.figures.measures import measured
-from analysis.inference import FIRM_PAIRS, is_above
+from analysis.inference import FIRM_PAIRS, is_positive
 from analysis.results.claim import Claim, Runs, claim_of
 from analysis.table import texts
 from runs.record import Ledger, Record
@@ -84,7 +84,7 @@ def _magnitudes(ledger: Ledger) -> Iterator[Claim]:
             ),
         ):
             holds = [min(of_run) > 0 for of_run in zip(*readings, strict=True)]
-            words, cells = {is_above(apart) for apart in readings}, _cells(ledger, group.measures)
+            words, cells = {is_positive(apart) for apart in readings}, _cells(ledger, group.measures)
             agrees = words.pop() if len(words) == 1 else None
             yield claim_of(claim, "figure 3", where, here, holds, agrees, len(holds), cells)
 
@@ -111,7 +111,7 @@ def _similarities(ledger: Ledger) -> Iterator[Claim]:
         apart = [of_both - of_random for of_both, of_random in means]
         where, holds = _where(group.measures, f"{plural(len(means), 'pair')} of runs"), [d > 0 for d in apart]
         cells = _cells(ledger, group.measures)
-        yield claim_of(claim, "figure 5", where, here, holds, is_above(apart), len(means), cells)
+        yield claim_of(claim, "figure 5", where, here, holds, is_positive(apart), len(means), cells)
 
 
 def null_band(measures: Sequence[Record]) -> float | None:

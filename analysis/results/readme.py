@@ -64,6 +64,8 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
             by_word[WORDS[claim.verdict]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
+    if not agrees and not differs:
+        return f"{near}\nOur seeds decide that on none of the {len(undecided)} pairs of model and task tried."
     shown, refuted = ("; ".join(of) or "none" for of in (agrees, differs))
     return f"{near}\nFor: {shown}. Against: {refuted}. Undecided: {len(undecided)}."
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from analysis import beside, compare
 from analysis.beside import Beside, difference_text, mean, off_formula, status
-from analysis.cells import Cell, Key, cells
+from analysis.cells import Cell, Key, cells, reported_epoch
 from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
@@ -48,9 +48,10 @@ def _notes(
 ) -> list[str]:
     chosen = f"over seeds. {compare.CROSSFIT} The paper's numbers are not."
     if select == "paper":
+        epochs = sorted({reported_epoch(r) for cell in by_key.values() for r in cell.records}) or ["best"]
         chosen = (
-            "over seeds of the best epoch on dev, +- sample standard deviation. CoLA Matthews, STS-B Pearson,"
-            " else accuracy"
+            f"over seeds of the {' or '.join(epochs)} epoch on dev, +- sample standard deviation. CoLA"
+            " Matthews, STS-B Pearson, else accuracy"
         )
     notes = [f"Medians {chosen}"]
     if heads := sorted({r["parameters"]["head"] for cell in by_key.values() for r in cell.records}):

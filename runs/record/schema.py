@@ -340,7 +340,7 @@ class Finished(Failed):
     judged: NotRequired[list[Judged]]
     cost: Cost
     predictions: NotRequired[dict[str, str | None]]  # hashes, for the best and the last epoch
-    deviations: list[str]  # from the paper, in words
+    deviations: list[str]  # from the recipe and the usual protocol, in words
 
 
 #: A failed run's record may have the other keys too; then they have the same types.

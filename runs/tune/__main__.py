@@ -10,7 +10,7 @@ python -m runs.tune task.holdout=0.3                                the share of
 
 The overrides are those of python -m runs. Each trial is one run for each seed; their records enter no table.
 The same command continues a search, and repeats failed trials; of two at once the second waits where both
-search one cell. outputs/tune/STUDY holds the journal and trials.csv.
+search one cell. outputs/tune/CELL holds trials.csv.
 """
 
 import os
@@ -21,14 +21,13 @@ from runs.alone import alone
 from runs.command import COMPOSING, Common, entry_point, read, setting
 from runs.config import WHERE, as_word
 from runs.errors import UserError
-from runs.record import Metric
 from runs.run import with_starts
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.jobs import check_ids
 from runs.sweep.preflight import preflight
 from runs.tune.cells import cells
 from runs.tune.report import best_point, report, shared_recipes
-from runs.tune.study import open_study, search
+from runs.tune.trials import search
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ def main(arguments: list[str]) -> int:
     for cell in of_search:
         task = tasks[cell.first.task]
         with alone(cell.folder / "lock", f"searching {cell.name}"):
-            study = open_study(cell, Metric.of_task(task))
-            failed += search(cell, study)
-            reports.append(report(cell, study, task))
-        best += [(cell, point) for point in best_point(cell, study, task)]
+            failed += search(cell)
+            reports.append(report(cell, task))
+        best += [(cell, point) for point in best_point(cell, task)]
     reports += filter(None, [shared_recipes(best)])
     print("".join(f"\n{text}\n" for text in reports))
     for text in failed:

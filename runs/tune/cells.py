@@ -28,7 +28,7 @@ Point = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """The grid of one study. overrides: of the command for the best setting, without the searched keys. axes:
+    """What is searched together. overrides: of the command for the best setting, without the searched keys. axes:
     for each key its values, as texts. trials: the runs of each point, one for each seed, in grid order.
     options: of the command, such as --config-dir."""
 
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The folder of the journal and trials.csv."""
+        """The folder of trials.csv."""
         return Path(self.first.config["output"]) / "tune" / self.name
 
     def overrides_of(self, point: Point) -> list[str]:

@@ -2,79 +2,65 @@
 
 import csv
 import io
-import math
 import shlex
-import statistics
 from typing import Any
-
-import optuna
-from optuna.trial import FrozenTrial, TrialState
 
 import tasks
 from runs.config import CONF, as_word, read_flags, recipe_by_row
-from runs.record import Metric, epoch_of_table, write_atomically
+from runs.record import Metric, epoch_of_table, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
-from runs.tune.study import latest
+from runs.tune.trials import Trial, trials_of
 
 
-def ranked(cell: Cell, study: optuna.Study, metric: Metric) -> list[tuple[Point, FrozenTrial]]:
-    """Points and their trials, the best first and equal ones in grid order; after them those with a run that
-    diverged, and then those without a value."""
-    trials = latest(cell, study)
-    pairs = [(point, trials[point]) for point in cell.trials if point in trials]
-    done = [pair for pair in pairs if pair[1].state == TrialState.COMPLETE]
+def ranked(cell: Cell, metric: Metric) -> list[Trial]:
+    """The trials, the best first and equal ones in grid order; after them those with a run that diverged, and
+    then those without a value."""
     sign = -1.0 if metric.higher_is_better else 1.0
-    done.sort(key=lambda pair: (_diverged(pair[1]), sign * (pair[1].value or 0.0)))
-    return done + [pair for pair in pairs if pair[1].state != TrialState.COMPLETE]
+    return sorted(trials_of(cell), key=lambda t: (t.value is None, t.diverged > 0, sign * (t.value or 0.0)))
 
 
-def _diverged(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get("diverged"))
-
-
-def report(cell: Cell, study: optuna.Study, task: tasks.Task) -> str:
+def report(cell: Cell, task: tasks.Task) -> str:
     """The text of the report. Writes the trials as trials.csv, too (values as fractions)."""
     metric = Metric.of_task(task)
-    trials = ranked(cell, study, metric)
+    trials = ranked(cell, metric)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([metric.name, "spread", *cell.axes, "state", "runs"])
     rows = []
-    for point, trial in trials:
-        attrs, state = trial.user_attrs, trial.state.name.lower()
-        value, spread = trial.value, spread_of(attrs.get("values", []))
-        writer.writerow([value, spread, *point, state, " ".join(attrs.get("runs", []))])
-        runs = str(len(attrs.get("runs", [])))
-        runs += f" {attrs['diverged']} diverged" if attrs.get("diverged") else ""
-        runs += " failed" if value is None else ""
+    for trial in trials:
+        value, failed = trial.value, trial.value is None
+        spread = None if failed else sample_deviation(trial.values)
+        state = "failed" if failed else "complete"
+        writer.writerow([value, spread, *trial.point, state, " ".join(trial.ids)])
+        runs = f"{len(trial.ids)}{f' {trial.diverged} diverged' * bool(trial.diverged)}{' failed' * failed}"
         numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
-        rows.append([*numbers, *point, runs])
+        rows.append([*numbers, *trial.point, runs])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
     model, of = (cell.first.config[part]["label"] for part in ("model", "task"))
     title = f"{cell.first.row} on {of} ({model})"
     trial_table = table([metric.name, "spread", *cell.axes, "runs"], rows)
-    point, best = trials[0]
+    best = trials[0]
     if best.value is None:
         return "\n".join([f"{title}: no trial has a value", "", *trial_table])
-    held, rest = best.user_attrs["rows"]
+    held, rest = (best.records[0]["data"][f"{part}_rows"] for part in ("dev", "train"))
     which = f"{epoch_of_table(cell.first.config['train'], task.reported)} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
     lines = [f"{title}: {metric.name} on {judged}", "", *trial_table, ""]
-    if _diverged(best):
+    if best.diverged:
         return "\n".join([f"{title}: in each trial a run diverged", "", *trial_table])
-    equal = sum(trial.value == best.value and not _diverged(trial) for _, trial in trials)
+    equal = sum(trial.value == best.value and not trial.diverged for trial in trials)
     if equal > 1:
         lines += [f"{equal} settings have the best value: which of them comes first says nothing"]
-    lines += [f"{override} is the {end} tried" for override, end in edges(cell, point)]
-    lines += [f"best: {best_command(cell, point)}"]
-    return "\n".join([*lines, *recipe(cell, point, judged), f"trials: {cell.folder / 'trials.csv'}"])
+    lines += [f"{override} is the {end} tried" for override, end in edges(cell, best.point)]
+    lines += [f"best: {best_command(cell, best.point)}"]
+    return "\n".join([*lines, *recipe(cell, best.point, judged), f"trials: {cell.folder / 'trials.csv'}"])
 
 
-def best_point(cell: Cell, study: optuna.Study, task: tasks.Task) -> list[Point]:
+def best_point(cell: Cell, task: tasks.Task) -> list[Point]:
     """The best point, if any trial has a value and no run of it diverged."""
-    first = ranked(cell, study, Metric.of_task(task))[:1]
-    return [point for point, trial in first if trial.value is not None and not _diverged(trial)]
+    best = ranked(cell, Metric.of_task(task))[0]
+    return [] if best.value is None or best.diverged else [best.point]
 
 
 def best_command(cell: Cell, point: Point) -> str:
@@ -154,8 +140,3 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows)]
     lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def spread_of(values: list[float]) -> float | None:
-    """The sample standard deviation over the seeds; None for a single seed, or for an infinite value."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None

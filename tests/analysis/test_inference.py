@@ -12,14 +12,15 @@ import scipy.stats
 from analysis.inference import (
     Difference,
     Estimate,
+    both_intervals,
     difference,
     friedman,
     is_above,
     is_near,
+    is_positive,
     mean_difference,
     median_variance,
     outside_by_chance,
-    paired_interval,
 )
 
 DRAWS = 2000
@@ -177,14 +178,19 @@ def test_how_often_the_papers_number_is_outside_our_interval_by_chance():
 # --- findings
 
 
-def test_the_interval_of_pairs_is_scipys():
-    apart = [ours - paper for ours, paper in zip(OURS, PAPER, strict=True)]
+def test_the_intervals_of_pairs_are_scipys():
+    both = list(zip(OURS, PAPER, strict=True))
     for level in (0.9, 0.95):
+        paired, unpaired = both_intervals(both, level)
         expected = scipy.stats.ttest_rel(OURS, PAPER).confidence_interval(level)
-        assert paired_interval(apart, level) == pytest.approx((expected.low, expected.high))
-    assert paired_interval(apart[:1]) is None
-    assert (is_near(apart[:1], 100.0), is_above(apart[:1])) == (None, None)
+        assert paired == pytest.approx((expected.low, expected.high))
+        expected = scipy.stats.ttest_ind(OURS, PAPER, equal_var=False).confidence_interval(level)
+        assert unpaired == pytest.approx((expected.low, expected.high))
+    assert both_intervals(both[:1]) == (None, None)
+    assert (is_near(both[:1], 100.0), is_above(both[:1]), is_positive([1.0])) == (None, None, None)
     assert is_near([], 1.0) is None
+    assert both_intervals([(1.0, 0.5), (math.inf, 0.5)]) == (None, None)
+    assert both_intervals([(1.0, 0.5), (math.inf, math.inf)]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,9 @@ def test_the_interval_of_pairs_is_scipys():
     ],
 )
 def test_above_is_an_interval_beyond_zero(differences, above):
-    assert is_above(differences) is above
+    assert is_positive(differences) is above
+    # Against a constant, both tests are the same
+    assert is_above([(difference, 0.0) for difference in differences]) is above
 
 
 @pytest.mark.parametrize(
@@ -209,21 +217,34 @@ def test_above_is_an_interval_beyond_zero(differences, above):
 )
 def test_near_is_a_bound_against_the_margin(mean, near):
     differences = [mean - 1, mean, mean + 1]
-    assert is_near(differences, 1.0) is near
+    assert is_near([(50 + difference, 50.0) for difference in differences], 1.0) is near
     for word, side in ((True, "greater"), (False, "less")):
         p = scipy.stats.ttest_1samp(differences, -1.0, alternative=side).pvalue
         assert bool(p < 0.05) is (near is word)
 
 
-@pytest.mark.parametrize(("pairs", "share"), [(3, 0.20), (5, 0.34), (10, 0.62), (20, 0.89)])
+def test_what_one_of_two_tests_decides_is_undecided():
+    """Two points apart by pair, and within the spread of each side; and the other way round."""
+    alike = [(level + 2, level) for level in (40.0, 50.0, 60.0, 70.0)]
+    assert is_positive([x - y for x, y in alike]) is True
+    assert (is_above(alike), is_near(alike, 1.0)) == (None, None)
+    # Runs of one seed are opposites: by pair the interval is wider than unpaired
+    opposite = [(52.0, 51.0), (53.0, 50.0), (54.0, 49.0)]
+    paired, unpaired = both_intervals(opposite)
+    assert paired[0] < 0 < unpaired[0]
+    assert is_above(opposite) is None
+
+
+@pytest.mark.parametrize(("pairs", "share"), [(3, 0.15), (5, 0.30), (10, 0.58), (20, 0.89)])
 def test_a_finding_errs_rarely_and_decides_more_with_more_pairs(pairs, share):
     """Differences that vary by 3 points, a margin of 1: the shares stand on the page."""
-    drawn = np.random.default_rng(1).normal(0, 3, (DRAWS, pairs))
-    words = [is_near(row, 1.0) for row in (drawn - 1).tolist()]  # at the margin, where neither word is right
+    drawn = np.random.default_rng(1).normal(0, 3 / math.sqrt(2), (DRAWS, pairs, 2))
+    # At the margin, where neither word is right
+    words = [is_near(row, 1.0) for row in (drawn - [1, 0]).tolist()]
     assert 0.01 <= words.count(True) / DRAWS <= 0.06
     assert 0.01 <= words.count(False) / DRAWS <= 0.06
-    found = sum(is_near(row, 1.0) is False for row in (drawn - 3).tolist())
-    assert found / DRAWS == pytest.approx(share, abs=0.04)
+    decided = sum(is_near(row, 1.0) is False for row in (drawn - [3, 0]).tolist())
+    assert decided / DRAWS == pytest.approx(share, abs=0.04)
 
 
 # --- several rows at once

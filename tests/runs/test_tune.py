@@ -4,14 +4,13 @@ import csv
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 import yaml
 from ledgers import of_metric
@@ -28,7 +27,7 @@ from runs.record import Metric, read_ledger
 from runs.sweep.jobs import Outcome
 from runs.tune import cells as lists
 from runs.tune import report
-from runs.tune import study as search
+from runs.tune import trials as search
 from runs.tune.__main__ import main as tune_main
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +54,10 @@ def trials_of(words) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 
 
-def studies(words):
-    return [search.open_study(cell, Metric("accuracy")) for cell in cells_of(words)]
+def trials_left(words) -> list[int]:
+    """How many runs each trial lacks."""
+    (cell,) = cells_of(words)
+    return [len(trial.ids) - len(trial.records) for trial in search.trials_of(cell)]
 
 
 def stamps(words) -> dict[str, int]:
@@ -177,25 +178,21 @@ def test_a_killed_search_goes_on(tiny_words, capsys):
     process.communicate()
     before = stamps(tiny_words)
     assert len(before) == 1
-    (study,) = studies(command)
-    assert [trial.state.name for trial in study.trials] == ["RUNNING"]
-    point = " ".join(f"{key}={value}" for key, value in study.trials[0].params.items())
+    assert trials_left(command) == [1, 2]
     assert tune_main(command) == 0
     text = capsys.readouterr().out
-    assert f"[trial 1/2] {point}  left: " in text  # by the one run that was done before
+    # By the one run that was done before
+    assert "[trial 1/2] train.lr=0.01 train.lr_head=0.01  left: " in text
     assert text.count("already done (accuracy") == 1
     assert before.items() <= stamps(tiny_words).items()
     assert len(stamps(tiny_words)) == 4
-    (study,) = studies(command)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
     ledger = read_ledger(output_of(command), published=False)
-    for trial in study.trials:
-        lr = float(trial.params["train.lr"])
-        of_lr = [r for r in ledger if r["config"]["train"]["lr"] == lr]
-        assert sorted(trial.user_attrs["runs"]) == sorted(record["id"] for record in of_lr)
-        assert trial.value == pytest.approx(
-            sum(record["result"]["protocols"]["paper"]["best"] for record in of_lr) / 2
-        )
+    for trial in trials_of(command):
+        of_lr = [r for r in ledger if r["config"]["train"]["lr"] == float(trial["train.lr"])]
+        assert sorted(trial["runs"].split()) == sorted(record["id"] for record in of_lr)
+        best = [record["result"]["protocols"]["paper"]["best"] for record in of_lr]
+        assert float(trial["accuracy"]) == pytest.approx(sum(best) / 2)
+        assert float(trial["spread"]) == pytest.approx(statistics.stdev(best))
 
 
 @pytest.mark.usefixtures("process")
@@ -213,8 +210,7 @@ def test_the_second_of_two_searches_waits_for_the_first(tiny_words, capsys):
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert "2 trials of 1 run, 0 done before" in said
-    (study,) = studies(command)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    assert [trial["state"] for trial in trials_of(command)] == ["complete"] * 2
 
 
 @pytest.mark.usefixtures("process")
@@ -238,15 +234,13 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(tiny_words, monkeypatc
         "failed, and tried again by the same command: train.lr=0.02 train.lr_head=0.01, VeRA r=8 on RTE, seed"
         " 0: it broke" in text
     )
-    assert [trial["state"] for trial in trials_of(command)] == ["complete", "complete", "fail"]
+    assert [trial["state"] for trial in trials_of(command)] == ["complete", "complete", "failed"]
     calls.clear()
     assert tune_main(command) == 1
     assert calls == [2e-2]
     monkeypatch.setattr(search, "sweep", real)
     assert tune_main(command) == 0
     assert [trial["state"] for trial in trials_of(command)] == ["complete"] * 3
-    (study,) = studies(command)
-    assert Counter(trial.state.name for trial in study.trials) == {"COMPLETE": 3, "FAIL": 2}
     # For real: a run that cannot be done, alone in its trial.
     sites = [
         *tiny_words,
@@ -440,20 +434,24 @@ def test_what_defines_the_results_defines_the_study(tiny_words, tmp_path):
     assert len(names) == len(others) + 2
 
 
-def test_a_trial_that_diverged_is_never_the_best(tiny_words):
-    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1], train.lr_head: [1e-3]}"])
-    points, trials = list(cell.trials), []
-    for value, diverged in ((0.0, 1), (-0.2, 0)):
-        attrs = {"point": list(points[len(trials)]), "diverged": diverged, "values": [value]}
-        trials.append(optuna.trial.create_trial(value=value, user_attrs=attrs))
-    metric = Metric("matthews")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "latest", lambda cell, study: dict(zip(points, trials, strict=True)))
-        assert [point for point, _ in report.ranked(cell, None, metric)] == points[::-1]
-        trials[1].user_attrs["diverged"] = 1
-        task = SimpleNamespace(metric="matthews", family="glue")
-        patch.setattr(report.Metric, "of_task", lambda task: metric)
-        assert report.best_point(cell, None, task) == []
+def test_a_trial_that_diverged_is_never_the_best(tiny_words, monkeypatch):
+    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1, 3e-1, 1], train.lr_head: [1e-3]}"])
+    points = list(cell.trials)
+    task = SimpleNamespace(metric="matthews", family="glue")
+    monkeypatch.setattr(report.Metric, "of_task", lambda task: Metric("matthews"))
+
+    def found(*values_and_statuses):
+        made = [
+            search.Trial(point, ["id"], [] if value is None else [finished("matthews", value, status)])
+            for point, (value, status) in zip(points, values_and_statuses, strict=True)
+        ]
+        monkeypatch.setattr(report, "trials_of", lambda cell: made)
+        order = [points.index(trial.point) for trial in report.ranked(cell, Metric("matthews"))]
+        return order, [points.index(point) for point in report.best_point(cell, task)]
+
+    # One that failed, one that diverged, and two that are equal: in the order of the grid
+    assert found((None, "failed"), (0.1, "diverged"), (-0.2, "done"), (-0.2, "done")) == ([2, 3, 1, 0], [2])
+    assert found(*[(0.1, "diverged")] * 3, (None, "failed")) == ([0, 1, 2, 3], [])
 
 
 def test_the_best_at_an_end_of_an_axis(tiny_words):
@@ -463,16 +461,24 @@ def test_the_best_at_an_end_of_an_axis(tiny_words):
     assert report.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
 
 
-def test_a_run_counts_by_the_epoch_that_its_table_reports_or_as_the_worst():
-    def record(metric, reported, **found):
-        protocols = {"protocols": {"paper": found}} if found else {"best": None}
-        return {"result": {**of_metric(metric), "reported": reported, **protocols}}
+def finished(metric, value, status="done", reported="best"):
+    protocols = {"protocols": {"paper": {reported: value}}} if value is not None else {"best": None}
+    return {"status": status, "result": {**of_metric(metric), "reported": reported, **protocols}}
 
-    assert search.value_of(record("accuracy", "best", best=0.8, last=0.7)) == 0.8
-    assert search.value_of(record("accuracy", "last", best=0.8, last=0.7)) == 0.7
-    assert search.value_of(record("perplexity", "last", best=3.0, last=4.0)) == 4.0
-    assert search.value_of(record("accuracy", "best")) == 0.0
-    assert search.value_of(record("perplexity", "last")) == float("inf")
+
+def test_a_trial_counts_by_all_of_its_runs():
+    def trial(*records, runs=2):
+        made = search.Trial(("0.1",), ["id"] * runs, list(records))
+        return made.done, made.value, made.diverged
+
+    assert trial(finished("accuracy", 0.8), finished("accuracy", 0.7)) == (True, pytest.approx(0.75), 0)
+    assert trial(finished("accuracy", 0.8)) == (False, None, 0)
+    worst = finished("accuracy", None, "diverged")  # in its first epoch
+    assert trial(finished("accuracy", 0.8), worst) == (True, pytest.approx(0.4), 1)
+    endless = finished("perplexity", None, "diverged", reported="last")
+    assert trial(finished("perplexity", 4.0, reported="last"), endless) == (True, float("inf"), 1)
+    # Finished without the number: not the worst, and not left out of the mean
+    assert trial(finished("accuracy", 0.8), finished("accuracy", None)) == (True, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -504,20 +510,6 @@ def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_word
     assert is_users(error.value)
     assert "\n" not in str(error.value)
     assert not output_of(tiny_words).exists()
-
-
-def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_named(tiny_words):
-    (cell,) = cells_of(tiny_words)
-    search.open_study(cell, Metric("accuracy")).ask()
-    path = cell.folder / "journal.log"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"op_code": 4, "wor')
-    assert len(search.open_study(cell, Metric("accuracy")).trials) == 1
-    assert path.read_bytes().startswith(whole)
-    assert path.read_bytes().count(b'"wor') == path.read_bytes().count(b'"worker_id"')
-    path.write_bytes(b"{\n" + whole)
-    with pytest.raises(UserError, match=r"journal.log: damaged"):
-        search.open_study(cell, Metric("accuracy"))
 
 
 def test_the_first_run_of_a_start_holds_nothing_out(words):
