@@ -20,7 +20,7 @@ import tasks
 from runs.command import OfRecords, entry_point, open_ledger, read
 from runs.config import as_word, choices, expand
 from runs.errors import UserError
-from runs.record import Record, record_path, run_folder, study_folders, write_record
+from runs.record import TASK_PATHS, Record, record_path, run_folder, study_folders, write_record
 from runs.record.text import describe
 from runs.run import Run
 from tasks.base import Decoding
@@ -29,17 +29,14 @@ from tasks.forgetting import is_path
 if TYPE_CHECKING:
     from runs.training.context import Context
 
-#: Settings that name local files. Published records have the last parts of these paths only.
-PATHS = (
-    *("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.template"),
-    "task.forgetting_text",
-)
 #: Settings of one machine or command, and those that a file of conf/ brings along.
 NOT_COMPOSED = [
     *("output", "debug", "device", "micro_batch", "eval_batch", "checkpoint_minutes", "keep", "seed"),
     *("task.cache_dir", "task.mt_bench_dir", "task.family", "task.modality"),
     *("model.name", "method.kind", "method.keep", "method.recipe"),
 ]
+#: Settings that name local files. Published records have the last parts of these paths only.
+PATHS = ["model.path", *(key for key in (f"task.{key}" for key in TASK_PATHS) if key not in NOT_COMPOSED)]
 
 
 class Settings(OfRecords):

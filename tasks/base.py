@@ -1,13 +1,9 @@
 """What every task is made of: rows, a source, and the contract that the training loop uses."""
 
-import contextlib
 import hashlib
 import json
-import os
-import socket
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,20 +49,6 @@ def _cut(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message; the name of the error's class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file's content to, which becomes `path` at the end, or nothing where that fails: no
-    reader sees half of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no other process or thread uses
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -13,8 +13,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tasks.base import DataError, Source, whole
+from tasks.base import DataError, Source
 from tasks.fetch import package_index
+from tasks.files import whole
 
 PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"

@@ -29,7 +29,7 @@ from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.peft_settings import rewrites_base
 from vera.methods.vera import VeRA
 from vera.methods.vera_layer import VeRAChange
-from vera.projections import INITS, ProjectionSpec
+from vera.projections import INITS, Init, ProjectionSpec
 from vera.sites import (
     ALIASES,
     WHOLE,
@@ -364,7 +364,7 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
     raise AdapterError(f"{folder}: this model lacks a linear layer {lacking}. Same base model?")
 
 
-def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> str | None:
+def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> Init | None:
     if not PAIR & tensors.keys():
         return "peft"
     stored = [tensors.get(name, torch.zeros(0)) for name in sorted(PAIR)]

@@ -12,6 +12,7 @@ one. Only the scale depends on the shape, so adapters of any rank and width can 
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ Matrix = npt.NDArray[np.float32]
 #: The version of the bits, stored in every adapter file. Whoever changes the bits changes it.
 SCHEME = "philox-1"
 #: The distributions of A and B: see ProjectionSpec.
-INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "peft")
+Init = Literal["kaiming_uniform", "kaiming_normal", "uniform", "peft"]
+INITS: tuple[Init, ...] = get_args(Init)
 #: The counter's second key word: which of the two matrices a word belongs to.
 A, B = 0, 1
 

@@ -87,7 +87,7 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
     if name == "head":
         vera.Head().adapt(model)
     elif name != "floor":
-        path = name.removeprefix("VeRA").strip() or "auto"
+        path: Any = name.removeprefix("VeRA").strip() or "auto"
         vera.VeRA(rank=shape.rank, path=path).adapt(model)
     return model
 

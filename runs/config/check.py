@@ -12,15 +12,12 @@ from runs.config.schema import Config
 from runs.errors import UserError
 from runs.models.wheels import HASH
 from runs.rates import rates_of
-from runs.record import from_recipe
+from runs.record import TASK_PATHS, from_recipe
 
 #: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
 SCALINGS = ("constant", "proportional")
 #: Keys of a task that hold a path or a name, or null, and no number.
-NAMES = (
-    *("data_dir", "hub", "revision", "train_file", "dev_file", "hub_config", "mt_bench_dir", "template"),
-    "forgetting_text",
-)
+NAMES = (*TASK_PATHS, "hub", "revision", "hub_config")
 #: Keys of a task that are never null; nor are the numbers of rows of one that prepares its files.
 NEVER_NULL = ("text", "label_column", "image_column", "crop_scale", "cache_dir")
 #: Types in a user's words.

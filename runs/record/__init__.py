@@ -46,7 +46,7 @@ from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
 from runs.record.place import CONF, INSTALLED, PUBLISHED, ROOT, built_from
 from runs.record.rows import from_recipe, lora_scaling, row_label
-from runs.record.schema import FINISHED, SCHEMA, Record
+from runs.record.schema import FINISHED, SCHEMA, TASK_PATHS, Record
 from runs.record.seeds import (
     LEVEL,
     epoch_of_table,
@@ -75,13 +75,5 @@ __all__ += ["CONF", "INSTALLED", "PUBLISHED", "ROOT", "built_from"]
 __all__ += ["Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
 __all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "read_study", "study_folders"]
 __all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
-__all__ += [
-    "LEVEL",
-    "epoch_of_table",
-    "median_interval",
-    "one_each",
-    "sample_deviation",
-    "seed_value",
-    "text_score",
-]
-__all__ += ["read_sweep", "sweep_names", "write_sweep"]
+__all__ += ["LEVEL", "epoch_of_table", "median_interval", "one_each", "seed_value", "text_score"]
+__all__ += ["TASK_PATHS", "read_sweep", "sample_deviation", "sweep_names", "write_sweep"]

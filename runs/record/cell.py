@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.schema import Record
+from runs.record.schema import TASK_PATHS, Record
 
 #: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
 NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "lr_by", "scaling", "redrawn")
@@ -15,9 +15,8 @@ COMPUTED = ("path", "weights")
 #: Settings of a task that do not change the result: names, places of files, how rows are read, and what
 #: comes after training. A template counts by its text, which is part of the data's content.
 PLACES = (
-    *("data_dir", "train_file", "dev_file", "hub", "revision", "cache_dir", "label", "modality", "keep"),
-    *("workers", "bad_images", "template", "bench", "mt_bench_dir", "answer_tokens", "top_p", "top_k"),
-    "forgetting_text",
+    *(*TASK_PATHS, "hub", "revision", "label", "modality", "keep", "workers", "bad_images"),
+    *("bench", "answer_tokens", "top_p", "top_k"),
 )
 #: Keys that were added after records had been written, with the value that was fixed before. At that value
 #: they are left out of identities and comparisons, so that older records still count.

@@ -70,6 +70,10 @@ class LocalPaths(TypedDict, total=False):
     forgetting_text: str | None
 
 
+#: Those of a task.
+TASK_PATHS = tuple(key for key in LocalPaths.__annotations__ if key != "path")
+
+
 class Part(LocalPaths):
     """The configuration of a model or a task; it may have other keys of its own."""
 

@@ -28,9 +28,9 @@ Point = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is searched together. overrides: of the command for the best setting, without the searched keys. axes:
-    for each key its values, as texts. trials: the runs of each point, one for each seed, in grid order.
-    options: of the command, such as --config-dir."""
+    """A row on a task, and its grid. overrides: of the command for the best setting, without the searched
+    keys. axes: for each key its values, as texts. trials: the runs of each point, one for each seed, in grid
+    order. options: of the command, such as --config-dir."""
 
     overrides: list[str]
     axes: dict[str, list[str]]

@@ -1,4 +1,4 @@
-"""The trials of one cell, one after another. A trial is one run for each seed; their records are its result."""
+"""The trials of a cell, one after another. A trial is one run for each seed; their records are its result."""
 
 import math
 import statistics

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
-from tasks.base import DataError, whole
+from tasks.base import DataError
+from tasks.files import whole
 
 #: The most bytes of a page or an archive. The largest pages of an index have 30 MB.
 LARGEST = 100_000_000

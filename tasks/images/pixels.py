@@ -25,7 +25,8 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError, first_line, parse_json, whole
+from tasks.base import Array, DataError, first_line, parse_json
+from tasks.files import whole
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array

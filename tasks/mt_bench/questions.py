@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, parse_json, quoted, whole
+from tasks.base import DataError, parse_json, quoted
+from tasks.files import whole
 from tasks.text import open_text
 
 #: The number of turns of each question.

@@ -17,8 +17,8 @@ layers a training step costs, in FLOPs, and keeps for the backward pass, in elem
     materialised  4 M n r + 2 T M n          the same
 """
 
-from vera.kernels.cost import PATHS, WEIGHTS, Plan, choose, flops
+from vera.kernels.cost import Plan, choose, flops
 from vera.kernels.group import Group, unchanged
 from vera.kernels.onednn import frozen_linear
 
-__all__ = ["PATHS", "WEIGHTS", "Group", "Plan", "choose", "flops", "frozen_linear", "unchanged"]
+__all__ = ["Group", "Plan", "choose", "flops", "frozen_linear", "unchanged"]

@@ -3,9 +3,6 @@ vera/kernels/__init__.py)."""
 
 from dataclasses import dataclass
 
-PATHS = ("auto", "factor", "hybrid", "materialised")
-WEIGHTS = ("auto", "keep", "recompute")
-
 
 @dataclass(frozen=True)
 class Plan:

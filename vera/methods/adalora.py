@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.allocation import Allocation, RankBudget, off_orthogonal
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapter_dtype, changes, wrap
+from vera.methods.layers import Change, adapter_dtype, changes, widest, wrap
 from vera.methods.settings import check_rank
-from vera.sites import find_sites, size
+from vera.sites import find_sites
 
 
 class TripletChange(Change):
@@ -87,7 +87,7 @@ class AdaLoRA(Method, kind="adalora"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        check_rank("init_rank", self.first_rank, max(max(size(model.get_submodule(p))) for p in targets))
+        check_rank("init_rank", self.first_rank, max(widest(model, targets)))
         wrap(model, targets, lambda path, block, base, n, out: TripletChange(base, n, out, self))
 
     def count(self, model: nn.Module) -> int:

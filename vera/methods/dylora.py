@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import changes, wrap
+from vera.methods.layers import changes, widest, wrap
 from vera.methods.lora import LoRAChange
 from vera.methods.settings import check_rank
 from vera.projections import unit_uniform
-from vera.sites import find_sites, size
+from vera.sites import find_sites
 
 #: The name of the draw in a checkpoint: its seed, and the step that it is of.
 DRAW = "dylora.draw"
@@ -74,7 +74,7 @@ class DyLoRA(Method, kind="dylora"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in targets))
+        check_rank("rank", self.rank, max(widest(model, targets)))
         seed = int(torch.randint(2**31, (), device="cpu"))
         wrap(model, targets, lambda path, block, base, n, out: DyLoRAChange(base, n, out, self, seed))
 

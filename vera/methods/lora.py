@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapter_dtype, changes, wrap
+from vera.methods.layers import Change, adapter_dtype, changes, widest, wrap
 from vera.methods.settings import check_rank
-from vera.sites import find_sites, size
+from vera.sites import find_sites
 
 
 class LoRAChange(Change):
@@ -52,7 +52,7 @@ class LoRA(Method, kind="lora"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        check_rank("rank", self.rank, max(max(size(model.get_submodule(path))) for path in targets))
+        check_rank("rank", self.rank, max(widest(model, targets)))
         wrap(model, targets, lambda path, block, base, inputs, out: LoRAChange(base, inputs, out, self))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:

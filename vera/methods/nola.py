@@ -100,8 +100,6 @@ class NoLA(Method, kind="nola"):
         super().__post_init__()
         if self.bases < 1:
             raise AdapterError(f"bases must be a whole number of at least 1, got {self.bases}")
-        if not 0 <= self.basis_seed < 2**64:
-            raise AdapterError(f"basis_seed must be in [0, 2^64), got {self.basis_seed}")
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)

@@ -2,26 +2,20 @@
 and 7."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from vera.errors import AdapterError
-from vera.kernels import PATHS, WEIGHTS, Group
+from vera.kernels import Group
 from vera.methods.contract import Method
 from vera.methods.layers import adapted_layers, adapter_dtype, changes, remove_hooks, widest, wrap
 from vera.methods.settings import check_rank
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
-from vera.projections import INITS, ProjectionSpec
+from vera.projections import Init, ProjectionSpec
 from vera.sites import find_sites, same_input
 
 VECTORS = (("b", "d"), ("b",), ("d",))
-CHOICES = {
-    "projections": ("shared", "by_shape", "unique"),
-    "init": INITS,
-    "path": PATHS,
-    "weights": WEIGHTS,
-}
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class VeRA(Method, kind="vera"):
     """Trains two vectors for each adapted matrix; the random matrices between them are frozen and shared.
 
     rank: of the random matrices. d_init: initial value of d. dropout: on the input of the adapter. init: of A
-    and B, one of projections.INITS. projection_seed: of A and B, apart from training's seed. vectors: which
+    and B, one of projections.Init. projection_seed: of A and B, apart from training's seed. vectors: which
     of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
     projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the
     leading slice; "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7). path: how
@@ -41,12 +35,12 @@ class VeRA(Method, kind="vera"):
     sites: tuple[str, ...] = ("query", "value")
     d_init: float = 0.1
     dropout: float = 0.0
-    init: str = "kaiming_uniform"
+    init: Init = "kaiming_uniform"
     projection_seed: int = 0
     vectors: tuple[str, ...] = ("b", "d")
-    projections: str = "shared"
-    path: str = field(default="auto", compare=False)
-    weights: str = field(default="auto", compare=False)
+    projections: Literal["shared", "by_shape", "unique"] = "shared"
+    path: Literal["auto", "factor", "hybrid", "materialised"] = field(default="auto", compare=False)
+    weights: Literal["auto", "keep", "recompute"] = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,17 +54,12 @@ class VeRA(Method, kind="vera"):
             )
         if self.vectors == ("b", "d") and self.d_init == 0:
             raise AdapterError("b starts at 0: with d_init=0, too, no gradient would ever leave it")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise AdapterError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.init == "peft" and self.projections != "shared":
             raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
         if self.dropout and self.path not in ("auto", "factor"):
             raise AdapterError(
                 f"path={self.path} has no place for dropout on the adapter's input: path=auto, or dropout=0"
             )
-        if not 0 <= self.projection_seed < 2**64:
-            raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)

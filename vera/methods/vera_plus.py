@@ -60,8 +60,6 @@ class VeRAPlus(Method, kind="vera_plus"):
         super().__post_init__()
         if not (self.d_init and self.c_init):
             raise AdapterError("b starts at 0: with d_init=0 or c_init=0, too, nothing would ever train")
-        if not 0 <= self.projection_seed < 2**64:
-            raise AdapterError(f"projection_seed must be in [0, 2^64), got {self.projection_seed}")
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
