@@ -11,7 +11,7 @@ from analysis.inference import Ranks, friedman
 from analysis.series import Series, series
 from analysis.statistics import cell_facts
 from analysis.table import Table, make_row
-from analysis.verdicts import all_cells
+from analysis.wanted import all_cells
 from runs.record import Ledger
 from runs.record.text import plural
 

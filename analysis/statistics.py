@@ -11,7 +11,8 @@ from analysis.compare import CROSSFIT, diverged_mark, left_out
 from analysis.inference import smallest_p
 from analysis.series import Comparison, Series, compare, series
 from analysis.table import Table, TableCell, make_row
-from analysis.verdicts import MODELS, all_cells, verdicts
+from analysis.verdicts import MODELS, verdicts
+from analysis.wanted import all_cells
 from runs.record import Ledger, crossfit_of, median_interval
 from runs.record.text import megabytes
 

@@ -22,17 +22,18 @@ Everything is seeded: the same records give the same numbers.
   section 3.2.2). Its blocks are seeds, not data sets: it says nothing of other tasks.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from analysis import verdicts
+from analysis import tables
 from analysis.cells import row_of
 from analysis.command import Chosen, open_chosen, row_name
 from analysis.own import as_published, early_stops, split
 from analysis.ranks import ranks
 from analysis.statistics import statistics_tables
-from runs.command import entry_point, read, setting
+from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
+from runs.record import CONF, Ledger
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{' and '.join(parts)}: name one of them")
     what = "".join(parts)
     ledger = open_chosen(settings)
-    part = verdicts.part(ledger, what, row)
+    part = part_of(ledger, what, row)
     if not part.records:
         of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
         raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
@@ -60,12 +61,51 @@ def main(arguments: list[str]) -> int:
     if settings.row and row not in rows:
         raise UserError(f"no records of row {row!r}. There are: {', '.join(rows)}")
     own, others = ([*statistics_tables(one, row), *ranks(one)] for one in split(part))
-    tables = [*own, *map(as_published, others)]
-    if not tables:
+    shown = [*own, *map(as_published, others)]
+    if not shown:
         notes = "".join(f": {note}" for note in early_stops(part))
         raise UserError(f"no finished run in {settings.output}/records for that{notes}")
-    print("\n\n".join(table.render(settings.format) for table in tables))
+    print("\n\n".join(table.render(settings.format) for table in shown))
     return 0
+
+
+def part_of(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
+    """The records of a table, of a preset (experiment=NAME), or all of them. A preset's are those that ran
+    for it and, where none of them is of `row`, with which the others are compared, those of `row`: they may
+    have run for another preset first. Raises UserError for an unknown table or preset."""
+    if not what:
+        return ledger
+    preset = what.removeprefix("experiment=")
+    presets = {path.stem for path in CONF.glob("experiment/*.yaml")}
+    presets |= {str(record["cell"]["paper"]) for record in ledger}
+    if preset != what:
+        if preset not in presets:
+            hint = did_you_mean(preset, presets)
+            raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
+        shown = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
+    elif what in tables.WITHOUT_RECORDS:
+        raise UserError(f"{what} is of formulas or recipes, and has no records")
+    elif what in tables.TABLES:
+        parts = tables.TABLES[what](ledger, "paper", None)
+        shown = {(table.model, task) for table in parts for task in table.tasks}
+    else:
+        hint = f" A preset's: experiment={what}." if what in presets else ""
+        raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
+
+    with_row = {
+        (r["cell"]["model"], r["cell"]["task"])
+        for r in ledger
+        if r["cell"]["paper"] == preset and r["cell"]["row"] == row
+    }
+
+    def belongs(cell: dict[str, Any]) -> bool:
+        where = cell["model"], cell["task"]
+        is_of_preset = cell["paper"] == preset or (cell["row"] == row and where not in with_row)
+        return (is_of_preset or preset == what) and where in shown
+
+    records = {i: record for i, record in ledger.records.items() if belongs(record["cell"])}
+    published = {i: one for i, one in ledger.published.items() if i in records}
+    return replace(ledger, records=records, published=published)
 
 
 if __name__ == "__main__":

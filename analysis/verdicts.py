@@ -1,13 +1,11 @@
-"""A verdict for each cell that the paper prints, and the cells of a ledger or of a part of it.
+"""A verdict for each cell that the paper prints, from the records of a ledger.
 
 Beside.verdict in analysis/beside.py has the rule. Tables 2, 3, 4, 5, 6, 7 and 13 have cells; the others print
 formulas, figures and the cost on the authors' device."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from analysis import tables
 from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
 from analysis.cells import Cell, Key, cells
 from analysis.compare import beside_paper
@@ -16,12 +14,8 @@ from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
 from analysis.tables.images import few_shot
 from analysis.tables.instruct import instructed, is_gpt_4, judged_beside, of_table_13
-from analysis.wanted import with_wanted
-from runs.command import did_you_mean
-from runs.errors import UserError
-from runs.record import CONF, Ledger, Record
+from runs.record import Ledger, Record
 
-PRESETS = CONF / "experiment"
 #: Words of a verdict, in the order of the page.
 WORDS = (
     *WITH_SPREAD,
@@ -131,49 +125,3 @@ def _scores(record: Record, bench: str) -> list[float]:
     """What a GPT-4 gave a run's answers; other judges have scales of their own."""
     judged = [j for j in record.get("judged", []) if j["bench"] == bench and is_gpt_4(j["judge"])]
     return [float(j["mean"]) for j in judged[:1] if j["mean"] is not None]
-
-
-# --- cells and parts of a ledger
-
-
-def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
-    """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
-    return with_wanted(cells(records, VERDICT_SEEDS, select))
-
-
-def part(ledger: Ledger, what: str, row: str = "vera") -> Ledger:
-    """The records of a table, of a preset (experiment=NAME), or all of them. A preset's are those that ran
-    for it and, where none of them is of `row`, with which the others are compared, those of `row`: they may
-    have run for another preset first. Raises UserError for an unknown table or preset."""
-    if not what:
-        return ledger
-    preset = what.removeprefix("experiment=")
-    presets = {path.stem for path in PRESETS.glob("*.yaml")} | {str(r["cell"]["paper"]) for r in ledger}
-    if preset != what:
-        if preset not in presets:
-            hint = did_you_mean(preset, presets)
-            raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
-        shown = {(r["cell"]["model"], r["cell"]["task"]) for r in ledger if r["cell"]["paper"] == preset}
-    elif what in tables.WITHOUT_RECORDS:
-        raise UserError(f"{what} is of formulas or recipes, and has no records")
-    elif what in tables.TABLES:
-        parts = tables.TABLES[what](ledger, "paper", None)
-        shown = {(table.model, task) for table in parts for task in table.tasks}
-    else:
-        hint = f" A preset's: experiment={what}." if what in presets else ""
-        raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-
-    with_row = {
-        (r["cell"]["model"], r["cell"]["task"])
-        for r in ledger
-        if r["cell"]["paper"] == preset and r["cell"]["row"] == row
-    }
-
-    def belongs(cell: dict[str, Any]) -> bool:
-        where = cell["model"], cell["task"]
-        is_of_preset = cell["paper"] == preset or (cell["row"] == row and where not in with_row)
-        return (is_of_preset or preset == what) and where in shown
-
-    records = {i: record for i, record in ledger.records.items() if belongs(record["cell"])}
-    published = {i: one for i, one in ledger.published.items() if i in records}
-    return replace(ledger, records=records, published=published)

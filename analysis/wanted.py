@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from analysis.beside import VERDICT_SEEDS
-from analysis.cells import Cell, Key
+from analysis.cells import Cell, Key, cells
 from runs.record import CONF, Record
 
 #: Where it is not VERDICT_SEEDS.
@@ -29,6 +29,11 @@ def with_wanted(by_key: dict[Key, Cell]) -> dict[Key, Cell]:
     for key, cell in by_key.items():
         cell.wanted = wanted(key, cell.records)
     return by_key
+
+
+def all_cells(records: Iterable[Record], select: str = "paper") -> dict[Key, Cell]:
+    """Every cell of a ledger, or of some of its records, whatever table it belongs to."""
+    return with_wanted(cells(records, VERDICT_SEEDS, select))
 
 
 @cache

@@ -20,7 +20,7 @@ from analysis.forgetting import change, texts_of
 from analysis.own import parts_of_data
 from analysis.series import Series, series
 from analysis.table import TableCell, make_row
-from analysis.verdicts import all_cells
+from analysis.wanted import all_cells
 from runs.record import Ledger, Record, median_interval
 from runs.record.text import megabytes
 

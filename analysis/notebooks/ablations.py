@@ -7,7 +7,7 @@
 from analysis import tables
 from analysis.notebooks import ledger, show
 from analysis.series import compare
-from analysis.verdicts import all_cells
+from analysis.wanted import all_cells
 
 records = ledger()
 show(tables.make("table6", records), "table 6")

@@ -14,7 +14,7 @@ from analysis.cells import Cell, Key, label_of, row_of
 from analysis.report.html import MARKS
 from analysis.statistics import FACTS, cell_facts, number
 from analysis.verdicts import Finding
-from analysis.wanted import wanted
+from analysis.wanted import all_cells, wanted
 from runs.record import FINISHED, Ledger, Record, best_and_last, cell_id, is_trial, one_each, protocol
 from runs.record.schema import LocalPaths
 from runs.record.text import megabytes, one_line
@@ -61,7 +61,7 @@ def entries(ledger: Ledger, in_table: Collection[str]) -> list[Entry]:
         # A run can fail before its model, data and recipe are known.
         settings = cell_id(record) if record["status"] in FINISHED else ""
         groups[key, settings, is_trial(record["config"])].append(record)
-    in_tables = verdicts.all_cells(ledger)
+    in_tables = all_cells(ledger)
     chosen = {record["id"] for cell in in_tables.values() for record in cell.records} | {*in_table}
     result = []
     for (key, _, trial), records in groups.items():

@@ -11,7 +11,7 @@ from analysis.inference import both_intervals, is_above, is_near
 from analysis.results.claim import WORDS, Claim, claim_of, table_of
 from analysis.results.of_figures import of_figures
 from analysis.series import Comparison, compare, series
-from analysis.verdicts import all_cells
+from analysis.wanted import all_cells
 from runs.record import Ledger
 from runs.record.text import plural
 

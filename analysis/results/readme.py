@@ -8,7 +8,7 @@ from analysis.compare import over_seeds, shown
 from analysis.paper import GLUE, SCORES
 from analysis.results.claim import WORDS, Claim, table_of
 from analysis.series import series
-from analysis.verdicts import all_cells
+from analysis.wanted import all_cells
 from runs.errors import UserError
 from runs.record import Ledger
 from runs.record.text import megabytes

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from runs.tracking.payload import Run
+from runs.run import Run
 
 #: Environment variables that the agent sets for a command. wandb reads them once in a process.
 SWEEP, RUN_ID, PARAMETERS = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"

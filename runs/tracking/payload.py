@@ -1,34 +1,14 @@
 """The data of a run for W&B."""
 
 import re
-from typing import Any, Protocol
+from typing import Any
 
 from runs.record import Record, hide_paths, is_trial, without_paths
+from runs.run import Run
 from runs.tracking.account import cell_key
 
 #: W&B's limits.
 LONGEST_TAG, LONGEST_NAME = 64, 128
-
-
-class Run(Protocol):
-    """The parts of runs.run.Run that tracking reads."""
-
-    @property
-    def row(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def names(self) -> dict[str, Any]: ...
-    @property
-    def experiment(self) -> str | None: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def recipe(self) -> str: ...
-    @property
-    def start(self) -> Any: ...
-    @property
-    def config(self) -> dict[str, Any]: ...
 
 
 def about(run: Run, run_id: str) -> dict[str, Any]:

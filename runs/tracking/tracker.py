@@ -17,9 +17,10 @@ from typing import Any
 from runs.errors import rank
 from runs.record import Record
 from runs.record.text import describe
+from runs.run import Run
 from runs.tracking.account import cell_key
 from runs.tracking.agent import PARAMETERS, RUN_ID, SWEEP, agents_run
-from runs.tracking.payload import Run, about, point_of
+from runs.tracking.payload import about, point_of
 from runs.tracking.server import LOST, UNSENT, patience_of
 from runs.tracking.settings import Tracking
 

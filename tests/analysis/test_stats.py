@@ -16,7 +16,7 @@ from analysis.paper import GLUE
 from analysis.ranks import ranks
 from analysis.results.findings import claims
 from analysis.statistics import costs, statistics_tables
-from analysis.wanted import wanted
+from analysis.wanted import all_cells, wanted
 from runs.errors import UserError
 from runs.record import median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES
@@ -119,7 +119,7 @@ def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
     ]
     for one in records:
         one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
-    found = verdicts.part(ledger(*records), "experiment=ablations")
+    found = stats.part_of(ledger(*records), "experiment=ablations")
     assert {(r["cell"]["row"], r["cell"]["task"]) for r in found} == {("vera", "rte"), ("vera_only_d", "rte")}
 
 
@@ -171,7 +171,7 @@ def test_a_presets_own_row_is_the_one_that_the_others_are_compared_with():
     own, elsewhere = seeds("vera", "rte"), seeds("vera", "rte", lr=4e-2)
     for one in elsewhere:
         one["cell"]["paper"] = "another"
-    found = verdicts.part(ledger(*own, *elsewhere, *seeds("lora", "rte")), "experiment=table2_base")
+    found = stats.part_of(ledger(*own, *elsewhere, *seeds("lora", "rte")), "experiment=table2_base")
     assert {r["cell"]["paper"] for r in found} == {"table2_base"}
 
 
@@ -509,5 +509,5 @@ def test_a_cell_wants_the_seeds_of_its_protocol_or_of_the_preset_that_ran_it():
         one["cell"]["paper"] = preset
         assert wanted(("m", "vera", "reviews"), [one]) == seeds_of
     one["cell"]["paper"] = "peers_minilm"
-    (cell_of,) = verdicts.all_cells(ledger(one)).values()
+    (cell_of,) = all_cells(ledger(one)).values()
     assert cell_of.count == "1/5"
