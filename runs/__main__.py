@@ -43,7 +43,7 @@ def _compose_once(arguments: list[str]) -> Command:
     through the store of torchrun's agent."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return read_command(arguments)
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if not rank():

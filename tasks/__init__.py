@@ -60,6 +60,3 @@ def load(settings: Settings) -> Task:
     if settings.get("holdout") is not None:
         task.hold_out(settings["holdout"])
     return task
-
-
-__all__ = ["DataError", "Rows", "Source", "Task", "families", "family", "load", "protocol", "source"]

@@ -16,8 +16,8 @@ FILES = {
 }
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
-#: Of the four rooms together, without blank lines, comments and docstrings; to be 14,500 in the end.
-CODE_LINES = 23_143
+#: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more raises it.
+CODE_LINES = 23_042
 
 #: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
 SPINE = (
@@ -33,8 +33,8 @@ SPINE = (
     *("analysis/cells.py", "analysis/paper.py", "analysis/compare.py", "analysis/table.py"),
     "analysis/tables/glue.py",
 )
-#: Lines, to be 5,300 in the end.
-SPINE_LINES = 6_471
+#: Lines, all of them. A change that needs more raises it.
+SPINE_LINES = 6_464
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),

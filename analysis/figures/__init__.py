@@ -12,8 +12,6 @@ from analysis.figures.figure import Figure, save, svg, svg_and_points
 from analysis.own import early_stops, hidden_variants, named_published, published, split, with_variants
 from runs.record import Ledger
 
-__all__ = ["FIGURES", "NAMES", "Figure", "make", "save", "svg", "svg_and_points"]
-
 FIGURES: dict[str, Callable[[Ledger], list[Figure]]] = {
     "figure2": figure2.make,
     "figure3": figure3.make,

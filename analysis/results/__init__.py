@@ -3,5 +3,3 @@ the paper's findings with them, sections.py writes the pages, readme.py the READ
 
 from analysis.results.findings import claims
 from analysis.results.sections import merged, pages
-
-__all__ = ["claims", "merged", "pages"]

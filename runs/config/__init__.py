@@ -7,7 +7,3 @@ from runs.config.help import answered
 from runs.config.launch import Launch, Launcher, Local, Serial
 from runs.config.names import as_word
 from runs.record import CONF
-
-__all__ = ["CONF", "GROUPS", "WHERE", "Command", "choices", "expand", "only_runs", "parts", "read_command"]
-__all__ += ["answered", "as_word", "read_flags", "recipe_by_row"]
-__all__ += ["Launch", "Launcher", "Local", "Serial"]

@@ -7,5 +7,3 @@ in words.
 """
 
 from runs.forecast.cost import Left, estimate, unknown
-
-__all__ = ["Left", "estimate", "unknown"]

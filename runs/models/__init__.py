@@ -8,6 +8,3 @@ from runs.models.locate import fetch, files, locate
 from runs.models.memory import check_memory, free_memory
 from runs.models.origin import Origin, origin
 from runs.models.wheels import content, packages
-
-__all__ = ["Origin", "check_memory", "content", "fetch", "files", "free_memory", "load", "locate", "origin"]
-__all__ += ["packages", "skeleton"]

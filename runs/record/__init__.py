@@ -58,22 +58,3 @@ from runs.record.seeds import (
 )
 from runs.record.selection import best_and_last, crossfit, crossfit_of
 from runs.record.sweeps import read_sweep, sweep_names, write_sweep
-
-__all__ = ["COMPUTED", "NOT_SETTINGS", "READS_LENGTH_GROUPED", "cell_id", "defining", "is_trial", "protocol"]
-__all__ += ["cache_folder", "check_regular", "link_or_fail", "read_regular", "record_path", "record_text"]
-__all__ += [
-    "hide_paths",
-    "other_data_seed",
-    "records_folder",
-    "run_folder",
-    "sweep_up_dead",
-    "without_paths",
-    "write_atomically",
-]
-__all__ += ["write_measure", "write_record"]
-__all__ += ["CONF", "INSTALLED", "PUBLISHED", "ROOT", "built_from"]
-__all__ += ["Ledger", "read_ledger", "read_measure", "read_record", "read_serving"]
-__all__ += ["FINISHED", "MEASURE_SCHEMA", "SCHEMA", "Metric", "Record", "read_study", "study_folders"]
-__all__ += ["best_and_last", "crossfit", "crossfit_of", "from_recipe", "lora_scaling", "row_label"]
-__all__ += ["LEVEL", "epoch_of_table", "median_interval", "one_each", "seed_value", "text_score"]
-__all__ += ["TASK_PATHS", "read_sweep", "sample_deviation", "sweep_names", "write_sweep"]

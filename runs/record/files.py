@@ -39,18 +39,11 @@ def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
     Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most`
     bytes, and for a file that is missing or cannot be read."""
     try:
-        # Checked before it is opened, since opening a device may do something; and after, since the file may
-        # have been replaced.
-        check_regular(os.stat(path), path)
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            status = os.fstat(file)
-            check_regular(status, path)
-            if status.st_size > most:
-                raise ValueError(f"{path}: larger than {most:,} bytes")
-            return os.read(file, status.st_size)
-        finally:
-            os.close(file)
+        status = os.stat(path)
+        check_regular(status, path)  # before it is opened: a pipe would block, a device may do something
+        if status.st_size > most:
+            raise ValueError(f"{path}: larger than {most:,} bytes")
+        return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
 

@@ -3,6 +3,9 @@
 import errno
 import re
 
+#: The operating system's errors for a full disk and a full quota.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def duration(seconds: float) -> str:
     """Seconds as text: 12s, 5m40s, 31.2h."""
@@ -38,7 +41,7 @@ def describe(error: BaseException) -> str:
     """An error in one line; for a full disk, with what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         advice = ". Finished runs are kept; make room and run the same command again" if full else ""
         return f"{where}{error.strerror}{advice}"
     return first_line(error)

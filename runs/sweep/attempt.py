@@ -20,7 +20,7 @@ from typing import Any
 from runs import SEVERAL
 from runs.errors import DeviceError, is_users
 from runs.record import run_folder
-from runs.record.text import describe
+from runs.record.text import FULL, describe
 from runs.run import Run
 from runs.sweep import progress
 from runs.sweep.display import Event
@@ -30,9 +30,7 @@ from tasks.parent import PARENT
 
 #: The exit code of a run's process that was asked to stop and can continue (sysexits.h: temporary failure).
 INTERRUPTED = 75
-#: The operating system's errors for a full disk and a full quota.
-FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Seconds that a run's process has to save after it was asked to stop.
+#: Seconds that an executor and its run's process have to save, after they were asked to stop.
 GRACE = 60
 
 

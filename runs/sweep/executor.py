@@ -20,10 +20,10 @@ from runs.forecast.memory import fitting
 from runs.gpus import free_memory
 from runs.identity import hash_of
 from runs.record import SCHEMA, run_folder
-from runs.record.text import describe, duration
+from runs.record.text import FULL, describe, duration
 from runs.run import Run
 from runs.sweep import progress
-from runs.sweep.attempt import FULL, Attempt, Ending, start_fork_server
+from runs.sweep.attempt import Attempt, Ending, start_fork_server
 from runs.sweep.devices import lease_device
 from runs.sweep.display import LINES, Display, Event, estimate
 from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record

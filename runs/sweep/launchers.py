@@ -26,14 +26,13 @@ from runs.forecast.rows import Sources
 from runs.gpus import cores
 from runs.record import ROOT
 from runs.run import Run
+from runs.sweep.attempt import GRACE
 from runs.sweep.crowd import MOST, MPS, measured, pinned, room
 from runs.sweep.devices import devices, waiting_note
 from runs.sweep.progress import append
 from runs.sweep.signals import handling
 from tasks.parent import tied
 
-#: Seconds that executors have to end, or to save after they were asked to stop.
-GRACE = 60
 #: The most executors of a sweep where `executors` is null.
 EXECUTORS = 8
 

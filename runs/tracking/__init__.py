@@ -14,13 +14,3 @@ from runs.tracking.account import cell_key, check_account, project, quiet_settin
 from runs.tracking.agent import agent_note
 from runs.tracking.settings import Tracking
 from runs.tracking.tracker import Tracker
-
-__all__ = [
-    "Tracker",
-    "Tracking",
-    "agent_note",
-    "cell_key",
-    "check_account",
-    "project",
-    "quiet_settings",
-]

@@ -25,7 +25,7 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     Raises DataError where the hub refuses, or cannot be reached and the cache lacks the files."""
     from huggingface_hub import HfApi, logging, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+    from huggingface_hub.utils import filter_repo_objects
 
     # The base class belongs to httpx, or to what the installed hub library uses instead
     http_error: Any = HfHubHTTPError.__bases__[0]

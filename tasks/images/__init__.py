@@ -10,5 +10,3 @@ from tasks.images.pixels import Preprocessing, preprocessing, write_preprocessin
 from tasks.images.task import ImageTask, load, source
 
 PROTOCOL = 1
-
-__all__ = ["ImageTask", "Preprocessing", "load", "preprocessing", "source", "write_preprocessing"]

@@ -35,7 +35,7 @@ class ImageSet:
     test: Pool | None
 
 
-def read(name: str, files: dict[str, Path], settings: Any) -> ImageSet:
+def read(files: dict[str, Path], settings: Any) -> ImageSet:
     """The data set in the files of `local_files`, without decoding images. Raises DataError where classes of
     the splits differ, and for damaged files."""
     if "train.bin" in files:

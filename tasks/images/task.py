@@ -49,7 +49,7 @@ def load(settings: Any) -> "ImageTask":
     local = dict(source(settings).files)
     if settings.get("data_dir") or settings.get("hub"):
         files = local or _local(settings, _fetched(settings))
-        images = sets.read(settings["name"], files, settings)
+        images = sets.read(files, settings)
         stamps = [[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()]
         key = json.dumps([settings["image_column"], stamps])
     else:

@@ -16,21 +16,3 @@ from tasks.mt_bench.questions import (
     write_answers,
 )
 from tasks.mt_bench.scores import summary, table
-
-__all__ = [
-    "BENCHES",
-    "Judge",
-    "JudgeError",
-    "Question",
-    "data_folder",
-    "judge",
-    "prompts",
-    "rating",
-    "read_answers",
-    "read_judgments",
-    "read_questions",
-    "summary",
-    "table",
-    "temperature",
-    "write_answers",
-]
