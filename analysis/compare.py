@@ -178,6 +178,9 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
     notes = left_out(cells)
     if unknown := sum(cell.unknown for cell in cells.values()):
         notes.append(f"nan: {unknown} of the runs finished without that number.")
+    if any(cell.diverged for cell in cells.values()):
+        notes.append("1d: one of the seeds diverged, and counts like any other.")
+    notes += _of_several_codes(cells)
     for (_, row, task), cell in cells.items():
         if seeds := cell.collapsed:
             which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
@@ -195,6 +198,23 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
             if not deviation.startswith(rank):
                 where[deviation].add(f"{row} on {task}")
     return [*notes, *(f"deviation: {word} ({', '.join(sorted(of))})" for word, of in sorted(where.items()))]
+
+
+def _of_several_codes(cells: Mapping[Key, Cell]) -> list[str]:
+    """A note for each cell whose seeds were made with several versions of its method's or its task's file,
+    one of which at least is in no commit."""
+    notes = []
+    for (_, row, task), cell in cells.items():
+        for part in ("method", "task"):
+            versions: dict[Any, list[int]] = defaultdict(list)
+            made = [(r["cell"]["seed"], r["code"].get("sources", {}).get(part)) for r in cell.records]
+            for seed, source in ((seed, source) for seed, source in made if source):
+                versions[source["sha256"], source.get("imports")].append(seed)
+            if len(versions) > 1 and any(of and of["uncommitted"] is not False for _, of in made):
+                seeds = " | ".join(", ".join(map(str, sorted(of))) for of in versions.values())
+                name = next(source["file"] for _, source in made if source)
+                notes.append(f"{row} on {task}: seeds of {len(versions)} versions of {name}: {seeds}.")
+    return notes
 
 
 def _keeps_one_pair(cell: Cell) -> bool:

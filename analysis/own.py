@@ -150,10 +150,12 @@ def _word(value: Any) -> str:
 def _named(record: Record, words: str, row: bool) -> Record:
     """The record with these words after its label and, if `row`, after its row."""
     method, cell = record["config"]["method"], record["cell"]
-    label = f"{method.get('label') or label_of(record)}, {words}"
+    label = str(method.get("label") or label_of(record))
+    new = [word for word in words.split(", ") if word.replace("rank ", "r=") not in label.split()]
+    label = ", ".join([label, *new])
     return record | {
         "cell": cell | ({"row": f"{cell['row']} {words}"} if row else {}),
-        "label": record["label"] | {"row": f"{record['label']['row']}, {words}"},
+        "label": record["label"] | {"row": ", ".join([record["label"]["row"], *new])},
         "config": record["config"] | {"method": method | {"label": label}},
     }
 

@@ -50,7 +50,7 @@ LARGEST_BODY = 1_000_000  # bytes
 log = logging.getLogger("uvicorn.error")
 
 
-class Question(BaseModel):
+class Question(BaseModel, extra="forbid"):
     adapter: str | None = Field(None, max_length=255, description="its name; null: the base model")
     text: str = Field(max_length=100_000)
     text_pair: str | None = Field(None, max_length=100_000)

@@ -18,6 +18,7 @@ from runs.record import (
     FINISHED,
     INSTALLED,
     PUBLISHED,
+    Record,
     read_ledger,
     without_paths,
     write_atomically,
@@ -28,6 +29,12 @@ from runs.record.text import plural
 
 class Settings(OfRecords):
     """None of its own."""
+
+
+def is_committed(record: Record) -> bool:
+    """Whether the commit that a record names has the code that made it."""
+    sources = record["code"].get("sources", {}).values()
+    return not (record["code"]["dirty"] or any(source.get("uncommitted") is not False for source in sources))
 
 
 def main(arguments: list[str]) -> int:
@@ -53,8 +60,8 @@ def main(arguments: list[str]) -> int:
     measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
     for measure in measures:
         write_measure(PUBLISHED / study, measure)
-    dirty = sum(bool(record["code"]["dirty"]) for record in records)
-    note = f" ({dirty} made with uncommitted changes)" if dirty else ""
+    dirty = sum(not is_committed(record) for record in records)
+    note = f" ({dirty} made with code that is in no commit of this repository)" if dirty else ""
     print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")
     if measures:
         print(f"{plural(len(measures), 'measure')} in runs/records/{study}/measures")

@@ -126,7 +126,8 @@ def uncommitted(names: tuple[str, ...], digests: tuple[str, ...], commit: str) -
     changes = git("diff", "--name-only", commit, "--", *names)
     if changes is None:
         return None
-    return bool(changes or git("ls-files", "--others", "--exclude-standard", "--", *names))
+    untracked = git("ls-files", "--others", "--", *names) or ""  # ignored files are in no commit, either
+    return bool(changes or any(name.endswith(".py") for name in untracked.splitlines()))
 
 
 def changed(record: Record) -> list[str]:

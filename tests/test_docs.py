@@ -288,8 +288,11 @@ def test_the_own_method_of_the_docs_trains_saves_loads_and_merges(architecture, 
     outside: dict = {}
     exec(compile(blocks(ROOT / "docs" / "own_method.md", "python")[2], "own_method.md", "exec"), outside)
     outside["test_count"](tiny(architecture))
-    with pytest.raises(vera.AdapterError, match="rank 100000 is beyond sense"):
-        vera.make_method("svft", rank=100_000).adapt(tiny(architecture))
+    with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):
+        vera.make_method("svft", rank=33).adapt(tiny(architecture))
+    double = tiny(architecture).double()
+    method.adapt(double)
+    assert {p.dtype for p in method.adapter_parameters(double).values()} == {torch.float64}
 
 
 def test_the_own_method_of_the_docs_runs_by_its_file(svft, words):

@@ -113,7 +113,7 @@ def _notes(number: int, rows: list[list[TableCell]], model: str, select: str) ->
         notes[0] = f"Means over seeds. {compare.CROSSFIT}"
     notes += beside.notes(texts(rows))
     if model == OF_PAPER:
-        notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds. 1d: one diverged.")
+        notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds.")
     return notes
 
 

@@ -110,16 +110,21 @@ Plugins.instance().register(Elsewhere)
 
 
 class Files:
-    """The files of conf/ and, behind it, of a folder with the same groups (--config-dir). Of two files of one
-    name, the one in conf/ counts."""
+    """The files of conf/, and of a folder with the same groups and other names (--config-dir)."""
 
     def __init__(self, config_dir: str | None = None) -> None:
-        """Raises UserError where the folder is missing."""
+        """Raises UserError where the folder is missing, or has a file that conf/ has, too."""
         self.folders = [CONF]
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
             if not config_dir or not folder.is_dir():
                 raise UserError(f"--config-dir {config_dir}: no such folder")
+            for path in sorted(folder.glob("*/**/*.yaml")):
+                same = CONF / path.relative_to(folder)
+                if same.is_file() and same.read_bytes() != path.read_bytes():
+                    raise UserError(
+                        f"{path}: conf/ has a file of this name, which would count: name yours otherwise"
+                    )
             self.folders.append(folder)
         self._defaults: dict[tuple[str, ...], DictConfig] = {}
         self._checked, self._own_tasks = set[str](), set[str]()
@@ -172,7 +177,9 @@ class Files:
             # A value for one task would stand before the row's own for all tasks
             others = (f"~recipe.by_task.{key}" for key in part if key in (cfg.recipe.get("by_task") or {}))
             own = (f"++recipe.{key}={as_word(plain(value))}" for key, value in part.items())
-            overrides = (*overrides, "~recipe.by_row", *others, *own)
+            # What says how rates were chosen is not of a row that has none
+            unsaid = ["~recipe.chosen"] if not part and "chosen" in cfg.recipe else []
+            overrides = (*overrides, "~recipe.by_row", *others, *unsaid, *own)
             cfg = self.compose(overrides)
         return overrides, cfg
 

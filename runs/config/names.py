@@ -14,6 +14,7 @@ HABITS = {
     "batch_size": "train.effective_batch",
     "train_batch_size": "train.effective_batch",
     "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "micro_batch",
     "per_device_eval_batch_size": "eval_batch",
     "num_train_epochs": "train.epochs",
     "max_seq_length": "train.max_length",
@@ -22,6 +23,16 @@ HABITS = {
     "output_dir": "output",
     "dataset": "task",
     "wandb": "tracking",
+}
+
+
+#: What keys of other harnesses ask for, and is not there.
+WITHOUT = {
+    **dict.fromkeys(
+        ("patience", "early_stopping", "early_stopping_patience", "load_best_model_at_end"),
+        " No run stops early: each epoch is evaluated, and the best one's adapter is kept (keep=best)",
+    ),
+    **dict.fromkeys(("compile", "torch_compile"), " Runs are not compiled"),
 }
 
 
@@ -44,6 +55,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
         return f" Did you mean {exact}?"
     if HABITS.get(last) in known:
         return f" Did you mean {HABITS[last]}?"
+    if last in WITHOUT:
+        return WITHOUT[last]
     close = [k for k in known if k.startswith(f"{name}_")][:4] or [
         k for k in known if k.endswith(f".{last}")
     ][:1]

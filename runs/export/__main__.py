@@ -161,8 +161,10 @@ def _merge(record: Record, path: Path, output: str) -> None:
         record = {**record, "config": {**record["config"], "model": {**settings, "quantise": None}}}
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     context: Context = restore(record, output)
-    model = context.raw_model
+    model, before = context.raw_model, context.score()
     vera.unload(model, merge=True)
+    after, scale = context.score(), context.task.scale
+    print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} merged")
     classes, base = getattr(context.task, "classes", None), models.fetch(settings)
     if classes:
         model.config.id2label = dict(enumerate(classes))

@@ -59,14 +59,15 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
 
     Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
-    issue 11965). start: fill the adapter from the run or file that init_from names.
+    issue 11965). start: fill the adapter from the run or file that init_from names. Without it, for the files
+    of a finished run, another seed draws the values, so that what the files lack does not come back.
     """
     config = run.config
     method = make_method(run.method)
     task = tasks.load(config["task"])
     folder, modality = models.fetch(config["model"]), config["model"]["modality"]
     models.check_memory(folder, config, device)
-    seed_everything(config["seed"])
+    seed_everything(config["seed"] + (not start))
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
     quantise = compute if config["model"].get("quantise") else None
     model, tokenizer = models.load(
@@ -154,6 +155,17 @@ def make_optimizer(
     return torch.optim.AdamW(
         groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"], fused=fused or None
     )
+
+
+def check_gradients(method: vera.Method, model: nn.Module) -> None:
+    """Raises AdapterError where the first backward pass gives no gradient to anything that a method adds or
+    unfreezes: its run would be the head's alone."""
+    trained = method.adapter_parameters(model)
+    if trained and not any(p.grad is not None and bool(p.grad.any()) for p in trained.values()):
+        raise vera.AdapterError(
+            f"no gradient reaches what {type(method).__name__} trains (such as {next(iter(trained))}). It has"
+            " to be used in forward, and of a product not all factors may start at 0"
+        )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:

@@ -21,6 +21,7 @@ from runs.errors import UserError, rank
 from runs.run import Run
 from runs.sources import sources
 from runs.training.build import (
+    check_gradients,
     checkpoint_gradients,
     dev_halves,
     epoch_batches,
@@ -205,6 +206,8 @@ class Training(Context):
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
+        if self.state.step == 0:
+            check_gradients(self.method, self.raw_model)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()

@@ -47,6 +47,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     run, config, task, state = training.run, training.config, training.task, training.state
     metric, predictions, dev_rows = training.metric, state.predictions, len(task.lengths("dev"))
     recipe, groups = config["recipe"], training.optimizer.param_groups if training.groups else []
+    parameters = _parameters(training)
     data = {"selection": task.selection, "unreadable": task.unreadable}
     record = {
         "schema": SCHEMA,
@@ -81,7 +82,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "dev_rows": dev_rows,
             **{key: value for key, value in data.items() if value},
         },
-        "parameters": _parameters(training),
+        "parameters": parameters,
         "groups": [_group(group) for group in groups],
         "effective_batch": training.settings["effective_batch"],
         "micro_batch": config["micro_batch"],
@@ -95,7 +96,10 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "best": predictions[training.best()] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
-        "deviations": deviations(run, task.notes) + training.notes + training.attempts["deviations"],
+        "deviations": [
+            *(*deviations(run, task.notes), *training.notes, *training.attempts["deviations"]),
+            *_miscounted(parameters),
+        ],
     }
     return record | {"cell_id": cell_id(record)}
 
@@ -104,6 +108,11 @@ def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:
     method, seeds = config["method"], {"training": config["seed"], "data": config["data_seed"]}
     seeds["projection"] = method.get("projection_seed")
     return seeds | ({"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {})
+
+
+def _miscounted(parameters: Mapping[str, int]) -> list[str]:
+    formula, trained = parameters["formula"], parameters["adapter"]
+    return [f"the method's count() says {formula:,} of {trained:,} parameters"] if formula != trained else []
 
 
 def _parameters(training: Training) -> dict[str, Any]:

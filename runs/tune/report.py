@@ -86,7 +86,9 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
     files = "".join(path.read_text() for path in [CONF / "config.yaml", *sorted(CONF.glob("method/*.yaml"))])
     task = cell.first.config["task"]["name"]
     by_task, chosen = [], []
-    for (path, values), value in zip(cell.axes.items(), point, strict=True):
+    given = [word.partition("=") for word in cell.overrides if word.startswith(("train.", "method."))]
+    tried = [*zip(cell.axes, cell.axes.values(), point, strict=True)]
+    for path, values, value in [*tried, *((path, [], value) for path, _, value in given)]:
         key = path.rpartition(".")[2]
         if f"${{recipe:{key}," in files:
             by_task.append(f"    {key}: {{{task}: {value}}}")

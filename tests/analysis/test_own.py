@@ -86,6 +86,17 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
 
 
+def test_a_rank_that_a_label_has_is_not_said_twice():
+    made = [*seeds("lora", "mrpc", model="minilm"), *seeds("lora", "mrpc", (0.6,), model="minilm", lr=0.5)]
+    for one in made:
+        rank = 16 if one["config"]["train"]["lr"] == 0.5 else 8
+        method = one["config"]["method"] | {"rank": rank, "label": f"LoRA r={rank}"}
+        one["config"] = one["config"] | {"method": method}
+        one["label"] = one["label"] | {"row": f"LoRA r={rank}"}
+    (shown, *_) = tables.make("table2", ledger(*made), every=True)
+    assert sorted(row[0] for row in shown.texts) == ["LoRA r=16, lr 0.5", "LoRA r=8, lr 0.01"]
+
+
 def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the_own_run():
     own = seeds("vera", "mine", (0.5,), lr=0.3)
     theirs = [

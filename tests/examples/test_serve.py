@@ -146,6 +146,7 @@ def test_an_unknown_adapter_is_not_found_and_the_server_goes_on(served):
         ({"adapter": "nobody", "text": "a"}, 404),
         ({"adapter": "a1"}, 422),
         ({"text": 3}, 422),
+        ({"text": "a", "text_par": "b"}, 422),  # and not the answer for one text
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
             post(url, **body)

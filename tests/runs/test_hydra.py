@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from running import ROOT, call, call_here, output_of
 
 from runs.config import CONF, expand
+from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import run_folder
 
@@ -207,10 +208,10 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     assert "4 runs" in call_here("runs", *mine, *quick, check=0).stdout
     error = call_here("runs", *mine, "method=my_verra", check=2).stderr
     assert "no method 'my_verra'. Did you mean my_vera?" in error
-    # Of two files of one name, that of conf/ counts; and without the folder there is no such preset.
+    # Hydra would take conf/'s file of two of one name, without a word
     (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
-    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])
-    assert run.config["method"]["kind"] == "lora"
+    with pytest.raises(UserError, match=r"method/lora.yaml: conf/ has a file of this name"):
+        expand([*mine[:2], *kept, "task=rte", "method=vera"])
     assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 from running import call_here, do, output_of
 
 import vera
+from runs import evaluate
 from runs.config import expand
 from runs.errors import UserError
 from runs.methods import make_method, source_file
@@ -210,3 +211,76 @@ def test_a_module_that_fails_to_import_is_one_line_with_its_error(code, message,
 def test_an_adapter_file_imports_nothing(own):
     with pytest.raises(vera.AdapterError, match="no method of kind"):
         vera.make_method("own_method_of_a_test.Biases")
+
+
+CARELESS = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import vera
+from vera.methods.layers import Change, changes, wrap
+from vera.sites import find_sites
+
+
+class Careless(Change):
+    """B (A x) with a random A that no file holds, or of which nothing trains."""
+
+    def __init__(self, how, inputs, outputs):
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        a = torch.zeros(4, inputs) if how == "zero" else torch.randn(4, inputs)
+        if how == "zero":
+            self.a = nn.Parameter(a)
+        else:
+            self.register_buffer("a", a, persistent=False)
+        self.b = nn.Parameter(torch.zeros(outputs, 4))
+
+    def forward(self, x):
+        return x @ self.a.T @ self.b.T
+
+    def weight(self):
+        return self.b @ self.a
+
+
+@dataclass(frozen=True)
+class Forgets(vera.Method, kind="careless"):
+    how: str = "forgets"
+
+    def install(self, model):
+        wrap(model, find_sites(model, ("query", "value")), lambda p, b, base, n, m: Careless(self.how, n, m))
+
+    def count(self, model):
+        return sum(4 * change.outputs for change in changes(model)) - 1
+'''
+
+
+@pytest.fixture
+def careless(tmp_path, monkeypatch, words):
+    (tmp_path / "careless_of_a_test.py").write_text(CARELESS)
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    file = tmp_path / "own" / "method" / "careless.yaml"
+    file.write_text("kind: careless_of_a_test.Forgets\nlabel: careless\nkeep: best\nhow: forgets\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [*of_method(words, "method=careless"), "--config-dir", str(tmp_path / "own"), "train.lr=1.0"]
+    vera.METHODS.pop("careless", None)
+    sys.modules.pop("careless_of_a_test", None)
+
+
+def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(careless, capsys):
+    """As in a program that loads the file: there the random A is another one."""
+    record = do([*careless, "train.epochs=3"])
+    assert record["status"] == "done"
+    output = output_of(careless)
+    assert evaluate.main([record["id"], f"output={output}"]) == 1
+    said = capsys.readouterr().out
+    assert "NOT the same" in said
+    formula, trained = (record["parameters"][key] for key in ("formula", "adapter"))
+    assert f"the method's count() says {formula:,} of {trained:,} parameters" in record["deviations"]
+
+
+def test_a_method_that_no_gradient_reaches_is_refused_in_its_first_step(careless):
+    with pytest.raises(vera.AdapterError, match="no gradient reaches what Forgets trains") as error:
+        do([*careless, "method.how=zero"])
+    assert "\n" not in str(error.value)

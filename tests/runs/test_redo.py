@@ -147,6 +147,22 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
     assert sources.changed(record) == []  # committed both times
 
 
+def test_a_file_that_git_ignores_is_in_no_commit(checkout):
+    (checkout / ".gitignore").write_text("*_own.py\n*.pyc\n")
+    commit(checkout)
+    own = checkout / "vera/methods/my_own.py"
+    own.write_text("one\n")
+    assert sources._source(own)["uncommitted"] is True
+    assert sources._source(checkout / "vera/methods/mine.py")["uncommitted"] is False
+    folder = checkout / "tasks" / "images"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("one\n")
+    commit(checkout)
+    sources.head.cache_clear()
+    (folder / "compiled.pyc").write_text("")  # what Python leaves there
+    assert sources._source(folder)["uncommitted"] is False
+
+
 def test_an_edit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch):
     """Its runs are forked from a process that has imported the file as it was."""
     path = checkout / "vera/methods/mine.py"

@@ -47,22 +47,6 @@ METHODS = {
     "adalora_peft": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
     "ia3": vera.Peft("IA3Config"),
 }
-LOW_RANK = [
-    "lora",
-    "lora_fa",
-    "vera",
-    "vera_only_b",
-    "vera_only_d",
-    "vera_unique",
-    "vera_by_shape",
-    "vera_normal",
-    "vera_plus",
-    "lora_xs",
-    "tied_lora",
-    "nola",
-    "dylora",
-    "adalora",
-]
 PARITY = ["lora", "vera"]
 
 
@@ -75,6 +59,10 @@ def adapted(name: str, kind: str = "bert", dtype: torch.dtype = torch.float32):
     METHODS[name].adapt(model)
     shake(model)
     return model
+
+
+#: Those that add a Change to layers.
+LOW_RANK = [name for name in METHODS if any(adapted_layers(adapted(name)))]
 
 
 # --- parity with peft, float64, 1e-10

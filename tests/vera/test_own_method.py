@@ -209,3 +209,103 @@ class Postponed(vera.Method, kind="postponed_of_a_test"):
     finally:
         METHODS.pop("postponed_of_a_test", None)
         del sys.modules["postponed_of_a_test"]
+
+
+class Plain(Change):
+    """The change of one matrix: the ways in which an author can get it wrong, by name."""
+
+    def __init__(self, wrong, base, inputs, outputs):
+        super().__init__()
+        self.wrong, self.outputs, self.inputs = wrong, outputs, inputs
+        if wrong == "base":
+            self.base = base
+        b = torch.zeros(outputs, inputs)
+        self.b = b if wrong == "plain" else nn.Parameter(b)
+
+    def forward(self, x):
+        y = x @ self.b.T
+        return {"forward": y[..., :1], "nothing": None}.get(self.wrong, y)
+
+    def weight(self):
+        return self.b[:, :1] if self.wrong == "weight" else self.b
+
+
+@pytest.fixture
+def wrong():
+    def adapted(name):
+        @dataclass(frozen=True)
+        class Wrong(vera.Method, kind="wrong"):
+            def install(self, model):
+                targets = find_sites(model, ("query",))
+                wrap(model, targets, lambda path, block, base, *sizes: Plain(name, base, *sizes))
+
+            def count(self, model):
+                return 0
+
+        model = tiny_model("bert")
+        Wrong().adapt(model)
+        return model, Wrong()
+
+    yield adapted
+    METHODS.pop("wrong", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plain", r"Plain has no nn.Parameter"),
+        # A change of one column would be added to each of them
+        ("forward", r"Plain.forward returns shape \(4, 9, 1\), where \(4, 9, 32\) is needed"),
+        ("nothing", r"Plain.forward returns nothing, where \(4, 9, 32\) is needed"),
+    ],
+)
+def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, wrong):
+    model, _ = wrong(name)
+    with pytest.raises(vera.AdapterError, match=message):
+        model(torch.randint(3, 30, (4, 9)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
+        (
+            "base",
+            r"another layer \(\S+query.base.weight and \S+changes.whole.base.weight\): merged",
+        ),
+    ],
+)
+def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, wrong):
+    model, method = wrong(name)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(vera.AdapterError, match=message):
+        method.merge(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(layer.merged for layer in adapted_layers(model))
+
+
+def test_a_class_that_is_not_finished_says_what_it_lacks():
+    class NoDecorator(vera.Method, kind="no_decorator"):
+        rank: int
+
+    @dataclass(frozen=True)
+    class NoCount(vera.Method, kind="no_count"):
+        rank: int
+
+        def install(self, model):
+            pass
+
+    try:
+        with pytest.raises(vera.AdapterError, match=r"NoDecorator: .* need @dataclass\(frozen=True\)"):
+            vera.make_method("no_decorator", rank=4)
+        with pytest.raises(vera.AdapterError, match="NoCount lacks count"):
+            vera.make_method("no_count", rank=4)
+    finally:
+        del METHODS["no_decorator"], METHODS["no_count"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_is_a_word_of_64_bits(seed):
+    for kind, settings in (("vera", {"projection_seed": seed}), ("nola", {"bases": 2, "basis_seed": seed})):
+        with pytest.raises(vera.AdapterError, match=rf"_seed must be in \[0, 2\^64\), got {seed}"):
+            vera.make_method(kind, rank=4, **settings)

@@ -20,7 +20,12 @@ def make_method(kind: str, **settings: Any) -> Method:
     """
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
-    own_fields = {field.name: field for field in dataclasses.fields(METHODS[kind])}
+    own = METHODS[kind]
+    if "__dataclass_fields__" not in vars(own) and vars(own).get("__annotations__"):
+        raise AdapterError(f"{own.__name__}: its settings need @dataclass(frozen=True) above the class")
+    if lacking := sorted(own.__abstractmethods__):
+        raise AdapterError(f"{own.__name__} lacks {' and '.join(lacking)}: see vera/methods/contract.py")
+    own_fields = {field.name: field for field in dataclasses.fields(own)}
     unknown = sorted(set(settings) - set(own_fields))
     if unknown:
         raise AdapterError(
@@ -30,7 +35,7 @@ def make_method(kind: str, **settings: Any) -> Method:
     missing = [name for name in required if name not in settings]
     if missing:
         raise AdapterError(f"method {kind} needs {', '.join(missing)}")
-    return METHODS[kind](**settings)
+    return own(**settings)
 
 
 __all__ = ["METHODS", "Method", "disable", "frozen_extra", "make_method", "unload"]

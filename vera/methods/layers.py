@@ -1,9 +1,9 @@
 """The layer that low-rank methods share, and how layers and hooks get into a model and out of it."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
     these layers of it. With each layer: whether its adapter is switched on."""
     if getattr(model, "_adaptation", None) is None:
         raise AdapterError("this model carries no adapter: nothing to merge")
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names[id(p)].append(name)
     for layer, enabled in layers:
         if not enabled:
             raise AdapterError(
@@ -27,9 +29,10 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
             raise AdapterError(
                 "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
             )
-        if uses[id(layer.weight)] > 1:
+        if len(shared := names[id(layer.weight)]) > 1:
             raise AdapterError(
-                "an adapted layer shares its weight with another layer: merged, both would change"
+                f"an adapted layer shares its weight with another layer ({' and '.join(shared)}): merged,"
+                " both would change"
             )
 
 
@@ -41,8 +44,12 @@ class Change(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of its parameters: float32 or better, unless the adapted model was cast since."""
-        return next(self.parameters()).dtype
+        """That of its parameters: float32 or better, unless the adapted model was cast since. Raises
+        AdapterError where there are none."""
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            raise AdapterError(f"{type(self).__name__} has no nn.Parameter: what is to be trained is one")
+        return parameter.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""
@@ -91,7 +98,12 @@ class AdaptedLinear(Added):
         return self.add(y, {name: change(x) for name, change in self.changes.items()})
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
-        """The base layer's output y, with the change of each block added."""
+        """The base layer's output y, with the change of each block added. Raises AdapterError for a change of
+        another shape than its block of y."""
+        for name, rows in self.blocks.items():
+            wanted, shape = y[..., rows].shape, getattr(updates[name], "shape", None)
+            if shape != wanted:
+                self._refuse(name, "forward", shape, wanted)
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
@@ -109,10 +121,18 @@ class AdaptedLinear(Added):
         """Folds the changes into the base weight; Method.merge checks first whether that can be."""
         if self.merged:
             return
-        self.unmerged_weight = self.base.weight.detach().clone()
-        weight = self.weight()
+        weight, updates = self.weight(), {name: change.weight() for name, change in self.changes.items()}
         for name, rows in self.blocks.items():
-            weight[rows] = weight[rows].to(adapter_dtype(self.base)) + self.changes[name].weight()
+            if updates[name].shape != weight[rows].shape:
+                self._refuse(name, "weight", updates[name].shape, weight[rows].shape)
+        self.unmerged_weight = self.base.weight.detach().clone()
+        for name, rows in self.blocks.items():
+            weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
+
+    def _refuse(self, name: str, function: str, shape: Any, wanted: Any) -> NoReturn:
+        got = "nothing" if shape is None else f"shape {tuple(shape)}"
+        of = f"{type(self.changes[name]).__name__}.{function}"
+        raise AdapterError(f"{of} returns {got}, where {tuple(wanted)} is needed")
 
     @torch.no_grad()
     def unmerge(self) -> None:
