@@ -134,6 +134,9 @@ def test_collapsed_and_diverged_seeds_stay():
     records = [gone if r["cell"] == gone["cell"] else r for r in records]
     ours = rows(tables.table2(ledger(*records), "paper")[0])["VeRA r=1024", "ours"]
     assert ours["RTE"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 0]):.1f} 1d"
+    told = "1d: one of the seeds diverged, and counts like any other."
+    assert told in tables.table2(ledger(*records), "paper")[0].notes
+    assert told not in tables.table2(ledger(*complete()), "paper")[0].notes
     assert ours["CoLA"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 80]):.1f}"
     assert "1 diverged" in ours["status"]
     assert ours["Avg"] == "80.0"
@@ -1100,3 +1103,29 @@ def test_claims_read_the_benchmark_of_an_output_folder(tmp_path, capsys):
             main(["claims", f"output={tmp_path}"])
         assert "serving.json" in " ".join(read_ledger(tmp_path, published=False).problems)
         assert main(["table1", f"output={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("uncommitted", "versions", "told"),
+    [
+        (True, ("a", "a", "b"), ["vera on rte: seeds of 2 versions of vera/methods/vera.py: 0, 1 | 2."]),
+        (None, ("a", "b", "a"), ["vera on rte: seeds of 2 versions of vera/methods/vera.py: 0, 2 | 1."]),
+        (False, ("a", "a", "b"), []),  # both are in commits that the records name
+        (True, ("a", "a", "a"), []),
+    ],
+)
+def test_seeds_of_a_file_that_changed_between_them_are_named(uncommitted, versions, told):
+    made = seeds("vera", "rte", (0.7, 0.8, 0.9))
+    for one, version in zip(made, versions, strict=True):
+        source = {
+            "file": "vera/methods/vera.py",
+            "sha256": version,
+            "imports": "c",
+            "uncommitted": uncommitted,
+        }
+        one["code"] = one["code"] | {"sources": {"method": source}}
+    notes = tables.table2(ledger(*made), "paper")[0].notes
+    assert [note for note in notes if "versions of" in note] == told
+    for one in made:
+        del one["code"]["sources"]  # an older record
+    assert not [note for note in tables.table2(ledger(*made), "paper")[0].notes if "versions of" in note]

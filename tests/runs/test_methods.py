@@ -76,6 +76,9 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
         ),
         (["method=peft", "method.config.r=4"], "in one: method.config='{r: 4}'"),
         (["method=vera", "method.kind=a.b"], "a class is named by a file"),
+        (["method=vera", "gradient_accumulation_steps=4"], "Did you mean micro_batch?"),
+        (["method=vera", "train.patience=3"], "No run stops early: each epoch is evaluated"),
+        (["method=vera", "train.torch_compile=true"], "Runs are not compiled"),
     ],
 )
 def test_another_librarys_spelling_gets_the_right_suggestion(given, meant, words):

@@ -225,6 +225,13 @@ def shared(folder: Path, text: str) -> list[str]:
     return ["--config-dir", str(folder), "recipe=ours/minilm", "model=minilm", "task=reviews"]
 
 
+def test_how_rates_were_chosen_is_said_of_rows_that_have_some(tmp_path):
+    part = "lr: 1e-3\nchosen: {lr: the best of four}\nby_row:\n  lora: {lr: 5e-3}\n"
+    lora, vera = expand([*shared(tmp_path, part), "method=lora,vera"])
+    assert lora.config["recipe"]["chosen"] == {"lr": "the best of four"}
+    assert "chosen" not in vera.config["recipe"]
+
+
 def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
     words = shared(
         tmp_path,

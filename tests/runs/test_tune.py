@@ -121,6 +121,17 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert stamps(tiny_words) == before
 
 
+@pytest.mark.usefixtures("process")
+def test_the_lines_for_a_recipe_have_what_was_given_with_the_search(tiny_words, capsys):
+    """Without the head's rate, which follows train.lr elsewhere, they would not repeat the best trial."""
+    plain = [word for word in tiny_words if not word.startswith(("train.max_length", "method."))]
+    words = [*plain, "method=lora", "train.lr_head=1e-9", "method.rank=2", "grid={train.lr: [1e-9]}"]
+    assert tune_main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start, end = lines.index("  by_task:"), lines.index("  chosen:")
+    assert {"    lr: {rte: 1e-09}", "    lr_head: {rte: 1e-9}", "    rank: {rte: 2}"} <= {*lines[start:end]}
+
+
 def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypatch):
     (cell,) = cells_of(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
