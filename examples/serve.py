@@ -258,6 +258,8 @@ def main() -> None:
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()
+    if options.model[:1] in ("/", ".", "~") and not Path(options.model).is_dir():
+        sys.exit(f"error: --model {options.model}: no such folder")
     try:
         model, tokenizer, own_head = load(options.model, options.labels)
     except (OSError, ValueError, SafetensorError) as error:
@@ -271,13 +273,11 @@ def main() -> None:
         sys.exit(f"error: --device {device}: {first_line(error)}")
     adapters = vera.Adapters(model)
     named = [named_folder(word) for word in options.folders]
-    kept = [(name, folder) for name, folder in named if (folder / "adapter.safetensors").is_file()]
-    if len(kept) < len(options.folders):  # runs of the head alone, of all weights, and trials
-        print(
-            f"left out: {len(options.folders) - len(kept)} folders without adapter.safetensors",
-            file=sys.stderr,
-        )
-    for name, folder in kept:
+    without = [folder for _, folder in named if not (folder / "adapter.safetensors").is_file()]
+    if without:  # runs of the head alone, of all weights, and trials
+        several = f"{len(without)} folders, such as {without[0]}" if len(without) > 1 else without[0]
+        print(f"left out: {several}: no adapter.safetensors", file=sys.stderr)
+    for name, folder in ((name, folder) for name, folder in named if folder not in without):
         if (folder / "checkpoint.safetensors").is_file():
             print(
                 f"left out: {folder}: its run has not ended (the command that began it goes on)",
