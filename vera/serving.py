@@ -18,8 +18,8 @@ from vera.base_weights import base_fingerprint, same_base
 from vera.checked_file import read_checked, read_header
 from vera.errors import AdapterError
 from vera.methods import disable
-from vera.methods.adapted import adaptation, plain_names, refuse_many, unload
-from vera.methods.layers import changes, remove_hooks
+from vera.methods.adapted import adaptation, plain_names, refuse_many, remove_hooks, unload
+from vera.methods.layers import changes
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 

@@ -68,12 +68,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "code": dict(training.code),
         "versions": versions(),
         "device": machine(training.accelerator.device),
-        "determinism": {
-            **flags(training.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "processes": training.accelerator.num_processes,
-            **({"resumed": state.resumed} if state.resumed else {}),
-        },
+        "determinism": _determinism(training),
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),
         "data": {
@@ -102,6 +97,12 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         ],
     }
     return record | {"cell_id": cell_id(record)}
+
+
+def _determinism(training: Training) -> dict[str, Any]:
+    accelerator, resumed = training.accelerator, training.state.resumed
+    here = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes}
+    return flags(accelerator.device) | here | ({"resumed": resumed} if resumed else {})
 
 
 def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 import vera
 from vera.kernels import Group, Plan, choose, flops, merged, onednn
 from vera.kernels.group import slower_merge
-from vera.methods.layers import adapted_layers, changes, remove_hooks
+from vera.methods.adapted import remove_hooks
+from vera.methods.layers import adapted_layers, changes
 
 FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
 

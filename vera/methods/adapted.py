@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.layers import AdaptedLinear, remove_hooks
+from vera.methods.layers import AdaptedLinear
 from vera.sites import WHOLE, head_parameters
 
 
@@ -185,3 +185,13 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         return ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in between)
 
     return {name: plain(name) for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def remove_hooks(module: nn.Module, *ours: Any) -> None:
+    """Takes these functions, or methods of any object, out of a module's hooks. A hook's handle would not
+    survive a copy of the model."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
+from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype, remove_hooks
+from vera.methods.layers import Added, adapter_dtype
 from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
 

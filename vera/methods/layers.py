@@ -197,13 +197,3 @@ def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
     blocks = [rows for of_layer in targets.values() for rows in of_layer.values()]
     inputs = max(size(model.get_submodule(path))[0] for path in targets)
     return inputs, max(rows.stop - rows.start for rows in blocks)
-
-
-def remove_hooks(module: nn.Module, *ours: Any) -> None:
-    """Takes these functions, or methods of any object, out of a module's hooks. A hook's handle would not
-    survive a copy of the model."""
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-            module._forward_hooks_always_called.pop(key, None)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
+from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype, check_mergeable, remove_hooks
+from vera.methods.layers import Added, adapter_dtype, check_mergeable
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
 

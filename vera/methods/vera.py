@@ -8,8 +8,9 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.kernels import Group
+from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import adapted_layers, adapter_dtype, changes, remove_hooks, widest, wrap
+from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
 from vera.methods.settings import check_rank
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import Init, ProjectionSpec
