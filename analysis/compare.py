@@ -201,19 +201,25 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
 
 
 def _of_several_codes(cells: Mapping[Key, Cell]) -> list[str]:
-    """A note for each cell whose seeds were made with several versions of its method's or its task's file,
-    one of which at least is in no commit."""
+    """A note for each cell whose seeds were made with several versions of its method's or its task's file, or
+    of what that imports, one of which at least is in no commit."""
     notes = []
     for (_, row, task), cell in cells.items():
         for part in ("method", "task"):
-            versions: dict[Any, list[int]] = defaultdict(list)
             made = [(r["cell"]["seed"], r["code"].get("sources", {}).get(part)) for r in cell.records]
-            for seed, source in ((seed, source) for seed, source in made if source):
-                versions[source["sha256"], source.get("imports")].append(seed)
-            if len(versions) > 1 and any(of and of["uncommitted"] is not False for _, of in made):
-                seeds = " | ".join(", ".join(map(str, sorted(of))) for of in versions.values())
-                name = next(source["file"] for _, source in made if source)
-                notes.append(f"{row} on {task}: seeds of {len(versions)} versions of {name}: {seeds}.")
+            known = [(seed, source) for seed, source in made if source]
+            if all(source["uncommitted"] is False for _, source in known):
+                continue
+            for key, what in (("sha256", ""), ("imports", "what is imported by ")):
+                versions: dict[str, list[int]] = defaultdict(list)
+                for seed, source in known:
+                    if key in source:  # older records lack `imports`
+                        versions[source[key]].append(seed)
+                if len(versions) > 1:
+                    seeds = " | ".join(", ".join(map(str, sorted(of))) for of in versions.values())
+                    of = f"{len(versions)} versions of {what}{known[0][1]['file']}"
+                    notes.append(f"{row} on {task}: seeds of {of}: {seeds}.")
+                    break
     return notes
 
 

@@ -151,7 +151,9 @@ def _named(record: Record, words: str, row: bool) -> Record:
     """The record with these words after its label and, if `row`, after its row."""
     method, cell = record["config"]["method"], record["cell"]
     label = str(method.get("label") or label_of(record))
-    new = [word for word in words.split(", ") if word.replace("rank ", "r=") not in label.split()]
+    new = [
+        word for word in words.split(", ") if word.replace("rank ", "r=") not in re.split(r"[\s,]+", label)
+    ]
     label = ", ".join([label, *new])
     return record | {
         "cell": cell | ({"row": f"{cell['row']} {words}"} if row else {}),

@@ -18,23 +18,17 @@ from runs.record import (
     FINISHED,
     INSTALLED,
     PUBLISHED,
-    Record,
     read_ledger,
     without_paths,
     write_atomically,
     write_measure,
 )
 from runs.record.text import plural
+from runs.sources import is_committed
 
 
 class Settings(OfRecords):
     """None of its own."""
-
-
-def is_committed(record: Record) -> bool:
-    """Whether the commit that a record names has the code that made it."""
-    sources = record["code"].get("sources", {}).values()
-    return not (record["code"]["dirty"] or any(source.get("uncommitted") is not False for source in sources))
 
 
 def main(arguments: list[str]) -> int:

@@ -37,8 +37,12 @@ def head() -> str | None:
 
 def _digest(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
-    files = tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
+    files = _files_of(path)
     return _digest_once(files, tuple(map(stamp, files)))
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
 
 
 @cache
@@ -116,7 +120,7 @@ def _imported_names(path: Path, stamp: tuple[int, int]) -> set[str]:
 
 
 def _are_uncommitted(files: list[Path], digests: list[str], commit: str = "HEAD") -> bool | None:
-    return uncommitted(tuple(map(_name, files)), tuple(digests), commit)
+    return uncommitted(tuple(_name(one) for file in files for one in _files_of(file)), tuple(digests), commit)
 
 
 @cache
@@ -126,8 +130,13 @@ def uncommitted(names: tuple[str, ...], digests: tuple[str, ...], commit: str) -
     changes = git("diff", "--name-only", commit, "--", *names)
     if changes is None:
         return None
-    untracked = git("ls-files", "--others", "--", *names) or ""  # ignored files are in no commit, either
-    return bool(changes or any(name.endswith(".py") for name in untracked.splitlines()))
+    return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
+
+
+def is_committed(record: Record) -> bool:
+    """Whether the commit that a record names has the code that made it."""
+    sources = record["code"].get("sources", {}).values()
+    return not (record["code"]["dirty"] or any(source.get("uncommitted") is not False for source in sources))
 
 
 def changed(record: Record) -> list[str]:

@@ -133,7 +133,7 @@ def _claims(report: Report) -> str:
         return "<p>No run here can be compared with a finding of the paper yet.</p>"
     first = "the paper's finding"
     each = grid("Findings by model and task", [first, "tried on", "verdict", "numbers"], rows)
-    rule = f"By pairs of runs of one seed; bold: of at least {FIRM_PAIRS} pairs or runs."
+    rule = f"By pairs of runs of one seed, and unpaired; bold: of at least {FIRM_PAIRS} pairs or runs."
     return grid("Findings of the paper", [first, "tried", *WORDS.values()], lines) + folded(
         f"Each on its models and tasks: {len(rows)}", f'<p class="quiet">{rule}</p>{each}'
     )

@@ -11,7 +11,7 @@ from analysis.series import series
 from analysis.wanted import all_cells
 from runs.errors import UserError
 from runs.record import Ledger
-from runs.record.text import megabytes
+from runs.record.text import megabytes, plural
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
@@ -64,8 +64,9 @@ def near_lora(comparisons: Iterable[Claim]) -> str:
             by_word[WORDS[claim.verdict]].append(f"{model}, {task} ({seeds})")
     agrees, differs, undecided = (by_word[WORDS[agrees]] for agrees in (True, False, None))
     near = "VeRA is [near LoRA](docs/results.md#how-a-finding-is-decided) if it loses less than a point."
-    if not agrees and not differs:
-        return f"{near}\nOur seeds decide that on none of the {len(undecided)} pairs of model and task tried."
+    if undecided and not agrees and not differs:
+        tried = plural(len(undecided), "pair")
+        return f"{near}\nOur seeds decide that on none of {tried} of model and task."
     shown, refuted = ("; ".join(of) or "none" for of in (agrees, differs))
     return f"{near}\nFor: {shown}. Against: {refuted}. Undecided: {len(undecided)}."
 

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runs.config import launch, schema
 from runs.config.names import as_sweep, as_word, did_you_mean, dotted
-from runs.config.recipes import check_recipe
+from runs.config.recipes import check_recipe, known_keys
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 from runs.record.text import first_line
@@ -113,7 +113,7 @@ class Files:
     """The files of conf/, and of a folder with the same groups and other names (--config-dir)."""
 
     def __init__(self, config_dir: str | None = None) -> None:
-        """Raises UserError where the folder is missing, or has a file that conf/ has, too."""
+        """Raises UserError where the folder is missing, or has another file of a name in conf/."""
         self.folders = [CONF]
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
@@ -121,6 +121,8 @@ class Files:
                 raise UserError(f"--config-dir {config_dir}: no such folder")
             for path in sorted(folder.glob("*/**/*.yaml")):
                 same = CONF / path.relative_to(folder)
+                if not path.is_file():
+                    raise UserError(f"{path}: a folder, or a link that leads to no file")
                 if same.is_file() and same.read_bytes() != path.read_bytes():
                     raise UserError(
                         f"{path}: conf/ has a file of this name, which would count: name yours otherwise"
@@ -177,8 +179,10 @@ class Files:
             # A value for one task would stand before the row's own for all tasks
             others = (f"~recipe.by_task.{key}" for key in part if key in (cfg.recipe.get("by_task") or {}))
             own = (f"++recipe.{key}={as_word(plain(value))}" for key, value in part.items())
-            # What says how rates were chosen is not of a row that has none
-            unsaid = ["~recipe.chosen"] if not part and "chosen" in cfg.recipe else []
+            # How a value was chosen is said of rows that have it
+            said, task = cfg.recipe.get("chosen") or {}, cfg.recipe.get("by_task") or {}
+            here = {*cfg.recipe, *task, *part, *(part.get("by_task") or {})}
+            unsaid = (f"~recipe.chosen.{key}" for key in said if key not in here)
             overrides = (*overrides, "~recipe.by_row", *others, *unsaid, *own)
             cfg = self.compose(overrides)
         return overrides, cfg
@@ -337,6 +341,11 @@ def recipe_by_row(name: str, config_dir: str | None = None) -> dict[str, Any] | 
     """The parts of the rows that share a recipe; None for a recipe of one row, and where there is none."""
     files = Files(config_dir)
     return files.read("recipe", name).get("by_row") if name in files.choices("recipe") else None
+
+
+def keys_of_recipes(row: str, config_dir: str | None = None) -> list[str]:
+    """The keys of a row's recipes that something reads."""
+    return known_keys(Files(config_dir), row, "")
 
 
 def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

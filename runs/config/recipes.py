@@ -35,13 +35,14 @@ def check_recipe(files: Files, name: str, recipe: Any, own_tasks: Collection[str
             raise UserError(f"{where}: by_row should be a mapping, such as {{lora: {{lr: ...}}}}")
         for word, part in by_row.items():
             file = "peft" if re.fullmatch(r"peft:\w+", word) else word
-            _check_keys(f"{where}, by_row: {word}", part, _known(files, file, where), tasks, file)
-    known = _known(files, None if shared else row, where)
+            _check_keys(f"{where}, by_row: {word}", part, known_keys(files, file, where), tasks, file)
+    known = known_keys(files, None if shared else row, where)
     _check_keys(where, recipe, known, tasks, row, ("source", "chosen"))
 
 
-def _known(files: Files, row: str | None, where: str) -> list[str]:
-    """The keys of a recipe that something reads; without a row, those that every row reads."""
+def known_keys(files: Files, row: str | None, where: str) -> list[str]:
+    """The keys of a recipe that something reads; without a row, those that every row reads. where: the file,
+    for the error."""
     everywhere = [path for path in files.all() if path.parent.name in ("task", "shared")]
     rows = _method_files(files, row, where) if row else []
     return sorted(set[str]().union(*map(_recipe_keys, [CONF / "config.yaml", *everywhere, *rows])))

@@ -161,9 +161,12 @@ def _merge(record: Record, path: Path, output: str) -> None:
         record = {**record, "config": {**record["config"], "model": {**settings, "quantise": None}}}
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     context: Context = restore(record, output)
-    model, before = context.raw_model, context.score()
+    model, scale = context.raw_model, context.task.scale
+    context.method.merge(model)  # first of all: some cannot be merged
+    after = context.score()
+    context.method.unmerge(model)
+    before = context.score()
     vera.unload(model, merge=True)
-    after, scale = context.score(), context.task.scale
     print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} merged")
     classes, base = getattr(context.task, "classes", None), models.fetch(settings)
     if classes:

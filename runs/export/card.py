@@ -25,6 +25,7 @@ from runs.record import (
     text_score,
     without_paths,
 )
+from runs.sources import is_committed
 
 #: By modality: the hub's name of the task, and peft's and transformers' classes that load such a model.
 KINDS = {
@@ -234,7 +235,7 @@ def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
     settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in method.items() if value is not None)
     rate = config["train"].get("lr_head")
     head = f" (head {rate:g})" if count["head"] and rate is not None else ""
-    dirty = " with uncommitted changes" if code["dirty"] else ""
+    dirty = "" if is_committed(record) else " with code that is not in it"
     recipe = record["recipe"].get("source")
     model = f"{origin.name} at {origin.revision}" if origin and origin.revision else ""
     data, commit = _data(record)

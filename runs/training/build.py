@@ -67,7 +67,8 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     task = tasks.load(config["task"])
     folder, modality = models.fetch(config["model"]), config["model"]["modality"]
     models.check_memory(folder, config, device)
-    seed_everything(config["seed"] + (not start))
+    # Where nothing trains, no file holds the head
+    seed_everything(config["seed"] + (not start and method.kind != "none"))
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
     quantise = compute if config["model"].get("quantise") else None
     model, tokenizer = models.load(
@@ -157,15 +158,11 @@ def make_optimizer(
     )
 
 
-def check_gradients(method: vera.Method, model: nn.Module) -> None:
-    """Raises AdapterError where the first backward pass gives no gradient to anything that a method adds or
-    unfreezes: its run would be the head's alone."""
-    trained = method.adapter_parameters(model)
-    if trained and not any(p.grad is not None and bool(p.grad.any()) for p in trained.values()):
-        raise vera.AdapterError(
-            f"no gradient reaches what {type(method).__name__} trains (such as {next(iter(trained))}). It has"
-            " to be used in forward, and of a product not all factors may start at 0"
-        )
+def gets_gradient(method: vera.Method, model: nn.Module) -> bool:
+    """Whether the last backward pass gave a gradient to anything that a method adds or unfreezes; True where
+    that is nothing."""
+    trained = method.adapter_parameters(model).values()
+    return not trained or any(p.grad is not None and bool(p.grad.any()) for p in trained)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:

@@ -21,10 +21,10 @@ from runs.errors import UserError, rank
 from runs.run import Run
 from runs.sources import sources
 from runs.training.build import (
-    check_gradients,
     checkpoint_gradients,
     dev_halves,
     epoch_batches,
+    gets_gradient,
     large_share,
     make_optimizer,
     make_schedule,
@@ -40,6 +40,10 @@ from runs.training.flags import not_deterministic
 from runs.training.forgetting import base_loss, forgetting
 from runs.training.provenance import changes, code_state, conditions, provenance, write_configuration
 from runs.training.state import Plan, State
+
+#: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
+#: the batch, under a head that starts at 0.
+WITHOUT_GRADIENT = 20
 
 
 class Training(Context):
@@ -92,6 +96,8 @@ class Training(Context):
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
+        #: Whether the method has had a gradient; of peft's classes that is known.
+        self.reached = self.method.kind == "peft"
         self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
 
     # --- the run
@@ -206,8 +212,8 @@ class Training(Context):
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
-        if self.state.step == 0:
-            check_gradients(self.method, self.raw_model)
+        if not self.reached:
+            self._check_gradients()
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
@@ -217,6 +223,17 @@ class Training(Context):
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
         return total
+
+    def _check_gradients(self) -> None:
+        """Raises AdapterError where the method has had no gradient for too long: its run would be the head's
+        alone."""
+        self.reached = gets_gradient(self.method, self.raw_model)
+        if not self.reached and self.state.step + 1 >= min(WITHOUT_GRADIENT, self.plan.total_steps):
+            name = next(iter(self.method.adapter_parameters(self.raw_model)))
+            raise vera.AdapterError(
+                f"no gradient has reached what {type(self.method).__name__} trains (such as {name}). It has"
+                " to be used in forward, and of a product not all factors may start at 0"
+            )
 
     def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
         """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss. Data parallel averages
@@ -302,6 +319,7 @@ class Training(Context):
         if not (saved := self.checkpoint.load()):
             return False
         state, of_method = saved
+        self.reached = True  # the first attempt has looked
         here, self.state = self.state.conditions, State(**state)
         # Or the adapter on disk would be of another epoch, or precision, than the record says.
         for key in ("keep", "adapter_precision"):

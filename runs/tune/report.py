@@ -3,10 +3,11 @@
 import csv
 import io
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import tasks
-from runs.config import CONF, as_word, read_flags, recipe_by_row
+from runs.config import as_word, keys_of_recipes, read_flags, recipe_by_row
 from runs.record import Metric, epoch_of_table, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
@@ -29,11 +30,12 @@ def report(cell: Cell, task: tasks.Task) -> str:
     writer.writerow([metric.name, "spread", *cell.axes, "state", "runs"])
     rows = []
     for trial in trials:
-        value, failed = trial.value, trial.value is None
-        spread = None if failed else sample_deviation(trial.values)
-        state = "failed" if failed else "complete"
+        value = trial.value
+        spread = None if value is None else sample_deviation(trial.values)
+        state = "complete" if value is not None else "no number" if trial.done else "failed"
         writer.writerow([value, spread, *trial.point, state, " ".join(trial.ids)])
-        runs = f"{len(trial.ids)}{f' {trial.diverged} diverged' * bool(trial.diverged)}{' failed' * failed}"
+        runs = f"{len(trial.ids)}{f' {trial.diverged} diverged' * bool(trial.diverged)}"
+        runs += "" if value is not None else f" {state}"
         numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
         rows.append([*numbers, *trial.point, runs])
     write_atomically(cell.folder / "trials.csv", file.getvalue())
@@ -83,17 +85,12 @@ def edges(cell: Cell, point: Point) -> list[tuple[str, str]]:
 
 def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
     """The lines for a recipe file, for keys that are read from recipes."""
-    files = "".join(path.read_text() for path in [CONF / "config.yaml", *sorted(CONF.glob("method/*.yaml"))])
     task = cell.first.config["task"]["name"]
     by_task, chosen = [], []
-    given = [word.partition("=") for word in cell.overrides if word.startswith(("train.", "method."))]
-    tried = [*zip(cell.axes, cell.axes.values(), point, strict=True)]
-    for path, values, value in [*tried, *((path, [], value) for path, _, value in given)]:
-        key = path.rpartition(".")[2]
-        if f"${{recipe:{key}," in files:
-            by_task.append(f"    {key}: {{{task}: {value}}}")
-            how = f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
-            chosen.append(f"    {key}: on {task} {how}, on {judged}")
+    for key, value, values in tuned(cell, point):
+        by_task.append(f"    {key}: {{{task}: {value}}}")
+        how = f"the best of {', '.join(values)}" if len(values) > 1 else "the only one tried"
+        chosen.append(f"    {key}: on {task} {how}, on {judged}")
     if not by_task or shared_parts(cell) is not None:
         return []
     method = cell.overrides[0].partition("=")[2]
@@ -101,6 +98,18 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
     name = f"{method if own else cell.first.row}/{cell.first.model}"
     title = f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:"
     return [title, "  by_task:", *by_task, "  chosen:", *chosen]
+
+
+def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
+    """The settings that a recipe of the row may have, of those that were searched and those that were given
+    with the search: the last part of the key, the value, and the values tried."""
+    known = keys_of_recipes(cell.overrides[0].partition("=")[2], read_flags(cell.options).config_dir)
+    given = (word.partition("=") for word in cell.overrides)
+    searched = zip(cell.axes, point, cell.axes.values(), strict=True)
+    for path, value, values in [*searched, *((path, value, [value]) for path, _, value in given)]:
+        group, _, key = path.rpartition(".")
+        if group in ("train", "method") and key in known and "${" not in value:
+            yield key, value, values
 
 
 def shared_parts(cell: Cell) -> dict[str, Any] | None:
@@ -116,12 +125,12 @@ def shared_recipes(best: list[tuple[Cell, Point]]) -> str:
         parts = shared_parts(cell)
         if parts is None:
             continue
-        run, tuned = cell.first, by_recipe.setdefault(cell.first.recipe, {})
+        run, found = cell.first, by_recipe.setdefault(cell.first.recipe, {})
         word = cell.overrides[0].partition("=")[2]
         word = f"peft:{run.config['method']['config_class']}" if word == "peft" else word
-        by_task = tuned.setdefault(word, dict(parts.get(word) or {})).setdefault("by_task", {})
-        for path, value in zip(cell.axes, point, strict=True):
-            by_task.setdefault(path.rpartition(".")[2], {})[run.config["task"]["name"]] = value
+        by_task = found.setdefault(word, dict(parts.get(word) or {})).setdefault("by_task", {})
+        for key, value, _ in tuned(cell, point):
+            by_task.setdefault(key, {})[run.config["task"]["name"]] = value
     lines = []
     for name, rows in by_recipe.items():
         lines += [f"for conf/recipe/{name}.yaml, in by_row:"]

@@ -307,7 +307,7 @@ def prepared(
         if pixels.shape == shape and pixels.dtype == np.uint8:
             return pixels, {int(index): why for index, why in bad.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f".{path.name}.*"):  # of a process that was killed
+    for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
         if time.time() - leftover.stat().st_mtime > 600:
             leftover.unlink(missing_ok=True)
     unreadable = dict[int, str]()

@@ -236,9 +236,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     assert crossfit_word(near) in overview([near])
     assert (near.verdict, near.word) == (None, "undecided (agrees by the best epoch)")
     assert tally([near]).endswith("| 1 | 0 | 0 | 1 | 1 | 5 of 5 |")
-    assert near_lora([near]).endswith(
-        "\nOur seeds decide that on none of the 1 pairs of model and task tried."
-    )
+    assert near_lora([near]).endswith("\nOur seeds decide that on none of 1 pair of model and task.")
     images = [
         record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
     ]

@@ -1105,27 +1105,24 @@ def test_claims_read_the_benchmark_of_an_output_folder(tmp_path, capsys):
         assert main(["table1", f"output={tmp_path}"]) == 0
 
 
+@pytest.mark.parametrize("part", ["method", "task"])
 @pytest.mark.parametrize(
-    ("uncommitted", "versions", "told"),
+    ("uncommitted", "versions", "imports", "told"),
     [
-        (True, ("a", "a", "b"), ["vera on rte: seeds of 2 versions of vera/methods/vera.py: 0, 1 | 2."]),
-        (None, ("a", "b", "a"), ["vera on rte: seeds of 2 versions of vera/methods/vera.py: 0, 2 | 1."]),
-        (False, ("a", "a", "b"), []),  # both are in commits that the records name
-        (True, ("a", "a", "a"), []),
+        (True, "aab", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 1 | 2."),
+        (None, "aba", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 2 | 1."),
+        (True, "aaa", "ccd", "vera on rte: seeds of 2 versions of what is imported by mine.py: 0, 1 | 2."),
+        (True, "aab", "ccd", "vera on rte: seeds of 2 versions of mine.py: 0, 1 | 2."),
+        (False, "aab", "ccc", None),  # both are in commits that the records name
+        (True, "aaa", "cc ", None),  # an older record lacks `imports`
+        (True, "aaa", "ccc", None),
     ],
 )
-def test_seeds_of_a_file_that_changed_between_them_are_named(uncommitted, versions, told):
+def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, versions, imports, told):
     made = seeds("vera", "rte", (0.7, 0.8, 0.9))
-    for one, version in zip(made, versions, strict=True):
-        source = {
-            "file": "vera/methods/vera.py",
-            "sha256": version,
-            "imports": "c",
-            "uncommitted": uncommitted,
-        }
-        one["code"] = one["code"] | {"sources": {"method": source}}
+    for one, version, imported in zip(made, versions, imports, strict=True):
+        source = {"file": "mine.py", "sha256": version, "uncommitted": uncommitted}
+        source |= {"imports": imported} if imported != " " else {}
+        one["code"] = one["code"] | {"sources": {part: source}}
     notes = tables.table2(ledger(*made), "paper")[0].notes
-    assert [note for note in notes if "versions of" in note] == told
-    for one in made:
-        del one["code"]["sources"]  # an older record
-    assert not [note for note in tables.table2(ledger(*made), "paper")[0].notes if "versions of" in note]
+    assert [note for note in notes if "versions of" in note] == ([told] if told else [])

@@ -212,6 +212,12 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
     with pytest.raises(UserError, match=r"method/lora.yaml: conf/ has a file of this name"):
         expand([*mine[:2], *kept, "task=rte", "method=vera"])
+    (tmp_path / "own" / "method" / "lora.yaml").write_bytes((CONF / "method" / "lora.yaml").read_bytes())
+    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])  # a copy does no harm
+    assert run.config["method"]["kind"] == "lora"
+    (tmp_path / "own" / "method" / "link.yaml").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"method/link.yaml: a folder, or a link that leads to no file"):
+        expand([*mine[:2], *kept, "task=rte", "method=lora"])
     assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
 
 

@@ -14,6 +14,7 @@ from runs.methods import make_method, source_file
 from runs.pairs import refusal
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.sources import changed
+from runs.training import loop
 
 OWN = '''
 import dataclasses
@@ -283,7 +284,26 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(careless,
     assert f"the method's count() says {formula:,} of {trained:,} parameters" in record["deviations"]
 
 
-def test_a_method_that_no_gradient_reaches_is_refused_in_its_first_step(careless):
-    with pytest.raises(vera.AdapterError, match="no gradient reaches what Forgets trains") as error:
+def test_a_method_that_no_gradient_reaches_is_refused(careless):
+    with pytest.raises(vera.AdapterError, match="no gradient has reached what Forgets trains") as error:
         do([*careless, "method.how=zero"])
     assert "\n" not in str(error.value)
+
+
+def test_where_nothing_trains_the_head_of_the_seed_is_what_was_evaluated(words, capsys):
+    record = do(of_method(words, "method=none"))
+    assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
+    assert "the same" in capsys.readouterr().out
+
+
+def test_a_gradient_may_come_late(careless, monkeypatch):
+    """As under a head that starts at 0, or of a token that the first batches lack."""
+    real, calls = loop.gets_gradient, []
+
+    def late(method, model):
+        calls.append(real(method, model))
+        return len(calls) > 3
+
+    monkeypatch.setattr(loop, "gets_gradient", late)
+    assert do(careless)["status"] == "done"
+    assert len(calls) == 4  # and is not looked for any more

@@ -226,10 +226,11 @@ def shared(folder: Path, text: str) -> list[str]:
 
 
 def test_how_rates_were_chosen_is_said_of_rows_that_have_some(tmp_path):
-    part = "lr: 1e-3\nchosen: {lr: the best of four}\nby_row:\n  lora: {lr: 5e-3}\n"
-    lora, vera = expand([*shared(tmp_path, part), "method=lora,vera"])
-    assert lora.config["recipe"]["chosen"] == {"lr": "the best of four"}
-    assert "chosen" not in vera.config["recipe"]
+    text = "epochs: 2\nchosen: {lr: the best of four, epochs: few}\nby_row:\n  lora: {lr: 5e-3}\n"
+    text += "  adalora: {by_task: {lr: {reviews: 1e-2}}}\n  lora_r2: {rank: 2}\n"
+    runs = expand([*shared(tmp_path, text), "method=lora,adalora,vera,lora_r2"])
+    said = [run.config["recipe"]["chosen"] for run in runs]
+    assert said == [{"lr": "the best of four", "epochs": "few"}] * 2 + [{"epochs": "few"}] * 2
 
 
 def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):

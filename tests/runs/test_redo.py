@@ -150,16 +150,18 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
 def test_a_file_that_git_ignores_is_in_no_commit(checkout):
     (checkout / ".gitignore").write_text("*_own.py\n*.pyc\n")
     commit(checkout)
-    own = checkout / "vera/methods/my_own.py"
-    own.write_text("one\n")
-    assert sources._source(own)["uncommitted"] is True
+    for name in ("my_own.py", "méthode.py"):
+        (checkout / "vera/methods" / name).write_text("one\n")
+        assert sources._source(checkout / "vera/methods" / name)["uncommitted"] is True
     assert sources._source(checkout / "vera/methods/mine.py")["uncommitted"] is False
     folder = checkout / "tasks" / "images"
     folder.mkdir()
     (folder / "__init__.py").write_text("one\n")
     commit(checkout)
     sources.head.cache_clear()
-    (folder / "compiled.pyc").write_text("")  # what Python leaves there
+    (folder / "compiled.pyc").write_text("")  # what Python and notebooks leave there
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a_own.py").write_text("")
     assert sources._source(folder)["uncommitted"] is False
 
 

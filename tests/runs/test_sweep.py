@@ -381,7 +381,17 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
         trained([*words, *more])
     failed = read_record(record_path(output_of(words), run_id(runs[1])))
     write_record(output_of(words), failed | {"status": "failed"})
+    done = read_record(record_path(output_of(words), run_id(runs[0])))
+    done["code"]["dirty"] = False
+    for source in done["code"]["sources"].values():
+        source["uncommitted"] = False
+    write_record(output_of(words), done)
     assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
+    assert "1 record in runs/records/my_study\n" in capsys.readouterr().out
+    done["code"]["sources"]["method"]["uncommitted"] = None  # of another repository
+    write_record(output_of(words), done)
+    assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
+    assert "(1 made with code that is in no commit of this repository)" in capsys.readouterr().out
     published = list((tmp_path / "published" / "my_study").glob("*.json"))
     assert [p.stem for p in published] == [run_id(runs[0])]
     assert str(tmp_path) not in published[0].read_text()
@@ -442,7 +452,7 @@ def test_any_method_is_checked_from_its_files(method, words, capsys):
     assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
 
 
-def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
+def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
     """To peft, into a plain model folder, and into half precision: each answers as the run's own files do."""
     import peft
     import torch
@@ -450,6 +460,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     from transformers import AutoModelForSequenceClassification
 
     from runs.export import __main__ as export
+    from vera.methods.vera_layer import VeRAChange
 
     found, output = trained([*words, "train.lr=1"])["id"], f"output={output_of(words)}"
     for form in ("peft", "merged", "fp16", "bf16"):
@@ -459,8 +470,15 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys):
     files = [*tmp_path.rglob("*.safetensors"), tmp_path / "fp16", tmp_path / "peft" / "adapter_config.json"]
     assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
     assert "from the fp16 file" in printed
-    before, merged = re.search(r"accuracy: (\S+) before, (\S+) merged", printed).groups()
-    assert before == merged
+    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", printed).groups()
+    assert before == after
+    # A change whose weight() says another thing than its forward
+    real = VeRAChange.weight
+    monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
+    assert export.main([found, "merged", str(tmp_path / "wrong"), output]) == 0
+    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", capsys.readouterr().out).groups()
+    assert before != after
+    monkeypatch.undo()
     expected = answer(
         evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval()
     )

@@ -132,6 +132,14 @@ def test_the_lines_for_a_recipe_have_what_was_given_with_the_search(tiny_words, 
     assert {"    lr: {rte: 1e-09}", "    lr_head: {rte: 1e-9}", "    rank: {rte: 2}"} <= {*lines[start:end]}
 
 
+def test_no_line_for_a_recipe_that_a_recipe_refuses(tiny_words):
+    plain = [word for word in tiny_words if not word.startswith(("method.", "train."))]
+    more = ["method=lora", "method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
+    (cell,) = lists.cells([*plain, *more], "{train.lr: [1e-3]}")
+    lines = report.recipe(cell, ("0.001",), "rows")
+    assert lines[1:4] == ["  by_task:", "    lr: {rte: 0.001}", "    rank: {rte: 2}"]
+
+
 def test_the_time_left_is_what_the_missing_runs_would_take(tiny_words, monkeypatch):
     (cell,) = cells_of(
         [*tiny_words, "seed=0,1", "grid={train.lr: [1e-3, 1e-2, 1e-1], train.lr_head: [1e-2]}"]
@@ -399,6 +407,7 @@ def test_of_a_recipe_that_rows_share_their_parts_are_printed_with_what_was_found
     path.write_text(SHARED)
     words = [word for word in tiny_words if not word.startswith(("method.", "train."))]
     words += [
+        "train.epochs=3",  # given with the search
         "recipe=ours/encoder",
         "method=lora,peft:IA3Config,bitfit",
         "--config-dir",
@@ -408,12 +417,13 @@ def test_of_a_recipe_that_rows_share_their_parts_are_printed_with_what_was_found
     text = capsys.readouterr().out
     assert "chosen:" not in text
     block = text[text.index("for conf/recipe/ours/encoder.yaml, in by_row:") :].strip().splitlines()[1:]
-    assert block[0] == "  lora: {lr: 0.005, rank: 2, by_task: {lr: {rte: 1e-09}, lr_head: {rte: 1e-09}}}"
-    assert block[1].startswith("  peft:IA3Config: {lr: 0.004, by_task: {epochs: {rte: 1}, lr: {rte: 1e-09}")
+    by_task = "{lr: {rte: 1e-09}, lr_head: {rte: 1e-09}, epochs: {rte: 3}}"
+    assert block[0] == f"  lora: {{lr: 0.005, rank: 2, by_task: {by_task}}}"
+    assert block[1].startswith("  peft:IA3Config: {lr: 0.004, by_task: {epochs: {rte: 3}, lr: {rte: 1e-09}")
     path.write_text(SHARED.partition("  lora:")[0] + "\n".join(block) + "\n")
-    runs = expand(words)
+    runs = expand([word for word in words if word != "train.epochs=3"])
     assert [run.config["train"]["lr"] for run in runs] == [1e-9] * 3
-    assert [run.config["train"]["epochs"] for run in runs] == [2, 1, 2]
+    assert [run.config["train"]["epochs"] for run in runs] == [3, 3, 3]
     assert runs[0].method["rank"] == 2
 
 

@@ -4,7 +4,7 @@
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -227,22 +227,22 @@ class Plain(Change):
         return {"forward": y[..., :1], "nothing": None}.get(self.wrong, y)
 
     def weight(self):
-        return self.b[:, :1] if self.wrong == "weight" else self.b
+        return {"weight": self.b[:, :1], "no weight": None, "transposed": self.b.T}.get(self.wrong, self.b)
 
 
 @pytest.fixture
 def wrong():
-    def adapted(name):
+    def adapted(name, architecture="BERT", site="query"):
         @dataclass(frozen=True)
         class Wrong(vera.Method, kind="wrong"):
             def install(self, model):
-                targets = find_sites(model, ("query",))
+                targets = find_sites(model, (site,))
                 wrap(model, targets, lambda path, block, base, *sizes: Plain(name, base, *sizes))
 
             def count(self, model):
                 return 0
 
-        model = tiny_model("bert")
+        model = tiny(architecture)
         Wrong().adapt(model)
         return model, Wrong()
 
@@ -263,6 +263,9 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, w
     model, _ = wrong(name)
     with pytest.raises(vera.AdapterError, match=message):
         model(torch.randint(3, 30, (4, 9)))
+    fused, _ = wrong(name, "GPT-2")  # a block of a fused projection
+    with pytest.raises(vera.AdapterError, match=message):
+        fused(torch.randint(3, 30, (4, 9)))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +287,16 @@ def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, 
     assert not any(layer.merged for layer in adapted_layers(model))
 
 
+def test_a_merge_that_fails_half_way_is_taken_back(wrong):
+    model, method = wrong("transposed", site="all-linear")  # square matrices come first
+    shake(model)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(vera.AdapterError, match=r"Plain.weight returns shape \(32, 64\), where \(64, 32\)"):
+        method.merge(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(layer.merged for layer in adapted_layers(model))
+
+
 def test_a_class_that_is_not_finished_says_what_it_lacks():
     class NoDecorator(vera.Method, kind="no_decorator"):
         rank: int
@@ -295,13 +308,17 @@ def test_a_class_that_is_not_finished_says_what_it_lacks():
         def install(self, model):
             pass
 
+    class Hinted(vera.VeRA, kind="hinted"):
+        hint: ClassVar[str] = "Another?"
+
     try:
+        assert vera.make_method("hinted", rank=4).rank == 4  # without settings of its own
         with pytest.raises(vera.AdapterError, match=r"NoDecorator: .* need @dataclass\(frozen=True\)"):
             vera.make_method("no_decorator", rank=4)
         with pytest.raises(vera.AdapterError, match="NoCount lacks count"):
             vera.make_method("no_count", rank=4)
     finally:
-        del METHODS["no_decorator"], METHODS["no_count"]
+        del METHODS["no_decorator"], METHODS["no_count"], METHODS["hinted"]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from typing import Any
 
@@ -21,7 +22,8 @@ def make_method(kind: str, **settings: Any) -> Method:
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
     own = METHODS[kind]
-    if "__dataclass_fields__" not in vars(own) and vars(own).get("__annotations__"):
+    annotated = {name for name, of in inspect.get_annotations(own).items() if "ClassVar" not in str(of)}
+    if annotated - {field.name for field in dataclasses.fields(own)}:
         raise AdapterError(f"{own.__name__}: its settings need @dataclass(frozen=True) above the class")
     if lacking := sorted(own.__abstractmethods__):
         raise AdapterError(f"{own.__name__} lacks {' and '.join(lacking)}: see vera/methods/contract.py")

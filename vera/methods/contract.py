@@ -145,8 +145,12 @@ class Method(ABC):
         """
         layers = list(adapted_layers(model))
         check_mergeable(model, ((layer.base, layer.enabled) for layer in layers))
-        for layer in layers:
-            layer.merge()
+        try:
+            for layer in layers:
+                layer.merge()
+        except BaseException:
+            self.unmerge(model)
+            raise
 
     def unmerge(self, model: nn.Module) -> None:
         """Puts the base weights back, bit for bit."""

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +101,7 @@ class AdaptedLinear(Added):
         """The base layer's output y, with the change of each block added. Raises AdapterError for a change of
         another shape than its block of y."""
         for name, rows in self.blocks.items():
-            wanted, shape = y[..., rows].shape, getattr(updates[name], "shape", None)
-            if shape != wanted:
-                self._refuse(name, "forward", shape, wanted)
+            self._require(name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start))
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
@@ -123,16 +121,18 @@ class AdaptedLinear(Added):
             return
         weight, updates = self.weight(), {name: change.weight() for name, change in self.changes.items()}
         for name, rows in self.blocks.items():
-            if updates[name].shape != weight[rows].shape:
-                self._refuse(name, "weight", updates[name].shape, weight[rows].shape)
+            self._require(name, "weight", updates[name], (rows.stop - rows.start, weight.shape[1]))
         self.unmerged_weight = self.base.weight.detach().clone()
         for name, rows in self.blocks.items():
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
 
-    def _refuse(self, name: str, function: str, shape: Any, wanted: Any) -> NoReturn:
+    def _require(self, name: str, function: str, value: Any, wanted: tuple[int, ...]) -> None:
+        shape = getattr(value, "shape", None)
+        if torch.jit.is_tracing() or shape == wanted:  # type: ignore[no-untyped-call]
+            return
         got = "nothing" if shape is None else f"shape {tuple(shape)}"
         of = f"{type(self.changes[name]).__name__}.{function}"
-        raise AdapterError(f"{of} returns {got}, where {tuple(wanted)} is needed")
+        raise AdapterError(f"{of} returns {got}, where {wanted} is needed")
 
     @torch.no_grad()
     def unmerge(self) -> None:

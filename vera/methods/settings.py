@@ -53,7 +53,7 @@ def check_settings(method: Any) -> None:
         number = kind is float and isinstance(value, int)
         if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
             raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
-        if field.name.endswith("_seed") and not 0 <= value < 2**64:
+        if kind is int and field.name.endswith("_seed") and not 0 <= value < 2**64:
             raise AdapterError(f"{field.name} must be in [0, 2^64), got {value}")
         if kind is float and not abs(value) <= LARGEST:
             raise AdapterError(f"{field.name} must be a finite number, of at most 2^53")
