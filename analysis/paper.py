@@ -21,6 +21,9 @@ def _printed(name: str) -> dict[str, Any]:
 GLUE: dict[str, str] = _printed("names.yaml")["glue"]
 IMAGES: dict[str, str] = _printed("names.yaml")["images"]
 BENCHES: dict[str, str] = _printed("names.yaml")["benches"]
+ROBERTA: dict[str, str] = _printed("names.yaml")["roberta"]
+GPT2: dict[str, str] = _printed("names.yaml")["gpt2"]
+VIT: dict[str, str] = _printed("names.yaml")["vit"]
 LLAMAS: dict[str, str] = _printed("names.yaml")["llamas"]
 NAMES: dict[str, str] = _printed("names.yaml")["methods"]
 #: The scores of E2E's texts: the name, and the decimals that the paper prints.

@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 from analysis.beside import VERDICT_SEEDS, WITH_SPREAD, WITHOUT_SPREAD, Beside, Verdict
 from analysis.cells import Cell, Key, cells
 from analysis.compare import beside_paper
-from analysis.paper import BENCHES, FROM_MNLI, GLUE, IMAGES, LLAMAS, SCORES, Printed, numbers
+from analysis.paper import (
+    BENCHES,
+    FROM_MNLI,
+    GLUE,
+    GPT2,
+    IMAGES,
+    LLAMAS,
+    ROBERTA,
+    SCORES,
+    VIT,
+    Printed,
+    numbers,
+)
 from analysis.tables.ablations import mean_beside
 from analysis.tables.e2e import decoded, score_beside
 from analysis.tables.images import few_shot
@@ -27,8 +39,7 @@ WORDS = (
     "not run",
     "quoted",
 )
-MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large", "gpt2_medium": "GPT-2 medium"}
-MODELS |= {"gpt2_large": "GPT-2 large", "vit_base": "ViT-B/16", "vit_large": "ViT-L/16", **LLAMAS}
+MODELS: dict[str, str] = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from runs.forecast import Left, estimate, unknown
 from runs.forecast.rows import Sources
 from runs.identity import Contents, data_of, identify, start_file
 from runs.pairs import refusal
-from runs.record import Ledger, Metric, is_trial, read_record, records_folder, run_folder
+from runs.record import Ledger, is_trial, read_record, records_folder, run_folder
 from runs.record.text import duration, plural
 from runs.run import Run, starts
 from runs.sweep.crowd import advice
 from runs.sweep.jobs import check_ids
 from runs.sweep.leases import lease_seconds, leases_folder
-from runs.sweep.progress import read_progress
+from runs.sweep.progress import metric_words, read_progress
 
 #: The states of a run: its mark in the grid, and what the legend says of the mark.
 STATES = {
@@ -227,11 +227,7 @@ def progress_words(event: dict[str, Any]) -> str:
     if "epoch" in event:
         words = [f"epoch {event['epoch']}/{event['epochs']}"]
         if event["metric"] is not None:
-            now, best = (
-                Metric(event["metric_name"], scale=event["scale"]).text(event[which])
-                for which in ("metric", "best")
-            )
-            words.append(f"{event['metric_name']} {now} (best {best})")
+            words.append(metric_words(event))
     if "of" in event:
         words.append(f"{event['done']}/{event['of']}")
     if event.get("seconds_left") is not None:

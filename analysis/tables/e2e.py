@@ -7,17 +7,15 @@ from analysis import beside, compare
 from analysis.beside import MARGIN, MARGIN_OF_10, Beside, off_formula, status
 from analysis.cells import Cell, Key, cells
 from analysis.forgetting import with_forgetting
-from analysis.paper import SCORES, Printed, printed_rows
+from analysis.paper import GPT2, SCORES, Printed, printed_rows
 from analysis.table import Table, TableCell, make_row, texts
 from runs.record import Ledger, Record
-
-MODELS = {"gpt2_medium": "GPT-2 medium", "gpt2_large": "GPT-2 large"}
 
 
 def table3(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """E2E NLG: a table for each of the paper's models, and one for each other model that has records."""
     by_key = cells(decoded(ledger), seeds or 3, select)
-    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, MODELS)]
+    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, GPT2)]
 
 
 def decoded(ledger: Ledger) -> list[Record]:
@@ -35,7 +33,7 @@ def _of_model(model: str, by_key: Mapping[Key, Cell], select: str) -> Table:
             rows += _score_rows(ours[row[0].row], row)
     for name in compare.other_rows(ours, printed, () if printed else ("full", "lora", "vera")):
         rows += _score_rows(ours[name])
-    title = f"Table 3, {MODELS[model]}: E2E NLG" if printed else compare.other_model("Table 3", model)
+    title = f"Table 3, {GPT2[model]}: E2E NLG" if printed else compare.other_model("Table 3", model)
     header = ["method", "source", "params", *(name for name, _ in SCORES.values()), "status"]
     notes = [*_notes(rows, list(ours.values()), model, select), *compare.about(by_key)]
     table = Table(title, header, rows, notes, model, {"e2e": "E2E"}, tuple(SCORES))

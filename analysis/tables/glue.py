@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from analysis import beside, compare
 from analysis.beside import Beside, difference_text, mean, off_formula, status
 from analysis.cells import Cell, Key, cells, reported_epoch
-from analysis.paper import FROM_MNLI, GLUE, Printed, printed_rows
+from analysis.paper import FROM_MNLI, GLUE, ROBERTA, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger
 
-MODELS = {"roberta_base": "RoBERTa-base", "roberta_large": "RoBERTa-large"}
 Tasks = tuple[str, ...]
 
 
@@ -20,7 +19,7 @@ def table2(
     the columns."""
     columns = tuple(task for task in GLUE if task in tasks)
     by_key = {key: cell for key, cell in cells(ledger, seeds or 5, select).items() if key[2] in columns}
-    return [_of_model(model, by_key, select, columns) for model in compare.models_of(by_key, MODELS)]
+    return [_of_model(model, by_key, select, columns) for model in compare.models_of(by_key, ROBERTA)]
 
 
 def _of_model(model: str, by_key: Mapping[Key, Cell], select: str, columns: Tasks) -> Table:
@@ -35,7 +34,7 @@ def _of_model(model: str, by_key: Mapping[Key, Cell], select: str, columns: Task
     order, word = ((), "ours") if printed else (("full", "head", "bitfit", "lora", "vera"), "other model")
     for name in compare.other_rows(ours, printed, order):
         rows.append(_our_row(ours[name], ours[name], word, columns, columns))
-    title = f"Table 2, {MODELS[model]}: GLUE dev sets" if printed else compare.other_model("Table 2", model)
+    title = f"Table 2, {ROBERTA[model]}: GLUE dev sets" if printed else compare.other_model("Table 2", model)
     labels = {task: GLUE[task] for task in columns}
     average = ["Avg"] if len(columns) == len(GLUE) else []
     header = ["method", "source", "params", *labels.values(), *average, "status"]

@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from analysis import beside, compare
 from analysis.beside import status
 from analysis.cells import Cell, Key, cells
-from analysis.paper import IMAGES, printed_rows
+from analysis.paper import IMAGES, VIT, printed_rows
 from analysis.table import Table, TableCell, texts
 from runs.record import Ledger, Record
-
-MODELS = {"vit_base": "ViT-B/16", "vit_large": "ViT-L/16"}
 
 
 def table5(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
     """Few-shot images: a table for each of the paper's models, and for each other model that has records."""
     by_key = cells(few_shot(ledger), seeds or 5, select)
-    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, MODELS)]
+    return [_of_model(model, by_key, select) for model in compare.models_of(by_key, VIT)]
 
 
 def few_shot(ledger: Ledger) -> list[Record]:
@@ -45,7 +43,7 @@ def _of_model(model: str, by_key: Mapping[Key, Cell], select: str) -> Table:
         rows.append(compare.our_row(ours[name], columns, wanted, word))
     title = compare.other_model("Table 5", model)
     if printed:
-        title = f"Table 5, {MODELS[model]}: 10 training images a class"
+        title = f"Table 5, {VIT[model]}: 10 training images a class"
     names = {r["cell"]["task"]: r["label"]["task"] for cell in by_key.values() for r in cell.records}
     labels = {task: IMAGES.get(task) or names.get(task, task) for task in columns}
     header = ["method", "source", "params", *labels.values(), "status"]

@@ -28,7 +28,6 @@ from runs.errors import UserError
 from runs.evaluate import find, restore
 from runs.record import Record, read_ledger
 from runs.record.text import megabytes
-from tasks.images import ImageTask, write_preprocessing
 
 if TYPE_CHECKING:
     from runs.training.context import Context
@@ -150,9 +149,8 @@ def _travel(
 
 def _merge(record: Record, path: Path, output: str) -> None:
     """Writes the whole model with the adapter merged in."""
-    from transformers import AutoTokenizer
-
     import vera
+    from runs.export.folder import write_inputs
     from vera.checked_file import share
 
     settings = record["config"]["model"]
@@ -168,17 +166,13 @@ def _merge(record: Record, path: Path, output: str) -> None:
     before = context.score()
     vera.unload(model, merge=True)
     print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} merged")
-    classes, base = getattr(context.task, "classes", None), models.fetch(settings)
-    if classes:
+    if classes := getattr(context.task, "classes", None):
         model.config.id2label = dict(enumerate(classes))
         model.config.label2id = {c: i for i, c in enumerate(classes)}
     model.save_pretrained(path)
     for weights in path.glob("*.safetensors"):
         share(weights)
-    if isinstance(context.task, ImageTask):
-        write_preprocessing(base, path, context.task.wanted)
-    else:
-        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(path)
+    write_inputs(context, path)
 
 
 def _round(record: Record, path: Path, output: str, form: str) -> None:

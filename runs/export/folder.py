@@ -23,15 +23,21 @@ def write_beside(
 ) -> None:
     """Writes the tokenizer, or how images are prepared, and the card. ledger: for the other seeds of the
     run's cell. name: what the card calls it: OWNER/NAME or a folder. converted: see `card`."""
-    from transformers import AutoTokenizer
-
-    base = models.fetch(record["config"]["model"])
-    if not isinstance(context.task, ImageTask):
-        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
-    elif (base / "preprocessor_config.json").is_file():  # timm's models have it in their own config.json
-        write_preprocessing(base, folder, context.task.wanted)
+    write_inputs(context, folder)
     written = card(record, ledger, name, origin, licence, loads(context, record), converted)
     (folder / "README.md").write_text(str(written), encoding="utf-8")
+
+
+def write_inputs(context: Context, folder: Path) -> None:
+    """Writes the tokenizer, or how images are prepared. timm's models have that in their own config.json,
+    which a folder with the adapter alone has not."""
+    from transformers import AutoTokenizer
+
+    base = models.fetch(context.config["model"])
+    if not isinstance(context.task, ImageTask):
+        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
+    elif (base / "preprocessor_config.json").is_file() or (folder / "config.json").is_file():
+        write_preprocessing(base, folder, context.task.wanted)
 
 
 def loads(context: Context, record: Record) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from runs.record import Metric, Record, row_label
 from runs.record.text import duration, plural
 from runs.run import UNLIKE_OTHERS, Run
 from runs.sources import changed_words
+from runs.sweep.progress import metric_words
 
 Event = dict[str, Any]
 
@@ -106,11 +107,7 @@ class Display:
         *words, left = self._position(event)
         words += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
-            now, best = (
-                Metric(event["metric_name"], scale=event["scale"]).text(event[which])
-                for which in ("metric", "best")
-            )
-            words.append(f"dev {event['metric_name']} {now} (best {best})")
+            words.append(f"dev {metric_words(event)}")
         pace, unit = event["pace"], event["unit"]
         words.append(f"{pace / 1000:.1f}k {unit}/s" if pace >= 1000 else f"{pace:.{pace < 10:d}f} {unit}/s")
         return "  ".join([*words, left])

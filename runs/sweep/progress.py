@@ -9,11 +9,11 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from runs.record import check_regular, read_regular, record_path, run_folder, write_atomically
+from runs.record import Metric, check_regular, read_regular, record_path, run_folder, write_atomically
 
 #: Bytes. A larger file counts as damaged.
 LARGEST = 2**20
@@ -138,6 +138,12 @@ def _is_complete(event: dict[str, Any]) -> bool:
         if (event["metric"] is None) != (event["best"] is None):
             return False
     return "of" not in event or "done" in event
+
+
+def metric_words(event: Mapping[str, Any]) -> str:
+    """The metric of an event that has one, now and at its best."""
+    metric = Metric(event["metric_name"], scale=event["scale"])
+    return f"{metric.name} {metric.text(event['metric'])} (best {metric.text(event['best'])})"
 
 
 def write_progress(output: str | Path, run_id: str, event: dict[str, Any]) -> None:
