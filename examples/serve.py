@@ -115,7 +115,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
         )
         with torch.inference_mode():
             logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
-        return [answer(q.adapter, row) for q, row in zip(questions, logits.float(), strict=True)]
+        return [answer(q.adapter, row) for q, row in zip(questions, logits.float().cpu(), strict=True)]
 
     def compute_each(questions: list[Question]) -> list[Answer | Exception]:
         """One question that cannot be computed fails alone."""

@@ -231,13 +231,18 @@ def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, number
     chances, tokens = (logits.double() / temperatures.clamp(min=1e-6)[:, None]).softmax(-1), None
     if top_p < 1 or top_k is not None:
         chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
-        left_out = chances.cumsum(-1) - chances >= top_p
+        left_out = _running_sum(chances) - chances >= top_p
         left_out[:, top_k:] |= top_k is not None
         chances = chances.masked_fill(left_out, 0.0)
-    reached = chances.cumsum(-1)
+    reached = _running_sum(chances)
     index = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
     drawn = index if tokens is None else tokens.gather(-1, index)
     return torch.where(temperatures == 0, greedy, drawn[:, 0])
+
+
+def _running_sum(values: Any) -> Any:
+    """Along the last axis. CUDA has no deterministic kernel for it, and a run allows no other."""
+    return values.cpu().cumsum(-1).to(values.device) if values.is_cuda else values.cumsum(-1)
 
 
 def _sample(

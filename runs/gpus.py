@@ -51,10 +51,16 @@ def free_memory() -> float | None:
     """Bytes that are free on the fullest of the visible GPUs; None where there is none, or the driver does
     not answer."""
 
-    def free(uuid: str) -> float:
-        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).free)
+    return _answer(lambda: min(map(_free, visible())), None)
 
-    return _answer(lambda: min(map(free, visible())), None)
+
+def free_bytes(name: str) -> float:
+    """Bytes that are free on a GPU, by its UUID; 0 where the driver does not answer."""
+    return _answer(lambda: _free(name), 0.0)
+
+
+def _free(uuid: str) -> float:
+    return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).free)
 
 
 def names() -> list[str]:

@@ -111,11 +111,13 @@ def _times(step: "_Step", most: int, deadline: float) -> dict[int, list[float]]:
         for tokens in list(times):
             try:
                 times[tokens].append(step(tokens))
+                continue
             except torch.OutOfMemoryError:
                 if step.size(tokens // 2) == tokens:
                     raise
-                torch.cuda.empty_cache()
-                return _times(step, step.size(tokens // 2), deadline)
+            # Outside of the handler, whose traceback holds the failed step's activations
+            step.clear()
+            return _times(step, step.size(tokens // 2), deadline)
     return times
 
 
@@ -185,6 +187,11 @@ class _Step:
         self.texts = _Texts(getattr(model.config, "vocab_size", 2))
         self.texts.label_smoothing = run.config["task"].get("label_smoothing", 0.0)
         method.before_training(model, 1000)
+
+    def clear(self) -> None:
+        """Gives back the memory of a step that did not fit."""
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
 
     def size(self, tokens: int) -> int:
         """About so many tokens, as a batch can have them: texts of the plan's length, or one shorter text;

@@ -66,10 +66,10 @@ class Continuations(Task):
     def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
         """The mean loss over the batch's tokens, and for each row the sum of its losses and their number."""
         losses, trained = self._token_losses(model, batch, 0.0)
-        by_row = losses.double().new_zeros(trained.shape)
-        by_row[trained] = losses.double()
-        rows: Array = by_row.sum(1).cpu().numpy()
-        return float(losses.mean()), np.array([rows, trained.sum(1).cpu().numpy()]).T
+        mean, losses, trained = float(losses.mean()), losses.cpu().double(), trained.cpu()
+        by_row = losses.new_zeros(trained.shape)  # on the CPU: Apple's GPUs have no float64
+        by_row[trained] = losses
+        return mean, np.array([by_row.sum(1).numpy(), trained.sum(1).numpy()]).T
 
     def _token_losses(self, model: Any, batch: Mapping[str, Any], smoothing: float) -> tuple[Any, Any]:
         """The losses (trained tokens,) of a batch, row by row, and these tokens' mask (rows, tokens)."""

@@ -81,7 +81,7 @@ def stamp(tensor: Tensor) -> tuple[int, int, float]:
 def sample(tensor: Tensor) -> float:
     """The sum of some 64 of the values."""
     flat = tensor.detach().reshape(-1)
-    return float(flat[:: max(1, len(flat) // 64)].double().sum())
+    return float(flat[:: max(1, len(flat) // 64)].cpu().double().sum())  # Apple's GPUs have no float64
 
 
 def same_base(theirs: Any, ours: dict[str, str]) -> bool:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runs import gpus
+from runs import gpus, models
 from runs.errors import UserError
 from runs.forecast.flops import Shape, Work, shape_of, work
-from runs.forecast.pace import Pace, architecture_of, pace_of
+from runs.forecast.pace import Pace, pace_of
 from runs.forecast.rows import Data, Sources, known_data
 from runs.lengths import GRID, Lengths
 from runs.run import Run
@@ -94,7 +94,7 @@ def _lengths(run: Run, data: Data) -> tuple[str, ...]:
 
 def shape_of_run(run: Run) -> Shape | None:
     """The matrices of a run's model; None where its architecture is not known."""
-    architecture = architecture_of(run.config["model"])
+    architecture = models.architecture_of(run.config["model"])
     return shape_of(architecture) if architecture else None
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runs import gpus, models
-from runs.errors import UserError
 from runs.identity import hash_of
+from runs.models.locate import json_mapping
 from runs.record import ROOT, cache_folder, write_atomically
 from runs.run import Run
 
@@ -50,7 +50,7 @@ def _of_card(run: Run) -> Pace | None:
     """As gpu-check has measured it on a card like those of this machine, by model, row and precision."""
     key = pace_key(run)
     cards = set(key.pop("machine")["cards"][:-1])
-    paces = (_read(str(GPU_CHECK)) or {}).get("paces") if cards else None
+    paces = (json_mapping(str(GPU_CHECK)) or {}).get("paces") if cards else None
     for entry in paces if isinstance(paces, list) else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a file that somebody has edited
             if {entry["card"]} == cards and entry["key"] == key:
@@ -77,7 +77,7 @@ def pace_key(run: Run) -> dict[str, Any]:
     model = {key: config["model"].get(key) for key in ("modality", "settings", "quantise")}
     return {
         "machine": machine(config["device"]),
-        "model": {**model, "architecture": architecture_of(config["model"])},
+        "model": {**model, "architecture": models.architecture_of(config["model"])},
         "row": run.method,
         "precision": config["train"]["precision"],
         "gradient_checkpointing": bool(config.get("gradient_checkpointing")),
@@ -86,27 +86,6 @@ def pace_key(run: Run) -> dict[str, Any]:
 
 def _path(run: Run) -> Path:
     return cache_folder() / "paces" / f"{hash_of(pace_key(run))[:24]}.json"
-
-
-def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The model's architecture by transformers' keys: from conf/model, or from its folder where that is on
-    this machine. None where neither is there."""
-    if model["architecture"]:
-        return dict(model["architecture"])
-    try:
-        folder = models.locate(model)
-    except UserError:  # the run itself raises it
-        return None
-    return _read(str(folder / "config.json")) if folder else None
-
-
-@cache
-def _read(path: str) -> dict[str, Any] | None:
-    try:
-        values = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 @cache

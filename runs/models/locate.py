@@ -5,6 +5,7 @@ import fnmatch
 import importlib.util
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,25 @@ def _check_index(path: Path) -> None:
             )
         if not (path.parent / name).is_file():
             raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")
+
+
+def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The model's architecture by transformers' keys: from conf/model, or from its folder where that is on
+    this machine. None where neither is there."""
+    if model["architecture"]:
+        return dict(model["architecture"])
+    try:
+        folder = locate(model)
+    except UserError:  # the run itself raises it
+        return None
+    return json_mapping(str(folder / "config.json")) if folder else None
+
+
+@cache
+def json_mapping(path: str) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None for a file that cannot be read, or has another content."""
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

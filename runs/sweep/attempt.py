@@ -3,6 +3,7 @@
 The processes are forked from a server that has imported torch already. So a run starts in a fraction of a
 second, and no state leaks from one run to the next."""
 
+import contextlib
 import errno
 import multiprocessing
 import multiprocessing.forkserver
@@ -67,7 +68,9 @@ class Attempt:
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         killed_before = _kernel_kills()
-        work = (self.run, self.run_id, self.lease, self.attempts, sender)
+        # The server may be older than the lease on a device
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        work = (self.run, self.run_id, self.lease, self.attempts, sender, visible)
         child = context.Process(target=_child, args=work, daemon=True)
         try:
             child.start()
@@ -181,9 +184,13 @@ def _kernel_kills() -> int:
     return count
 
 
-def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events: Connection) -> None:
+def _child(
+    run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events: Connection, visible: str | None
+) -> None:
     """The main function of a run's process. Its output goes into the run's log, its events to the executor,
-    and an error as one event."""
+    and an error as one event. visible: CUDA_VISIBLE_DEVICES."""
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the executor handles Ctrl-C, and ends this process
     stop: Any = None
 
@@ -191,6 +198,10 @@ def _child(run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events
         if stop is not None and stop.listens:
             stop.wanted = True
         else:
+            torch = sys.modules.get("torch")
+            if torch and torch.cuda.is_initialized():  # under MPS, work that goes on may hang the others
+                with contextlib.suppress(Exception):
+                    torch.cuda.synchronize()
             os._exit(INTERRUPTED)
 
     for number in STOPPING:
@@ -245,7 +256,7 @@ MEMORY = (
     "CUDACachingAllocator",
 )
 #: What they say of a device that fails, or is lost: a new process may find it again.
-DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802")
+DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802", "unable to find an engine")
 
 
 def cause_of(error: BaseException) -> tuple[str, str]:

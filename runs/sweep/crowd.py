@@ -13,7 +13,7 @@ from typing import Any
 
 from runs import gpus
 from runs.config import Launcher, Local
-from runs.forecast.memory import training_bytes
+from runs.forecast.memory import SHARE, training_bytes
 from runs.forecast.rows import Sources
 from runs.run import Run
 from tasks.parent import tied
@@ -32,7 +32,7 @@ def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
     free, needs = gpus.free_memory(), [training_bytes(run, sources) for run in runs]
     if free is None or not needs or any(need is None for need in needs):
         return 1
-    by_memory = int(free / max(need for need in needs if need))
+    by_memory = int(SHARE * free / max(need for need in needs if need))
     return max(1, min(MOST, by_memory, len(gpus.cores()) // CORES // max(devices, 1)))
 
 
@@ -109,7 +109,8 @@ class MPS:
                 [CONTROL, *options],
                 input=said,
                 env=os.environ | self.environment,
-                capture_output=True,
+                stdout=subprocess.DEVNULL,  # a daemon would keep a pipe open
+                stderr=subprocess.DEVNULL,
                 text=True,
                 timeout=30,
                 check=False,

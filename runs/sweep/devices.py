@@ -76,8 +76,10 @@ def waiting_note(names: list[str], runs_per_device: int) -> str | None:
 
 def _free_device(names: list[str], runs_per_device: int) -> DeviceLease | None:
     """The least shared of the devices; None where all are taken."""
+    # Another user's program may have filled one
+    emptiest = sorted(names, key=gpus.free_bytes, reverse=True)
     for share in range(runs_per_device):
-        for name in names:
+        for name in emptiest:
             if lock := _lock(f"{name}.{share}"):
                 return DeviceLease(name, lock)
     return None

@@ -1,6 +1,7 @@
 """Builds the parts of a run: task, model and method, optimizer, learning rates, and batches."""
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -37,8 +38,8 @@ def make_accelerator(run: Run) -> Accelerator:
     on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
-    # Accelerate's settings hold for the whole process; a run before may have had another precision.
-    AcceleratorState._reset_state()
+    # Accelerate's settings hold for the whole process; a run before may have had others.
+    AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
     # AdapterDrop leaves other adapters without a gradient in each batch.
     # What is frozen, A and B included, is the same on every process: nothing of it has to travel.
     parallel = DistributedDataParallelKwargs(
@@ -152,7 +153,9 @@ def make_optimizer(
     """AdamW on these groups, whose parameters are on the device; on an empty one where nothing trains
     (method=none)."""
     nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
-    fused = bool(groups) and device.type == "cuda"  # a kernel for many tensors, instead of several for each
+    # A kernel for many tensors, instead of several for each. In fp16 it would skip a step by itself, unseen
+    # by accelerate, and a method's after_step would take gradients that overflowed
+    fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
     return torch.optim.AdamW(
         groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"], fused=fused or None
     )

@@ -2,10 +2,12 @@
 
 They hold for the whole process. A record tells them as they were."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from runs import models
 from runs.run import Run
 
 #: Of peft's methods, those that allocate ranks by torch.kthvalue.
@@ -32,9 +34,16 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
     reasons = []
     if device.type == "cuda" and run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
-    if device.type == "cuda" and run.method["kind"] == "full" and run.config["task"].get("image_size"):
+    if device.type == "cuda" and run.method["kind"] == "full" and _interpolates(run.config):
         reasons.append("position embeddings are trained through a bicubic interpolation")
     return [f"another run may differ in the last bits: {reason}" for reason in reasons]
+
+
+def _interpolates(config: Mapping[str, Any]) -> bool:
+    """Whether a model resamples its position embeddings: for another image size than its own, and DINOv2 at
+    its usual one, too, since its table is of larger images."""
+    kind = (models.architecture_of(config["model"]) or {}).get("model_type", "")
+    return bool(config["task"].get("image_size") or kind.startswith("dinov2"))
 
 
 def flags(device: torch.device) -> dict[str, Any]:

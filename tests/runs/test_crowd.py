@@ -60,7 +60,8 @@ def test_the_micro_batch_of_a_llama_follows_the_memory(gigabytes, given, rows):
         (80, 64, 1, 6),
         (80, 8, 1, 4),
         (80, 16, 2, 4),
-        (12, 64, 1, 3),
+        (12, 64, 1, 2),  # a forecast is trusted to fill four fifths
+        (14, 64, 1, 3),
         (2, 64, 1, 1),
         (80, 1, 1, 1),
         (None, 64, 1, 1),

@@ -326,10 +326,10 @@ def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(w
     tried = []
     child = attempt._child
 
-    def count(run, settled, lease, attempts, events):
+    def count(run, settled, lease, attempts, events, visible):
         with open(f"{output_of(words)}-tried", "a") as file:
             file.write(f"{run.seed} ")
-        child(run, settled, lease, attempts, events)
+        child(run, settled, lease, attempts, events, visible)
 
     monkeypatch.setattr(attempt, "_child", count)
     wrong = [w for w in words if not w.startswith("method.")] + ["method.sites=[qeury]", "seed=0,1"]

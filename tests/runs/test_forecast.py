@@ -439,6 +439,11 @@ class Room:
     def size(self, tokens):
         return max(tokens // 10, 1) * 10
 
+    def clear(self):
+        import sys
+
+        assert sys.exc_info() == (None, None, None)  # or its traceback would hold the step's memory
+
     def __call__(self, tokens):
         import torch
 

@@ -269,6 +269,8 @@ def test_tf32_is_a_precision_of_its_own_that_a_cpu_does_not_have(words):
         ),
         (["model=vit_base", "task=cifar100", "method=full", "task.image_size=384"], "bicubic"),
         (["model=vit_base", "task=cifar100", "method=full"], None),
+        (["model=dinov2_small", "task=cifar100", "method=full"], "bicubic"),  # its table is of larger images
+        (["model=dinov2_small", "task=cifar100", "method=lora"], None),
         (["model=vit_base", "task=cifar100", "method=vera", "task.image_size=384"], None),
     ],
 )
@@ -377,9 +379,14 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **given: asked.append(given["fused"]))
     group = {"params": [torch.nn.Parameter(torch.ones(2))]}
-    for kind, groups in (("cuda", [group]), ("cpu", [group]), ("cuda", [])):
-        build.make_optimizer(groups, {"adam_eps": 1e-8}, torch.device(kind))
-    assert asked == [True, None, None]
+    for kind, precision, groups in (
+        ("cuda", "bf16", [group]),
+        ("cuda", "fp16", [group]),  # it would skip a step unseen
+        ("cpu", "fp32", [group]),
+        ("cuda", "fp32", []),
+    ):
+        build.make_optimizer(groups, {"adam_eps": 1e-8, "precision": precision}, torch.device(kind))
+    assert asked == [True, None, None, None]
 
 
 def test_a_batch_travels_from_page_locked_memory(monkeypatch):
