@@ -9,7 +9,6 @@ is added to it, and so is the forgetting of a language model (task.forgetting_te
 import json
 import re
 import shlex
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -161,9 +160,8 @@ def restore(
     context = Context(as_run(record), record["id"], report, start=False)
     fresh(context)
     if "adapter" in files:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers', of copying a model
-            vera.load(context.raw_model, files["adapter"])
+        # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
+        vera.start_from(context.raw_model, files["adapter"])
     if "head" in files:
         vera.load_head(context.raw_model, files["head"])
     return context

@@ -184,7 +184,7 @@ def _round(record: Record, path: Path, output: str, form: str) -> None:
     context = restore(record, output)
     before = context.score()
     vera.save(context.raw_model, context.method, path, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
-    vera.load(context.raw_model, path)
+    vera.start_from(context.raw_model, path)
     after, scale = context.score(), context.task.scale
     print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -44,9 +43,7 @@ def decode_epochs(
         texts["best"] = texts["last"]
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated attributes that copying a transformers model reads
-            context.method = vera.load(context.raw_model, context.best_file)
+        vera.start_from(context.raw_model, context.best_file)
         texts["best"] = _texts(context, "best", clock)
     seconds["decode"] = clock.seconds()
     if keep == "best":

@@ -322,6 +322,24 @@ def test_a_diverged_run_is_kept_and_not_tried_again(words, fork, monkeypatch, ca
     assert sweep.sweep(expand(words)).skipped == 1
 
 
+def test_a_run_sees_the_device_that_was_leased_after_its_server_had_begun(words, fork, monkeypatch):
+    """As in a search, which starts the server of all its trials first."""
+    child, seen = attempt._child, f"{output_of(words)}-seen"
+
+    def of_an_older_server(*work):
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        child(*work)
+
+    def train(training):
+        Path(seen).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(attempt, "_child", of_an_older_server)
+    monkeypatch.setattr("runs.training.train.train", train)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-of-the-lease")
+    sweep.sweep(expand([*words, "device=cpu"]))
+    assert Path(seen).read_text() == "GPU-of-the-lease"
+
+
 def test_a_failure_of_this_sweep_counts_once_and_an_earlier_one_is_tried_again(words, fork, monkeypatch):
     tried = []
     child = attempt._child
