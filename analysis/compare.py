@@ -206,7 +206,7 @@ def _of_several_codes(cells: Mapping[Key, Cell]) -> list[str]:
     notes = []
     for (_, row, task), cell in cells.items():
         for part in ("method", "task"):
-            made = [(r["cell"]["seed"], r["code"].get("sources", {}).get(part)) for r in cell.records]
+            made = [(r["cell"]["seed"], r.get("code", {}).get("sources", {}).get(part)) for r in cell.records]
             known = [(seed, source) for seed, source in made if source]
             if all(source["uncommitted"] is False for _, source in known):
                 continue

@@ -281,4 +281,4 @@ def test_the_watch_names_the_line_of_the_project(words):
 
     with Watch() as watch:
         sample(torch.ones(100, device="meta"))
-    assert list(watch.reads) == ["_local_scalar_dense at vera/base_weights.py sample"]
+    assert list(watch.reads) == ["_to_copy at vera/base_weights.py sample"]

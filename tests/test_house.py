@@ -18,7 +18,7 @@ FILES = {
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
-CODE_LINES = 23_169
+CODE_LINES = 23_192
 
 #: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
 SPINE = (
@@ -35,7 +35,7 @@ SPINE = (
     "analysis/tables/glue.py",
 )
 #: Lines, all of them. A change that needs more raises it.
-SPINE_LINES = 6_573
+SPINE_LINES = 6_576
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),

@@ -184,6 +184,15 @@ def _kernel_kills() -> int:
     return count
 
 
+def _leave() -> None:
+    """Ends a run's process, which can continue. Under MPS, work that is left on a GPU may hang the others."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        with contextlib.suppress(Exception):
+            torch.cuda.synchronize()
+    os._exit(INTERRUPTED)
+
+
 def _child(
     run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events: Connection, visible: str | None
 ) -> None:
@@ -198,11 +207,7 @@ def _child(
         if stop is not None and stop.listens:
             stop.wanted = True
         else:
-            torch = sys.modules.get("torch")
-            if torch and torch.cuda.is_initialized():  # under MPS, work that goes on may hang the others
-                with contextlib.suppress(Exception):
-                    torch.cuda.synchronize()
-            os._exit(INTERRUPTED)
+            _leave()
 
     for number in STOPPING:
         signal.signal(number, ask_to_stop)

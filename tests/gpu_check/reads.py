@@ -54,6 +54,7 @@ def counted(words: list[str], on_gpu: bool) -> tuple[Counter[str], Counter[str]]
     """Of a steady step, and of an evaluation of one batch, by where they come from."""
     (own,) = expand(words)
     training = Training(own, "0" * 12, lambda event: None)
+    training.reached = True  # a gradient is looked for in the first steps alone
     training.task.begin_epoch(0, [ROWS] * 4)
     count = Waits if on_gpu else Watch
     for _ in range(3):
