@@ -330,13 +330,14 @@ def test_a_run_sees_the_device_that_was_leased_after_its_server_had_begun(words,
         os.environ.pop("CUDA_VISIBLE_DEVICES")
         child(*work)
 
-    def train(training):
+    def noting(training):
         Path(seen).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        train(training)
 
     monkeypatch.setattr(attempt, "_child", of_an_older_server)
-    monkeypatch.setattr("runs.training.train.train", train)
+    monkeypatch.setattr("runs.training.train.train", noting)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-of-the-lease")
-    sweep.sweep(expand([*words, "device=cpu"]))
+    sweep.sweep(expand([*words, "device=cpu", "train.max_steps=1"]))
     assert Path(seen).read_text() == "GPU-of-the-lease"
 
 
