@@ -45,6 +45,7 @@ from runs.sweep.progress import (
 )
 from runs.tracking import Tracking
 from runs.training.loop import Training
+from runs.training.train import train
 
 
 @pytest.fixture
@@ -337,7 +338,7 @@ def test_a_run_sees_the_device_that_was_leased_after_its_server_had_begun(words,
     monkeypatch.setattr(attempt, "_child", of_an_older_server)
     monkeypatch.setattr("runs.training.train.train", noting)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-of-the-lease")
-    sweep.sweep(expand([*words, "device=cpu", "train.max_steps=1"]))
+    assert sweep.sweep(expand([*words, "device=cpu", "train.max_steps=1"])).done == 1
     assert Path(seen).read_text() == "GPU-of-the-lease"
 
 
