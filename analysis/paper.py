@@ -79,11 +79,11 @@ def numbers() -> tuple[Printed, ...]:
     return (*_by_model(), *_table4(), *_ablations(), *_table12_and_13())
 
 
-def printed_rows(table: str, model: str = "", part: str = "") -> list[tuple[Printed, ...]]:
+def printed_rows(table: str, model: str | None = None, part: str | None = None) -> list[tuple[Printed, ...]]:
     """A table's numbers by its rows, in its order; of one model, and of one part of table 6."""
     rows: dict[tuple[str, str, str, str], list[Printed]] = defaultdict(list)
     for n in numbers():
-        if n.table == table and model in ("", n.model) and part in ("", n.part):
+        if n.table == table and model in (None, n.model) and part in (None, n.part):
             rows[n.part, n.model, n.method, n.size].append(n)
     return [tuple(row) for row in rows.values()]
 

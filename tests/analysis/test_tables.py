@@ -16,7 +16,7 @@ from analysis.cells import cells, nearest
 from analysis.compare import CROSSFIT, shown
 from analysis.figures import parameters
 from analysis.figures.__main__ import main as figures_main
-from analysis.paper import paper
+from analysis.paper import paper, printed_rows
 from analysis.table import Table, escape, make_row, spreadsheet
 from analysis.tables import recipes
 from analysis.tables.__main__ import main
@@ -1126,3 +1126,9 @@ def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, 
         one["code"] = one["code"] | {"sources": {part: source}}
     notes = tables.table2(ledger(*made), "paper")[0].notes
     assert [note for note in notes if "versions of" in note] == ([told] if told else [])
+
+
+def test_a_model_without_a_name_is_none_of_the_papers():
+    (shown, *_) = tables.make("table2", ledger(*seeds("vera", "rte", model="")))
+    assert "a model that the paper does not use" in shown.title
+    assert [printed_rows(table, "") for table in ("table2", "table3", "table5")] == [[], [], []]
