@@ -258,8 +258,8 @@ def is_positive(values: Sequence[float]) -> bool | None:
 
 
 def both_intervals(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> tuple[Interval, Interval]:
-    """The interval of the mean difference by pair, and unpaired. That runs share a seed is worth little here
-    (their results hardly correlate), so what one of the two alone decides is not decided."""
+    """The interval of the mean difference by pair, and unpaired. Whether runs that share a seed resemble each
+    other is not known from so few, so what one of the two alone decides is not decided."""
     return paired_interval([x - y for x, y in pairs], level), unpaired_interval(pairs, level)
 
 
@@ -268,10 +268,6 @@ def _beyond(limit: float, *intervals: Interval) -> bool | None:
     known = [interval for interval in intervals if interval]
     if len(known) < len(intervals):
         return None
-    return (
-        True
-        if all(low > limit for low, _ in known)
-        else False
-        if all(high < limit for _, high in known)
-        else None
-    )
+    if all(low > limit for low, _ in known):
+        return True
+    return False if all(high < limit for _, high in known) else None

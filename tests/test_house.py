@@ -18,7 +18,7 @@ FILES = {
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
-CODE_LINES = 23_192
+CODE_LINES = 23_188
 
 #: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
 SPINE = (
