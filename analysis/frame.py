@@ -1,0 +1,469 @@
+"""Records as two pandas frames: `runs`, a row a run, and `cells`, a row a cell (model, row, task) over its seeds.
+
+Every value is a number or a name; tables make words of them. A metric's columns (value, best, last, crossfit,
+optimism, median, mean, spread) are in the unit that tables print, points for fractions; seconds and bytes are in
+their columns' names. NaN: a run has no such number."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from runs.record import (
+    CONF,
+    FINISHED,
+    Ledger,
+    Metric,
+    Record,
+    cell_id,
+    crossfit_of,
+    defining,
+    epoch_of_table,
+    lora_scaling,
+    other_data_seed,
+    protocol,
+    read_ledger,
+    row_label,
+    sample_deviation,
+    seed_value,
+    text_score,
+)
+
+#: What a cell is of.
+KEY = ["model", "row", "task"]
+SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+#: Seeds of a complete cell: as many as the paper's medians are over, unless a task's protocol has others.
+SEEDS = 5
+PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
+#: Tasks of studies that have more seeds than the protocol: there the preset says it.
+OF_STUDIES = ("alpaca", "reviews")
+
+# --- a run
+
+
+def row_of(record: Record) -> str:
+    """The row of tables that a record belongs to. LoRA of another rank than its recipe's is one row with a
+    constant alpha and another with a proportional one, however alpha was set."""
+    row = str(record["cell"]["row"])
+    return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
+
+
+def label_of(record: Record) -> str:
+    """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
+    records do not."""
+    return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
+
+
+def kind_of(record: Record) -> str:
+    """What a record is: a result, or why it is in no table: failed, stopped (train.max_steps ended it early), or a
+    trial (judged on training rows, task.holdout)."""
+    config = record["config"]
+    if record["status"] not in FINISHED:
+        return "failed"
+    if config["train"].get("max_steps") is not None:
+        return "stopped"
+    return "result" if config["task"].get("holdout") is None else "trial"
+
+
+def reported_epoch(record: Record) -> str:
+    """best or last: the epoch that a table reports of a record."""
+    return epoch_of_table(record["config"]["train"], record["result"]["reported"])
+
+
+def measured_on(record: Record) -> str:
+    """What a record's number was measured on, and how: the data, how many rows of them, the texts that were
+    decoded, the protocol, and whether an epoch was chosen. Numbers that differ in it are not compared."""
+    items, chosen = record["config"]["task"].get("items"), reported_epoch(record) == "best"
+    return repr((protocol(record), chosen, items, *sorted(record["data"].items())))
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """What defines a record's result except its seed and what follows it, as one mapping without groups."""
+    settings = dict[str, Any]()
+    for group, values in defining(record["config"]).items():
+        of_group = values if isinstance(values, dict) else {group: values}
+        settings |= {key: value for key, value in of_group.items() if key != "draw_seed"}
+    if record["config"]["method"].get("redrawn"):
+        settings.pop("projection_seed", None)
+    settings |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
+    return settings | {
+        "data_seed": other_data_seed(record),
+        "protocol": protocol(record),
+        "data": record["data"]["content"].rpartition(":")[2][:8],
+        "model": record["model"].rpartition(":")[2][:8],
+    }
+
+
+def one_class(record: Record) -> bool:
+    """Whether a run's metric is the same at every epoch, to the bit, as where the model predicts one class for
+    every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the predictions
+    of the best and the last epoch, are not the same."""
+    curve, predictions = record["curve"], record.get("predictions") or {}
+    kept = [curve.get(key) or [] for key in ("metric", "metric_select", "metric_report")]
+    kept.append([predictions[key] for key in ("best", "last") if predictions.get(key)])
+    alike = len(kept[0]) > 2 and all(len(set(values)) <= 1 for values in kept)
+    return record["status"] == "done" and alike
+
+
+def forgetting(record: Record) -> float:
+    """Nats a token that a run has lost on its text (above 0), or gained; NaN where it was not measured."""
+    of = record["result"].get("forgetting") or {}
+    whole = of.get("before") is not None and of.get("after") is not None
+    return float(of["after"] - of["before"]) if whole else math.nan
+
+
+@cache
+def _of_method(recipe: str) -> bool:
+    """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its rows."""
+    return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
+
+
+def _metric(epoch: str | None, select: str = "paper") -> Callable[[Record], float]:
+    return lambda record: record["result"]["scale"] * seed_value(record, epoch, select)
+
+
+def _crossfit(record: Record) -> float:
+    return float(record["result"]["scale"] * seed_value(record, reported_epoch(record), "crossfit"))
+
+
+def _optimism(record: Record) -> float:
+    of = crossfit_of(record) if record["status"] == "done" and reported_epoch(record) == "best" else None
+    return float(record["result"]["scale"] * of["optimism"]) if of else math.nan
+
+
+def _score(key: str) -> Callable[[Record], float]:
+    return lambda record: math.nan if (score := text_score(record, key)) is None else score
+
+
+def _cost(*keys: str) -> Callable[[Record], float | None]:
+    def number(record: Record) -> float | None:
+        known = [record["cost"][key] for key in keys if record["cost"].get(key) is not None]
+        return float(sum(known)) if known else None
+
+    return number
+
+
+def _in(*path: str) -> Callable[[Record], Any]:
+    def value(record: Record) -> Any:
+        part: Any = record
+        for key in path:
+            part = (part or {}).get(key)
+        return part
+
+    return value
+
+
+#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its median
+#: over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
+NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "id": (_in("id"), ""),
+    "status": (_in("status"), ""),
+    "kind": (kind_of, ""),
+    "model": (_in("cell", "model"), ""),
+    "row": (row_of, ""),
+    "task": (_in("cell", "task"), ""),
+    "seed": (_in("cell", "seed"), ""),
+    "label": (label_of, "first"),
+    "model_label": (_in("label", "model"), "first"),
+    "task_label": (_in("label", "task"), "first"),
+    "method": (_in("config", "method", "kind"), "first"),
+    "conf_row": (_in("cell", "row"), "first"),
+    "family": (_in("config", "task", "family"), "first"),
+    "preset": (_in("cell", "paper"), ""),
+    "epochs": (_in("config", "train", "epochs"), "first"),
+    "lr": (_in("config", "train", "lr"), "first"),
+    "lr_head": (_in("config", "train", "lr_head"), "first"),
+    "error": (_in("error"), ""),
+}
+NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "metric": (_in("result", "metric"), "first"),
+    "higher_is_better": (_in("result", "higher_is_better"), "first"),
+    "scale": (_in("result", "scale"), "first"),
+    "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
+    "reported": (reported_epoch, "first"),
+    "value": (_metric(None), ""),
+    "best": (_metric("best"), ""),
+    "last": (_metric("last"), ""),
+    "best_epoch": (
+        lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
+        "",
+    ),
+    "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
+    "crossfit": (_crossfit, ""),
+    "optimism": (_optimism, ""),
+    **{key: (_score(key), "") for key in SCORES},
+    "forgetting": (forgetting, ""),
+    "diverged": (lambda record: record["status"] == "diverged", ""),
+    "one_class": (one_class, ""),
+    "parameters": (_in("parameters", "adapter"), "first"),
+    "head_parameters": (_in("parameters", "head"), "first"),
+    "total_parameters": (_in("parameters", "total"), "first"),
+    "train_rows": (_in("data", "train_rows"), "first"),
+    "dev_rows": (_in("data", "dev_rows"), "first"),
+    "data": (_in("data", "content"), "first"),
+    "seconds": (_cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
+    **{
+        key: (_cost(key), "median")
+        for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
+    },
+    "peak_memory_bytes": (_cost("peak_memory_bytes"), "median"),
+    "adapter_bytes": (_cost("adapter_bytes"), "median"),
+    "steps": (_in("steps"), "first"),
+    "device": (_in("device", "name"), "first"),
+    "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
+    "deviations": (lambda record: tuple(record["deviations"]), ""),
+    "protocol": (protocol, "first"),
+    "measured": (measured_on, ""),
+    "cell": (cell_id, "first"),
+    "sources": (lambda record: record["code"].get("sources") or {}, ""),
+    "one_draw": (lambda record: _one_draw(record), "first"),
+}
+
+
+def _one_draw(record: Record) -> bool:
+    """Whether all seeds share VeRA's random matrices."""
+    method = record["config"]["method"]
+    return method["kind"] == "vera" and not method.get("redrawn")
+
+
+def runs(ledger: Ledger | None = None) -> pd.DataFrame:
+    """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours", or the study that has
+    published it), settings (what defines its result), and left_out, why it is in no cell ("": it is in one; see
+    `chosen`). Without a ledger: the records of outputs/ and the published ones."""
+    ledger = read_ledger() if ledger is None else ledger
+    lines, settings = [], dict[str, dict[str, Any]]()
+    for record in ledger:
+        line = {name: of(record) for name, (of, _) in NAMES.items()}
+        if line["kind"] != "failed":
+            line |= {name: of(record) for name, (of, _) in NUMBERS.items()}
+            line["settings"] = settings.setdefault(
+                line["cell"], settings_of(record) if line["cell"] not in settings else {}
+            )
+        lines.append(line | {"origin": ledger.origin.get(record["id"], "ours")})
+    columns = [*NAMES, *NUMBERS, "settings", "origin"]
+    return chosen(pd.DataFrame(lines, columns=columns))
+
+
+# --- which runs are in a cell
+
+ORDER = ["protocol", "few", "of_method", "count", "newest"]
+
+
+def chosen(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol (another variant of its
+    row follows a newer one), settings (another variant is nearer to its recipe: of the newest protocol, with the
+    fewest deviations, by a method's recipe and not by a study's, and then with the most runs), seed (another run
+    of the same settings has that seed). Runs with other settings are never in one cell."""
+    runs = runs.assign(left_out=runs.kind.where(runs.kind != "result", ""))
+    results = runs[runs.left_out == ""]
+    if results.empty:
+        return runs
+    facts = results[[*KEY, "cell", "id", "protocol"]].assign(
+        few=-results.deviations.map(len), of_method=results.recipe.map(_of_method)
+    )
+    variants = facts.groupby([*KEY, "cell"], sort=False, as_index=False).agg(
+        protocol=("protocol", "first"),
+        few=("few", "first"),
+        of_method=("of_method", "first"),
+        count=("id", "size"),
+        newest=("id", "max"),
+    )
+    nearest = variants.sort_values(ORDER, kind="stable").drop_duplicates(KEY, keep="last")
+    shown = pd.MultiIndex.from_frame(nearest[[*KEY, "cell"]])
+    newest = nearest.set_index(KEY).protocol
+    of_newest = facts.protocol.to_numpy() == newest.loc[list(facts[KEY].itertuples(index=False))].to_numpy()
+    is_shown = pd.MultiIndex.from_frame(facts[[*KEY, "cell"]]).isin(shown)
+    by_seed = results[is_shown].assign(few=-facts.few[is_shown]).sort_values(["seed", "few", "id"])
+    again = by_seed.index[by_seed.duplicated([*KEY, "seed"])]
+    left_out = np.select([is_shown, of_newest], ["", "settings"], "protocol")
+    runs.loc[results.index, "left_out"] = left_out
+    runs.loc[again, "left_out"] = "seed"
+    return runs
+
+
+def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
+    """The runs with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA r=256,
+    lr 0.001". Variants are results of the same row, model and task with other settings, data or start. paper: the
+    nearest variant keeps the row's name, so that it stands beside the paper's row."""
+    runs = chosen(runs)
+    several = runs[runs.kind == "result"].groupby(KEY, sort=False).filter(lambda of: of.cell.nunique() > 1)
+    for _, group in several.groupby(KEY, sort=False):
+        facts = group.drop_duplicates("cell").set_index("cell").settings
+        for cell, words in distinctions(facts).items():
+            of = group[group.cell == cell]
+            apart = [
+                word
+                for word in words.split(", ")
+                if word.replace("rank ", "r=") not in _parts(of.label.iloc[0])
+            ]
+            runs.loc[of.index, "label"] = ", ".join([of.label.iloc[0], *apart])
+            if not paper or not (of.left_out.isin(["", "seed"])).any():
+                runs.loc[of.index, "row"] = of.row + f" {words}"
+    return chosen(runs)
+
+
+def _parts(label: str) -> list[str]:
+    return label.replace(",", " ").split()
+
+
+def nearest_to(runs: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """The runs with one variant of each row: the one that differs in the fewest settings from an own run of that
+    row, model and task; of equals, and where there is no own run, the one that `chosen` takes."""
+    mine = own[own.kind == "result"].drop_duplicates([*KEY, "cell"]).groupby(KEY).settings.agg(list).to_dict()
+    variants = runs[runs.kind == "result"].drop_duplicates([*KEY, "cell"])
+    far = [
+        min((sum(of.get(key) != one.get(key) for key in {*of, *one}) for one in mine.get(key, [])), default=0)
+        for key, of in zip(variants[KEY].itertuples(index=False, name=None), variants.settings, strict=True)
+    ]
+    variants = variants.assign(far=far)
+    least = variants[variants.far == variants.groupby(KEY).far.transform("min")]
+    kept = runs.merge(least[[*KEY, "cell"]]).id
+    return chosen(runs[(runs.kind != "result") | runs.id.isin(kept)])
+
+
+def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any, str]:
+    """Of several mappings, by their names: the keys and values of each in which they are not all alike, in
+    words."""
+    facts = dict(facts.items())
+    keys = sorted({key for of in facts.values() for key in of})
+    unlike = [key for key in keys if len({str(of.get(key)) for of in facts.values()}) > 1]
+    return {name: ", ".join(f"{key} {_word(of.get(key))}" for key in unlike) for name, of in facts.items()}
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- cells
+
+
+def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:
+    """The cells of some runs, a row each, sorted by KEY: the statistics of a column of `runs` over the seeds.
+
+    value: the column (value, best, last, crossfit, a score). seeds: how many a complete cell has; by default
+    those of the task's protocol, or of the preset that ran it. Diverged runs and those of one class count like
+    any other; a run without a number makes the statistics NaN.
+
+    Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
+    wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard deviation);
+    best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds; deviations; presets;
+    origins; left_out, how many results of the row have other settings; older, their older protocols; again, the
+    ids of results that repeat a seed."""
+    runs = chosen(runs)
+    results, kept = (
+        runs[runs.kind == "result"],
+        runs[runs.left_out == ""].sort_values([*KEY, "seed"], kind="stable"),
+    )
+    groups = kept.groupby(KEY)
+    of = NAMES | NUMBERS
+    made = groups.agg(
+        **{name: (name, "first") for name, (_, how) in of.items() if how == "first"},
+        runs=("id", "size"),
+        n=(value, "count"),
+        values=(value, tuple),
+        seeds=("seed", tuple),
+        ids=("id", tuple),
+        median=(value, "median"),
+        mean=(value, "mean"),
+        last_median=("last", "median"),
+        diverged=("diverged", "sum"),
+        presets=("preset", lambda names: tuple(dict.fromkeys(names))),
+        origins=("origin", lambda names: tuple(dict.fromkeys(names))),
+        deviations=("deviations", lambda words: tuple(dict.fromkeys(word for of in words for word in of))),
+    )
+    if made.empty:
+        return made.reset_index()
+    made["spread"] = [_spread(values) for values in made["values"]]
+    known = made.n == made.runs
+    made[["median", "mean"]] = made[["median", "mean"]].where(known)
+    for name in ("best", "last", "crossfit", "optimism"):
+        made[name] = groups[name].median()
+    whole = kept[~kept.diverged.astype(bool)].groupby(KEY)
+    for name in (name for name, (_, how) in of.items() if how == "median"):
+        made[name] = pd.to_numeric(whole[name].median()).reindex(made.index)
+        made[name] = made[name].fillna(groups[name].median().where(made.diverged == made.runs))
+    alike = kept[kept.one_class.astype(bool)].groupby(KEY).seed.agg(tuple)
+    made["one_class"] = [alike.get(key, ()) for key in made.index]
+    others = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
+    made["left_out"] = others.size().reindex(made.index, fill_value=0)
+    older = (
+        results[results.left_out == "protocol"].groupby(KEY).protocol.agg(lambda of: tuple(sorted(set(of))))
+    )
+    again = results[results.left_out == "seed"].groupby(KEY).id.agg(tuple)
+    made["older"] = [older.get(key, ()) for key in made.index]
+    made["again"] = [again.get(key, ()) for key in made.index]
+    made["wanted"] = seeds or [_wanted(key[2], of) for key, of in zip(made.index, made.presets, strict=True)]
+    made["complete"] = made.n >= made.wanted
+    return made.drop(columns="last_median").reset_index()
+
+
+def _spread(values: Sequence[float]) -> float:
+    deviation = sample_deviation(values)
+    return math.nan if deviation is None else deviation
+
+
+def _wanted(task: str, presets: Iterable[Any]) -> int:
+    """How many seeds a cell should have: those of its protocol, or of the preset that ran it."""
+    of_protocol = PROTOCOLS.get(task, SEEDS)
+    if task not in OF_STUDIES:
+        return of_protocol
+    return max((_seeds(str(preset)) for preset in presets), default=0) or of_protocol
+
+
+@cache
+def _seeds(preset: str) -> int:
+    """How many seeds a preset has; 0 where it is none, or says nothing of them."""
+    path = CONF / "experiment" / f"{preset}.yaml"
+    node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    for key in ("hydra", "sweeper", "params", "seed"):
+        node = node.get(key, {})
+    return len(str(node).split(",")) if node != {} else 0
+
+
+def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are in these cells."""
+    return runs[runs.id.isin({run for ids in cells.ids for run in ids})]
+
+
+# --- the number that tables show
+
+
+def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
+    """The runs with `number`, what their task's table reports, its `name` ("accuracy, best epoch"), whether less
+    of it is better (`less`) and its `digits`: BLEU of the last epoch where a cell's texts were scored, else the
+    metric of the epoch that the table reports, or cross-fitted."""
+    texts = runs.bleu.notna() & (runs.status == "done")
+    of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
+    metric = runs.crossfit if select == "crossfit" else runs.value
+    return runs.assign(
+        number=metric.where(~of_texts, runs.bleu),
+        name=(runs.metric + ", " + runs.reported + " epoch").where(~of_texts, "BLEU, last epoch"),
+        less=(runs.higher_is_better == False) & ~of_texts,  # noqa: E712, an object column
+        digits=runs.decimals.where(~of_texts, 1),
+    )
+
+
+def pairs(runs: pd.DataFrame, row: str, other: str, number: str = "number") -> pd.DataFrame:
+    """The runs of two rows side by side, a line for each model, task and seed that both have, measured on the same:
+    x of `row` and y of `other`, such that more is better, with the ids of both. runs: of `reported`, in cells."""
+    known = runs[(runs.left_out == "") & runs[number].notna()]
+    known = known.assign(value=known[number].where(~known.less, -known[number]))
+    left, right = (known[known.row == name] for name in (row, other))
+    on = ["model", "task", "seed", "measured", "name"]
+    both = left.merge(right, on=on, suffixes=("", "_other"))
+    return both.rename(columns={"value": "x", "value_other": "y"}).assign(
+        difference=lambda of: np.where(
+            of.x == of.y, 0.0, of.x - of.y
+        )  # two diverged runs may both be infinite
+    )
+
+
+def median(values: Iterable[float]) -> float:
+    """NaN of no values, and where one of them is."""
+    values = list(values)
+    return math.nan if not values or any(map(math.isnan, values)) else statistics.median(values)
