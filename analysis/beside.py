@@ -1,4 +1,5 @@
-"""Our cells beside the paper's numbers: whether they may be compared, by how much they differ, and the verdict."""
+"""Our cells beside the paper's numbers: whether they may be compared, by how much they differ, and the
+verdict."""
 
 import math
 import re
@@ -11,16 +12,17 @@ import pandas as pd
 import yaml
 
 from analysis.frame import SEEDS
-from analysis.inference import median_variance, outside_by_chance, welch_half
+from analysis.inference import median_variance, welch_half
 from analysis.paper import FROM_MNLI, numbers
 from runs.record import CONF, LEVEL
 
-#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR and
-#: ROUGE-L in points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
+#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR
+#: and ROUGE-L in points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
 MARGIN, MARGINS = 1.0, {"nist": 0.1, "cider": 0.1, "score": 0.2}
 #: Tables that print means over seeds; the others print medians.
 MEANS = ("table6", "table7")
-#: Words of a verdict where the paper prints a spread, and where it prints none; and all, in the order of a page.
+#: Words of a verdict where the paper prints a spread, and where it prints none; and all, in the order of a
+#: page.
 WITH_SPREAD = ("reproduced", "consistent, wide", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
 WORDS = (
@@ -33,8 +35,9 @@ HALF_DIGIT = 0.05
 
 @cache
 def paper() -> pd.DataFrame:
-    """Every number that the paper prints of a trained model, a row each (paper.Printed), with `like`, our row that
-    it is compared with: where the paper's started from an adapter of MNLI, only one that did so, too."""
+    """Every number that the paper prints of a trained model, a row each (paper.Printed), with `like`, our
+    row that it is compared with: where the paper's started from an adapter of MNLI, only one that did so,
+    too."""
     frame = pd.DataFrame(numbers())
     mnli = [
         task in FROM_MNLI.get((model, row), ())
@@ -45,14 +48,14 @@ def paper() -> pd.DataFrame:
 
 
 def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
-    """The paper's numbers of a table, a row each, with our cells: `ours`, the `difference` (ours less the paper's),
-    `half` of its 95% interval, the `margin` that half may have, and the `word` of the verdict.
+    """The paper's numbers of a table, a row each, with our cells: `ours`, the `difference` (ours less the
+    paper's), `half` of its 95% interval, the `margin` that half may have, and the `word` of the verdict.
 
-    cells: of `frame.cells`, with `column` where a cell has several numbers (the scores of E2E). Welch's t over both
-    sides, as medians or means vary; where the paper prints no spread, over ours alone. reproduced: the interval
-    holds 0, and half of it is at most the margin; consistent, wide: it is wider; not reproduced: it does not hold 0.
-    Fewer than `seeds`, or a seed without the number, are incomplete, however close; a row that trains another
-    number of parameters is of another size."""
+    cells: of `frame.cells`, with `column` where a cell has several numbers (the scores of E2E). Welch's t
+    over both sides, as medians or means vary; where the paper prints no spread, over ours alone.
+    reproduced: the interval holds 0, and half of it is at most the margin; consistent, wide: it is wider;
+    not reproduced: it does not hold 0. Fewer than `seeds`, or a seed without the number, are incomplete,
+    however close; a row that trains another number of parameters is of another size."""
     printed = paper()[(paper().table == table) & (paper().task != "")].reset_index(drop=True)
     on = ["model", "like", "task"]
     ours = cells.rename(columns={"row": "like", "spread": "our_spread", "label": "our_label"})
@@ -100,8 +103,8 @@ def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
 
 
 def mean_of(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """The mean over tasks of a row's differences: difference, half and word; None where a cell has no verdict yet.
-    Where one cell of the paper has no spread, the paper's are left out of the interval."""
+    """The mean over tasks of a row's differences: difference, half and word; None where a cell has no
+    verdict yet. Where one cell of the paper has no spread, the paper's are left out of the interval."""
     if len(rows) < 2 or not rows.word.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all():
         return None
     both, count = bool(rows.spread.notna().all()), len(rows)
@@ -127,8 +130,8 @@ def word(difference: float, half: float, both: bool, margin: float) -> str:
 
 
 def summary(words: Any) -> str:
-    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)", "inside 3/4"; "" without
-    any."""
+    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)", "inside 3/4"; ""
+    without any."""
     count = Counter(words)
     parts = []
     if of := sum(count[word] for word in WITH_SPREAD):
@@ -141,41 +144,20 @@ def summary(words: Any) -> str:
 
 
 def status(rows: pd.DataFrame, mean: bool = True) -> str:
-    """The last column of our row, of its rows in `beside`: the verdicts of its cells and of their mean; "ours"
-    where one has none yet."""
-    words = set(rows.word)
-    if "other size" in words:
-        return "ours, another size: not compared"
-    if not words or "incomplete" in words:
-        return "ours"
+    """The verdicts of the cells of our row, of its rows in `beside`, and of their mean; "" where one has
+    none yet."""
+    if rows.empty or not rows.word.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all():
+        return ""
     whole = mean_of(rows) if mean else None
     return summary(rows.word) + (f"; mean {whole['word']}" if whole else "")
 
-
-def notes(rows: pd.DataFrame) -> list[str]:
-    """What the words of these rows mean."""
-    words = set(rows.word)
-    return [note for of, note in MEANINGS.items() if words & set(of)]
-
-
-MEANINGS = {
-    WITH_SPREAD: (
-        "difference: ours less the paper's, +- half of its 95% interval. reproduced: it holds 0, and half of it is at"
-        f" most {MARGIN:g} point ({MARGINS['nist']:g} for NIST and CIDEr, {MARGINS['score']:g} for judges). wide: it"
-        f" is wider. not: it does not hold 0, as in {1 - LEVEL:.0%} of perfect replications (docs/statistics.md)."
-    ),
-    WITHOUT_SPREAD: (
-        "inside n/m: the paper prints no spread, and its number is in the 95% interval of ours;"
-        f" {outside_by_chance(SEEDS):.0%} of perfect replications over {SEEDS} seeds are outside."
-    ),
-}
 
 # --- the size of a row
 
 
 def follows(printed: str, value: float) -> bool:
-    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB, GB and TB are powers of
-    1024."""
+    """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB, MB, GB and TB are
+    powers of 1024."""
     number, unit = re.fullmatch(r"([\d.]+)([KMGT])B?", printed).groups()  # type: ignore[union-attr]
     base = 1024 if printed.endswith("B") else 1000
     scale = 10 ** len(number.partition(".")[2])
@@ -185,15 +167,15 @@ def follows(printed: str, value: float) -> bool:
 
 @cache
 def exact_counts() -> list[dict[str, Any]]:
-    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is not
-    that."""
+    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
+    not that."""
     counts: list[dict[str, Any]] = yaml.safe_load((CONF / "counts.yaml").read_text())
     return counts
 
 
 def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool:
-    """Whether a row of ours trains as many numbers as the paper's: what it prints, rounded, or what its formula
-    gives."""
+    """Whether a row of ours trains as many numbers as the paper's: what it prints, rounded, or what its
+    formula gives."""
     size = str(printed).partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return parameters == 0
@@ -202,13 +184,3 @@ def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool
         for entry in exact_counts()
         if entry["printed"] == size
     )
-
-
-def off_formula(model: str) -> list[str]:
-    """The printed counts of a model's rows that do not follow from their own formula, in words."""
-    return [
-        f"The paper prints {entry['printed']} for {entry['method']}, whose exact count is {entry['count']:,}:"
-        f" {entry['note']}."
-        for entry in exact_counts()
-        if entry["model"] == model and "note" in entry
-    ]

@@ -1,8 +1,9 @@
-"""Records as two pandas frames: `runs`, a row a run, and `cells`, a row a cell (model, row, task) over its seeds.
+"""Records as two pandas frames: `runs`, a row a run, and `cells`, a row a cell (model, row, task) over its
+seeds.
 
-Every value is a number or a name; tables make words of them. A metric's columns (value, best, last, crossfit,
-optimism, median, mean, spread) are in the unit that tables print, points for fractions; seconds and bytes are in
-their columns' names. NaN: a run has no such number."""
+Every value is a number or a name; tables make words of them. A metric's columns (value, best, last,
+crossfit, optimism, median, mean, spread) are in the unit that tables print, points for fractions; seconds
+and bytes are in their columns' names. NaN: a run has no such number."""
 
 import math
 import statistics
@@ -60,8 +61,8 @@ def label_of(record: Record) -> str:
 
 
 def kind_of(record: Record) -> str:
-    """What a record is: a result, or why it is in no table: failed, stopped (train.max_steps ended it early), or a
-    trial (judged on training rows, task.holdout)."""
+    """What a record is: a result, or why it is in no table: failed, stopped (train.max_steps ended it
+    early), or a trial (judged on training rows, task.holdout)."""
     config = record["config"]
     if record["status"] not in FINISHED:
         return "failed"
@@ -100,9 +101,9 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def one_class(record: Record) -> bool:
-    """Whether a run's metric is the same at every epoch, to the bit, as where the model predicts one class for
-    every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the predictions
-    of the best and the last epoch, are not the same."""
+    """Whether a run's metric is the same at every epoch, to the bit, as where the model predicts one class
+    for every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the
+    predictions of the best and the last epoch, are not the same."""
     curve, predictions = record["curve"], record.get("predictions") or {}
     kept = [curve.get(key) or [] for key in ("metric", "metric_select", "metric_report")]
     kept.append([predictions[key] for key in ("best", "last") if predictions.get(key)])
@@ -117,9 +118,40 @@ def forgetting(record: Record) -> float:
     return float(of["after"] - of["before"]) if whole else math.nan
 
 
+#: Tokens of the text whose forward pass `added_flops` counts.
+TOKENS = 512
+#: Methods of this project whose change merges into the weights of the base model, so that inference costs
+#: nothing more (docs/methods.md). Of peft's classes there, one does not merge.
+MERGE = {"none", "head", "full", "bitfit", "ssf", "lora", "dylora", "lora_xs", "tied_lora", "nola"}
+MERGE |= {"adalora", "vera", "vera_plus"}
+PEFT_STAYS = {"LilyConfig"}
+
+
+def added_flops(record: Record) -> float:
+    """FLOPs of a forward pass over TOKENS tokens beyond the base model's: 0 where the method merges, two
+    for each weight of a bottleneck adapter and token, in each block that shares it; NaN where that is not
+    known."""
+    config, method = record["config"], record["config"]["method"]
+    if method["kind"] == "adapter":
+        architecture = config["model"].get("architecture") or {}
+        layers = architecture.get("num_hidden_layers") or architecture.get("n_layer")
+        blocks = int(layers) - int(method.get("drop_layers") or 0) if layers else math.nan
+        return 2.0 * TOKENS * record["parameters"]["adapter"] * (blocks if method.get("share") else 1)
+    of_peft = method["kind"] == "peft" and method["config_class"] not in PEFT_STAYS
+    return 0.0 if of_peft or method["kind"] in MERGE else math.nan
+
+
+def _part_of_data(record: Record) -> bool:
+    """Whether a run was trained or evaluated on as many rows as task.train_rows and task.dev_rows say. With
+    fewer rows than the setting says, the data are whole."""
+    task, data = record["config"]["task"], record["data"]
+    return any(task.get(key) and task[key] == data[key] for key in ("train_rows", "dev_rows"))
+
+
 @cache
 def _of_method(recipe: str) -> bool:
-    """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its rows."""
+    """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its
+    rows."""
     return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
 
 
@@ -158,8 +190,8 @@ def _in(*path: str) -> Callable[[Record], Any]:
     return value
 
 
-#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its median
-#: over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
+#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
+#: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
 NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
     "id": (_in("id"), ""),
     "status": (_in("status"), ""),
@@ -175,6 +207,8 @@ NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
     "conf_row": (_in("cell", "row"), "first"),
     "family": (_in("config", "task", "family"), "first"),
     "preset": (_in("cell", "paper"), ""),
+    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
+    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
     "epochs": (_in("config", "train", "epochs"), "first"),
     "lr": (_in("config", "train", "lr"), "first"),
     "lr_head": (_in("config", "train", "lr_head"), "first"),
@@ -198,6 +232,11 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "optimism": (_optimism, ""),
     **{key: (_score(key), "") for key in SCORES},
     "forgetting": (forgetting, ""),
+    "forgetting_before": (_in("result", "forgetting", "before"), ""),
+    "forgetting_name": (_in("result", "forgetting", "text"), ""),
+    "forgetting_text": (_in("result", "forgetting", "sha256"), ""),
+    "forgetting_tokens": (_in("result", "forgetting", "tokens"), ""),
+    "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),
     "parameters": (_in("parameters", "adapter"), "first"),
@@ -206,6 +245,13 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "train_rows": (_in("data", "train_rows"), "first"),
     "dev_rows": (_in("data", "dev_rows"), "first"),
     "data": (_in("data", "content"), "first"),
+    "part_of_data": (_part_of_data, ""),
+    "shots": (_in("config", "task", "shots"), "first"),
+    "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
+    "rank": (_in("config", "method", "rank"), ""),
+    "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
+    "judged": (lambda record: record.get("judged") or [], ""),
+    "template": (_in("config", "task", "template"), ""),
     "seconds": (_cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
     **{
         key: (_cost(key), "median")
@@ -232,9 +278,9 @@ def _one_draw(record: Record) -> bool:
 
 
 def runs(ledger: Ledger | None = None) -> pd.DataFrame:
-    """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours", or the study that has
-    published it), settings (what defines its result), and left_out, why it is in no cell ("": it is in one; see
-    `chosen`). Without a ledger: the records of outputs/ and the published ones."""
+    """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours", or the study that
+    has published it), settings (what defines its result), and left_out, why it is in no cell ("": it is in
+    one; see `chosen`). Without a ledger: the records of outputs/ and the published ones."""
     ledger = read_ledger() if ledger is None else ledger
     lines, settings = [], dict[str, dict[str, Any]]()
     for record in ledger:
@@ -255,10 +301,11 @@ ORDER = ["protocol", "few", "of_method", "count", "newest"]
 
 
 def chosen(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol (another variant of its
-    row follows a newer one), settings (another variant is nearer to its recipe: of the newest protocol, with the
-    fewest deviations, by a method's recipe and not by a study's, and then with the most runs), seed (another run
-    of the same settings has that seed). Runs with other settings are never in one cell."""
+    """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol (another variant of
+    its row follows a newer one), settings (another variant is nearer to its recipe: of the newest protocol,
+    with the fewest deviations, by a method's recipe and not by a study's, and then with the most runs),
+    seed (another run of the same settings has that seed). Runs with other settings are never in one
+    cell."""
     runs = runs.assign(left_out=runs.kind.where(runs.kind != "result", ""))
     results = runs[runs.left_out == ""]
     if results.empty:
@@ -289,18 +336,27 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
 # --- cells
 
 
+#: The columns of `cells`, after KEY.
+SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
+CELL_COLUMNS = [
+    *(*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean", "spread"),
+    *("best", "last", "crossfit", "optimism", "diverged", "one_class", "presets", "origins", "deviations"),
+    *("left_out", "older", "again"),
+]
+
+
 def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:
     """The cells of some runs, a row each, sorted by KEY: the statistics of a column of `runs` over the seeds.
 
-    value: the column (value, best, last, crossfit, a score). seeds: how many a complete cell has; by default
-    those of the task's protocol, or of the preset that ran it. Diverged runs and those of one class count like
-    any other; a run without a number makes the statistics NaN.
+    value: the column (value, best, last, crossfit, a score). seeds: how many a complete cell has; by
+    default those of the task's protocol, or of the preset that ran it. Diverged runs and those of one class
+    count like any other; a run without a number makes the statistics NaN.
 
     Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
-    wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard deviation);
-    best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds; deviations; presets;
-    origins; left_out, how many results of the row have other settings; older, their older protocols; again, the
-    ids of results that repeat a seed."""
+    wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard
+    deviation); best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds;
+    deviations; presets; origins; left_out, how many results of the row have other settings; older, their
+    older protocols; again, the ids of results that repeat a seed."""
     runs = chosen(runs)
     results, kept = (
         runs[runs.kind == "result"],
@@ -317,14 +373,13 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         ids=("id", tuple),
         median=(value, "median"),
         mean=(value, "mean"),
-        last_median=("last", "median"),
         diverged=("diverged", "sum"),
         presets=("preset", lambda names: tuple(dict.fromkeys(names))),
         origins=("origin", lambda names: tuple(dict.fromkeys(names))),
         deviations=("deviations", lambda words: tuple(dict.fromkeys(word for of in words for word in of))),
     )
     if made.empty:
-        return made.reset_index()
+        return made.reset_index().reindex(columns=CELL_COLUMNS)
     made["spread"] = [_spread(values) for values in made["values"]]
     known = made.n == made.runs
     made[["median", "mean"]] = made[["median", "mean"]].where(known)
@@ -346,7 +401,7 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     made["again"] = [again.get(key, ()) for key in made.index]
     made["wanted"] = seeds or [_wanted(key[2], of) for key, of in zip(made.index, made.presets, strict=True)]
     made["complete"] = made.n >= made.wanted
-    return made.drop(columns="last_median").reset_index()
+    return made.reset_index().reindex(columns=CELL_COLUMNS)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -381,9 +436,9 @@ def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
-    """The runs with `number`, what their task's table reports, its `name` ("accuracy, best epoch"), whether less
-    of it is better (`less`) and its `digits`: BLEU of the last epoch where a cell's texts were scored, else the
-    metric of the epoch that the table reports, or cross-fitted."""
+    """The runs with `number`, what their task's table reports, its `name` ("accuracy, best epoch"), whether
+    less of it is better (`less`) and its `digits`: BLEU of the last epoch where a cell's texts were scored,
+    else the metric of the epoch that the table reports, or cross-fitted."""
     texts = runs.bleu.notna() & (runs.status == "done")
     of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
     metric = runs.crossfit if select == "crossfit" else runs.value
@@ -396,8 +451,9 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
 
 
 def pairs(runs: pd.DataFrame, row: str, other: str, number: str = "number") -> pd.DataFrame:
-    """The runs of two rows side by side, a line for each model, task and seed that both have, measured on the same:
-    x of `row` and y of `other`, such that more is better, with the ids of both. runs: of `reported`, in cells."""
+    """The runs of two rows side by side, a line for each model, task and seed that both have, measured on
+    the same: x of `row` and y of `other`, such that more is better, with the ids of both. runs: of
+    `reported`, in cells."""
     known = runs[(runs.left_out == "") & runs[number].notna()]
     known = known.assign(value=known[number].where(~known.less, -known[number]))
     left, right = (known[known.row == name] for name in (row, other))

@@ -45,9 +45,9 @@ def median_variance(n: int) -> float:
 
 
 def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
-    """Half the width of the interval of a sum or difference of independent estimates, by Student's t with Welch's
-    degrees of freedom. variances, freedoms: of each estimate, along the first axis; further axes are other
-    intervals. 0 where no estimate varies, NaN where a variance is not known."""
+    """Half the width of the interval of a sum or difference of independent estimates, by Student's t with
+    Welch's degrees of freedom. variances, freedoms: of each estimate, along the first axis; further axes
+    are other intervals. 0 where no estimate varies, NaN where a variance is not known."""
     variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -26,9 +26,9 @@ FORMS: dict[str, Callable[["Number"], str]] = {
 class Number:
     """A number of a table, in the unit that its column's name says.
 
-    spread: what stands behind +-, a standard deviation, or half of an interval. n, wanted: how many seeds have it,
-    of how many; shown where some lack it, or if `counted`. mark: what follows it, such as "1d". verdict: of the
-    number beside the paper's. ids: the runs that it comes from."""
+    spread: what stands behind +-, a standard deviation, or half of an interval. n, wanted: how many seeds
+    have it, of how many; shown where some lack it, or if `counted`. mark: what follows it, such as "1d".
+    verdict: of the number beside the paper's. ids: the runs that it comes from."""
 
     value: float
     spread: float = math.nan
@@ -62,8 +62,8 @@ Row = Sequence[Entry]
 
 @dataclass
 class Table:
-    """A title, a header, rows of equal length, and notes under it. The first column names a row; a row without a
-    name belongs to the one above it.
+    """A title, a header, rows of equal length, and notes under it. The first column names a row; a row
+    without a name belongs to the one above it.
 
     For the dashboard: its model ("" if it has none), the labels of its tasks by task, and the columns of
     frame.runs that it shows."""
@@ -142,8 +142,8 @@ TIDY = [
 
 
 def render(tables: Iterable[Table], form: str = "md", runs: bool = False) -> str:
-    """Tables as md, latex or csv. runs: with the run ids of each number below a table; csv has them anyway, in one
-    frame of all tables."""
+    """Tables as md, latex or csv. runs: with the run ids of each number below a table; csv has them anyway,
+    in one frame of all tables."""
     if form == "csv":
         text = io.StringIO()
         whole = pd.concat([table.tidy() for table in tables], ignore_index=True)

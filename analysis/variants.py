@@ -9,9 +9,9 @@ from analysis.frame import KEY, chosen
 
 
 def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
-    """The runs with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA r=256,
-    lr 0.001". Variants are results of the same row, model and task with other settings, data or start. paper: the
-    nearest variant keeps the row's name, so that it stands beside the paper's row."""
+    """The runs with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA
+    r=256, lr 0.001". Variants are results of the same row, model and task with other settings, data or
+    start. paper: the nearest variant keeps the row's name, so that it stands beside the paper's row."""
     runs = chosen(runs)
     several = runs[runs.kind == "result"].groupby(KEY, sort=False).filter(lambda of: of.cell.nunique() > 1)
     for _, group in several.groupby(KEY, sort=False):
@@ -34,8 +34,8 @@ def _parts(label: str) -> list[str]:
 
 
 def nearest_to(runs: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
-    """The runs with one variant of each row: the one that differs in the fewest settings from an own run of that
-    row, model and task; of equals, and where there is no own run, the one that `chosen` takes."""
+    """The runs with one variant of each row: the one that differs in the fewest settings from an own run of
+    that row, model and task; of equals, and where there is no own run, the one that `chosen` takes."""
     mine = own[own.kind == "result"].drop_duplicates([*KEY, "cell"]).groupby(KEY).settings.agg(list).to_dict()
     variants = runs[runs.kind == "result"].drop_duplicates([*KEY, "cell"])
     far = [
