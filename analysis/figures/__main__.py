@@ -35,15 +35,14 @@ def main(arguments: list[str]) -> int:
     axes = _axes(chosen, line.settings)
     ledger = open_chosen(line.settings)
     tasks, every = words(line.settings.task), line.settings.all or bool(line.settings.sweep)
-    labels = [row_name(word) for word in words(line.settings.labels)]
-    rows = sorted({str(record["cell"]["row"]) for record in ledger})
-    for label in labels if rows else ():
-        one_of("row labels=", label, rows)
+    labels = tuple(map(row_name, words(line.settings.labels)))
+    for label in labels:
+        one_of("row labels=", label, sorted({str(record["cell"]["row"]) for record in ledger}))
     if line.settings.sweep:
         tasks = tasks or tuple({str(record["cell"]["task"]) for record in ledger})
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, tasks, every, axes, labels):
+        for figure in make(name, ledger, every, tasks=tasks, axes=axes, labels=labels):
             notes = [f"  {note}" for note in figure.notes]
             if figure.data.empty:
                 print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)

@@ -47,9 +47,8 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Part:
-    """What figures are made from: runs (frame.runs), the measures that go with them, whose both are, and of the
-    pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a label (empty: the
-    usual)."""
+    """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of the
+    pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a label."""
 
     runs: pd.DataFrame
     measures: Sequence[Record] = ()
@@ -61,11 +60,11 @@ class Part:
 
 @dataclass
 class Figure:
-    """A figure: its name and title, the data behind it, notes, and how the data are drawn on matplotlib's axes.
+    """A figure: its name and title, the data behind it, notes, and what draws the data on matplotlib's axes.
 
-    Numbers of the data are numbers; the column "runs" has the ids of the runs (or the measure) of each row, none
-    where a number is quoted. Without data there is nothing to draw, and the notes say why. subtitle: below the
-    title of the picture. beside: lines at its foot. size: in inches."""
+    The column "runs" of the data has the ids of the runs (or the measure) of each row, none where a number is
+    quoted. Without data the notes say why. subtitle: below the title. foot: lines below the picture. size: in
+    inches."""
 
     name: str
     title: str
@@ -73,18 +72,13 @@ class Figure:
     notes: list[str]
     draw: Callable[[Any, pd.DataFrame], None]
     subtitle: str = ""
-    beside: list[str] = field(default_factory=list)
+    foot: list[str] = field(default_factory=list)
     size: tuple[float, float] = SIZE
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The runs (or measures) behind its numbers, each once."""
         return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
-
-
-def nothing(name: str, title: str, why: str) -> Figure:
-    """A figure that nothing has run for."""
-    return Figure(name, title, pd.DataFrame(), [why], lambda axes, data: None)
 
 
 def colour(row: str, kind: str | None = None) -> str:
@@ -124,10 +118,10 @@ def canvas(figure: Figure) -> Canvas:
         words = "\n".join([figure.title, "", *figure.notes])
         whole.text(0.5, 0.5, words, ha="center", va="center", wrap=True)
         return whole
-    if figure.beside:
-        whole.supxlabel("\n".join(figure.beside), fontsize=6, color="#555555")
+    if figure.foot:
+        whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
     axes = whole.subplots()
-    axes.set_title("\n".join(filter(None, [figure.title, figure.subtitle])), wrap=True)
+    axes.set_title("\n".join(filter(None, [figure.title, figure.subtitle])))
     figure.draw(axes, figure.data)
     return whole
 
@@ -144,37 +138,30 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the
     files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        for form, unstable in (("pdf", {"CreationDate": None, "ModDate": None}), ("png", {})):
-            path = folder / f"{figure.name}.{form}"
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                canvas(figure).savefig(unfinished, format=form, dpi=200, metadata=unstable)
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-            paths.append(path)
-    write_atomically(folder / f"{figure.name}.csv", csv(figure.data))
-    return [*paths, folder / f"{figure.name}.csv"]
+    pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
+    for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
+        unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        try:
+            with matplotlib.rc_context(STYLE):
+                canvas(figure).savefig(unfinished, dpi=200, metadata=unstable)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    write_atomically(csv, to_csv(figure.data))
+    return [pdf, png, csv]
 
 
-def csv(data: pd.DataFrame) -> str:
+def to_csv(data: pd.DataFrame) -> str:
     """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
     words = data.select_dtypes(exclude="number").columns
-    text: str = data.assign(**{name: data[name].map(_word) for name in words}).to_csv(
-        index=False, float_format="%.10g", lineterminator="\n", header=[*map(_word, data)]
-    )
-    return text
+    text = data.assign(**{name: data[name].map(_word) for name in words}).rename(columns=_word)
+    return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 def _word(value: Any) -> Any:
     if isinstance(value, tuple):
         value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
     return spreadsheet(one_line(value)) if isinstance(value, str) else value
-
-
-# --- what figures share
 
 
 def parameter_count(value: float, _: Any = None) -> str:
@@ -189,19 +176,6 @@ def is_varied(row: str) -> bool:
     ranks, starts = r"(vera|lora|lora_plus|lora_fa)_r\d+", r"lora_mnli|\w+_from_"
     ablation = r"vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
     return re.match(f"{ranks}|{starts}|{ablation}", row) is not None
-
-
-def spanned(counts: Sequence[int]) -> str:
-    """The least and the greatest count: "3 to 5"."""
-    ends = sorted(counts)
-    return " to ".join(str(count) for count in dict.fromkeys((ends[0], ends[-1]))) if ends else "0"
-
-
-def metric_label(name: str, digits: int = 1) -> str:
-    """A metric as an axis calls it. digits: a fraction in percent has one, and a BLEU."""
-    if name == "BLEU" or digits != 1:
-        return name
-    return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
 
 
 def finite(value: Any) -> float:

@@ -6,37 +6,38 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.figure import MARKERS, Figure, Part, colour, finite
-from analysis.figures.measures import draw_band
+from analysis.figures.layers import draw_band
 from analysis.paper import NAMES, paper
 from runs.record import Record
 
 SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
+LEAST = (
+    "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same."
+)
 
 
-def make(part: Part) -> list[Figure]:
+def figure6(part: Part) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
-    data, notes = errors(part.measures), list[str]()
-    size, subtitle = 10, ""
+    data, notes, size, over = errors(part.measures), list[str](), 10, ""
     if fit := shown(part.measures):
-        size, count = fit["settings"]["size"], fit["settings"]["matrices"]
-        subtitle = f"mean of {count} matrices, bands from the lowest to the highest"
+        settings = fit["settings"]
+        size, over = (
+            settings["size"],
+            f"mean of {settings['matrices']} matrices, bands from the lowest to the highest",
+        )
         for of in data[data.n < data.of].itertuples():
             notes.append(f"{of.method} at rank {of.rank}: {of.of - of.n} of {of.of} errors are not finite.")
-        words = ", ".join(f"{key} {fit['settings'][key]}" for key in SETTINGS)
-        notes.append(f"Settings (this project's choice): {words}.")
-        notes.append(
-            "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same."
-        )
+        words = ", ".join(f"{key} {settings[key]}" for key in SETTINGS)
+        notes += [f"Settings (this project's choice): {words}.", LEAST]
         if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
             notes.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
     else:
         notes.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
-    notes.append("The paper prints no numbers of this figure.")
-    notes.append(f"The paper's finding: {paper()['figure6']['finding']}.")
+    notes.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
     title = f"Figure 6: fitting random {size} x {size} matrices"
-    return [Figure("figure6", title, data[data.n > 0].drop(columns="of"), notes, _draw, subtitle)]
+    return [Figure("figure6", title, data[data.n > 0], notes, _draw, over)]
 
 
 def shown(measures: Iterable[Record]) -> Record | None:
@@ -50,25 +51,21 @@ def errors(measures: Iterable[Record]) -> pd.DataFrame:
     over the matrices, how many are finite (n, of), and the least that the rank allows."""
     fit, rows = shown(measures), []
     for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True) if fit else ():
-        values = pd.Series([finite(value) for value in mse], dtype=float)
-        spread = values.std() if values.count() > 1 else 0.0
-        row = (NAMES[method], method, rank, count, values.mean(), values.min(), values.max(), spread)
-        rows.append(
-            (*row, pd.Series(least or [], dtype=float).mean(), values.count(), len(values), (fit["id"],))
-        )
+        mse, best = (pd.Series([*map(finite, values or [])], dtype=float) for values in (mse, least))
+        spread = mse.std() if mse.count() > 1 else 0.0
+        row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread
+        rows.append((*row, best.mean(), mse.count(), len(mse), (fit["id"],)))
     return pd.DataFrame(rows, columns=DATA)
 
 
 def _draw(axes: Any, data: pd.DataFrame) -> None:
-    for kind in (kind for kind in ("lora", "vera") if (data.kind == kind).any()):
-        look = (colour(kind), "--" if kind == "lora" else "-", MARKERS[kind])
-        draw_band(axes, "parameters", data[data.kind == kind], look, NAMES[kind], "mean")
-    if len(lora := data[data.kind == "lora"]):
-        least = lora.parameters.min()
-        axes.axvline(least, color="#555555", linestyle=":", linewidth=0.8)
+    for kind, of in data.groupby("kind"):
+        look = colour(kind), "--" if kind == "lora" else "-", MARKERS[kind]
+        draw_band(axes, of, NAMES[kind], look, "parameters", "mean")
+    if (data.kind == "lora").any():
+        first = data.parameters[data.kind == "lora"].min()
+        axes.axvline(first, color="#555555", linestyle=":", linewidth=0.8)
         at: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate("LoRA, rank 1", (least, 1), (4, -2), va="top", **at)
-    axes.set_xlabel("trained parameters")
-    axes.set_ylabel("mean squared error")
-    axes.set_ylim(bottom=-0.02)
+        axes.annotate("LoRA, rank 1", (first, 1), (4, -2), va="top", **at)
+    axes.set(xlabel="trained parameters", ylabel="mean squared error", ylim=(-0.02, None))
     axes.legend()

@@ -1,12 +1,14 @@
 """The dev metric by trainable parameters: of the demo, and of the tasks of tables 2 and 5."""
 
+from dataclasses import replace
+
 import pandas as pd
 
-from analysis.figures.figure import Figure, Part, is_varied, nothing
+from analysis.figures.figure import Figure, Part, is_varied
 from analysis.figures.pareto import CROWDED, of_rows
 from analysis.paper import GLUE
 
-#: The axes of the pictures of very many rows.
+#: The x axes of the pictures of very many rows.
 COSTS = ("parameters", "bytes", "seconds", "memory")
 #: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
 DEMO = (1000, 500)
@@ -18,15 +20,18 @@ def demo(part: Part) -> list[Figure]:
         part.runs[(part.runs.kind == "result") & (part.runs.task == "reviews")],
         "accuracy_vs_parameters",
     )
-    asked = {key: [of.get(key) or 0 for of in runs.settings] for key in ("train_rows", "dev_rows")}
-    sizes = list(runs.groupby([pd.Series(of, index=runs.index) for of in asked.values()]))
+    asked = pd.Series(
+        [(of.get("train_rows") or 0, of.get("dev_rows") or 0) for of in runs.settings], runs.index
+    )
     figures = []
-    for size, of in sizes:
+    for size in sorted(set(asked)):
+        of, several = runs[asked == size], asked.nunique() > 1
         # The demo's own size has the plain name, where there are others
-        of_size = name if len(sizes) == 1 or size == DEMO else f"{name}_{size[0]}_{size[1]}"
+        of_size = f"{name}_{size[0]}_{size[1]}" if several and size != DEMO else name
         rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
-        figures += _by_model(of, of_size, "minilm", part, "" if len(sizes) == 1 else rows)
-    return figures or [nothing(name, "The demo: dev metric by parameters", "Nothing has run: make demo.")]
+        figures += _by_model(of, of_size, "minilm", part, rows * several)
+    title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
+    return figures or [Figure(name, title, pd.DataFrame(), why, lambda *_: None)]
 
 
 def make(part: Part) -> list[Figure]:
@@ -48,8 +53,7 @@ def _by_model(runs: pd.DataFrame, name: str, usual: str, part: Part, more: str =
     figures = []
     for model, of in runs.groupby("model"):
         whole = name if model == usual else f"{name}_{model}"
-        costs = COSTS if of.row.nunique() > CROWDED else COSTS[:1]
-        figures += [
-            of_rows(of, (x, "metric"), whole.replace("parameters", x), part.labels, more) for x in costs
-        ]
+        for x in COSTS if of.row.nunique() > CROWDED else COSTS[:1]:
+            of_axes = replace(part, axes=(x, "metric"))
+            figures.append(of_rows(of, of_axes, whole.replace("parameters", x), more, spans=True))
     return figures
