@@ -234,7 +234,7 @@ def _notes(
     epochs = " or ".join(sorted(set(alone.reported))) or "reported"
     how = f"{spec.middle.capitalize()}s over seeds of the {epochs} epoch, +- sample standard deviation."
     if view.select == "crossfit":
-        last = set(alone.reported) == {"last"}
+        last = spec.scored or set(alone.reported) == {"last"}
         how = (
             "select= changes nothing here: the last epoch is reported."
             if last
