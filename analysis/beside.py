@@ -90,7 +90,7 @@ def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
     holds = rows.difference.abs() <= rows.half + 1e-9
     rows["word"] = np.select(
         [
-            *(rows.quoted & ~has, ~has, ~same, ~enough),
+            *(rows.quoted & (~has | rows.table.isin(["table4", "table13"])), ~has, ~same, ~enough),
             *(~both & holds, ~both, ~holds, rows.half <= rows.margin + 1e-9),
         ],
         [

@@ -268,7 +268,7 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "protocol": (protocol, "first"),
     "measured": (measured_on, ""),
     "cell": (cell_id, "first"),
-    "sources": (lambda record: record["code"].get("sources") or {}, ""),
+    "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
     "one_draw": (lambda record: _one_draw(record), "first"),
 }
 
@@ -389,8 +389,8 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         made[name] = groups[name].median()
     whole = kept[~kept.diverged.astype(bool)].groupby(KEY)
     for name in (name for name, (_, how) in of.items() if how == "median"):
-        made[name] = pd.to_numeric(whole[name].median()).reindex(made.index)
-        made[name] = made[name].fillna(groups[name].median().where(made.diverged == made.runs))
+        done, every = (pd.to_numeric(of[name].median()).reindex(made.index) for of in (whole, groups))
+        made[name] = done.where(made.diverged < made.runs, every)
     alike = kept[kept.one_class.astype(bool)].groupby(KEY).seed.agg(tuple)
     made["one_class"] = [alike.get(key, ()) for key in made.index]
     others = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
