@@ -490,7 +490,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
     assert differ < 1e-5 * largest
     # A change whose weight() says another thing than its forward; then a merge of another model, untried
     real = VeRAChange.weight
-    monkeypatch.setattr(VeRAChange, "weight", lambda change: 1.01 * real(change))
+    monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
     done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
     assert "VeRAChange.forward is not x @ weight().T" in done.stderr
     monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
