@@ -452,6 +452,21 @@ def test_any_method_is_checked_from_its_files(method, words, capsys):
     assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
 
 
+DIFFER = r"Outputs of (\d+) dev rows differ by at most ([\d.e+-]+); the largest is ([\d.e+-]+)\."
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_merged_model_differs_by_float32s_rounding_whatever_the_run_computed_in(
+    precision, words, tmp_path, capsys
+):
+    from runs.export import __main__ as export
+
+    found = trained([*words, "train.lr=1", f"train.precision={precision}"])["id"]
+    assert export.main([found, "merged", str(tmp_path / "merged"), f"output={output_of(words)}"]) == 0
+    _, differ, largest = map(float, re.search(DIFFER, capsys.readouterr().out).groups())
+    assert differ < 1e-5 * largest
+
+
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
     """To peft, into a plain model folder, and into half precision: each answers as the run's own files do."""
     import peft
@@ -470,14 +485,19 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
     files = [*tmp_path.rglob("*.safetensors"), tmp_path / "fp16", tmp_path / "peft" / "adapter_config.json"]
     assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
     assert "from the fp16 file" in printed
-    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", printed).groups()
-    assert before == after
-    # A change whose weight() says another thing than its forward
+    rows, differ, largest = map(float, re.search(DIFFER, printed).groups())
+    assert rows == 24
+    assert differ < 1e-5 * largest
+    # A change whose weight() says another thing than its forward; then a merge of another model, untried
     real = VeRAChange.weight
     monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
-    assert export.main([found, "merged", str(tmp_path / "wrong"), output]) == 0
-    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", capsys.readouterr().out).groups()
-    assert before != after
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert "VeRAChange.forward is not x @ weight().T" in done.stderr
+    monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert f"run {found} is not written: merged, it is another model. Outputs of 24 dev rows" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "wrong").exists()
     monkeypatch.undo()
     expected = answer(
         evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval()
