@@ -276,6 +276,26 @@ def test_the_papers_own_averages_follow_from_its_cells():
             assert average == pytest.approx(mean, abs=0.06), method
 
 
+def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
+    def trial(row, seed, **rates):
+        one = record(row, "reviews", seed, model="minilm")
+        one["config"]["task"]["holdout"] = 0.25
+        one["config"]["train"] |= rates
+        return one | {"id": f"{one['id']}-{rates}"}
+
+    runs = [record(row, "reviews", model="minilm") for row in ("vera", "lora", "head", "full")]
+    for one, rate in zip(runs, (1e-2, 1e-2, 1e-3, 1e-2), strict=True):
+        one["config"]["train"] |= {"lr": rate, "lr_head": 1e-3}
+    trials = [trial("vera", s, lr=lr, lr_head=1e-3) for s in (0, 1) for lr in (1e-3, 1e-2, 1e-1)]
+    trials += [trial("lora", 0, lr=lr, lr_head=1e-3) for lr in (1e-3, 1e-2)]
+    trials += [trial("head", 0, lr=1e-3, lr_head=lr) for lr in (1e-3, 1e-2)]
+    (table,) = tables.demo_table(ledger(*runs, *trials), "paper", 1)
+    assert {row[0] for row in table.texts} == {"VeRA r=1024", "LoRA r=8 ^", "head ^", "full"}
+    assert sum(note.startswith("^: its rate is at an end") for note in table.notes) == 1
+    (table,) = tables.demo_table(ledger(*runs), "paper", 1)
+    assert not any("^" in text for text in [*table.notes, *(row[0] for row in table.texts)])
+
+
 def test_the_demo_table_and_plot(tmp_path):
     records = [
         record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm")
