@@ -25,6 +25,7 @@ from runs.record import (
     text_score,
     without_paths,
 )
+from runs.record.text import one_line
 from runs.sources import is_committed
 
 #: By modality: the hub's name of the task, and peft's and transformers' classes that load such a model.
@@ -143,8 +144,8 @@ def card(
     what = f"a LoRA converted from {what}" if converted else what
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"An adapter of {base} in peft's format: {what}, trained with vera-bench.",
-        f"Note on the base model: {origin.note}." if origin and origin.note else "",
+        _safe(f"An adapter of {base} in peft's format: {what}, trained with vera-bench."),
+        _safe(f"Note on the base model: {origin.note}.") if origin and origin.note else "",
         converted,
         "## Results",
         _results(record, own, f"before conversion{seed}" if converted else f"this adapter{seed}"),
@@ -157,6 +158,11 @@ def card(
     shown, tags = ([], ["lora", kind]) if converted else (own, [kind])
     header = metadata(record, name, origin, licence, shown, tags).to_yaml()
     return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _safe(text: str) -> str:
+    """A label or another text of a record as Markdown: one line, which begins no HTML."""
+    return one_line(text).replace("<", "&lt;")
 
 
 def _split(record: Record, number: Number) -> str | None:
@@ -195,10 +201,11 @@ def _results(record: Record, own: list[Number], title: str) -> str:
         text = metric.text if number.name == metric.name else "{:.2f}".format
         ends = " to ".join(map(text, number.interval)) if number.interval else "-"
         mine = "-" if number.own is None else text(number.own)
-        lines.append(f"| {number.name} | {mine} | {text(number.median)} | {ends} | {len(number.values)} |")
+        name, median = _safe(number.name), text(number.median)
+        lines.append(f"| {name} | {mine} | {median} | {ends} | {len(number.values)} |")
     data, reported = record["data"], record["result"]["reported"]
     rows = f"{data['train_rows']:,} training rows, {data['dev_rows']:,} dev rows."
-    scale = f" {metric.name} x {metric.scale:g}." if metric.scale != 1 else ""
+    scale = f" {_safe(metric.name)} x {metric.scale:g}." if metric.scale != 1 else ""
     texts = " Scores of texts are those of the last epoch." if len(own) > 1 else ""
     table = "\n".join(lines) if own else "A seed ended without a number."
     of = f"The median is over each seed's {reported} epoch on dev, the interval a bootstrap of it."
@@ -254,7 +261,7 @@ def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
         *(f"Deviation: {deviation}." for deviation in record["deviations"]),
         f"Licence: {licence}{as_base}." if licence else "",
     ]
-    return "\n".join(f"- {fact}" for fact in facts if fact) + _command(record)
+    return "\n".join(f"- {_safe(fact)}" for fact in facts if fact) + _command(record)
 
 
 def _command(record: Record) -> str:
