@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -395,6 +396,25 @@ by_row:
   lora: {lr: 5e-3, rank: 2}
   peft:IA3Config: {lr: 4e-3, by_task: {epochs: {rte: 1}}}
 """
+
+
+def test_the_lines_for_a_recipe_keep_the_recipe_that_the_row_borrows(tmp_path):
+    """A method of one's own that reads no rank: what is pasted changes the task that was searched alone."""
+    conf = tmp_path / "conf"
+    (conf / "method").mkdir(parents=True)
+    (conf / "method" / "mine.yaml").write_text("kind: bitfit\nlabel: Mine\nkeep: best\nrecipe: lora\n")
+    words = ["method=mine", "model=minilm", "--config-dir", str(conf)]
+    before = expand([*words, "task=mrpc"])[0].config["train"]
+    (cell,) = lists.cells([*words[:2], "task=cola"], "{train.lr: [0.5], train.lr_head: [1e-3]}", words[2:])
+    title, *lines = report.recipe(cell, ("0.5", "0.001"), "rows")
+    assert title == "for conf/recipe/mine/minilm.yaml:"
+    (conf / "recipe" / "mine").mkdir(parents=True)
+    (conf / "recipe" / "mine" / "minilm.yaml").write_text(textwrap.dedent("\n".join(lines)))
+    (found,), (other,) = expand([*words, "task=cola"]), expand([*words, "task=mrpc"])
+    assert found.recipe == "mine/minilm"
+    assert found.config["train"]["lr"] == 0.5
+    assert other.config["train"] == before
+    assert before["lr"] == 3e-3  # LoRA's on MRPC, and not the harness's
 
 
 @pytest.mark.usefixtures("process")
