@@ -1,6 +1,7 @@
 """Searches: what is tried, on which rows, how a killed one goes on, and what is printed."""
 
 import csv
+import hashlib
 import re
 import shlex
 import signal
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from ledgers import of_metric
+from ledgers import record as made_record
 from running import do, elsewhere
 from tiny import write_glue
 
@@ -500,6 +503,21 @@ def test_the_best_at_an_end_of_an_axis(tiny_words):
     assert report.edges(cell, ("0.03", "0.001")) == []
     assert report.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
     assert report.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
+
+
+def test_the_report_counts_the_runs_that_predict_one_class(tiny_words, monkeypatch):
+    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1], train.lr_head: [1e-3]}"])
+    task = SimpleNamespace(metric="accuracy", higher_is_better=True, scale=100.0, reported="best")
+    made = [made_record(best=value) for value in (0.674, 0.326, 0.7)]
+    for one, answer in zip(made, (1, 0, None), strict=True):
+        hashed = hashlib.sha256(np.full(10, answer).tobytes()).hexdigest()[:16] if answer is not None else "0"
+        one["predictions"] = {"best": hashed}
+    trials = [search.Trial(p, ["id"], [one]) for p, one in zip([*cell.trials, ("1", "1")], made, strict=True)]
+    monkeypatch.setattr(report, "trials_of", lambda cell: trials)
+    lines = report.report(cell, task).splitlines()
+    assert "predicts one class: 2 runs (the larger class is 67.4)" in lines
+    monkeypatch.setattr(report, "trials_of", lambda cell: trials[2:])
+    assert "one class" not in report.report(cell, task)
 
 
 def finished(metric, value, status="done", reported="best"):
