@@ -136,7 +136,7 @@ def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Ta
         ),
         (
             "P(better): the chance that a run of the one is above a run of the other, the mean over tasks"
-            f" (Agarwal et al. 2021); over the seeds that both have. Its interval needs {INTERVAL_SEEDS} pairs."
+            f" (Agarwal et al. 2021); over the seeds that both have. Its interval needs {INTERVAL_SEEDS}."
         ),
     ]
     if any(line.task == "all" for line in lines):
