@@ -27,6 +27,7 @@ def check_recipe(files: Files, name: str, recipe: Any, own_tasks: Collection[str
     read; so are those of rows whose recipes its `defaults` take. A recipe with by_row is shared: only the
     parts of its rows have settings of methods. own_tasks: the names of tasks that are in no file."""
     row, path = name.partition("/")[0], files.path("recipe", name)
+    row = "peft" if row.startswith("peft_") and row not in files.choices("method") else row
     where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else str(path)
     tasks = sorted({*files.choices("task"), *own_tasks})
     if shared := "by_row" in recipe:

@@ -420,6 +420,17 @@ def test_the_lines_for_a_recipe_keep_the_recipe_that_the_row_borrows(tmp_path):
     assert before["lr"] == 3e-3  # LoRA's on MRPC, and not the harness's
 
 
+def test_the_lines_for_a_class_of_peft_are_a_recipe_that_it_takes(tmp_path):
+    words = ["method=peft:IA3Config", "model=minilm", "task=cola", "recipe=lora/minilm"]
+    (cell,) = lists.cells(words, "{train.lr: [0.5], train.lr_head: [1e-3]}")
+    title, *lines = report.recipe(cell, ("0.5", "0.001"), "rows")
+    assert title == "for conf/recipe/peft_ia3/minilm.yaml, which recipe=peft_ia3/minilm takes:"
+    (tmp_path / "recipe" / "peft_ia3").mkdir(parents=True)
+    (tmp_path / "recipe" / "peft_ia3" / "minilm.yaml").write_text(textwrap.dedent("\n".join(lines)))
+    (run,) = expand([*words[:3], "recipe=peft_ia3/minilm", "--config-dir", str(tmp_path)])
+    assert (run.config["train"]["lr"], run.config["train"]["epochs"]) == (0.5, 5)  # of LoRA's recipe: 5
+
+
 @pytest.mark.usefixtures("process")
 def test_of_a_recipe_that_rows_share_their_parts_are_printed_with_what_was_found(
     tiny_words, capsys, tmp_path
