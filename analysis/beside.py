@@ -200,30 +200,35 @@ def follows(printed: str, value: float) -> bool:
 
 @cache
 def exact_counts() -> list[dict[str, Any]]:
-    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
-    not that."""
+    """Counts of the paper's rows: model, method, count, printed, a note where the printed one is not that,
+    and chosen where the size is this project's choice."""
     counts: list[dict[str, Any]] = yaml.safe_load((CONF / "counts.yaml").read_text())
     return counts
 
 
 def same_size(cell: Cell, model: str, row: str, printed: str | int) -> bool:
     """Whether our row trains as many numbers as the paper's: what it prints, rounded, or what its formula
-    gives."""
+    gives. The count of a size that was chosen here is no formula of the paper's."""
     size = str(printed).partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return cell.parameters == 0
     return follows(size, cell.parameters) or any(
         entry["count"] == cell.parameters and entry["model"] == model and row.startswith(entry["method"])
         for entry in exact_counts()
-        if entry["printed"] == size
+        if entry["printed"] == size and not entry.get("chosen")
     )
 
 
-def off_formula(model: str) -> list[str]:
-    """The printed counts of a model's rows that do not follow from their own formula, in words."""
-    return [
-        f"The paper prints {entry['printed']} for {entry['method']}, whose exact count is {entry['count']:,}:"
-        f" {entry['note']}."
-        for entry in exact_counts()
-        if entry["model"] == model and "note" in entry
-    ]
+def about_counts(model: str) -> list[str]:
+    """The printed counts of a model's rows that do not follow from their own formula, and the rows whose size
+    is this project's choice, in words."""
+    notes = []
+    for entry in exact_counts():
+        method, count, note = entry["method"], f"{entry['count']:,}", entry.get("note")
+        if entry["model"] == model and entry.get("chosen"):
+            size = f" with {count} parameters for the paper's {entry['printed']}{f': {note}' if note else ''}"
+            notes.append(f"{method}: size and rates chosen here,{size}.")
+        elif entry["model"] == model and note:
+            exact = f"whose exact count is {count}: {note}"
+            notes.append(f"The paper prints {entry['printed']} for {method}, {exact}.")
+    return notes

@@ -32,10 +32,10 @@ Key = tuple[str, str, str]  # model, row, task
 class Cell:
     """The records of one cell, one for each seed, and how many seeds a complete cell has.
 
-    Values are as tables print them, most of them in percent. A collapsed or diverged seed counts like any
-    other: a diverged one by the epoch that the table reports of those before it diverged, or by the metric's
-    worst value where it had none. The value of a seed that finished without its metric is NaN, and so are
-    statistics over it."""
+    Values are as tables print them, most of them in percent. A seed that predicts one class or
+    diverged counts like any other: a diverged one by the epoch that the table reports of those before it
+    diverged, or by the metric's worst value where it had none. The value of a seed that finished without its
+    metric is NaN, and so are statistics over it."""
 
     records: list[Record]
     wanted: int
@@ -71,13 +71,6 @@ class Cell:
     def count(self) -> str:
         """How many seeds have a value, of those that are wanted: "3/5"."""
         return f"{self.seeds - self.unknown}/{self.wanted}"
-
-    @property
-    def collapsed(self) -> list[int]:
-        """Seeds whose metric is the same at every epoch, to the bit, as where the model predicts one class
-        for every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the
-        predictions of the best and the last epoch, are not the same."""
-        return sorted(r["cell"]["seed"] for r in self.records if r["status"] == "done" and _answers_once(r))
 
     @property
     def diverged(self) -> int:
@@ -147,18 +140,11 @@ class Cell:
         return label_of(self.records[0])
 
 
-def _answers_once(record: Record) -> bool:
-    """Whether a run's curve, that of each half of dev, and its predictions stay as they were at first."""
-    curve, predictions = record["curve"], record.get("predictions") or {}
-    kept = [curve.get(key) or [] for key in ("metric", "metric_select", "metric_report")]
-    kept.append([predictions[key] for key in ("best", "last") if predictions.get(key)])
-    return len(kept[0]) > 2 and all(len(set(values)) <= 1 for values in kept)
-
-
 def label_of(record: Record) -> str:
     """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
-    records do not."""
-    return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
+    records do not, and spells a class of peft as every table does."""
+    by_config = lora_scaling(record["config"]) or record["config"]["method"]["kind"] == "peft"
+    return row_label(record["config"]) if by_config else str(record["label"]["row"])
 
 
 def row_of(record: Record) -> str:

@@ -10,7 +10,8 @@ from analysis.beside import Beside, same_size
 from analysis.cells import Cell, Key
 from analysis.paper import Printed
 from analysis.table import TableCell, make_row
-from runs.record import sample_deviation
+from runs.record import one_class, sample_deviation
+from runs.record.text import plural
 
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = (
@@ -181,11 +182,7 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
     if any(cell.diverged for cell in cells.values()):
         notes.append("1d: one of the seeds diverged, and counts like any other.")
     notes += _of_several_codes(cells)
-    for (_, row, task), cell in cells.items():
-        if seeds := cell.collapsed:
-            which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-            same = f"the same {cell.records[0]['result']['metric']} at every epoch"
-            notes.append(f"collapsed ({same}), and counted like any other: {row} on {task}, {which}.")
+    notes += of_one_class(cells)
     if any(_keeps_one_pair(cell) for cell in cells.values()):
         notes.append(
             "VeRA keeps one pair A, B for all seeds: its spread leaves out what another pair would change"
@@ -198,6 +195,25 @@ def about(cells: Mapping[Key, Cell]) -> list[str]:
             if not deviation.startswith(rank):
                 where[deviation].add(f"{row} on {task}")
     return [*notes, *(f"deviation: {word} ({', '.join(sorted(of))})" for word, of in sorted(where.items()))]
+
+
+def of_one_class(cells: Mapping[Key, Cell]) -> list[str]:
+    """A note for each task with runs that predict one class for every row, and what share of the rows it
+    has."""
+    found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for (_, row, task), cell in cells.items():
+        for record in cell.records:
+            if (share := one_class(record)) is not None:
+                found[task, share][row].append(record["cell"]["seed"])
+    notes = []
+    for (task, share), rows in found.items():
+        runs = plural(sum(map(len, rows.values())), "run")
+        which = "; ".join(
+            f"{row}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+            for row, seeds in rows.items()
+        )
+        notes.append(f"predicts one class: {runs} on {task}{f' ({share})' if share else ''}: {which}.")
+    return notes
 
 
 def _of_several_codes(cells: Mapping[Key, Cell]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import beside, compare
-from analysis.beside import MARGIN, MARGIN_OF_10, Beside, off_formula, status
+from analysis.beside import MARGIN, MARGIN_OF_10, Beside, about_counts, status
 from analysis.cells import Cell, Key, cells
 from analysis.forgetting import with_forgetting
 from analysis.paper import GPT2, SCORES, Printed, printed_rows
@@ -97,7 +97,7 @@ def _notes(rows: Sequence[Sequence[TableCell]], ours: Sequence[Cell], model: str
         notes.append(compare.NO_SELECT)
     if any(row[-1].text == "quoted" for row in rows):
         notes.append(compare.QUOTED_NOTE)
-    notes += off_formula(model)
+    notes += about_counts(model)
     untrained = (cell for cell in ours if not cell.parameters)
     if empty := [cell.label for cell in untrained if max(cell.scores("bleu").values(), default=1.0) < 0.05]:
         notes.append(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from analysis import beside, compare
-from analysis.beside import Beside, difference_text, mean, off_formula, status
+from analysis.beside import Beside, about_counts, difference_text, mean, status
 from analysis.cells import Cell, Key, cells, reported_epoch
 from analysis.paper import FROM_MNLI, GLUE, ROBERTA, Printed, printed_rows
 from analysis.table import Table, TableCell, texts
@@ -63,7 +63,7 @@ def _notes(
         )
     if printed_rows("table2", model):
         notes.append(f"{compare.QUOTED_NOTE} (n/m): n of m seeds, which enters no average.")
-        notes += off_formula(model)
+        notes += about_counts(model)
     return notes
 
 

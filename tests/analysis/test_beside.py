@@ -64,10 +64,10 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     for of in COUNTS:
         assert beside.follows(of["printed"], of["count"]) != ("note" in of), of
     told = [
-        note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.off_formula(model)
+        note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.about_counts(model)
     ]
-    assert len(told) == sum("note" in of for of in COUNTS) == 6
-    assert beside.off_formula("gpt2_large") == [
+    assert len(told) == sum("note" in of or "chosen" in of for of in COUNTS) == 8
+    assert beside.about_counts("gpt2_large") == [
         "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow"
         " from rank 4."
     ]
@@ -104,12 +104,31 @@ def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_sa
     (difference,) = [row for row in table.texts if row[1] == "difference"]
     assert difference[3] == apart(([69.0, 69.1, 69.2, 69.3, 69.4], 68.9, None)) == "+0.3 +-0.2"
     assert difference[4] == "-0.19 +-0.00"  # NIST, of the same value in each seed
-    assert beside.off_formula("gpt2_medium")[0] in table.notes
+    assert beside.about_counts("gpt2_medium")[0] in table.notes
     assert status_of(table) == ["inside 0/5"]
 
 
+def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints():
+    """AdaLoRA's 590,112 is this project's rank, and not the paper's 0.38M; DyLoRA's rounds to 0.39M."""
+    for row, count, size, same in (("adalora", 590112, "0.38M", False), ("dylora", 393216, "0.39M", True)):
+        (cell,) = cells(sized(row, count, ("e2e",), model="gpt2_medium"), 3).values()
+        assert beside.same_size(cell, "gpt2_medium", row, size) is same
+    made = [record("adalora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
+    for one in made:
+        scores = dict.fromkeys(("bleu", "nist", "meteor", "rouge_l", "cider"), 50.0)
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **scores}]}
+        one["parameters"]["adapter"] = 590112
+    table = tables.table3(ledger(*made), "paper")[0]
+    assert status_of(table) == ["ours, another size: not compared"]
+    assert not any(row[1] == "difference" for row in table.texts)
+    chosen = [note for note in table.notes if "size and rates chosen here" in note]
+    assert [note.partition(":")[0] for note in chosen] == ["dylora", "adalora"]
+    assert "590,112 parameters for the paper's 0.38M" in chosen[1]
+    assert not any("exact count is 590,112" in note for note in table.notes)
+
+
 def test_table_2_says_which_of_its_printed_counts_is_off_its_formula():
-    (note,) = beside.off_formula("roberta_base")
+    (note,) = beside.about_counts("roberta_base")
     assert note.startswith("The paper prints 125M for full, whose exact count is 124,055,040: ")
     base, large = tables.table2(ledger(*sized("full", 124055040, model="roberta_base")), "paper")
     assert note in base.notes

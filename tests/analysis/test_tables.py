@@ -2,27 +2,32 @@
 
 import copy
 import csv
+import hashlib
 import io
 import json
 import re
 import statistics
+from collections import defaultdict
 
+import numpy as np
 import pytest
 from ledgers import apart, halves, ledger, record, seeds
 
 from analysis import beside, figures, tables, verdicts
 from analysis.beside import follows
-from analysis.cells import cells, nearest
+from analysis.cells import cells, label_of, nearest
 from analysis.compare import CROSSFIT, shown
 from analysis.figures import parameters
 from analysis.figures.__main__ import main as figures_main
 from analysis.paper import paper, printed_rows
+from analysis.statistics import statistics_tables
 from analysis.table import Table, escape, make_row, spreadsheet
 from analysis.tables import recipes
 from analysis.tables.__main__ import main
 from analysis.tables.counts import memory
 from runs.errors import UserError
-from runs.record import Ledger, read_ledger, read_serving
+from runs.record import PUBLISHED, Ledger, read_ledger, read_serving, read_study, row_label
+from runs.sweep.display import result_words
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
@@ -220,27 +225,57 @@ def test_a_table_and_a_figure_say_what_of_them_is_published():
     )
 
 
-def test_a_collapsed_seed_is_told_and_stays():
+def answers(record, rows):
+    """The record with the hash of these predictions, as a run keeps it."""
+    kept = hashlib.sha256(np.array(rows).tobytes()).hexdigest()[:16]
+    return record | {"predictions": {"best": kept, "last": kept}}
+
+
+def test_a_seed_that_predicts_one_class_is_told_and_stays():
     records = seeds("lora", "cola", model="minilm")
-    records[2] = record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0])
+    records[2] = answers(record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0]), [1] * 10)
     table = tables.table2(ledger(*records), "paper")[2]
     assert table.texts[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
-    assert (
-        "collapsed (the same accuracy at every epoch), and counted like any other: lora on cola, seed 2."
-        in table.notes
+    records[2]["result"]["metric"] = "matthews"
+    table = tables.table2(ledger(*records), "paper")[2]
+    assert "predicts one class: 1 run on cola: lora, seed 2." in table.notes
+    # One accuracy by different answers, and other answers than those of one class
+    same = [answers(record("lora", "cola", model="minilm", values=[0.5] * 3), [0, 1] * 5)]
+    (*_, table) = tables.table2(ledger(*same), "paper")
+    assert not any("one class" in note for note in table.notes)
+
+
+def test_runs_of_one_class_are_told_with_the_share_of_the_larger():
+    """After one epoch, too, where no curve can show it: in tables, statistics and a run's last line."""
+    made = [
+        answers(record(row, "mrpc", seed, model="minilm", values=[0.665]), [1] * 10)
+        for row in ("lora", "vera")
+        for seed in range(2)
+    ]
+    small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
+    (*_, table) = tables.table2(ledger(*made, small), "paper")
+    told = (
+        "predicts one class: 4 runs on mrpc (the larger class is 66.5): lora, seeds 0, 1; vera, seeds 0, 1."
     )
-    # One accuracy by different answers: of the halves of dev, or of the predictions
-    chance = [record("lora", "cola", seed, model="minilm", values=[0.5] * 3) for seed in range(2)]
-    chance[0]["curve"]["metric_select"] = [0.5, 0.6, 0.6]
-    chance[1]["predictions"] = {"best": "one", "last": "another"}
-    (*_, table) = tables.table2(ledger(*chance), "paper")
-    assert not any("collapsed" in note for note in table.notes)
-    short = record("lora", "cola", model="minilm", values=[0.5, 0.5])  # of two epochs it may be chance
-    (*_, table) = tables.table2(ledger(short), "paper")
-    assert table.texts[0][3] == "50.0 (1/5)"
-    assert not any("collapsed" in note for note in table.notes)
-    whole = tables.table2(ledger(*seeds("lora", "cola", model="minilm")), "paper")[2]
-    assert not any("collapsed" in note for note in whole.notes)
+    assert told in table.notes
+    assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0." in table.notes
+    assert told in statistics_tables(ledger(*made))[0].notes
+    assert result_words(made[0]).endswith("last 66.5, predicts one class (the larger class is 66.5)")
+    assert "one class" not in result_words(answers(made[0], [1] * 9 + [0]))
+
+
+def test_a_method_is_spelt_once():
+    """A row of conf/method and a class of peft: SHiRA, and not Shira. Records keep their label."""
+    spelt = defaultdict(set)
+    for one in read_study(PUBLISHED / "peers_minilm"):
+        name = re.split("[ ,]", label_of(one))[0]
+        spelt[name.lower().replace("-", "")].add(name)
+    assert [names for names in spelt.values() if len(names) > 1] == []
+    assert {"SHiRA", "HiRA", "PSOFT", "DEFT", "PEANuT", "DeLoRA", "RandLoRA"} <= set.union(*spelt.values())
+    assert {"PVeRA", "MiSS", "RoAd", "Uni-LoRA", "Lily"} <= set.union(*spelt.values())
+    method = {"kind": "peft", "config_class": "LoraConfig", "label": "Lora use_dora=True"}
+    assert row_label({"method": method}) == "LoRA use_dora=True"
+    assert row_label({"method": method | {"label": "Lorax r=2"}}) == "Lorax r=2"  # a label of one's own
 
 
 def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.sweep import attempt, display, executor, jobs, sweep
+from runs.sweep.preflight import preflight
 from runs.sweep.progress import write_attempts
 from runs.tracking import Tracking
 
@@ -34,7 +36,9 @@ from runs.tracking import Tracking
 def test_a_sweep_runs_skips_and_survives_a_failure(words):
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     first = call("runs", *sweep_words, check=0)
-    assert "[1/2] VeRA r=8 seed 0  epoch 1/1" in first.stdout  # which max_steps cuts short
+    before, line, _ = first.stdout.partition("[1/2] VeRA r=8 seed 0  epoch 1/1")
+    assert line  # max_steps cuts its epoch short
+    assert "note: no recipe for this method and model: the harness's defaults (vera on rte)\n" in before
     assert "2 runs in" in first.stdout
     assert "2 done, 0 already there" in first.stdout
     assert "  all stopped early by train.max_steps: in no table\n" in first.stdout
@@ -51,6 +55,20 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
     assert "Traceback" not in mixed.stdout + mixed.stderr
     ledger = read_ledger(output_of(words), published=False)
     assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
+
+
+def test_what_a_recipe_lacks_for_a_task_is_printed_before_the_first_run(words, capsys):
+    (run,) = expand(words)
+    known = {"lr": 1e-3, "lr_head": 1e-3, "epochs": 1, "by_task": {}}
+    elsewhere_ = {key: {"cola": value} for key, value in known.items() if key == "lr"}
+    recipe = {"lr_head": 1e-3, "epochs": 1, "by_task": elsewhere_}
+    lacks = replace(run, recipe="vera/mine", config=run.config | {"recipe": recipe}, changed=[])
+    knows = replace(lacks, config=run.config | {"recipe": known}, seed=1)
+    preflight([lacks, replace(lacks, seed=2), knows])
+    note = "note: the recipe has no lr for this task: the harness's defaults (vera on rte)\n"
+    assert note in capsys.readouterr().out
+    preflight([knows])
+    assert "harness" not in capsys.readouterr().out
 
 
 def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monkeypatch, capsys):
