@@ -167,20 +167,29 @@ def follows(printed: str, value: float) -> bool:
 
 @cache
 def exact_counts() -> list[dict[str, Any]]:
-    """Exact counts of the paper's rows: model, method, count, printed, and a note where the printed one is
-    not that."""
+    """Counts of the paper's rows: model, method, count, printed, a note where the printed one is not that,
+    and chosen where the size is this project's choice."""
     counts: list[dict[str, Any]] = yaml.safe_load((CONF / "counts.yaml").read_text())
     return counts
 
 
 def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool:
     """Whether a row of ours trains as many numbers as the paper's: what it prints, rounded, or what its
-    formula gives."""
+    formula gives. The count of a size that was chosen here is no formula of the paper's."""
     size = str(printed).partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return parameters == 0
     return follows(size, parameters) or any(
         entry["count"] == parameters and entry["model"] == model and row.startswith(entry["method"])
         for entry in exact_counts()
-        if entry["printed"] == size
+        if entry["printed"] == size and not entry.get("chosen")
     )
+
+
+def chosen_here(model: str) -> list[str]:
+    """The rows of a model of the paper whose size is this project's choice, in words."""
+    return [
+        f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters for the paper's {of['printed']}"
+        for of in exact_counts()
+        if of["model"] == model and of.get("chosen")
+    ]

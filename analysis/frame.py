@@ -26,6 +26,7 @@ from runs.record import (
     defining,
     epoch_of_table,
     lora_scaling,
+    one_class,
     other_data_seed,
     protocol,
     read_ledger,
@@ -56,8 +57,9 @@ def row_of(record: Record) -> str:
 
 def label_of(record: Record) -> str:
     """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
-    records do not."""
-    return row_label(record["config"]) if lora_scaling(record["config"]) else str(record["label"]["row"])
+    records do not, and spells a class of peft as every table does."""
+    by_config = lora_scaling(record["config"]) or record["config"]["method"]["kind"] == "peft"
+    return row_label(record["config"]) if by_config else str(record["label"]["row"])
 
 
 def kind_of(record: Record) -> str:
@@ -98,17 +100,6 @@ def settings_of(record: Record) -> dict[str, Any]:
         "data": record["data"]["content"].rpartition(":")[2][:8],
         "model": record["model"].rpartition(":")[2][:8],
     }
-
-
-def one_class(record: Record) -> bool:
-    """Whether a run's metric is the same at every epoch, to the bit, as where the model predicts one class
-    for every row. Of fewer than three epochs it may be chance; so it may where the halves of dev, or the
-    predictions of the best and the last epoch, are not the same."""
-    curve, predictions = record["curve"], record.get("predictions") or {}
-    kept = [curve.get(key) or [] for key in ("metric", "metric_select", "metric_report")]
-    kept.append([predictions[key] for key in ("best", "last") if predictions.get(key)])
-    alike = len(kept[0]) > 2 and all(len(set(values)) <= 1 for values in kept)
-    return record["status"] == "done" and alike
 
 
 def forgetting(record: Record) -> float:
@@ -239,7 +230,7 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "forgetting_tokens": (_in("result", "forgetting", "tokens"), ""),
     "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
-    "one_class": (one_class, ""),
+    "one_class": (one_class, ""),  # the share of rows that the class has, in words
     "parameters": (_in("parameters", "adapter"), "first"),
     "head_parameters": (_in("parameters", "head"), "first"),
     "total_parameters": (_in("parameters", "total"), "first"),
@@ -342,7 +333,18 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 CELL_COLUMNS = [
     *(*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean", "spread"),
-    *("best", "last", "crossfit", "optimism", "diverged", "one_class", "presets", "origins", "deviations"),
+    *(
+        "best",
+        "last",
+        "crossfit",
+        "optimism",
+        "diverged",
+        "one_class",
+        "class_share",
+        "presets",
+        "origins",
+        "deviations",
+    ),
     *("left_out", "older", "again"),
 ]
 
@@ -356,9 +358,10 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
 
     Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
     wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard
-    deviation); best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds;
-    deviations; presets; origins; left_out, how many results of the row have other settings; older, their
-    older protocols; again, the ids of results that repeat a seed."""
+    deviation); best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds that
+    predict one class, and class_share, its share of the rows in words; deviations; presets; origins;
+    left_out, how many results of the row have other settings; older, their older protocols; again, the ids
+    of results that repeat a seed."""
     runs = chosen(runs)
     results, kept = (
         runs[runs.kind == "result"],
@@ -391,8 +394,10 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     for name in (name for name, (_, how) in of.items() if how == "median"):
         done, every = (pd.to_numeric(of[name].median()).reindex(made.index) for of in (whole, groups))
         made[name] = done.where(made.diverged < made.runs, every)
-    alike = kept[kept.one_class.astype(bool)].groupby(KEY).seed.agg(tuple)
-    made["one_class"] = [alike.get(key, ()) for key in made.index]
+    alike = kept[kept.one_class.notna()].groupby(KEY)
+    seeds_alike, shares = alike.seed.agg(tuple), alike.one_class.first()
+    made["one_class"] = [seeds_alike.get(key, ()) for key in made.index]
+    made["class_share"] = [shares.get(key, "") for key in made.index]
     others = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
     made["left_out"] = others.size().reindex(made.index, fill_value=0)
     older = (

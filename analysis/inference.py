@@ -191,8 +191,8 @@ def is_positive(values: Sequence[float]) -> bool | None:
 
 
 def both_intervals(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> tuple[Interval, Interval]:
-    """The interval of the mean difference by pair, and unpaired. Whether runs that share a seed resemble each
-    other is not known from so few, so what one of the two alone decides is not decided."""
+    """The interval of the mean difference by pair, and unpaired. What one of the two alone decides is not
+    decided."""
     return paired_interval([x - y for x, y in pairs], level), unpaired_interval(pairs, level)
 
 

@@ -116,11 +116,11 @@ def _odd(cells: pd.DataFrame) -> list[str]:
         found.append(f"{plural(diverged, 'diverged run')} (1d: one of the seeds)")
     if unknown := int((cells.runs - cells.n).sum()):
         found.append(f"nan: {plural(unknown, 'run')} that finished without the number")
-    alike = cells[cells.one_class.map(len) > 0]
-    if len(alike):
-        seeds = int(alike.one_class.map(len).sum())
+    for (task, share), of in cells[cells.one_class.map(len) > 0].groupby(["task", "class_share"]):
+        which = [f"{cell.row}, seed {', '.join(map(str, cell.one_class))}" for cell in of.itertuples()]
+        count = plural(sum(map(len, of.one_class)), "run")
         found.append(
-            f"the same metric at every epoch, as of one class for every row: {plural(seeds, 'run')} ({where(_pairs(alike), [])})"
+            f"predicts one class: {count} on {task}{f' ({share})' if share else ''}: {'; '.join(which)}"
         )
     if len(one := cells[cells.one_draw.astype(bool) & (cells.runs > 1)]):
         found.append(

@@ -12,7 +12,7 @@ from analysis.series import Series, series
 from analysis.statistics import cell_facts
 from analysis.table import Table, make_row
 from analysis.wanted import all_cells
-from runs.record import Ledger
+from runs.record import Ledger, interval_name
 from runs.record.text import plural
 
 #: A test of ranks needs as many rows, and as many seeds.
@@ -49,12 +49,13 @@ def _of_task(model: str, task: str, by_row: Mapping[str, Cell]) -> Table | None:
         records = [record for record in by_row[row].records if record["cell"]["seed"] in seeds]
         cell = replace(by_row[row], records=records)
         facts = cell_facts(cell)
-        near = "yes" if mean - order[0][0] < found.critical else "no"
+        near = "not told apart" if mean - order[0][0] < found.critical else "told apart"
         texts = [f"{cell.parameters + cell.head_parameters:,}", facts["median"], facts["interval"]]
         shown = [of_cells(text, cell) for text in (*texts, f"{mean:.1f}")]
-        lines.append(make_row(cell.label, size_of(cell), *shown, near))
+        lines.append(make_row(cell.label, size_of(cell), *shown, "-" if row == order[0][1] else near))
     name = numbers[ranked[0]].name
-    header = ["method", "params", "with the head", name, "95%", "mean rank", "near the first"]
+    header = ["method", "params", "with the head", name, interval_name([len(seeds)]), "mean rank"]
+    header += ["from the first"]
     notes = _notes(found, len(ranked), len(seeds), [by_row[row].label for row in by_row if row not in ranked])
     return Table(f"{model}: {task}, ranks over {plural(len(seeds), 'seed')}", header, lines, notes)
 
@@ -79,8 +80,8 @@ def _notes(found: Ranks, rows: int, seeds: int, others: list[str]) -> list[str]:
     notes = [
         f"Friedman's test of {rows} rows, whose blocks are the {seeds} seeds: {p}. It is of this"
         " model and task alone.",
-        f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks. near the first: the mean rank is"
-        " within it of the first one's, so the test does not tell them apart.",
+        f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks. not told apart: the mean rank is"
+        " within it of the first one's.",
     ]
     if others:
         notes.append(f"Not ranked, as they lack one of these seeds on the same data: {', '.join(others)}.")

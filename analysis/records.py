@@ -3,9 +3,8 @@
     python -m analysis.records out=runs.parquet        (.csv, .json)
     python -m analysis.records task=mrpc method=vera   as CSV on the screen
 
-Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed; left_out says why a run is in no
-cell), and the run's configuration under config. Published runs have their study as origin.
-"""
+Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed; left_out says why a run is
+in no cell), and the run's configuration under config. Published runs have their study as origin."""
 
 import sys
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ class Settings(Chosen):
 
 
 def flat(ledger: Ledger) -> pd.DataFrame:
-    """The runs of a ledger with numbers, names and flags alone: deviations as one text, the configuration in columns
-    of its own."""
+    """The runs of a ledger with numbers, names and flags alone: deviations as one text, the configuration
+    in columns of its own."""
     frame = runs(ledger).drop(columns=NESTED)
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
     config = pd.json_normalize([{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger])

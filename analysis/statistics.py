@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from analysis.beside import summary
 from analysis.cells import Cell, Key, reported_epoch
-from analysis.compare import CROSSFIT, diverged_mark, left_out
+from analysis.compare import CROSSFIT, diverged_mark, left_out, of_one_class
 from analysis.inference import smallest_p
 from analysis.series import Comparison, Series, compare, series
 from analysis.table import Table, TableCell, make_row
 from analysis.verdicts import MODELS, verdicts
 from analysis.wanted import all_cells
-from runs.record import Ledger, crossfit_of, median_interval
+from runs.record import INTERVAL_SEEDS, Ledger, crossfit_of, interval_name, median_interval
 from runs.record.text import megabytes
 
 
@@ -51,11 +51,12 @@ def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, 
             other.append(f"{which}; texts are written once, at the end.")
         if missing := ", ".join(map(str, series(cell).unknown)):
             unknown.append(f"{cell.label} on {task}: seed {missing} has no number and is in no statistic.")
-    few = sorted({n for cell in by_key.values() if 1 < (n := cell.seeds - cell.unknown) <= 5}, reverse=True)
+    counts = {cell.seeds - cell.unknown for cell in by_key.values()}
+    few, name = sorted((n for n in counts if 1 < n <= 5), reverse=True), interval_name(counts)
     covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
     of_few = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
     notes = [
-        f"95%: percentile bootstrap of the median over seeds.{of_few if few else ''}",
+        f"{name}: percentile bootstrap of the median over seeds.{of_few if few else ''}",
         "best, last: the median at the best and the last epoch.",
     ]
     if any(reported_epoch(cell.records[0]) == "best" for cell in by_key.values()):
@@ -65,8 +66,8 @@ def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, 
             " over seeds (best and cross-fitted are medians of their own). An upper estimate: halves choose"
             " worse."
         )
-    notes += [*dict.fromkeys(other), *unknown, *left_out(by_key)]
-    header = [*("method", "task", "metric", "seeds", "median", "95%", "best", "last", "best-last")]
+    notes += [*dict.fromkeys(other), *unknown, *of_one_class(by_key), *left_out(by_key)]
+    header = [*("method", "task", "metric", "seeds", "median", name, "best", "last", "best-last")]
     header += ["cross-fitted", "optimism", "verdict"]
     return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in by_key})
 
@@ -135,7 +136,7 @@ def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Ta
         ),
         (
             "P(better): the chance that a run of the one is above a run of the other, the mean over tasks"
-            " (Agarwal et al. 2021); over the seeds that both have."
+            f" (Agarwal et al. 2021); over the seeds that both have. Its interval needs {INTERVAL_SEEDS}."
         ),
     ]
     if any(line.task == "all" for line in lines):
@@ -148,7 +149,8 @@ def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Ta
         same = "no seed of theirs was measured on the same data, by the same protocol"
         notes.append(f"Not compared, as {same}: {', '.join(others)}.")
     title = f"{model}: {whose} against the other methods"
-    header = ["against", "task", "won/lost/equal", "difference", "95%", "p", "P(better)", "95% "]
+    name = interval_name((line.pairs for line in lines), "pairs")
+    header = ["against", "task", "won/lost/equal", "difference", name, "p", "P(better)", "95% "]
     return [Table(title, header, rows, notes, model, {task: task for task in sizes})]
 
 
@@ -156,8 +158,9 @@ def _comparison_row(line: Comparison) -> list[TableCell]:
     bounds, chance, digits = line.interval, line.improvement_interval, line.decimals
     smallest = line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05
     between = f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}" if bounds else ""
-    # Where every pair says the same, so does every resample: no interval.
-    chances = f"{chance[0]:.2f} to {chance[1]:.2f}" if chance and chance[0] < chance[1] else ""
+    # Where every pair says the same, so does every resample, and few pairs have few: no interval.
+    known = chance and chance[0] < chance[1] and line.pairs >= INTERVAL_SEEDS
+    chances = f"{chance[0]:.2f} to {chance[1]:.2f}" if chance and known else ""
     texts = [
         f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}",
         number(line.difference, "+", digits),

@@ -9,9 +9,9 @@ verdicts.
 Everything is seeded: the same records give the same numbers.
 
 - Interval of the median: percentile bootstrap over seeds (Efron and Tibshirani 1993, chapter 13). With 5
-  seeds or fewer its 95% interval is the range of the seeds, which covers the true median with probability 1 -
-  2 * (1/2)^n: 94% at n=5, 75% at n=3 (order statistics; David and Nagaraja 2003, section 7.1). BCa is not
-  used: its acceleration comes from a jackknife, which is not consistent for the median.
+  seeds or fewer it is the range of the seeds (below 5 tables call it so), which covers the true median with
+  probability 1 - 2 * (1/2)^n: 94% at n=5, 75% at n=3 (order statistics; David and Nagaraja 2003, section
+  7.1). BCa is not used: its acceleration comes from a jackknife, which is not consistent for the median.
 - Sign test on differences paired by task and seed, exact, two-sided, ties dropped (Dixon and Mood 1946). With
   n pairs it cannot go below 2 * (1/2)^n: 0.0625 at n=5.
 - Probability of improvement P(X > Y) + P(X = Y) / 2, the mean over tasks; its interval resamples the runs of

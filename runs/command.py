@@ -27,7 +27,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_typ
 
 from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.record import Ledger, read_ledger
-from runs.record.text import describe, one_line
+from runs.record.text import describe, refusal
 
 #: Options of Hydra that commands pass on to compose runs, and whether a value follows.
 COMPOSING = {"-m": False, "--multirun": False, "-cd": True, "--config-dir": True}
@@ -249,9 +249,9 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             print(f"\n{interrupted_words()}", file=sys.stderr)
             code = 130
         else:
-            text = describe(error) if isinstance(error, OSError) else str(error)
+            text = describe(error) if isinstance(error, OSError) else refusal(str(error))
             if not rank():  # of torchrun's processes the first one prints
-                print(f"error: {one_line(text)}", file=sys.stderr)
+                print(f"error: {text}", file=sys.stderr)
             code = 2
     sys.exit(code)
 

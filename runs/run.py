@@ -44,9 +44,29 @@ class Run:
         return {"cell": {**cell, "seed": self.seed}, "label": label}
 
     @property
+    def recipe_gap(self) -> str:
+        """In words, that the run has no recipe, or one without a rate or epochs for its task, such as one's
+        own; "" where it has all."""
+        task, recipe = self.config["task"]["name"], self.config["recipe"] or {}
+        by_task = (recipe.get("by_task") or {}).items()
+        keys = {*recipe, *(key for key, values in by_task if task in (values or {}))}
+        rate = "lr_head" if self.method["kind"] == "head" else "lr"
+        lacking = sorted({"epochs", rate} - keys - {key_of(line) for line in self.changed})
+        if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
+            return ""
+        if self.recipe == "defaults":
+            return "no recipe for this method and model: the harness's defaults"
+        return f"the recipe has no {' and '.join(lacking)} for this task: the harness's defaults"
+
+    @property
     def label(self) -> str:
         """Row, task and seed as people read them."""
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
+
+
+def key_of(line: str) -> str:
+    """The last part of an override's key."""
+    return line.partition("=")[0].rpartition(".")[2]
 
 
 def run_from(plain: dict[str, Any]) -> Run:

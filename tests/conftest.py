@@ -3,6 +3,8 @@
 import gc
 import importlib
 import os
+import shutil
+import tempfile
 
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -254,3 +256,28 @@ def words(tiny_bert, glue, tmp_path) -> list[str]:
         "device=cpu",
         f"output={tmp_path / 'outputs'}",
     ]
+
+
+@pytest.fixture
+def closed():
+    """Gives a copy of a folder in which one file may not be read. This process is then nobody until the test
+    ends, where it is root's, who may read any file."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as place:
+
+        def close(folder: Path, name: str) -> Path:
+            if root:
+                os.seteuid(0)
+            copy = Path(shutil.copytree(folder, tempfile.mkdtemp(dir=place), dirs_exist_ok=True))
+            for path in (Path(place), copy, *copy.iterdir()):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            (copy / name).chmod(0)
+            if root:
+                os.seteuid(65534)
+            return copy
+
+        try:
+            yield close
+        finally:
+            if root:
+                os.seteuid(0)

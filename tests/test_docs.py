@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,34 @@ def test_the_own_method_of_the_docs_trains_saves_loads_and_merges(architecture, 
     double = tiny(architecture).double()
     method.adapt(double)
     assert {p.dtype for p in method.adapter_parameters(double).values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+def test_the_scale_and_shift_of_the_docs_trains_and_merges(architecture, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "site_ssf", module := types.ModuleType("site_ssf"))
+    exec(compile(blocks(ROOT / "docs" / "own_method.md", "python")[3], "own_method.md", "exec"), vars(module))
+    try:
+        method, model, fresh = vera.make_method("site_ssf"), tiny(architecture), tiny(architecture)
+        before, weights = answer(model), {n: p.clone() for n, p in model.named_parameters()}
+        method.adapt(model)
+        answer(model).sum().backward()
+        trained = method.adapter_parameters(model)
+        assert all(p.grad.abs().sum() > 0 for n, p in trained.items() if "key" not in n)
+        assert sum(p.numel() for p in trained.values()) == method.count(model)
+        shake(model)
+        expected = answer(model)
+        assert not torch.allclose(expected, before, atol=1e-3)
+        vera.save(model, method, tmp_path / "a.safetensors")
+        assert vera.load(fresh, tmp_path / "a.safetensors") == method
+        method.merge(model)
+        assert torch.allclose(answer(model), expected, atol=1e-5)
+        method.unmerge(model)
+        assert torch.equal(answer(model), expected)
+        vera.unload(model, merge=True)
+        assert torch.allclose(answer(model), expected, atol=1e-5)
+        assert weights.keys() == dict(model.named_parameters()).keys()
+    finally:
+        METHODS.pop("site_ssf", None)
 
 
 def test_the_own_method_of_the_docs_runs_by_its_file(svft, words):

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import re
+import socket
+import threading
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, A
     content = content.replace(reverse, ordered, 1)
     # The checksum is that of the file with zeros in its place.
     start, end = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64).span(1)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(partial, "wb") as file:
             file.write(content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:])

@@ -29,6 +29,7 @@ from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.peft_settings import rewrites_base
 from vera.methods.vera import VeRA
 from vera.methods.vera_layer import VeRAChange
+from vera.peft_config import CONFIG, OTHER_LORA, check_config, head_modules
 from vera.projections import INITS, Init, ProjectionSpec
 from vera.sites import (
     ALIASES,
@@ -41,17 +42,10 @@ from vera.sites import (
     size,
 )
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
 #: peft's task types, by the end of the model class's name.
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
-#: Settings of peft's LoRA that make it another method than the one here, where they are set.
-OTHER_LORA = (
-    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
-    *("target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
-    *("arrow_config", "kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config"),
-    "lora_ga_config",
-)
 
 
 def export_peft(
@@ -89,7 +83,6 @@ def write_peft(
     """Writes an adapter's configuration and tensors with the model's head, and what peft's AutoPeftModel
     loads them by. base, revision: as for `export_peft`. settings: this project's own, of the method."""
     head = head_parameters(model)
-    head_modules = [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)]
     kind = type(model)
     task = next((task for name, task in TASKS.items() if kind.__name__.endswith(name)), None)
     of_transformers = task is None and kind.__module__.startswith("transformers.")
@@ -101,7 +94,7 @@ def write_peft(
         else None,
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
-        "modules_to_save": head_modules or None,
+        "modules_to_save": head_modules(model),
         "inference_mode": True,
     }
     folder = Path(folder)
@@ -121,8 +114,8 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     """Adapts a base model with a VeRA or LoRA adapter in peft's format, and fills in its head if the folder
     holds one.
 
-    Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, or one that does
-    not fit."""
+    Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, one that does
+    not fit, or one whose adapter_config.json was changed after `export_peft`."""
     if adaptation(model):
         raise AdapterError(
             "this model is adapted already: import onto a fresh copy of the base model, or unload it"
@@ -141,10 +134,12 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         raise AdapterError(f"{folder}: an adapter of type {method.kind}; VERA and LORA are read here")
     trial = without_weights(model)
     method.adapt(trial)
+    described, parts = _parts(trial, method)
+    if ours:
+        check_config(folder, config, described, model)
     head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
-    parts = _parts(trial, method)[1] | head
-    needed = {name: t for name, t in parts.items() if name in tensors or name not in optional}
+    needed = {name: t for name, t in (parts | head).items() if name in tensors or name not in optional}
     check_tensors(folder, needed, tensors, "Same base model?")
     method.adapt(model)
     _fill(model, method, tensors)
@@ -284,6 +279,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
             raise AdapterError(f"{folder}: no {name}. {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        open(folder / WEIGHTS, "rb").close()  # one that may not be read is not there, as safetensors says
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -292,6 +288,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
             raise ValueError("not a mapping")
         if ours and ours.get("kind") == "peft":
             ours = None  # peft's own method, exported
+    except PermissionError as error:
+        raise AdapterError(f"{error.filename}: permission denied. Its owner can let you read it") from None
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{folder}: damaged ({first_line(error)}). Get the adapter again") from None
     return config, tensors, ours

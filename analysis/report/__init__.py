@@ -21,7 +21,18 @@ from analysis.variants import every_variant
 from runs.record import Ledger, Record, median_interval, without_paths
 
 #: Parts of a record that the view of a cell shows beside its configuration.
-SHOWN = ("recipe", "start", "code", "versions", "device", "determinism", "model", "data", "parameters", "groups")
+SHOWN = (
+    "recipe",
+    "start",
+    "code",
+    "versions",
+    "device",
+    "determinism",
+    "model",
+    "data",
+    "parameters",
+    "groups",
+)
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below 20 MB.
 RUNS_SHOWN = 8_000
 
@@ -57,7 +68,9 @@ def page(ledger: Ledger) -> str:
             for name in figures.FIGURES
             for figure in part(f"figure {name}", partial(figures.make, name, ledger))
         ],
-        statistics=part("the statistics", lambda: [*statistics_tables(frame), costs(frame)] if len(frame) else []),
+        statistics=part(
+            "the statistics", lambda: [*statistics_tables(frame), costs(frame)] if len(frame) else []
+        ),
         cells=found,
         anchors={run["id"]: number for number, cell in enumerate(found) for run in cell["runs"]},
         left_out=_left_out(frame),
@@ -76,7 +89,9 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The numbers of the paper beside ours, by table and model; those of which one has run first."""
-    groups = [(f"{table}, {model}", of) for (table, model), of in rows.groupby(["table", "model"], sort=False)]
+    groups = [
+        (f"{table}, {model}", of) for (table, model), of in rows.groupby(["table", "model"], sort=False)
+    ]
     return sorted(groups, key=lambda group: not group[1].ran.any())
 
 
@@ -96,7 +111,8 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
             "words": words.get(cell.ids, []),
             "facts": _facts(ledger.records[cell.ids[0]]) if shown <= RUNS_SHOWN else [],
             "runs": [
-                {"id": i, **by_id.loc[i].to_dict(), "curve": curve(ledger.records[i]["curve"])} for i in cell.ids
+                {"id": i, **by_id.loc[i].to_dict(), "curve": curve(ledger.records[i]["curve"])}
+                for i in cell.ids
             ]
             if shown <= RUNS_SHOWN
             else [],
@@ -136,5 +152,3 @@ def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
         lists.append((f"{groups.sum():,.0f} runs: {words}", lines))
     lists.append(("Runs that have not finished", unfinished(frame)))
     return [(title, lines) for title, lines in lists if lines]
-
-

@@ -15,7 +15,7 @@ from analysis.inference import FIRM_PAIRS
 from analysis.own import with_variants
 from analysis.ranks import ranks
 from analysis.results.claim import WORDS, Claim
-from analysis.results.findings import MARGIN
+from analysis.results.findings import MARGIN, left_out
 from analysis.results.of_figures import FITTED
 from analysis.series import series
 from analysis.statistics import costs, statistics_tables
@@ -37,7 +37,8 @@ def merged(studies: Iterable[Ledger]) -> Ledger:
 def pages(studies: Mapping[Path, Ledger], comparisons: list[Claim], docs: Path) -> dict[str, str]:
     """The pages of these studies (their folders, with their records), and the pictures that they show, by
     their paths in docs/. comparisons: over all of them. Benchmarks come from docs/bench."""
-    files = {"results.md": overview(comparisons, _what_ran(studies), _speed(docs / "bench"))}
+    tries = _left_out(left_out(studies, comparisons), comparisons)
+    files = {"results.md": overview(comparisons, _what_ran(studies), _speed(docs / "bench"), tries)}
     for folder, ledger in studies.items():
         files |= study(folder, ledger)
     return files
@@ -84,7 +85,7 @@ def _device(record: Record) -> str:
     return f"{record['device']['name']}{cpu}"
 
 
-def overview(comparisons: list[Claim], what_ran: str = "", speed: str = "") -> str:
+def overview(comparisons: list[Claim], what_ran: str = "", speed: str = "", tries: str = "") -> str:
     """The page of all studies: results.md beside this file with its gaps filled."""
     gaps = {
         "what_ran": what_ran,
@@ -95,6 +96,7 @@ def overview(comparisons: list[Claim], what_ran: str = "", speed: str = "") -> s
         "fitted": f"{FITTED:g}",
         "firm_pairs": f"{FIRM_PAIRS}",
         "findings": _one_by_one(comparisons) if comparisons else "",
+        "left_out": tries,
         "speed": speed,
     }
     frame = (Path(__file__).parent / "results.md").read_text()
@@ -152,6 +154,28 @@ def tally(comparisons: list[Claim]) -> str:
         of = f"{sum(holds)} of {len(holds)}"
         rows.append((f"[{number}](#finding-{number})", name, len(group), *words, firm, of))
     return _grid(header, rows, {*header} - {header[1]})
+
+
+def _left_out(tries: Sequence[tuple[str, Claim]], comparisons: list[Claim]) -> str:
+    """The tries that no finding counts, beside the finding that they are of."""
+    numbers = {name: f"[{n}](#finding-{n})" for n, name in enumerate(by_finding(comparisons), 1)}
+    rows = [
+        (
+            numbers.get(claim.claim, claim.claim),
+            f"[{study}](results/{study}.md)",
+            claim.where,
+            claim.here,
+            claim.word,
+        )
+        for study, claim in tries
+    ]
+    return f"{LEFT_OUT}\n\n{_grid(('', 'study', 'tried on', 'here', 'verdict'), rows)}" if rows else ""
+
+
+LEFT_OUT = """### Tries that no finding counts
+
+A finding counts one setting of a row for each model and task, the one nearest to its recipe, and tasks that
+the paper has. These are the others, by study and number of epochs; those on one task share data and seeds."""
 
 
 def crossfit_word(claim: Claim) -> str:

@@ -1,5 +1,7 @@
 """The demo: every method on a small task, with what it costs."""
 
+from dataclasses import replace
+
 import pandas as pd
 
 from analysis.notes import CROSSFIT, notes
@@ -12,7 +14,9 @@ HEADER = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s
 
 def demo(view: View) -> list[Table]:
     """Every method on the demo's task, with what it costs: a table for each model and number of rows."""
-    view = view.of((view.runs.task == "reviews") & (view.runs.kind == "result"))
+    of_task = view.runs.task == "reviews"
+    trials = view.runs[of_task & (view.runs.kind == "trial")]
+    view = replace(view.of(of_task & (view.runs.kind == "result")), trials=trials)
     sizes = view.runs.groupby(["asked_train_rows", "asked_dev_rows"], sort=True).groups
     tables = []
     for index in sizes.values():
@@ -40,7 +44,13 @@ def _of_model(view: View, cells: pd.DataFrame, with_size: bool) -> Table:
         how += f" {CROSSFIT}"
     elif (runs.evaluations == 1).all():
         how += " The last epoch alone is evaluated."
-    rows = [_row(cell, int(lora.iloc[0]) if len(lora) else 0) for cell in cells.itertuples()]
+    ends = _at_an_end(view, cells)
+    if ends:
+        how += f" {END.strip()}: its rate is at an end of the grid that was tried: a rate beyond could be better."
+    rows = [
+        _row(cell, int(lora.iloc[0]) if len(lora) else 0, END * (cell.row in ends))
+        for cell in cells.itertuples()
+    ]
     return Table(
         title + view.title,
         HEADER,
@@ -52,11 +62,29 @@ def _of_model(view: View, cells: pd.DataFrame, with_size: bool) -> Table:
     )
 
 
-def _row(cell: Cell, lora: int) -> list[Entry]:
+#: Marks a row whose rate is at an end of its grid.
+END = " ^"
+
+
+def _at_an_end(view: View, cells: pd.DataFrame) -> set[str]:
+    """The rows with a rate that is the lowest or highest of those that trials on held-out rows tried."""
+    trials = view.trials.groupby(["model", "row"])
+    found = set[str]()
+    for name in ("lr", "lr_head"):
+        ends = trials[name].agg(["min", "max", "nunique"])
+        for cell in cells.itertuples():
+            if (cell.model, cell.row) in ends.index:
+                low, high, count = ends.loc[(cell.model, cell.row)]
+                if count > 1 and getattr(cell, name) in (low, high):
+                    found.add(cell.row)
+    return found
+
+
+def _row(cell: Cell, lora: int, mark: str) -> list[Entry]:
     missing = "" if cell.complete else f" ({cell.n}/{cell.wanted} seeds)"
     trains = cell.parameters > 0
     return [
-        cell.label + missing,
+        cell.label + mark + missing,
         count(cell),
         Number(cell.parameters / lora, form="ratio", ids=cell.ids) if lora and trains else NONE,
         Number(cell.median, n=cell.n, mark=diverged(cell), ids=cell.ids),

@@ -240,7 +240,7 @@ def _notes(
             if last
             else f"{spec.middle.capitalize()}s over seeds. {CROSSFIT}"
         )
-    extra = []
+    extra = beside.chosen_here(model) if spec.others else []
     if spec.name == "table5":
         for task, shots in alone.groupby("task").shots.agg(lambda of: set(of) - {10}).items():
             counts = " or ".join("all" if n != n or n is None else f"{n:g}" for n in sorted(shots, key=str))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -26,6 +26,7 @@ class View:
     seeds: int | None = None
     tasks: tuple[str, ...] = ()
     whose: str = "ours"
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def of(self, which: "pd.Series[bool]") -> "View":
         """The view of a part of the runs."""

@@ -24,9 +24,10 @@ def check_recipe(files: Files, name: str, recipe: Any, own_tasks: Collection[str
     """Raises UserError for a key of a recipe that nothing reads, and for a task that does not exist.
 
     name: ROW/MODEL. The keys of method settings are those that ROW's file, and the files in its defaults,
-    read. A recipe with by_row is shared: only the parts of its rows have settings of methods. own_tasks: the
-    names of tasks that are in no file."""
+    read; so are those of rows whose recipes its `defaults` take. A recipe with by_row is shared: only the
+    parts of its rows have settings of methods. own_tasks: the names of tasks that are in no file."""
     row, path = name.partition("/")[0], files.path("recipe", name)
+    row = "peft" if row.startswith("peft_") and row not in files.choices("method") else row
     where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else str(path)
     tasks = sorted({*files.choices("task"), *own_tasks})
     if shared := "by_row" in recipe:
@@ -36,7 +37,10 @@ def check_recipe(files: Files, name: str, recipe: Any, own_tasks: Collection[str
         for word, part in by_row.items():
             file = "peft" if re.fullmatch(r"peft:\w+", word) else word
             _check_keys(f"{where}, by_row: {word}", part, known_keys(files, file, where), tasks, file)
-    known = known_keys(files, None if shared else row, where)
+    taken = map(str, files.read("recipe", name).get("defaults", []))
+    others = [found[1] for line in taken if (found := re.match(r"/?recipe/(\w+)/", line))]
+    rows = [None] if shared else [row, *others]
+    known = sorted(set[str]().union(*(known_keys(files, of, where) for of in rows)))
     _check_keys(where, recipe, known, tasks, row, ("source", "chosen"))
 
 

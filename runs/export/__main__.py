@@ -8,7 +8,8 @@ python -m runs.export RUN lora FOLDER rank=8
                                            converted to LoRA by peft, for servers that know only LoRA; prints
                                            what that loses
 python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
-                                           AutoModel...from_pretrained(FOLDER)
+                                           AutoModel...from_pretrained(FOLDER); prints by how much its
+                                           outputs differ, and refuses more than rounding
 python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16); prints the metric
                                            before and after
 
@@ -151,21 +152,23 @@ def _merge(record: Record, path: Path, output: str) -> None:
     """Writes the whole model with the adapter merged in."""
     import vera
     from runs.export.folder import write_inputs
+    from runs.export.outputs import difference, outputs
     from vera.checked_file import share
 
-    settings = record["config"]["model"]
-    if settings.get("quantise"):
+    config = record["config"]
+    # The folder's weights are float32, whatever the run computed in
+    config = {**config, "train": {**config["train"], "precision": "fp32"}}
+    if config["model"].get("quantise"):
         # Whole weights take the adapter in; 4-bit ones would round it away
-        record = {**record, "config": {**record["config"], "model": {**settings, "quantise": None}}}
+        config["model"] = {**config["model"], "quantise": None}
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
-    context: Context = restore(record, output)
-    model, scale = context.raw_model, context.task.scale
-    context.method.merge(model)  # first of all: some cannot be merged
-    after = context.score()
-    context.method.unmerge(model)
-    before = context.score()
+    context: Context = restore({**record, "config": config}, output)
+    model, before = context.raw_model, outputs(context)
     vera.unload(model, merge=True)
-    print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} merged")
+    merging = difference(before, outputs(context))
+    if not merging.is_rounding:
+        raise UserError(f"run {record['id']} is not written: merged, it is another model. {merging.text()}")
+    print(merging.text())
     if classes := getattr(context.task, "classes", None):
         model.config.id2label = dict(enumerate(classes))
         model.config.label2id = {c: i for i, c in enumerate(classes)}

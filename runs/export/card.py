@@ -14,10 +14,13 @@ from runs.evaluate import kept_result, overrides_of
 from runs.models import Origin
 from runs.record import (
     FINISHED,
+    INTERVAL_SEEDS,
+    LEVEL,
     Ledger,
     Metric,
     Record,
     cell_id,
+    interval_name,
     median_interval,
     one_each,
     row_label,
@@ -25,6 +28,7 @@ from runs.record import (
     text_score,
     without_paths,
 )
+from runs.record.text import one_line
 from runs.sources import is_committed
 
 #: By modality: the hub's name of the task, and peft's and transformers' classes that load such a model.
@@ -58,8 +62,13 @@ class Number:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95%; None for a single seed."""
+        """`between`; None for a single seed."""
         return median_interval(list(self.values.values()))
+
+    @property
+    def between(self) -> str:
+        """What the ends are of."""
+        return "their range" if 1 < len(self.values) < INTERVAL_SEEDS else f"{LEVEL:.0%} interval"
 
 
 def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
@@ -102,7 +111,7 @@ def metadata(
             metric_type=METRICS.get(number.name, number.name),
             metric_name=_metric_name(number),
             metric_value=round(number.median, 6),
-            metric_args={"seeds": sorted(number.values), "interval": _ends(number)},
+            metric_args={"seeds": sorted(number.values), number.between.split()[-1]: _ends(number)},
         )
         for number in own
     ]
@@ -143,8 +152,8 @@ def card(
     what = f"a LoRA converted from {what}" if converted else what
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"An adapter of {base} in peft's format: {what}, trained with vera-bench.",
-        f"Note on the base model: {origin.note}." if origin and origin.note else "",
+        _safe(f"An adapter of {base} in peft's format: {what}, trained with vera-bench."),
+        _safe(f"Note on the base model: {origin.note}.") if origin and origin.note else "",
         converted,
         "## Results",
         _results(record, own, f"before conversion{seed}" if converted else f"this adapter{seed}"),
@@ -159,6 +168,11 @@ def card(
     return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
 
 
+def _safe(text: str) -> str:
+    """A label or another text of a record as Markdown: one line, which begins no HTML."""
+    return one_line(text).replace("<", "&lt;")
+
+
 def _split(record: Record, number: Number) -> str | None:
     """The split on the hub that a number is of, where it is known."""
     if number.name in TEXT_SCORES:
@@ -167,11 +181,12 @@ def _split(record: Record, number: Number) -> str | None:
 
 
 def _metric_name(number: Number) -> str:
-    """As "accuracy, median of 5 seeds, 95% interval 0.84 to 0.86": the model-index has no field for it."""
+    """As "accuracy, median of 5 seeds, 95% interval 0.84 to 0.86", and below 5 seeds "their range": the
+    model-index has no field for it."""
     seeds, ends = len(number.values), _ends(number)
     if ends is None:
         return f"{number.name}, one seed"
-    return f"{number.name}, median of {seeds} seeds, 95% interval {ends[0]:g} to {ends[1]:g}"
+    return f"{number.name}, median of {seeds} seeds, {number.between} {ends[0]:g} to {ends[1]:g}"
 
 
 def _ends(number: Number) -> list[float] | None:
@@ -186,22 +201,25 @@ def _data(record: Record) -> tuple[str | None, str | None]:
 
 def _results(record: Record, own: list[Number], title: str) -> str:
     """A table of the numbers as tables print them, and what they are of. title: of the run's own column."""
-    metric = Metric.of_record(record)
+    metric, name = Metric.of_record(record), interval_name(len(number.values) for number in own)
+    few = name.startswith("range")
     lines = [
-        f"| | {title} | median | 95% interval | seeds |",
+        f"| | {title} | median | {name if few else f'{name} interval'} | seeds |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for number in own:
         text = metric.text if number.name == metric.name else "{:.2f}".format
         ends = " to ".join(map(text, number.interval)) if number.interval else "-"
         mine = "-" if number.own is None else text(number.own)
-        lines.append(f"| {number.name} | {mine} | {text(number.median)} | {ends} | {len(number.values)} |")
+        name, median = _safe(number.name), text(number.median)
+        lines.append(f"| {name} | {mine} | {median} | {ends} | {len(number.values)} |")
     data, reported = record["data"], record["result"]["reported"]
     rows = f"{data['train_rows']:,} training rows, {data['dev_rows']:,} dev rows."
-    scale = f" {metric.name} x {metric.scale:g}." if metric.scale != 1 else ""
+    scale = f" {_safe(metric.name)} x {metric.scale:g}." if metric.scale != 1 else ""
     texts = " Scores of texts are those of the last epoch." if len(own) > 1 else ""
     table = "\n".join(lines) if own else "A seed ended without a number."
-    of = f"The median is over each seed's {reported} epoch on dev, the interval a bootstrap of it."
+    ends = "range that of the same numbers" if few else "interval a bootstrap of it"
+    of = f"The median is over each seed's {reported} epoch on dev, the {ends}."
     return f"{table}\n\n{rows} {of}{scale}{texts}"
 
 
@@ -254,7 +272,7 @@ def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
         *(f"Deviation: {deviation}." for deviation in record["deviations"]),
         f"Licence: {licence}{as_base}." if licence else "",
     ]
-    return "\n".join(f"- {fact}" for fact in facts if fact) + _command(record)
+    return "\n".join(f"- {_safe(fact)}" for fact in facts if fact) + _command(record)
 
 
 def _command(record: Record) -> str:

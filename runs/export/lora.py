@@ -5,30 +5,23 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import vera
+from runs.export.outputs import Difference, difference, outputs
 from runs.training.context import Context
-
-#: Dev rows whose outputs are compared.
-ROWS = 8
 
 
 @dataclass(frozen=True)
 class Loss:
     """What a conversion at a rank loses. sites: for each adapted layer |change - LoRA| / |change| in
     Frobenius' norm; overall: the same over all layers together, None where the adapter changes no weight.
-    before, after: the metric of the dev set. difference: the largest of an output (a logit, or a row's loss)
-    over some dev rows; largest: the largest output."""
+    before, after: the metric of the dev set. difference: of the outputs of some dev rows."""
 
     rank: int | float
     sites: dict[str, float]
     overall: float | None
     before: float
     after: float
-    difference: float
-    largest: float
+    difference: Difference
 
     def text(self, metric: str, scale: float) -> str:
         """In words, for the screen and the card."""
@@ -39,8 +32,7 @@ class Loss:
             f"The conversion to LoRA (rank={self.rank:g}) loses {self.overall:.2%} of the change of the"
             f" weights (Frobenius norm), at worst {self.sites[worst]:.2%}, in {worst}."
             f" {metric}: {scale * self.before:.2f} before, {scale * self.after:.2f} after."
-            f" Outputs of {ROWS} dev rows differ by at most {self.difference:.2g};"
-            f" the largest is {self.largest:.2g}."
+            f" {self.difference.text()}"
         )
 
 
@@ -53,12 +45,12 @@ def write_lora(
     Raises AdapterError where it cannot be converted; nothing is written then."""
     import peft
 
-    before, outputs = context.score(), _outputs(context)
+    before, answers = context.score(), outputs(context)
     norms = vera.export_lora(context.raw_model, folder, rank, base, revision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
         peft.PeftModel.from_pretrained(context.raw_model, folder)  # in place
-    after, again = context.score(), _outputs(context)
+    after, again = context.score(), outputs(context)
     lost, whole = (math.hypot(*(norm[i] for norm in norms.values())) for i in (0, 1))
     return Loss(
         rank,
@@ -66,15 +58,5 @@ def write_lora(
         lost / whole if whole else None,
         before,
         after,
-        float(np.abs(again - outputs).max()),
-        float(np.abs(outputs).max()),
+        difference(answers, again),
     )
-
-
-@torch.no_grad()
-def _outputs(context: Context) -> np.ndarray:
-    """What some dev rows are judged by, as the model answers now."""
-    context.raw_model.eval()
-    rows = range(min(ROWS, len(context.task.lengths("dev"))))
-    with vera.unchanged(context.raw_model), context.accelerator.autocast():
-        return context.task.answers(context.raw_model, context.batch("dev", rows))[1]

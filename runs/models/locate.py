@@ -135,6 +135,11 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
+    for path in files(folder):
+        try:
+            open(path, "rb").close()  # safetensors says of one that may not be read that it is not there
+        except PermissionError:
+            raise UserError(f"{path}: permission denied. Its owner can let you read it") from None
     if not any(folder.glob("model*.safetensors")):
         pickled = "It holds pickled weights (pytorch_model.bin): save them as safetensors"
         mend = pickled if any(folder.glob("*.bin")) else "Put model.safetensors beside config.json"

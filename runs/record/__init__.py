@@ -48,9 +48,12 @@ from runs.record.place import CONF, INSTALLED, PUBLISHED, ROOT, built_from
 from runs.record.rows import from_recipe, lora_scaling, row_label
 from runs.record.schema import FINISHED, SCHEMA, TASK_PATHS, Record
 from runs.record.seeds import (
+    INTERVAL_SEEDS,
     LEVEL,
     epoch_of_table,
+    interval_name,
     median_interval,
+    one_class,
     one_each,
     sample_deviation,
     seed_value,

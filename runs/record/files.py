@@ -15,6 +15,7 @@ import orjson
 
 from runs.record.measure import check_measure
 from runs.record.schema import LocalPaths, Record, check
+from runs.record.text import printable
 
 
 def cache_folder() -> Path:
@@ -163,12 +164,13 @@ def _name(where: str) -> str:
 
 
 def record_text(record: Record) -> str:
-    """The text of a record's file. Raises ValueError for a record that could not be read again: of another
-    shape than the schema's, or with NaN or infinity, which JSON does not have."""
+    """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
+    ValueError for a record that could not be read again: of another shape than the schema's, or with NaN or
+    infinity, which JSON does not have."""
     return _text(record, check)
 
 
 def _text(value: Record, check: Callable[[Record], None]) -> str:
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n"
+    text = json.dumps(printable(value), separators=(",", ":"), allow_nan=False) + "\n"
     check(orjson.loads(text))
     return text

@@ -16,6 +16,7 @@ from runs.record.files import read_regular, records_folder, run_folder
 from runs.record.measure import MEASURE_SCHEMA, check_measure
 from runs.record.place import PUBLISHED
 from runs.record.schema import FINISHED, MIGRATIONS, SCHEMA, Record, check
+from runs.record.text import hidden, refusal
 
 
 def read_record(path: str | Path) -> Record:
@@ -50,6 +51,11 @@ def _read(
         why = "made by a newer version; update this one" if record["schema"] > schema else "not known"
         raise ValueError(f"{path}: a {what} of schema {record['schema']}, {why} (here: {schema})")
     try:
+        # Printable ASCII without escapes, as most records are, hides nothing: a search of it takes no time
+        plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
+        for key, value in record.items() if not plain else ():
+            if character := hidden([key, value]):
+                raise ValueError(f"{key}: holds the control character {character}")
         check(record)
     except ValueError as error:
         raise ValueError(f"{path}: not a {what} ({error})") from None
@@ -137,7 +143,7 @@ def read_ledger(
     try:
         ledger.serving = read_serving(output)
     except ValueError as error:
-        ledger.problems.append(_printable(error))
+        ledger.problems.append(refusal(str(error)))
     for folder in study_folders() if published else []:
         _read_records(ledger, shared, folder.name, _json_files(folder), output)
         _read_measures(ledger, folder.name, folder / "measures")
@@ -187,7 +193,7 @@ def _read_records(
                     belongs = f"which belongs in {record['id']}.json"
                     raise ValueError(f"{path}: the record of run {record['id']}, {belongs}")
             except ValueError as error:
-                ledger.problems.append(_printable(error))
+                ledger.problems.append(refusal(str(error)))
                 continue
             shared.share(record)
             record.pop("cell_id", None)  # another version may define a result by other settings
@@ -229,15 +235,10 @@ def _read_measures(ledger: Ledger, origin: str, folder: Path) -> None:
         try:
             measure = read_measure(path)
         except ValueError as error:
-            ledger.problems.append(_printable(error))
+            ledger.problems.append(refusal(str(error)))
             continue
         if ledger.measures.setdefault(measure["id"], measure) is measure:
             ledger.measured[measure["id"]] = origin
-
-
-def _printable(error: ValueError) -> str:
-    """An error as text that can be written: a file's name may hold bytes that are no text."""
-    return str(error).encode("utf-8", "backslashreplace").decode()
 
 
 def _json_files(folder: Path) -> list[str]:

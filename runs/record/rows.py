@@ -1,7 +1,11 @@
 """The row of a table that a run belongs to: its label, and how LoRA's alpha relates to the recipe's."""
 
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from runs.record.place import CONF
 
 
 def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -31,10 +35,22 @@ def lora_scaling(config: dict[str, Any]) -> str | None:
 
 def row_label(config: dict[str, Any]) -> str:
     """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed the recipe's at
-    another rank, "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank."""
+    another rank, "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank. A class of peft is spelt as the
+    rows of conf/method spell it: SHiRA, not Shira."""
     method, scaling = config["method"], lora_scaling(config)
+    label, of_class = str(method["label"]), str(method.get("config_class")).removesuffix("Config")
+    if re.split("[ ,]", label)[0] == of_class:  # made from the class, as a record keeps it
+        label = _spellings().get(of_class.lower(), of_class) + label.removeprefix(of_class)
     if scaling is None:
-        return str(method["label"])
+        return label
     ratio = method["alpha"] / method["rank"]
     alpha = f"{'' if ratio == 1 else f'{ratio:g}'}r" if scaling == "proportional" else f"{method['alpha']:g}"
-    return f"{method['label']}, alpha={alpha}"
+    return f"{label}, alpha={alpha}"
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    """The names of methods in the labels of conf/method, by their small letters."""
+    files = (path.read_text(encoding="utf-8") for path in sorted((CONF / "method").glob("*.yaml")))
+    names = (found[1] for text in files if (found := re.search(r"^label: (\S+)", text, re.MULTILINE)))
+    return {name.lower().replace("-", ""): name for name in names}

@@ -1,8 +1,10 @@
 """The seeds of one cell: one record for each, the number of each, and the interval of their median. Tables,
 statistics and the card of a published adapter read the same ones."""
 
+import hashlib
 import math
 import statistics
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +14,10 @@ from runs.record.schema import Record
 from runs.record.selection import best_and_last
 
 LEVEL, RESAMPLES = 0.95, 9999
+#: Below so many seeds an interval of theirs is called what it is, their range.
+INTERVAL_SEEDS = 5
+#: A prediction of one class is looked for among so many classes: the paper's data sets have 102 at most.
+CLASSES = 128
 
 
 def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
@@ -54,6 +60,40 @@ def text_score(record: Record, key: str, which: str = "last", variant: str | Non
         entries = [e for e in entries if e["variant"] == variant]
     score = entries[0].get(key) if entries else 0.0 if record["status"] == "diverged" else None
     return None if score is None else float(score)
+
+
+def one_class(record: Record) -> str | None:
+    """Of a run that is done and predicts one class for every dev row, at the epoch that its table reports:
+    the share of the rows that class has, in words; "" where the metric does not say it. None for other runs.
+
+    Records have a hash of the predictions (runs/training/loop.py), which are int64."""
+    result = record["result"]
+    epoch = epoch_of_table(record["config"]["train"], result["reported"])
+    kept, rows = (record.get("predictions") or {}).get(epoch), record["data"]["dev_rows"]
+    if record["status"] != "done" or kept not in _hashes_of_one_class(rows):
+        return None
+    if result["metric"] != "accuracy":
+        return ""
+    value = seed_value(record, epoch)
+    return f"{'the larger class is' if value >= 0.5 else 'a class of'} {Metric.of_record(record).text(value)}"
+
+
+@cache
+def _hashes_of_one_class(rows: int) -> frozenset[str]:
+    answers = (number.to_bytes(8, sys.byteorder) * rows for number in range(CLASSES))
+    return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)
+
+
+def interval_name(counts: Iterable[int], of: str = "seeds") -> str:
+    """What a table calls intervals over so many seeds: "95%", or "range of 2 seeds" below INTERVAL_SEEDS,
+    where they are no more than that."""
+    several = sorted(count for count in counts if count > 1)
+    if not several or several[0] >= INTERVAL_SEEDS:
+        return f"{LEVEL:.0%}"
+    least, most = several[0], several[-1]
+    if most >= INTERVAL_SEEDS:
+        return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {of}"
+    return f"range of {least}{f' to {most}' if most > least else ''} {of}"
 
 
 @cache

@@ -2,9 +2,15 @@
 
 import errno
 import re
+from typing import Any
 
 #: The operating system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Control characters but tab and line feed, those that turn the direction of writing, and halves of others:
+#: a terminal or a browser obeys them and does not show them.
+HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: The most characters of a refusal, with room for what a command puts before it.
+LONGEST = 480
 
 
 def duration(seconds: float) -> str:
@@ -37,14 +43,44 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def printable(value: Any) -> Any:
+    """A text, or all texts of a JSON value, with hidden characters as Python writes them: \\x1b, \\u202e."""
+    if isinstance(value, str):
+        return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    return [printable(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def hidden(value: Any) -> str | None:
+    """The first hidden character in a JSON value of any depth, as Python writes it."""
+    parts = [value]
+    for part in parts:  # which grows
+        if isinstance(part, str):
+            if found := HIDDEN.search(part):
+                return ascii(found[0])
+        elif isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+    return None
+
+
+def refusal(text: str) -> str:
+    """An error as a command prints it: one line of printable characters. A long one lacks its middle, since
+    the file stands at its start and the mend at its end."""
+    line: str = printable(one_line(text))
+    return line if len(line) <= LONGEST else f"{line[:300]} ... {line[305 - LONGEST :]}"
+
+
 def describe(error: BaseException) -> str:
-    """An error in one line; for a full disk, with what to do."""
+    """An error in one line, as `refusal`; for a full disk, with what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in FULL
         advice = ". Finished runs are kept; make room and run the same command again" if full else ""
-        return f"{where}{error.strerror}{advice}"
-    return first_line(error)
+        return refusal(f"{where}{error.strerror}{advice}")
+    return refusal(first_line(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from runs.errors import rank
-from runs.record import Metric, Record, row_label
+from runs.record import Metric, Record, one_class, row_label
 from runs.record.text import duration, plural
 from runs.run import UNLIKE_OTHERS, Run
 from runs.sources import changed_words
@@ -197,6 +197,8 @@ def result_words(record: Record) -> str:
         return f"diverged: {record['error']}"
     best, last = (Metric.of_record(record).text(result[which]) for which in ("best", "last"))
     words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
+    if (share := one_class(record)) is not None:
+        words += f", predicts one class{f' ({share})' if share else ''}"
     # Of the last epoch, by the protocol
     scores = record["texts"]["scores"][0] if record.get("texts") else None
     return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words

@@ -1,6 +1,7 @@
 """Checks before the first run of a sweep starts."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import tasks
@@ -56,6 +57,10 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
             task = by_settings[hash_of(run.config["task"])]
             task.prepare(preprocessing(folders[hash_of(run.config["model"])]), 0)
             notes += task.notes
+    gaps: dict[str, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None
+    notes += [f"{words} ({', '.join(of)})" for words, of in gaps.items() if words]
     for note in dict.fromkeys(notes):  # the image tasks of all seeds have the same notes
         print(f"note: {note}")
     return by_name

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import random
+import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,8 @@ class Checkpoint:
             "python": random.getstate(),
             "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
         }
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        process = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+        partial = self.path.with_name(f".{self.path.name}.{process}")
         try:
             text = json.dumps(header)
             save_file(

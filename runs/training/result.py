@@ -24,7 +24,7 @@ from runs.record import (
     lora_scaling,
     row_label,
 )
-from runs.run import Run
+from runs.run import Run, key_of
 from runs.training.build import count
 from runs.training.flags import flags
 from runs.training.loop import Training
@@ -186,19 +186,11 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     """The task's notes, and what differs from the recipe, in words."""
     recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]
     words, trains = list(notes), run.method["kind"] != "none"
-    if run.recipe == "defaults" and trains:
-        words.append("no recipe for this method and model: the harness's defaults")
+    words += [run.recipe_gap] if run.recipe_gap else []
     # Where nothing trains, only what affects evaluation counts.
     settings = {**run.config["method"], **train} if trains else {key: train[key] for key in READS}
     by_task = recipe.get("by_task") or {}
     recipe_keys = {*recipe, *(key for key, values in by_task.items() if task["name"] in (values or {}))}
-    # A recipe may not know the task, such as one's own
-    rate = "lr_head" if run.method["kind"] == "head" else "lr"
-    lacking = {"epochs", rate} - recipe_keys - {key_of(line) for line in run.changed}
-    if run.recipe != "defaults" and trains and lacking:
-        words.append(
-            f"the recipe has no {' and '.join(sorted(lacking))} for this task: the harness's defaults"
-        )
     for key in sorted(recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
         if key == "lr_by":
@@ -222,11 +214,6 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     if train["max_steps"] is not None and trains:
         words.append(f"stopped after {train['max_steps']} steps")
     return words
-
-
-def key_of(line: str) -> str:
-    """The last part of an override's key."""
-    return line.partition("=")[0].rpartition(".")[2]
 
 
 def peak_memory() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tasks
 from runs.config import as_word, keys_of_recipes, read_flags, recipe_by_row
-from runs.record import Metric, epoch_of_table, sample_deviation, write_atomically
+from runs.record import Metric, epoch_of_table, one_class, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
 from runs.tune.trials import Trial, trials_of
@@ -52,6 +52,10 @@ def report(cell: Cell, task: tasks.Task) -> str:
     if best.diverged:
         return "\n".join([f"{title}: in each trial a run diverged", "", *trial_table])
     equal = sum(trial.value == best.value and not trial.diverged for trial in trials)
+    shares = [share for t in trials for record in t.records if (share := one_class(record)) is not None]
+    if shares:
+        share = f" ({max(shares)})" if max(shares) else ""
+        lines += [f"predicts one class: {plural(len(shares), 'run')}{share}"]
     if equal > 1:
         lines += [f"{equal} settings have the best value: which of them comes first says nothing"]
     lines += [f"{override} is the {end} tried" for override, end in edges(cell, best.point)]
@@ -97,7 +101,10 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
     own = method != "peft"  # all classes of peft have one file
     name = f"{method if own else cell.first.row}/{cell.first.model}"
     title = f"for conf/recipe/{name}.yaml{'' if own else f', which recipe={name} takes'}:"
-    return [title, "  by_task:", *by_task, "  chosen:", *chosen]
+    # Without these, a recipe of its own would leave the other's values out, on other tasks too
+    other = [] if cell.first.recipe in ("defaults", name) else [f"    - /recipe/{cell.first.recipe}@_here_"]
+    defaults = ["  defaults:", *other, "    - _self_"] if other else []
+    return [title, *defaults, "  by_task:", *by_task, "  chosen:", *chosen]
 
 
 def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:

@@ -665,6 +665,7 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     }
     assert f"| R1 | VeRA r=1024 | MiniLM, cola | 3 | 41.5 | 41.5 | {ids['vera']} |" in text
     assert f"| R2 | LoRA r=8 | MiniLM, cola | 3 | 41.0 | 41.0 | {ids['lora']} |" in text
+    assert "Tries that no finding counts" not in text
     where = "[glue_minilm](results/glue_minilm.md)"
     assert f"| {where} | 9 | 2 | 0 | 0.0 | a CPU, 1 thread |" in text
     text = (folder / "docs" / "results" / "glue_minilm.md").read_text()
@@ -693,6 +694,33 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert main(words) == 0
     (folder / "records" / "glue_minilm" / "NOTES.md").write_text("Run with care.\n")
     assert main([*words, "check=true"]) == 1
+
+
+def test_tries_that_no_finding_counts_are_listed(study):
+    """Another setting of the rows, by the same study's or another's name, and a task of no table."""
+    words, folder = study
+    other = folder / "records" / "longer"
+    other.mkdir()
+    for row, bests in (("vera", (0.5, 0.6, 0.7)), ("lora", (0.7, 0.8, 0.9))):
+        for one in [
+            *small(row, "cola", bests),
+            *(record(row, "reviews", s, 0.8, model="minilm") for s in (0, 1)),
+        ]:
+            one["id"] = f"longer-{row}-{one['cell']['task']}-{one['cell']['seed']}"
+            one["config"]["train"]["epochs"] = 9
+            one["deviations"] = ["9 epochs"]
+            one["config"]["task"]["family"] = "text"
+            (other / f"{one['id']}.json").write_text(json.dumps(one))
+    assert main(words) == 0
+    text = (folder / "docs" / "results.md").read_text()
+    tries = text.partition("### Tries that no finding counts")[2].partition("###")[0]
+    rows = [line for line in tries.splitlines() if line.startswith("| [1]")]
+    assert [row.split(" | ")[1:3] for row in rows] == [
+        ["[longer](results/longer.md)", "MiniLM, cola, 9 epochs, 3 seeds"],
+        ["[longer](results/longer.md)", "MiniLM, reviews, 9 epochs, 2 seeds"],
+    ]
+    assert "mean -20.0" in rows[0]
+    assert "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 1 | 1 |" in text  # the counted one
 
 
 def test_the_readmes_table_stands_between_its_marks(study):

@@ -466,14 +466,44 @@ def test_the_command_takes_a_sweep_and_filters_as_the_tables_do(tmp_path, capsys
         printed("task=mrpc")
 
 
+@pytest.mark.parametrize(
+    ("counts", "name"),
+    [
+        ((5, 5), "95%"),
+        ((2, 2), "range of 2 {}"),
+        ((1, 4, 2), "range of 2 to 4 {}"),
+        ((5, 4), "95%, or range below 5 {}"),
+    ],
+)
+def test_no_interval_is_called_95_percent_below_five_seeds(counts, name):
+    made = [one for row, n in zip(("vera", "lora", "head"), counts, strict=False) for one in seeds(row)[:n]]
+    cells_, *others = statistics_tables(ledger(*made))
+    assert cells_.header[5] == name.format("seeds")
+    assert cells_.notes[0].startswith(f"{name.format('seeds')}: ")
+    if counts == (2, 2):
+        (compared,) = others
+        assert compared.header[4] == "range of 2 pairs"
+        assert compared.texts[0][-1] == "-"  # P(better) has no interval
+
+
+def test_ranks_over_two_seeds_have_their_range():
+    bests = {"vera": (0.8, 0.9), "lora": (0.6, 0.7), "head": (0.4, 0.5)}
+    (table,) = ranks(ledger(*(one for row, best in bests.items() for one in seeds(row, bests=best))))
+    assert "range of 2 seeds" in table.header
+    assert "95%" not in table.header
+
+
 def test_rows_are_ranked_over_the_seeds_of_most():
     """In each seed VeRA is first, LoRA second and the head last; full has one seed, and is not ranked."""
     made = [*seeds("head", bests=[0.5] * 5), *seeds("vera"), *seeds("lora", bests=[0.7] * 5)]
     (table,) = ranks(ledger(*made, record("full", best=0.9)))
     lines = [dict(zip(table.header, row, strict=True)) for row in table.texts]
-    told = [[line[key] for key in ("method", "mean rank", "near the first")] for line in lines]
+    told = [[line[key] for key in ("method", "mean rank", "from the first")] for line in lines]
     # Nemenyi's of 3 rows and 5 blocks: 2.343 * sqrt(3 * 4 / (6 * 5)) = 1.48 (Demsar 2006, table 5)
-    assert told == [["VeRA r=1024", "1.0", "yes"], ["LoRA r=8", "2.0", "yes"], ["head", "3.0", "no"]]
+    assert told == [
+        *(["VeRA r=1024", "1.0", "-"], ["LoRA r=8", "2.0", "not told apart"]),
+        ["head", "3.0", "told apart"],
+    ]
     assert "Critical difference (Nemenyi, 5%): 1.5 ranks." in table.notes[1]
     assert table.notes[2] == "Not ranked, as they lack one of these seeds on the same data: full."
     # One seed more of one row takes no other row away

@@ -193,7 +193,28 @@ def peft_folders(home: Home) -> Iterator[Case]:
         yield _folder(home, "tensors of peft changed at random", f"{i}, way {how}", config, content, "either")
     for text in ("[" * 200_000, "", "[]", "NaN", '"x"', '{"peft_type": "LORA"}', "\ud800"):
         yield _folder(home, "configurations of peft that are none", text[:20], text, loaded[0][1])
+    yield from _edited(home)
     yield from _in_the_way(home)
+
+
+def _edited(home: Home) -> Iterator[Case]:
+    """This project's own exports, a value of adapter_config.json changed: refused where peft obeys it."""
+    for method, others in (
+        (vera.LoRA(rank=4), ["lora_alpha", "use_rslora"]),
+        (vera.VeRA(rank=4), ["d_initial"]),
+    ):
+        model, source = tiny_model(), home.place()
+        method.adapt(model)
+        vera.export_peft(model, source)
+        config, raw = json.loads((source / CONFIG).read_text()), (source / WEIGHTS).read_bytes()
+        yield _folder(home, "sound folders of peft", f"own {method.kind}", config, raw, "taken")
+        keys = ["peft_type", "r", "target_modules", "bias", "rank_pattern", "layers_to_transform", *others]
+        every = [(key, value) for key in keys for value in VALUES]
+        for key, value in home.some(f"edited {method.kind}", every, 20):
+            same = config.get(key) == value or (key not in config and value in (None, [], {}))
+            name = f"{method.kind} with {key}={value!r:.60}"
+            expected = "taken" if same else "refused"
+            yield _folder(home, "own exports, one value edited", name, config | {key: value}, raw, expected)
 
 
 def _folder(home: Home, kind: str, name: str, config: Any, tensors: Any, expected: str = "refused") -> Case:

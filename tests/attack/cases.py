@@ -22,7 +22,7 @@ from runs.errors import is_users
 #: Within which a case is done, of the processor; how long it is waited for; by how much a process may grow.
 SECONDS, PATIENCE, MEGABYTES = 10.0, 60.0, 500.0
 #: Characters that the one line of a refusal may have.
-LONGEST_LINE = 1200
+LONGEST_LINE = 500
 #: Programs that the project and its libraries start themselves: for where they run, scores in Java, and
 #: peft's BOFT.
 PROGRAMS = (

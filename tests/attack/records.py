@@ -19,6 +19,7 @@ from tiny import save_tiny, write_glue
 import runs.command
 import runs.record
 from attack.cases import Case, Home, WrongError
+from runs.record.text import HIDDEN
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "runs" / "records" / "glue_minilm"
@@ -38,6 +39,7 @@ WRONG: dict[str, Any] = {
     "true": True,
     "deep": [[[[[[[[]]]]]]]],
     "an HTML text": "<b>\n=1+1",
+    "an escape": "\x1b]0;PWN\x07\x1b[2J\u202e",
 }
 
 
@@ -115,7 +117,7 @@ def mutated(record: dict[str, Any], number: int, changes: Sequence[tuple[tuple[s
     certain = any(
         len(path) == 1 and path[0] in ESSENTIAL and how in ("missing", "null", "a list", "deep")
         for path, how in changes
-    )
+    ) or [how for _, how in changes] == ["an escape"]
     return Odd(f"{number:012x}.json", what, lambda place: place.write_text(json.dumps(made)), certain)
 
 
@@ -313,6 +315,8 @@ class Ledger:
             raise WrongError(f"exit code {code}: {' '.join(text.split())[-300:]}")
         if not command.shown(folder, text):
             raise WrongError(f"what is sound is not shown: {' '.join(text.split())[-300:]}")
+        if found := HIDDEN.search(text.replace("\r", "")):
+            raise WrongError(f"{found[0]!r} reaches the terminal")
         told = " ".join(text.split())
         names = {
             odd.what: " ".join(odd.name.encode("utf-8", "backslashreplace").decode().split())

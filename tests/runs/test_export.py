@@ -86,8 +86,8 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     (metric,) = result["metrics"]
     assert metric["value"] == pytest.approx(best[1], abs=1e-6)
     assert metric["args"]["seeds"] == [0, 1, 2]
-    assert metric["args"]["interval"] == pytest.approx([low, high], abs=1e-6)
-    assert f"median of 3 seeds, 95% interval {low:g} to {high:g}" in metric["name"]
+    assert metric["args"]["range"] == pytest.approx([low, high], abs=1e-6)
+    assert f"median of 3 seeds, their range {low:g} to {high:g}" in metric["name"]
     assert f"| accuracy | {100 * first['result']['best']:.1f} | {100 * best[1]:.1f} |" in text
     assert f"Trained parameters: {first['parameters']['adapter']:,} in the adapter" in text
     assert first["code"]["commit"] in text
@@ -198,6 +198,12 @@ def test_a_card_says_which_of_its_seeds_others_ran():
     text = str(card.card(seeds[0], ledger, "mine", None, "mit", {}))
     assert f"{told} runs/records/glue_minilm.\n" in text
     assert "| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |" in text
+    assert "| | this adapter (seed 0) | median | range of 3 seeds | seeds |" in text
+    assert "95%" not in text
+    five = {seed: made_record(seed=seed) for seed in range(5)}
+    (number, *_) = card.numbers(five[0], five)
+    assert card._metric_name(number).endswith("median of 5 seeds, 95% interval 0.8 to 0.8")
+    assert "| median | 95% interval | seeds |" in card._results(five[0], [number], "mine")
 
 
 @pytest.mark.usefixtures("process")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from runs.forecast import cost
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.sweep import attempt, display, executor, jobs, sweep
+from runs.sweep.preflight import preflight
 from runs.sweep.progress import write_attempts
 from runs.tracking import Tracking
 
@@ -34,7 +36,9 @@ from runs.tracking import Tracking
 def test_a_sweep_runs_skips_and_survives_a_failure(words):
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     first = call("runs", *sweep_words, check=0)
-    assert "[1/2] VeRA r=8 seed 0  epoch 1/1" in first.stdout  # which max_steps cuts short
+    before, line, _ = first.stdout.partition("[1/2] VeRA r=8 seed 0  epoch 1/1")
+    assert line  # max_steps cuts its epoch short
+    assert "note: no recipe for this method and model: the harness's defaults (vera on rte)\n" in before
     assert "2 runs in" in first.stdout
     assert "2 done, 0 already there" in first.stdout
     assert "  all stopped early by train.max_steps: in no table\n" in first.stdout
@@ -51,6 +55,20 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
     assert "Traceback" not in mixed.stdout + mixed.stderr
     ledger = read_ledger(output_of(words), published=False)
     assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
+
+
+def test_what_a_recipe_lacks_for_a_task_is_printed_before_the_first_run(words, capsys):
+    (run,) = expand(words)
+    known = {"lr": 1e-3, "lr_head": 1e-3, "epochs": 1, "by_task": {}}
+    elsewhere_ = {key: {"cola": value} for key, value in known.items() if key == "lr"}
+    recipe = {"lr_head": 1e-3, "epochs": 1, "by_task": elsewhere_}
+    lacks = replace(run, recipe="vera/mine", config=run.config | {"recipe": recipe}, changed=[])
+    knows = replace(lacks, config=run.config | {"recipe": known}, seed=1)
+    preflight([lacks, replace(lacks, seed=2), knows])
+    note = "note: the recipe has no lr for this task: the harness's defaults (vera on rte)\n"
+    assert note in capsys.readouterr().out
+    preflight([knows])
+    assert "harness" not in capsys.readouterr().out
 
 
 def test_a_log_shows_before_the_first_epoch_ends_that_a_run_goes_on(words, monkeypatch, capsys):
@@ -452,6 +470,21 @@ def test_any_method_is_checked_from_its_files(method, words, capsys):
     assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
 
 
+DIFFER = r"Outputs of (\d+) dev rows differ by at most ([\d.e+-]+); the largest is ([\d.e+-]+)\."
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_merged_model_differs_by_float32s_rounding_whatever_the_run_computed_in(
+    precision, words, tmp_path, capsys
+):
+    from runs.export import __main__ as export
+
+    found = trained([*words, "train.lr=1", f"train.precision={precision}"])["id"]
+    assert export.main([found, "merged", str(tmp_path / "merged"), f"output={output_of(words)}"]) == 0
+    _, differ, largest = map(float, re.search(DIFFER, capsys.readouterr().out).groups())
+    assert differ < 1e-5 * largest
+
+
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
     """To peft, into a plain model folder, and into half precision: each answers as the run's own files do."""
     import peft
@@ -470,14 +503,19 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
     files = [*tmp_path.rglob("*.safetensors"), tmp_path / "fp16", tmp_path / "peft" / "adapter_config.json"]
     assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
     assert "from the fp16 file" in printed
-    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", printed).groups()
-    assert before == after
-    # A change whose weight() says another thing than its forward
+    rows, differ, largest = map(float, re.search(DIFFER, printed).groups())
+    assert rows == 24
+    assert differ < 1e-5 * largest
+    # A change whose weight() says another thing than its forward; then a merge of another model, untried
     real = VeRAChange.weight
     monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
-    assert export.main([found, "merged", str(tmp_path / "wrong"), output]) == 0
-    before, after = re.search(r"accuracy: (\S+) before, (\S+) merged", capsys.readouterr().out).groups()
-    assert before != after
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert "VeRAChange.forward is not x @ weight().T" in done.stderr
+    monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert f"run {found} is not written: merged, it is another model. Outputs of 24 dev rows" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "wrong").exists()
     monkeypatch.undo()
     expected = answer(
         evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval()

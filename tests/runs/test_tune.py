@@ -1,19 +1,23 @@
 """Searches: what is tried, on which rows, how a killed one goes on, and what is printed."""
 
 import csv
+import hashlib
 import re
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from ledgers import of_metric
+from ledgers import record as made_record
 from running import do, elsewhere
 from tiny import write_glue
 
@@ -397,6 +401,36 @@ by_row:
 """
 
 
+def test_the_lines_for_a_recipe_keep_the_recipe_that_the_row_borrows(tmp_path):
+    """A method of one's own that reads no rank: what is pasted changes the task that was searched alone."""
+    conf = tmp_path / "conf"
+    (conf / "method").mkdir(parents=True)
+    (conf / "method" / "mine.yaml").write_text("kind: bitfit\nlabel: Mine\nkeep: best\nrecipe: lora\n")
+    words = ["method=mine", "model=minilm", "--config-dir", str(conf)]
+    before = expand([*words, "task=mrpc"])[0].config["train"]
+    (cell,) = lists.cells([*words[:2], "task=cola"], "{train.lr: [0.5], train.lr_head: [1e-3]}", words[2:])
+    title, *lines = report.recipe(cell, ("0.5", "0.001"), "rows")
+    assert title == "for conf/recipe/mine/minilm.yaml:"
+    (conf / "recipe" / "mine").mkdir(parents=True)
+    (conf / "recipe" / "mine" / "minilm.yaml").write_text(textwrap.dedent("\n".join(lines)))
+    (found,), (other,) = expand([*words, "task=cola"]), expand([*words, "task=mrpc"])
+    assert found.recipe == "mine/minilm"
+    assert found.config["train"]["lr"] == 0.5
+    assert other.config["train"] == before
+    assert before["lr"] == 3e-3  # LoRA's on MRPC, and not the harness's
+
+
+def test_the_lines_for_a_class_of_peft_are_a_recipe_that_it_takes(tmp_path):
+    words = ["method=peft:IA3Config", "model=minilm", "task=cola", "recipe=lora/minilm"]
+    (cell,) = lists.cells(words, "{train.lr: [0.5], train.lr_head: [1e-3]}")
+    title, *lines = report.recipe(cell, ("0.5", "0.001"), "rows")
+    assert title == "for conf/recipe/peft_ia3/minilm.yaml, which recipe=peft_ia3/minilm takes:"
+    (tmp_path / "recipe" / "peft_ia3").mkdir(parents=True)
+    (tmp_path / "recipe" / "peft_ia3" / "minilm.yaml").write_text(textwrap.dedent("\n".join(lines)))
+    (run,) = expand([*words[:3], "recipe=peft_ia3/minilm", "--config-dir", str(tmp_path)])
+    assert (run.config["train"]["lr"], run.config["train"]["epochs"]) == (0.5, 5)  # of LoRA's recipe: 5
+
+
 @pytest.mark.usefixtures("process")
 def test_of_a_recipe_that_rows_share_their_parts_are_printed_with_what_was_found(
     tiny_words, capsys, tmp_path
@@ -480,6 +514,21 @@ def test_the_best_at_an_end_of_an_axis(tiny_words):
     assert report.edges(cell, ("0.03", "0.001")) == []
     assert report.edges(cell, ("0.1", "0.001")) == [("train.lr=0.1", "largest")]
     assert report.edges(cell, ("0.01", "0.001")) == [("train.lr=0.01", "smallest")]
+
+
+def test_the_report_counts_the_runs_that_predict_one_class(tiny_words, monkeypatch):
+    (cell,) = cells_of([*tiny_words, "grid={train.lr: [1e-2, 1e-1], train.lr_head: [1e-3]}"])
+    task = SimpleNamespace(metric="accuracy", higher_is_better=True, scale=100.0, reported="best")
+    made = [made_record(best=value) for value in (0.674, 0.326, 0.7)]
+    for one, answer in zip(made, (1, 0, None), strict=True):
+        hashed = hashlib.sha256(np.full(10, answer).tobytes()).hexdigest()[:16] if answer is not None else "0"
+        one["predictions"] = {"best": hashed}
+    trials = [search.Trial(p, ["id"], [one]) for p, one in zip([*cell.trials, ("1", "1")], made, strict=True)]
+    monkeypatch.setattr(report, "trials_of", lambda cell: trials)
+    lines = report.report(cell, task).splitlines()
+    assert "predicts one class: 2 runs (the larger class is 67.4)" in lines
+    monkeypatch.setattr(report, "trials_of", lambda cell: trials[2:])
+    assert "one class" not in report.report(cell, task)
 
 
 def finished(metric, value, status="done", reported="best"):

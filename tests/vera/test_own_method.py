@@ -15,7 +15,7 @@ import vera
 from vera.adapter_file import FORMAT
 from vera.checked_file import read_file
 from vera.methods.contract import METHODS
-from vera.methods.layers import Change, adapted_layers, base_weight, changes, wrap
+from vera.methods.layers import AdaptedLinear, Change, adapted_layers, base_weight, changes, wrap
 from vera.sites import find_sites
 
 
@@ -217,22 +217,36 @@ class Plain(Change):
     def __init__(self, wrong, base, inputs, outputs):
         super().__init__()
         self.wrong, self.outputs, self.inputs = wrong, outputs, inputs
-        if wrong == "base":
+        if wrong == "module":
             self.base = base
         b = torch.zeros(outputs, inputs)
         self.b = b if wrong == "plain" else nn.Parameter(b)
+        if wrong != "plain":
+            self.t = nn.Parameter(torch.zeros(outputs))
+        #: Neither is a part of the module.
+        self.beside, self.dtype_of = (base, torch.full((outputs,), 2.0)), torch.float32
 
     def forward(self, x):
-        y = x @ self.b.T
-        return {"forward": y[..., :1], "nothing": None}.get(self.wrong, y)
+        b = self.matrix()
+        x = nn.functional.dropout(x, 0.5, self.training) if self.wrong == "dropout" else x
+        y = x.to(self.dtype_of) @ b.T if self.wrong == "dtype" else x @ b.T
+        wrongs = {"forward": y[..., :1], "nothing": None, "shift": y + self.t, "square": y * y, "half": y / 2}
+        return wrongs.get(self.wrong, y)
+
+    def matrix(self):
+        base, twice = self.beside
+        if self.wrong == "base":
+            return self.b * base.weight
+        return twice[:, None] * self.b if self.wrong == "tuple" else self.b
 
     def weight(self):
-        return {"weight": self.b[:, :1], "no weight": None, "transposed": self.b.T}.get(self.wrong, self.b)
+        b = self.matrix()
+        return {"weight": b[:, :1], "no weight": None, "transposed": b.T}.get(self.wrong, b)
 
 
 @pytest.fixture
 def wrong():
-    def adapted(name, architecture="BERT", site="query"):
+    def adapted(name, architecture="BERT", site="query", dtype=torch.float32):
         @dataclass(frozen=True)
         class Wrong(vera.Method, kind="wrong"):
             def install(self, model):
@@ -242,7 +256,7 @@ def wrong():
             def count(self, model):
                 return 0
 
-        model = tiny(architecture)
+        model = tiny(architecture).to(dtype)
         Wrong().adapt(model)
         return model, Wrong()
 
@@ -272,8 +286,9 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, w
     ("name", "message"),
     [
         ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
+        ("no weight", r"Plain.weight returns nothing, where \(32, 32\) is needed"),
         (
-            "base",
+            "module",
             r"another layer \(\S+query.base.weight and \S+changes.whole.base.weight\): merged",
         ),
     ],
@@ -287,14 +302,66 @@ def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, 
     assert not any(layer.merged for layer in adapted_layers(model))
 
 
-def test_a_merge_that_fails_half_way_is_taken_back(wrong):
-    model, method = wrong("transposed", site="all-linear")  # square matrices come first
+def test_a_merge_that_fails_half_way_is_taken_back(wrong, monkeypatch):
+    model, method = wrong("", site="all-linear")
     shake(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with pytest.raises(vera.AdapterError, match=r"Plain.weight returns shape \(32, 64\), where \(64, 32\)"):
+    first, real = next(adapted_layers(model)), AdaptedLinear.merge
+
+    def merge(layer):
+        if layer is not first and first.merged:
+            raise MemoryError
+        real(layer)
+
+    monkeypatch.setattr(AdaptedLinear, "merge", merge)
+    with pytest.raises(MemoryError):
         method.merge(model)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert not any(layer.merged for layer in adapted_layers(model))
+
+
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("shift", "which a merge adds: at x = 0 it is "),
+        ("square", "which a merge adds: at a random x it is off by "),
+        ("half", "which a merge adds: at a random x it is off by "),
+        ("transposed", "which a merge adds: at a random x it is off by "),
+    ],
+)
+def test_a_change_whose_forward_is_not_its_weight_is_not_merged(name, why, dtype, architecture, wrong):
+    """Not in the first weight either: here one change is wrong, the last."""
+    model, method = wrong("", architecture, site="value", dtype=dtype)
+    shake(model)
+    last = list(changes(model))[-1]
+    last.wrong = name
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for merge in (method.merge, lambda model: vera.unload(model, merge=True)):
+        with pytest.raises(
+            vera.AdapterError, match=r"Plain.forward is not x @ weight\(\).T, " + why
+        ) as error:
+            merge(model)
+        assert "\n" not in str(error.value)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(layer.merged for layer in adapted_layers(model))
+    last.wrong = ""
+    expected = answer(model)
+    method.merge(model)
+    assert torch.allclose(answer(model), expected, atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("beside", ["tuple", "dtype", "dropout", "base"])
+def test_a_change_that_is_right_is_merged_whatever_it_keeps(beside, wrong):
+    """A tensor or the base layer in a tuple, a dtype, a draw in training."""
+    model, method = wrong(beside)
+    shake(model)
+    model.train()
+    expected = answer(model.eval())
+    model.train()
+    method.merge(model)
+    assert torch.allclose(answer(model.eval()), expected, atol=1e-5)
 
 
 def test_a_class_that_is_not_finished_says_what_it_lacks():

@@ -321,3 +321,83 @@ def test_a_seed_that_is_a_truth_value_is_one_line(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"projection_prng_key": True}))
     with pytest.raises(vera.AdapterError, match="projection_prng_key=True, which is no seed"):
         vera.import_peft(tiny_model(), tmp_path)
+
+
+EDITS = {
+    "both": [
+        *({"r": 8}, {"r": -1}, {"r": 10**30}, {"r": True}, {"r": None}, {"peft_type": "PROMPT_TUNING"}),
+        *({"bias": "all"}, {"layers_to_transform": 0}, {"layers_to_transform": [1]}, {"use_dora": True}),
+        *({"rank_pattern": {"query": 2}}, {"rank_pattern": {f"x{i}": i for i in range(200_000)}}),
+        *({"target_modules": ["query"]}, {"target_modules": "all-linear"}, {"target_modules": ["dense"]}),
+        *({"target_modules": None}, {"target_modules": ["query", "value", 1]}, {"modules_to_save": None}),
+        *({"modules_to_save": ["query", "classifier"]}, {"exclude_modules": ["query"]}),
+        {"init_lora_weights": "pissa"},
+    ],
+    "lora": [{"peft_type": "VERA"}, {"lora_alpha": 80}, {"use_rslora": True}, {"lora_dropout": 0.5}],
+    "vera": [
+        *({"peft_type": "LORA"}, {"d_initial": 1}, {"vera_dropout": 0.5}, {"projection_prng_key": 4}),
+        {"save_projection": False},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["lora", "vera"])
+def test_a_configuration_that_was_edited_after_the_export_is_refused(name, tmp_path):
+    """peft obeys it, and the weights' metadata say another adapter."""
+    vera.export_peft(moved("BERT", METHODS[name]), tmp_path)
+    path, model = tmp_path / "adapter_config.json", tiny_model().double()
+    written = json.loads(path.read_text())
+    for edit in [*EDITS["both"], *EDITS[name]]:
+        path.write_text(json.dumps(written | edit))
+        with pytest.raises(vera.AdapterError) as error:
+            vera.import_peft(model, tmp_path)
+        (key,) = edit
+        assert f"adapter_config.json says {key}=" in str(error.value), edit
+        assert len(str(error.value)) <= 500
+        assert "\n" not in str(error.value)
+    assert not list(changes(model))
+    path.write_text(json.dumps(written | {"r": 8}))
+    own = METHODS[name].rank
+    with pytest.raises(vera.AdapterError, match=f"says r=8, its weights {own}. Export it again"):
+        vera.import_peft(model, tmp_path)
+    free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
+    path.write_text(json.dumps(written | free | {"auto_mapping": None, "peft_version": "9", "new": 1}))
+    assert vera.import_peft(model, tmp_path) == METHODS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        *(("lora", "BERT"), ("lora on all linear layers", "BERT"), ("lora", "GPT-2")),
+        *(("vera", "BERT"), ("vera on all linear layers", "BERT"), ("vera", "GPT-2")),
+    ],
+)
+def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
+    """peft writes all of its keys, and of 20 names and more their shortest ends."""
+
+    def make():
+        return tiny("GPT-2") if architecture == "GPT-2" else tiny_model(num_hidden_layers=4)
+
+    model = make()
+    METHODS[name].adapt(model)
+    shake(model)
+    vera.export_peft(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path)
+    theirs.save_pretrained(tmp_path / "again")  # without this project's metadata
+    theirs.peft_config["default"].save_pretrained(tmp_path)  # beside the weights with it
+    if "all" in name:
+        assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) < 20
+    fused = architecture == "GPT-2" and "vera" in name  # whose A and B only the metadata explain
+    for folder in [tmp_path] if fused else [tmp_path, tmp_path / "again"]:
+        again = make()
+        vera.import_peft(again, folder)
+        with torch.no_grad():
+            assert torch.allclose(answer(again), answer(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_that_may_not_be_read_says_so(file, tmp_path, closed):
+    vera.export_peft(moved("BERT", METHODS["lora"]), tmp_path)
+    model = tiny_model()
+    with pytest.raises(vera.AdapterError, match=f"{file}: permission denied"):
+        vera.import_peft(model, closed(tmp_path, file))

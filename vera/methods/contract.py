@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import adapt_with, adaptation
-from vera.methods.layers import AdaptedLinear, Added, adapted_layers, check_mergeable
+from vera.methods.layers import AdaptedLinear, Added, adapted_layers
+from vera.methods.merging import check_changes, check_mergeable
 from vera.methods.settings import check_settings
 from vera.sites import head_parameters
 
@@ -145,6 +146,7 @@ class Method(ABC):
         """
         layers = list(adapted_layers(model))
         check_mergeable(model, ((layer.base, layer.enabled) for layer in layers))
+        check_changes(layer for layer in layers if not layer.merged)
         try:
             for layer in layers:
                 layer.merge()

@@ -1,7 +1,6 @@
 """The layer that low-rank methods share, and how layers and hooks get into a model and out of it."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, cast
 
@@ -10,30 +9,6 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.sites import WHOLE, Blocks, is_transposed, size
-
-
-def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) -> None:
-    """Raises AdapterError unless the model is adapted, and a change can be folded into the weight of each of
-    these layers of it. With each layer: whether its adapter is switched on."""
-    if getattr(model, "_adaptation", None) is None:
-        raise AdapterError("this model carries no adapter: nothing to merge")
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names[id(p)].append(name)
-    for layer, enabled in layers:
-        if not enabled:
-            raise AdapterError(
-                "this adapter is switched off: vera.disable(model, False) comes before a merge"
-            )
-        if not layer.weight.is_floating_point():  # type: ignore[operator]
-            raise AdapterError(
-                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-            )
-        if len(shared := names[id(layer.weight)]) > 1:
-            raise AdapterError(
-                f"an adapted layer shares its weight with another layer ({' and '.join(shared)}): merged,"
-                " both would change"
-            )
 
 
 class Change(nn.Module):
@@ -101,7 +76,7 @@ class AdaptedLinear(Added):
         """The base layer's output y, with the change of each block added. Raises AdapterError for a change of
         another shape than its block of y."""
         for name, rows in self.blocks.items():
-            self._require(name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start))
+            self.require(name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start))
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
@@ -120,13 +95,12 @@ class AdaptedLinear(Added):
         if self.merged:
             return
         weight, updates = self.weight(), {name: change.weight() for name, change in self.changes.items()}
-        for name, rows in self.blocks.items():
-            self._require(name, "weight", updates[name], (rows.stop - rows.start, weight.shape[1]))
         self.unmerged_weight = self.base.weight.detach().clone()
         for name, rows in self.blocks.items():
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
 
-    def _require(self, name: str, function: str, value: Any, wanted: tuple[int, ...]) -> None:
+    def require(self, name: str, function: str, value: Any, wanted: tuple[int, ...]) -> None:
+        """Raises AdapterError where a function of a block's change returns a value of another shape."""
         shape = getattr(value, "shape", None)
         if torch.jit.is_tracing() or shape == wanted:  # type: ignore[no-untyped-call]
             return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vera.base_weights import base_fingerprint, base_names, fingerprint
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import frozen_extra, plain_names
-from vera.methods.layers import check_mergeable
+from vera.methods.merging import check_layers, check_mergeable
 from vera.methods.peft_drawn import digest, drawn, one_thread
 from vera.methods.peft_quantised import check_quantised, is_quantised
 from vera.methods.peft_ranks import AllocatesRanks, tuner_of
@@ -147,14 +147,13 @@ class Peft(AllocatesRanks, kind="peft"):
         if hasattr(model, "_peft_unmerged"):
             return
         # TrainableTokens changes rows that a tied layer has, too, merged or not
-        layers: list[tuple[Any, bool]] = [
-            (m.base_layer, not getattr(m, "disable_adapters", False))
+        layers: list[Any] = [
+            m
             for m in model.modules()
-            if "base_layer" in m._modules
-            and hasattr(m.base_layer, "weight")
-            and type(m).__name__ != "TrainableTokensLayer"
+            if hasattr(m._modules.get("base_layer"), "weight") and type(m).__name__ != "TrainableTokensLayer"
         ]
-        check_mergeable(model, layers)
+        check_mergeable(model, ((m.base_layer, not getattr(m, "disable_adapters", False)) for m in layers))
+        check_layers(self.config_class, layers)
         kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
         model._peft_unmerged = kept  # type: ignore[assignment]
         try:

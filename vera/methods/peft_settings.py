@@ -49,7 +49,7 @@ SITES: dict[str, list[str]] = json.loads(
 
 def rewrites_base(init: Any) -> bool:
     """Whether peft's init_lora_weights changes base weights; in upper or lower case, as peft reads olora."""
-    return str(init).lower().startswith(REWRITES_BASE)
+    return isinstance(init, str) and init.lower().startswith(REWRITES_BASE)
 
 
 def check_values(owner: str, config: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype, check_mergeable
+from vera.methods.layers import Added, adapter_dtype
+from vera.methods.merging import check_mergeable
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
 
@@ -43,6 +44,18 @@ def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
     return ssf(output) if ssf.enabled and ssf.unmerged is None else output
 
 
+def scale_and_shift(module: Any) -> None:
+    """Adds a scale and a shift of the outputs of a linear layer, norm or convolution, and trains them."""
+    if hasattr(module, "ssf"):
+        raise AdapterError(f"a {type(module).__name__} of this model has an 'ssf' of its own already")
+    # Channels come last, but for images: (samples, channels, rows, columns)
+    images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
+    width = size(module)[1] if is_linear(module) else module.weight.shape[0]
+    at = module.weight.device, adapter_dtype(module)
+    module.add_module("ssf", ScaleShift(width, 1 if images else -1, *at))
+    module.register_forward_hook(_scale)
+
+
 def _scaled(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
     """The modules whose outputs change, each with its scale and shift."""
     for module in model.modules():
@@ -64,15 +77,7 @@ class SSF(Method, kind="ssf"):
         if not convolutions:
             raise AdapterError(f"a {type(model).__name__} has no patch embedding: SSF is for image models")
         for path in [*find_sites(model, (ALL_LINEAR,)), *find_norms(model), *convolutions]:
-            module: Any = model.get_submodule(path)
-            if hasattr(module, "ssf"):
-                raise AdapterError(f"a {type(module).__name__} of this model has an 'ssf' of its own already")
-            # Channels come last, but for images: (samples, channels, rows, columns)
-            images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
-            width = size(module)[1] if is_linear(module) else module.weight.shape[0]
-            at = module.weight.device, adapter_dtype(module)
-            module.add_module("ssf", ScaleShift(width, 1 if images else -1, *at))
-            module.register_forward_hook(_scale)
+            scale_and_shift(model.get_submodule(path))
 
     def remove(self, model: nn.Module) -> None:
         self.unmerge(model)
