@@ -123,9 +123,8 @@ def _odd(cells: pd.DataFrame) -> list[str]:
             f"predicts one class: {count} on {task}{f' ({share})' if share else ''}: {'; '.join(which)}"
         )
     if len(one := cells[cells.one_draw.astype(bool) & (cells.runs > 1)]):
-        found.append(
-            f"one draw of random matrices for all seeds, whose share the spread leaves out ({where(_pairs(one), _pairs(cells))})"
-        )
+        rows = _enumeration(sorted(set(one.row)), "rows")
+        found.append(f"one draw of random matrices for all seeds, whose share the spread leaves out ({rows})")
     return found
 
 
@@ -165,9 +164,9 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
             f"{plural(others, 'run')} with other settings (a row shows those nearest to its recipe; all=true shows each)"
         )
     for cell in cells[cells.older.map(len) > 0].itertuples() if len(cells) else ():
-        older = ", ".join(map(str, cell.older))
+        older = ", ".join(f"{number:g}" for number in cell.older)
         found.append(
-            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol}"
+            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol:g}"
         )
     if again := [run for ids in (cells.again if len(cells) else []) for run in ids]:
         found.append(f"more than one record of the same settings and seed: {_enumeration(again, 'runs')}")

@@ -71,6 +71,7 @@ def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
         shown = every_variant(own, paper=name != "") if how.get("every") or how.get("every_own") else own
         tables = _made(name, shown, "ours", **how)
         tables.sort(key=lambda table: not table.ids)  # the paper's rows alone come after those with runs
+    noted = {(table.model, task) for table in tables for task in table.tasks}
     if len(others):
         shown = every_variant(others, paper=name != "") if how.get("every") else others
         if how.get("every_own") and not how.get("every"):
@@ -78,8 +79,7 @@ def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
         no_own = not tables  # then the paper's rows alone are worth showing
         tables += [table for table in _made(name, shown, "published", **how) if table.ids or no_own]
     if tables:
-        shown_keys = {(table.model, task) for table in tables for task in table.tasks}
-        tables[0].notes += unfinished(stopped(name, own, shown_keys, **how))
+        tables[0].notes += unfinished(stopped(name, own, noted, **how))
     return tables
 
 
@@ -108,4 +108,5 @@ def stopped(
         return early
     parts = _made(name, early.assign(kind="result"), "ours", **{**how, "columns": (), "cost": "none"})
     in_parts = early[early.id.isin({run for part in parts for run in part.ids})]
-    return in_parts[[key not in noted for key in zip(in_parts.model, in_parts.task, strict=True)]]
+    keys = pd.MultiIndex.from_frame(in_parts[["model", "task"]])
+    return in_parts[~keys.isin(list(noted))]

@@ -1,4 +1,5 @@
-"""Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a row."""
+"""Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a
+row."""
 
 import math
 import statistics
@@ -97,6 +98,24 @@ def test_a_row_whose_printed_count_is_off_its_formula_is_judged():
     assert difference[3] == apart(([69.0, 69.1, 69.2, 69.3, 69.4], 68.9, None)) == "+0.3 +-0.2"
     assert difference[4] == "-0.19 +-0.00"  # NIST, of the same value in each seed
     assert statuses(table) == ["inside 0/5"]
+
+
+def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints():
+    """AdaLoRA's 590,112 is this project's rank, and not the paper's 0.38M; DyLoRA's rounds to 0.39M."""
+    assert not beside.same_size(590112, "gpt2_medium", "adalora", "0.38M")
+    assert beside.same_size(393216, "gpt2_medium", "dylora", "0.39M")
+    of = [record("adalora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
+    for one in of:
+        scores = dict.fromkeys(("bleu", "nist", "meteor", "rouge_l", "cider"), 50.0)
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **scores}]}
+        one["parameters"]["adapter"] = 590112
+    table = made("table3", ledger(*of))[0]
+    assert statuses(table) == ["ours, another size: not compared"]
+    assert not any(row[1] == "difference" for row in table.texts)
+    assert "dylora: size and rates chosen here" in table.notes[0]
+    assert (
+        "adalora: size and rates chosen here, with 590,112 parameters for the paper's 0.38M" in table.notes[0]
+    )
 
 
 # --- judged texts

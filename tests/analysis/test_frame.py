@@ -29,8 +29,8 @@ def test_a_run_is_a_row_of_numbers():
     one = halves(record("vera", "rte", 3), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8))
     (run,) = runs(ledger(one)).itertuples()
     assert (run.model, run.row, run.task, run.seed) == ("roberta_base", "vera", "rte", 3)
-    # The best epoch of all of dev is the second or the third, of 75; by half A the second, of which B says 60, by B the
-    # third, of which A says 70
+    # The best epoch of all of dev is the second or the third, of 75; by half A the second, of which B says
+    # 60, by B the third, of which A says 70
     assert (run.value, run.best, run.last, run.crossfit) == pytest.approx((75, 75, 75, 65))
     assert run.optimism == pytest.approx(75 - 65)
     assert (run.seconds, run.adapter_bytes, run.parameters) == (11, 172032, 43008)
@@ -97,17 +97,6 @@ def test_a_run_without_a_finite_number_is_counted_and_never_averaged(value):
     assert all(map(math.isnan, (cell.median, cell.mean, cell.spread)))
     (gone,) = cells_of([lost | {"status": "diverged"}], 1).values()
     assert (gone.n, gone.median) == (1, 0.0)
-
-
-def test_a_seed_of_one_class_is_named():
-    """The same metric at every epoch, to the bit, of three epochs at least, of each half, and of one answer."""
-    same = [record("lora", "cola", seed, values=[0.5] * 3) for seed in range(4)]
-    same[1]["curve"]["metric_select"] = [0.5, 0.6, 0.6]
-    same[2]["predictions"] = {"best": "one", "last": "another"}
-    same[3] = record("lora", "cola", 3, values=[0.5, 0.5])
-    assert [*runs(ledger(*same)).one_class] == [True, False, False, False]
-    (cell,) = cells_of([same[0], record("lora", "cola", 1)]).values()
-    assert (cell.one_class, cell.runs) == ((0,), 2)
 
 
 def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recipe_and_then_runs():

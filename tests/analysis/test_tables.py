@@ -2,31 +2,41 @@
 
 import copy
 import csv
+import hashlib
 import io
 import json
 import re
 import statistics
+from collections import defaultdict
 
+import numpy as np
 import pandas as pd
 import pytest
 from ledgers import apart, halves, ledger, made, record, seeds
 
 from analysis import tables
 from analysis.beside import follows
-from analysis.frame import NUMBERS
+from analysis.frame import NUMBERS, label_of
 from analysis.paper import paper
 from analysis.render import TIDY, Number, Table, escape, render
 from analysis.tables import recipes
 from analysis.tables.__main__ import main
 from analysis.tables.counts import memory
 from runs.errors import UserError
-from runs.record import Ledger, read_ledger, read_serving, write_record
+from runs.record import PUBLISHED, Ledger, read_ledger, read_serving, read_study, row_label, write_record
+from runs.sweep.display import result_words
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
 
 def rows(table):
     return {(r[0], r[1]): dict(zip(table.header, r, strict=True)) for r in table.texts}
+
+
+def answers(record, rows):
+    """The record with the hash of these predictions, as a run keeps it."""
+    kept = hashlib.sha256(np.array(rows).tobytes()).hexdigest()[:16]
+    return record | {"predictions": {"best": kept, "last": kept}}
 
 
 def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
@@ -98,7 +108,8 @@ def test_a_row_that_started_elsewhere_is_not_compared():
 
 
 def test_our_row_from_mnli_is_compared_with_the_papers():
-    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other three."""
+    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
+    three."""
     started = ("mrpc", "rte", "stsb")
     from_mnli = [record("lora_mnli", task, seed, 0.9) for task in started for seed in range(5)]
     table = made("table2", ledger(*complete("lora"), *from_mnli))[0]
@@ -130,9 +141,53 @@ def test_diverged_seeds_and_those_of_one_class_stay():
     assert not any("diverged" in note for note in made("table2", ledger(*complete()))[0].notes)
 
 
+def test_a_seed_that_predicts_one_class_is_told_and_stays():
+    records = seeds("lora", "cola", model="minilm")
+    records[2] = answers(record("lora", "cola", 2, model="minilm", values=[0.0, 0.0, 0.0]), [1] * 10)
+    table = made("table2", ledger(*records))[2]
+    assert table.texts[0][3] == f"78.0 +-{statistics.stdev([78, 79, 0, 77, 78.7]):.1f}"
+    records[2]["result"]["metric"] = "matthews"
+    table = made("table2", ledger(*records))[2]
+    assert any("predicts one class: 1 run on cola: lora, seed 2" in note for note in table.notes)
+    # One accuracy by different answers, and other answers than those of one class
+    same = [answers(record("lora", "cola", model="minilm", values=[0.5] * 3), [0, 1] * 5)]
+    (*_, table) = made("table2", ledger(*same))
+    assert not any("one class" in note for note in table.notes)
+
+
+def test_runs_of_one_class_are_told_with_the_share_of_the_larger():
+    """After one epoch, too, where no curve can show it: in tables, and a run's last line."""
+    of = [
+        answers(record(row, "mrpc", seed, model="minilm", values=[0.665]), [1] * 10)
+        for row in ("lora", "vera")
+        for seed in range(2)
+    ]
+    small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
+    notes = " ".join(made("table2", ledger(*of, small))[-1].notes)
+    told = "predicts one class: 4 runs on mrpc (the larger class is 66.5): lora, seed 0, 1; vera, seed 0, 1"
+    assert told in notes
+    assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0" in notes
+    assert result_words(of[0]).endswith("last 66.5, predicts one class (the larger class is 66.5)")
+    assert "one class" not in result_words(answers(of[0], [1] * 9 + [0]))
+
+
+def test_a_method_is_spelt_once():
+    """A row of conf/method and a class of peft: SHiRA, and not Shira. Records keep their label."""
+    spelt = defaultdict(set)
+    for one in read_study(PUBLISHED / "peers_minilm"):
+        name = re.split("[ ,]", label_of(one))[0]
+        spelt[name.lower().replace("-", "")].add(name)
+    assert [names for names in spelt.values() if len(names) > 1] == []
+    assert {"SHiRA", "HiRA", "PSOFT", "DEFT", "PEANuT", "DeLoRA", "RandLoRA"} <= set.union(*spelt.values())
+    assert {"PVeRA", "MiSS", "RoAd", "Uni-LoRA", "Lily"} <= set.union(*spelt.values())
+    method = {"kind": "peft", "config_class": "LoraConfig", "label": "Lora use_dora=True"}
+    assert row_label({"method": method}) == "LoRA use_dora=True"
+    assert row_label({"method": method | {"label": "Lorax r=2"}}) == "Lorax r=2"  # a label of one's own
+
+
 def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other():
-    """By A the second epoch, of which B says 60; by B the third, of which A says 70. The paper's number is 75. An
-    older record's second protocol, "unbiased", is in no table."""
+    """By A the second epoch, of which B says 60; by B the third, of which A says 70. The paper's number is
+    75. An older record's second protocol, "unbiased", is in no table."""
     of = [halves(record("vera", t, s), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for t in GLUE for s in range(5)]
     of[0]["result"]["protocols"]["unbiased"] = {"best": 0.6, "best_epoch": 2.0, "last": 0.8}
     fitted, own = (made("table2", ledger(*of), select)[0] for select in ("crossfit", "paper"))
@@ -628,6 +683,26 @@ def test_a_printed_number_may_be_rounded_or_cut_off():
     assert not follows("2.8M", 2362368)
 
 
+def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
+    def trial(row, seed, **rates):
+        one = record(row, "reviews", seed, model="minilm")
+        one["config"]["task"]["holdout"] = 0.25
+        one["config"]["train"] |= rates
+        return one | {"id": f"{one['id']}-{rates}"}
+
+    runs = [record(row, "reviews", model="minilm") for row in ("vera", "lora", "head", "full")]
+    for one, rate in zip(runs, (1e-2, 1e-2, 1e-3, 1e-2), strict=True):
+        one["config"]["train"] |= {"lr": rate, "lr_head": 1e-3}
+    trials = [trial("vera", s, lr=lr, lr_head=1e-3) for s in (0, 1) for lr in (1e-3, 1e-2, 1e-1)]
+    trials += [trial("lora", 0, lr=lr, lr_head=1e-3) for lr in (1e-3, 1e-2)]
+    trials += [trial("head", 0, lr=1e-3, lr_head=lr) for lr in (1e-3, 1e-2)]
+    (table,) = made("demo", ledger(*runs, *trials), seeds=1)
+    assert {row[0] for row in table.texts} == {"VeRA r=1024", "LoRA r=8 ^", "head ^", "full"}
+    assert sum("^: its rate is at an end" in note for note in table.notes) == 1
+    (table,) = made("demo", ledger(*runs), seeds=1)
+    assert not any("^" in text for text in [*table.notes, *(row[0] for row in table.texts)])
+
+
 def test_the_recipes_of_conf_are_the_papers():
     of = [table for name in ("table8", "table9", "table10", "table11") for table in made(name, ledger())]
     assert len(of) == 2 + 4 + 1 + 8
@@ -738,7 +813,8 @@ def test_a_column_is_added_by_one_line(monkeypatch):
 
 
 def test_latex_is_booktabs():
-    """A tabular of as many columns as it says, between its rules, each row ended; what is no row is a comment."""
+    """A tabular of as many columns as it says, between its rules, each row ended; what is no row is a
+    comment."""
     text = render(made("table2", ledger(*complete())), "latex")
     for table in text.split("\n\n"):
         lines = [line for line in table.splitlines() if not line.startswith("%")]
