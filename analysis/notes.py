@@ -24,7 +24,7 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     shown = runs[runs.id.isin({run for ids in cells.ids for run in ids})] if len(cells) else runs[:0]
     lines = {
         "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
-        "Counted like any other": [*_odd(cells), *_several_sources(shown)],
+        "Counted like any other": [*odd(cells), *_several_sources(shown)],
         "Left out": left_out(runs, cells),
     }
     found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
@@ -107,7 +107,7 @@ def measured_unlike(runs: pd.DataFrame) -> list[str]:
     return found
 
 
-def _odd(cells: pd.DataFrame) -> list[str]:
+def odd(cells: pd.DataFrame) -> list[str]:
     """Seeds that diverged, that answer one class for every row, and that finished without their number."""
     if cells.empty:
         return []

@@ -28,7 +28,8 @@ class Number:
 
     spread: what stands behind +-, a standard deviation, or half of an interval. n, wanted: how many seeds
     have it, of how many; shown where some lack it, or if `counted`. mark: what follows it, such as "1d".
-    verdict: of the number beside the paper's. ids: the runs that it comes from."""
+    verdict: of the number beside the paper's. ids: the runs that it comes from. high: of an interval, whose
+    lower end is the value."""
 
     value: float
     spread: float = math.nan
@@ -41,12 +42,15 @@ class Number:
     mark: str = ""
     verdict: str = ""
     ids: tuple[str, ...] = ()
+    high: float = math.nan
 
     def __str__(self) -> str:
         if math.isnan(self.value):
             text = "nan" if self.n is not None else "-"
         else:
             text = FORMS[self.form](self)
+        if not math.isnan(self.high):
+            text += f" to {replace(self, value=self.high, high=math.nan)}"
         spread = "" if math.isnan(self.spread) else f" +-{self.spread:.{self.decimals}f}"
         count = f" ({self.n})" if self.counted else ""
         if self.n is not None and self.wanted is not None and self.n < self.wanted:
@@ -107,7 +111,8 @@ class Table:
                 line = about | {"column": column, "status": self._of(row, "status")}
                 if isinstance(entry, Number):
                     line |= {
-                        key: getattr(entry, key) for key in ("value", "spread", "n", "wanted", "verdict")
+                        key: getattr(entry, key)
+                        for key in ("value", "spread", "high", "n", "wanted", "verdict")
                     }
                     line |= {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
                 else:
@@ -131,6 +136,7 @@ TIDY = [
     "column",
     "value",
     "spread",
+    "high",
     "n",
     "wanted",
     "mark",

@@ -12,7 +12,10 @@ with the records.
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results import claims, merged, pages
+import pandas as pd
+
+from analysis.frame import runs
+from analysis.results import findings, pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
@@ -39,12 +42,14 @@ def main(arguments: list[str]) -> int:
     studies = {folder: read_study(folder) for folder in study_folders()}
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
-    comparisons = claims(merged(studies.values()))
-    files = {settings.docs / path: text for path, text in pages(studies, comparisons, settings.docs).items()}
-    for folder, ledger in studies.items():
+    of = {folder: runs(ledger) for folder, ledger in studies.items()}
+    measures = {name: one for ledger in studies.values() for name, one in ledger.measures.items()}
+    found = findings(pd.concat(of.values(), ignore_index=True).drop_duplicates("id"), [*measures.values()])
+    files = {settings.docs / path: text for path, text in pages(studies, of, found, settings.docs).items()}
+    for folder, frame in of.items():
         if folder.name == FRONT:
-            text = readme(settings.readme.read_text(), FRONT, headline(ledger))
-            files[settings.readme] = readme(text, "all studies", near_lora(comparisons))
+            text = readme(settings.readme.read_text(), FRONT, headline(frame))
+            files[settings.readme] = readme(text, "all studies", near_lora(found))
     gone = [path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg")]
     gone = [path for path in gone if path not in files]  # of studies that are no more
     if settings.check:

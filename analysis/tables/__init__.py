@@ -69,7 +69,7 @@ def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
     tables = list[Table]()
     if len(own) or others.empty:
         shown = every_variant(own, paper=name != "") if how.get("every") or how.get("every_own") else own
-        tables = _made(name, shown, "ours", **how)
+        tables = made(name, shown, "ours", **how)
         tables.sort(key=lambda table: not table.ids)  # the paper's rows alone come after those with runs
     noted = {(table.model, task) for table in tables for task in table.tasks}
     if len(others):
@@ -77,13 +77,14 @@ def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
         if how.get("every_own") and not how.get("every"):
             shown = nearest_to(others, own)
         no_own = not tables  # then the paper's rows alone are worth showing
-        tables += [table for table in _made(name, shown, "published", **how) if table.ids or no_own]
+        tables += [table for table in made(name, shown, "published", **how) if table.ids or no_own]
     if tables:
         tables[0].notes += unfinished(stopped(name, own, noted, **how))
     return tables
 
 
-def _made(name: str, runs: pd.DataFrame, whose: str, **how: Any) -> list[Table]:
+def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list[Table]:
+    """A table's parts from some runs, whosever they are; how: as in `make`."""
     view = View(runs, how.get("select", "paper"), how.get("seeds"), tuple(how.get("tasks", ())), whose)
     if view.tasks:
         view = view.of(runs.task.isin(view.tasks))
@@ -106,7 +107,7 @@ def stopped(
     early = own[own.kind == "stopped"]
     if early.empty:
         return early
-    parts = _made(name, early.assign(kind="result"), "ours", **{**how, "columns": (), "cost": "none"})
+    parts = made(name, early.assign(kind="result"), "ours", **{**how, "columns": (), "cost": "none"})
     in_parts = early[early.id.isin({run for part in parts for run in part.ids})]
     keys = pd.MultiIndex.from_frame(in_parts[["model", "task"]])
     return in_parts[~keys.isin(list(noted))]

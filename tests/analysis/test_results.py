@@ -1,19 +1,23 @@
 """docs/results.md from small studies: findings by hand, pictures, trials, and the README's table."""
 
 import json
+import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
 from ledgers import halves, ledger, of_metric, record, seeds
 
-from analysis import results
+from analysis.frame import runs
+from analysis.results import frame
 from analysis.results.__main__ import main
-from analysis.results.claim import Claim
+from analysis.results.finding import Finding
 from analysis.results.of_figures import null_band
+from analysis.results.of_rows import findings, left_out
 from analysis.results.readme import BEGIN, END, headline, near_lora
-from analysis.results.sections import crossfit_word, overview, tally
+from analysis.results.sections import overview, template
 from analysis.statistics import statistics_tables
 from runs.errors import UserError
 
@@ -27,9 +31,28 @@ def small(row, task, bests, **changes):
     return made
 
 
-def said(found, claim):
-    (one,) = [f for f in found if f.claim.startswith(claim)]
-    return one
+def tried(of):
+    """The findings of a ledger."""
+    return findings(runs(of), [*of.measures.values()])
+
+
+WORDS = template("words.md").module
+
+
+def said(found, name):
+    """A finding, with its words on the page."""
+    (one,) = [of for of in found if of.finding.startswith(name)]
+    words = {
+        word: str(getattr(WORDS, word)(one)) for word in ("where", "here", "trained", "word", "crossfit")
+    }
+    keys = ("source", "holds", "agrees", "firm", "verdict", "compared")
+    return SimpleNamespace(of=one, **words, **{key: getattr(one, key) for key in keys})
+
+
+def made_up(name, where, holds, agrees, pairs=1, seeds_=(3,), unit="run"):
+    return Finding(
+        name, "a table", "near", "", "", *where.split(", "), holds, agrees, pairs, counts=seeds_, unit=unit
+    )
 
 
 def pairs(x, y, near=False):
@@ -69,7 +92,7 @@ def test_vera_is_near_lora_by_bounds_of_the_mean_difference(vera, medians, diffe
     lora = small("lora", "cola", (0.41, 0.42, 0.44))
     for one in lora:
         one["parameters"]["adapter"] = 430080
-    near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is near LoRA")
+    near = said(tried(ledger(*small("vera", "cola", vera), *lora)), "VeRA is near LoRA")
     assert near.where == "MiniLM, cola, 3 epochs, 3 seeds"
     told = pairs([100 * best for best in vera], (41, 42, 44), near=True)
     assert near.here == f"{medians} {told}; 0.1 of the parameters, 0.1 with the head"
@@ -86,14 +109,14 @@ def test_a_word_is_bold_from_five_pairs_on(below, word):
             *small("lora", "cola", lora[:seeds_]),
             *small("vera", "cola", [best - below for best in vera[:seeds_]]),
         ]
-        near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+        near = said(tried(ledger(*made)), "VeRA is near LoRA")
         assert near.word == {4: word, 5: f"**{word}**"}[seeds_]
         assert near.firm is (seeds_ == 5)
 
 
 def test_an_undecided_word_is_never_bold():
     made = [*small("lora", "cola", (0.4,) * 5), *small("vera", "cola", (0.3, 0.35, 0.4, 0.45, 0.45))]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert (near.word, near.firm) == ("undecided", True)
 
 
@@ -107,33 +130,33 @@ def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
         record("lora", "cola", s, values=v, model="minilm")
         for s, v in enumerate(((1, 2, 3), (1, 3, 2), (3, 1, 2)))
     ]
-    near = said(results.claims(ledger(*vera, *lora)), "VeRA is near LoRA")
+    near = said(tried(ledger(*vera, *lora)), "VeRA is near LoRA")
     # Table 8's, on CoLA
     assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"
-    whole = overview([near])
+    whole = overview([near.of])
     assert f"| {near.trained} | {near.word} |" in whole
     # One of two
-    assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained
+    assert "still rising" not in said(tried(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained
 
 
 def test_a_single_epoch_is_not_a_rising_one():
     made = [record(row, "mrpc", 0, values=[0.8], model="minilm") for row in ("vera", "lora")]
     for one in made:
         one["data"]["dev_rows"] = 100_000
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").trained == "1 (paper: 30 BASE, 40 LARGE)"
+    assert said(tried(ledger(*made)), "VeRA is near LoRA").trained == "1 (paper: 30 BASE, 40 LARGE)"
 
 
 def test_numbers_are_of_the_seeds_that_both_have():
     made = [*small("vera", "cola", (0.9, 0.9, 0.4, 0.42)), *small("lora", "cola", (0.1, 0.1, 0.41, 0.42))[2:]]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert near.where == "MiniLM, cola, 3 epochs, 2 seeds"
     assert near.here.startswith(f"VeRA r=1024 41.0, LoRA r=8 41.5 {pairs((40, 42), (41, 42), near=True)}")
-    assert results.claims(ledger(*made[:2], *made[4:])) == []
+    assert tried(ledger(*made[:2], *made[4:])) == []
 
 
 def test_one_seed_decides_nothing():
     one = said(
-        results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))),
+        tried(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))),
         "VeRA is near LoRA",
     )
     assert "(1 pair by seed: mean +80.0)" in one.here
@@ -144,34 +167,34 @@ def test_rows_that_may_be_chance_are_not_compared():
     made = [*small("vera", "rte", (0.5, 0.5)), *small("lora", "rte", (0.58, 0.58))]
     for one in made:
         one["data"]["dev_rows"] = 277  # as RTE has: a standard error of 3 points
-    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    one = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert one.here.endswith("; all may be chance: the larger class is 52.7")
     assert (one.agrees, one.holds) == (None, ())
     unique = small("vera_unique", "rte", (0.5, 0.5))
     for of in unique:
         of["data"]["dev_rows"] = 277
-    one = said(results.claims(ledger(*made[:2], *unique)), "A and B may be shared")
+    one = said(tried(ledger(*made[:2], *unique)), "A and B may be shared")
     assert one.here.endswith("; all may be chance: the larger class is 52.7")
     assert one.agrees is None
     for lora in made[2:]:
         lora["result"]["protocols"]["paper"]["best"] = 0.6
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").agrees is False
+    assert said(tried(ledger(*made)), "VeRA is near LoRA").agrees is False
     # So may a correlation be, of 0.06 and less with 1,000 rows
     made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.05, 0.06))]
-    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    one = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert one.here.endswith("; all may be chance: the metric of chance is 0")
     for lora in made[2:]:
         lora["result"]["protocols"]["paper"]["best"] = 0.2
-    assert "chance" not in said(results.claims(ledger(*made)), "VeRA is near LoRA").here
+    assert "chance" not in said(tried(ledger(*made)), "VeRA is near LoRA").here
 
 
 def test_runs_on_other_data_are_no_finding():
     made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5, 0.5))]
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True, True)
+    assert said(tried(ledger(*made)), "VeRA is near LoRA").holds == (True, True)
     made[0]["data"]["dev_rows"] = 500
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True,)
+    assert said(tried(ledger(*made)), "VeRA is near LoRA").holds == (True,)
     made[1]["data"]["dev_rows"] = 500
-    assert not results.claims(ledger(*made))
+    assert not tried(ledger(*made))
 
 
 def test_images_are_compared_by_their_last_epoch():
@@ -184,7 +207,7 @@ def test_images_are_compared_by_their_last_epoch():
     for one in made:
         one["config"]["task"]["family"] = "images"
         one["result"]["reported"] = "last"
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert near.source.startswith("table 5, means of its data sets")
     assert near.here.startswith(f"VeRA r=1024 49.5, LoRA r=8 80.5 {pairs((48, 51), (80, 81), near=True)}")
     assert near.agrees is False  # up to -23.6
@@ -201,18 +224,18 @@ def test_texts_are_compared_by_bleu_where_they_were_decoded():
         one["config"]["task"]["family"] = "e2e"
         one["result"]["reported"] = "last"
         one["result"] |= of_metric("perplexity")
-    assert results.claims(ledger(*made)) == []  # of which the paper says nothing
+    assert tried(ledger(*made)) == []  # of which the paper says nothing
     for one in made:
         bleu = {"vera": 69.5, "lora": 70.0}[one["cell"]["row"]] + one["cell"]["seed"] / 100
         one["texts"] = {
             "scores": [{"which": "last", "variant": "length penalty 0.9", "epoch": 2, "bleu": bleu}]
         }
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert near.source.startswith("table 3, BLEU: ")
     assert near.here.startswith("VeRA r=1024 69.5, LoRA r=8 70.0 (2 pairs by seed: mean -0.5, ")
     assert near.agrees
     assert near.trained == "2 (paper: 5)"
-    (told,) = [table for table in statistics_tables(ledger(*made)) if table.title == "smollm2: cells"]
+    (told,) = [table for table in statistics_tables(runs(ledger(*made))) if table.title == "smollm2: cells"]
     assert (
         "e2e: best to optimism are of the dev set's perplexity; texts are written once, at the end."
         in told.notes
@@ -223,20 +246,20 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
     """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not at the 50 of the
     whole."""
     made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5,) * 5)]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert (near.agrees, crossfit_word(near)) == (True, "**agrees**")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
+    assert (near.agrees, near.crossfit) == (True, "**agrees**")
     for one in made:
         if one["cell"]["row"] == "vera":
             lower = 0.4 + one["cell"]["seed"] / 1000
             halves(one, (0.6, 0.5, lower), (lower, 0.5, 0.6))
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+    near = said(tried(ledger(*made)), "VeRA is near LoRA")
     assert near.agrees
     apart = pairs([40 + seed / 10 for seed in range(5)], [50] * 5, near=True)
-    assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
-    assert crossfit_word(near) in overview([near])
+    assert near.crossfit.startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
+    assert near.crossfit in overview([near.of])
     assert (near.verdict, near.word) == (None, "undecided (agrees by the best epoch)")
-    assert tally([near]).endswith("| 1 | 0 | 0 | 1 | 1 | 5 of 5 |")
-    assert near_lora([near]).endswith("\nOur seeds decide that on none of 1 pair of model and task.")
+    assert "| 1 | 0 | 0 | 1 | 1 | 5 of 5 |" in overview([near.of])
+    assert near_lora([near.of]).endswith("\nOur seeds decide that on none of 1 pair of model and task.")
     images = [
         record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
     ]
@@ -244,7 +267,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
         one["config"]["task"]["family"] = "images"
         one["result"]["reported"] = "last"
     # Where no epoch is selected
-    assert crossfit_word(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"
+    assert said(tried(ledger(*images)), "VeRA is near LoRA").crossfit == "-"
 
 
 def test_ablations_are_compared_by_their_means_and_pairs():
@@ -256,7 +279,7 @@ def test_ablations_are_compared_by_their_means_and_pairs():
         for row, best in rows.items()
         for one in small(row, "cola", (best, best, best + apart.get(row, 0)))
     ]
-    found = results.claims(ledger(*made))
+    found = tried(ledger(*made))
     both, only_d, only_b = (50, 50, 50), (40, 40, 41), (30, 30, 32)
     assert said(found, "d alone").here == f"only d 40.3; only b 30.7 {pairs(only_d, only_b)}"
     assert said(found, "d alone").agrees
@@ -273,13 +296,13 @@ def test_ablations_are_compared_by_their_means_and_pairs():
     assert said(found, "A and B may be shared").agrees
     assert said(found, "d that starts at 0.1").agrees
     assert said(found, "d that starts at 1e-7").agrees is None  # below in two seeds, above in the third
-    assert not any(claim.word.startswith("**") for claim in found)  # of three pairs
+    assert not any(str(WORDS.word(of)).startswith("**") for of in found)  # of three pairs
 
 
 def test_both_vectors_agree_only_where_both_comparisons_do():
     rows = {"vera": (0.5, 0.5, 0.5), "vera_only_b": (0.4, 0.4, 0.4), "vera_only_d": (0.45, 0.55, 0.4)}
     one = said(
-        results.claims(ledger(*(r for row, bests in rows.items() for r in small(row, "cola", bests)))),
+        tried(ledger(*(r for row, bests in rows.items() for r in small(row, "cola", bests)))),
         "both vectors",
     )
     assert (one.agrees, one.holds) == (None, (True, False, True))
@@ -291,7 +314,7 @@ def test_both_vectors_are_not_better_where_one_alone_is():
         *small("vera_only_d", "cola", (0.6, 0.6)),
         *small("vera_only_b", "cola", (0.4, 0.4)),
     ]
-    assert said(results.claims(ledger(*made)), "both vectors").agrees is False
+    assert said(tried(ledger(*made)), "both vectors").agrees is False
 
 
 RANKED = {"vera_r1024": 16896, "vera": 7680, "lora": 73728, "lora_r1": 9216, "lora_r2": 18432}
@@ -339,7 +362,7 @@ def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(
     cells = {"vera_r1024": HIGH, "vera": (0.9,) * 5, "lora": (0.6,) * 5}
     cells |= {"lora_r2": constant} if constant else {}
     cells |= {"lora_r2_proportional": proportional} if proportional else {}
-    found = said(results.claims(ranks(**cells)), "of like counts")
+    found = said(tried(ranks(**cells)), "of like counts")
     first, second = found.here.split("; with alpha proportional to the rank: ")
     assert first.startswith("with a constant alpha: ")
     assert [side.rpartition(": ")[2] for side in (first, second)] == list(words)
@@ -360,7 +383,7 @@ def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(
 
 def test_ranks_of_fewer_pairs_by_one_convention_are_not_bold():
     cells = {"vera_r1024": HIGH, "vera": HIGH, "lora": HIGH, "lora_r2": LOW, "lora_r2_proportional": LOW[:4]}
-    found = said(results.claims(ranks(**cells)), "of like counts")
+    found = said(tried(ranks(**cells)), "of like counts")
     assert (found.agrees, found.firm) == (True, False)
 
 
@@ -373,7 +396,7 @@ def test_ranks_with_other_counts_are_no_claim():
     ]
     for one in made:
         one["parameters"]["adapter"] = {"vera": 7680, "vera_r64": 5376}.get(one["cell"]["row"], 73728)
-    assert not any(claim.claim.startswith("of like counts") for claim in results.claims(ledger(*made)))
+    assert not any(of.finding.startswith("of like counts") for of in tried(ledger(*made)))
 
 
 def of_counts(**counts):
@@ -384,7 +407,7 @@ def of_counts(**counts):
             one["parameters"]["adapter"] = parameters
             one["label"] |= {"row": row}
             made.append(one)
-    return [claim for claim in results.claims(ledger(*made)) if claim.claim.startswith("of like counts")]
+    return [str(WORDS.here(of)) for of in tried(ledger(*made)) if of.finding.startswith("of like counts")]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +424,7 @@ def of_counts(**counts):
 )
 def test_like_counts_are_within_a_factor_of_two(counts, near):
     found = of_counts(vera=7_680, vera_r1024=20_000, **counts)
-    assert [near in claim.here for claim in found] == ([True] if near else [])
+    assert [near in here for here in found] == ([True] if near else [])
     assert not of_counts(vera_r1024=20_000, **counts)  # of one rank of VeRA nothing follows
 
 
@@ -409,9 +432,9 @@ def test_equal_is_not_better():
     same = (0.5, 0.5, 0.5)
     made = [one for row in ("vera_only_d", "vera_only_b", "vera") for one in small(row, "cola", same)]
     for claim in ("d alone", "both vectors"):
-        found = said(results.claims(ledger(*made)), claim)
+        found = said(tried(ledger(*made)), claim)
         assert (found.agrees, found.holds) == (None, (False,) * 3)
-    found = said(results.claims(ranks(vera_r1024=same, vera=same, lora=same, lora_r2=same)), "of like counts")
+    found = said(tried(ranks(vera_r1024=same, vera=same, lora=same, lora_r2=same)), "of like counts")
     assert (found.agrees, found.holds) == (None, (False,) * 3)
 
 
@@ -422,7 +445,7 @@ def test_two_standard_errors_above_chance_are_learned(task, border):
         made = [*small("vera", task, (0.0, 0.0)), *small("lora", task, ((border + above) / 100,) * 2)]
         for one in made:
             one["data"]["dev_rows"] = 400
-        near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
+        near = said(tried(ledger(*made)), "VeRA is near LoRA")
         assert ("all may be chance" in near.here) is chance
         assert near.agrees is (None if chance else False)
 
@@ -457,7 +480,7 @@ def test_measures_are_findings_too():
         measured("magnitude", d, [vera["id"]]),
         measured("similarity", cosines, [lora["id"], vera["id"]]),
     ]
-    found = results.claims(
+    found = tried(
         ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)])
     )
     assert (
@@ -471,7 +494,7 @@ def test_measures_are_findings_too():
     other["cell"] = other["cell"] | {"seed": 1}
     turned = measured("magnitude", d | {"d": [0.9, 0.2, 1.0, 0.8]}, ["other"], id="turned")
     turned["of"][0]["cell"] = turned["of"][0]["cell"] | {"seed": 1}
-    both = results.claims(ledger(vera, other, measures=[measures[0], turned]))
+    both = tried(ledger(vera, other, measures=[measures[0], turned]))
     assert said(both, "d changes more in query").agrees is None  # one run says so, the other does not
     assert said(both, "d changes more in query").holds == (False, True)
     # By 0.45 and 0.35: two runs, whose interval is 0.64 wide
@@ -479,7 +502,7 @@ def test_measures_are_findings_too():
     third = vera | {"id": "third", "cell": vera["cell"] | {"seed": 2}}
     again = measured("magnitude", d, ["third"], id="again")
     again["of"][0]["cell"] = again["of"][0]["cell"] | {"seed": 2}
-    three = results.claims(ledger(vera, other, third, measures=[measures[0], turned, again]))
+    three = tried(ledger(vera, other, third, measures=[measures[0], turned, again]))
     # The last layer less than the first in one run of three: the halves alone do not decide
     ends = {"layer": [0, 1, 2, 3], "site": ["query"] * 4, "d": [0.5, 0.1, 0.9, 0.4], "b": [1.0] * 4}
     ends |= {"site": ["query", "value"] * 4, "layer": [0, 0, 1, 1, 2, 2, 3, 3], "b": [1.0] * 8}
@@ -490,7 +513,7 @@ def test_measures_are_findings_too():
     ]
     for seed, of in enumerate(mixed):
         of["of"][0]["cell"] = of["of"][0]["cell"] | {"seed": seed}
-    hangs = said(results.claims(ledger(vera, other, third, measures=mixed)), "d changes more in later")
+    hangs = said(tried(ledger(vera, other, third, measures=mixed)), "d changes more in later")
     assert (hangs.agrees, hangs.holds) == (None, (False,) * 3)
     later = said(three, "d changes more in later")
     assert (later.agrees, later.word, later.where) == (True, "agrees", "MiniLM, CoLA, 3 runs")
@@ -517,7 +540,7 @@ def test_measures_are_findings_too():
         for seed, one in enumerate(three):
             one["of"] = [o | {"cell": o["cell"] | {"seed": seed}} for o in one["of"]]
         three[2]["values"] = cosines | {"lora_random": [random, random]}
-        claim = said(results.claims(ledger(*pairs_[0], *pairs_[1], measures=three)), "LoRA's and VeRA's")
+        claim = said(tried(ledger(*pairs_[0], *pairs_[1], measures=three)), "LoRA's and VeRA's")
         assert (claim.where, claim.agrees) == ("MiniLM, CoLA, 3 pairs of runs", agrees)
         assert claim.holds == (True, True, random < 0.03)
     fitted = said(found, "VeRA and LoRA fit")
@@ -529,10 +552,51 @@ def test_measures_are_findings_too():
     assert fitted.agrees is False
 
 
+def test_findings_are_a_frame_with_their_numbers_and_runs():
+    lora, vera = (0.40, 0.41, 0.42), (0.36, 0.37, 0.39)
+    made = [*small("vera", "cola", vera), *small("lora", "cola", lora), *small("vera_unique", "cola", vera)]
+    found = frame(tried(ledger(*made))).set_index("finding")
+    line = found.loc["VeRA is near LoRA with fewer parameters"]
+    x, y = ([100 * best for best in bests] for bests in (vera, lora))
+    by_pair = scipy.stats.ttest_rel(x, y).confidence_interval(0.9)
+    unpaired = scipy.stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.9)
+    assert line.difference == pytest.approx(-11 / 3)
+    assert (line.low, line.high) == pytest.approx((by_pair.low, by_pair.high))
+    assert (line.unpaired_low, line.unpaired_high) == pytest.approx((unpaired.low, unpaired.high))
+    assert (line.model, line.task, line.pairs, line.epochs) == ("minilm", "cola", 3, (3,))
+    assert (line.word, line.reported, line.crossfit_word) == ("does not agree",) * 3
+    assert line.ids == tuple(one["id"] for one in made[:6])
+    assert found.word[1] == "agrees"  # equal to a pair for each matrix
+
+
+def test_tries_that_no_finding_counts_are_of_runs_that_none_has(tmp_path):
+    """A longer study of the same rows, whose cell is not the one that counts, and a task of no table."""
+    counted = [one for row in ("vera", "lora") for one in small(row, "cola", (0.4, 0.41))]
+    longer = [
+        one for row in ("vera", "lora") for one in small(row, "cola", (0.5, 0.51), deviations=("long",))
+    ]
+    for one in longer:
+        one["id"] += "-longer"
+        one["config"]["train"]["epochs"] = 9
+    mine = [one for row in ("vera", "lora") for one in small(row, "mine", (0.8, 0.8))]
+    for one in mine:
+        one["config"]["task"]["family"] = "text"
+    studies = {tmp_path / "a": runs(ledger(*counted)), tmp_path / "b": runs(ledger(*counted, *longer, *mine))}
+    found = tried(ledger(*counted, *longer, *mine))
+    assert [(of.task, of.epochs) for of in found] == [("cola", [3])]
+    tries = left_out(studies, [], found)
+    assert [(study, of.task, of.epochs) for study, of in tries] == [("b", "mine", [3]), ("b", "cola", [9])]
+    text = overview(found, tries=tries)
+    assert (
+        "| [1](#finding-1) | [b](results/b.md) | MiniLM, cola, 9 epochs, 2 seeds | VeRA r=1024 50.5" in text
+    )
+    assert left_out({tmp_path / "a": studies[tmp_path / "a"]}, [], found) == []
+
+
 def test_a_run_without_its_number_is_no_finding():
     made = [*small("vera", "cola", (0.4,)), *small("lora", "cola", (0.4,))]
     made[0]["result"]["protocols"]["paper"]["best"] = None
-    assert results.claims(ledger(*made)) == []
+    assert tried(ledger(*made)) == []
 
 
 def test_the_band_of_random_cosines_holds_95_percent_of_means():
@@ -553,28 +617,29 @@ def test_the_band_of_random_cosines_holds_95_percent_of_means():
     within = np.abs(random[:, :, ::2].mean(axis=2)) <= band
     assert within.mean() == pytest.approx(0.95, abs=0.04)
     zero = {"site": ["query"], "lora_random": [None], "vera_random": [0.1]}
-    assert null_band([{"values": zero}]) is None  # one number has no band
+    assert math.isnan(null_band([{"values": zero}]))  # one number has no band
 
 
 def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
     near = "VeRA is near LoRA with fewer parameters"
     found = [
-        Claim(near, "table 2", "MiniLM, CoLA", "", (True, True), True, firm=False),
-        Claim(near, "table 2", "MiniLM, RTE", "", (True,) * 5, None, firm=True),
-        Claim(near, "table 5", "DINOv2-small, digits", "", (False, False, False), False, firm=False),
-        Claim("VeRA and LoRA fit", "figure 6", "10 x 10 matrices", "", (True, False), False, firm=True),
+        made_up(near, "MiniLM, CoLA", (True, True), True),
+        made_up(near, "MiniLM, RTE", (True,) * 5, None, 5),
+        made_up(near, "DINOv2-small, digits", (False, False, False), False),
+        made_up("VeRA | LoRA fit <b>", "10 x 10 matrices, ", (True, False), False, 5),
     ]
-    head, _, *lines = tally(found).splitlines()
-    assert "with at least 5 pairs or runs" in head
-    assert lines == [
-        "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
-        "| [2](#finding-2) | VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 | 1 of 2 |",
-    ]
+    for of in found:
+        of.kind = "fit"
+        of.numbers = {"lower": 0, "errors": []}
+    text = overview(found)
+    assert "with at least 5 pairs or runs" in text
+    assert f"| [1](#finding-1) | {near} | 3 | 1 | 1 | 1 | 1 | 7 of 10 |" in text
+    assert "| [2](#finding-2) | VeRA \\| LoRA fit &lt;b> | 1 | 0 | 1 | 0 | 1 | 1 of 2 |" in text
 
 
 def test_the_page_says_what_its_words_rest_on():
     """The shares are those of tests/analysis/test_inference.py."""
-    text = " ".join(overview([Claim("c", "figure 2", "w", "h", (True,), True, firm=False)]).split())
+    text = " ".join(overview([]).split())
     for words in (
         "Student's t on the differences, and unpaired, with Welch's t",
         "a finding that one test alone decides is undecided",
@@ -591,11 +656,11 @@ def test_the_page_says_what_its_words_rest_on():
 
 
 def test_without_a_comparable_run_the_page_says_so():
-    text = overview([], what_ran="| a table |")
+    text = overview([])
     assert "No published run can be compared with a finding of the paper yet." in text
-    assert "| a table |" in text
     assert "### Finding" not in text
     assert "{{" not in text
+    assert "{%" not in text
 
 
 def test_bleu_is_not_compared_with_perplexity():
@@ -612,7 +677,7 @@ def test_bleu_is_not_compared_with_perplexity():
             one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
         else:
             one["status"] = "diverged"
-    assert results.claims(ledger(*made)) == []
+    assert tried(ledger(*made)) == []
 
 
 # --- the page and the README
@@ -676,7 +741,6 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert "## Table 2's protocol on minilm, a model that the paper does not use\n" in text
     rates = "(0.04, 0.001): 30.0; (0.01, 0.001): 20.0"
     assert f"| MiniLM | cola | VeRA r=1024 | 3 | 10 and 1,000 | 1 of 2 | {rates} |" in text
-    assert "- params: without the classification head" in text
     assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
     assert "## Cost of each cell\n" in text
     headings = re.findall("^## (.*)$", text, re.M)
@@ -748,7 +812,7 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
         one["config"]["task"]["family"] = "images"
         one["result"]["reported"] = "last"
         one["parameters"]["adapter"] = {"vera": 100, "lora": 1000}[one["cell"]["row"]]
-    assert headline(ledger(*made)).splitlines() == [
+    assert headline(runs(ledger(*made))).splitlines() == [
         "| | trainable | vs LoRA | digits |",
         "| --- | ---: | ---: | ---: |",
         "| LoRA r=8 | 1,000 | 1.00x | 55.0 +-7.1 (2/5) |",
@@ -765,7 +829,7 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
         one["result"] |= of_metric("perplexity")
         scores = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}]}
-    assert headline(ledger(*told[:2])).splitlines() == [
+    assert headline(runs(ledger(*told[:2]))).splitlines() == [
         "| | trainable | vs LoRA | BLEU | NIST | METEOR | ROUGE-L | CIDEr |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         (
@@ -776,7 +840,7 @@ def test_the_readmes_tables_of_images_texts_and_instructions():
     for one in told:
         del one["texts"]
     assert (
-        headline(ledger(*told[2:])).splitlines()[-1]
+        headline(runs(ledger(*told[2:]))).splitlines()[-1]
         == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 (2/5) |"
     )
 
@@ -814,7 +878,7 @@ def test_a_page_has_every_setting_of_a_row_and_a_picture_one_of_them(study):
     picture = (folder / "docs" / "results" / "rates_parameters_cola_minilm.svg").read_text()
     assert "42.0" in picture
     assert "32.0" not in picture
-    assert "- VeRA r=1024: 3 records with other settings are left out." in text
+    assert "Left out: 3 runs with other settings" in text
 
 
 def test_a_picture_that_no_study_has_any_more_goes(study, capsys):
@@ -851,9 +915,9 @@ def test_without_published_records_it_says_so(tmp_path):
 def test_the_readme_names_every_task_by_the_verdict_on_vera_beside_lora():
     near = "VeRA is near LoRA with fewer parameters"
     made = [
-        Claim(near, "table 2", "MiniLM, STS-B, 2 epochs, 3 seeds", "", (False,), False, firm=False),
-        Claim(near, "table 2", "MiniLM, MRPC, 3 epochs, 5 seeds", "", (True,), None, firm=True),
-        Claim("d changes more", "figure 3", "MiniLM, RTE", "", (True,), True, firm=True),
+        made_up(near, "MiniLM, STS-B", (False,), False),
+        made_up(near, "MiniLM, MRPC", (True,), None, 5, (5,)),
+        made_up("d changes more", "MiniLM, RTE", (True,), True, 5),
     ]
     text = near_lora(made)
     assert "For: none. Against: MiniLM, STS-B (3 seeds). Undecided: 1." in text
