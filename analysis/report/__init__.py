@@ -1,5 +1,5 @@
-"""One HTML page from the records: what was found, verdicts, tables, figures, statistics, and each cell with its runs
-and curves. report.html is its template."""
+"""One HTML page from the records: what was found, verdicts, tables, figures, statistics, and each cell with
+its runs and curves. report.html is its template."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from analysis import beside, figures, tables
 from analysis.frame import KEY, runs
+from analysis.inference import FIRM_PAIRS
 from analysis.notes import unfinished
 from analysis.render import Number
-from analysis.results.findings import findings
+from analysis.results import findings, sections
+from analysis.results.finding import WORDS
 from analysis.statistics import costs, statistics_tables
 from analysis.tables.view import View
 from analysis.variants import every_variant
@@ -33,7 +34,8 @@ SHOWN = (
     "parameters",
     "groups",
 )
-#: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below 20 MB.
+#: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below
+#: 20 MB.
 RUNS_SHOWN = 8_000
 
 
@@ -44,20 +46,16 @@ def page(ledger: Ledger) -> str:
     every = every_variant(frame, paper=True)
     found = [*_cells(ledger, every, tables.verdicts(frame))]
     part = partial(_part, problems)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
     return environment.get_template("report.html").render(
         date=time.strftime("%Y-%m-%d"),
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
-        findings=part("the findings", lambda: findings(ledger)),
+        findings=part("the findings", lambda: findings(frame, [*ledger.measures.values()])),
+        firm_pairs=FIRM_PAIRS,
+        verdict_words=WORDS,
         verdicts=_verdicts(tables.verdicts(frame)),
         words=beside.WORDS,
         margins=(beside.MARGIN, beside.MARGINS),

@@ -9,7 +9,7 @@ from analysis.frame import cells
 from analysis.paper import GLUE, SCORES
 from analysis.render import NONE, Entry, Number
 from analysis.results.finding import Finding
-from analysis.results.sections import template
+from analysis.results.sections import environment
 from analysis.statistics import middle
 from analysis.tables.view import Cell, by_row, number, of_runs
 from runs.errors import UserError
@@ -47,7 +47,7 @@ def headline(runs: pd.DataFrame) -> str:
             }
         )
         columns = dict.fromkeys(numbers)
-    return str(template("readme.md").module.headline(rows, list(columns))).strip()
+    return str(environment().get_template("readme.md").module.headline(rows, list(columns))).strip()
 
 
 def _score(runs: pd.DataFrame, row: str, key: str, decimals: int) -> Entry:
@@ -65,7 +65,7 @@ def near_lora(found: Iterable[Finding]) -> str:
     groups: Sequence[list[Finding]] = [
         [one for one in near if one.verdict is of] for of in (True, False, None)
     ]
-    return str(template("readme.md").module.near_lora(*groups)).strip()
+    return str(environment().get_template("readme.md").module.near_lora(*groups)).strip()
 
 
 def readme(text: str, study: str, table: str) -> str:

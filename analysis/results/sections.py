@@ -28,18 +28,19 @@ from runs.record import FINISHED, Ledger, Record, is_trial
 from runs.record.text import one_line, plural
 
 
-def template(name: str) -> Any:
-    """A template of this folder."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown: the filter `cell` escapes labels
+def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
+    """Templates of this folder and of others. autoescape: for HTML; in Markdown the filter `cell` escapes
+    labels."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _in_cell, "codes": lambda ids: " ".join(f"`{run}`" for run in ids)}
-    environment.globals |= {"plural": plural, "counted": _counted, "verdicts": WORDS}
-    return environment.get_template(name)
+    made.filters |= {"cell": _in_cell, "codes": lambda ids: " ".join(f"`{run}`" for run in ids)}
+    made.globals |= {"plural": plural, "counted": _counted, "verdicts": WORDS}
+    return made
 
 
 def _in_cell(text: object) -> str:
@@ -54,7 +55,7 @@ def _counted(numbers: Sequence[int], word: str) -> str:
 
 def rendered(page: str, **gaps: Any) -> str:
     """A page: its template with the gaps filled, without the blank lines that empty parts leave."""
-    return re.sub(r"\n{3,}", "\n\n", template(page).render(gaps)).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", environment().get_template(page).render(gaps)).strip() + "\n"
 
 
 def pages(
@@ -112,9 +113,16 @@ def overview(
     ids = [run for of in studies for run in of["ids"]]
     return rendered(
         "results.md",
-        findings=groups, sides=sides.values(), behind=list(sides), studies=studies,
-        numbers={name: n for n, name in enumerate(groups, 1)}, tries=tries, benches=benches,
-        firm_pairs=FIRM_PAIRS, margin=f"{MARGIN:g}", fitted=f"{FITTED:g}",
+        findings=groups,
+        sides=sides.values(),
+        behind=list(sides),
+        studies=studies,
+        numbers={name: n for n, name in enumerate(groups, 1)},
+        tries=tries,
+        benches=benches,
+        firm_pairs=FIRM_PAIRS,
+        margin=f"{MARGIN:g}",
+        fitted=f"{FITTED:g}",
         repeated=len(ids) - len(set(ids)),
     )
 
@@ -159,9 +167,14 @@ def study(folder: Path, ledger: Ledger, runs: pd.DataFrame) -> dict[str, str]:
     whole = [*cells, *ranks(every), costs(every)] if len(every) else []
     text = rendered(
         "study.md",
-        name=folder.name, notes=notes.read_text().strip() if notes.is_file() else "",
-        tables=tables, figures=drawn, statistics=[_table(of, shown) for of in whole],
-        trials=_trials(every), plateau=f"{PLATEAU:g}", runs=_runs(every),
+        name=folder.name,
+        notes=notes.read_text().strip() if notes.is_file() else "",
+        tables=tables,
+        figures=drawn,
+        statistics=[_table(of, shown) for of in whole],
+        trials=_trials(every),
+        plateau=f"{PLATEAU:g}",
+        runs=_runs(every),
     )
     return {f"results/{folder.name}.md": text} | pictures
 
