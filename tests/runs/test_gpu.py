@@ -385,7 +385,9 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
         ("cpu", "fp32", [group]),
         ("cuda", "fp32", []),
     ):
-        build.make_optimizer(groups, {"adam_eps": 1e-8, "precision": precision}, torch.device(kind))
+        build.make_optimizer(
+            groups, {"adam_eps": 1e-8, "adam_beta2": 0.999, "precision": precision}, torch.device(kind)
+        )
     assert asked == [True, None, None, None]
 
 
