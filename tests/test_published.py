@@ -60,8 +60,11 @@ def test_the_words_of_a_record_compose_its_run(study):
 
 #: Of a study: results that its presets do not compose (more seeds of a cell), and cells of these not run.
 BESIDE = {
-    **{"glue_minilm": (0, 8), "glue_more_minilm": (0, 12), "glue_mpnet": (0, 9)},
-    **{"rank_scaling_minilm": (4, 15), "e2e_smollm2": (0, 2)},
+    "glue_minilm": (0, 8),
+    "glue_more_minilm": (0, 12),
+    "glue_mpnet": (0, 9),
+    "rank_scaling_minilm": (4, 15),
+    "e2e_smollm2": (0, 2),
 }
 
 

@@ -22,8 +22,13 @@ PLACES = (
 #: they are left out of identities and comparisons, so that older records still count.
 LATER: dict[str, dict[str, Any]] = {
     "train": {
-        **{"decay_all": False, "adam_eps": 1e-8, "adam_beta2": 0.999, "warmup_steps": None},
-        **{"evaluate_every": 1, "lr_by": None, "decay_by": None},
+        "decay_all": False,
+        "adam_eps": 1e-8,
+        "adam_beta2": 0.999,
+        "warmup_steps": None,
+        "evaluate_every": 1,
+        "lr_by": None,
+        "decay_by": None,
     },
     "task": {"holdout": None},
 }
