@@ -12,7 +12,7 @@ from typing import Any
 from runs import models
 from runs.errors import UserError
 from runs.methods import make_method
-from runs.rates import patterns_of
+from runs.rates import BASES, patterns_of
 from runs.run import Run
 
 #: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
@@ -22,10 +22,10 @@ CHECKED = ("peft", "ssf", "lora_xs")
 def refusal(run: Run) -> str | None:
     """Why a run's method does not fit its model, in one line; None where it does, or where that is not known.
 
-    This checks peft's methods, the few of our own that not every model takes, and train.lr_by, which names
-    parameters. The rest need linear layers only, and importing torch takes seconds."""
-    rates = run.config["train"].get("lr_by") or {}
-    if run.method["kind"] not in CHECKED and not rates:
+    This checks peft's methods, the few of our own that not every model takes, and train.lr_by and decay_by,
+    which name parameters. The rest need linear layers only, and importing torch takes seconds."""
+    rates = {key: run.config["train"].get(key) or {} for key in BASES}
+    if run.method["kind"] not in CHECKED and not any(rates.values()):
         return None
     model = run.config["model"]
     try:
@@ -65,7 +65,8 @@ def _refusal(model: str, folder: str | None, method: str, rates: str) -> str | N
         return None
     groups = adapter.parameter_groups(outline).values()
     try:
-        patterns_of([name for parameters in groups for name in parameters], json.loads(rates))
+        for key, by in json.loads(rates).items():
+            patterns_of([name for parameters in groups for name in parameters], by, key)
     except UserError as error:
         return f"{words['label']}: {error}"
     return None

@@ -11,7 +11,7 @@ from runs.config.names import as_sweep, as_word
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.models.wheels import HASH
-from runs.rates import rates_of
+from runs.rates import BASES, rates_of
 from runs.record import TASK_PATHS, from_recipe
 
 #: What method.scaling may be: LoRA's alpha is the recipe's at every rank, or follows the rank.
@@ -109,7 +109,10 @@ def _check_numbers(config: dict[str, Any]) -> None:
         if not 0 <= train[key] < float("inf"):
             raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
     # Whether the model has such parameters is seen where it is at hand (runs/pairs.py)
-    train["lr_by"] = rates_of(train["lr_by"], train["lr"])
+    for key, base in BASES.items():
+        train[key] = rates_of(train[key], train[base], key)
+    if not 0 <= train["adam_beta2"] < 1:
+        raise UserError(f"train.adam_beta2={train['adam_beta2']}: should be at least 0 and below 1")
     if train["warmup_ratio"] > 1:
         raise UserError(f"train.warmup_ratio={train['warmup_ratio']}: should be between 0 and 1")
     if train["clip"] is not None and not 0 < train["clip"] < float("inf"):

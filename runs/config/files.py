@@ -35,7 +35,7 @@ PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add keys to: they go to other libraries as they are.
 OPEN = (
-    *("method.config", "model.settings", "train.lr_by"),
+    *("method.config", "model.settings", "train.lr_by", "train.decay_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
 #: Keys that every file of these groups has, with an example.

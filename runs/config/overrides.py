@@ -40,7 +40,7 @@ HYDRAS_OWN = {
 
 
 #: Mappings of which a key may be taken away.
-MAPPINGS = ("method.config.", "model.settings.", "train.lr_by.")
+MAPPINGS = ("method.config.", "model.settings.", "train.lr_by.", "train.decay_by.")
 
 
 def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:

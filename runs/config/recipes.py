@@ -54,7 +54,7 @@ def known_keys(files: Files, row: str | None, where: str) -> list[str]:
 
 def _recipe_keys(path: Path) -> set[str]:
     """The keys of a recipe that a file reads."""
-    return set(re.findall(r"\$\{recipe:([a-z_]+)", path.read_text()))
+    return set(re.findall(r"\$\{recipe:([a-z_0-9]+)", path.read_text()))
 
 
 def _method_files(files: Files, row: str, where: str) -> list[Path]:

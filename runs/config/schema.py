@@ -34,9 +34,11 @@ class Train:
     lr: float
     lr_head: float
     lr_by: Any  # a mapping of the ends of parameters' names to rates
+    decay_by: Any  # likewise
     weight_decay: float
     decay_all: bool
     adam_eps: float
+    adam_beta2: float
     warmup_ratio: float
     warmup_steps: int | None
     schedule: str

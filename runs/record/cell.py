@@ -21,7 +21,15 @@ PLACES = (
 #: Keys that were added after records had been written, with the value that was fixed before. At that value
 #: they are left out of identities and comparisons, so that older records still count.
 LATER: dict[str, dict[str, Any]] = {
-    "train": {"decay_all": False, "adam_eps": 1e-8, "warmup_steps": None, "evaluate_every": 1, "lr_by": None},
+    "train": {
+        "decay_all": False,
+        "adam_eps": 1e-8,
+        "adam_beta2": 0.999,
+        "warmup_steps": None,
+        "evaluate_every": 1,
+        "lr_by": None,
+        "decay_by": None,
+    },
     "task": {"holdout": None},
 }
 #: Task families that sorted batches by length before task.length_grouped was added; others had it from the

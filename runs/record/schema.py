@@ -101,6 +101,7 @@ class TrainPart(TypedDict):
     lr: float
     lr_head: NotRequired[float]
     lr_by: NotRequired[dict[str, float] | None]
+    decay_by: NotRequired[dict[str, float] | None]
     max_steps: Count | None  # of a trial, which is stopped early
 
 

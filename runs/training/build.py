@@ -120,29 +120,33 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """The optimizer's groups "adapter" and "head" with their learning rates. Parameters that train.lr_by
-    names, and biases and LayerNorms (no weight decay, unless train.decay_all), are groups of their own."""
+    """The optimizer's groups "adapter" and "head" with their learning rates. Parameters that train.lr_by or
+    train.decay_by names, and biases and LayerNorms (no weight decay, unless train.decay_all or decay_by says
+    so), are groups of their own."""
     norms = {
         id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
     }
-    named, rates = method.parameter_groups(model), train.get("lr_by") or {}
-    pattern_of = patterns_of([name for parameters in named.values() for name in parameters], rates)
+    rates, decays = train.get("lr_by") or {}, train.get("decay_by") or {}
+    named = method.parameter_groups(model)
+    names = [name for parameters in named.values() for name in parameters]
+    pattern_of, decay_by = patterns_of(names, rates), patterns_of(names, decays, "decay_by")
     groups = []
     for name, parameters in named.items():
-        free = set[str]()
+        decay_of = dict[str, float]()
         if not train["decay_all"]:
-            free = {n for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+            decay_of = {n: 0.0 for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+        decay_of |= {n: decays[decay_by[n]] for n in parameters if n in decay_by}
         for pattern in (None, *rates):
             rate = train["lr_head" if name == "head" else "lr"] if pattern is None else rates[pattern]
             own = {n: p for n, p in parameters.items() if pattern_of.get(n) == pattern}
             title = name if pattern is None else f"{name} {pattern}"
-            for suffix, decay, members in (
-                ("", train["weight_decay"], [p for n, p in own.items() if n not in free]),
-                (" (no decay)", 0.0, [p for n, p in own.items() if n in free]),
-            ):
+            for decay in dict.fromkeys((None, *decay_of.values())):
+                members = [p for n, p in own.items() if decay_of.get(n) == decay]
+                suffix = f" (decay {decay:g})" if decay else "" if decay is None else " (no decay)"
+                value = train["weight_decay"] if decay is None else decay
                 if members:
                     groups.append(
-                        {"name": title + suffix, "lr": rate, "weight_decay": decay, "params": members}
+                        {"name": title + suffix, "lr": rate, "weight_decay": value, "params": members}
                     )
     return groups
 
@@ -157,7 +161,7 @@ def make_optimizer(
     # by accelerate, and a method's after_step would take gradients that overflowed
     fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
     return torch.optim.AdamW(
-        groups or [nothing], betas=(0.9, 0.999), eps=train["adam_eps"], fused=fused or None
+        groups or [nothing], betas=(0.9, train["adam_beta2"]), eps=train["adam_eps"], fused=fused or None
     )
 
 

@@ -11,7 +11,7 @@ import torch
 import tasks
 import vera
 from runs.identity import data_content, hash_of, model_content, start_id
-from runs.rates import rates_of
+from runs.rates import BASES, rates_of
 from runs.record import (
     COMPUTED,
     READS_LENGTH_GROUPED,
@@ -193,8 +193,8 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     recipe_keys = {*recipe, *(key for key, values in by_task.items() if task["name"] in (values or {}))}
     for key in sorted(recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
-        if key == "lr_by":
-            wanted = rates_of(wanted, train["lr"])
+        if key in BASES:
+            wanted = rates_of(wanted, train[BASES[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
             words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")

@@ -44,7 +44,7 @@ def trained(model: nn.Module, batch: Batch, precision: str) -> str:
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     group = {"name": "all", "lr": 1e-3, "weight_decay": 0.01, "params": parameters}
-    optimizer = make_optimizer([group], {"adam_eps": 1e-8}, device)
+    optimizer = make_optimizer([group], {"adam_eps": 1e-8, "adam_beta2": 0.999}, device)
     for _ in range(STEPS):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = model(**batch).loss

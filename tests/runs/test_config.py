@@ -84,8 +84,8 @@ def test_a_file_that_is_edited_between_two_calls_counts(tmp_path, monkeypatch):
         (["method.rnk=3"], "no key 'method.rnk'. Did you mean method.rank?"),
         (["model.foo=1"], "no key 'model.foo'. model has: name, label, modality, hub, "),
         (
-            ["train.beta=1"],
-            "no key 'train.beta'. train has: epochs, effective_batch, max_length, lr, ",
+            ["train.gamma=1"],
+            "no key 'train.gamma'. train has: epochs, effective_batch, max_length, lr, ",
         ),
         (["task.train_file=x"], "no key 'task.train_file'. task has: name, label, family, "),
         (["+x=1"], "no key 'x'"),
@@ -530,7 +530,7 @@ def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
         (
             "rank: 256",
             "rank: 256\nalpha: 4",
-            "no key 'alpha' for the row vera. Known: adam_eps, augment, clip, ",
+            "no key 'alpha' for the row vera. Known: adam_beta2, adam_eps, augment, clip, ",
         ),
     ],
 )

@@ -379,13 +379,14 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **given: asked.append(given["fused"]))
     group = {"params": [torch.nn.Parameter(torch.ones(2))]}
+    settings = {"adam_eps": 1e-8, "adam_beta2": 0.999}
     for kind, precision, groups in (
         ("cuda", "bf16", [group]),
         ("cuda", "fp16", [group]),  # it would skip a step unseen
         ("cpu", "fp32", [group]),
         ("cuda", "fp32", []),
     ):
-        build.make_optimizer(groups, {"adam_eps": 1e-8, "precision": precision}, torch.device(kind))
+        build.make_optimizer(groups, {**settings, "precision": precision}, torch.device(kind))
     assert asked == [True, None, None, None]
 
 

@@ -141,7 +141,16 @@ def test_every_row_of_both_presets_has_four_rates_over_the_same_range(study, bas
         assert len(rates) == 4, run.row
         assert 60 <= float(rates[-1]) / float(rates[0]) <= 67, run.row
     published = {run.recipe.partition("/")[0] for run in base.values()} - {"peers"}
-    assert published == {"vera", "lora", "lora_plus", "lora_xs", "unilora", "fourierft", "vblora"}
+    assert published == {
+        "vera",
+        "lora",
+        "lora_plus",
+        "lora_xs",
+        "unilora",
+        "fourierft",
+        "vblora",
+        "vera_plus_matched",
+    }
     classes = {name for group in grids["peers"].values() for name in group["rows"] if name.endswith("Config")}
     run_by = {run.config["method"].get("config_class") for run in study.values()} - {None}
     assert run_by == classes
@@ -166,8 +175,8 @@ def test_rates_by_the_row():
     """LoRA+ and VB-LoRA: as many times the run's own rate, whatever it is."""
     vblora, plus, lora = expand(["model=roberta_base", "task=rte", "method=vblora,lora_plus_r1,lora_r1"])
     assert vblora.config["train"]["lr_by"] == {"vblora_logits*": 1e-2}
-    assert plus.config["train"]["lr_by"] == {"B": pytest.approx(2e-3)}
-    assert (plus.config["train"]["lr"], lora.config["train"]["lr"]) == (1e-4, 5e-4)
+    assert plus.config["train"]["lr_by"] == {"B": pytest.approx(4e-3), "bias": pytest.approx(4e-3)}
+    assert (plus.config["train"]["lr"], lora.config["train"]["lr"]) == (5e-5, 5e-4)
     (run,) = expand(["method=lora_plus", "train.lr=1e-2"])
     assert run.config["train"]["lr_by"] == {"B": pytest.approx(0.2)}
     assert "lr_by" not in run.method
@@ -275,12 +284,21 @@ def test_published_recipes_are_those_of_the_scripts():
     """Their numbers, once more from the sources: the sum over tasks shows a slip."""
     sums = {
         "vblora": {"epochs": 465, "lr_head": 0.078},
-        "unilora": {"epochs": 465, "lr_head": 0.0308},
+        "unilora": {"epochs": 465, "lr_head": 0.026},
         "fourierft": {"epochs": 360, "lr_head": 0.041, "lr": 0.5, "scaling": 563.0},
     }
     for row, of_keys in sums.items():
         recipe = yaml.safe_load((CONF / "recipe" / row / "roberta_base.yaml").read_text())["by_task"]
         assert {key: pytest.approx(sum(map(float, recipe[key].values()))) for key in recipe} == of_keys
+    large = expand(["model=roberta_large", "task=cola,sst2,qnli,mrpc,rte,stsb", "method=lora_xs"])
+    train = [run.config["train"] for run in large]
+    assert [(part["epochs"], part["warmup_ratio"]) for part in train] == [(10, 0.06)] * 3 + [(50, 0.0)] * 3
+    nola = expand(["model=gpt2_medium,gpt2_large", "task=e2e", "method=nola"])
+    # 500 steps of the schedule, which takes one after each micro-batch, of 8 rows and of 4
+    assert [run.config["train"]["warmup_steps"] for run in nola] == [500, 125]
+    plus = expand(["model=roberta_base", "task=rte", "method=vera_plus,vera_plus_matched"])
+    assert [run.method["sites"] for run in plus] == [["query", "key", "value"], ["query", "value"]]
+    assert [(run.method["rank"], run.config["train"]["clip"]) for run in plus] == [(1024, None), (256, None)]
     configs = expand(["model=roberta_base", "task=rte", "method=fourierft,fourierft_matched"])
     assert [run.method["config"] for run in configs] == [
         {"n_frequency": n, "scaling": 110.0} for n in (1000, 1792)

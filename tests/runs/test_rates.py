@@ -1,4 +1,4 @@
-"""train.lr_by: rates of single parameters by patterns of their names."""
+"""train.lr_by and decay_by: rates and weight decays of single parameters by patterns of their names."""
 
 import re
 
@@ -54,6 +54,26 @@ def test_each_parameter_has_one_rate_and_the_groups_are_named_by_it():
         assert [group["name"] for group in plain] == ["adapter", "head", "head (no decay)"]
 
 
+def test_a_decay_by_pattern_stands_before_that_of_the_rest():
+    model = tiny_model()
+    vera.LoRA(rank=2).adapt(model)
+    own = {"A": 0.0, "query*.B": 0.5, "value*.B": 0.3, "bias": 0.2}
+    groups = optimizer_groups(vera.LoRA(rank=2), model, {**TRAIN, "lr_by": {"B": 1e-2}, "decay_by": own})
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    found = {g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in groups}
+    assert found == {
+        "adapter (no decay)": (1e-3, 0.0, 4),
+        "adapter B (decay 0.5)": (1e-2, 0.5, 2),
+        "adapter B (decay 0.3)": (1e-2, 0.3, 2),
+        "head": (2e-3, 0.1, 2),
+        "head (decay 0.2)": (2e-3, 0.2, 2),
+    }
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(trained)
+    both = {"decay_all": True, "decay_by": {"bias": 0.0}}
+    groups = optimizer_groups(vera.LoRA(rank=2), model, {**TRAIN, **both})
+    assert [group["name"] for group in groups] == ["adapter", "head", "head (no decay)"]
+
+
 def test_an_unknown_pattern_is_refused_with_the_real_names():
     names = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
     with pytest.raises(UserError) as error:
@@ -80,7 +100,9 @@ def test_it_is_refused_by_the_plan_and_before_a_sweep_starts(words):
     with pytest.raises(UserError, match=re.escape("Nothing was started.")) as error:
         sweep.sweep(runs)
     assert "\n" not in str(error.value)
-    assert pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}"))[0]) is None
+    assert pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={B:2x}"))[0]) is None
+    told = pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={Bx:0}"))[0])
+    assert "train.decay_by: no trained parameter's name ends with 'Bx'" in told
 
 
 @pytest.mark.parametrize(
@@ -110,17 +132,28 @@ def test_the_plan_knows_what_a_peer_cannot_do(method, why, words):
 def test_a_value_that_is_no_rate_is_refused(value, message, words):
     with pytest.raises(UserError, match=re.escape(message)):
         expand(lora(words, f"train.lr_by={value}"))
+    with pytest.raises(UserError, match=re.escape(message.replace("lr_by", "decay_by"))):
+        expand(lora(words, f"train.decay_by={value}"))
 
 
-def test_empty_it_is_no_part_of_the_id(words):
+def test_adams_second_beta_is_below_one(words):
+    with pytest.raises(UserError, match=r"train.adam_beta2=1.0: should be at least 0 and below 1"):
+        expand(lora(words, "train.adam_beta2=1"))
+
+
+@pytest.mark.parametrize("key", ["train.lr_by", "train.decay_by"])
+def test_empty_it_is_no_part_of_the_id(key, words):
     def identity(*more):
         (run,) = expand(lora(words, *more))
         return run_id(run)
 
-    assert identity() == identity("train.lr_by={}") == identity("train.lr_by=null")
-    given = identity("train.lr_by={B:1}")
-    assert given == identity("train.lr_by={B:1.0}") == identity("+train.lr_by.B=1")
-    assert len({identity(), given, identity("train.lr_by={B:2}"), identity("train.lr_by={A:1}")}) == 4
+    assert identity() == identity(f"{key}={{}}") == identity(f"{key}=null")
+    given = identity(f"{key}={{B:1}}")
+    assert given == identity(f"{key}={{B:1.0}}") == identity(f"+{key}.B=1")
+    assert len({identity(), given, identity(f"{key}={{B:2}}"), identity(f"{key}={{A:1}}")}) == 4
+    betas = {identity(f"train.adam_beta2={value}") for value in (0.999, 0.99)}
+    assert identity() in betas
+    assert len(betas) == 2
 
 
 def test_a_run_trains_at_these_rates_and_its_record_says_so(words, tmp_path):

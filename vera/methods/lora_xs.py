@@ -5,7 +5,8 @@ U_r S_r and B = V_r^T, of W = U S V^T as (in, out). Of W0 as (out, in) = U S V^T
 
     A = S_r V_r^T  (r, in)      B = U_r  (out, r)
 
-as in MohammadrezaBanaei/LoRA-XS, utils/initialization_utils.py, which takes the SVD of the transposed weight.
+as in MohammadrezaBanaei/LoRA-XS, utils/initialization_utils.py, which takes the SVD of the transposed weight:
+a randomised one (scikit-learn's TruncatedSVD, commit dd41829), or torch's (24efae6). Here it is exact.
 R starts from N(0, 1e-5^2), so the model starts next to the base model, and not on it."""
 
 import hashlib
