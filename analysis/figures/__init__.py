@@ -34,12 +34,14 @@ NAMES = (*FIGURES, "pareto")
 
 
 def make(name: str, ledger: Ledger, every: bool = False, **how: Any) -> list[Figure]:
-    """A figure's parts by its name: first of what ran on this machine, then of what the project has published.
+    """A figure's parts by its name: first of what ran on this machine, then of what the project has
+    published.
 
-    every: each variant of a row. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in Part."""
+    every: each variant of a row. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in
+    Part."""
     own, published = list[Figure](), list[Figure]()
     for ledger_, whose, figures in zip(split(ledger), ("ours", "published"), (own, published), strict=True):
-        if ledger_.records or ledger_.measures or whose == "published":
+        if ledger_.records or ledger_.measures or (whose == "published" and not own):
             of = runs(ledger_)
             of = every_variant(of, paper=name in OF_ROWS) if every else of
             part = Part(of, [*ledger_.measures.values()], whose, **how)

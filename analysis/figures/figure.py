@@ -47,8 +47,9 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Part:
-    """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of the
-    pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a label."""
+    """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of
+    the pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a
+    label."""
 
     runs: pd.DataFrame
     measures: Sequence[Record] = ()
@@ -79,6 +80,11 @@ class Figure:
     def ids(self) -> tuple[str, ...]:
         """The runs (or measures) behind its numbers, each once."""
         return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
+
+
+def nothing(name: str, title: str, why: str) -> Figure:
+    """A figure that nothing has run for."""
+    return Figure(name, title, pd.DataFrame(), [why], lambda axes, data: None)
 
 
 def colour(row: str, kind: str | None = None) -> str:

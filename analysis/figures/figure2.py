@@ -22,8 +22,8 @@ RANK_LINES = {
     "LoRA, alpha proportional to r": ("lora", ("proportional", BOTH), "--"),
 }
 OF_ALPHA = (
-    "constant alpha: the recipe's at every rank (Hu et al. 2022). proportional: the recipe's alpha / rank times the"
-    " rank. Rates are the recipe's: one for all ranks, or one for each."
+    "constant alpha: the recipe's at every rank (Hu et al. 2022). proportional: the recipe's alpha / rank"
+    " times the rank. Rates are the recipe's: one for all ranks, or one for each."
 )
 DATA = ["method", "kind", "rank", "alpha", "scaling", "source", "parameters"]
 DATA += ["median", "low", "high", "n", "wanted", "runs"]
@@ -33,8 +33,7 @@ def figure2(part: Part) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
     and task, and for each model and task of GLUE on which ranks of either vary."""
     ranks, left_out = _comparable(_by_rank(part.runs))
-    alphas = ranks.drop_duplicates("cell").set_index("cell")[["rank", "alpha", "scaling"]]
-    found = points.points(ranks, 5).drop(columns="scaling").join(alphas, on="cell")
+    found = points.points(ranks, 5)
     found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
     found = found.sort_values(["kind", "rank", "scaling"], kind="stable")
     several = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1)
@@ -64,7 +63,7 @@ def figure2(part: Part) -> list[Figure]:
 
 
 def _by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """GLUE's results of VeRA and LoRA, with alpha. A rank set on the command line and a row of that rank are one
+    """GLUE's results of VeRA and LoRA. A rank set on the command line and a row of that rank are one
     point, so both get one row."""
     plain = runs.row.astype(str).str.fullmatch(r"(vera|lora)(_r\d+)?(_proportional)?")
     runs = runs[(runs.kind == "result") & runs.task.isin(list(GLUE)) & plain & runs["rank"].notna()]
@@ -73,14 +72,14 @@ def _by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(
         row=rows.where(~proportional, rows + "_proportional"),
         rank=runs["rank"].astype(int),
-        alpha=[of.get("alpha") for of in runs.settings],
         scaling=runs.scaling.fillna(BOTH).where(runs.method == "lora", ""),
     )
 
 
 def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, int]]:
-    """The runs of a model and task on the data that most of its rows have and, of each method, with the number of
-    epochs that most of its rows have (of equals the most data or epochs); how many of each are left out."""
+    """The runs of a model and task on the data that most of its rows have and, of each method, with the
+    number of epochs that most of its rows have (of equals the most data or epochs); how many of each are left
+    out."""
     kept, pair = runs, ["model", "task"]
     for group, value in ((pair, ["train_rows", "dev_rows"]), ([*pair, "method"], ["epochs"])):
         votes = kept.groupby([*group, *value], as_index=False).row.nunique().sort_values(["row", *value])
@@ -145,8 +144,8 @@ def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
 
 
 def _subtitle(of: pd.DataFrame) -> str:
-    """How many seeds, which epoch, and what the bars are. The range of n seeds misses the median of such runs where
-    all lie on one side: a sign test's smallest p."""
+    """How many seeds, which epoch, and what the bars are. The range of n seeds misses the median of such runs
+    where all lie on one side: a sign test's smallest p."""
     if of.empty or (most := int(of.n.max())) < 2:
         return ""
     which = f"of {most} " if of.n.min() < most else ""

@@ -12,13 +12,13 @@ from analysis.figures.points import LARGE, RTE
 from analysis.paper import GLUE, NAMES, paper
 
 GAIN = (
-    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A method"
-    " that is no better than the head alone has 100 / thousands of parameters: the count weighs more than the"
-    " accuracy."
+    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A"
+    " method that is no better than the head alone has 100 / thousands of parameters: the count weighs more"
+    " than the accuracy."
 )
 IMPLIED = (
-    "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy. The"
-    " printed values do not follow from one such accuracy."
+    "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy."
+    " The printed values do not follow from one such accuracy."
 )
 NO_HEAD = (
     "No run of the head alone on RTE is here, so that no gain of ours can be computed (experiment=figure4)."
@@ -65,7 +65,8 @@ def _gains(of: pd.DataFrame, head: pd.DataFrame, whose: str) -> pd.DataFrame:
 
 
 def _printed() -> pd.DataFrame:
-    """The paper's gains, with table 2's accuracies, exact counts, and the accuracy of the head that follows."""
+    """The paper's gains, with table 2's accuracies, exact counts, and the accuracy of the head that
+    follows."""
     gains = paper()["figure4"]["printed"]
     rows = points.printed_rte().loc[list(gains)]
     made = rows.assign(accuracy=rows.value, gain=[*map(float, gains.values())], complete=True, kind=rows.row)

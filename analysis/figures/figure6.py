@@ -47,10 +47,10 @@ def shown(measures: Iterable[Record]) -> Record | None:
 
 
 def errors(measures: Iterable[Record]) -> pd.DataFrame:
-    """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and highest
-    over the matrices, how many are finite (n, of), and the least that the rank allows."""
-    fit, rows = shown(measures), []
-    for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True) if fit else ():
+    """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and
+    highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
+    fit, rows = shown(measures) or {"id": "", "values": {}}, []
+    for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
         mse, best = (pd.Series([*map(finite, values or [])], dtype=float) for values in (mse, least))
         spread = mse.std() if mse.count() > 1 else 0.0
         row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread

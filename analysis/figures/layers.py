@@ -90,8 +90,8 @@ def _one_each(measures: list[Record], runs: pd.DataFrame) -> tuple[list[Record],
 
 
 def by_layer(measures: Sequence[Record], names: Sequence[str]) -> pd.DataFrame:
-    """Of each of these values of the measures, by site and layer: the median, lowest and highest of those that
-    are finite, with how many these are (n), of how many (of), and the ids of their runs."""
+    """Of each of these values of the measures, by site and layer: the median, lowest and highest of those
+    that are finite, with how many these are (n), of how many (of), and the ids of their runs."""
     rows = [
         (name, site, layer, finite(value), tuple(run["id"] for run in measure["of"]))
         for measure in measures
@@ -155,8 +155,8 @@ def figure5(part: Part) -> list[Figure]:
                 data, quoted.assign(source="paper (quoted)", site="query", runs=[()] * len(quoted))
             )
             notes.append(
-                "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value by"
-                f" layer. Its finding: {paper()['figure5']['finding']}."
+                "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value"
+                f" by layer. Its finding: {paper()['figure5']['finding']}."
             )
         data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
         title = f"Figure 5: cosine of weight differences, {group.where}"

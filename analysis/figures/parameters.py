@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis.figures.figure import Figure, Part, is_varied
+from analysis.figures.figure import Figure, Part, is_varied, nothing
 from analysis.figures.pareto import CROWDED, of_rows
 from analysis.paper import GLUE
 
@@ -30,8 +30,7 @@ def demo(part: Part) -> list[Figure]:
         of_size = f"{name}_{size[0]}_{size[1]}" if several and size != DEMO else name
         rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
         figures += _by_model(of, of_size, "minilm", part, rows * several)
-    title, why = "The demo: dev metric by parameters", ["Nothing has run: make demo."]
-    return figures or [Figure(name, title, pd.DataFrame(), why, lambda *_: None)]
+    return figures or [nothing(name, "The demo: dev metric by parameters", "Nothing has run: make demo.")]
 
 
 def make(part: Part) -> list[Figure]:
@@ -48,8 +47,8 @@ def make(part: Part) -> list[Figure]:
 
 
 def _by_model(runs: pd.DataFrame, name: str, usual: str, part: Part, more: str = "") -> list[Figure]:
-    """A picture for each model, of one task's runs; of very many rows a picture for each of COSTS. usual: the model
-    that the name needs no word for. more: what the title says of the data."""
+    """A picture for each model, of one task's runs; of very many rows a picture for each of COSTS. usual: the
+    model that the name needs no word for. more: what the title says of the data."""
     figures = []
     for model, of in runs.groupby("model"):
         whole = name if model == usual else f"{name}_{model}"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.figure import Figure, Part, colour, marker, parameter_count
+from analysis.figures.figure import Figure, Part, colour, marker, nothing, parameter_count
 from analysis.figures.points import metric_label, notes, points, spanned, write_labels
 from analysis.frame import KEY, cells, in_cells, reported
 from runs.record import median_interval
@@ -22,8 +22,8 @@ from runs.record.text import megabytes
 @dataclass(frozen=True)
 class Axis:
     """What an axis shows: a column of the runs, its label and ticks; from which ratio of its values on it is
-    logarithmic; whether less is better, and whether runs that diverged, which end early, are left out. name: in
-    the data."""
+    logarithmic; whether less is better, and whether runs that diverged, which end early, are left out. name:
+    in the data."""
 
     column: str
     label: str = ""
@@ -37,7 +37,7 @@ class Axis:
 #: The axes by the names that x= and y= take. The metric's is completed from the records, as is a label.
 AXES = {
     "metric": Axis("number", of_done=False),
-    "parameters": Axis("parameters", tick=parameter_count, wide=5, of_done=False),
+    "parameters": Axis("parameters", "trainable parameters", tick=parameter_count, wide=5, of_done=False),
     "bytes": Axis("adapter_bytes", "adapter file", megabytes),
     "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
     "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
@@ -55,32 +55,28 @@ def make(part: Part) -> list[Figure]:
     runs, (x, y) = part.runs[part.runs.kind == "result"], part.axes
     groups = (runs[runs.task.isin(part.tasks)] if part.tasks else runs).groupby(["task", "model"])
     figures = [of_rows(of, part, f"pareto_{y}_by_{x}_{task}_{model}") for (task, model), of in groups]
-    nothing = Figure(
-        "pareto", f"{y} against {x}", pd.DataFrame(), ["Nothing has run: make demo."], lambda *_: None
-    )
-    return figures or [nothing]
+    return figures or [nothing("pareto", f"{y} against {x}", "Nothing has run: make demo.")]
 
 
 def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False) -> Figure:
     """The picture of the rows of a model and task. part: its axes, and the rows that have a label beside the
-    frontier's (empty: all or, of very many, none). file: the name of the figure. more: what the title says of the
-    data. spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
+    frontier's (empty: all or, of very many, none). file: its name. more: what the title says of the data.
+    spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
     found = points(runs)
     number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
     other = found[(found.name != number) & ("metric" in part.axes)]
     lines = [
-        f"{of.label}: reports {of.name}, and the others {number}: not drawn." for of in other.itertuples()
+        f"{label}: reports {name}, the others {number}: not drawn."
+        for label, name in zip(other.label, other.name, strict=True)
     ]
     found = found.drop(other.index)
-    spans &= len(found) <= CROWDED
     axes = [_axis(name, found[found.name == number]) for name in part.axes]
-    data, missing = _numbers(found, reported(runs), axes, spans)
+    data, missing = _numbers(found, reported(runs), axes, spans and len(found) <= CROWDED)
     data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
-    scores = [-data[axis.name] if axis.less else data[axis.name] for axis in axes]
-    data["frontier"] = on_frontier(*scores)
-    of_metric = [score for score, axis in zip(scores, axes, strict=True) if axis.column == "number"]
-    data["failed"] = _failed(data, *of_metric) & ~data.frontier if of_metric else False
-    crowded, foot = len(data) > CROWDED, _foot(data, axes)
+    scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
+    data["frontier"] = on_frontier(*scores.values())
+    data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
+    crowded, foot, counts = len(data) > CROWDED, _foot(data, axes), [*data.runs] or [0]
     lines += [*notes(runs, found), *missing, *_unlike(in_cells(runs, found), part.axes), *foot]
     if crowded or part.labels:
         lines.append("Labels: the frontier, and the rows of labels=. Every row is in the data.")
@@ -88,36 +84,38 @@ def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bo
         lines.insert(0, "no row has both numbers.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
     title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
+    # Of five seeds or fewer the interval is their range (analysis/stats.py)
+    bars = (
+        "lowest to highest" if max(counts) <= 5 or (spans and not crowded) else "95% interval of the median"
+    )
+    over = f"median of {spanned(counts)} seeds; bars: {bars}" if max(counts) > 1 else "one seed"
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)[[*ABOUT, *ends, *FACTS]]
-    draw = partial(_draw, axes=axes, labels=part.labels)
-    return Figure(file, title, data, lines, draw, _subtitle(data, spans), foot, (7, 6.4 if crowded else 4.4))
+    draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if crowded else 4.4)
+    return Figure(file, title, data, lines, draw, f"{over}; dashed: the frontier", foot, size)
 
 
 def _axis(name: str, found: pd.DataFrame) -> Axis:
-    """The axis of this name; the metric's has the words of the number that the rows report, and that of parameters
-    the count of the head where these rows share it."""
-    axis, first = AXES[name], found.iloc[0]
+    """The axis of this name; the metric's has the words of the number that the rows report, and that of
+    parameters the count of the head where these rows share it."""
+    axis, first = replace(AXES[name], name=name), found.iloc[0]
     if name == "parameters":
-        heads = set(found.head_parameters)
-        more = f" ({heads.pop():,.0f} more)" if len(heads) == 1 else ""
-        label = "trainable parameters" + f", without the classification head{more}" * (
-            heads | {more} != {" (0 more)"}
-        )
-        return replace(axis, label=label, name=name)
+        heads = [*set(found.head_parameters)]
+        more = f" ({heads[0]:,.0f} more)" if len(heads) == 1 else ""
+        return replace(axis, label=axis.label + f", without the classification head{more}" * any(heads))
     if name != "metric":
-        return replace(axis, name=name)
+        return axis
     metric, comma, epoch = first["name"].partition(", ")
     dev = "" if metric == "BLEU" else "dev "  # texts are those of the test set
-    label, less = f"{dev}{metric_label(metric, first.digits)}{comma}{epoch}", bool(first.less)
+    label, less = f"{dev}{metric_label(metric, int(first.digits))}{comma}{epoch}", bool(first.less)
     return replace(axis, label=label, less=less, wide=10.0 if less else math.inf, name=first["name"])
 
 
 def _numbers(
     found: pd.DataFrame, runs: pd.DataFrame, axes: Sequence[Axis], spans: bool
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The cells that have both numbers: medians over the seeds, with their intervals or, if `spans`, the range of
-    the seeds; and notes on the seeds that lack one."""
+    """The cells that have both numbers: medians over the seeds, with their intervals or, if `spans`, the
+    range of the seeds; and notes on the seeds that lack one."""
     lines = []
     for axis in axes:
         values = pd.to_numeric(runs[axis.column]).replace([math.inf, -math.inf], math.nan)
@@ -150,21 +148,12 @@ def _unlike(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _subtitle(data: pd.DataFrame, spans: bool) -> str:
-    """How many seeds, and what the lines are."""
-    counts = [len(runs) for runs in data.runs] or [0]
-    if max(counts) < 2:
-        return "one seed; dashed: the frontier"
-    # Of five seeds or fewer the interval is their range (analysis/stats.py)
-    bars = "lowest to highest" if max(counts) <= 5 or spans else "95% interval of the median"
-    return f"median of {spanned(counts)} seeds; bars: {bars}; dashed: the frontier"
-
-
 # --- the frontier, and what is far from the others
 
 
 def on_frontier(x: Sequence[float], y: Sequence[float]) -> list[bool]:
-    """Of each point whether no other is better in one number and at least as good in the other. More is better."""
+    """Of each point whether no other is better in one number and at least as good in the other. More is
+    better."""
     spots = list(zip(x, y, strict=True))
     return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in spots) for x, y in spots]
 
@@ -176,17 +165,17 @@ def fence(values: pd.Series) -> tuple[float, float]:
 
 
 def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
-    """The rows that have failed so far from the others that they would squeeze the picture: worse than each row that
-    trains nothing but a head, or most of whose seeds diverged or predict one class; and below the outer fence.
-    score: the metric, more is better."""
+    """The rows that have failed so far from the others that they would squeeze the picture: worse than each
+    row that trains nothing but a head, or most of whose seeds diverged or predict one class; and below the
+    outer fence. score: the metric, more is better."""
     worse = score < score[data.parameters == 0].min()  # of no such row nothing is
     broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
     return (worse | broken) & (score < fence(score)[0])
 
 
 def limits(data: pd.DataFrame, name: str) -> tuple[float, float]:
-    """From where to where an axis goes: the medians of all rows that are drawn, and their bars but for ends outside
-    the outer fence of such ends."""
+    """From where to where an axis goes: the medians of all rows that are drawn, and their bars but for ends
+    outside the outer fence of such ends."""
     middle, low, high = (data[~data.failed][f"{name}{end}"] for end in ("", " low", " high"))
     near = [*middle, *low[low >= fence(low)[0]], *high[high <= fence(high)[1]]]
     return min(near, default=math.nan), max(near, default=math.nan)
@@ -194,25 +183,25 @@ def limits(data: pd.DataFrame, name: str) -> tuple[float, float]:
 
 def _foot(data: pd.DataFrame, axes: Sequence[Axis]) -> list[str]:
     """What a picture leaves out, in words: the rows that have failed, and the ends of bars."""
-    lines, cut = [], list[str]()
+    (kept, failed), lines = (data[~data.failed], data[data.failed]), list[str]()
     for axis in axes:
-        low, high = limits(data, axis.name)
-        edge, failed = MARGIN * (high - low), data[data.failed]
-        for side, outside in (
-            ("low", low - edge > data[f"{axis.name} low"]),
-            ("high", data[f"{axis.name} high"] > high + edge),
-        ):
-            of = data[outside & ~data.failed]
-            cut += [
-                f"{label} ({axis.tick(end)})"
-                for label, end in zip(of.label, of[f"{axis.name} {side}"], strict=True)
-            ]
+        (low, high), ends = (
+            limits(data, axis.name),
+            kept[[f"{axis.name} low", f"{axis.name} high"]].to_numpy(),
+        )
+        room = MARGIN * (high - low)
+        cut = zip(kept.label, (ends[:, 0] < low - room) | (ends[:, 1] > high + room), ends, strict=True)
+        if words := [f"{label} ({' to '.join(map(axis.tick, of))})" for label, outside, of in cut if outside]:
+            lines.append(f"bars that leave the picture: {', '.join(words)}")
         if len(failed) and axis.column == "number":
-            names = ", ".join(
-                f"{label} ({end:.4g})" for label, end in zip(failed.label, failed[axis.name], strict=True)
+            names = [
+                f"{label} ({axis.tick(value)})"
+                for label, value in zip(failed.label, failed[axis.name], strict=True)
+            ]
+            lines.append(
+                f"failed (worse than the head alone, diverged, or one class), not drawn: {', '.join(names)}"
             )
-            lines.append(f"failed (worse than the head alone, diverged, or one class), not drawn: {names}")
-    return [*lines, *([f"bars that leave the picture, and where they end: {', '.join(cut)}"] if cut else [])]
+    return lines
 
 
 # --- drawing
@@ -247,17 +236,20 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
         across, up = [best[x].iloc[0], *best[x], end], [worst, *best[y], best[y].iloc[-1]]
         plot.step(across, up, where="post", **line)
     named = drawn[drawn.frontier | drawn.row.isin(labels) | (not crowded and not labels)]
-    words = [
-        f"{of.method} {value:.{of.digits}f}" if of_metric else of.method
-        for of, value in zip(named.itertuples(), named[y], strict=True)
+    values = [
+        f": {value:.{int(digits)}f}" * of_metric for value, digits in zip(named[y], named.digits, strict=True)
     ]
     tints = [*map(colour, named.row, named.kind)]
-    write_labels(plot, pd.DataFrame({"x": named[x], "y": named[y], "text": words, "colour": tints}), spots)
+    write_labels(
+        plot,
+        pd.DataFrame({"x": named[x], "y": named[y], "text": named.method + values, "colour": tints}),
+        spots,
+    )
 
 
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
-    """The label and ticks of an axis: a logarithmic one where positive values differ widely, with a linear piece for
-    zeros."""
+    """The label and ticks of an axis: a logarithmic one where positive values differ widely, with a linear
+    piece for zeros."""
     positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
     plot.set(**{f"{side}label": axis.label})
     if len(positive) and values.min() >= 0 and positive.max() > axis.wide * positive.min():

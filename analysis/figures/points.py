@@ -15,17 +15,17 @@ LARGE, RTE = "roberta_large", "rte"
 
 
 def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
-    """The cells of some runs by the number that their tables report (its `name`, whether `less` is better, its
-    `digits`), with the `low` and the `high` of its seeds. All three numbers are NaN where a seed has none.
-    seeds: of a complete cell; by default the protocol's."""
+    """The cells of some runs by the number that their tables report (its `name`, whether `less` is better,
+    its `digits`), with the `low` and the `high` of its seeds. All three numbers are NaN where a seed has
+    none. seeds: of a complete cell; by default the protocol's."""
     found = View(runs).numbers(seeds)
     ends = {name: found["values"].map(of) for name, of in (("low", min), ("high", max))}
     return found.assign(**{name: values.where(found.n == found.runs) for name, values in ends.items()})
 
 
 def notes(runs: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Notes on the points of a picture: those that have fewer seeds than their protocol, and those of a table.
-    runs: all of its models and tasks."""
+    """Notes on the points of a picture: those that have fewer seeds than their protocol, and those of a
+    table. runs: all of its models and tasks."""
     fewer = [f"{of.label} ({of.n}/{of.wanted})" for of in found.itertuples() if not of.complete]
     hollow = [f"hollow, of fewer seeds than the protocol's: {', '.join(fewer)}."] if fewer else []
     return [*hollow, *table_notes(runs, found)]
@@ -77,7 +77,8 @@ def label_of(model: str, found: pd.DataFrame) -> str:
 
 
 def printed_rte() -> pd.DataFrame:
-    """Table 2's accuracies on RTE of RoBERTa-large by row, with the exact number of the row's `parameters`."""
+    """Table 2's accuracies on RTE of RoBERTa-large by row, with the exact number of the row's
+    `parameters`."""
     counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == LARGE}
     rows = of_pair(paper()[(paper().table == "table2") & paper().row.isin(counts)], LARGE, RTE)
     return rows.assign(parameters=rows.row.map(counts)).set_index("row", drop=False)
@@ -85,8 +86,8 @@ def printed_rte() -> pd.DataFrame:
 
 # --- labels
 
-#: Where a label may lie: how far from its point, in points of type, and in which directions, the best first: up and
-#: to the left of the frontier there is nothing, where more of y and less of x are better.
+#: Where a label may lie: how far from its point, in points of type, and in which directions, the best first:
+#: up and to the left of the frontier there is nothing, where more of y and less of x are better.
 DISTANCES = (4, 9, 16, 26, 40, 60, 90)
 DIRECTIONS = ((-1, 1), (-1, 0), (0, 1), (1, 1), (1, -1), (0, -1), (1, 0), (-1, -1))
 #: From so far on a line leads to the label.
@@ -94,9 +95,9 @@ LEADS = 16
 
 
 def write_labels(axes: Any, labels: pd.DataFrame, spots: Sequence[tuple[float, float]]) -> list[Any]:
-    """Writes each label (text, x, y, colour) at the first free place around its point: inside the axes, and on
-    no other label and no spot; where none is free, beside the point. A line leads to a distant one. Limits and
-    scales of the axes must be final. Returns the texts."""
+    """Writes each label (text, x, y, colour) at the first free place around its point: inside the axes, and
+    on no other label and no spot; where none is free, beside the point. A line leads to a distant one. Limits
+    and scales of the axes must be final. Returns the texts."""
     axes.figure.draw_without_rendering()  # the layout: before it, a point has no place
     unit, frame, texts = axes.figure.dpi / 72, axes.get_window_extent(), list[Any]()
     taken = [Bbox([at - 3 * unit, at + 3 * unit]) for at in axes.transData.transform(spots)]

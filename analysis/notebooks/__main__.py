@@ -27,14 +27,11 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
 
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
     with tempfile.TemporaryDirectory() as folder:
-        # To the kernel by files of this user: no port is opened. Their folder is named, or it would be the
-        # working directory of either
-        kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-        files, resources = Config({"KernelManager": kernel}), {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, config=files, timeout=600, resources=resources)
-        client.execute(env=os.environ | variables)
+        # To the kernel by files of this user: no port is opened
+        files = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
+        client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": folder}})
+        client.execute(env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables)
 
 
 def build(name: str, output: Path) -> Path:
@@ -42,16 +39,15 @@ def build(name: str, output: Path) -> Path:
     import jupytext
     from nbconvert import HTMLExporter
 
-    notebook = jupytext.read(FOLDER / f"{name}.py")
+    notebook, path = jupytext.read(FOLDER / f"{name}.py"), output / "notebooks" / f"{name}.ipynb"
     execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
-    path = output / "notebooks" / f"{name}.ipynb"
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
+    scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
     exporter: Any = HTMLExporter  # without annotations of its own
-    pages = exporter(
-        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url=""
+    text, _ = exporter(**{f"{script}_url": "" for script in scripts}).from_notebook_node(
+        notebook, {"metadata": {"name": name}}
     )
-    text, _ = pages.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
 
