@@ -19,6 +19,8 @@ FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
 CODE_LINES = 23_188
+#: Of the data in tests/nets/golden.
+GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
 
 #: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
 SPINE = (
@@ -125,3 +127,9 @@ def test_the_spine_is_read_in_an_evening_and_by_itself():
 def test_records_and_command_lines_know_nothing_else_of_the_project(name):
     known = ("runs.record", "runs.errors") if name == "runs/command.py" else "runs.record"
     assert all(module.startswith(known) for module in imports(FILES[name]))
+
+
+def test_golden_data_are_few():
+    paths = [path for path in (ROOT / "tests" / "nets" / "golden").rglob("*") if path.is_file()]
+    assert sum(path.read_bytes().count(b"\n") for path in paths) <= GOLDEN_LINES
+    assert sum(path.stat().st_size for path in paths) <= GOLDEN_BYTES

@@ -1,0 +1,309 @@
+"""Mutants: small mistakes in the code, each of which some test should catch.
+
+    PYTHONPATH=.:tests python tests/mutants.py [FOLDER]    tries those without a result in outputs/mutants
+    PYTHONPATH=.:tests python tests/mutants.py keep        writes the results into tests/nets/mutants.jsonl
+    PYTHONPATH=.:tests python tests/mutants.py draw        draws others for those whose code is gone
+
+tests/nets/mutants.jsonl holds them: file, function, the line before and after, and the result of the pass
+that a later one is compared with: what was caught then and is not any more ends it with exit code 1. They are
+tried in a clone of the last commit. FOLDER keeps map.jsonl (which fast tests reach which function;
+delete it after tests have changed) and results.jsonl (for a new pass, too).
+"""
+
+import ast
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
+SECONDS, TESTS, TESTING = 45, 40, 20.0  # of a mutant: at most; its tests; their seconds without it
+KEYS = ("file", "function", "nth", "before", "after")
+#: How many of each part.
+PARTS = {
+    "vera/methods/*.py": 50,
+    "runs/record/*.py": 32,
+    "runs/sweep/*.py": 24,
+    "runs/identity.py": 12,
+    "runs/config/expand.py": 12,
+    "runs/training/loop.py": 14,
+    "runs/training/checkpoint.py": 10,
+    "runs/training/build.py": 12,
+    "analysis/inference.py": 14,
+    "analysis/cells.py": 12,
+    "analysis/beside.py": 8,
+}
+
+
+def read(path):
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write(path, lines, mode="w"):
+    with path.open(mode) as file:
+        file.writelines(f"{json.dumps(one, ensure_ascii=False)}\n" for one in lines)
+
+
+def key(mutant):
+    return tuple(mutant[part] for part in KEYS)
+
+
+# --- drawing
+
+OPERATORS = "Lt|<|<=,LtE|<=|<,Gt|>|>=,GtE|>=|>,Eq|==|!=,NotEq|!=|==,In|in|not in,NotIn|not in|in,Is|is|is not"
+OPERATORS += ",IsNot|is not|is,Add|+|-,Sub|-|+,Mult|*|/,Div|/|*,FloorDiv|//|*,Mod|%|*,And|and|or,Or|or|and"
+SWAPS = {
+    getattr(ast, name): (sign, other) for name, sign, other in (of.split("|") for of in OPERATORS.split(","))
+}
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+#: What is only said, checked or displayed.
+SKIPPED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+WORDS = ("print(", "warn", "logging", "tqdm", "describe(", "gc.", "report(", "plural(", "cast(")
+
+
+def functions(node, name=""):
+    """Every function below a node, with its name in full."""
+    for one in ast.iter_child_nodes(node):
+        is_named = isinstance(one, ast.FunctionDef | ast.ClassDef)
+        inner = f"{name}.{one.name}".strip(".") if is_named else name
+        if isinstance(one, ast.FunctionDef):
+            yield inner, one
+        yield from functions(one, inner)
+
+
+def candidates(file):
+    """Each mutant of a file. nth: which it is of equal lines of its function."""
+    text = (ROOT / file).read_text()
+    lines = text.splitlines()
+    for name, of in functions(ast.parse(text)):
+        nodes = list(of.body)
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, SKIPPED):
+                continue
+            nodes += (
+                [node.value] if isinstance(node, ast.AnnAssign) and node.value else ast.iter_child_nodes(node)
+            )
+            if getattr(node, "lineno", 0) != getattr(node, "end_lineno", None):
+                continue
+            line = lines[node.lineno - 1]
+            for start, end, new in changes(node, line):
+                if not any(word in line for word in WORDS):
+                    nth = lines[of.lineno - 1 : node.lineno - 1].count(line)
+                    after = line[:start] + new + line[end:]
+                    yield dict(zip(KEYS, (file, name, nth, line, after), strict=True))
+
+
+def changes(node, line):
+    """The changes of a node: columns of its line, and what stands there instead."""
+    start, end = node.col_offset, node.end_col_offset
+
+    def swapped(left, right, operator):
+        sign, other = SWAPS.get(type(operator), ("?", ""))
+        at = line.find(sign, left.end_col_offset, right.col_offset)
+        is_text = any(
+            isinstance(getattr(of, "value", of), str | ast.JoinedStr | ast.List) for of in (left, right)
+        )
+        if at >= 0 and not is_text:
+            yield at, at + len(sign), other
+
+    match node:
+        case ast.Compare(left, [operator], [right]) | ast.BinOp(left, operator, right):
+            yield from swapped(left, right, operator)
+        case ast.BoolOp(operator, [left, right, *_]):
+            yield from swapped(left, right, operator)
+        case ast.UnaryOp(ast.Not(), operand):
+            yield start, operand.col_offset, ""
+        case ast.Constant(int() | float() as value):
+            yield start, end, str(not value if isinstance(value, bool) else value + 1)
+        case ast.Name(name) if name in NAMES:
+            yield start, end, NAMES[name]
+        case ast.Return(value) if value and line[value.col_offset : end] != "None":
+            yield value.col_offset, end, "None"
+        case ast.IfExp(test, _, _):
+            yield test.col_offset, test.end_col_offset, f"not ({line[test.col_offset : test.end_col_offset]})"
+        case ast.Expr(ast.Call()) | ast.AugAssign() | ast.Continue():
+            yield start, end, "pass"
+
+
+def draw():
+    """Keeps the mutants whose line is still there, and draws of each part others up to its number, first one
+    of each function; always the same ones."""
+    kept = [mutant for mutant in read(DATA) if mutated(mutant, ROOT)]
+    for part, count in PARTS.items():
+        files = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(part))]
+        pool = [one for file in files for one in candidates(file)]
+        here = [one for one in kept if one["file"] in files]
+        random.Random(part).shuffle(pool)
+        for most in (1, 2, 3, 9):
+            for one in pool:
+                same = [of for of in here if key(of)[:2] == key(one)[:2]]
+                if len(here) < count and len(same) < most and all(key(of)[:4] != key(one)[:4] for of in same):
+                    here.append(one)
+                    kept.append(one)
+    write(DATA, sorted(kept, key=key))
+    print(f"{len(kept)} mutants in {DATA}")
+
+
+def mutated(mutant, root):
+    """The text of a file with the mutant in it; None where its code is gone."""
+    path = root / mutant["file"]
+    text = path.read_text() if path.is_file() else ""
+    of, lines = dict(functions(ast.parse(text))).get(mutant["function"]), text.splitlines()
+    places = [i for i in range(of.lineno - 1, of.end_lineno) if lines[i] == mutant["before"]] if of else []
+    if len(places) <= mutant["nth"]:
+        return None
+    lines[places[mutant["nth"]]] = mutant["after"]
+    return "\n".join([*lines, ""])
+
+
+# --- which tests reach which function: a plugin of pytest (-p mutants)
+
+FILES = dict[str, str]()  # of the code that was met, by its path; "" for code of no part
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Writes how long a passed test took and the functions that it called, where MUTANTS_MAP says."""
+    if not (target := os.environ.get("MUTANTS_MAP")):
+        return (yield)
+    reached = set()
+
+    def trace(frame, *_):
+        code = frame.f_code
+        if code not in reached and FILES.get(code.co_filename, "new"):
+            if code.co_filename not in FILES:
+                name = os.path.relpath(code.co_filename, ROOT)
+                FILES[code.co_filename] = name if any(Path(name).match(part) for part in PARTS) else ""
+            if FILES[code.co_filename]:
+                reached.add(code)
+
+    failed, began = item.session.testsfailed, time.monotonic()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)
+        if item.session.testsfailed == failed:
+            names = {f"{FILES[of.co_filename]}:{re.sub(r'[.]<[^.]*>', '', of.co_qualname)}" for of in reached}
+            seconds = round(time.monotonic() - began, 3)
+            write(Path(target), [{"test": item.nodeid, "seconds": seconds, "reaches": sorted(names)}], "a")
+
+
+def tests_of(clone, path):
+    """The tests that reach each function, the fastest first; from one run of all that are fast."""
+    if not path.is_file():
+        begun = path.with_suffix(".begun")
+        begun.unlink(missing_ok=True)
+        call(clone, ["-m", "not slow", "-p", "mutants"], MUTANTS_MAP=str(begun.absolute()))
+        begun.rename(path)
+    reaching = defaultdict(list)
+    for one in sorted(read(path), key=lambda one: one["seconds"]):
+        for name in one["reaches"]:
+            reaching[name].append(one)
+    return reaching
+
+
+# --- trying
+
+
+def run(folder):
+    """Tries what has no result yet. Returns how many are missed that were caught before."""
+    os.nice(15)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.jsonl"
+    done = set(map(key, read(path)))
+    with tempfile.TemporaryDirectory() as temporary:
+        clone = Path(temporary) / "clone"
+        subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
+        reaching = tests_of(clone, folder / "map.jsonl")
+        for mutant in (one for one in read(DATA) if key(one) not in done):
+            found = tried(mutant, chosen(reaching[f"{mutant['file']}:{mutant['function']}"]), clone)
+            write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
+            print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
+    before, results = {key(one): one.get("result") for one in read(DATA)}, read(path)
+    print(dict(Counter(one["result"] for one in results)))
+    lost = [
+        one for one in results if one["result"] == "missed" and before.get(key(one)) in ("caught", "late")
+    ]
+    for one in lost:
+        print(f"caught before, and not now: {one['file']}:{one['function']}: {one['after'].strip()}")
+    return len(lost)
+
+
+def chosen(tests):
+    """The fastest ones, at most three cases of a test, up to TESTING seconds."""
+    kept, cases, seconds = [], Counter(), 0.0
+    for one in tests:
+        name = one["test"].partition("[")[0]
+        if cases[name] < 3 and len(kept) < TESTS and (not kept or seconds + one["seconds"] <= TESTING):
+            cases[name] += 1
+            seconds += one["seconds"]
+            kept.append(one["test"])
+    return kept
+
+
+def tried(mutant, tests, clone):
+    """What the tests say: caught, missed or late; unreached where there are none, gone where the code is."""
+    path, text = clone / mutant["file"], mutated(mutant, clone)
+    if not tests or text is None:
+        return {"result": "unreached" if text else "gone", "by": "", "of": len(tests)}
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], SECONDS)
+    finally:
+        path.write_text(before)
+    by = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+    return {
+        "result": {None: "late", 0: "missed"}.get(code, "caught"),
+        "by": by[1] if by else "",
+        "of": len(tests),
+    }
+
+
+def call(clone, words, seconds=None, **more):
+    """pytest's exit code in the clone, None where it took longer, and its output."""
+    setting = {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+        cwd=clone,
+        env=os.environ | setting | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, ""
+        return process.returncode, output.decode(errors="replace")
+
+
+def main(words):
+    folder = Path(next((word for word in words if word not in ("draw", "keep")), "outputs/mutants"))
+    if "draw" in words:
+        draw()
+    elif "keep" in words:
+        results = {key(one): one["result"] for one in read(folder / "results.jsonl")}
+        write(DATA, [one | {"result": results.get(key(one))} for one in read(DATA)])
+    else:
+        sys.exit(bool(run(folder)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Ids of published records and of every preset's runs, the groups of optimizers, and the contents of
+ids."""
+
+import json
+from collections import defaultdict
+
+import pytest
+import transformers
+import yaml
+from tiers import sample
+
+import tasks
+import vera
+from nets.golden import WRITES, read_lines, same_lines, short_hash, write_lines
+from runs import config, identity
+from runs.methods import make_method
+from runs.models import skeleton
+from runs.record import CONF, PUBLISHED, read_study
+from runs.run import Run
+from runs.training.build import optimizer_groups
+
+STUDIES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir())
+PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+#: Of each kind of task and model a preset or two of few cells: a cell takes a quarter of a second to compose.
+FAST = [
+    *("figure3", "figure5", "table12", "table3_large", "table4_llama_13b"),
+    *("e2e_smollm2", "alpaca_smollm2", "images_dinov2"),
+]
+
+
+# --- records
+
+
+@pytest.mark.parametrize("study", sample(STUDIES, *(name for name in STUDIES if name != "peers_minilm")))
+def test_the_ids_and_groups_of_records(study, monkeypatch):
+    """An id, computed from the record's own configuration, contents, protocol and seeds; and what its
+    optimizer trains at which rate, parameter by parameter."""
+    known, lines = {}, []
+    for record in read_study(PUBLISHED / study):
+        of, made = record["config"], record["groups"]
+        cell = {key: record["cell"][key] for key in ("row", "model", "task", "seed")}
+        run = Run(**cell, recipe="", experiment=None, config=of)
+        monkeypatch.setattr(identity, "model_content", lambda _, of=record: of["model"])
+        monkeypatch.setattr(identity, "data_content", lambda _, of=record: of["data"]["content"])
+        monkeypatch.setattr(tasks, "protocol", lambda _, of=record: of["protocol"])
+        assert identity.run_id(run) == record["id"]
+        key = json.dumps([of["model"], run.task, of["method"], of["train"], made])
+        known[key] = known.get(key) or short_hash(groups(run, made))
+        lines.append({"id": record["id"], "groups": known[key]})
+    same_lines("records.jsonl", lines, study=study)
+
+
+#: Outputs of each task's head where they are not two; of a language model none.
+OUTPUTS = {"stsb": 1, "digits": 10, "resisc45": 12, "e2e": 0, "alpaca": 0}
+
+
+def groups(run, recorded):
+    """The groups of a run's optimizer, each with the names and shapes of its parameters; counted, they are
+    those recorded."""
+    for base_of in (skeleton, with_weights):
+        base, method = base_of(run.config["model"], OUTPUTS.get(run.task, 2)), make_method(run.method)
+        try:
+            method.adapt(base)
+        except vera.AdapterError:  # some of peft's methods read the base model's values
+            continue
+        names = {id(p): name for name, p in base.named_parameters()}
+        found = optimizer_groups(method, base, run.config["train"])
+        members = [sorted((names[id(p)], *p.shape) for p in of["params"]) for of in found]
+        made = [{key: of[key] for key in ("name", "lr", "weight_decay")} for of in found]
+        for of, group in zip(made, found, strict=True):
+            of["parameters"] = sum(p.numel() for p in group["params"])
+        if made == recorded:
+            return made, members
+    raise AssertionError(f"{run.row}: {made}, recorded {recorded}")
+
+
+def with_weights(model, outputs):
+    settings = transformers.AutoConfig.for_model(**model["architecture"], num_labels=outputs)
+    return transformers.AutoModelForSequenceClassification.from_config(settings)
+
+
+# --- presets
+
+
+def flat(value, name=""):
+    if isinstance(value, dict) and value:
+        return {key: one for k, inner in value.items() for key, one in flat(inner, f"{name}.{k}").items()}
+    return {name: json.dumps(value)}  # 8 stays 8, and is not 8.0: ids are made of this
+
+
+@pytest.mark.parametrize("preset", sample(PRESETS, *FAST))
+def test_a_presets_runs(preset, monkeypatch):
+    """By its words: its id, with stubs for the contents of models and data, which need files, and a hash of
+    its whole configuration, of which much is in no id."""
+    monkeypatch.setattr(identity, "model_content", lambda model: f"content of {model['name']}")
+    monkeypatch.setattr(identity, "data_content", lambda task: f"content of {task['name']}")
+    monkeypatch.chdir("/")  # paths that are relative stay so
+    runs = config.expand([f"experiment={preset}"])
+    found = {*zip(map(words_of, runs), map(hashes, runs, identity.identify(runs)), strict=True)}
+    lines = read_lines("runs.jsonl")
+    known = {(line["words"], run): {*line["presets"]} for line in lines for run in line["runs"]}
+    if not WRITES:
+        assert found == {key for key, presets in known.items() if preset in presets}
+        return
+    grouped = defaultdict(list)
+    for key in sorted({*known, *found}):
+        presets = known.get(key, set()) - {preset} | ({preset} if key in found else set())
+        grouped[key[0], tuple(sorted(presets))].append(key[1])
+    lines = [
+        {"words": words, "presets": of, "runs": runs} for (words, of), runs in sorted(grouped.items()) if of
+    ]
+    write_lines("runs.jsonl", lines)
+
+
+def words_of(run):
+    words = [word for word in run.overrides if not word.startswith("experiment=")]
+    return " ".join([*words, f"({run.recipe})"])
+
+
+def hashes(run, run_id):
+    """The seed, the id, and a hash of all that a run is."""
+    start = run.start and identity.run_id(run.start)
+    names = [run.row, run.model, run.task, run.names["label"], run.changed, start]
+    return f"{run.seed} {run_id} {short_hash([names, flat(run.config)])}"
+
+
+# --- contents
+
+#: What a model or a task is composed with.
+TASKS = {"text": "reviews", "text generation": "e2e", "image": "digits"}
+MODELS = {"e2e": "smollm2", "alpaca": "smollm2"}
+MODELS |= dict.fromkeys(("cifar100", "digits", "flowers102", "food101", "resisc45"), "dinov2_small")
+#: Those whose files are the user's.
+OWN = {"decoder", "encoder", "vision", "image_folder", "text"}
+
+
+@pytest.mark.parametrize("group", ["model", "task"])
+def test_the_contents_of_what_is_pinned(group):
+    """What stands in an id for each model in a package or at a revision, and for each data set."""
+    lines, read = [], {"model": identity.model_content, "task": identity.data_content}[group]
+    for name in sorted({path.stem for path in CONF.glob(f"{group}/*.yaml")} - OWN):
+        words = [f"task={name}", f"model={MODELS.get(name, 'minilm')}"]
+        if group == "model":
+            modality = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())["modality"]
+            words = [f"model={name}", f"task={TASKS[modality]}"]
+        (run,) = config.expand(words)
+        lines.append({"name": name, "content": read(run.config[group])})
+    same_lines("contents.jsonl", lines, of=group)
