@@ -16,7 +16,7 @@ from analysis.results.claim import WORDS
 from analysis.series import compare, series
 from analysis.statistics import cell_word
 from analysis.wanted import all_cells, wanted
-from runs.record import Ledger, crossfit_of, median_interval, one_each, sample_deviation
+from runs.record import Ledger, crossfit_of, median_interval, one_class, one_each, sample_deviation
 
 Lines = Iterator[dict[str, Any]]
 
@@ -57,7 +57,7 @@ def _numbers(cell: Cell) -> dict[str, Any]:
         "n": len(values),
         "wanted": cell.wanted,
         "diverged": cell.diverged,
-        "collapsed": cell.collapsed,
+        "one_class": sorted(r["cell"]["seed"] for r in cell.records if one_class(r) is not None),
         "metric": main.name,
         "median": _median(values),
         "interval": median_interval(values),
