@@ -183,11 +183,11 @@ def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
 
 
 def test_without_a_head_a_row_has_failed_most_of_whose_seeds_have():
-    same = sized("lora", 9000, *[0.4] * 3)
-    for one in same:
-        one["curve"] |= dict.fromkeys(("metric", "metric_select", "metric_report"), [0.4] * 3)
-    (figure,) = made("pareto", *ROWS[3:], *peers(12), *same)
-    assert [key for key, row in lines(figure).items() if row["failed"]] == ["LoRA r=8"]
+    broken = sized("lora", 9000, 0.4, 0.4, 0.4, status="diverged")
+    for count, failed in ((2, ["LoRA r=8"]), (1, [])):
+        whole = [one | {"status": "done", "id": one["id"] + "-done"} for one in broken[count:]]
+        (figure,) = made("pareto", *ROWS[3:], *peers(12), *broken[:count], *whole)
+        assert [key for key, row in lines(figure).items() if row["failed"]] == failed
 
 
 # --- labels
