@@ -1,5 +1,5 @@
-"""The pages as Markdown, through the templates beside this file: results.md with what ran, the findings and the
-benchmarks; study.md with a study's tables, figures and runs; words.md, a finding in words; readme.md."""
+"""The pages as Markdown, through the templates beside this file: results.md with what ran, the findings and
+the benchmarks; study.md with a study's tables, figures and runs; words.md, a finding in words; readme.md."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from analysis.inference import FIRM_PAIRS
 from analysis.ranks import ranks
 from analysis.render import Number, Table, grid
 from analysis.results.finding import WORDS, Finding, Side
-from analysis.results.of_rows import MARGIN, left_out
 from analysis.results.of_figures import FITTED
+from analysis.results.of_rows import MARGIN, left_out
 from analysis.statistics import cell_words, cells_table, costs, middle
 from analysis.tables import TABLES, WITHOUT_RECORDS, made
 from analysis.tables.view import View
@@ -112,9 +112,16 @@ def overview(
     ids = [run for of in studies for run in of["ids"]]
     return rendered(
         "results.md",
-        findings=groups, sides=sides.values(), behind=list(sides), studies=studies,
-        numbers={name: n for n, name in enumerate(groups, 1)}, tries=tries, benches=benches,
-        firm_pairs=FIRM_PAIRS, margin=f"{MARGIN:g}", fitted=f"{FITTED:g}",
+        findings=groups,
+        sides=sides.values(),
+        behind=list(sides),
+        studies=studies,
+        numbers={name: n for n, name in enumerate(groups, 1)},
+        tries=tries,
+        benches=benches,
+        firm_pairs=FIRM_PAIRS,
+        margin=f"{MARGIN:g}",
+        fitted=f"{FITTED:g}",
         repeated=len(ids) - len(set(ids)),
     )
 
@@ -159,9 +166,14 @@ def study(folder: Path, ledger: Ledger, runs: pd.DataFrame) -> dict[str, str]:
     whole = [*cells, *ranks(every), costs(every)] if len(every) else []
     text = rendered(
         "study.md",
-        name=folder.name, notes=notes.read_text().strip() if notes.is_file() else "",
-        tables=tables, figures=drawn, statistics=[_table(of, shown) for of in whole],
-        trials=_trials(every), plateau=f"{PLATEAU:g}", runs=_runs(every),
+        name=folder.name,
+        notes=notes.read_text().strip() if notes.is_file() else "",
+        tables=tables,
+        figures=drawn,
+        statistics=[_table(of, shown) for of in whole],
+        trials=_trials(every),
+        plateau=f"{PLATEAU:g}",
+        runs=_runs(every),
     )
     return {f"results/{folder.name}.md": text} | pictures
 
