@@ -69,10 +69,10 @@ def _row(runs: pd.DataFrame, mean: float, behind: float, found: Ranks) -> list[E
 def _notes(found: Ranks, rows: int, seeds: int, others: list[str]) -> list[str]:
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     notes = [
-        f"Friedman's test of {rows} rows, whose blocks are the {seeds} seeds: {p}. It is of this model and task"
-        " alone.",
-        f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks. not told apart: the mean rank is within"
-        " it of the first one's.",
+        f"Friedman's test of {rows} rows, whose blocks are the {seeds} seeds: {p}. It is of this"
+        " model and task alone.",
+        f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks. not told apart: the mean rank is"
+        " within it of the first one's.",
     ]
     if others:
         notes.append(f"Not ranked, as they lack one of these seeds on the same data: {', '.join(others)}.")

@@ -200,7 +200,7 @@ def comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Tab
         f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
         f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone never"
         " show p < 0.05. (smallest): all pairs say the same, and more are needed for a smaller p.",
-        "P(better): the chance that a run of the one is above a run of the other, the mean over tasks (Agarwal"
+        "P(better): the chance that a run of the one is above one of the other, the mean over tasks (Agarwal"
         f" et al. 2021); over the seeds that both have; from {INTERVAL_SEEDS} on with an interval.",
     ]
     if (lines.task == "all").any():

@@ -35,7 +35,6 @@ from analysis.notes import unfinished
 from analysis.ranks import ranks
 from analysis.render import render
 from analysis.statistics import statistics_tables
-from analysis.tables.view import View
 from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import CONF
@@ -105,7 +104,7 @@ def _of_table(runs: pd.DataFrame, name: str) -> Collection[tuple[str, str]]:
         known = (CONF / "experiment" / f"{name}.yaml").is_file() or name in set(runs.preset)
         hint = f" A preset's: experiment={name}." if known else ""
         raise UserError(f"no table {name!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-    return {(table.model, task) for table in tables.TABLES[name](View(runs)) for task in table.tasks}
+    return {(table.model, task) for table in tables.made(name, runs) for task in table.tasks}
 
 
 if __name__ == "__main__":

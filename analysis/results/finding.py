@@ -44,9 +44,13 @@ def side(runs: pd.DataFrame) -> Side:
     first, several = runs.iloc[0], runs[runs.evaluations > 1]
     return Side(
         *(first.label, first.model_label, first.task_label, tuple(runs.id)),
-        *(middle(runs.number), float(runs.number.mean())),
-        *(int(first.parameters), int(first.head_parameters), tuple(sorted(set(runs.epochs)))),
-        *(len(several), int((several.best_epoch == several.last_epoch).sum())),
+        middle(runs.number),
+        float(runs.number.mean()),
+        int(first.parameters),
+        int(first.head_parameters),
+        tuple(sorted(set(runs.epochs))),
+        len(several),
+        int((several.best_epoch == several.last_epoch).sum()),
     )
 
 

@@ -177,7 +177,7 @@ def _shared(runs: pd.DataFrame) -> Iterator[Finding]:
     """By means, as table 7 prints them."""
     finding = "A and B may be shared: with them VeRA is near a pair for each matrix"
     for rows in _sides(runs, "vera", "vera_unique"):
-        of, names = _compare(*rows, near=True), ("shared", "unique")
+        of, names = _compare(rows[0], rows[1], near=True), ("shared", "unique")
         yield _finding(finding, "table 7", "near", rows, [of], _within_margin(of), of.agrees, names)
 
 
@@ -202,11 +202,11 @@ def _ranks(runs: pd.DataFrame) -> Iterator[Finding]:
         for convention, pattern in CONVENTIONS.items():
             near = _nearest(float(vera.max()), sizes[sizes.index.str.fullmatch(pattern)])
             both = next(_sides(known, str(vera.idxmax()), near), None) if near else None
-            compared.append(_compare(*both, convention=convention) if both else None)
+            compared.append(_compare(both[0], both[1], convention=convention) if both else None)
             shown |= {str(row.label.iloc[0]): row for row in both or ()}
         if not shown:
             continue
-        words = [of and of.agrees for of in compared]
+        words = [of.agrees if of else None for of in compared]
         holds = [difference > 0 for of in compared if of for difference in of.differences]
         agrees = words[0] if len(set(words)) == 1 else None
         rows = list(shown.values())

@@ -1,5 +1,5 @@
-"""The pages as Markdown, through the templates beside this file: results.md with what ran, the findings and the
-benchmarks; study.md with a study's tables, figures and runs; words.md, a finding in words; readme.md."""
+"""The pages as Markdown, through the templates beside this file: results.md with what ran, the findings and
+the benchmarks; study.md with a study's tables, figures and runs; words.md, a finding in words; readme.md."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from analysis.inference import FIRM_PAIRS
 from analysis.ranks import ranks
 from analysis.render import Number, Table, grid
 from analysis.results.finding import WORDS, Finding, Side
-from analysis.results.of_rows import MARGIN, left_out
 from analysis.results.of_figures import FITTED
+from analysis.results.of_rows import MARGIN, left_out
 from analysis.statistics import cell_words, cells_table, costs, middle
 from analysis.tables import TABLES, WITHOUT_RECORDS, made
 from analysis.tables.view import View

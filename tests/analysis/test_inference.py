@@ -164,9 +164,9 @@ def test_above_is_an_interval_beyond_zero(differences, above):
 def test_near_is_a_bound_against_the_margin(mean, near):
     differences = [mean - 1, mean, mean + 1]
     assert is_near([(50 + difference, 50.0) for difference in differences], 1.0) is near
-    for word, side in ((True, "greater"), (False, "less")):
+    for answer, side in ((True, "greater"), (False, "less")):
         p = scipy.stats.ttest_1samp(differences, -1.0, alternative=side).pvalue
-        assert bool(p < 0.05) is (near is word)
+        assert bool(p < 0.05) is (near is answer)
 
 
 def test_what_one_of_two_tests_decides_is_undecided():
