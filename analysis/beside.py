@@ -3,6 +3,7 @@ verdict."""
 
 import math
 import re
+import statistics
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -47,14 +48,14 @@ def paper() -> pd.DataFrame:
     return frame.assign(like=frame.row.where(~mnli, frame.row + "_mnli"))
 
 
-def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
+def beside(table: str, cells: pd.DataFrame) -> pd.DataFrame:
     """The paper's numbers of a table, a row each, with our cells: `ours`, the `difference` (ours less the
     paper's), `half` of its 95% interval, the `margin` that half may have, and the `word` of the verdict.
 
     cells: of `frame.cells`, with `column` where a cell has several numbers (the scores of E2E). Welch's t
     over both sides, as medians or means vary; where the paper prints no spread, over ours alone.
     reproduced: the interval holds 0, and half of it is at most the margin; consistent, wide: it is wider;
-    not reproduced: it does not hold 0. Fewer than `seeds`, or a seed without the number, are incomplete,
+    not reproduced: it does not hold 0. Fewer than SEEDS, or a seed without the number, are incomplete,
     however close; a row that trains another number of parameters is of another size."""
     printed = paper()[(paper().table == table) & (paper().task != "")].reset_index(drop=True)
     on = ["model", "like", "task"]
@@ -63,7 +64,9 @@ def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
         on = [*on, "column"]
     shared = [name for name in ours if name in printed and name not in on]
     rows = printed.merge(ours.drop(columns=shared), on=on, how="left")
-    middle, factor = ("mean", lambda n: 1.0) if table in MEANS else ("median", median_variance)
+    middle, factor = (
+        (statistics.fmean, lambda n: 1.0) if table in MEANS else (statistics.median, median_variance)
+    )
     n, known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
     variance = [factor(k) if k > 1 else math.nan for k in n] * rows.our_spread**2 / n
     both = rows.spread.notna()
@@ -72,11 +75,16 @@ def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
         np.stack([variance, theirs.where(both, 0.0)]),
         np.stack([np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]),
     )
-    rows["ours"], rows["half"] = rows[middle], np.where(known, half, math.nan)
+    has = rows.runs.notna()
+    values = [
+        [value for value in of if value == value] if ran else []
+        for of, ran in zip(rows["values"], has, strict=True)
+    ]
+    rows["ours"] = [float(middle(of)) if of else math.nan for of in values]
+    rows["half"] = np.where(known, half, math.nan)
     rows["variance"], rows["paper_variance"] = variance, theirs
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
-    has = rows.runs.notna()
     same = np.array(
         [
             not size or (ran and same_size(int(count), model, row, size))
@@ -86,7 +94,7 @@ def beside(table: str, cells: pd.DataFrame, seeds: int = SEEDS) -> pd.DataFrame:
         ]
     )
     rows["same_size"] = same
-    enough = (n >= seeds) & (n == rows.runs)
+    enough = (n >= SEEDS) & (n == rows.runs)
     holds = rows.difference.abs() <= rows.half + 1e-9
     rows["word"] = np.select(
         [

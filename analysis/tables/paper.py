@@ -34,7 +34,7 @@ def paper_table(name: str, view: View) -> list[Table]:
 
 def _of_spec(spec: Spec, view: View) -> list[Table]:
     cells = cells_of(spec, view)
-    rows = beside.beside(spec.name, cells, view.seeds or spec.seeds if spec.scored else beside.SEEDS)
+    rows = beside.beside(spec.name, cells)
     rows = rows[rows.part == spec.part] if spec.part else rows
     if not spec.others:  # another model has such runs where a setting varies
         cells = cells[cells.row.isin(rows.like)]
