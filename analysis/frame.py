@@ -304,21 +304,20 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     results = runs[runs.left_out == ""]
     if results.empty:
         return runs
-    facts = results[[*KEY, "cell", "id", "protocol"]].assign(
-        few=-results.deviations.map(len), of_method=results.recipe.map(_of_method)
+    facts = results[["id", "protocol"]].assign(
+        key=results.groupby(KEY).ngroup(),
+        variant=results.groupby([*KEY, "cell"]).ngroup(),
+        few=-results.deviations.map(len),
+        of_method=results.recipe.map(_of_method),
     )
-    variants = facts.groupby([*KEY, "cell"], sort=False, as_index=False).agg(
-        protocol=("protocol", "first"),
-        few=("few", "first"),
-        of_method=("of_method", "first"),
+    variants = facts.groupby("variant", sort=False).agg(
+        **{name: (name, "first") for name in ("key", "protocol", "few", "of_method")},
         count=("id", "size"),
         newest=("id", "max"),
     )
-    nearest = variants.sort_values(ORDER, kind="stable").drop_duplicates(KEY, keep="last")
-    shown = pd.MultiIndex.from_frame(nearest[[*KEY, "cell"]])
-    newest = nearest.set_index(KEY).protocol
-    of_newest = facts.protocol.to_numpy() == newest.loc[list(facts[KEY].itertuples(index=False))].to_numpy()
-    is_shown = pd.MultiIndex.from_frame(facts[[*KEY, "cell"]]).isin(shown)
+    nearest = variants.sort_values(ORDER, kind="stable").drop_duplicates("key", keep="last")
+    is_shown = facts.variant.isin(nearest.index)
+    of_newest = facts.protocol == facts.key.map(nearest.set_index("key").protocol)
     by_seed = results[is_shown].assign(few=-facts.few[is_shown]).sort_values(["seed", "few", "id"])
     again = by_seed.index[by_seed.duplicated([*KEY, "seed"])]
     left_out = np.select([is_shown, of_newest], ["", "settings"], "protocol")
@@ -332,6 +331,8 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
 
 #: The columns of `cells`, after KEY.
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
+MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
+OVER_SEEDS = ["best", "last", "crossfit", "optimism"]
 CELL_COLUMNS = [
     *(*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean", "spread"),
     *(
@@ -364,52 +365,56 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     left_out, how many results of the row have other settings; older, their older protocols; again, the ids
     of results that repeat a seed."""
     runs = chosen(runs)
-    results, kept = (
-        runs[runs.kind == "result"],
-        runs[runs.left_out == ""].sort_values([*KEY, "seed"], kind="stable"),
-    )
-    groups = kept.groupby(KEY)
-    of = NAMES | NUMBERS
-    made = groups.agg(
-        **{name: (name, "first") for name, (_, how) in of.items() if how == "first"},
-        runs=("id", "size"),
-        n=(value, "count"),
-        values=(value, tuple),
-        seeds=("seed", tuple),
-        ids=("id", tuple),
-        median=(value, "median"),
-        mean=(value, "mean"),
-        diverged=("diverged", "sum"),
-        presets=("preset", lambda names: tuple(dict.fromkeys(names))),
-        origins=("origin", lambda names: tuple(dict.fromkeys(names))),
-        deviations=("deviations", lambda words: tuple(dict.fromkeys(word for of in words for word in of))),
-    )
-    if made.empty:
-        return made.reset_index().reindex(columns=CELL_COLUMNS)
-    made["spread"] = [_spread(values) for values in made["values"]]
-    known = made.n == made.runs
-    made[["median", "mean"]] = made[["median", "mean"]].where(known)
-    for name in ("best", "last", "crossfit", "optimism"):
-        made[name] = groups[name].median()
-    whole = kept[~kept.diverged.astype(bool)].groupby(KEY)
-    for name in (name for name, (_, how) in of.items() if how == "median"):
-        done, every = (pd.to_numeric(of[name].median()).reindex(made.index) for of in (whole, groups))
-        made[name] = done.where(made.diverged < made.runs, every)
-    alike = kept[kept.one_class.notna()].groupby(KEY)
-    seeds_alike, shares = alike.seed.agg(tuple), alike.one_class.first()
-    made["one_class"] = [seeds_alike.get(key, ()) for key in made.index]
-    made["class_share"] = [shares.get(key, "") for key in made.index]
-    others = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
-    made["left_out"] = others.size().reindex(made.index, fill_value=0)
-    older = (
-        results[results.left_out == "protocol"].groupby(KEY).protocol.agg(lambda of: tuple(sorted(set(of))))
-    )
-    again = results[results.left_out == "seed"].groupby(KEY).id.agg(tuple)
-    made["older"] = [older.get(key, ()) for key in made.index]
-    made["again"] = [again.get(key, ()) for key in made.index]
-    made["wanted"] = seeds or [_wanted(key[2], of) for key, of in zip(made.index, made.presets, strict=True)]
-    made["complete"] = made.n >= made.wanted
-    return made.reset_index().reindex(columns=CELL_COLUMNS)
+    results = runs[runs.kind == "result"]
+    out: dict[str, dict[Any, list[Any]]] = {"settings": {}, "protocol": {}, "seed": {}}
+    for *key, run, of, why in results[[*KEY, "id", "protocol", "left_out"]].itertuples(
+        index=False, name=None
+    ):
+        if why:
+            out[why].setdefault(tuple(key), []).append(run if why == "seed" else of)
+    kept = runs[runs.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    places = kept.groupby(KEY, sort=False).indices
+    lines = list[dict[str, Any]]()
+    columns = {name: kept[name].to_numpy() for name in ("id", "seed", "preset", "origin", "deviations")}
+    numbers = {name: pd.to_numeric(kept[name]).to_numpy(float) for name in {value, *OVER_SEEDS, *MEDIANS}}
+    diverged, alike = kept.diverged.to_numpy(bool), kept.one_class.to_numpy()
+    for key, at in places.items():
+        values, done = numbers[value][at], at[~diverged[at]] if not diverged[at].all() else at
+        known = not np.isnan(values).any()
+        lines.append(
+            {
+                "runs": len(at),
+                "n": int((~np.isnan(values)).sum()),
+                "values": tuple(values),
+                "seeds": tuple(columns["seed"][at]),
+                "ids": tuple(columns["id"][at]),
+                "median": statistics.median(values) if known else math.nan,
+                "mean": statistics.fmean(values) if known else math.nan,
+                "spread": _spread(values),
+                **{name: _median(numbers[name][at]) for name in OVER_SEEDS},
+                **{name: _median(numbers[name][done]) for name in MEDIANS},
+                "diverged": int(diverged[at].sum()),
+                "one_class": tuple(columns["seed"][i] for i in at if isinstance(alike[i], str)),
+                "class_share": next((alike[i] for i in at if isinstance(alike[i], str)), ""),
+                "presets": tuple(dict.fromkeys(columns["preset"][at])),
+                "origins": tuple(dict.fromkeys(columns["origin"][at])),
+                "deviations": tuple(dict.fromkeys(word for i in at for word in columns["deviations"][i])),
+                "left_out": sum(len(out[why].get(key, ())) for why in ("settings", "protocol")),
+                "older": tuple(sorted(set(out["protocol"].get(key, ())))),
+                "again": tuple(out["seed"].get(key, ())),
+            }
+        )
+    first = kept.iloc[[at[0] for at in places.values()]].reset_index(drop=True)
+    made = first[[*KEY, *(name for name in SUMMED if name not in MEDIANS)]].join(pd.DataFrame(lines))
+    made = made.reindex(columns=CELL_COLUMNS)
+    wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
+    return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
+
+
+def _median(values: Any) -> float:
+    """Of those that are known; NaN of none."""
+    known = values[~np.isnan(values)]
+    return statistics.median(known.tolist()) if len(known) else math.nan
 
 
 def _spread(values: Sequence[float]) -> float:

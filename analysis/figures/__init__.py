@@ -3,9 +3,11 @@
 A figure of another kind: a file with a function from a `Part` to a list of `Figure`, and its name in FIGURES.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
+
+import pandas as pd
 
 from analysis.command import split
 from analysis.figures import parameters, pareto
@@ -33,16 +35,21 @@ OF_ROWS = ("figure2",)
 NAMES = (*FIGURES, "pareto")
 
 
-def make(name: str, ledger: Ledger, every: bool = False, **how: Any) -> list[Figure]:
+def make(
+    name: str, ledger: Ledger, every: bool = False, frames: Sequence[pd.DataFrame] = (), **how: Any
+) -> list[Figure]:
     """A figure's parts by its name: first of what ran on this machine, then of what the project has
     published.
 
-    every: each variant of a row. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in
+    every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
+    hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in
     Part."""
     own, published = list[Figure](), list[Figure]()
-    for ledger_, whose, figures in zip(split(ledger), ("ours", "published"), (own, published), strict=True):
+    parts = split(ledger)
+    for ledger_, of, whose, figures in zip(
+        parts, frames or map(runs, parts), ("ours", "published"), (own, published), strict=True
+    ):
         if ledger_.records or ledger_.measures or (whose == "published" and not own):
-            of = runs(ledger_)
             of = every_variant(of, paper=name in OF_ROWS) if every else of
             part = Part(of, [*ledger_.measures.values()], whose, **how)
             figures += (FIGURES | {"pareto": pareto.make})[name](part)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside, figures, tables
+from analysis.command import split
 from analysis.frame import KEY, runs
 from analysis.inference import FIRM_PAIRS
 from analysis.notes import unfinished
@@ -43,8 +44,9 @@ def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label; a part that a record spoils is left out, with a line."""
     problems = [*ledger.problems]
     frame = runs(ledger)
-    every = every_variant(frame, paper=True)
-    found = [*_cells(ledger, every, tables.verdicts(frame))]
+    frames = tuple(runs(one) for one in split(ledger))
+    judged = tables.verdicts(frame)
+    found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
@@ -56,15 +58,15 @@ def page(ledger: Ledger) -> str:
         findings=part("the findings", lambda: findings(frame, [*ledger.measures.values()])),
         firm_pairs=FIRM_PAIRS,
         verdict_words=WORDS,
-        verdicts=_verdicts(tables.verdicts(frame)),
+        verdicts=_verdicts(judged),
         words=beside.WORDS,
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
-        tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger))],
+        tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
         figures=[
             (figure, figures.svg(figure) if len(figure.data) else "")
             for name in figures.FIGURES
-            for figure in part(f"figure {name}", partial(figures.make, name, ledger))
+            for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
         ],
         statistics=part(
             "the statistics", lambda: [*statistics_tables(frame), costs(frame)] if len(frame) else []

@@ -55,9 +55,14 @@ def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
+Frames = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of what ran on this
     machine, then of what the project has published.
+
+    frames: the runs of this machine, and the published ones, where they are at hand.
 
     how: select, seeds, tasks as in View; models, whose parts alone are shown; every, each variant of a row;
     every_own, each variant of own rows, and of a published row the variant that is nearest to an own run;
@@ -65,7 +70,7 @@ def make(name: str, ledger: Ledger, **how: Any) -> list[Table]:
     numbers of `frame.runs` as further columns."""
     if name in WITHOUT_RECORDS:
         return claims_table(ledger.serving) if name == "claims" else TABLES[name](View(runs(Ledger())))
-    own, others = (runs(part) for part in split(ledger))
+    own, others = frames or (runs(part) for part in split(ledger))
     tables = list[Table]()
     if len(own) or others.empty:
         shown = every_variant(own, paper=name != "") if how.get("every") or how.get("every_own") else own
