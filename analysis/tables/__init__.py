@@ -32,12 +32,20 @@ def _judged(name: str) -> Callable[[View], list[Table]]:
     return lambda view: judged_table(name, view)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[View], list[Table]]] = {
     "table1": table1,
-    **{"table2": _of_spec("table2"), "table3": _of_spec("table3"), "table4": _judged("table4")},
+    "table2": _of_spec("table2"),
+    "table3": _of_spec("table3"),
+    "table4": _judged("table4"),
     **{name: _of_spec(name) for name in ("table5", "table6", "table7")},
-    **{"table8": table8, "table9": table9, "table10": table10, "table11": table11, "table12": table12},
-    **{"table13": _judged("table13"), "demo": demo, "claims": lambda view: claims_table()},
+    "table8": table8,
+    "table9": table9,
+    "table10": table10,
+    "table11": table11,
+    "table12": table12,
+    "table13": _judged("table13"),
+    "demo": demo,
+    "claims": lambda view: claims_table(),
 }
 #: Those that need no record.
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")

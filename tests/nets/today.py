@@ -1,5 +1,5 @@
-"""Numbers of a ledger as plain values, as the code in analysis/ makes them. A rewrite of analysis replaces these
-functions alone: the golden lines stay."""
+"""Numbers of a ledger as plain values, as the code in analysis/ makes them. A rewrite of analysis replaces
+these functions alone: the golden lines stay."""
 
 import math
 import re
@@ -35,8 +35,8 @@ def median(values: Any) -> float | None:
 
 
 def cells(ledger: Ledger) -> Lines:
-    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that its table
-    reports over them (None: unknown), and what they cost, as medians."""
+    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
+    its table reports over them (None: unknown), and what they cost, as medians."""
     frame = runs(ledger)
     shown = {cell.ids: cell for cell in View(frame).numbers().itertuples()}
     words = cell_words(frame)
@@ -47,7 +47,10 @@ def cells(ledger: Ledger) -> Lines:
         table = shown.get(cell.ids)
         of = results[results.id.isin(cell.ids)].sort_values("seed")
         yield {
-            **{"model": cell.model, "row": cell.own_row, "task": cell.task, "cell": cell.cell[:12]},
+            "model": cell.model,
+            "row": cell.own_row,
+            "task": cell.task,
+            "cell": cell.cell[:12],
             **_numbers(cell, of),
             "shown": table is not None,
             "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
@@ -92,13 +95,13 @@ def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
 
 
 def printed_verdicts(ledger: Ledger) -> Lines:
-    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the paper's number
-    and spread, the difference, half of its interval, and the margin."""
+    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the
+    paper's number and spread, the difference, half of its interval, and the margin."""
     key = ["table", "part", "model", "method", "size"]
     for names, group in tables.verdicts(runs(ledger)).groupby(key, sort=False):
         line: dict[str, Any] = dict(zip(key, names, strict=True))
         for of in group.itertuples():
-            ran = of.ran and not (of.word == "quoted")
+            ran = of.ran and of.word != "quoted"
             judged = ran and of.word not in ("incomplete", "other size")
             line[of.column] = [
                 *(
@@ -115,8 +118,8 @@ def printed_verdicts(ledger: Ledger) -> Lines:
 
 
 def findings(ledger: Ledger) -> Lines:
-    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it with the
-    bounds of intervals, and the runs of each row."""
+    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
+    with the bounds of intervals, and the runs of each row."""
     words = environment().get_template("words.md").module
     for one in found_findings(runs(ledger), [*ledger.measures.values()]):
         fitted = one.crossfit
@@ -158,8 +161,8 @@ def comparisons(ledger: Ledger) -> Lines:
 
 
 def table_rows(name: str, ledger: Ledger, select: str = "paper") -> Lines:
-    """Each row of a table with a number of ours, or of one without records: by column the numbers of its cell (value,
-    spread, seeds, ...), or its text."""
+    """Each row of a table with a number of ours, or of one without records: by column the numbers of its
+    cell (value, spread, seeds, ...), or its text."""
     made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger, select=select)
     for table in made:
         for row, texts in zip(table.rows, table.texts, strict=True):
