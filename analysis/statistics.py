@@ -164,13 +164,12 @@ def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
 
     Columns: x, y and differences, tuples by task and seed; pairs, wins, losses; the median difference with
     its interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
-    runs, lines = reported(chosen(runs)), []
-    for other in sorted({*runs.row} - {row}):
-        for model, of_model in pairs(runs, row, other).groupby("model"):
-            lines += [_compared(model, other, task, of) for task, of in of_model.groupby("task", sort=False)]
-            alike = of_model.groupby(["label", "label_other", "less"], sort=False)
-            lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
-    return pd.DataFrame(lines, columns=COMPARED).sort_values(["model", "other"], kind="stable")
+    lines = []
+    for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
+        lines += [_compared(model, other, task, of) for task, of in both.groupby("task", sort=False)]
+        alike = both.groupby(["label", "label_other", "less"], sort=False)
+        lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
+    return pd.DataFrame(lines, columns=COMPARED)
 
 
 def _compared(model: str, other: str, task: str, of: pd.DataFrame) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One HTML page from the records: what was found, verdicts, tables, figures, statistics, and each cell with
 its runs and curves. report.html is its template."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -35,6 +36,8 @@ SHOWN = (
     "parameters",
     "groups",
 )
+#: And of each of its runs.
+OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below
 #: 20 MB.
 RUNS_SHOWN = 8_000
@@ -100,7 +103,7 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
     cells = View(every).numbers()
     words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
     first = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
-    by_id = every.drop_duplicates("id").set_index("id")
+    by_id = every.drop_duplicates("id").set_index("id")[OF_A_RUN].to_dict("index")
     shown = 0
     for cell in cells.assign(first=first).sort_values(["first", "model", "task", "row"]).itertuples():
         known = [value for value in cell.values if value == value]
@@ -111,7 +114,7 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
             "words": words.get(cell.ids, []),
             "facts": _facts(ledger.records[cell.ids[0]]) if shown <= RUNS_SHOWN else [],
             "runs": [
-                {"id": i, **by_id.loc[i].to_dict(), "curve": curve(ledger.records[i]["curve"])}
+                {"id": i, **by_id[i], "curve": curve(ledger.records[i]["curve"])}
                 for i in cell.ids
             ]
             if shown <= RUNS_SHOWN
@@ -121,11 +124,10 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
 
 def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
     """A run's dev metric by epoch, as the points of a polyline."""
-    values = pd.Series(of["metric"], dtype=float).dropna()
-    span = (values.max() - values.min()) or 1.0
-    step = width / max(len(values) - 1, 1)
-    points = enumerate((values.max() - values) / span)
-    return " ".join(f"{i * step:.1f},{2 + (height - 4) * down:.1f}" for i, down in points)
+    values = [value for value in of["metric"] if value is not None and math.isfinite(value)]
+    top, step = max(values, default=0.0), width / max(len(values) - 1, 1)
+    scale = (height - 4) / ((top - min(values, default=0.0)) or 1.0)
+    return " ".join(f"{i * step:.1f},{2 + (top - value) * scale:.1f}" for i, value in enumerate(values))
 
 
 def _facts(record: Record) -> list[tuple[str, Any]]:
@@ -133,8 +135,15 @@ def _facts(record: Record) -> list[tuple[str, Any]]:
     record = without_paths(record)
     config = {key: value for key, value in record["config"].items() if key not in ("recipe", "output")}
     parts = {"config": config} | {part: record[part] for part in SHOWN if part in record}
-    flat = pd.json_normalize(parts).iloc[0]
-    return [(str(key), value) for key, value in flat.items() if isinstance(value, list) or pd.notna(value)]
+    return [*_flat(parts)]
+
+
+def _flat(of: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in of.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        elif value is not None:
+            yield f"{above}{key}", value
 
 
 def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
