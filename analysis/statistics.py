@@ -22,10 +22,12 @@ from runs.record import INTERVAL_SEEDS, interval_name, median_interval
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
 
 
-def statistics_tables(runs: pd.DataFrame, row: str = "vera") -> list[Table]:
+def statistics_tables(
+    runs: pd.DataFrame, row: str = "vera", judged: pd.DataFrame | None = None
+) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
-    the others."""
-    found, compared, words = View(runs).numbers(), comparisons(runs, row), cell_words(runs)
+    the others. judged: their verdicts, where they are at hand."""
+    found, compared, words = View(runs).numbers(), comparisons(runs, row), cell_words(runs, judged)
     tables = []
     for model, of in found.groupby("model"):
         tables.append(cells_table(of, runs[runs.model == model], words))
@@ -50,13 +52,12 @@ def middle(values: Iterable[float]) -> float:
 # --- cells
 
 
-def cell_words(runs: pd.DataFrame) -> dict[tuple[str, ...], str]:
+def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[tuple[str, ...], str]:
     """The verdict on each cell that the paper has, by its run ids, or how many of its numbers are
     reproduced."""
-    found = verdicts(runs)
-    words = defaultdict[tuple[str, ...], list[str]](list)
-    for of in found[found.ran].itertuples():
-        words[of.ids].append(of.word)
+    found, words = verdicts(runs) if judged is None else judged, defaultdict[tuple[str, ...], list[str]](list)
+    for ids, word in found.loc[found.ran, ["ids", "word"]].itertuples(index=False):
+        words[ids].append(word)
     return {
         ids: of[0] if len(set(of)) == 1 else summary(of) or ", ".join(dict.fromkeys(of))
         for ids, of in words.items()

@@ -72,7 +72,7 @@ def page(ledger: Ledger) -> str:
             for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
         ],
         statistics=part(
-            "the statistics", lambda: [*statistics_tables(frame), costs(frame)] if len(frame) else []
+            "the statistics", lambda: [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else []
         ),
         cells=found,
         anchors={run["id"]: number for number, cell in enumerate(found) for run in cell["runs"]},
