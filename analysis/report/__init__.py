@@ -3,6 +3,7 @@ its runs and curves. report.html is its template."""
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,9 @@ from analysis import beside, figures, tables
 from analysis.command import split
 from analysis.frame import KEY, runs
 from analysis.inference import FIRM_PAIRS
-from analysis.notes import unfinished
 from analysis.render import Number
 from analysis.results import findings, sections
-from analysis.results.finding import WORDS
+from analysis.results.finding import WORDS, Finding
 from analysis.statistics import costs, statistics_tables
 from analysis.tables.view import View
 from analysis.variants import every_variant
@@ -53,6 +53,7 @@ def page(ledger: Ledger) -> str:
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
+    environment.filters["verdict_counts"] = _verdict_counts
     return environment.get_template("report.html").render(
         date=time.strftime("%Y-%m-%d"),
         runs=frame,
@@ -88,6 +89,11 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
     except Exception as error:
         problems.append(f"{what} could not be made: {type(error).__name__}: {error}")
         return []
+
+
+def _verdict_counts(found: Iterable[Finding]) -> str:
+    counts = Counter(one.verdict for one in found)
+    return ", ".join(f"{word} {counts[verdict]}" for verdict, word in WORDS.items() if counts[verdict])
 
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -159,5 +165,8 @@ def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
         groups = frame[frame.left_out == reason].groupby(KEY).size()
         lines = [f"{row} on {task}, {model}: {count}" for (model, row, task), count in groups.items()]
         lists.append((f"{groups.sum():,.0f} runs: {words}", lines))
-    lists.append(("Runs that have not finished", unfinished(frame)))
+    early = frame[frame.kind.isin(["failed", "stopped"])]
+    why = early.error.where(early.kind == "failed", "train.max_steps")
+    names = early.id + " (" + early.label + " on " + early.task_label + ", " + early.model_label + ")"
+    lists.append(("Runs that have not finished", [*(names + ": " + early.kind + ": " + why)]))
     return [(title, lines) for title, lines in lists if lines]
