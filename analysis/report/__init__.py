@@ -15,10 +15,11 @@ from analysis import beside, figures, tables
 from analysis.command import split
 from analysis.frame import KEY, runs
 from analysis.inference import FIRM_PAIRS
+from analysis.paper import GLUE, IMAGES, SCORES
 from analysis.render import Number
 from analysis.results import findings, sections
 from analysis.results.finding import WORDS, Finding
-from analysis.statistics import costs, statistics_tables
+from analysis.statistics import MODELS, costs, statistics_tables
 from analysis.tables.view import View
 from analysis.variants import every_variant
 from runs.record import Ledger, Record, median_interval, without_paths
@@ -38,6 +39,8 @@ SHOWN = (
 )
 #: And of each of its runs.
 OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
+#: The names of the paper's columns.
+COLUMNS = {**GLUE, **IMAGES, **{key: name for key, (name, _) in SCORES.items()}}
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below
 #: 20 MB.
 RUNS_SHOWN = 8_000
@@ -73,10 +76,11 @@ def page(ledger: Ledger) -> str:
             for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
         ],
         statistics=part(
-            "the statistics", lambda: [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else []
+            "the statistics",
+            lambda: [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else [],
         ),
         cells=found,
-        anchors={run["id"]: number for number, cell in enumerate(found) for run in cell["runs"]},
+        anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},
         left_out=_left_out(frame),
         problems=problems,
     )
@@ -98,8 +102,10 @@ def _verdict_counts(found: Iterable[Finding]) -> str:
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The numbers of the paper beside ours, by table and model; those of which one has run first."""
+    rows = rows.assign(column=rows.column.map(COLUMNS).fillna(rows.column))
     groups = [
-        (f"{table}, {model}", of) for (table, model), of in rows.groupby(["table", "model"], sort=False)
+        (f"Table {table[5:]}, {MODELS[model]}", of)
+        for (table, model), of in rows.groupby(["table", "model"], sort=False)
     ]
     return sorted(groups, key=lambda group: not group[1].ran.any())
 
@@ -119,10 +125,7 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
             "interval": median_interval(known) if len(known) >= beside.SEEDS else None,
             "words": words.get(cell.ids, []),
             "facts": _facts(ledger.records[cell.ids[0]]) if shown <= RUNS_SHOWN else [],
-            "runs": [
-                {"id": i, **by_id[i], "curve": curve(ledger.records[i]["curve"])}
-                for i in cell.ids
-            ]
+            "runs": [{"id": i, **by_id[i], "curve": curve(ledger.records[i]["curve"])} for i in cell.ids]
             if shown <= RUNS_SHOWN
             else [],
         }
