@@ -293,6 +293,7 @@ def runs(ledger: Ledger | None = None) -> pd.DataFrame:
 
 # --- which runs are in a cell
 
+
 def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol (another variant of
     its row follows a newer one), settings (another variant is nearer to its recipe: of the newest protocol,
@@ -305,16 +306,16 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     results = [*zip(*(runs[name].to_numpy()[at] for name in names), strict=True)]
     # What orders the variants of a key: protocol, deviations, recipe, count of runs, newest run
     variants = defaultdict[Any, dict[Any, list[Any]]](dict)
-    for *key, cell, run, _, protocol, deviations, recipe in results:
-        of = variants[*key].setdefault(cell, [protocol, -len(deviations), _of_method(recipe), 0, ""])
+    for *key, cell, run, _, version, deviations, recipe in results:
+        of = variants[*key].setdefault(cell, [version, -len(deviations), _of_method(recipe), 0, ""])
         of[3:] = of[3] + 1, max(of[4], run)
     nearest = {key: max(of, key=of.__getitem__) for key, of in variants.items()}
     seen = set[Any]()
     in_order = sorted(zip(results, at, strict=True), key=lambda of: (of[0][5], len(of[0][7]), of[0][4]))
-    for (*key, cell, _, seed, protocol, _, _), place in in_order:
+    for (*key, cell, _, seed, version, _, _), place in in_order:
         shown = nearest[*key]
         if cell != shown:
-            left_out[place] = "settings" if protocol == variants[*key][shown][0] else "protocol"
+            left_out[place] = "settings" if version == variants[*key][shown][0] else "protocol"
         else:
             left_out[place] = "seed" if (*key, seed) in seen else ""
             seen.add((*key, seed))

@@ -14,7 +14,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, ndtr, stdtr, stdtrit  # scipy.stats takes a second to import: where it is needed
+from scipy.special import (
+    bdtr,
+    ndtr,
+    stdtr,
+    stdtrit,
+)  # scipy.stats takes a second to import: where it is needed
 
 from runs.record import LEVEL
 

@@ -165,7 +165,9 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         found.append(
             f"{plural(others, 'run')} with other settings (a row shows those nearest to its recipe; all=true shows each)"
         )
-    several = cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
+    several = (
+        cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
+    )
     for cell in several.itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
         found.append(

@@ -23,6 +23,7 @@ from analysis.statistics import MODELS, costs, statistics_tables
 from analysis.tables.view import View
 from analysis.variants import every_variant
 from runs.record import Ledger, Record, median_interval, without_paths
+from runs.record.text import plural
 
 #: Parts of a record that the view of a cell shows beside its configuration.
 SHOWN = (
@@ -167,7 +168,7 @@ def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     for reason, words in reasons.items():
         groups = frame[frame.left_out == reason].groupby(KEY).size()
         lines = [f"{row} on {task}, {model}: {count}" for (model, row, task), count in groups.items()]
-        lists.append((f"{groups.sum():,.0f} runs: {words}", lines))
+        lists.append((f"{plural(int(groups.sum()), 'run')}: {words}", lines))
     early = frame[frame.kind.isin(["failed", "stopped"])]
     why = early.error.where(early.kind == "failed", "train.max_steps")
     names = early.id + " (" + early.label + " on " + early.task_label + ", " + early.model_label + ")"
